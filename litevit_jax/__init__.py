@@ -1,0 +1,3 @@
+"""Self-supervised pre-training of small vision transformers in JAX."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,44 @@
+"""Installs litevit_jax and the libraries it needs."""
+
+import pathlib
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+
+setuptools.setup(
+    name="litevit_jax",
+    version="0.1.0",
+    description="Self-supervised pre-training of small vision transformers in JAX.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["litevit_jax*", "configs*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "clu>=0.0.12",
+        "etils[epath]>=1.9",
+        "flax>=0.12.8",
+        "grain>=0.2.16",
+        "importlib_resources",  # tensorflow-datasets imports it without declaring it
+        "jax>=0.10.0",
+        "ml_collections>=1.1",
+        "numpy>=2",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.12.1,<1.0",
+        "pillow>=11",
+        "scikit-learn>=1.5",  # the embedded digits
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.10",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.0"],
+        "cuda12": ["jax[cuda12]>=0.10.0"],
+        "tf": ["tensorflow-cpu>=2.20; platform_machine == 'x86_64'"
+               " and sys_platform == 'linux'",
+               "tensorflow>=2.20; platform_machine != 'x86_64'"
+               " or sys_platform != 'linux'"],
+        "dev": ["pytest>=8", "ruff>=0.9", "pyrefly>=0.40"],
+    },
+)
