@@ -1,1 +1,1 @@
-
+"""A state -> numbers and pictures."""

@@ -1,1 +1,1 @@
-
+"""Networks in flax.linen; they know no loss, data, optimizer or mesh."""

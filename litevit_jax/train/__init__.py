@@ -1,1 +1,1 @@
-
+"""How it is learned: the same loop for every objective."""

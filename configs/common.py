@@ -1,0 +1,225 @@
+"""What the recipes share: parsing `file.py:variant`, data variants, sizes."""
+
+import difflib
+
+import ml_collections
+from ml_collections import config_dict
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+DATA_VARIANTS = ("imagenet2012", "digits", "folder", "arrays")
+
+
+def parse_arg(arg, flags=(), values=()):
+    """`digits,smoke` or `data=folder,path=DIR` -> dict of what was said.
+
+    Args:
+      arg: text behind the colon of --config, or None.
+      flags: words of this recipe, besides the data variants and `smoke`.
+      values: names of this recipe that take a value (`name=value`), besides
+        `data` and `path`.
+
+    Raises:
+      ValueError: a word or name that the recipe does not know, with near matches.
+    """
+    words = [*DATA_VARIANTS, "smoke", *flags]
+    names = ["data", "path", *values]
+    said = {"data": None, "path": None, "smoke": False}
+    said.update({name: False for name in flags} | {name: None for name in values})
+    for piece in filter(None, (arg or "").split(",")):
+        name, equals, value = piece.partition("=")
+        known = names if equals else words
+        if name not in known:
+            raise ValueError(_unknown(piece, name, words, names))
+        if equals:
+            said[name] = value
+        elif name in DATA_VARIANTS:
+            said["data"] = name
+        else:
+            said[name] = True
+    return _check_data(said)
+
+
+def _unknown(piece, name, words, names):
+    everything = words + [f"{n}=" for n in names]
+    near = difflib.get_close_matches(name, words + names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"variant {piece!r} unknown; {hint}choose from {', '.join(everything)}"
+
+
+def _check_data(said):
+    data, path = said["data"], said["path"]
+    if path and not data:
+        said["data"] = data = "folder"
+    if data is not None and data not in DATA_VARIANTS:
+        near = difflib.get_close_matches(data, DATA_VARIANTS)
+        hint = f"did you mean {near[0]}? " if near else ""
+        choices = ", ".join(DATA_VARIANTS)
+        raise ValueError(f"variant data={data!r} unknown; {hint}choose from {choices}")
+    if data in ("folder", "arrays") and not path:
+        raise ValueError(f"variant data={data} needs a place: data={data},path=DIR")
+    if path and data not in ("folder", "arrays"):
+        raise ValueError(f"variant path={path} goes with data=folder or data=arrays")
+    return said
+
+
+def base(name):
+    """The fields every recipe has, with values that suit ImageNet."""
+    config = ml_collections.ConfigDict()
+    config.name = name
+    config.job = "train"
+    config.seed = 0
+    config.batch_size = 4096  # images per update, over all devices and slices
+    config.accum_steps = 1  # slices of a batch, one after the other: saves memory
+    config.epochs = 400
+    config.steps = config_dict.placeholder(int)  # overrides epochs
+    config.init = config_dict.placeholder(str)  # run directory, step in it, random
+    config.like = config_dict.placeholder(str)  # run to take encoder and data from
+    config.init_load = (".*",)  # parameters that `init` must provide
+    config.init_skip = ()  # its entries that may stay unused
+    config.data = imagenet()
+    config.augment = ml_collections.ConfigDict()
+    config.augment.normalize = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    config.mesh = {"data": -1, "fsdp": 1}
+    config.checkpoint = {"every_steps": 1000, "keep": 3}
+    config.log = {"every_steps": 50, "tensorboard": True}
+    config.nonfinite = {"max_in_a_row": 10}
+    config.evals = ml_collections.ConfigDict()
+    return config
+
+
+def imagenet():
+    """ImageNet-1k through TFDS at 224, cropped as the paper does (recipes 2.3)."""
+    data = ml_collections.ConfigDict()
+    data.source = "tfds"  # a file of litevit_jax/data/sources
+    data.name = "imagenet2012"  # TFDS name
+    data.dir = config_dict.placeholder(str)  # where the data is
+    data.required = False  # False: a missing default location may start the digits
+    data.train_split = "train"
+    data.eval_split = "validation"
+    data.holdout = 0.0  # share of an undivided folder kept for evaluation
+    data.image_size = 224
+    data.image_width = config_dict.placeholder(int)  # None: square
+    data.channels = 3
+    data.crop_scale = (0.08, 1.0)  # share of the image's area
+    data.crop_ratio = (3 / 4, 4 / 3)
+    data.interpolation = "random"  # of bilinear and bicubic, per image
+    data.single_draw = False
+    data.flip = 0.5
+    data.eval_crop_fraction = 0.875
+    data.max_pixels = 100_000_000
+    data.max_bad_fraction = 0.001
+    data.workers = 0  # processes; 0: threads only
+    data.threads = 8
+    return data
+
+
+def use_data(config, said):
+    """Changes the data block (and what must go with it) to the variant said."""
+    kind, path = said["data"], said["path"]
+    if said["smoke"] and kind is None:
+        kind = "digits"
+    if kind == "imagenet2012":
+        config.data.required = True
+    elif kind in ("folder", "arrays"):
+        config.data.update(
+            source=kind, name="", dir=path, required=True, eval_split="test"
+        )
+    elif kind == "digits":
+        config.data.update(
+            source="digits",
+            name="",
+            eval_split="test",
+            image_size=8,
+            channels=1,
+            crop_scale=(0.6, 1.0),
+            flip=0.0,
+            eval_crop_fraction=1.0,
+            threads=2,
+        )
+        config.augment.normalize = {"mean": (0.305,), "std": (0.376,)}
+    if kind and kind != "imagenet2012":
+        config.name = f"{config.name}-{kind}"
+
+
+def use_small_model(config):
+    """The quick start's encoder: 16 patches an image, a hundred wide."""
+    config.objective.encoder.update(variant=None, width=96, depth=4, num_heads=6)
+    config.objective.encoder.patch_size = 2 if config.data.source == "digits" else 4
+
+
+def use_smoke(config):
+    """A minute on a CPU: the same code, few steps, a small model on small images."""
+    config.update(name=f"{config.name}-smoke", batch_size=32, steps=6)
+    config.checkpoint.every_steps = 3
+    config.log.every_steps = 1
+    if config.data.source != "digits":
+        config.data.update(image_size=16, image_width=None)
+    for block in config.evals.values():
+        block.every_steps = 3
+
+
+def mae(name, size, arg):
+    """The MAE recipe of the paper for an encoder `size` (recipes 2.1 and 2.2)."""
+    said = parse_arg(arg)
+    config = base(name)
+    config.objective = {
+        "name": "mae",
+        "encoder": encoder_block(size),
+        "decoder": {
+            "variant": size,
+            "width": config_dict.placeholder(int),
+            "depth": config_dict.placeholder(int),
+            "num_heads": config_dict.placeholder(int),
+        },
+        "mask_ratio": 0.75,
+        "norm_pix_loss": True,
+        "dtype": "auto",
+    }
+    config.lr = {"base": 1.5e-4, "warmup_epochs": 40.0, "start": 0.0, "end": 0.0}
+    config.optimizer = {
+        "name": "adamw",
+        "b1": 0.9,
+        "b2": 0.95,
+        "weight_decay": 0.05,
+        "freeze": (),
+        "no_decay": (),
+    }
+    config.evals.reconstruction = {
+        "name": "reconstruction",
+        "split": "eval",
+        "every_steps": 5000,
+        "images": 8,
+    }
+    use_data(config, said)
+    if config.data.source in ("folder", "arrays"):
+        # A folder is rarely a million images: a batch that one machine can hold.
+        config.update(batch_size=256)
+        config.evals.reconstruction.update(split="train", every_steps=500)
+    if config.data.source == "digits" or said["smoke"]:
+        _small_mae(config)
+    if said["smoke"]:
+        use_smoke(config)
+    return config.lock()
+
+
+def _small_mae(config):
+    use_small_model(config)
+    config.objective.decoder.update(variant=None, width=48, depth=1, num_heads=3)
+    config.update(batch_size=256, epochs=400)
+    config.lr.update(base=1.5e-3, warmup_epochs=20.0)
+    config.checkpoint.every_steps = 500
+    config.evals.reconstruction.every_steps = 500
+
+
+def encoder_block(size=None):
+    """A named encoder; a number given beside the name overrides the name's."""
+    return {
+        "variant": size or config_dict.placeholder(str),
+        "width": config_dict.placeholder(int),
+        "depth": config_dict.placeholder(int),
+        "num_heads": config_dict.placeholder(int),
+        "patch_size": config_dict.placeholder(int),
+        "pos_embed": "sincos",
+    }

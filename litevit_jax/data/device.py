@@ -1,0 +1,80 @@
+"""NumPy batches -> global arrays on the mesh, a few batches ahead of the step."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from litevit_jax import sharding
+
+
+class Fed(NamedTuple):
+    """One batch: on the devices, its example indices, seconds waited for it."""
+
+    batch: dict[str, jax.Array]
+    index: np.ndarray
+    wait_s: float
+
+
+_END = object()
+
+
+def feed(
+    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, *, ahead: int = 2
+) -> Iterator[Fed]:
+    """Yields every batch placed on `mesh`, read `ahead` of time in a thread.
+
+    An exception of `batches` is raised here, at the batch where it happened.
+    Closing the generator stops the thread and closes `batches`.
+    """
+    waiting: queue.Queue = queue.Queue(maxsize=max(ahead, 1))
+    stop = threading.Event()
+
+    def put(item: object) -> bool:
+        while not stop.is_set():
+            try:
+                waiting.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def read() -> None:
+        try:
+            for batch in batches:
+                placed = sharding.global_batch(batch, mesh)
+                if not put((placed, batch["index"])):
+                    return
+            put(_END)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=read, name="feed", daemon=True)
+    thread.start()
+    try:
+        yield from _take(waiting)
+    finally:
+        stop.set()
+        thread.join()
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+
+
+def _take(waiting: queue.Queue) -> Iterator[Fed]:
+    while True:
+        start = time.perf_counter()
+        item = waiting.get()
+        if item is _END:
+            return
+        if isinstance(item, BaseException):
+            raise item
+        batch, index = item
+        yield Fed(batch, index, time.perf_counter() - start)

@@ -1,0 +1,301 @@
+"""A folder of images: flat (no labels), or one subfolder per class.
+
+    DIR/a.jpg                     unlabelled, all of it 'train'
+    DIR/cat/a.jpg                 a class per subfolder, all of it 'train'
+    DIR/train/... DIR/val/...     splits, each flat or in class folders
+
+Without a split layout, `holdout` keeps a share of the images as 'test'; with one,
+`holdout` is ignored. 'test', 'val' and 'validation' name the same thing: of those
+that exist, the one asked for is read, else the first in that order. Hidden files
+are ignored, links are followed. The order is that of the sorted relative paths.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import logging
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from litevit_jax.data.sources import base
+
+_log = logging.getLogger(__name__)
+
+EXTENSIONS = frozenset("jpg jpeg jpe jfif png webp bmp tif tiff gif".split())
+_EVAL_SPLITS = ("test", "val", "validation")
+
+
+class Folder(base.Source):
+    """Image files below `root`: relative names, and a label for each."""
+
+    def __init__(
+        self,
+        root: pathlib.Path,
+        names: list[str],
+        *,
+        labels: np.ndarray,
+        classes: list[str],
+    ):
+        self._root = str(root)
+        self._names = _PackedNames(names)
+        self._labels = labels
+        self._classes = classes
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        with open(os.path.join(self._root, self._names[index]), "rb") as file:
+            image = file.read()
+        return {"image": image, "label": int(self._labels[index])}
+
+    def name_of(self, index: int) -> str:
+        return self._names[index]
+
+    def fingerprint(self) -> str:
+        """Digest of relative names, labels and file sizes; asks the size of each."""
+        sizes = np.empty(len(self), np.int64)
+        for index in range(len(self)):
+            path = os.path.join(self._root, self._names[index])
+            sizes[index] = os.stat(path).st_size
+        labels = self._labels.astype("<i4").tobytes()
+        return base.digest([self._names.blob, labels, sizes.astype("<i8").tobytes()])
+
+
+class _PackedNames:
+    """A list of file names as one string: a few bytes each, quick to pickle."""
+
+    def __init__(self, names: list[str]):
+        encoded = [os.fsencode(name) for name in names]
+        self.blob = b"\0".join(encoded)  # no file name holds a zero byte
+        lengths = [len(name) + 1 for name in encoded]
+        self._ends = np.cumsum(lengths, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        start = int(self._ends[index - 1]) if index else 0
+        return os.fsdecode(self.blob[start : int(self._ends[index]) - 1])
+
+
+def make(
+    *,
+    split: str,
+    dir: str | None = None,
+    name: str | None = None,
+    holdout: float = 0.0,
+) -> Folder:
+    """One split of the images below `dir`; see the module for the layouts.
+
+    Args:
+      split: 'train', or 'test' (also 'val', 'validation').
+      dir: the folder.
+      name: ignored.
+      holdout: share of the images kept as 'test', chosen by a hash of the
+        relative path, where the folder has no split layout.
+
+    Raises:
+      FileNotFoundError, NotADirectoryError: `dir` is not a folder.
+      ValueError: no image there, no such split, or an ambiguous layout.
+    """
+    del name
+    root = _check_dir(dir)
+    layout = _split_layout(root)
+    if layout:
+        return _make_split(root, split, layout)
+    split = base.check_holdout_split(split, holdout, f"folder {root}")
+    top = ("train",) if _holds_only_train(root) else ()
+    names = _walk_sorted(root, top)
+    labels, classes = _labels_of(root, names, depth=len(top))
+    is_test = [base.in_holdout(os.fsencode(name), holdout) for name in names]
+    keep = np.asarray(is_test) == (split == "test")
+    if not keep.any():
+        raise ValueError(
+            f"data.holdout={holdout} of the {len(names)} images of {root} leaves no "
+            f"image in split {split!r}; choose another share"
+        )
+    names = list(itertools.compress(names, keep))
+    return Folder(root, names, labels=labels[keep], classes=classes)
+
+
+def _check_dir(dir: str | None) -> pathlib.Path:
+    if not dir:
+        raise ValueError(
+            "source 'folder' needs the folder of images: "
+            "--config=configs/mae_tiny.py:data=folder,path=DIR"
+        )
+    root = pathlib.Path(dir).expanduser()
+    if not root.exists():
+        raise FileNotFoundError(f"data.dir={dir!r} does not exist; expected a folder")
+    if not root.is_dir():
+        raise NotADirectoryError(
+            f"data.dir={dir!r} is a file; expected a folder of images (a .npz or .npy "
+            "file is read by data.source=arrays; an archive must be unpacked first)"
+        )
+    return root
+
+
+def _split_layout(root: pathlib.Path) -> list[str]:
+    """Names of the split folders of `root`, or [] if they are not splits."""
+    folders = _subfolders(root)
+    splits = [name for name in ("train", *_EVAL_SPLITS) if name in folders]
+    if "train" not in splits or len(splits) < 2 or _images_in(root):
+        return []
+    others = (name for name in folders if name not in splits)
+    return [] if any(_has_image(root / name) for name in others) else splits
+
+
+def _holds_only_train(root: pathlib.Path) -> bool:
+    """Whether `train` is all there is: a split without a test, not a class."""
+    return _subfolders(root) == ["train"] and not _images_in(root)
+
+
+def _make_split(root: pathlib.Path, split: str, layout: list[str]) -> Folder:
+    """Split `split` of a folder with splits, with the classes of its train."""
+    base.check_split(split, {*layout, *_EVAL_SPLITS}, f"folder {root}")
+    if split not in layout:
+        split = next(name for name in _EVAL_SPLITS if name in layout)
+    names = _walk_sorted(root, (split,))
+    labels, classes = _labels_of(root, names, depth=1)
+    if split == "train" or not classes:
+        known = classes if split == "train" else _class_folders(root / "train")
+        return Folder(root, names, labels=labels, classes=known)
+    known = _class_folders(root / "train")
+    unknown = sorted(set(classes) - set(known))
+    if unknown:
+        raise ValueError(
+            f"{root / split} has classes that {root / 'train'} has not: "
+            f"{', '.join(unknown[:10])} ({len(unknown)} of {len(classes)}); the "
+            "class folders of the splits must have the same names"
+        )
+    renumber = np.array([known.index(name) for name in classes], np.int32)
+    return Folder(root, names, labels=renumber[labels], classes=known)
+
+
+def _labels_of(
+    root: pathlib.Path, names: list[str], *, depth: int
+) -> tuple[np.ndarray, list[str]]:
+    """Labels int32 [N] and class names, from component `depth` of each name.
+
+    Raises:
+      ValueError: some images are in class folders and some are not.
+    """
+    owners = [_class_of(name, depth) for name in names]
+    loose = [name for name, owner in zip(names, owners, strict=True) if not owner]
+    if len(loose) == len(names):
+        return np.full(len(names), -1, np.int32), []
+    top = root.joinpath(*pathlib.PurePath(names[0]).parts[:depth])
+    if loose:
+        inside = next(name for name, owner in zip(names, owners, strict=True) if owner)
+        raise ValueError(
+            f"{top} holds images directly ({loose[0]!r}, {len(loose)} in all) and in "
+            f"subfolders ({inside!r}): with labels or without? Move all of them into "
+            "class folders, or the class folders elsewhere"
+        )
+    classes = sorted(set(owners))
+    empty = [name for name in _subfolders(top) if name not in set(classes)]
+    if empty:
+        _log.warning("folders of %s without images, ignored: %s", top, ", ".join(empty))
+    number = {name: label for label, name in enumerate(classes)}
+    return np.array([number[owner] for owner in owners], np.int32), classes
+
+
+def _class_of(name: str, depth: int) -> str:
+    """Component `depth` of a relative file name; '' if that is the file itself."""
+    parts = name.split("/", depth + 1)
+    return parts[depth] if len(parts) > depth + 1 else ""
+
+
+def _class_folders(top: pathlib.Path) -> list[str]:
+    """Class folders of `top` that hold an image."""
+    return [name for name in _subfolders(top) if _has_image(top / name)]
+
+
+def _subfolders(top: pathlib.Path) -> list[str]:
+    with os.scandir(top) as entries:
+        return sorted(e.name for e in entries if not _hidden(e.name) and e.is_dir())
+
+
+def _images_in(top: pathlib.Path) -> bool:
+    with os.scandir(top) as entries:
+        return any(_is_image(e.name) and e.is_file() for e in entries)
+
+
+def _has_image(top: pathlib.Path) -> bool:
+    return any(_is_image(name) for name in _walk(top))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _is_image(name: str) -> bool:
+    return _extension(name) in EXTENSIONS
+
+
+def _extension(name: str) -> str:
+    return name.rpartition("/")[2].rpartition(".")[2].lower()
+
+
+def _walk_sorted(root: pathlib.Path, top: tuple[str, ...]) -> list[str]:
+    """Names, relative to `root`, of the images below `root/top`.
+
+    Raises:
+      ValueError: there is none; the message counts what there is instead.
+    """
+    prefix = "".join(f"{part}/" for part in top)
+    names, others = [], collections.Counter()
+    for name in _walk(root.joinpath(*top)):
+        if _is_image(name):
+            names.append(prefix + name)
+        else:
+            others[_extension(name)] += 1
+    if not names:
+        raise ValueError(_no_images(root.joinpath(*top), others))
+    return sorted(names)
+
+
+def _no_images(top: pathlib.Path, others: Iterable[str]) -> str:
+    counts = collections.Counter(others).most_common(5)
+    found = ", ".join(f"{count} .{extension}" for extension, count in counts)
+    return (
+        f"no image below {top}; found {found or 'no file at all'}, expected one of "
+        + ", ".join(f".{extension}" for extension in sorted(EXTENSIONS))
+    )
+
+
+def _walk(top: pathlib.Path) -> Iterator[str]:
+    """Names of all files below `top`, relative to it, with '/' between parts.
+
+    A link back to a folder that contains it is not followed.
+    """
+    pending = [("", str(top), frozenset())]
+    while pending:
+        prefix, path, above = pending.pop()
+        with os.scandir(path) as entries:
+            visible = [entry for entry in entries if not _hidden(entry.name)]
+        identity = os.stat(path)
+        above = above | {(identity.st_dev, identity.st_ino)}
+        for entry in visible:
+            name = prefix + entry.name
+            if not entry.is_dir():
+                yield name
+            elif not entry.is_symlink() or _identity(entry.path) not in above:
+                pending.append((name + "/", entry.path, above))
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino

@@ -1,0 +1,269 @@
+"""Parts that every transformer of the package is built from.
+
+Sizes and initial values: recipes of arXiv 2205.14443, sections 1.1 to 1.4.
+Parameter names are those of timm's vision transformers, because converters,
+freeze patterns and weight-decay masks match on them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+EPSILON = 1e-6  # every LayerNorm of the reference models
+
+INIT_STYLES = ("mae", "classifier", "moco")
+POS_EMBEDS = (
+    "sincos",
+    "sincos_moco",
+    "learned",
+    "learned_sincos",
+    "learned_sincos_moco",
+)
+
+Initializer = Callable[..., jax.Array]
+Intermediates = dict[str, jax.Array]
+
+
+def uniform(bound: float) -> Initializer:
+    """An initializer drawing from U(-bound, bound)."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def normal(stddev: float) -> Initializer:
+    """An initializer drawing from N(0, stddev^2), not truncated.
+
+    timm truncates its std 0.02 normal at +-2, which is 100 standard deviations.
+    """
+    return nn.initializers.normal(stddev)
+
+
+def xavier(fan_in: int, fan_out: int) -> Initializer:
+    """U(+-sqrt(6 / (fan_in + fan_out))) with the fans given explicitly."""
+    return uniform(math.sqrt(6 / (fan_in + fan_out)))
+
+
+def dense_init(style: str, fan_in: int, fan_out: int) -> Initializer:
+    """The initializer of a linear layer's kernel `[fan_in, fan_out]`."""
+    return normal(0.02) if style == "classifier" else xavier(fan_in, fan_out)
+
+
+def patch_inits(style: str, patch_dim: int, width: int) -> tuple[Initializer, ...]:
+    """The initializers of the patch embedding's kernel and bias.
+
+    MAE leaves the bias of the convolution at PyTorch's default, which is uniform
+    and not zero; the classifier leaves the kernel there too.
+    """
+    torch_default = uniform(1 / math.sqrt(patch_dim))
+    kernel = torch_default if style == "classifier" else xavier(patch_dim, width)
+    bias = nn.initializers.zeros if style == "moco" else torch_default
+    return kernel, bias
+
+
+def cls_init(style: str) -> Initializer:
+    """The initializer of the class token."""
+    return normal(1e-6 if style == "moco" else 0.02)
+
+
+def patchify(image: jax.Array, patch_size: int) -> jax.Array:
+    """Cuts images `[B, H, W, C]` into flat patches `[B, N, P*P*C]`.
+
+    Patches are in row-major order; the pixels of one are ordered (row, column,
+    channel).
+
+    Raises:
+      ValueError: the height or width is not a multiple of the patch size.
+    """
+    rows, cols = grid_of(image.shape, patch_size)
+    batch, channels = image.shape[0], image.shape[-1]
+    shape = (batch, rows, patch_size, cols, patch_size, channels)
+    patches = image.reshape(shape).transpose(0, 1, 3, 2, 4, 5)
+    return patches.reshape(batch, rows * cols, patch_size**2 * channels)
+
+
+def grid_of(image_shape: tuple[int, ...], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches in images of shape `[B, H, W, C]`.
+
+    Raises:
+      ValueError: not four axes, or a side that patches do not divide.
+    """
+    if len(image_shape) != 4:
+        raise ValueError(f"image: got shape {image_shape}, expected [B, H, W, C]")
+    height, width = image_shape[1:3]
+    if height % patch_size or width % patch_size or not height * width:
+        raise ValueError(
+            f"image of height {height} and width {width} does not divide into "
+            f"patches; expected multiples of patch_size={patch_size}"
+        )
+    return height // patch_size, width // patch_size
+
+
+def take_tokens(tokens: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows `ids [B, M]` of `tokens [B, N, D]`, in the order of `ids`: `[B, M, D]`."""
+    # Ids are permutations by construction: no clamping or wrapping of indices.
+    return jnp.take_along_axis(tokens, ids[..., None], axis=1, mode="promise_in_bounds")
+
+
+def sincos_table(grid: tuple[int, int], width: int, order: str) -> np.ndarray:
+    """The fixed 2-D position embedding, `[1 + N, D]`; row 0 (cls) is zero.
+
+    Args:
+      grid: rows and columns of patches.
+      width: D, a multiple of 4.
+      order: 'sincos' has the column in the first half of the channels, as MAE;
+        'sincos_moco' has the row there, as MoCo v3 (recipes 1.2).
+    """
+    count = width // 4
+    omega = 10000.0 ** (-np.arange(count) / count)
+    row, col = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    first, second = (row, col) if order == "sincos_moco" else (col, row)
+    angles = [np.outer(axis, omega) for axis in (first, second)]
+    table = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
+    return np.pad(table, ((1, 0), (0, 0))).astype(np.float32)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x) with the exact error function."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def drop_path(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
+    """Drops whole examples of a residual branch `[B, T, D]`, rescaling the kept.
+
+    Args:
+      x: the branch.
+      keys: one typed key per example `[B]`, so that an example's fate does not
+        depend on which device or accumulation slice it is in.
+      rate: probability of dropping.
+    """
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys)
+    return jnp.where(kept[:, None, None], x / (1 - rate), 0).astype(x.dtype)
+
+
+def layer_norm(name: str, dtype: str) -> nn.LayerNorm:
+    """LayerNorm with statistics in float32; the two-pass variance is PyTorch's."""
+    return nn.LayerNorm(EPSILON, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def dense(name: str, style: str, sizes: tuple[int, int], dtype: str) -> nn.Dense:
+    """A linear layer of `sizes` (in, out) with zero initial bias."""
+    kernel_init = dense_init(style, *sizes)
+    return nn.Dense(sizes[1], dtype=dtype, kernel_init=kernel_init, name=name)
+
+
+class PatchEmbed(nn.Module):
+    """Linear projection of flat patches `[B, N, P*P*C]` to `[B, N, D]`."""
+
+    width: int
+    init_style: str
+    dtype: str
+
+    @nn.compact
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        patch_dim = patches.shape[-1]
+        kernel_init, bias_init = patch_inits(self.init_style, patch_dim, self.width)
+        kernel = self.param("kernel", kernel_init, (patch_dim, self.width))
+        bias = self.param("bias", bias_init, (self.width,))
+        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
+        return patches.astype(self.dtype) @ kernel + bias
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one stored kernel for q, k and v."""
+
+    num_heads: int
+    init_style: str
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, Intermediates]:
+        """Maps tokens `[B, T, D]` to `[B, T, D]`, with intermediates by name."""
+        width = x.shape[-1]
+        fan_out = width if self.init_style == "moco" else 3 * width
+        qkv = nn.Dense(
+            3 * width,
+            dtype=self.dtype,
+            kernel_init=dense_init(self.init_style, width, fan_out),
+            name="qkv",
+        )(x)
+        # [B, T, 3D] -> [B, T, 3, A, D/A] -> 3 x [B, A, T, D/A]
+        shape = (*x.shape[:2], 3, self.num_heads, width // self.num_heads)
+        q, k, v = qkv.reshape(shape).transpose(2, 0, 3, 1, 4)
+        scaled = q * (width // self.num_heads) ** -0.5
+        logits = jnp.einsum(
+            "bhnd,bhmd->bhnm", scaled, k, preferred_element_type=jnp.float32
+        )
+        probs = jax.nn.softmax(logits, axis=-1)
+        out = jnp.einsum("bhnm,bhmd->bnhd", probs.astype(v.dtype), v)
+        out = dense("proj", self.init_style, (width, width), self.dtype)(
+            out.reshape(x.shape)
+        )
+        found = {
+            "q": q,
+            "k": k,
+            "v": v,
+            "attn_logits": logits,
+            "attn_probs": probs,
+            "attn": out,
+        }
+        return out, found
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them, `[B, T, D]` to `[B, T, D]`."""
+
+    mlp_dim: int
+    init_style: str
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        sizes = (x.shape[-1], self.mlp_dim)
+        x = gelu(dense("fc1", self.init_style, sizes, self.dtype)(x))
+        return dense("fc2", self.init_style, sizes[::-1], self.dtype)(x)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: attention, then MLP (recipes 1.1)."""
+
+    num_heads: int
+    mlp_dim: int
+    init_style: str
+    dtype: str
+    drop_rate: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, drop_keys: jax.Array | None = None
+    ) -> tuple[jax.Array, Intermediates]:
+        """Maps tokens `[B, T, D]` to `[B, T, D]`, with intermediates by name.
+
+        Args:
+          x: the residual stream.
+          drop_keys: typed keys `[B]`; None keeps every branch.
+        """
+        found = {"in": x}
+        found["norm1"] = layer_norm("norm1", self.dtype)(x)
+        attention = Attention(self.num_heads, self.init_style, self.dtype, name="attn")
+        branch, inside = attention(found["norm1"])
+        x = x + self._drop(branch, drop_keys, 0)
+        found["norm2"] = layer_norm("norm2", self.dtype)(x)
+        mlp = Mlp(self.mlp_dim, self.init_style, self.dtype, name="mlp")
+        found["mlp"] = mlp(found["norm2"])
+        x = x + self._drop(found["mlp"], drop_keys, 1)
+        return x, found | inside | {"out": x}
+
+    def _drop(self, branch, drop_keys, index):
+        if drop_keys is None or not self.drop_rate:
+            return branch
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(drop_keys)
+        return drop_path(branch, keys, self.drop_rate)

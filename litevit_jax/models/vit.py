@@ -1,0 +1,248 @@
+"""The vision transformer encoder and the table of its variants.
+
+Architecture: arXiv 2205.14443 (recipes 1.1 to 1.4). It agrees with the encoder of
+the authors' MAE and with timm 0.4.12's `VisionTransformer`.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from litevit_jax.models import layers
+
+# The `_std` variants have the head counts of timm and DeiT. They hold the same
+# parameter shapes as their namesakes but compute another function.
+VARIANTS = {
+    "tiny": {"width": 192, "depth": 12, "num_heads": 12, "patch_size": 16},
+    "tiny_std": {"width": 192, "depth": 12, "num_heads": 3, "patch_size": 16},
+    "small": {"width": 384, "depth": 12, "num_heads": 12, "patch_size": 16},
+    "small_std": {"width": 384, "depth": 12, "num_heads": 6, "patch_size": 16},
+    "base": {"width": 768, "depth": 12, "num_heads": 12, "patch_size": 16},
+    "large": {"width": 1024, "depth": 24, "num_heads": 16, "patch_size": 16},
+    "huge": {"width": 1280, "depth": 32, "num_heads": 16, "patch_size": 14},
+}
+
+
+def check_choice(what: str, got: str, known: tuple[str, ...]) -> None:
+    """Raises a ValueError with near matches unless `got` is one of `known`."""
+    if got in known:
+        return
+    near = difflib.get_close_matches(str(got), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(f"{what} {got!r} unknown; {hint}choose from {', '.join(known)}")
+
+
+def sizes_of(what: str, variants: dict, variant: str | None, given: dict) -> dict:
+    """The sizes of `variant`, overridden by those of `given` that are not None.
+
+    Raises:
+      ValueError: an unknown variant, or a size that nothing gives.
+    """
+    if variant is not None:
+        check_choice(f"{what} variant", variant, tuple(variants))
+    sizes = dict(variants[variant]) if variant is not None else {}
+    sizes |= {name: value for name, value in given.items() if value is not None}
+    missing = sorted(set(given) - set(sizes))
+    if missing:
+        raise ValueError(
+            f"{what}: {', '.join(missing)} not given; name a variant "
+            f"({', '.join(variants)}) or give every size"
+        )
+    check_divides(what, sizes["width"], sizes["num_heads"])
+    return sizes
+
+
+def check_divides(what: str, width: int, num_heads: int) -> None:
+    """Raises a ValueError if the width cannot be split into heads."""
+    if width % num_heads:
+        raise ValueError(
+            f"{what}: width={width} is not a multiple of num_heads={num_heads}"
+        )
+
+
+def make_encoder(
+    *,
+    variant: str | None = None,
+    width: int | None = None,
+    depth: int | None = None,
+    num_heads: int | None = None,
+    patch_size: int | None = None,
+    mlp_ratio: float = 4,
+    pos_embed: str = "sincos",
+    drop_path: float = 0.0,
+    final_norm: bool = True,
+    init_style: str = "mae",
+    dtype: str = "float32",
+) -> Encoder:
+    """Builds an encoder; explicit sizes override those of the variant.
+
+    Raises:
+      ValueError: an unknown or incomplete choice, or sizes that do not fit.
+    """
+    given = {
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "patch_size": patch_size,
+    }
+    sizes = sizes_of("encoder", VARIANTS, variant, given)
+    check_choice("pos_embed", pos_embed, layers.POS_EMBEDS)
+    check_choice("init_style", init_style, layers.INIT_STYLES)
+    if "sincos" in pos_embed and sizes["width"] % 4:
+        raise ValueError(
+            f"encoder: width={sizes['width']} is not a multiple of 4, which "
+            f"pos_embed={pos_embed!r} needs"
+        )
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"encoder: drop_path={drop_path}, expected 0 <= rate < 1")
+    return Encoder(
+        **sizes,
+        mlp_ratio=mlp_ratio,
+        pos_embed=pos_embed,
+        drop_path=drop_path,
+        final_norm=final_norm,
+        init_style=init_style,
+        dtype=str(dtype),
+    )
+
+
+class Encoder(nn.Module):
+    """A vision transformer without a head.
+
+    Attributes:
+      width: D.
+      depth: number of blocks.
+      num_heads: A.
+      patch_size: P.
+      mlp_ratio: hidden width of the MLPs over D.
+      pos_embed: 'sincos' (MAE) and 'sincos_moco' are fixed tables and no
+        parameters. 'learned' is a parameter; 'learned_sincos' and
+        'learned_sincos_moco' are parameters that start from the table.
+      drop_path: rate of the last block; it grows linearly from 0 over the blocks.
+      final_norm: whether the tokens returned went through the final LayerNorm. A
+        classifier with average pooling has none (recipes 1.3).
+      init_style: 'mae', 'classifier' or 'moco' (recipes 1.4).
+      dtype: of the computation; parameters are float32, and so are softmax and
+        the statistics of LayerNorm.
+    """
+
+    width: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    mlp_ratio: float = 4
+    pos_embed: str = "sincos"
+    drop_path: float = 0.0
+    final_norm: bool = True
+    init_style: str = "mae"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        image: jax.Array,
+        ids_keep: jax.Array | None = None,
+        *,
+        drop_keys: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, layers.Intermediates]:
+        """Encodes images, or only the patches of them that `ids_keep` names.
+
+        Args:
+          image: normalised images `[B, H, W, C]`.
+          ids_keep: patches to encode `[B, M]`, in this order; None takes all. They
+            are gathered before the projection, so the others cost nothing.
+          drop_keys: one typed key per example `[B]`; needed to train with
+            `drop_path`.
+          train: turns drop path on.
+
+        Returns:
+          Tokens `[B, T, D]`, the class token first, and every intermediate:
+          'patch_embed' `[B, M, D]` (no position added yet), 'pre_norm' `[B, T, D]`
+          (before the final norm), and for each block, as in 'block_00/in':
+          in, norm1, attn, norm2, mlp, out `[B, T, D]` (residual stream entering,
+          after LN1, attention branch, after LN2, MLP branch, stream leaving);
+          q, k, v `[B, A, T, D/A]`; attn_logits and attn_probs `[B, A, T, T]`,
+          float32, the logits scaled and before the softmax.
+          What nobody reads, jit removes.
+        """
+        grid = layers.grid_of(image.shape, self.patch_size)
+        table = self._pos_table(grid)
+        patches, pos = layers.patchify(image, self.patch_size), table[:, 1:]
+        if ids_keep is not None:
+            patches = layers.take_tokens(patches, ids_keep)
+            pos = jnp.asarray(pos)[0].at[ids_keep].get(mode="promise_in_bounds")
+        embed = layers.PatchEmbed(
+            self.width, self.init_style, self.dtype, name="patch_embed"
+        )
+        found = {"patch_embed": embed(patches)}
+        x = found["patch_embed"] + jnp.asarray(pos, self.dtype)
+        x = jnp.concatenate([self._cls(table, x.shape[0]), x], axis=1)
+        x = self._blocks(x, found, drop_keys if self._drops(drop_keys, train) else None)
+        found["pre_norm"] = x
+        if self.final_norm:
+            x = layers.layer_norm("norm", self.dtype)(x)
+        return x, found
+
+    def _blocks(self, x, found, drop_keys):
+        rates = np.linspace(0, self.drop_path, self.depth)
+        for i, rate in enumerate(rates):
+            block = layers.Block(
+                self.num_heads,
+                int(self.width * self.mlp_ratio),
+                self.init_style,
+                self.dtype,
+                drop_rate=float(rate),
+                name=f"blocks_{i}",
+            )
+            keys = None
+            if drop_keys is not None:
+                keys = jax.vmap(jax.random.fold_in, (0, None))(drop_keys, i)
+            x, inside = block(x, keys)
+            found |= {f"block_{i:02d}/{name}": y for name, y in inside.items()}
+        return x
+
+    def _cls(self, table, batch):
+        init = layers.cls_init(self.init_style)
+        cls = self.param("cls_token", init, (1, 1, self.width))
+        cls = (cls + table[:, :1]).astype(self.dtype)
+        return jnp.broadcast_to(cls, (batch, 1, self.width))
+
+    def _drops(self, drop_keys, train):
+        if not (train and self.drop_path):
+            return False
+        if drop_keys is None:
+            raise ValueError(
+                f"encoder: drop_path={self.drop_path} in training needs drop_keys, "
+                "one typed key per example; got None"
+            )
+        return True
+
+    def _pos_table(self, grid):
+        """Position embeddings `[1, 1 + N, D]`, cls first."""
+        order = self.pos_embed.removeprefix("learned_")
+        if order == "learned":
+            init = layers.normal(0.02)
+            shape = (1, 1 + grid[0] * grid[1], self.width)
+            return self.param("pos_embed", init, shape)
+        table = layers.sincos_table(grid, self.width, order)[None]
+        if order == self.pos_embed:
+            return table
+        return self.param("pos_embed", lambda _, s: jnp.asarray(table), table.shape)
+
+
+def pool_tokens(tokens: jax.Array, pool: str) -> jax.Array:
+    """Pools tokens `[B, T, D]` to float32 `[B, D]`.
+
+    Args:
+      tokens: class token first.
+      pool: 'cls' takes the class token, 'avg' the mean over patch tokens.
+    """
+    check_choice("pool", pool, ("avg", "cls"))
+    tokens = tokens.astype(jnp.float32)
+    return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(axis=1)

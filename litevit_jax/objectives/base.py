@@ -1,0 +1,101 @@
+"""The contract between what is learned and how.
+
+A step of training knows an objective only by these methods. All of them are pure:
+what is random comes from the key, what changes is returned.
+"""
+
+from __future__ import annotations
+
+import abc
+import difflib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+Tree = Any
+
+
+class Variables(NamedTuple):
+    """All arrays of an objective.
+
+    Attributes:
+      params: what the optimizer sees.
+      model_state: running statistics; {} if there are none.
+      teacher: what the loss reads and no gradient reaches; {} if there is none.
+    """
+
+    params: Tree
+    model_state: Tree
+    teacher: Tree
+
+
+class Objective(abc.ABC):
+    """A learning method; subclasses are frozen dataclasses of modules and scalars."""
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the mean over slices of a batch is the loss of the whole batch.
+
+        Only then may a step accumulate gradients. Statistics over the batch
+        (BatchNorm, contrastive negatives) make it False.
+        """
+        return True
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array, batch: Batch) -> Variables:
+        """Initial values; `batch` matters by its shapes alone."""
+
+    @abc.abstractmethod
+    def loss(
+        self, params: Tree, model_state: Tree, teacher: Tree, batch: Batch, key: Any
+    ) -> tuple[jax.Array, tuple[Metrics, Tree]]:
+        """The scalar to minimise, then scalar metrics and the new model state."""
+
+    def update_teacher(self, teacher: Tree, params: Tree, step: jax.Array) -> Tree:
+        """The teacher after an update of `params`; unchanged by default."""
+        del params, step
+        return teacher
+
+    @abc.abstractmethod
+    def predict(
+        self, params: Tree, model_state: Tree, batch: Batch
+    ) -> dict[str, jax.Array]:
+        """Named arrays, one row per example; jit drops those nobody reads."""
+
+
+def batch_size(batch: Batch) -> int:
+    """Examples in a batch of `image [B, H, W, C]` or `views [V, B, H, W, C]`."""
+    return batch["image"].shape[0] if "image" in batch else batch["views"].shape[1]
+
+
+def example_keys(key: jax.Array, batch: Batch) -> jax.Array:
+    """One typed key per example `[B]`, from its place in the global batch.
+
+    `slot [B]` holds that place, so an example draws the same numbers on any mesh
+    and in any slice of gradient accumulation; without it the rows are counted.
+    """
+    slot = batch.get("slot")
+    if slot is None:
+        slot = jnp.arange(batch_size(batch))
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, slot)
+
+
+def compute_dtype(dtype: str) -> str:
+    """Resolves 'auto': bfloat16 on accelerators, float32 on CPUs.
+
+    Raises:
+      ValueError: neither 'auto' nor a float type that models compute in.
+    """
+    if dtype == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    known = ("auto", "bfloat16", "float16", "float32", "float64")
+    if dtype not in known:
+        near = difflib.get_close_matches(str(dtype), known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(
+            f"dtype {dtype!r} unknown; {hint}choose from {', '.join(known)}"
+        )
+    return dtype

@@ -1,0 +1,195 @@
+"""Masked autoencoders (He et al., arXiv 2111.06377; arXiv 2205.14443, section 2).
+
+The loss is that of `models_mae.py` in the official repository: mean squared error
+on masked patches, whose target pixels are normalised per patch. Order of the
+computation differs: one permutation of the patches serves encoder, decoder and
+target, and only masked patches are predicted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from litevit_jax.models import mae_decoder, vit
+from litevit_jax.objectives import base, masking
+
+
+def make(
+    *,
+    encoder: dict[str, Any],
+    decoder: dict[str, Any],
+    mask_ratio: float = 0.75,
+    norm_pix_loss: bool = True,
+    dtype: str = "auto",
+) -> Mae:
+    """Builds the objective.
+
+    Args:
+      encoder: arguments of `vit.make_encoder`.
+      decoder: arguments of `mae_decoder.make_decoder`.
+      mask_ratio: share of the patches that are hidden.
+      norm_pix_loss: whether targets are normalised per patch.
+      dtype: of the computation; 'auto' is bfloat16 on accelerators.
+
+    Raises:
+      ValueError: a value out of range, or an unknown choice.
+    """
+    if not 0 < mask_ratio < 1:
+        raise ValueError(f"mae: mask_ratio={mask_ratio}, expected 0 < ratio < 1")
+    dtype = base.compute_dtype(dtype)
+    return Mae(
+        encoder=vit.make_encoder(**{"dtype": dtype, **encoder}),
+        decoder=mae_decoder.make_decoder(**{"dtype": dtype, **decoder}),
+        mask_ratio=mask_ratio,
+        norm_pix_loss=norm_pix_loss,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mae(base.Objective):
+    """Reconstructs the masked patches of an image from the kept ones."""
+
+    encoder: vit.Encoder
+    decoder: mae_decoder.Decoder
+    mask_ratio: float = 0.75
+    norm_pix_loss: bool = True
+
+    def init(self, key: jax.Array, batch: base.Batch) -> base.Variables:
+        """Parameters {'encoder', 'decoder'} for images of the batch's shape."""
+        encoder_key, decoder_key = jax.random.split(key)
+        image = jnp.zeros((1, *batch["image"].shape[1:]))
+        ids = jnp.arange(self._num_patches(image))[None]
+        ids_keep = ids[:, : self._num_kept(image)]
+        encoder = self.encoder.init(encoder_key, image, ids_keep)["params"]
+        latent, _ = self.encoder.apply({"params": encoder}, image, ids_keep)
+        shapes = self._decoder_shapes(image)
+        decoder = self.decoder.init(decoder_key, latent, ids, **shapes)["params"]
+        return base.Variables({"encoder": encoder, "decoder": decoder}, {}, {})
+
+    def loss(self, params, model_state, teacher, batch, key):
+        """Mean squared error over masked patches; see `base.Objective`.
+
+        Masks are drawn from `key` unless the batch has `ids_shuffle [B, N]`.
+        """
+        ids = batch.get("ids_shuffle")
+        if ids is None:
+            ids = self.draw_masks(base.example_keys(key, batch), batch["image"])
+        loss = self.example_losses(params, batch["image"], ids).mean()
+        return loss, ({"loss": loss}, model_state)
+
+    def draw_masks(self, keys: jax.Array, image: jax.Array) -> jax.Array:
+        """A permutation of the patches `[B, N]` for each key `[B]`; first M kept."""
+        return masking.random_masking(keys, self._num_patches(image))
+
+    def example_losses(
+        self, params: base.Tree, image: jax.Array, ids_shuffle: jax.Array
+    ) -> jax.Array:
+        """The loss of each example `[B]`, float32.
+
+        All examples have as many masked patches, so the mean over examples is the
+        mean over all masked patches.
+
+        Args:
+          params: of encoder and decoder.
+          image: normalised images `[B, H, W, C]`.
+          ids_shuffle: permutations of the patches `[B, N]`.
+        """
+        pred = self.forward(params, image, ids_shuffle)[0].astype(jnp.float32)
+        target = self._masked_patches(image, ids_shuffle)
+        if self.norm_pix_loss:
+            target = masking.normalize_patches(target)
+        return jnp.square(pred - target).mean(axis=(1, 2))
+
+    def forward(
+        self,
+        params: base.Tree,
+        image: jax.Array,
+        ids_shuffle: jax.Array,
+        *,
+        all_patches: bool = False,
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """Encodes the kept patches and predicts the masked ones.
+
+        Returns:
+          The prediction `[B, N - M, P*P*C]` in the order of `ids_shuffle[:, M:]`
+          (or `[B, N, P*P*C]` in image order for `all_patches`), the encoder's
+          tokens `[B, 1 + M, D]`, and its intermediates.
+        """
+        ids_keep = ids_shuffle[:, : self._num_kept(image)]
+        latent, found = self.encoder.apply(
+            {"params": params["encoder"]}, image, ids_keep, train=True
+        )
+        shapes = self._decoder_shapes(image)
+        pred = self.decoder.apply(
+            {"params": params["decoder"]},
+            latent,
+            ids_shuffle,
+            all_patches=all_patches,
+            **shapes,
+        )
+        return pred, latent, found
+
+    def predict(self, params, model_state, batch):
+        """Features of the whole image, and pictures of a masked one.
+
+        Returns:
+          'features' `[B, D]`: class token after the final norm, nothing masked;
+          'features_avg' `[B, D]`: mean of the patch tokens there;
+          'mae_loss' `[B]`: each example's loss;
+          'masked' `[B, H, W, C]`: masked patches are 0, the data set's mean;
+          'reconstruction' `[B, H, W, C]`: masked patches are predictions, given
+          the true mean and deviation where targets are normalised.
+          Masks depend only on `index [B]`, so pictures can be compared.
+        """
+        del model_state
+        image = batch["image"]
+        slot = {"slot": batch["index"]} if "index" in batch else {}
+        keys = base.example_keys(jax.random.key(0), {"image": image} | slot)
+        ids = self.draw_masks(keys, image)
+        tokens, _ = self.encoder.apply({"params": params["encoder"]}, image)
+        return {
+            "features": vit.pool_tokens(tokens, "cls"),
+            "features_avg": vit.pool_tokens(tokens, "avg"),
+            "mae_loss": self.example_losses(params, image, ids),
+        } | self._pictures(params, image, ids)
+
+    def _pictures(self, params, image, ids_shuffle):
+        masked = self._masked_patches(image, ids_shuffle)
+        pred = self.forward(params, image, ids_shuffle)[0].astype(jnp.float32)
+        if self.norm_pix_loss:
+            mean, std = masking.patch_stats(masked)
+            pred = pred * std + mean
+        return {
+            "masked": self._paste(image, jnp.zeros_like(masked), ids_shuffle),
+            "reconstruction": self._paste(image, pred, ids_shuffle),
+        }
+
+    def _paste(self, image, masked, ids_shuffle):
+        """The image with its masked patches replaced by `masked [B, N-M, P*P*C]`."""
+        side, num_kept = self.encoder.patch_size, self._num_kept(image)
+        patches = masking.patchify(image, side)
+        kept = masking.take_tokens(patches, ids_shuffle[:, :num_kept])
+        shuffled = jnp.concatenate([kept, masked], axis=1)
+        patches = masking.take_tokens(shuffled, jnp.argsort(ids_shuffle, axis=1))
+        return masking.unpatchify(patches, masking.grid_of(image.shape, side), side)
+
+    def _masked_patches(self, image, ids_shuffle):
+        patches = masking.patchify(image, self.encoder.patch_size)
+        ids = ids_shuffle[:, self._num_kept(image) :]
+        return masking.take_tokens(patches.astype(jnp.float32), ids)
+
+    def _num_patches(self, image):
+        rows, cols = masking.grid_of(image.shape, self.encoder.patch_size)
+        return rows * cols
+
+    def _num_kept(self, image):
+        return masking.count_kept(self.mask_ratio, self._num_patches(image))
+
+    def _decoder_shapes(self, image):
+        side = self.encoder.patch_size
+        grid = masking.grid_of(image.shape, side)
+        return {"grid": grid, "patch_dim": side**2 * image.shape[-1]}

@@ -1,0 +1,99 @@
+"""Where arrays live: one Mesh(data, fsdp), and the layout of batches and states.
+
+The batch is split over both axes. A large parameter is split over `fsdp` along
+its largest divisible dimension; everything else is replicated. Programs are
+written for the global batch and jit inserts the collectives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# Below this many elements a parameter costs less to keep than to gather.
+_MIN_SHARDED_SIZE = 2**14
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Any = None) -> Mesh:
+    """Mesh with axes ('data', 'fsdp') over all devices; -1 takes the rest.
+
+    Raises:
+      ValueError: data x fsdp is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    if data < 0 and fsdp < 0:
+        raise ValueError("mesh: at most one of data and fsdp can be -1 (the rest)")
+    data = count // max(fsdp, 1) if data < 0 else data
+    fsdp = count // max(data, 1) if fsdp < 0 else fsdp
+    if data * fsdp != count or data < 1:
+        raise ValueError(
+            f"mesh data={data} x fsdp={fsdp} needs {data * fsdp} devices, "
+            f"found {count}; set --config.mesh.data and --config.mesh.fsdp so that "
+            "their product is the device count (-1 takes the rest)"
+        )
+    return jax.make_mesh(
+        (data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
+
+
+def check_batch(batch_size: int, mesh: Mesh, accum_steps: int = 1) -> None:
+    """Raises ValueError unless every device gets the same number of examples."""
+    shape = "mesh " + " x ".join(f"{k}={v}" for k, v in mesh.shape.items())
+    if batch_size < 1 or accum_steps < 1:
+        raise ValueError(f"{batch_size=} and {accum_steps=} must be at least 1")
+    if batch_size % mesh.size:
+        near = max(batch_size // mesh.size, 1) * mesh.size
+        raise ValueError(
+            f"batch_size={batch_size} is not a multiple of {mesh.size} devices "
+            f"({shape}); try --config.batch_size={near}"
+        )
+    if batch_size % (mesh.size * accum_steps):
+        raise ValueError(
+            f"batch_size={batch_size} does not split into accum_steps={accum_steps} "
+            f"equal slices over {mesh.size} devices ({shape}); batch_size must be a "
+            f"multiple of {mesh.size * accum_steps}"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Axis 0 split over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def slice_sharding(mesh: Mesh) -> NamedSharding:
+    """Axis 1 split over all devices: a batch cut into accumulation slices."""
+    return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+
+
+def tree_sharding(mesh: Mesh, tree: Any) -> Any:
+    """A NamedSharding for each array (or ShapeDtypeStruct) of `tree`."""
+    return jax.tree.map(lambda leaf: _leaf_sharding(mesh, leaf.shape), tree)
+
+
+def _leaf_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    ways = mesh.shape["fsdp"]
+    axes = [i for i, n in enumerate(shape) if n % ways == 0]
+    if ways == 1 or not axes or np.prod(shape) < _MIN_SHARDED_SIZE:
+        return replicated(mesh)
+    largest = max(axes, key=lambda i: shape[i])
+    spec = [None] * len(shape)
+    spec[largest] = "fsdp"
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch -> global arrays split over all devices."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows)
+        for name, rows in batch.items()
+    }

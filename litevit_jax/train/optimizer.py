@@ -1,0 +1,231 @@
+"""Optimizers, learning-rate schedule, and which parameters they touch.
+
+The gradient transformations here leave the learning rate out; the train step
+multiplies their result by -lr(step), so a schedule depends on the step alone.
+Parameters are chosen by patterns on their paths ('encoder/blocks_0/norm1/scale'):
+full regular-expression matches, and one that matches nothing is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from litevit_jax import registry
+
+PyTree = Any
+
+
+
+def path_of(keys: Sequence[Any]) -> str:
+    """'encoder/norm/scale' for a key path of jax.tree_util."""
+    return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
+
+
+def paths(tree: PyTree) -> list[str]:
+    """Paths of all leaves of `tree`, in its flattening order."""
+    return [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def match(patterns: Sequence[str], tree: PyTree) -> PyTree:
+    """Tree of bool: which leaves' paths match one of `patterns`.
+
+    Raises:
+      ValueError: a pattern matches no leaf.
+    """
+    known = paths(tree)
+    for pattern in patterns:
+        if not any(re.fullmatch(pattern, path) for path in known):
+            raise ValueError(
+                f"pattern {pattern!r} matches no parameter; "
+                f"{registry.suggest(pattern, known)}"
+            )
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, _: any(re.fullmatch(p, path_of(keys)) for p in patterns), tree
+    )
+
+
+def partition(tree: PyTree, chosen: PyTree) -> tuple[PyTree, PyTree]:
+    """(chosen leaves, other leaves); the missing ones are None in each."""
+    return (
+        jax.tree.map(lambda leaf, yes: leaf if yes else None, tree, chosen),
+        jax.tree.map(lambda leaf, yes: None if yes else leaf, tree, chosen),
+    )
+
+
+def merge(one: PyTree, other: PyTree) -> PyTree:
+    """Undoes `partition`."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, one, other, is_leaf=lambda x: x is None
+    )
+
+
+
+def warmcos(
+    *, peak: float, total_steps: int, warmup_steps: int, start: float, end: float
+) -> Callable[[Any], jax.Array]:
+    """Linear warm-up then half a cosine, by the number k of updates done.
+
+    lr(k) = start + (peak - start) k/W for k < W, else peak c + end (1 - c) with
+    c = (1 + cos(pi (k - W)/(T - W))) / 2. The first update has lr = start. c is
+    taken as sin^2 of the remaining angle, which keeps its last values exact in
+    float32 where 1 + cos cancels.
+
+    Raises:
+      ValueError: the warm-up is not shorter than the run.
+    """
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(
+            f"warm-up of {warmup_steps} steps does not fit a run of {total_steps}; "
+            "lower --config.lr.warmup_epochs or train longer"
+        )
+
+    def lr(k: Any) -> jax.Array:
+        left = (total_steps - k) / jnp.float32(total_steps - warmup_steps)
+        c = jnp.sin(jnp.pi / 2 * left) ** 2
+        warm = start + (peak - start) * (k / jnp.float32(max(warmup_steps, 1)))
+        return jnp.where(k < warmup_steps, warm, peak * c + end * (1 - c))
+
+    return lr
+
+
+
+def adamw(
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decay: PyTree = None,
+) -> optax.GradientTransformation:
+    """AdamW with decoupled decay, as in PyTorch: lr (adam + wd p)."""
+    return optax.chain(
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.add_decayed_weights(weight_decay, mask=decay),
+    )
+
+
+def sgd(
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    decay: PyTree = None,
+) -> optax.GradientTransformation:
+    """SGD in PyTorch's form: decay joins the gradient, mu <- m mu + g."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=decay),
+        optax.trace(decay=momentum, nesterov=nesterov),
+    )
+
+
+def lars(
+    *,
+    momentum: float = 0.9,
+    trust: float = 0.001,
+    weight_decay: float = 0.0,
+    decay: PyTree = None,
+) -> optax.GradientTransformation:
+    """LARS of the MAE and MoCo-v3 probes (recipes section 7).
+
+    Leaves with more than one dimension: g + wd p, scaled by trust |p| / |g| (1 if
+    either is zero). Others: the raw gradient. Then momentum.
+    """
+
+    def scale(updates: PyTree, state: optax.OptState, params: PyTree) -> Any:
+        def one(g: jax.Array, p: jax.Array) -> jax.Array:
+            if p.ndim <= 1:
+                return g
+            p_norm, g_norm = jnp.linalg.norm(p.ravel()), jnp.linalg.norm(g.ravel())
+            safe = jnp.where(g_norm > 0, g_norm, 1.0)
+            usable = (p_norm > 0) & (g_norm > 0)
+            return g * jnp.where(usable, trust * p_norm / safe, 1.0)
+
+        return jax.tree.map(one, updates, params), state
+
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=decay),
+        optax.GradientTransformation(lambda _: optax.EmptyState(), scale),
+        optax.trace(decay=momentum),
+    )
+
+
+TRANSFORMATIONS = {"adamw": adamw, "lars": lars, "sgd": sgd}
+
+
+def decay_mask(params: PyTree, *, decay_1d: bool, skip: Sequence[str]) -> PyTree:
+    """Which leaves weight decay touches: not 1-D or bias (unless `decay_1d`)."""
+    skipped = match(skip, params)
+
+    def one(keys: Any, leaf: Any, skip_it: bool) -> bool:
+        one_dim = leaf.ndim <= 1 or path_of(keys).endswith("bias")
+        return not skip_it and (decay_1d or not one_dim)
+
+    return jax.tree_util.tree_map_with_path(one, params, skipped)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """A transformation, its schedule and the leaves that it trains (tree of bool)."""
+
+    transformation: optax.GradientTransformation
+    schedule: Callable[[Any], jax.Array]
+    trainable: PyTree
+
+    def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
+        """(trainable, frozen) halves of `params`."""
+        return partition(params, self.trainable)
+
+    def init(self, params: PyTree) -> optax.OptState:
+        """Optimizer state of the trainable leaves only."""
+        return self.transformation.init(self.split(params)[0])
+
+    def update(
+        self, grads: PyTree, opt_state: optax.OptState, params: PyTree, step: jax.Array
+    ) -> tuple[PyTree, optax.OptState]:
+        """One update of the trainable half `params` with its gradients."""
+        updates, opt_state = self.transformation.update(grads, opt_state, params)
+        lr = self.schedule(step)
+        return jax.tree.map(lambda p, u: p - lr * u, params, updates), opt_state
+
+
+def make(
+    params: PyTree,
+    schedule: Callable[[Any], jax.Array],
+    *,
+    name: str,
+    freeze: Sequence[str] = (),
+    no_decay: Sequence[str] = (),
+    decay_1d: bool = False,
+    **kwargs: Any,
+) -> Optimizer:
+    """Builds the optimizer of a config block for (abstract) `params`.
+
+    Args:
+      params: tree of arrays or ShapeDtypeStructs.
+      schedule: step -> learning rate.
+      name: adamw, sgd or lars; `kwargs` are its own settings.
+      freeze: patterns of leaves that get no gradient, update or decay.
+      no_decay: patterns of leaves that are trained without weight decay.
+      decay_1d: decay biases and norms too (MoCo-v3).
+
+    Raises:
+      ValueError: unknown name, setting or pattern, or nothing left to train.
+    """
+    registry.check("optimizer", name, sorted(TRANSFORMATIONS))
+    trainable = jax.tree.map(lambda frozen: not frozen, match(freeze, params))
+    if not any(jax.tree.leaves(trainable)):
+        raise ValueError(f"optimizer.freeze={tuple(freeze)} leaves nothing to train")
+    decay = decay_mask(params, decay_1d=decay_1d, skip=no_decay)
+    decay = partition(decay, trainable)[0]
+    try:
+        transformation = TRANSFORMATIONS[name](decay=decay, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"optimizer {name!r}: {error}") from error
+    return Optimizer(transformation, schedule, trainable)

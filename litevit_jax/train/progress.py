@@ -1,0 +1,163 @@
+"""What a run says: metrics.jsonl, TensorBoard, a progress line; and its guard.
+
+The guard counts updates that were skipped because a loss or gradient was not
+finite, names the examples of their batch, and stops the run after too many in a row.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import sys
+import time
+from typing import Any, TextIO
+
+import numpy as np
+from absl import logging
+
+from litevit_jax.train import workdir as workdirs
+
+
+class Writer:
+    """Appends rows to metrics.jsonl and, if asked, TensorBoard events."""
+
+    def __init__(self, workdir: pathlib.Path, *, tensorboard: bool) -> None:
+        self._path = workdir / "metrics.jsonl"
+        self._events = None
+        if tensorboard:
+            import tensorboardX  # slow to import
+
+            self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        """One row at `step`; numbers also go to TensorBoard."""
+        # JSON has no NaN: a value that is not finite is written as its name.
+        safe = {k: _json_number(v) for k, v in row.items()}
+        workdirs.append_line(self._path, {"step": step, **safe})
+        if self._events is not None:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "time":
+                    self._events.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """Adds uint8 [H, W, 3] to the TensorBoard events."""
+        if self._events is not None:
+            self._events.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes the events."""
+        if self._events is not None:
+            self._events.close()
+
+
+def _json_number(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+class Line:
+    """One line that is redrawn on a terminal, plain lines elsewhere."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self._live = self._stream.isatty()
+        self._width = 0
+
+    def show(self, text: str, *, keep: bool = False) -> None:
+        """Shows `text` in place of the last line; `keep` leaves it standing."""
+        if not self._live:
+            if keep:
+                print(text, file=self._stream, flush=True)
+            return
+        padding = " " * max(self._width - len(text), 0)
+        end = "\n" if keep else ""
+        print(f"\r{text}{padding}", end=end, file=self._stream, flush=True)
+        self._width = 0 if keep else len(text)
+
+    def say(self, text: str) -> None:
+        """Prints `text` on lines of its own."""
+        self.show(text, keep=True)
+
+
+class Clock:
+    """Images per second and share of time spent waiting for data, since `reset`."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts a new interval."""
+        self._start, self._steps, self._wait = time.perf_counter(), 0, 0.0
+
+    def tick(self, wait_s: float) -> None:
+        """Counts one step that waited `wait_s` for its batch."""
+        self._steps += 1
+        self._wait += wait_s
+
+    def read(self, batch_size: int) -> dict[str, float]:
+        """images_per_s, data_wait (0..1) and step_s of the interval."""
+        spent = max(time.perf_counter() - self._start, 1e-9)
+        return {
+            "images_per_s": self._steps * batch_size / spent,
+            "data_wait": min(self._wait / spent, 1.0),
+            "step_s": spent / max(self._steps, 1),
+        }
+
+
+class Guard:
+    """Counts skipped updates and stops a run that does nothing but skip."""
+
+    def __init__(self, *, max_in_a_row: int, skipped: int = 0) -> None:
+        self.skipped = skipped
+        self._in_a_row = 0
+        self._max = max_in_a_row
+
+    def check(self, step: int, nonfinite: bool, index: np.ndarray) -> dict | None:
+        """A row for the log if update `step` was skipped.
+
+        Raises:
+          FloatingPointError: `max_in_a_row` updates in a row were skipped.
+        """
+        if not nonfinite:
+            self._in_a_row = 0
+            return None
+        self.skipped += 1
+        self._in_a_row += 1
+        examples = [int(i) for i in index]
+        logging.warning(
+            "step %d: loss or gradient not finite, update skipped; examples %s",
+            step,
+            examples,
+        )
+        if self._in_a_row >= self._max:
+            raise FloatingPointError(
+                f"{self._in_a_row} updates in a row had a loss or gradient that is not "
+                f"finite, the last at step {step} (examples {examples[:16]}...); "
+                "lower --config.lr.base, look at these examples, or raise "
+                "--config.nonfinite.max_in_a_row"
+            )
+        return {
+            "event": "nonfinite",
+            "skipped_steps": self.skipped,
+            "examples": examples,
+        }
+
+
+def progress_text(row: dict[str, float], step: int, total_steps: int) -> str:
+    """The progress line of `row` (loss, lr, grad_norm, epoch, images_per_s, ...)."""
+    left = int((total_steps - step) * row["step_s"])
+    hours, minutes, seconds = left // 3600, left // 60 % 60, left % 60
+    parts = [
+        f"step {step}/{total_steps}",
+        f"epoch {row['epoch']:.2f}",
+        f"loss {row['loss']:.4f}",
+        f"lr {row['lr']:.2e}",
+        f"grad {row['grad_norm']:.3f}",
+        f"{row['images_per_s']:.0f} images/s",
+        f"data wait {100 * row['data_wait']:.0f}%",
+        f"ETA {hours}:{minutes:02d}:{seconds:02d}",
+    ]
+    if row.get("skipped_steps"):
+        parts.append(f"skipped {row['skipped_steps']}")
+    return "  ".join(parts)

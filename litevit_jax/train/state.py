@@ -1,0 +1,58 @@
+"""TrainState and its creation, born sharded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from litevit_jax import sharding
+from litevit_jax.train import optimizer as optimizers
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a run needs to go on: `step` counts the updates done."""
+
+    step: jax.Array
+    params: Any
+    model_state: Any
+    teacher: Any
+    opt_state: Any
+
+
+def abstract_variables(objective: Any, batch: Any) -> Any:
+    """Shapes of the objective's Variables for an (abstract) batch; no compute."""
+    return jax.eval_shape(objective.init, jax.random.key(0), batch)
+
+
+def creator(objective: Any, optimizer: optimizers.Optimizer, batch: Any, mesh: Mesh):
+    """(create(key) -> TrainState on the mesh, its shardings).
+
+    `batch` is abstract (ShapeDtypeStructs); the model sees zeros of its shape.
+    """
+
+    def init(key: jax.Array) -> TrainState:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
+        variables = objective.init(key, zeros)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=variables.params,
+            model_state=variables.model_state,
+            teacher=variables.teacher,
+            opt_state=optimizer.init(variables.params),
+        )
+
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    shardings = sharding.tree_sharding(mesh, abstract)
+    return jax.jit(init, out_shardings=shardings), shardings
+
+
+def abstract_of(state: TrainState) -> TrainState:
+    """ShapeDtypeStructs (with shardings) of a state."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )

@@ -1,0 +1,124 @@
+"""One update: augment -> loss -> gradient -> update -> teacher, in one jit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from litevit_jax import augment, sharding
+from litevit_jax.train import optimizer as optimizers
+from litevit_jax.train.state import TrainState
+
+
+def make_train_step(
+    objective: Any,
+    optimizer: optimizers.Optimizer,
+    ops: tuple[augment.Op, ...],
+    *,
+    seed: int,
+    mesh: Mesh,
+    state_sharding: Any,
+    accum_steps: int = 1,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict]]:
+    """Jitted (state, batch) -> (state, metrics); the old state is donated.
+
+    All randomness derives from (seed, step, place in the batch). A step whose loss
+    or gradient is not finite changes nothing but the step count, and says so in
+    metrics['nonfinite'].
+    """
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        augment_key, loss_key = jax.random.split(key)
+        size = batch["index"].shape[0]
+        batch = {**batch, "slot": jnp.arange(size, dtype=jnp.int32)}
+        batch = augment.apply(ops, augment_key, batch)
+        teacher = objective.update_teacher(state.teacher, state.params, state.step)
+        trained, frozen = optimizer.split(state.params)
+
+        def loss_fn(trained: Any, model_state: Any, part: dict[str, jax.Array]):
+            params = optimizers.merge(trained, frozen)
+            return objective.loss(params, model_state, teacher, part, loss_key)
+
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (metrics, model_state)), grads = _accumulate(
+            value_and_grad, trained, state.model_state, batch, accum_steps, mesh
+        )
+        grad_norm = optax.global_norm(grads)
+        new_trained, opt_state = optimizer.update(
+            grads, state.opt_state, trained, state.step
+        )
+        new = TrainState(
+            step=state.step + 1,
+            params=optimizers.merge(new_trained, frozen),
+            model_state=model_state,
+            teacher=teacher,
+            opt_state=opt_state,
+        )
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new = _keep_if_finite(finite, new, state)
+        metrics = {
+            **metrics,
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "lr": optimizer.schedule(state.step),
+            "nonfinite": 1.0 - finite,
+        }
+        return new, metrics
+
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(state_sharding, sharding.batch_sharding(mesh)),
+        out_shardings=(state_sharding, sharding.replicated(mesh)),
+    )
+
+
+def _keep_if_finite(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    return kept.replace(step=new.step)
+
+
+def _accumulate(
+    value_and_grad: Callable[..., Any],
+    trained: Any,
+    model_state: Any,
+    batch: dict[str, jax.Array],
+    accum_steps: int,
+    mesh: Mesh,
+) -> Any:
+    """Mean loss, metrics and gradient over `accum_steps` equal slices of the batch."""
+    if accum_steps == 1:
+        return value_and_grad(trained, model_state, batch)
+
+    def cut(x: jax.Array) -> jax.Array:  # [B, ...] -> [slices, B/slices, ...]
+        # Strided, so that each device cuts its own rows and moves nothing.
+        x = x.reshape(x.shape[0] // accum_steps, accum_steps, *x.shape[1:])
+        x = jnp.swapaxes(x, 0, 1)
+        return jax.lax.with_sharding_constraint(x, sharding.slice_sharding(mesh))
+
+    slices = jax.tree.map(cut, batch)
+
+    def body(carry: Any, part: dict[str, jax.Array]):
+        total, model_state = carry
+        (loss, (metrics, model_state)), grads = value_and_grad(
+            trained, model_state, part
+        )
+        total = jax.tree.map(jnp.add, total, (loss, metrics, grads))
+        return (total, model_state), None
+
+    first = jax.tree.map(lambda x: x[0], slices)
+    (loss, (metrics, _)), grads = jax.eval_shape(
+        value_and_grad, trained, model_state, first
+    )
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), (loss, metrics, grads)
+    )
+    (total, model_state), _ = jax.lax.scan(body, (zeros, model_state), slices)
+    loss, metrics, grads = jax.tree.map(lambda x: x / accum_steps, total)
+    return (loss, (metrics, model_state)), grads

@@ -1,0 +1,157 @@
+"""The run's directory: whose it is, what it holds, whether this run may go on in it.
+
+    config.json        the resolved config        environment.jsonl  a line per start
+    metrics.jsonl      a line per logged step     parameters.txt     every array
+    tensorboard/       the same as events         pictures/          grids of images
+    checkpoints/STEP/  resumable states           evals/NAME/result.json
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from typing import Any
+
+# Changes that leave the numbers of a run alone (mesh: up to float rounding).
+FREE_TO_CHANGE = (
+    "checkpoint.*",
+    "data.dir",  # the data's fingerprint is compared instead
+    "data.max_bad_fraction",
+    "data.required",
+    "data.threads",
+    "data.workers",
+    "evals.*",
+    "log.*",
+    "mesh.*",
+    "nonfinite.*",
+)
+
+
+def plain(value: Any) -> Any:
+    """Config value -> what JSON gives back: dicts and lists."""
+    return json.loads(json.dumps(value, default=list))
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) wherever two configs differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(old.keys() | new.keys()):
+            name = f"{prefix}.{key}" if prefix else key
+            found += differences(old.get(key), new.get(key), name)
+        return found
+    return [] if old == new else [(prefix, old, new)]
+
+
+def open_run(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
+    """Makes `workdir` this run's; True if it holds the run already (resume).
+
+    Raises:
+      ValueError: it holds another run, or files that are not a run's.
+      OSError: it cannot be written.
+    """
+    config = plain(config)
+    _check_writable(workdir)
+    path = workdir / "config.json"
+    if not path.exists():
+        strangers = [p.name for p in workdir.iterdir() if not p.name.startswith(".")]
+        if strangers:
+            raise ValueError(
+                f"--workdir={workdir} is not empty and not a run of this program "
+                f"(no config.json; it holds {', '.join(sorted(strangers)[:5])}); give "
+                "a new directory"
+            )
+        write_json(path, config)
+        return False
+    old = json.loads(path.read_text())
+    changed = differences(old, config)
+    refused = [c for c in changed if not _may_change(c[0])]
+    if refused:
+        rows = "\n".join(f"  {k}: {_short(a)} -> {_short(b)}" for k, a, b in refused)
+        raise ValueError(
+            f"--workdir={workdir} holds a run with another config; these keys differ "
+            f"(saved -> now):\n{rows}\nresume it with the saved values, or start a new "
+            "run with another --workdir"
+        )
+    if changed:
+        write_json(path, config)
+    return True
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _may_change(key: str) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in FREE_TO_CHANGE)
+
+
+def _check_writable(workdir: pathlib.Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".probe-{os.getpid()}"
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"--workdir={workdir} cannot be written: {error.strerror or error}; give "
+            "a directory with write permission and free space"
+        ) from error
+
+
+def check_space(workdir: pathlib.Path, state_bytes: int, keep: int) -> None:
+    """Raises OSError if the checkpoints that will be kept do not fit on the disk."""
+    free = shutil.disk_usage(workdir).free
+    need = state_bytes * (keep + 1)
+    if free < need:
+        raise OSError(
+            f"--workdir={workdir}: {free / 1e6:.0f} MB free, but {keep} checkpoints of "
+            f"{state_bytes / 1e6:.0f} MB and one being written need {need / 1e6:.0f} "
+            "MB; free some space, choose another --workdir, or lower "
+            "--config.checkpoint.keep"
+        )
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes `value` so that a reader sees the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, default=list) + "\n")
+    temporary.replace(path)
+
+
+def environment(versions: dict[str, str], devices: list[str]) -> dict[str, Any]:
+    """What this start of the run was made with."""
+    root = pathlib.Path(__file__).parents[2]
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "commit": commit.strip(),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "versions": versions,
+        "devices": devices,
+        "command": sys.argv,
+    }
+
+
+def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:
+    """Adds one JSON line; a line cut by an earlier kill is closed first."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(row).encode() + b"\n")
