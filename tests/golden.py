@@ -87,3 +87,8 @@ def params_like(tree):
         return np.ascontiguousarray(from_torch(name, tensor))
 
     return jax.tree_util.tree_map_with_path(filled, tree)
+
+
+def assert_close(actual, expected):
+    """Asserts agreement with recorded values to the tolerance of float32."""
+    np.testing.assert_allclose(actual, expected, rtol=RTOL, atol=ATOL)

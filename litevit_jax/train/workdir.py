@@ -155,3 +155,30 @@ def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:
             if file.read(1) != b"\n":
                 file.write(b"\n")
         file.write(json.dumps(row).encode() + b"\n")
+
+
+def read_result(workdir: pathlib.Path, title: str) -> dict[str, Any] | None:
+    """evals/<title>/result.json, or None."""
+    path = workdir / "evals" / title / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def record_result(
+    workdir: pathlib.Path, title: str, row: dict[str, Any], best: str | None
+) -> dict[str, Any]:
+    """Saves `row` as the last result of `title`, and as the best if it is.
+
+    Args:
+      workdir: of the run.
+      title: of the evaluator.
+      row: its numbers and the step they belong to.
+      best: the number to maximise, or None if there is no best.
+    """
+    result = read_result(workdir, title) or {}
+    # Results of later steps come from a run that went on elsewhere: forget them.
+    history = [r for r in result.get("history", []) if r["step"] < row["step"]]
+    result = {"last": row, "history": [*history, row]}
+    if best is not None:
+        result["best"] = max(result["history"], key=lambda r: r[best])
+    write_json(workdir / "evals" / title / "result.json", result)
+    return result

@@ -26,7 +26,9 @@ from litevit_jax.data.sources import base
 
 _log = logging.getLogger(__name__)
 
-EXTENSIONS = frozenset("jpg jpeg jpe jfif png webp bmp tif tiff gif".split())
+EXTENSIONS = frozenset(
+    ["bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "png", "tif", "tiff", "webp"]
+)
 _EVAL_SPLITS = ("test", "val", "validation")
 
 
@@ -205,7 +207,7 @@ def _labels_of(
             "class folders, or the class folders elsewhere"
         )
     classes = sorted(set(owners))
-    empty = [name for name in _subfolders(top) if name not in set(classes)]
+    empty = sorted(set(_subfolders(top)) - set(classes))
     if empty:
         _log.warning("folders of %s without images, ignored: %s", top, ", ".join(empty))
     number = {name: label for label, name in enumerate(classes)}

@@ -1,0 +1,161 @@
+"""Encoded bytes or raw arrays -> an image with the channels asked for.
+
+An image is a PIL image of mode RGB (3 channels) or L (1 channel); with any other
+number of channels, which only arrays have, it is a uint8 array [H, W, C].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+Image = PIL.Image.Image | np.ndarray
+
+DEFAULT_MAX_PIXELS = 100_000_000
+
+# PIL's own bound is global and only warns at first; Decode has one per data set,
+# checked before any pixel is expanded.
+PIL.Image.MAX_IMAGE_PIXELS = None
+# Damaged metadata (common in ImageNet's EXIF) says nothing about the pixels.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+# Others are slow, or start programs (EPS).
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
+
+_ORIENTATION_TAG = 0x0112
+_UNDO_ORIENTATION = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+
+
+class DecodeError(ValueError):
+    """These bytes or this array are not an image that can be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+    """Bytes, or uint8 [H, W] or [H, W, C] -> image.
+
+    Transparency is dropped, not blended; EXIF orientation is applied; 16-bit grey
+    is scaled to 8; of an animation the first frame is taken.
+
+    Attributes:
+      channels: 3 (RGB) or 1 (grey); arrays may have any other number.
+      max_pixels: an image with more is refused from its header alone.
+
+    Raises (when called):
+      DecodeError: damaged, truncated, too large, or not an image.
+    """
+
+    channels: int = 3
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    def __call__(self, image: bytes | np.ndarray) -> Image:
+        if isinstance(image, np.ndarray):
+            return self._from_array(image)
+        if self.channels not in (1, 3):
+            raise DecodeError(
+                f"an encoded image cannot be decoded to {self.channels} channels; "
+                "expected data.channels 1 or 3 (arrays may have any number)"
+            )
+        try:
+            return self._from_bytes(image)
+        except DecodeError:
+            raise
+        except Exception as error:  # PIL's plug-ins raise any kind
+            reason = f"{type(error).__name__}: {error}"
+            raise DecodeError(f"cannot decode {len(image)} bytes: {reason}") from error
+
+    def _from_bytes(self, encoded: bytes) -> PIL.Image.Image:
+        with PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            self._check_pixels(*image.size)
+            image.load()
+            upright = _UNDO_ORIENTATION.get(_orientation(image.info.get("exif")))
+            plain = _to_rgb_or_grey(image)
+        plain = plain.convert("RGB" if self.channels == 3 else "L")
+        return plain if upright is None else plain.transpose(upright)
+
+    def _from_array(self, image: np.ndarray) -> Image:
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise DecodeError(
+                f"array of {image.dtype} {image.shape}; expected uint8 [H, W] or "
+                "[H, W, C]"
+            )
+        image = image.reshape(*image.shape[:2], -1)
+        height, width, channels = image.shape
+        if image.size == 0:
+            raise DecodeError(f"array of shape {image.shape} has no pixel")
+        self._check_pixels(width, height)
+        if channels != self.channels and {channels, self.channels} != {1, 3}:
+            raise DecodeError(
+                f"array with {channels} channels; expected data.channels="
+                f"{self.channels} (only 1 and 3 are converted to each other)"
+            )
+        if self.channels not in (1, 3):
+            return image
+        pixels = PIL.Image.fromarray(image if channels == 3 else image[:, :, 0])
+        return pixels.convert("RGB" if self.channels == 3 else "L")
+
+    def _check_pixels(self, width: int, height: int) -> None:
+        if width * height > self.max_pixels:
+            raise DecodeError(
+                f"image of {width} x {height} = {width * height} pixels, more than "
+                f"data.max_pixels={self.max_pixels}; raise it with "
+                "--config.data.max_pixels= if the image is genuine"
+            )
+
+
+def _to_rgb_or_grey(image: PIL.Image.Image) -> PIL.Image.Image:
+    """A loaded image of any mode as RGB or L, without its transparency."""
+    # Else PIL tries to keep the transparent colour, with a warning.
+    image.info.pop("transparency", None)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _scaled_to_8_bits(image)
+    return image if image.mode == "L" else image.convert("RGB")
+
+
+def _scaled_to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Grey of more than 8 bits as L; PIL's own conversion clips at 255."""
+    values = np.asarray(image)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+        raise DecodeError(
+            f"pixels of mode {image.mode} from {values.min()} to {values.max()}; "
+            "expected 8 bits, or 16 bits from 0 to 65535"
+        )
+    # 65535 = 257 x 255; + 128 rounds to nearest.
+    scaled = (values.astype(np.uint32) + 128) // 257
+    return PIL.Image.fromarray(scaled.astype(np.uint8))
+
+
+def _orientation(exif: Any) -> int:
+    """EXIF orientation 1..8 of the main image; 1 if absent or unreadable.
+
+    Read by hand: PIL parses every entry, and warns of damage in any.
+    """
+    if not isinstance(exif, bytes):
+        return 1
+    tiff = exif.removeprefix(b"Exif\x00\x00")
+    order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
+    if order is None:
+        return 1
+
+    def number(start: int, size: int) -> int:
+        return int.from_bytes(tiff[start : start + size], order)
+
+    directory = number(4, 4)
+    for entry in range(min(number(directory, 2), 512)):
+        start = directory + 2 + 12 * entry
+        if number(start, 2) == _ORIENTATION_TAG:
+            return number(start + 8, 2)
+    return 1

@@ -1,0 +1,261 @@
+"""Crop, resize and flip on the host, as PIL does them (antialiased, 8 bits).
+
+Ops are frozen dataclasses: `op(image) -> image`, and with `random = True`
+`op(image, rng) -> image`, where all chance comes from `rng`. An image is as
+`decode` describes it. Colours, mixing and erasing are done on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import PIL.Image
+
+from litevit_jax import registry
+from litevit_jax.data.decode import DEFAULT_MAX_PIXELS, Decode, Image
+
+_RESAMPLING = {
+    "bilinear": PIL.Image.Resampling.BILINEAR,
+    "bicubic": PIL.Image.Resampling.BICUBIC,
+}
+INTERPOLATIONS = (*_RESAMPLING, "random")
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom; as in PIL
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random part of the image, resized to `size`.
+
+    Sampling of timm: the area is uniform in `scale` (shares of the image), the
+    ratio width / height log-uniform in `ratio`; what does not fit is drawn again,
+    and after 10 failures the largest central part of an allowed ratio is taken.
+
+    Attributes:
+      size: (H, W) of the result.
+      interpolation: 'bilinear', 'bicubic', or 'random': either, for each image.
+      single_draw: the variant of MAE's linear probe: one draw, sides cut to the
+        image, so that ratios may leave their range.
+    """
+
+    size: tuple[int, int]
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "random"
+    single_draw: bool = False
+
+    random: ClassVar[bool] = True
+    _ATTEMPTS: ClassVar[int] = 10
+
+    def __call__(self, image: Image, rng: np.random.Generator) -> Image:
+        box = self.box(*_width_height(image), rng)
+        name = self.interpolation
+        if name == "random":
+            name = ("bilinear", "bicubic")[rng.integers(2)]
+        return _resize(_crop(image, box), self.size, _RESAMPLING[name])
+
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        """The part of an image of `width` x `height` pixels to keep."""
+        for _ in range(1 if self.single_draw else self._ATTEMPTS):
+            w, h = self._draw_sides(width * height, rng)
+            if self.single_draw:
+                w, h = min(max(w, 1), width), min(max(h, 1), height)
+            if 0 < w <= width and 0 < h <= height:
+                top = int(rng.integers(height - h + 1))
+                left = int(rng.integers(width - w + 1))
+                return left, top, left + w, top + h
+        return self._central_box(width, height)
+
+    def _draw_sides(self, area: int, rng: np.random.Generator) -> tuple[int, int]:
+        target = rng.uniform(*self.scale) * area
+        ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+        return round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+
+    def _central_box(self, width: int, height: int) -> Box:
+        low, high = self.ratio
+        w = min(width, max(1, round(height * high)))
+        h = min(height, max(1, round(width / low)))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomFlip:
+    """Left and right swapped with the given probability."""
+
+    probability: float = 0.5
+
+    random: ClassVar[bool] = True
+
+    def __call__(self, image: Image, rng: np.random.Generator) -> Image:
+        if rng.random() >= self.probability:
+            return image
+        if isinstance(image, np.ndarray):
+            return image[:, ::-1]
+        return image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeCenterCrop:
+    """The centre of the image: the standard view for evaluation.
+
+    The image is resized, bicubic and keeping its ratio, until it just covers
+    `size / crop_fraction` (rounded down), and the central `size` is cut out;
+    224 and 0.875 give the usual 256 and 224. Rounding is torchvision's.
+
+    Attributes:
+      size: (H, W) of the result.
+      crop_fraction: in (0, 1]; 1 keeps all of the shorter side.
+    """
+
+    size: tuple[int, int]
+    crop_fraction: float = 0.875
+
+    random: ClassVar[bool] = False
+
+    def __call__(self, image: Image) -> Image:
+        width, height = _width_height(image)
+        size = self._covering_size(width, height)
+        if size != (height, width):
+            image = _resize(image, size, PIL.Image.Resampling.BICUBIC)
+        top = round((size[0] - self.size[0]) / 2)
+        left = round((size[1] - self.size[1]) / 2)
+        return _crop(image, (left, top, left + self.size[1], top + self.size[0]))
+
+    def _covering_size(self, width: int, height: int) -> tuple[int, int]:
+        """(H, W) that cover the target in both directions, one of them exactly."""
+        target_h, target_w = (math.floor(s / self.crop_fraction) for s in self.size)
+        if target_h * width > target_w * height:
+            return target_h, target_h * width // height
+        return target_w * height // width, target_w
+
+
+@dataclasses.dataclass(frozen=True)
+class ToArray:
+    """Image -> uint8 [H, W, C]."""
+
+    channels: int = 3
+
+    random: ClassVar[bool] = False
+
+    def __call__(self, image: Image) -> np.ndarray:
+        array = np.asarray(image)
+        return array.reshape(*array.shape[:2], self.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """Raw image -> uint8 [H, W, C]: `decode`, then `ops` in order."""
+
+    decode: Decode
+    ops: tuple[Any, ...]
+    size: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of every result."""
+        return (*self.size, self.decode.channels)
+
+    def __call__(
+        self, image: bytes | np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Bytes, or uint8 [H, W] or [H, W, C] -> uint8 [H, W, C].
+
+        Raises:
+          decode.DecodeError: the image is damaged, too large, or none at all.
+        """
+        image = self.decode(image)
+        for op in self.ops:
+            image = op(image, rng) if op.random else op(image)
+        return image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """What a config's `data` block says about images, checked."""
+
+    image_size: tuple[int, int]
+    channels: int = 3
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "random"
+    single_draw: bool = False
+    flip: float = 0.5
+    eval_crop_fraction: float = 0.875
+
+    def __post_init__(self):
+        registry.check("data.interpolation", self.interpolation, list(INTERPOLATIONS))
+        _check_range("crop_scale", self.crop_scale, high=1.0)
+        _check_range("crop_ratio", self.crop_ratio, high=math.inf)
+        _expect(0 <= self.flip <= 1, "flip", self.flip, "a probability, 0 to 1")
+        fraction = self.eval_crop_fraction
+        _expect(0 < fraction <= 1, "eval_crop_fraction", fraction, "0 < fraction <= 1")
+        size = self.image_size
+        whole = len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
+        _expect(whole, "image_size", size, "(height, width), positive integers")
+        _expect(self.channels > 0, "channels", self.channels, "at least 1")
+        _expect(self.max_pixels > 0, "max_pixels", self.max_pixels, "at least 1")
+
+
+def train_ops(**data: Any) -> Transform:
+    """Random crop and flip, from the fields of `ImageSettings`."""
+    settings = ImageSettings(**data)
+    crop = RandomResizedCrop(
+        size=tuple(settings.image_size),
+        scale=tuple(settings.crop_scale),
+        ratio=tuple(settings.crop_ratio),
+        interpolation=settings.interpolation,
+        single_draw=settings.single_draw,
+    )
+    return _transform(settings, crop, RandomFlip(settings.flip))
+
+
+def eval_ops(**data: Any) -> Transform:
+    """Resize and central crop, from the fields of `ImageSettings`."""
+    settings = ImageSettings(**data)
+    size = tuple(settings.image_size)
+    return _transform(settings, ResizeCenterCrop(size, settings.eval_crop_fraction))
+
+
+def _transform(settings: ImageSettings, *ops: Any) -> Transform:
+    decode = Decode(channels=settings.channels, max_pixels=settings.max_pixels)
+    ops = (*ops, ToArray(settings.channels))
+    return Transform(decode=decode, ops=ops, size=tuple(settings.image_size))
+
+
+def _check_range(name: str, values: tuple[float, float], *, high: float) -> None:
+    ordered = len(values) == 2 and 0 < values[0] <= values[1] <= high
+    limit = f" <= {high:g}" if high < math.inf else ""
+    _expect(ordered, name, values, f"(low, high) with 0 < low <= high{limit}")
+
+
+def _expect(condition: bool, name: str, got: Any, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"data.{name}={got}; expected {expected}")
+
+
+def _width_height(image: Image) -> tuple[int, int]:
+    if isinstance(image, np.ndarray):
+        return image.shape[1], image.shape[0]
+    return image.size
+
+
+def _crop(image: Image, box: Box) -> Image:
+    left, top, right, bottom = box
+    if isinstance(image, np.ndarray):
+        return image[top:bottom, left:right]
+    if box == (0, 0, *image.size):
+        return image
+    return image.crop(box)
+
+
+def _resize(image: Image, size: tuple[int, int], resampling: Any) -> Image:
+    """Resizes to `size` (H, W); an array [H, W, C] channel by channel."""
+    if isinstance(image, np.ndarray):
+        planes = [PIL.Image.fromarray(plane) for plane in np.moveaxis(image, -1, 0)]
+        return np.stack([_resize(plane, size, resampling) for plane in planes], -1)
+    return image.resize((size[1], size[0]), resampling)

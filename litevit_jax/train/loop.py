@@ -1,0 +1,248 @@
+"""Feed, step, log, save, evaluate, stop: the same for every objective.
+
+Metrics of a step are read after the next one is dispatched, so the device never
+waits for the host. Everything is resumable from the step count alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from litevit_jax import checkpoint
+from litevit_jax.data import device
+from litevit_jax.train import progress, setup
+from litevit_jax.train import workdir as workdirs
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a run ended: `signal` is None when it is complete."""
+
+    step: int
+    results: dict[str, dict[str, Any]]
+    signal: int | None = None
+
+
+class Stop:
+    """Remembers SIGTERM and SIGINT so that the loop can save first."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def _note(self, number: int, _: Any) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+        self.signal = number
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Stop]:
+        """Handles both signals inside the block (main thread only)."""
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        old = [signal.signal(n, self._note) for n in numbers]
+        try:
+            yield self
+        finally:
+            for number, handler in zip(numbers, old, strict=True):
+                signal.signal(number, handler)
+
+
+class Run:
+    """One run from its latest checkpoint to its end."""
+
+    def __init__(self, job: setup.Job) -> None:
+        self.job = job
+        self.config = job.config
+        self.primary = jax.process_index() == 0
+        self.line = progress.Line()
+        self.clock = progress.Clock()
+        self.guard = progress.Guard(**self.config["nonfinite"])
+        keep = self.config["checkpoint"]["keep"]
+        self.checkpoints = checkpoint.Checkpoints(job.workdir, keep=keep)
+        log = self.config["log"]
+        self.writer = progress.Writer(
+            job.workdir, tensorboard=log["tensorboard"] and self.primary
+        )
+        self.results: dict[str, dict[str, Any]] = {}
+        self.pending: tuple[int, Any, np.ndarray] | None = None
+
+    def start(self) -> Any:
+        """The state to go on from: the latest checkpoint's, or a new one."""
+        restored = self.checkpoints.restore(self.job.state)
+        if restored is None:
+            return self.job.create()
+        state, meta = restored
+        self.guard.skipped = meta["skipped_steps"]
+        step = int(state.step)
+        self.line.say(f"resuming at step {step} of {self.job.total_steps}")
+        self.write(step, {"event": "resume"})
+        return state
+
+    def write(self, step: int, row: dict[str, Any]) -> None:
+        """Logs a row, on the first process."""
+        if self.primary:
+            self.writer.write(step, row)
+
+    def save(self, state: Any) -> None:
+        """Starts an asynchronous checkpoint of `state`."""
+        self.flush()
+        self.checkpoints.save(
+            state, config=self.config, skipped_steps=self.guard.skipped
+        )
+
+    def flush(self) -> None:
+        """Reads the metrics of the last dispatched step, if not read yet."""
+        if self.pending is None:
+            return
+        (step, metrics, index), self.pending = self.pending, None
+        metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        skipped = self.guard.check(step, metrics.pop("nonfinite") > 0, index)
+        if skipped is not None:
+            self.write(step, skipped)
+        every = self.config["log"]["every_steps"]
+        if step % every and step != self.job.total_steps:
+            return
+        row = {
+            "epoch": step / self.job.steps_per_epoch,
+            **metrics,
+            **self.clock.read(self.config["batch_size"]),
+        }
+        if self.guard.skipped:
+            row["skipped_steps"] = self.guard.skipped
+        self.clock.reset()
+        self.write(step, {**row, "time": time.time()})
+        text = progress.progress_text(row, step, self.job.total_steps)
+        self.line.show(text, keep=step == self.job.total_steps)
+
+    def evaluate(self, state: Any, step: int, titles: list[str]) -> None:
+        """Runs evaluators; keeps last and best in evals/<title>/result.json."""
+        self.flush()
+        for title in titles:
+            evaluator, _ = self.job.evaluators[title]
+            start = time.perf_counter()
+            numbers = evaluator.run(state, step=step)
+            seconds = time.perf_counter() - start
+            self.results[title] = workdirs.record_result(
+                self.job.workdir, title, {"step": step, **numbers}, evaluator.best
+            )
+            self.write(step, {f"{title}/{k}": v for k, v in numbers.items()})
+            said = "  ".join(f"{k} {_short(v)}" for k, v in numbers.items())
+            self.line.say(f"step {step}  {title}: {said}  ({seconds:.1f} s)")
+        self.clock.reset()
+
+    def due(self, step: int) -> list[str]:
+        """Titles of the evaluators that run after update `step`."""
+        last = step == self.job.total_steps
+        evaluators = self.job.evaluators.items()
+        return [t for t, (_, n) in evaluators if last or (n and step % n == 0)]
+
+    def train(self, state: Any, stop: Stop) -> Any:
+        """Updates `state` until the run is complete or a signal came."""
+        step = int(state.step)
+        every = self.config["checkpoint"]["every_steps"]
+        feed = device.feed(self.job.stream(step), self.job.mesh)
+        try:
+            with contextlib.closing(feed):
+                self.clock.reset()
+                while step < self.job.total_steps and stop.signal is None:
+                    fed = next(feed)
+                    with jax.transfer_guard("disallow"):
+                        state, metrics = self.job.step(state, fed.batch)
+                    step += 1
+                    self.clock.tick(fed.wait_s)
+                    self.flush()
+                    self.pending = (step, metrics, fed.index)
+                    if step % every == 0 or step == self.job.total_steps:
+                        self.save(state)
+                    titles = self.due(step)
+                    if titles:
+                        self.evaluate(state, step, titles)
+        finally:
+            # Also when bad data or numbers end the run: what was learned is kept.
+            self.pending = None
+            if int(state.step) > 0:
+                self.save(state)
+        return state
+
+    def finish(self, state: Any) -> None:
+        """Results of a complete run; runs what an earlier stop left out."""
+        step, missing = int(state.step), []
+        for title in self.job.evaluators:
+            result = workdirs.read_result(self.job.workdir, title)
+            if result is None or result["last"]["step"] != step:
+                missing.append(title)
+            else:
+                self.results[title] = result
+        self.evaluate(state, step, missing)
+
+    def close(self) -> None:
+        """Waits for the last checkpoint and closes the logs."""
+        self.checkpoints.wait()
+        self.checkpoints.close()
+        self.writer.close()
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def _announce(job: setup.Job, line: progress.Line) -> None:
+    """Says what runs where, and writes the environment and the parameter table."""
+    summary, table = setup.describe(job)
+    devices = [str(d) for d in jax.devices()]
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    if jax.process_index() == 0:
+        (job.workdir / "parameters.txt").write_text(table + "\n")
+        environment = workdirs.environment(versions, devices)
+        workdirs.append_line(job.workdir / "environment.jsonl", environment)
+    derived, data = job.config["derived"], job.config["data"]
+    line.say(
+        f"{job.config['name']}: {summary} (table in {job.workdir}/parameters.txt)\n"
+        f"{derived['train_examples']:,} training images from {data['source']}"
+        f"{' ' + data['dir'] if data['dir'] else ''}, {job.total_steps:,} steps of "
+        f"{job.config['batch_size']} on {len(devices)} {jax.devices()[0].platform} "
+        f"device(s), workdir {job.workdir}"
+    )
+
+
+def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
+    """Runs `config` in `workdir`, from where it stands there to its end.
+
+    Raises:
+      ValueError, KeyError, OSError: a mistake of the user's, before any compile.
+      BadDataError, FloatingPointError: during the run; the state is saved first.
+    """
+    job = setup.prepare(config, pathlib.Path(workdir))
+    this = Run(job)
+    _announce(job, this.line)
+    try:
+        with Stop().listening() as stop:
+            state = this.start()
+            state = this.train(state, stop)
+            step = int(state.step)
+            if step < job.total_steps:
+                this.checkpoints.wait()
+                this.line.say(f"stopped by signal {stop.signal}; saved step {step}")
+                return Outcome(step, this.results, stop.signal)
+            this.finish(state)
+            return Outcome(step, this.results)
+    finally:
+        this.close()
+        logging.flush()

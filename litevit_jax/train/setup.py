@@ -1,0 +1,447 @@
+"""A config -> everything a run needs; all that can be refused is refused here.
+
+Nothing is compiled until `prepare` returns: shapes are checked by abstract
+evaluation, data by listing it, the workdir by writing to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from litevit_jax import augment, checkpoint, registry, sharding
+from litevit_jax.data import ops as data_ops
+from litevit_jax.data import pipeline
+from litevit_jax.evaluators import base as evaluators_base
+from litevit_jax.train import optimizer as optimizers
+from litevit_jax.train import state as states
+from litevit_jax.train import step as steps
+from litevit_jax.train import workdir as workdirs
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run, ready to start.
+
+    Attributes:
+      config: resolved; plain dict as it is saved.
+      workdir: of the run.
+      mesh: devices.
+      objective: what is learned.
+      state: abstract TrainState with shardings.
+      create: () -> the initial TrainState on the mesh.
+      step: jitted (state, batch) -> (state, metrics).
+      stream: start step -> endless host batches.
+      evaluators: title -> (evaluator, every_steps).
+      resumes: whether the workdir holds this run already.
+      total_steps, steps_per_epoch: of the run.
+    """
+
+    config: dict[str, Any]
+    workdir: pathlib.Path
+    mesh: Mesh
+    objective: Any
+    state: states.TrainState
+    create: Callable[[], states.TrainState]
+    step: Callable[..., Any]
+    stream: Callable[[int], Any]
+    evaluators: dict[str, tuple[evaluators_base.Evaluator, int]]
+    resumes: bool
+    total_steps: int
+    steps_per_epoch: int
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
+    """Resolves `config`, checks it and builds the run.
+
+    Raises:
+      ValueError, KeyError, OSError: the user's mistake, named in the message.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch(config.batch_size, mesh, config.accum_steps)
+    loaded = _inherit(config)
+    source = functools.cache(functools.partial(_source, config.data))
+    _derive(config, source("train"))
+    transforms = {
+        "train": data_ops.train_ops(**_image_block(config.data)),
+        "eval": data_ops.eval_ops(**_image_block(config.data)),
+    }
+    ops = augment.make(config.augment.to_dict())
+    objective = _objective(config)
+    batch = _abstract_batch(config, ops)
+    variables = states.abstract_variables(objective, batch)
+    optimizer = _optimizer(config, variables.params)
+    create, shardings = states.creator(objective, optimizer, batch, mesh)
+    state = _abstract_state(create, shardings)
+    _check_fits(state.params, loaded, config)
+    plain = workdirs.plain(config.to_dict())
+    context = _context(config, objective, source, transforms["eval"], mesh, workdir)
+    evaluators = _evaluators(config, context, objective, variables, batch)
+    jitted = steps.make_train_step(
+        objective,
+        optimizer,
+        ops,
+        seed=config.seed,
+        mesh=mesh,
+        state_sharding=shardings,
+        accum_steps=config.accum_steps,
+    )
+    _check_step(jitted, state, config)
+    resumes = workdirs.open_run(workdir, plain)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    workdirs.check_space(workdir, size, config.checkpoint.keep)
+    return Job(
+        config=plain,
+        workdir=workdir,
+        mesh=mesh,
+        objective=objective,
+        state=state,
+        create=functools.partial(_start, create, shardings, loaded, config),
+        step=jitted,
+        stream=functools.partial(
+            _stream, config, source("train"), transforms["train"]
+        ),
+        evaluators=evaluators,
+        resumes=resumes,
+        total_steps=config.derived.total_steps,
+        steps_per_epoch=config.derived.steps_per_epoch,
+    )
+
+
+def _inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
+    """Reads `init`, and takes what the config leaves open from its run (or `like`'s).
+
+    Open are fields of the encoder that are None, and the data if its source is None.
+    """
+    loaded = None
+    if config.init and config.init != "random":
+        loaded = checkpoint.read_params(config.init)
+    like = None if loaded is None else loaded.config
+    if config.like:
+        like = _run_config(config.like)
+    encoder = config.objective.encoder
+    if like is not None:
+        theirs = like["objective"]["encoder"]
+        if encoder.variant is None:
+            _check_same(theirs, encoder, config.init or config.like)
+            encoder.update(theirs)
+        if config.data.source is None:
+            _take_data(config, like)
+    if config.data.source is None or (
+        encoder.variant is None and encoder.width is None
+    ):
+        raise ValueError(
+            f"{config.name}: which encoder and data? Give a pre-training run with "
+            "--config.init=RUN_DIR; or, to start from --config.init=random, either "
+            "--config.like=RUN_DIR (its encoder and data) or a variant (:digits)"
+        )
+    return loaded
+
+
+def _run_config(path: str) -> dict[str, Any]:
+    file = pathlib.Path(path) / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"--config.like={path}: no run directory there (no config.json)"
+        )
+    return json.loads(file.read_text())
+
+
+def _check_same(theirs: dict[str, Any], ours: ConfigDict, where: str) -> None:
+    for name, value in ours.items():
+        if value is not None and theirs.get(name) not in (None, value):
+            raise ValueError(
+                f"objective.encoder.{name}={value}, but the checkpoint {where} has "
+                f"{name}={theirs[name]}: another architecture; leave the field out to "
+                "take the checkpoint's"
+            )
+
+
+def _take_data(config: ConfigDict, like: dict[str, Any]) -> None:
+    """The other run's data and normalisation; what the recipe sets stays."""
+    ours = {k: v for k, v in config.data.items() if v is not None}
+    theirs = {k: tuple(v) if isinstance(v, list) else v for k, v in like["data"].items()}
+    if config.data.crop_scale is None and theirs["source"] != "digits":
+        ours["crop_scale"] = (0.08, 1.0)
+    config.data.update({**theirs, **ours})
+    config.augment.normalize.update(
+        {k: tuple(v) for k, v in like["augment"]["normalize"].items()}
+    )
+
+
+def _source(data: ConfigDict, split: str) -> Any:
+    name = data.train_split if split == "train" else data.eval_split
+    registry.check("split", split, ["eval", "train"])
+    return registry.make(
+        "data.sources",
+        data.source,
+        split=name,
+        dir=data.dir,
+        name=data.name,
+        holdout=data.holdout,
+    )
+
+
+def _derive(config: ConfigDict, source: Any) -> None:
+    """Adds config.derived: what follows from the data and the settings."""
+    per_epoch = max(len(source) // config.batch_size, 1)
+    total = config.steps
+    if total is None:
+        total = round(config.epochs * per_epoch)
+    if total < 1 or config.epochs <= 0:
+        raise ValueError(
+            f"steps={config.steps}, epochs={config.epochs}: a run needs at least one"
+        )
+    warmup = round(config.lr.warmup_epochs * per_epoch)
+    if config.steps is not None:  # a run of another length keeps its proportions
+        warmup = round(total * config.lr.warmup_epochs / config.epochs)
+    config.derived = {
+        "train_examples": len(source),
+        "train_fingerprint": source.fingerprint(),
+        "num_classes": len(source.classes),
+        "steps_per_epoch": per_epoch,
+        "total_steps": total,
+        "warmup_steps": warmup,
+        "peak_lr": config.lr.base * config.batch_size / 256,
+    }
+
+
+def _image_block(data: ConfigDict) -> dict[str, Any]:
+    width = data.image_size if data.image_width is None else data.image_width
+    return {
+        "image_size": (data.image_size, width),
+        "channels": data.channels,
+        "max_pixels": data.max_pixels,
+        "crop_scale": tuple(data.crop_scale),
+        "crop_ratio": tuple(data.crop_ratio),
+        "interpolation": data.interpolation,
+        "single_draw": data.single_draw,
+        "flip": data.flip,
+        "eval_crop_fraction": data.eval_crop_fraction,
+    }
+
+
+def _objective(config: ConfigDict) -> Any:
+    block = _without_none(config.objective.to_dict())
+    if "num_classes" in config.objective:
+        found = config.derived.num_classes
+        if not found:
+            raise ValueError(
+                f"objective {block['name']!r} needs labels, but data.source="
+                f"{config.data.source!r} at {config.data.dir} has no classes: give a "
+                "folder with one subfolder per class"
+            )
+        if block.setdefault("num_classes", found) < found:
+            raise ValueError(
+                f"objective.num_classes={block['num_classes']}, but the data has "
+                f"{found} classes; leave it out to take the data's"
+            )
+        config.objective.num_classes = block["num_classes"]
+    objective = registry.make("objectives", **block)
+    if config.accum_steps > 1 and not objective.accumulates:
+        raise ValueError(
+            f"accum_steps={config.accum_steps}: objective {block['name']!r} uses "
+            "statistics of the whole batch, which slices would change; set "
+            "--config.accum_steps=1"
+        )
+    return objective
+
+
+def _without_none(block: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in block.items()
+        if value is not None
+    }
+
+
+def _abstract_batch(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Any:
+    """The batch as the objective sees it, by shape."""
+    height, width = _image_block(config.data)["image_size"]
+    channels = len(config.augment.normalize.mean)
+    if channels != config.data.channels:
+        raise ValueError(
+            f"augment.normalize has {channels} means, data.channels is "
+            f"{config.data.channels}; give one mean and std per channel"
+        )
+    size = config.batch_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((size, height, width, channels), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+        "index": jax.ShapeDtypeStruct((size,), jnp.int32),
+        "slot": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+    return jax.eval_shape(
+        functools.partial(augment.apply, ops), jax.random.key(0), batch
+    )
+
+
+def _optimizer(config: ConfigDict, params: Any) -> optimizers.Optimizer:
+    schedule = optimizers.warmcos(
+        peak=config.derived.peak_lr,
+        total_steps=config.derived.total_steps,
+        warmup_steps=config.derived.warmup_steps,
+        start=config.lr.start,
+        end=config.lr.end,
+    )
+    return optimizers.make(params, schedule, **config.optimizer)
+
+
+def _abstract_state(create: Any, shardings: Any) -> states.TrainState:
+    abstract = jax.eval_shape(create, jax.random.key(0))
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        abstract,
+        shardings,
+    )
+
+
+def _check_fits(params: Any, loaded: Any, config: ConfigDict) -> None:
+    if loaded is None:
+        return
+    heads = loaded.config["objective"]["encoder"]
+    ours = _without_none(config.objective.encoder.to_dict())
+    theirs = _without_none(heads)
+    if _num_heads(ours) != _num_heads(theirs):
+        raise ValueError(
+            f"{config.init}: the checkpoint's encoder has {_num_heads(theirs)} heads, "
+            f"objective.encoder has {_num_heads(ours)}; the shapes agree but the "
+            "function does not"
+        )
+    _fill(params, loaded, config)
+
+
+def _num_heads(encoder: dict[str, Any]) -> int:
+    from litevit_jax.models import vit
+
+    return vit.make_encoder(**encoder).num_heads
+
+
+def _fill(params: Any, loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:
+    try:
+        return checkpoint.fill(
+            params, loaded.params, load=config.init_load, skip=config.init_skip
+        )
+    except ValueError as error:
+        raise ValueError(f"--config.init={config.init}: {error}") from None
+
+
+def _check_step(jitted: Any, state: Any, config: ConfigDict) -> None:
+    """Traces the whole step by shapes: a model that does not fit fails here."""
+    height, width = _image_block(config.data)["image_size"]
+    size = config.batch_size
+    shapes = {"image": (size, height, width, config.data.channels)}
+    batch = {
+        name: jax.ShapeDtypeStruct(shapes.get(name, (size,)), dtype)
+        for name, dtype in (
+            ("image", jnp.uint8), ("label", jnp.int32), ("index", jnp.int32)
+        )
+    }  # fmt: skip
+    jax.eval_shape(jitted, state, batch)
+
+
+def _start(
+    create: Any, shardings: Any, loaded: Any, config: ConfigDict
+) -> states.TrainState:
+    """The initial state, on the mesh, with the parameters of `init` in place."""
+    state = create(jax.random.key(config.seed))
+    if loaded is None:
+        return state
+    filled = _fill(state.params, loaded, config)
+    return state.replace(params=jax.device_put(filled, shardings.params))
+
+
+def _stream(config: ConfigDict, source: Any, transform: Any, start_step: int) -> Any:
+    return pipeline.train_batches(
+        source,
+        transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+        threads=config.data.threads,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+
+
+def _context(
+    config: ConfigDict,
+    objective: Any,
+    source: Callable[[str], Any],
+    transform: Any,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+) -> evaluators_base.Context:
+    normalize = config.augment.normalize
+    ops = augment.make({"normalize": normalize.to_dict()})
+
+    def predict(params: Any, model_state: Any, batch: dict[str, Any]) -> Any:
+        batch = augment.apply(ops, jax.random.key(0), batch)
+        return objective.predict(params, model_state, batch)
+
+    # No larger than training's: what fits there fits here.
+    size = min(config.batch_size, max(256, mesh.size))
+    size = max(size // mesh.size, 1) * mesh.size
+    batches = functools.partial(
+        pipeline.eval_batches,
+        transform=transform,
+        batch_size=size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+        threads=config.data.threads,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+    return evaluators_base.Context(
+        predict=predict,
+        source=source,
+        batches=batches,
+        mesh=mesh,
+        outdir=workdir / "pictures",
+        mean=tuple(normalize.mean),
+        std=tuple(normalize.std),
+        num_classes=config.derived.num_classes,
+    )
+
+
+def _evaluators(
+    config: ConfigDict, context: Any, objective: Any, variables: Any, batch: Any
+) -> dict[str, tuple[evaluators_base.Evaluator, int]]:
+    made = {}
+    predicted = jax.eval_shape(
+        objective.predict, variables.params, variables.model_state, batch
+    )
+    for title, block in config.evals.items():
+        kwargs = block.to_dict()
+        name, every = kwargs.pop("name"), kwargs.pop("every_steps")
+        evaluator = registry.make("evaluators", name, context=context, **kwargs)
+        evaluators_base.check(name, evaluator, predicted, config.objective.name)
+        for split in {kwargs.get(key) for key in ("split", "bank")} - {None}:
+            context.source(split)  # a missing split is found now, not after hours
+        made[title] = (evaluator, every)
+    return made
+
+
+def describe(job: Job) -> tuple[str, str]:
+    """(one line about the parameters, clu's table of all of them)."""
+    from clu import parameter_overview
+
+    params = job.state.params
+    counts = {k: sum(np.prod(x.shape, dtype=int) for x in jax.tree.leaves(v))
+              for k, v in params.items()}  # fmt: skip
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    table = parameter_overview.get_parameter_overview(params, include_stats=False)
+    return f"{sum(counts.values()):,} parameters: {parts}", table

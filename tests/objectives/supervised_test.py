@@ -1,0 +1,188 @@
+"""Classification: parity with the reference, pooling, heads and their state."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from litevit_jax.objectives import mae, supervised
+from tests import golden
+
+KEY = jax.random.key(0)
+ENCODER = {"width": 24, "depth": 2, "num_heads": 3, "patch_size": 4}
+BATCH = {
+    "image": jax.random.normal(jax.random.key(7), (6, 16, 16, 3)),
+    "label": jnp.array([0, 1, 2, 3, 4, 0]),
+}
+
+
+def make(**kwargs):
+    return supervised.make(
+        **{"encoder": ENCODER, "num_classes": 5, "dtype": "float32"} | kwargs
+    )
+
+
+@pytest.mark.parametrize(
+    ("pool", "first", "last", "argmax"),
+    [
+        (
+            "avg",
+            [0.52863, 0.426949, 0.143044, 0.756373],
+            [-0.1026, 0.577825, 0.345486, 0.140178],
+            [372, 372],
+        ),
+        ("cls", [0.612886, 0.0430752, 0.318717, -0.131084], None, [330, 372]),
+    ],
+)
+def test_recorded_logits(pool, first, last, argmax):
+    """The reference's learned positions hold the sin-cos table there."""
+    encoder = {"variant": "tiny", "pos_embed": "learned_sincos"}
+    objective, image = (
+        make(encoder=encoder, num_classes=1000, pool=pool),
+        golden.images(2),
+    )
+    start = jax.jit(objective.init)(KEY, {"image": image}).params
+    params = golden.params_like(start)
+    logits = jax.jit(objective.predict)(params, {}, {"image": image})["logits"]
+    golden.assert_close(logits[0, :4], first)
+    if last is not None:
+        golden.assert_close(logits[1, 996:], last)
+    assert logits.argmax(axis=1).tolist() == argmax
+
+
+@pytest.mark.parametrize(
+    ("variant", "total"),
+    [
+        ("tiny", 5_717_416),
+        ("small", 22_050_664),
+        ("base", 86_567_656),
+        ("large", 304_326_632),
+        ("huge", 632_045_800),
+    ],
+)
+def test_parameter_counts_with_1000_classes(variant, total):
+    objective = make(encoder={"variant": variant}, num_classes=1000)
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    params = jax.eval_shape(objective.init, KEY, {"image": image}).params
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == total
+
+
+@pytest.fixture(scope="module", params=["linear", "probe", "probe_bn"])
+def with_head(request):
+    pool = "cls" if request.param.startswith("probe") else "avg"
+    objective = make(head=request.param, pool=pool, label_smoothing=0.1)
+    return objective, jax.jit(objective.init)(KEY, BATCH)
+
+
+def test_loss_is_smoothed_cross_entropy(with_head):
+    objective, (params, state, teacher) = with_head
+    loss, (metrics, _) = jax.jit(objective.loss)(params, state, teacher, BATCH, KEY)
+    logits = np.asarray(training_logits(objective, params, state), np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    target = 0.9 * np.eye(5)[BATCH["label"]] + 0.02
+    expected = -(target * log_probs).sum(-1).mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    top1 = (logits.argmax(-1) == np.asarray(BATCH["label"])).mean()
+    np.testing.assert_allclose(metrics["top1"], top1, rtol=1e-6)
+
+
+def training_logits(objective, params, state):
+    """Logits with BatchNorm, where there is one, written out over the batch."""
+    found = objective.predict(params, state, BATCH)
+    x = np.asarray(found["features"], np.float64)
+    if state:
+        x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
+    return x @ params["head"]["fc"]["kernel"] + params["head"]["fc"]["bias"]
+
+
+def test_only_batch_norm_has_state(with_head):
+    objective, (params, state, teacher) = with_head
+    assert teacher == {}
+    assert bool(state) == (not objective.accumulates) == objective.head.batch_norm
+    _, (_, new_state) = jax.jit(objective.loss)(params, state, teacher, BATCH, KEY)
+    assert jax.tree.structure(new_state) == jax.tree.structure(state)
+    if state:
+        features = objective.predict(params, state, BATCH)["features"]
+        mean = 0.1 * features.mean(axis=0)
+        got = new_state["head"]["bn"]["mean"]
+        np.testing.assert_allclose(got, mean, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_uses_running_statistics():
+    objective = make(head="probe_bn", pool="cls")
+    params, state, _ = jax.jit(objective.init)(KEY, BATCH)
+    predict = jax.jit(objective.predict)
+    whole = predict(params, state, BATCH)["logits"]
+    one = predict(params, state, {"image": BATCH["image"][2:3]})["logits"]
+    np.testing.assert_allclose(one, whole[2:3], atol=1e-5)
+    shifted = jax.tree.map(lambda x: x + 1, state)
+    assert abs(predict(params, shifted, BATCH)["logits"] - whole).max() > 1e-3
+
+
+def test_average_pooling_norms_after_the_mean():
+    objective = make()
+    params = jax.jit(objective.init)(KEY, BATCH).params
+    assert "norm" not in params["encoder"]
+    variables = {"params": params["encoder"]}
+    _, found = objective.encoder.apply(variables, BATCH["image"])
+    x = np.asarray(found["pre_norm"][:, 1:]).mean(axis=1)
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(
+        x.var(-1, keepdims=True) + 1e-6
+    )
+    features = objective.predict(params, {}, BATCH)["features"]
+    np.testing.assert_allclose(features, expected, atol=1e-4)
+
+
+def test_frozen_encoder_gets_no_gradient():
+    objective = make(frozen_encoder=True, pool="cls", head="probe")
+    params = jax.jit(objective.init)(KEY, BATCH).params
+    grads = jax.jit(jax.grad(lambda p: objective.loss(p, {}, {}, BATCH, KEY)[0]))(
+        params
+    )
+    assert all(not leaf.any() for leaf in jax.tree.leaves(grads["encoder"]))
+    assert abs(grads["head"]["fc"]["kernel"]).max() > 0
+
+
+def test_soft_labels_equal_hard_ones():
+    objective = make(label_smoothing=0.1)
+    params = jax.jit(objective.init)(KEY, BATCH).params
+    soft = BATCH | {"label": jax.nn.one_hot(BATCH["label"], 5)}
+    loss = jax.jit(objective.loss)
+    hard, found = (loss(params, {}, {}, batch, KEY)[0] for batch in (BATCH, soft))
+    np.testing.assert_allclose(hard, found, rtol=1e-6)
+
+
+def test_drop_path_makes_the_loss_depend_on_the_key_and_slot():
+    objective = make(encoder=ENCODER | {"drop_path": 0.5})
+    params = jax.jit(objective.init)(KEY, BATCH).params
+    loss = jax.jit(lambda batch, key: objective.loss(params, {}, {}, batch, key)[0])
+    assert loss(BATCH, KEY) == loss(BATCH, KEY) != loss(BATCH, jax.random.key(1))
+    order = np.array([4, 0, 5, 2, 1, 3])
+    moved = {name: x[order] for name, x in BATCH.items()} | {"slot": order}
+    np.testing.assert_allclose(loss(moved, KEY), loss(BATCH, KEY), rtol=1e-5)
+
+
+def test_an_mae_encoder_fits_by_name():
+    pretrain = mae.make(
+        encoder=ENCODER, decoder={"width": 16, "depth": 1, "num_heads": 2}
+    )
+    probe = make(encoder=ENCODER | {"pos_embed": "sincos"}, pool="cls")
+    trees = [jax.eval_shape(o.init, KEY, BATCH).params for o in (pretrain, probe)]
+    assert trees[0]["encoder"] == trees[1]["encoder"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"pool": "mean"}, r"pool 'mean' unknown; choose from avg, cls"),
+        ({"head": "liner"}, r"head 'liner' unknown; did you mean linear"),
+        ({"label_smoothing": 1.0}, r"label_smoothing=1.0, expected 0 <= value < 1"),
+        ({"num_classes": 0}, r"num_classes=0, expected at least 1"),
+    ],
+)
+def test_errors_say_what_to_do(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make(**kwargs)
