@@ -8,6 +8,20 @@ from ml_collections import config_dict
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# Fields of the data block that an evaluation takes from the run it evaluates.
+OPEN_DATA = (
+    "source",
+    "name",
+    "train_split",
+    "eval_split",
+    "image_size",
+    "channels",
+    "crop_scale",
+    "crop_ratio",
+    "flip",
+    "eval_crop_fraction",
+)
+
 DATA_VARIANTS = ("imagenet2012", "digits", "folder", "arrays")
 
 
@@ -141,6 +155,16 @@ def use_data(config, said):
         config.augment.normalize = {"mean": (0.305,), "std": (0.376,)}
     if kind and kind != "imagenet2012":
         config.name = f"{config.name}-{kind}"
+
+
+def leave_data_open(config):
+    """Data and normalisation are those of the run named by `init` or `like`."""
+    for name in OPEN_DATA:
+        config.data[name] = config_dict.placeholder(type(config.data[name]))
+    config.augment.normalize = {
+        "mean": config_dict.placeholder(tuple),
+        "std": config_dict.placeholder(tuple),
+    }
 
 
 def use_small_model(config):

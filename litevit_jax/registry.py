@@ -41,7 +41,7 @@ def check(kind: str, name: str, known: list[str]) -> str:
     return name
 
 
-def make(folder: str, name: str, **kwargs: Any) -> Any:
+def make(folder: str, name: str, /, **kwargs: Any) -> Any:
     """Builds plug-in `name` of `folder` with its `make(**kwargs)`.
 
     Raises:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +18,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import augment, checkpoint, registry, sharding
+from litevit_jax import augment, registry, sharding
 from litevit_jax.data import ops as data_ops
 from litevit_jax.data import pipeline
 from litevit_jax.evaluators import base as evaluators_base
+from litevit_jax.train import inherit
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
@@ -69,9 +69,11 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     """
     config = config.copy_and_resolve_references().unlock()
     mesh = sharding.make_mesh(**config.mesh)
-    sharding.check_batch(config.batch_size, mesh, config.accum_steps)
-    loaded = _inherit(config)
+    loaded = inherit.inherit(config)
     source = functools.cache(functools.partial(_source, config.data))
+    if config.batch_size is None:
+        config.batch_size = _batch_size(config, len(source("train")), mesh)
+    sharding.check_batch(config.batch_size, mesh, config.accum_steps)
     _derive(config, source("train"))
     transforms = {
         "train": data_ops.train_ops(**_image_block(config.data)),
@@ -84,7 +86,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     optimizer = _optimizer(config, variables.params)
     create, shardings = states.creator(objective, optimizer, batch, mesh)
     state = _abstract_state(create, shardings)
-    _check_fits(state.params, loaded, config)
+    inherit.check(state.params, loaded, config)
     plain = workdirs.plain(config.to_dict())
     context = _context(config, objective, source, transforms["eval"], mesh, workdir)
     evaluators = _evaluators(config, context, objective, variables, batch)
@@ -119,67 +121,6 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     )
 
 
-def _inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
-    """Reads `init`, and takes what the config leaves open from its run (or `like`'s).
-
-    Open are fields of the encoder that are None, and the data if its source is None.
-    """
-    loaded = None
-    if config.init and config.init != "random":
-        loaded = checkpoint.read_params(config.init)
-    like = None if loaded is None else loaded.config
-    if config.like:
-        like = _run_config(config.like)
-    encoder = config.objective.encoder
-    if like is not None:
-        theirs = like["objective"]["encoder"]
-        if encoder.variant is None:
-            _check_same(theirs, encoder, config.init or config.like)
-            encoder.update(theirs)
-        if config.data.source is None:
-            _take_data(config, like)
-    if config.data.source is None or (
-        encoder.variant is None and encoder.width is None
-    ):
-        raise ValueError(
-            f"{config.name}: which encoder and data? Give a pre-training run with "
-            "--config.init=RUN_DIR; or, to start from --config.init=random, either "
-            "--config.like=RUN_DIR (its encoder and data) or a variant (:digits)"
-        )
-    return loaded
-
-
-def _run_config(path: str) -> dict[str, Any]:
-    file = pathlib.Path(path) / "config.json"
-    if not file.exists():
-        raise FileNotFoundError(
-            f"--config.like={path}: no run directory there (no config.json)"
-        )
-    return json.loads(file.read_text())
-
-
-def _check_same(theirs: dict[str, Any], ours: ConfigDict, where: str) -> None:
-    for name, value in ours.items():
-        if value is not None and theirs.get(name) not in (None, value):
-            raise ValueError(
-                f"objective.encoder.{name}={value}, but the checkpoint {where} has "
-                f"{name}={theirs[name]}: another architecture; leave the field out to "
-                "take the checkpoint's"
-            )
-
-
-def _take_data(config: ConfigDict, like: dict[str, Any]) -> None:
-    """The other run's data and normalisation; what the recipe sets stays."""
-    ours = {k: v for k, v in config.data.items() if v is not None}
-    theirs = {k: tuple(v) if isinstance(v, list) else v for k, v in like["data"].items()}
-    if config.data.crop_scale is None and theirs["source"] != "digits":
-        ours["crop_scale"] = (0.08, 1.0)
-    config.data.update({**theirs, **ours})
-    config.augment.normalize.update(
-        {k: tuple(v) for k, v in like["augment"]["normalize"].items()}
-    )
-
-
 def _source(data: ConfigDict, split: str) -> Any:
     name = data.train_split if split == "train" else data.eval_split
     registry.check("split", split, ["eval", "train"])
@@ -191,6 +132,14 @@ def _source(data: ConfigDict, split: str) -> Any:
         name=data.name,
         holdout=data.holdout,
     )
+
+
+def _batch_size(config: ConfigDict, examples: int, mesh: Mesh) -> int:
+    """A power of two (times the devices) with at least 8 updates an epoch."""
+    size = mesh.size
+    while size * 2 <= min(config.batch_size_at_most, examples // 8):
+        size *= 2
+    return size
 
 
 def _derive(config: ConfigDict, source: Any) -> None:
@@ -233,7 +182,7 @@ def _image_block(data: ConfigDict) -> dict[str, Any]:
 
 
 def _objective(config: ConfigDict) -> Any:
-    block = _without_none(config.objective.to_dict())
+    block = inherit.without_none(config.objective.to_dict())
     if "num_classes" in config.objective:
         found = config.derived.num_classes
         if not found:
@@ -248,22 +197,15 @@ def _objective(config: ConfigDict) -> Any:
                 f"{found} classes; leave it out to take the data's"
             )
         config.objective.num_classes = block["num_classes"]
-    objective = registry.make("objectives", **block)
+    name = block.pop("name")
+    objective = registry.make("objectives", name, **block)
     if config.accum_steps > 1 and not objective.accumulates:
         raise ValueError(
-            f"accum_steps={config.accum_steps}: objective {block['name']!r} uses "
+            f"accum_steps={config.accum_steps}: objective {name!r} uses "
             "statistics of the whole batch, which slices would change; set "
             "--config.accum_steps=1"
         )
     return objective
-
-
-def _without_none(block: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_none(value) if isinstance(value, dict) else value
-        for key, value in block.items()
-        if value is not None
-    }
 
 
 def _abstract_batch(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Any:
@@ -307,36 +249,6 @@ def _abstract_state(create: Any, shardings: Any) -> states.TrainState:
     )
 
 
-def _check_fits(params: Any, loaded: Any, config: ConfigDict) -> None:
-    if loaded is None:
-        return
-    heads = loaded.config["objective"]["encoder"]
-    ours = _without_none(config.objective.encoder.to_dict())
-    theirs = _without_none(heads)
-    if _num_heads(ours) != _num_heads(theirs):
-        raise ValueError(
-            f"{config.init}: the checkpoint's encoder has {_num_heads(theirs)} heads, "
-            f"objective.encoder has {_num_heads(ours)}; the shapes agree but the "
-            "function does not"
-        )
-    _fill(params, loaded, config)
-
-
-def _num_heads(encoder: dict[str, Any]) -> int:
-    from litevit_jax.models import vit
-
-    return vit.make_encoder(**encoder).num_heads
-
-
-def _fill(params: Any, loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:
-    try:
-        return checkpoint.fill(
-            params, loaded.params, load=config.init_load, skip=config.init_skip
-        )
-    except ValueError as error:
-        raise ValueError(f"--config.init={config.init}: {error}") from None
-
-
 def _check_step(jitted: Any, state: Any, config: ConfigDict) -> None:
     """Traces the whole step by shapes: a model that does not fit fails here."""
     height, width = _image_block(config.data)["image_size"]
@@ -358,7 +270,7 @@ def _start(
     state = create(jax.random.key(config.seed))
     if loaded is None:
         return state
-    filled = _fill(state.params, loaded, config)
+    filled = inherit.fill(state.params, loaded, config)
     return state.replace(params=jax.device_put(filled, shardings.params))
 
 

@@ -1,0 +1,216 @@
+"""The command line: --config, --workdir, and what to do when ImageNet is missing.
+
+Importing this module loads neither JAX nor TensorFlow, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pathlib
+import sys
+import traceback
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_PREEMPTED = 42  # SIGTERM: saved, start the same command again to go on
+EXIT_INTERRUPTED = 130  # Ctrl-C: saved as well
+
+# Variables that a launcher of several hosts sets, and from which count on.
+_HOST_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
+_HOST_LISTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Parses `argv` into `values`; a mistake is told in one message, without trace.
+
+    Raises:
+      SystemExit: the command line cannot be used.
+    """
+    try:
+        rest = values(argv)
+    except (flags.Error, AttributeError, KeyError, OSError, ValueError, TypeError) as e:
+        raise SystemExit(_usage(_explain(e, argv, values))) from None
+    if len(rest) > 1:
+        raise SystemExit(_usage(f"unexpected argument {rest[1]!r}"))
+    return rest
+
+
+def _usage(text: str) -> int:
+    print(f"error: {text}\n(python main.py --help shows the flags)", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _explain(error: Exception, argv: list[str], values: flags.FlagValues) -> str:
+    for name in _config_fields(argv):
+        unknown = _unknown_field(name, values)
+        if unknown:
+            return unknown
+    last = str(error).strip().splitlines()[-1].strip().strip("'\"")
+    if isinstance(error, OSError) or "No such file" in last:
+        return f"{_config_path(argv)}: no such config file; {_config_files(argv)}"
+    return last.removeprefix("ValueError: ")
+
+
+def _config_fields(argv: list[str]) -> list[str]:
+    given = (a.lstrip("-").partition("=")[0] for a in argv if a.startswith("--config."))
+    return [name.removeprefix("config.") for name in given]
+
+
+def _config_path(argv: list[str]) -> str:
+    for place, argument in enumerate(argv):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if name == "config":
+            value = value if equals else "".join(argv[place + 1 : place + 2])
+            return value.partition(":")[0]
+    return "--config"
+
+
+def _config_files(argv: list[str]) -> str:
+    known = sorted(f"configs/{p.name}" for p in (_ROOT / "configs").glob("[!_c]*.py"))
+    near = difflib.get_close_matches(_config_path(argv), known, n=2)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{hint}choose from {', '.join(known)}"
+
+
+def _unknown_field(name: str, values: flags.FlagValues) -> str | None:
+    """What is wrong with the field `a.b.c` of --config.a.b.c=, if it does not exist."""
+    try:
+        block = values["config"].value
+    except (OSError, KeyError, AttributeError):
+        return None
+    place = "config"
+    for key in name.split("."):
+        keys = sorted(block) if hasattr(block, "keys") else []
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            has = f"it has {', '.join(keys)}" if keys else "it is a value"
+            return f"--config.{name}: {place} has no field {key!r}; {hint}{has}"
+        block, place = block[key], f"{place}.{key}"
+    return None
+
+
+def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
+    """Runs the job of the parsed flags; returns the exit code."""
+    logging.set_verbosity(logging.WARNING)
+    workdir = values.workdir
+    config = values["config"].value
+    if config is None:
+        return _usage("--config is missing, for example --config=configs/mae_tiny.py")
+    try:
+        if _imagenet_is_missing(config):
+            config, workdir = _quick_start(config, workdir, argv)
+        workdir = workdir or os.path.join("runs", config.name)
+        return _train(config, workdir)
+    except SystemExit:
+        raise
+    except Exception as error:
+        return _report(error)
+
+
+def _train(config: Any, workdir: str) -> int:
+    import signal
+
+    from litevit_jax.train import loop
+
+    outcome = loop.run(config, workdir)
+    if outcome.signal is not None:
+        terminated = outcome.signal == signal.SIGTERM
+        return EXIT_PREEMPTED if terminated else EXIT_INTERRUPTED
+    for title, result in outcome.results.items():
+        print(f"{title}: {_summary(result)}")
+    print(f"done: step {outcome.step}, everything is in {workdir}")
+    return EXIT_OK
+
+
+def _summary(result: dict[str, Any]) -> str:
+    def row(numbers: dict[str, Any]) -> str:
+        shown = (f"{k} {v:.4g}" for k, v in numbers.items() if k not in ("step", "n"))
+        return f"{'  '.join(shown)} (step {numbers['step']}, n {numbers['n']})"
+
+    text = f"last {row(result['last'])}"
+    return text + (f"; best {row(result['best'])}" if "best" in result else "")
+
+
+def _report(error: Exception) -> int:
+    """Says what went wrong: our own errors as a message, others with their trace."""
+    frames = traceback.extract_tb(error.__traceback__)
+    deliberate = isinstance(
+        error, ValueError | KeyError | OSError | RuntimeError | FloatingPointError
+    )
+    ours = frames and pathlib.Path(frames[-1].filename).is_relative_to(_ROOT)
+    inside = "site-packages" in frames[-1].filename if frames else False
+    if deliberate and ours and not inside and "LITEVIT_TRACEBACK" not in os.environ:
+        text = error.args[0] if isinstance(error, KeyError) else error
+        print(f"error: {text}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, ValueError | KeyError) else EXIT_FAILED
+    traceback.print_exception(error)
+    return EXIT_FAILED
+
+
+def _imagenet_is_missing(config: Any) -> bool:
+    """Whether nobody said where ImageNet is and it is not at the default place."""
+    from litevit_jax.data.sources import tfds
+
+    data = config.data
+    named = data.dir or data.required or os.environ.get("TFDS_DATA_DIR")
+    return data.source == "tfds" and not named and tfds.locate(data.name) is None
+
+
+def _several_hosts() -> bool:
+    counts = (os.environ.get(name, "1") for name in _HOST_COUNTS)
+    if any(count.isdigit() and int(count) > 1 for count in counts):
+        return True
+    if any("," in os.environ.get(name, "") for name in _HOST_LISTS):
+        return True
+    import jax
+
+    return jax.process_count() > 1
+
+
+def _quick_start(config: Any, workdir: str | None, argv: list[str]) -> tuple[Any, str]:
+    """The digits variant of the same recipe, announced; an error on several hosts."""
+    name, path = config.data.name, _config_path(argv)
+    ways = (
+        f"  prepare it:     python -m litevit_jax.data.prepare --name={name} "
+        "--data_dir=DIR --manual_dir=TARS\n"
+        f"  require it:     --config={path}:{name} or --config.data.dir=DIR\n"
+        f"  a folder:       --config={path}:data=folder,path=DIR"
+    )
+    if _several_hosts():
+        raise FileNotFoundError(
+            f"{name} was not found in ~/tensorflow_datasets, and the embedded quick "
+            f"start is for a single host:\n{ways}"
+        )
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    parse(_with_variant(argv, "digits"), values)
+    small = values.config
+    workdir = f"{workdir or os.path.join('runs', config.name)}-digits"
+    print(
+        f"{name} was not found in ~/tensorflow_datasets, and no place was named.\n"
+        f"Running the embedded quick start instead: digits, small encoder, in {workdir}"
+        f"\n{ways}",
+        flush=True,
+    )
+    return small, workdir
+
+
+def _with_variant(argv: list[str], variant: str) -> list[str]:
+    """`argv` with `variant` added to the argument of --config."""
+    joined = []
+    rest = iter(argv)
+    for argument in rest:
+        if argument in ("--config", "-config"):
+            argument = f"--config={next(rest)}"
+        if argument.lstrip("-").startswith("config="):
+            argument += ("," if ":" in argument else ":") + variant
+        joined.append(argument)
+    return joined
