@@ -40,7 +40,7 @@ def parse_arg(arg, flags=(), values=()):
     words = [*DATA_VARIANTS, "smoke", *flags]
     names = ["data", "path", *values]
     said = {"data": None, "path": None, "smoke": False}
-    said.update({name: False for name in flags} | {name: None for name in values})
+    said.update(dict.fromkeys(flags, False) | dict.fromkeys(values))
     for piece in filter(None, (arg or "").split(",")):
         name, equals, value = piece.partition("=")
         known = names if equals else words

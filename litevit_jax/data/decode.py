@@ -24,8 +24,10 @@ PIL.Image.MAX_IMAGE_PIXELS = None
 # Damaged metadata (common in ImageNet's EXIF) says nothing about the pixels.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
+# Plug-ins are found once, here, rather than by several threads at a time.
+PIL.Image.init()
 # Others are slow, or start programs (EPS).
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
 
 _ORIENTATION_TAG = 0x0112
 _UNDO_ORIENTATION = {
@@ -92,10 +94,10 @@ class Decode:
                 f"array of {image.dtype} {image.shape}; expected uint8 [H, W] or "
                 "[H, W, C]"
             )
-        image = image.reshape(*image.shape[:2], -1)
-        height, width, channels = image.shape
         if image.size == 0:
             raise DecodeError(f"array of shape {image.shape} has no pixel")
+        image = image.reshape(*image.shape[:2], -1)
+        height, width, channels = image.shape
         self._check_pixels(width, height)
         if channels != self.channels and {channels, self.channels} != {1, 3}:
             raise DecodeError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -125,20 +126,28 @@ class Stream:
         self._limit = limit
         self._batch_size = reading.batch_size
         self._iterator = iter(reading.dataset(examples))
+        # Also when the stream is dropped, or the program ends without closing it.
+        self._close = weakref.finalize(self, self._iterator.close)
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        # The first example ends a finite stream: its length is whole batches.
-        batch = self._empty_batch()
-        for row in range(self._batch_size):
-            self._put(batch, row, next(self._iterator))
-        return batch
+        if not self._close.alive:
+            raise StopIteration
+        try:
+            # A finite stream ends at a first row: its length is whole batches.
+            batch = self._empty_batch()
+            for row in range(self._batch_size):
+                self._put(batch, row, next(self._iterator))
+            return batch
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Stops reading ahead; the stream cannot be used afterwards."""
-        self._iterator.close()
+        """Stops reading ahead; the stream is then at its end."""
+        self._close()
 
     def _empty_batch(self) -> dict[str, np.ndarray]:
         size = self._batch_size
@@ -159,7 +168,6 @@ class Stream:
             if self._masked:
                 batch["mask"][row] = 1
         elif not self._masked:
-            self.close()
             raise BadDataError(
                 f"{_MAX_REPLACEMENTS} examples in a row cannot be read; "
                 + self._limit.describe(self.bad)
@@ -171,7 +179,6 @@ class Stream:
         self.bad[name] = reason
         _log.warning("unreadable, skipped: %s: %s", name, reason)
         if self._limit.exceeded(self.bad):
-            self.close()
             raise BadDataError(self._limit.describe(self.bad))
 
 

@@ -68,7 +68,9 @@ def _check_same(theirs: dict[str, Any], ours: ConfigDict, where: str) -> None:
 def _take_data(config: ConfigDict, like: dict[str, Any]) -> None:
     """The other run's data and normalisation; what the recipe sets stays."""
     ours = {k: v for k, v in config.data.items() if v is not None}
-    theirs = {k: tuple(v) if isinstance(v, list) else v for k, v in like["data"].items()}
+    theirs = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in like["data"].items()
+    }
     config.data.update({**theirs, **ours})
     config.augment.normalize.update(
         {k: tuple(v) for k, v in like["augment"]["normalize"].items()}

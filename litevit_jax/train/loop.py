@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import pathlib
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,9 +20,8 @@ from ml_collections import ConfigDict
 from litevit_jax import checkpoint
 from litevit_jax.data import device
 from litevit_jax.train import progress, setup
+from litevit_jax.train import stop as stops
 from litevit_jax.train import workdir as workdirs
-
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 @dataclasses.dataclass
@@ -36,32 +31,6 @@ class Outcome:
     step: int
     results: dict[str, dict[str, Any]]
     signal: int | None = None
-
-
-class Stop:
-    """Remembers SIGTERM and SIGINT so that the loop can save first."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def _note(self, number: int, _: Any) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C does not wait
-        self.signal = number
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[Stop]:
-        """Handles both signals inside the block (main thread only)."""
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        old = [signal.signal(n, self._note) for n in numbers]
-        try:
-            yield self
-        finally:
-            for number, handler in zip(numbers, old, strict=True):
-                signal.signal(number, handler)
 
 
 class Run:
@@ -153,7 +122,7 @@ class Run:
         evaluators = self.job.evaluators.items()
         return [t for t, (_, n) in evaluators if last or (n and step % n == 0)]
 
-    def train(self, state: Any, stop: Stop) -> Any:
+    def train(self, state: Any, stop: stops.Stop) -> Any:
         """Updates `state` until the run is complete or a signal came."""
         step = int(state.step)
         every = self.config["checkpoint"]["every_steps"]
@@ -204,22 +173,14 @@ def _short(value: float) -> str:
 
 
 def _announce(job: setup.Job, line: progress.Line) -> None:
-    """Says what runs where, and writes the environment and the parameter table."""
+    """Says what runs where; writes the environment and the parameter table."""
     summary, table = setup.describe(job)
-    devices = [str(d) for d in jax.devices()]
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     if jax.process_index() == 0:
         (job.workdir / "parameters.txt").write_text(table + "\n")
-        environment = workdirs.environment(versions, devices)
+        devices = [str(d) for d in jax.devices()]
+        environment = workdirs.environment(devices)
         workdirs.append_line(job.workdir / "environment.jsonl", environment)
-    derived, data = job.config["derived"], job.config["data"]
-    line.say(
-        f"{job.config['name']}: {summary} (table in {job.workdir}/parameters.txt)\n"
-        f"{derived['train_examples']:,} training images from {data['source']}"
-        f"{' ' + data['dir'] if data['dir'] else ''}, {job.total_steps:,} steps of "
-        f"{job.config['batch_size']} on {len(devices)} {jax.devices()[0].platform} "
-        f"device(s), workdir {job.workdir}"
-    )
+    line.say(summary)
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
@@ -233,7 +194,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
     this = Run(job)
     _announce(job, this.line)
     try:
-        with Stop().listening() as stop:
+        with stops.Stop().listening() as stop:
             state = this.start()
             state = this.train(state, stop)
             step = int(state.step)

@@ -22,7 +22,6 @@ from litevit_jax import registry
 PyTree = Any
 
 
-
 def path_of(keys: Sequence[Any]) -> str:
     """'encoder/norm/scale' for a key path of jax.tree_util."""
     return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
@@ -66,7 +65,6 @@ def merge(one: PyTree, other: PyTree) -> PyTree:
     )
 
 
-
 def warmcos(
     *, peak: float, total_steps: int, warmup_steps: int, start: float, end: float
 ) -> Callable[[Any], jax.Array]:
@@ -93,7 +91,6 @@ def warmcos(
         return jnp.where(k < warmup_steps, warm, peak * c + end * (1 - c))
 
     return lr
-
 
 
 def adamw(

@@ -67,8 +67,7 @@ class Line:
     def show(self, text: str, *, keep: bool = False) -> None:
         """Shows `text` in place of the last line; `keep` leaves it standing."""
         if not self._live:
-            if keep:
-                print(text, file=self._stream, flush=True)
+            print(text, file=self._stream, flush=True)
             return
         padding = " " * max(self._width - len(text), 0)
         end = "\n" if keep else ""

@@ -71,10 +71,12 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     mesh = sharding.make_mesh(**config.mesh)
     loaded = inherit.inherit(config)
     source = functools.cache(functools.partial(_source, config.data))
-    if config.batch_size is None:
+    lr_batch = config.batch_size
+    if lr_batch is None:
         config.batch_size = _batch_size(config, len(source("train")), mesh)
+        lr_batch = config.lr.get("batch_if_chosen", config.batch_size)
     sharding.check_batch(config.batch_size, mesh, config.accum_steps)
-    _derive(config, source("train"))
+    _derive(config, source("train"), lr_batch)
     transforms = {
         "train": data_ops.train_ops(**_image_block(config.data)),
         "eval": data_ops.eval_ops(**_image_block(config.data)),
@@ -111,9 +113,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         state=state,
         create=functools.partial(_start, create, shardings, loaded, config),
         step=jitted,
-        stream=functools.partial(
-            _stream, config, source("train"), transforms["train"]
-        ),
+        stream=functools.partial(_stream, config, source("train"), transforms["train"]),
         evaluators=evaluators,
         resumes=resumes,
         total_steps=config.derived.total_steps,
@@ -142,7 +142,7 @@ def _batch_size(config: ConfigDict, examples: int, mesh: Mesh) -> int:
     return size
 
 
-def _derive(config: ConfigDict, source: Any) -> None:
+def _derive(config: ConfigDict, source: Any, lr_batch: int) -> None:
     """Adds config.derived: what follows from the data and the settings."""
     per_epoch = max(len(source) // config.batch_size, 1)
     total = config.steps
@@ -162,7 +162,7 @@ def _derive(config: ConfigDict, source: Any) -> None:
         "steps_per_epoch": per_epoch,
         "total_steps": total,
         "warmup_steps": warmup,
-        "peak_lr": config.lr.base * config.batch_size / 256,
+        "peak_lr": config.lr.base * lr_batch / 256,
     }
 
 
@@ -348,12 +348,21 @@ def _evaluators(
 
 
 def describe(job: Job) -> tuple[str, str]:
-    """(one line about the parameters, clu's table of all of them)."""
+    """(two lines about the run, clu's table of all parameters)."""
     from clu import parameter_overview
 
-    params = job.state.params
-    counts = {k: sum(np.prod(x.shape, dtype=int) for x in jax.tree.leaves(v))
-              for k, v in params.items()}  # fmt: skip
+    params, derived, data = job.state.params, job.config["derived"], job.config["data"]
+    counts = {
+        name: sum(np.prod(x.shape, dtype=int) for x in jax.tree.leaves(tree))
+        for name, tree in params.items()
+    }
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    return f"{sum(counts.values()):,} parameters: {parts}", table
+    place = f" in {data['dir']}" if data["dir"] else ""
+    text = (
+        f"{job.config['name']}: {sum(counts.values()):,} parameters ({parts}; table in "
+        f"{job.workdir}/parameters.txt)\n{derived['train_examples']:,} training images "
+        f"({data['source']}{place}), {job.total_steps:,} steps of "
+        f"{job.config['batch_size']} on {job.mesh.size} {jax.default_backend()} "
+        f"device(s), workdir {job.workdir}"
+    )
+    return text, parameter_overview.get_parameter_overview(params, include_stats=False)

@@ -116,9 +116,7 @@ def _accumulate(
     (loss, (metrics, _)), grads = jax.eval_shape(
         value_and_grad, trained, model_state, first
     )
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), (loss, metrics, grads)
-    )
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, metrics, grads))
     (total, model_state), _ = jax.lax.scan(body, (zeros, model_state), slices)
     loss, metrics, grads = jax.tree.map(lambda x: x / accum_steps, total)
     return (loss, (metrics, model_state)), grads

@@ -1,14 +1,15 @@
 """The run's directory: whose it is, what it holds, whether this run may go on in it.
 
-    config.json        the resolved config        environment.jsonl  a line per start
-    metrics.jsonl      a line per logged step     parameters.txt     every array
-    tensorboard/       the same as events         pictures/          grids of images
-    checkpoints/STEP/  resumable states           evals/NAME/result.json
+config.json        the resolved config        environment.jsonl  a line per start
+metrics.jsonl      a line per logged step     parameters.txt     every array
+tensorboard/       the same as events         pictures/          grids of images
+checkpoints/STEP/  resumable states           evals/NAME/result.json
 """
 
 from __future__ import annotations
 
 import fnmatch
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -32,6 +33,8 @@ FREE_TO_CHANGE = (
     "mesh.*",
     "nonfinite.*",
 )
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def plain(value: Any) -> Any:
@@ -128,7 +131,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def environment(versions: dict[str, str], devices: list[str]) -> dict[str, Any]:
+def environment(devices: list[str]) -> dict[str, Any]:
     """What this start of the run was made with."""
     root = pathlib.Path(__file__).parents[2]
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
@@ -141,7 +144,7 @@ def environment(versions: dict[str, str], devices: list[str]) -> dict[str, Any]:
         "commit": commit.strip(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "versions": versions,
+        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         "devices": devices,
         "command": sys.argv,
     }

@@ -1,0 +1,222 @@
+"""Every kind of file gives the right colours, or a reason why not."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import pytest
+
+from litevit_jax.data import decode
+
+RED, GREEN, GREY = (200, 30, 40), (20, 180, 60), (120, 120, 120)
+LOSSLESS = ("PNG", "BMP", "TIFF", "GIF", "WEBP")
+
+
+def _halves(left=RED, right=GREEN, size=(32, 16)):
+    """[H, W, 3]: one colour on the left, one on the right."""
+    array = np.empty((size[1], size[0], 3), np.uint8)
+    array[:, : size[0] // 2], array[:, size[0] // 2 :] = left, right
+    return array
+
+
+def _encode(image, kind="PNG", **options):
+    if isinstance(image, np.ndarray):
+        image = PIL.Image.fromarray(image)
+    if kind == "WEBP":
+        options["lossless"] = True
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def _decoded(encoded, **options):
+    return np.asarray(decode.Decode(**options)(encoded)).astype(int)
+
+
+def _assert_halves(encoded, left=RED, right=GREEN, tolerance=3):
+    array = _decoded(encoded)
+    assert array.shape == (16, 32, 3)
+    assert np.abs(array[:, 2:14] - left).max() <= tolerance
+    assert np.abs(array[:, 18:30] - right).max() <= tolerance
+
+
+@pytest.mark.parametrize("kind", [*LOSSLESS, "JPEG"])
+def test_colour_survives_every_format(kind):
+    _assert_halves(_encode(_halves(), kind), tolerance=6 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "JPEG"])
+def test_grey_becomes_equal_channels(kind):
+    grey = PIL.Image.fromarray(_halves((90,) * 3, GREY)).convert("L")
+    _assert_halves(_encode(grey, kind), (90,) * 3, GREY)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_is_converted_and_not_inverted(kind):
+    encoded = _encode(PIL.Image.fromarray(_halves()).convert("CMYK"), kind)
+    _assert_halves(encoded, tolerance=8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_dropped_not_blended(mode, kind):
+    colours = [(90,) * 3, GREY] if mode == "LA" else [RED, GREEN]
+    image = PIL.Image.fromarray(_halves(*colours)).convert(mode)
+    image.putalpha(10)
+    _assert_halves(_encode(image, kind), *colours, tolerance=0)
+
+
+@pytest.mark.parametrize("transparency", [0, b"\x00\x80"])
+def test_palette_with_transparency_keeps_its_colours(transparency):
+    image = PIL.Image.fromarray(_halves()).quantize(2)
+    _assert_halves(_encode(image, transparency=transparency))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_transparent_colour_of_a_plain_image_is_ignored(mode):
+    image = PIL.Image.fromarray(_halves(GREY, GREY)).convert(mode)
+    transparency = 120 if mode == "L" else GREY
+    _assert_halves(_encode(image, transparency=transparency), GREY, GREY)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_one_bit_is_black_and_white(kind):
+    image = PIL.Image.fromarray(_halves((0,) * 3, (255,) * 3)).convert("1")
+    _assert_halves(_encode(image, kind), (0,) * 3, (255,) * 3, tolerance=0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_is_scaled_not_clipped(kind):
+    values = np.linspace(0, 65535, 512).reshape(16, 32).astype(np.uint16)
+    array = _decoded(_encode(PIL.Image.fromarray(values), kind), channels=1)
+    assert np.abs(array - values / 257).max() <= 0.5
+    colour = _decoded(_encode(PIL.Image.fromarray(values), kind))
+    assert np.array_equal(colour, np.stack([array] * 3, -1))
+
+
+def test_big_endian_sixteen_bit_tiff_is_read():
+    values = np.full((16, 32), 120 * 257, np.uint16)
+    image = PIL.Image.frombytes("I;16B", (32, 16), values.byteswap().tobytes())
+    _assert_halves(_encode(image, "TIFF"), GREY, GREY, tolerance=0)
+
+
+def test_sixteen_bit_colour_is_scaled():
+    _assert_halves(_sixteen_bit_png(_halves()), tolerance=1)
+
+
+def _sixteen_bit_png(array):
+    """PIL cannot write 16-bit colour, so its chunks are put together here."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        crc = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + crc
+
+    height, width, _ = array.shape
+    wide = (array.astype(">u2") * 257).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in wide)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
+
+
+def test_floats_are_refused():
+    encoded = _encode(PIL.Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
+    with pytest.raises(decode.DecodeError, match="mode F"):
+        decode.Decode()(encoded)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied(kind, orientation):
+    image = PIL.Image.fromarray(_halves(size=(48, 32)))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    encoded = _encode(image, kind, exif=exif)
+    with PIL.Image.open(io.BytesIO(encoded)) as opened:
+        expected = np.asarray(PIL.ImageOps.exif_transpose(opened).convert("RGB"))
+    assert np.array_equal(_decoded(encoded), expected)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\xff\xff\xff\xff"]
+)
+def test_damaged_exif_means_upright(exif):
+    assert decode._orientation(exif) == 1
+
+
+def test_first_frame_of_an_animation_is_taken():
+    first, second = (PIL.Image.fromarray(_halves(c, c)) for c in (RED, GREEN))
+    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+        encoded = _encode(first, kind, save_all=True, append_images=[second])
+        _assert_halves(encoded, RED, RED)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_and_colour_arrays_are_converted(channels):
+    op = decode.Decode(channels=channels)
+    grey = _halves(GREY, GREY)
+    for array in (grey, grey[..., 0], grey[..., :1]):
+        expected = grey if channels == 3 else grey[..., 0]
+        assert np.array_equal(op(array), expected)
+
+
+def test_colour_to_one_channel_is_its_luminance():
+    encoded = _encode(_halves(RED, RED))
+    expected = 0.299 * RED[0] + 0.587 * RED[1] + 0.114 * RED[2]
+    assert np.abs(_decoded(encoded, channels=1) - expected).max() <= 1
+
+
+def test_too_many_pixels_are_refused_before_they_are_expanded(monkeypatch):
+    encoded = _encode(PIL.Image.new("1", (4000, 3000)))
+
+    def load(self):
+        raise AssertionError("expanded")
+
+    monkeypatch.setattr(PIL.Image.Image, "load", load)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(decode.DecodeError, match=r"4000 x 3000.*data.max_pixels=1000"):
+        decode.Decode(max_pixels=1000)(encoded)
+
+
+def test_the_bound_is_ours_alone_and_not_pils_warning():
+    encoded = _encode(PIL.Image.new("1", (10000, 9500)))
+    with pytest.raises(decode.DecodeError, match="95000000 pixels"):
+        decode.Decode(max_pixels=94_999_999)(encoded)
+
+
+@pytest.mark.parametrize("kind", [*LOSSLESS, "JPEG"])
+@pytest.mark.parametrize("kept", [0, 10, 0.5, 0.9])
+def test_a_truncated_file_is_an_error(kind, kept):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    encoded = _encode(noise, kind)
+    length = int(kept * len(encoded)) if isinstance(kept, float) else kept
+    with pytest.raises(decode.DecodeError, match=rf"cannot decode {length} bytes"):
+        decode.Decode()(encoded[:length])
+
+
+@pytest.mark.parametrize("encoded", [b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_what_is_no_image_is_an_error(encoded):
+    with pytest.raises(decode.DecodeError, match="cannot identify image"):
+        decode.Decode()(encoded)
+
+
+@pytest.mark.parametrize(
+    "array, channels, message",
+    [
+        (np.zeros((4, 4), np.float32), 3, "float32"),
+        (np.zeros((4, 4, 2), np.uint8), 3, "2 channels; expected data.channels=3"),
+        (np.zeros((0, 4, 3), np.uint8), 3, "no pixel"),
+        (np.zeros((4,), np.uint8), 1, r"\[H, W\]"),
+    ],
+)
+def test_arrays_that_are_no_images_are_explained(array, channels, message):
+    with pytest.raises(decode.DecodeError, match=message):
+        decode.Decode(channels=channels)(array)
+
+
+def test_files_have_one_or_three_channels():
+    with pytest.raises(decode.DecodeError, match="4 channels"):
+        decode.Decode(channels=4)(_encode(_halves()))
