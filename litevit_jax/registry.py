@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import pathlib
 import pkgutil
 from typing import Any
@@ -51,8 +52,7 @@ def make(folder: str, name: str, /, **kwargs: Any) -> Any:
     check(kind, name, choices(folder))
     module = importlib.import_module(f"litevit_jax.{folder}.{name}")
     try:
-        return module.make(**kwargs)
+        inspect.signature(module.make).bind(**kwargs)
     except TypeError as error:
-        if "argument" not in str(error) or error.__traceback__.tb_next.tb_next:
-            raise
         raise ValueError(f"{kind} {name!r}: {error}") from error
+    return module.make(**kwargs)

@@ -75,6 +75,11 @@ class Decode:
             return self._from_bytes(image)
         except DecodeError:
             raise
+        except PIL.UnidentifiedImageError as error:
+            raise DecodeError(
+                f"{len(image)} bytes that are no image; expected one of "
+                f"{', '.join(_FORMATS)}"
+            ) from error
         except Exception as error:  # PIL's plug-ins raise any kind
             reason = f"{type(error).__name__}: {error}"
             raise DecodeError(f"cannot decode {len(image)} bytes: {reason}") from error

@@ -125,21 +125,21 @@ class Stream:
         self._masked = masked
         self._limit = limit
         self._batch_size = reading.batch_size
-        self._iterator = iter(reading.dataset(examples))
+        self._iterators = [iter(reading.dataset(examples))]
         # Also when the stream is dropped, or the program ends without closing it.
-        self._close = weakref.finalize(self, self._iterator.close)
+        self._close = weakref.finalize(self, _close_all, self._iterators)
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if not self._close.alive:
+        if not self._iterators:
             raise StopIteration
         try:
             # A finite stream ends at a first row: its length is whole batches.
             batch = self._empty_batch()
             for row in range(self._batch_size):
-                self._put(batch, row, next(self._iterator))
+                self._put(batch, row, next(self._iterators[0]))
             return batch
         except BaseException:
             self.close()
@@ -180,6 +180,12 @@ class Stream:
         _log.warning("unreadable, skipped: %s: %s", name, reason)
         if self._limit.exceeded(self.bad):
             raise BadDataError(self._limit.describe(self.bad))
+
+
+def _close_all(iterators: list[grain.DatasetIterator]) -> None:
+    # Emptied, because Grain's iterators complain if they outlive Grain.
+    while iterators:
+        iterators.pop().close()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,7 +37,11 @@ def creator(objective: Any, optimizer: optimizers.Optimizer, batch: Any, mesh: M
 
     def init(key: jax.Array) -> TrainState:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)
-        variables = objective.init(key, zeros)
+        # An array made from a Python number is weakly typed and would recompile.
+        variables = jax.tree.map(
+            lambda x: jax.lax.convert_element_type(x, x.dtype),
+            objective.init(key, zeros),
+        )
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables.params,

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from litevit_jax import augment, sharding
@@ -49,7 +48,7 @@ def make_train_step(
         (loss, (metrics, model_state)), grads = _accumulate(
             value_and_grad, trained, state.model_state, batch, accum_steps, mesh
         )
-        grad_norm = optax.global_norm(grads)
+        grad_norm = _norm(grads)
         new_trained, opt_state = optimizer.update(
             grads, state.opt_state, trained, state.step
         )
@@ -77,6 +76,11 @@ def make_train_step(
         in_shardings=(state_sharding, sharding.batch_sharding(mesh)),
         out_shardings=(state_sharding, sharding.replicated(mesh)),
     )
+
+
+def _norm(tree: Any) -> jax.Array:
+    """Euclidean norm of all leaves together."""
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
 
 
 def _keep_if_finite(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:

@@ -193,13 +193,13 @@ def test_a_truncated_file_is_an_error(kind, kept):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     encoded = _encode(noise, kind)
     length = int(kept * len(encoded)) if isinstance(kept, float) else kept
-    with pytest.raises(decode.DecodeError, match=rf"cannot decode {length} bytes"):
+    with pytest.raises(decode.DecodeError, match=rf"{length} bytes"):
         decode.Decode()(encoded[:length])
 
 
 @pytest.mark.parametrize("encoded", [b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_what_is_no_image_is_an_error(encoded):
-    with pytest.raises(decode.DecodeError, match="cannot identify image"):
+    with pytest.raises(decode.DecodeError, match="bytes that are no image"):
         decode.Decode()(encoded)
 
 

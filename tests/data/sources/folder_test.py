@@ -1,0 +1,189 @@
+"""Folders of images are read as laid out, or the layout is questioned."""
+
+import pathlib
+import pickle
+
+import pytest
+
+from litevit_jax.data.sources import base, folder
+
+
+@pytest.fixture
+def fill(tmp_path):
+    def fill(*names):
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(name.encode())
+        return str(tmp_path)
+
+    return fill
+
+
+def _names(source):
+    return [source.name_of(i) for i in range(len(source))]
+
+
+def _labels(source):
+    return [source[i]["label"] for i in range(len(source))]
+
+
+def test_flat_folder_is_unlabelled_and_sorted(fill):
+    dir = fill("b.JPG", "a.png", "c.webp", ".hidden.png", "notes.txt", ".git/x.png")
+    source = folder.make(split="train", dir=dir)
+    assert _names(source) == ["a.png", "b.JPG", "c.webp"]
+    assert _labels(source) == [-1] * 3 and source.classes == []
+    assert source[1]["image"] == b"b.JPG"
+
+
+def test_subfolders_are_classes_and_deeper_files_belong_to_them(fill):
+    source = folder.make(
+        split="train", dir=fill("dog/1.jpg", "cat/x/y/2.jpg", "a/3.gif")
+    )
+    assert source.classes == ["a", "cat", "dog"]
+    assert _names(source) == ["a/3.gif", "cat/x/y/2.jpg", "dog/1.jpg"]
+    assert _labels(source) == [0, 1, 2]
+
+
+def test_class_folder_without_images_is_named_and_ignored(fill, caplog):
+    source = folder.make(split="train", dir=fill("cat/1.jpg", "dog/readme.md"))
+    assert source.classes == ["cat"]
+    assert "without images, ignored: dog" in caplog.text
+
+
+@pytest.mark.parametrize("there", ["test", "val", "validation"])
+@pytest.mark.parametrize("asked", ["test", "val", "validation"])
+def test_the_split_there_is_read_by_any_of_its_names(fill, there, asked):
+    dir = fill("train/dog/1.jpg", "train/cat/2.jpg", f"{there}/dog/3.jpg")
+    train = folder.make(split="train", dir=dir)
+    assert _names(train) == ["train/cat/2.jpg", "train/dog/1.jpg"]
+    assert _labels(train) == [0, 1]
+    other = folder.make(split=asked, dir=dir, holdout=0.5)
+    assert _names(other) == [f"{there}/dog/3.jpg"]
+    assert _labels(other) == [1] and other.classes == ["cat", "dog"]
+
+
+def test_flat_splits_are_unlabelled(fill):
+    dir = fill("train/1.jpg", "val/2.jpg")
+    for split in ("train", "val"):
+        source = folder.make(split=split, dir=dir)
+        assert _labels(source) == [-1] and source.classes == []
+
+
+def test_unlabelled_test_split_of_labelled_data_keeps_the_classes(fill):
+    source = folder.make(split="test", dir=fill("train/cat/1.jpg", "test/2.jpg"))
+    assert _labels(source) == [-1] and source.classes == ["cat"]
+
+
+def test_class_unknown_in_train_is_named(fill):
+    dir = fill("train/cat/1.jpg", "val/cat/2.jpg", "val/dgo/3.jpg")
+    with pytest.raises(ValueError, match=r"has not: dgo \(1 of 2\)"):
+        folder.make(split="val", dir=dir)
+
+
+def test_a_class_called_train_is_a_class(fill):
+    dir = fill("train/1.jpg", "plane/2.jpg", "test/3.jpg")
+    assert folder.make(split="train", dir=dir).classes == ["plane", "test", "train"]
+
+
+def test_a_lone_train_folder_is_a_split(fill):
+    source = folder.make(split="train", dir=fill("train/cat/1.jpg", "train/dog/2.jpg"))
+    assert source.classes == ["cat", "dog"]
+
+
+def test_holdout_divides_and_adding_files_moves_none(fill):
+    names = [f"{c}/{i}.jpg" for c in ("cat", "dog") for i in range(100)]
+    dir = fill(*names)
+    split = {s: folder.make(split=s, dir=dir, holdout=0.2) for s in ("train", "test")}
+    train, test = (set(_names(split[s])) for s in ("train", "test"))
+    assert train | test == set(names) and not train & test
+    assert 20 <= len(test) <= 60
+    assert split["test"].classes == ["cat", "dog"]
+    fill(*[f"cat/new{i}.jpg" for i in range(50)])
+    again = set(_names(folder.make(split="test", dir=dir, holdout=0.2)))
+    assert again & set(names) == test
+    assert set(_names(folder.make(split="val", dir=dir, holdout=0.2))) == again
+
+
+def test_without_holdout_everything_is_train(fill):
+    dir = fill("cat/1.jpg", "dog/2.jpg")
+    assert len(folder.make(split="train", dir=dir)) == 2
+    with pytest.raises(ValueError, match=r"no 'test' split.*--config.data.holdout=0.1"):
+        folder.make(split="test", dir=dir)
+
+
+def test_links_are_followed_without_going_round(fill, tmp_path):
+    dir = fill("cat/1.jpg")
+    (tmp_path / "cat" / "loop").symlink_to(tmp_path)
+    elsewhere = pathlib.Path(fill("../pool/2.jpg")).parent / "pool"
+    (tmp_path / "dog").symlink_to(elsewhere)
+    source = folder.make(split="train", dir=dir)
+    assert _names(source) == ["cat/1.jpg", "dog/2.jpg"]
+
+
+def test_pickled_source_is_the_same(fill):
+    source = folder.make(split="train", dir=fill("cat/1.jpg", "dog/é ü.jpg"))
+    copy = pickle.loads(pickle.dumps(source))
+    assert [copy[i] for i in range(2)] == [source[i] for i in range(2)]
+    assert copy.fingerprint() == source.fingerprint()
+
+
+def test_fingerprint_follows_names_labels_and_sizes(fill, tmp_path):
+    def fingerprint():
+        return folder.make(split="train", dir=dir).fingerprint()
+
+    dir = fill("cat/1.jpg", "dog/2.jpg")
+    prints = [fingerprint()]
+    (tmp_path / "dog/2.jpg").write_bytes(b"longer than before")
+    prints.append(fingerprint())
+    fill("dog/3.jpg")
+    prints.append(fingerprint())
+    (tmp_path / "dog").rename(tmp_path / "bird")
+    prints.append(fingerprint())
+    assert len(set(prints)) == 4 and fingerprint() == prints[-1]
+
+
+def test_mixed_layout_is_questioned(fill):
+    with pytest.raises(ValueError, match=r"directly \('1.jpg', 1 .*\('cat/2.jpg'\)"):
+        folder.make(split="train", dir=fill("1.jpg", "cat/2.jpg"))
+
+
+def test_folder_without_images_says_what_is_there(fill):
+    with pytest.raises(ValueError, match=r"found 2 .txt, 1 .npy, expected one of .bmp"):
+        folder.make(split="train", dir=fill("a.txt", "b/c.txt", "d.npy"))
+
+
+def test_empty_folder_is_explained(tmp_path):
+    with pytest.raises(ValueError, match=r"no image below .*no file at all"):
+        folder.make(split="train", dir=str(tmp_path))
+
+
+def test_wrong_places_are_explained(fill, tmp_path):
+    fill("x.zip")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        folder.make(split="train", dir=str(tmp_path / "absent"))
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        folder.make(split="train", dir=str(tmp_path / "x.zip"))
+    with pytest.raises(ValueError, match="data=folder,path=DIR"):
+        folder.make(split="train")
+
+
+def test_unknown_split_lists_the_splits(fill):
+    dir = fill("train/1.jpg", "val/2.jpg")
+    with pytest.raises(ValueError, match="did you mean train"):
+        folder.make(split="trian", dir=dir)
+
+
+@pytest.mark.parametrize("holdout", [-0.1, 1.0])
+def test_holdout_is_a_share(fill, holdout):
+    with pytest.raises(ValueError, match=r"data\.holdout="):
+        folder.make(split="train", dir=fill("1.jpg"), holdout=holdout)
+
+
+def test_holdout_that_leaves_nothing_is_an_error(fill):
+    with pytest.raises(ValueError, match="leaves no image in split"):
+        folder.make(split="test", dir=fill("1.jpg"), holdout=1e-9)
+
+
+def test_digest_tells_parts_apart():
+    assert base.digest([b"ab", b"c"]) != base.digest([b"a", b"bc"])

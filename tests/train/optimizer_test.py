@@ -1,0 +1,184 @@
+"""Schedules, decay masks and update rules against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from litevit_jax import registry
+from litevit_jax.train import optimizer
+
+MAE = {"peak": 2.4e-3, "total_steps": 124_800, "warmup_steps": 12_480}
+
+
+def params_of(objective, **kwargs):
+    made = registry.make("objectives", objective, **kwargs)
+    batch = {
+        "image": jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32),
+        "label": jax.ShapeDtypeStruct((2,), jnp.int32),
+    }
+    return jax.eval_shape(made.init, jax.random.key(0), batch).params
+
+
+@pytest.fixture(scope="module")
+def mae_params():
+    tiny = {"variant": "tiny"}
+    return params_of("mae", encoder=tiny, decoder=tiny)
+
+
+@pytest.mark.parametrize(
+    ("step", "lr"),
+    [
+        (0, 0.0),
+        (1, 1.92308e-7),
+        (12_479, 2.399808e-3),
+        (12_480, 2.4e-3),
+        (62_400, 1.408378e-3),
+        (124_799, 4.69e-13),
+    ],
+)
+def test_warmcos_gives_the_published_values_of_mae(step, lr):
+    schedule = optimizer.warmcos(**MAE, start=0.0, end=0.0)
+    assert float(schedule(jnp.int32(step))) == pytest.approx(lr, rel=1e-3, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("step", "lr"),
+    [(0, 1e-6), (1, 1.01197e-6), (50_040, 6e-4), (250_200, 3.520944e-4)],
+)
+def test_warmcos_gives_the_published_values_of_moco(step, lr):
+    schedule = optimizer.warmcos(
+        peak=6e-4, total_steps=500_400, warmup_steps=50_040, start=1e-6, end=0.0
+    )
+    assert float(schedule(jnp.int32(step))) == pytest.approx(lr, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("step", "lr"),
+    [
+        (0, 0.0),
+        (1, 6.394885e-7),
+        (6255, 4e-3),
+        (187_650, 2.053728e-3),
+        (375_299, 1.0e-6),
+    ],
+)
+def test_warmcos_gives_the_published_values_of_finetuning(step, lr):
+    schedule = optimizer.warmcos(
+        peak=4e-3, total_steps=375_300, warmup_steps=6255, start=0.0, end=1e-6
+    )
+    assert float(schedule(jnp.int32(step))) == pytest.approx(lr, rel=1e-5)
+
+
+def test_warmcos_equals_the_formula_in_float64_at_every_step():
+    total, warm, peak, start, end = 997, 101, 2.4e-3, 1e-6, 1e-5
+    schedule = jax.vmap(
+        optimizer.warmcos(
+            peak=peak, total_steps=total, warmup_steps=warm, start=start, end=end
+        )
+    )
+    k = np.arange(total, dtype=np.float64)
+    c = 0.5 * (1 + np.cos(np.pi * (k - warm) / (total - warm)))
+    want = np.where(k < warm, start + (peak - start) * k / warm, peak * c + end - end * c)
+    np.testing.assert_allclose(schedule(jnp.arange(total)), want, rtol=2e-6)
+
+
+def test_no_warmup_is_pure_cosine():
+    schedule = optimizer.warmcos(
+        peak=1.0, total_steps=10, warmup_steps=0, start=0.0, end=0.0
+    )
+    assert float(schedule(0)) == 1.0
+    assert float(schedule(5)) == pytest.approx(0.5)
+
+
+def test_warmup_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match=r"warm-up of 10 steps does not fit .* of 10"):
+        optimizer.warmcos(peak=1, total_steps=10, warmup_steps=10, start=0, end=0)
+
+
+def test_mae_tiny_decays_57_tensors_and_spares_111(mae_params):
+    mask = optimizer.decay_mask(mae_params, decay_1d=False, skip=())
+    decayed = jax.tree.leaves(mask)
+    assert (sum(decayed), len(decayed) - sum(decayed)) == (57, 111)
+    assert mask["encoder"]["cls_token"] and mask["decoder"]["mask_token"]
+
+
+def test_no_decay_patterns_spare_what_they_match(mae_params):
+    mask = optimizer.decay_mask(mae_params, decay_1d=True, skip=(".*/cls_token",))
+    assert not mask["encoder"]["cls_token"]
+    assert sum(jax.tree.leaves(mask)) == 167
+
+
+def test_a_pattern_that_matches_nothing_is_named(mae_params):
+    with pytest.raises(ValueError, match=r"'encoder/block_0/.\*' matches no param"):
+        optimizer.match(("encoder/block_0/.*",), mae_params)
+
+
+def test_freezing_everything_is_refused():
+    with pytest.raises(ValueError, match="leaves nothing to train"):
+        optimizer.make({"a": jnp.ones(2)}, lambda _: 1.0, name="sgd", freeze=(".*",))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"name": "adam"}, "optimizer 'adam' unknown; did you mean adamw"),
+        ({"name": "adamw", "beta1": 0.9}, "optimizer 'adamw': .*beta1"),
+    ],
+)
+def test_unknown_optimizer_or_setting_is_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        optimizer.make({"a": jnp.ones(2)}, lambda _: 1.0, **kwargs)
+
+
+def run(name, params, grads, *, steps, lr, **kwargs):
+    made = optimizer.make(params, lambda _: lr, name=name, **kwargs)
+    state, trail = made.init(params), []
+    for step in range(steps):
+        trained, frozen = made.split(params)
+        part, _ = made.split(grads)
+        trained, state = made.update(part, state, trained, step)
+        params = optimizer.merge(trained, frozen)
+        trail.append(params)
+    return trail
+
+
+def test_lars_gives_the_recorded_updates():
+    params = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "b": jnp.array([1.0, -1.0])}
+    grads = {"w": jnp.array([[0.1, 0.2], [0.3, 0.4]]), "b": jnp.array([0.5, -0.5])}
+    one, two = run("lars", params, grads, steps=2, lr=1.0, weight_decay=0.1)
+    np.testing.assert_allclose(one["w"], [[0.999, 1.998], [2.997, 3.996]], rtol=1e-6)
+    np.testing.assert_allclose(
+        two["w"], [[0.997101, 1.994202], [2.991303, 3.988404]], rtol=1e-6
+    )
+    np.testing.assert_allclose(one["b"], [0.5, -0.5], rtol=1e-6)
+    np.testing.assert_allclose(two["b"], [-0.45, 0.45], rtol=1e-5)
+
+
+def test_adamw_equals_its_closed_form():
+    p, g, lr, wd, eps = 2.0, 0.3, 0.1, 0.05, 1e-8
+    params, grads = {"w": jnp.full((1, 1), p)}, {"w": jnp.full((1, 1), g)}
+    trail = run("adamw", params, grads, steps=3, lr=lr, b2=0.95, weight_decay=wd)
+    for got in trail:  # a constant gradient: m/(1-b1^t) = g, v/(1-b2^t) = g^2
+        p = p - lr * (g / (abs(g) + eps) + wd * p)
+        np.testing.assert_allclose(got["w"], [[p]], rtol=1e-6)
+
+
+def test_nesterov_sgd_has_the_form_of_torch():
+    p, g, lr, momentum, mu = 1.0, 0.5, 0.1, 0.9, 0.0
+    params, grads = {"w": jnp.full((1, 1), p)}, {"w": jnp.full((1, 1), g)}
+    trail = run("sgd", params, grads, steps=3, lr=lr, momentum=0.9, nesterov=True)
+    for got in trail:
+        mu = momentum * mu + g
+        p = p - lr * (g + momentum * mu)
+        np.testing.assert_allclose(got["w"], [[p]], rtol=1e-6)
+
+
+def test_frozen_leaves_stay_bit_identical_under_weight_decay():
+    params = {"a": jnp.full((2, 2), 0.1), "b": jnp.full((2, 2), 0.1)}
+    grads = jax.tree.map(jnp.ones_like, params)
+    last = run(
+        "adamw", params, grads, steps=3, lr=0.1, weight_decay=0.5, freeze=("a",)
+    )[-1]
+    assert (last["a"] == params["a"]).all()
+    assert (last["b"] != params["b"]).all()

@@ -1,0 +1,178 @@
+"""Laws of one update, on a linear model that compiles in no time."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from litevit_jax import sharding
+from litevit_jax.objectives import base
+from litevit_jax.train import optimizer, state, step
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(base.Objective):
+    """Noisy linear regression with a teacher that averages the parameters."""
+
+    noise: float = 0.1
+
+    def init(self, key, batch):
+        del batch
+        params = {
+            "w": jax.random.normal(key, (64, 512)),  # large enough for fsdp
+            "frozen": jnp.full((3, 3), 0.7),
+        }
+        return base.Variables(params, {"seen": jnp.zeros(())}, {"w": params["w"]})
+
+    def loss(self, params, model_state, teacher, batch, key):
+        keys = base.example_keys(key, batch)
+        noise = jax.vmap(lambda k: jax.random.normal(k, (64,)))(keys)
+        x = batch["image"].reshape(len(noise), -1) + self.noise * noise
+        loss = ((x @ params["w"] - x @ teacher["w"] / 2) ** 2).mean()
+        loss = loss + 0 * params["frozen"].sum()
+        return loss, ({"mean": x.mean()}, {"seen": model_state["seen"] + 1.0})
+
+    def update_teacher(self, teacher, params, step):
+        return {"w": 0.9 * teacher["w"] + 0.1 * params["w"]}
+
+    def predict(self, params, model_state, batch):
+        return {}
+
+
+def batch_of(step_number, size=32, bad=False):
+    rng = np.random.default_rng(step_number)
+    image = rng.normal(size=(size, 8, 8, 1)).astype(np.float32)
+    if bad:
+        image[3] = np.nan
+    return {"image": image, "index": np.arange(size, dtype=np.int32)}
+
+
+def build(mesh, *, accum_steps=1, freeze=("frozen",), seed=0):
+    objective = Linear()
+    abstract = jax.eval_shape(lambda: batch_of(0))
+    variables = state.abstract_variables(objective, abstract)
+    made = optimizer.make(
+        variables.params,
+        lambda k: 0.01 / (1 + k),
+        name="adamw",
+        eps=1e-3,  # an Adam step near zero gradient is a coin toss otherwise
+        weight_decay=0.1,
+        freeze=freeze,
+    )
+    create, shardings = state.creator(objective, made, abstract, mesh)
+    run = step.make_train_step(
+        objective,
+        made,
+        (),
+        seed=seed,
+        mesh=mesh,
+        state_sharding=shardings,
+        accum_steps=accum_steps,
+    )
+    return create(jax.random.key(0)), run
+
+
+def train(mesh, *, steps=3, bad=(), **kwargs) -> tuple[Any, list[dict]]:
+    now, run = build(mesh, **kwargs)
+    rows = []
+    for number in range(steps):
+        batch = sharding.global_batch(batch_of(number, bad=number in bad), mesh)
+        now, metrics = run(now, batch)
+        rows.append(jax.device_get(metrics))
+    assert run._cache_size() == min(steps, 1)  # one compile
+    return now, rows
+
+
+MESHES = {"1x1": (1, 1, 1), "8x1": (8, 1, 8), "4x2": (4, 2, 8), "1x8": (1, 8, 8)}
+
+
+def mesh_of(name):
+    data, fsdp, count = MESHES[name]
+    return sharding.make_mesh(data, fsdp, jax.devices()[:count])
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return train(mesh_of("1x1"))
+
+
+def same(got, want, **tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            np.asarray(a), np.asarray(b), **tolerance
+        ),
+        got,
+        want,
+    )
+
+
+@pytest.mark.parametrize("name", ["8x1", "4x2", "1x8"])
+def test_the_mesh_does_not_change_the_parameters(name, reference):
+    got, rows = train(mesh_of(name))
+    same(got, reference[0], rtol=1e-4, atol=1e-6)
+    same(rows, reference[1], rtol=1e-4, atol=1e-6)
+
+
+def test_fsdp_splits_the_large_parameters_and_their_moments():
+    now, _ = build(mesh_of("4x2"))
+    assert now.params["w"].sharding.shard_shape((64, 512)) == (64, 256)
+    moments = [x for x in jax.tree.leaves(now.opt_state) if x.shape == (64, 512)]
+    assert len(moments) == 2
+    assert all(m.sharding.shard_shape((64, 512)) == (64, 256) for m in moments)
+
+
+@pytest.mark.parametrize(("slices", "mesh"), [(2, "1x1"), (4, "8x1"), (8, "1x1")])
+def test_accumulation_leaves_the_result_unchanged(slices, mesh, reference):
+    got, rows = train(mesh_of(mesh), accum_steps=slices)
+    same(got.params, reference[0].params, rtol=1e-4, atol=1e-6)
+    same(
+        [r["loss"] for r in rows], [r["loss"] for r in reference[1]], rtol=1e-5
+    )
+
+
+def test_a_nonfinite_step_changes_nothing_but_the_count():
+    before, _ = train(mesh_of("1x1"), steps=1)
+    after, rows = train(mesh_of("1x1"), steps=2, bad=(1,))
+    assert [r["nonfinite"] for r in rows] == [0.0, 1.0]
+    assert int(after.step) == 2
+    for part in ("params", "model_state", "teacher", "opt_state"):
+        same(getattr(after, part), getattr(before, part), rtol=0, atol=0)
+
+
+def test_a_nonfinite_step_with_accumulation_changes_nothing_either():
+    before, _ = train(mesh_of("1x1"), steps=1, accum_steps=4)
+    after, _ = train(mesh_of("1x1"), steps=2, bad=(1,), accum_steps=4)
+    same(after.params, before.params, rtol=0, atol=0)
+
+
+def test_frozen_leaves_are_bit_identical_and_have_no_moments(reference):
+    assert (reference[0].params["frozen"] == jnp.full((3, 3), 0.7)).all()
+    shapes = {x.shape for x in jax.tree.leaves(reference[0].opt_state)}
+    assert (3, 3) not in shapes
+    moved, _ = train(mesh_of("1x1"), freeze=())
+    assert (moved.params["frozen"] != 0.7).all()  # weight decay alone moves it
+
+
+def test_the_teacher_follows_its_closed_form(reference):
+    first, _ = build(mesh_of("1x1"))
+    teacher = np.asarray(first.teacher["w"])
+    for number in range(3):
+        before, _ = train(mesh_of("1x1"), steps=number)
+        teacher = 0.9 * teacher + 0.1 * np.asarray(before.params["w"])
+    np.testing.assert_allclose(reference[0].teacher["w"], teacher, rtol=1e-5)
+
+
+def test_seed_and_step_decide_the_noise(reference):
+    _, again = train(mesh_of("1x1"))
+    _, other = train(mesh_of("1x1"), seed=1)
+    assert again[0]["loss"] == reference[1][0]["loss"]
+    assert other[0]["loss"] != reference[1][0]["loss"]
+
+
+def test_the_old_state_is_donated():
+    now, run = build(mesh_of("1x1"))
+    run(now, sharding.global_batch(batch_of(0), mesh_of("1x1")))
+    assert now.params["w"].is_deleted()
