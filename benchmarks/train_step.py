@@ -101,7 +101,7 @@ def torch_side() -> tuple[Callable[[int], float], str]:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return run, f"torch {torch.__version__}"
 

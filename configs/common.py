@@ -206,6 +206,7 @@ def mae(name, size, arg):
         "name": "adamw",
         "b1": 0.9,
         "b2": 0.95,
+        "eps": 1e-8,
         "weight_decay": 0.05,
         "freeze": (),
         "no_decay": (),

@@ -1,10 +1,16 @@
 """Every test sees 8 CPU devices; flags are parsed as `main.py` would."""
 
 import os
+import pathlib
+
+_CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"  # of compiled programs
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest
 from absl import flags
@@ -13,3 +19,23 @@ from absl import flags
 @pytest.fixture(autouse=True, scope="session")
 def _parsed_flags():
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """(train=n, test=m) -> a folder with class folders a and b of small PNGs."""
+    import numpy as np
+    from PIL import Image
+
+    def make(train=8, test=4, size=16):
+        root = tmp_path / "images"
+        rng = np.random.default_rng(0)
+        for split, count in (("train", train), ("test", test)):
+            for number in range(count):
+                path = root / split / "ab"[number % 2] / f"{number:03d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = rng.integers(0, 255, (size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(path)
+        return root
+
+    return make

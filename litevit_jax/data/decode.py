@@ -153,12 +153,12 @@ def _orientation(exif: Any) -> int:
     if not isinstance(exif, bytes):
         return 1
     tiff = exif.removeprefix(b"Exif\x00\x00")
-    order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
-    if order is None:
+    if tiff[:2] not in (b"II", b"MM"):
         return 1
 
     def number(start: int, size: int) -> int:
-        return int.from_bytes(tiff[start : start + size], order)
+        digits = tiff[start : start + size]
+        return int.from_bytes(digits, "little" if tiff[:2] == b"II" else "big")
 
     directory = number(4, 4)
     for entry in range(min(number(directory, 2), 512)):

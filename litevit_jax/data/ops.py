@@ -167,10 +167,10 @@ class Transform:
         Raises:
           decode.DecodeError: the image is damaged, too large, or none at all.
         """
-        image = self.decode(image)
+        result: Any = self.decode(image)
         for op in self.ops:
-            image = op(image, rng) if op.random else op(image)
-        return image
+            result = op(result, rng) if op.random else op(result)
+        return result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -257,5 +257,6 @@ def _resize(image: Image, size: tuple[int, int], resampling: Any) -> Image:
     """Resizes to `size` (H, W); an array [H, W, C] channel by channel."""
     if isinstance(image, np.ndarray):
         planes = [PIL.Image.fromarray(plane) for plane in np.moveaxis(image, -1, 0)]
-        return np.stack([_resize(plane, size, resampling) for plane in planes], -1)
+        resized = [np.asarray(_resize(plane, size, resampling)) for plane in planes]
+        return np.stack(resized, axis=-1)
     return image.resize((size[1], size[0]), resampling)

@@ -12,27 +12,26 @@ import dataclasses
 import logging
 import math
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
-from litevit_jax.data import decode
+from litevit_jax.data.examples import (
+    MAX_REPLACEMENTS,
+    EvalExamples,
+    Examples,
+    Share,
+    TrainExamples,
+    Transform,
+)
 from litevit_jax.data.sources.base import Source
 
 _log = logging.getLogger(__name__)
 
-# Positions are bounded only because a random-access data set needs a length.
-_ENDLESS = 2**62
-# Replacements tried for one unreadable example; at the default bound on bad files,
-# more than a few in a row mean that none can be read.
-_MAX_REPLACEMENTS = 64
 _MAX_PREFETCHED = 256
 _MAX_NAMED = 20
-
-Transform = Callable[[Any, np.random.Generator], np.ndarray]
 
 
 class BadDataError(ValueError):
@@ -72,8 +71,8 @@ def train_batches(
       source. A file that cannot be read is replaced by another one.
     """
     _check_filled(source)
-    share = _Share(batch_size, process_index, process_count, first_step=start_step)
-    examples = _TrainExamples(source, transform, share, seed)
+    share = Share(batch_size, process_index, process_count, first_step=start_step)
+    examples = TrainExamples(source, transform, share, seed)
     limit = _BadLimit(max_bad_fraction, len(source))
     reading = _Reading(share.size, workers, threads)
     return Stream(examples, masked=False, limit=limit, reading=reading)
@@ -98,8 +97,8 @@ def eval_batches(
       a file that cannot be read. All processes get the same number of batches.
     """
     _check_filled(source)
-    share = _Share(batch_size, process_index, process_count)
-    examples = _EvalExamples(source, transform, share)
+    share = Share(batch_size, process_index, process_count)
+    examples = EvalExamples(source, transform, share)
     limit = _BadLimit(max_bad_fraction, len(source))
     reading = _Reading(share.size, workers, threads)
     return Stream(examples, masked=True, limit=limit, reading=reading)
@@ -114,7 +113,7 @@ class Stream:
 
     def __init__(
         self,
-        examples: _Examples,
+        examples: Examples,
         *,
         masked: bool,
         limit: _BadLimit,
@@ -169,7 +168,7 @@ class Stream:
                 batch["mask"][row] = 1
         elif not self._masked:
             raise BadDataError(
-                f"{_MAX_REPLACEMENTS} examples in a row cannot be read; "
+                f"{MAX_REPLACEMENTS} examples in a row cannot be read; "
                 + self._limit.describe(self.bad)
             )
 
@@ -200,7 +199,7 @@ class _BadLimit:
 
     def describe(self, bad: dict[str, str]) -> str:
         """The message of BadDataError."""
-        lines = [f"  {name}: {reason}" for name, reason in list(bad.items())]
+        lines = [f"  {name}: {reason}" for name, reason in bad.items()]
         if len(lines) > _MAX_NAMED:
             lines[_MAX_NAMED:] = [f"  ... and {len(lines) - _MAX_NAMED} more"]
         allowed = math.floor(self.fraction * self.total)
@@ -210,42 +209,6 @@ class _BadLimit:
             "remove them, or raise the limit with --config.data.max_bad_fraction=:\n"
             + "\n".join(lines)
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Share:
-    """Which positions this process reads: its part of every batch."""
-
-    batch_size: int
-    process_index: int
-    process_count: int
-    first_step: int = 0
-
-    def __post_init__(self):
-        if self.batch_size < 1 or self.batch_size % self.process_count:
-            raise ValueError(
-                f"batch_size={self.batch_size} is not a multiple of "
-                f"{self.process_count} processes; expected at least one example for "
-                "each, and the same number"
-            )
-        if not 0 <= self.process_index < self.process_count:
-            raise ValueError(
-                f"process_index={self.process_index}; expected 0 to "
-                f"{self.process_count - 1} with process_count={self.process_count}"
-            )
-        if self.first_step < 0:
-            raise ValueError(f"start_step={self.first_step}; expected 0 or more")
-
-    @property
-    def size(self) -> int:
-        """Examples of each batch that this process reads."""
-        return self.batch_size // self.process_count
-
-    def position(self, number: int) -> int:
-        """Position in the run of the `number`-th example of this process."""
-        step, row = divmod(number, self.size)
-        step += self.first_step
-        return step * self.batch_size + self.process_index * self.size + row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +226,7 @@ class _Reading:
                 "0 or more workers and at least 1 thread"
             )
 
-    def dataset(self, examples: _Examples) -> grain.IterDataset:
+    def dataset(self, examples: Examples) -> grain.IterDataset:
         """Examples in order, prefetched, about two batches ahead at most."""
         processes = max(1, self.workers)
         threads = math.ceil(self.threads / processes)
@@ -282,106 +245,6 @@ class _Reading:
             grain.MultiprocessingOptions(
                 num_workers=self.workers, per_worker_buffer_size=8
             )
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Examples:
-    """Random access to the examples of this process, by number."""
-
-    source: Source
-    transform: Transform
-    share: _Share
-
-    def _read(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Example `index`, with `image` None and a reason in `bad` if unreadable.
-
-        Raises:
-          RuntimeError: the transform failed on a readable image; names the file.
-        """
-        bad = {"image": None, "label": 0, "index": index}
-        try:
-            raw = self.source[index]
-        except Exception as error:  # whatever a file system or a format may raise
-            return bad | {"bad": [(self.source.name_of(index), _reason(error))]}
-        try:
-            image = self.transform(raw["image"], rng)
-            _check_shape(image, self.transform.shape)
-        except decode.DecodeError as error:
-            return bad | {"bad": [(self.source.name_of(index), str(error))]}
-        except Exception as error:
-            raise RuntimeError(
-                f"transform of {self.source.name_of(index)} failed: {_reason(error)}"
-            ) from error
-        return {"image": image, "label": int(raw["label"]), "index": index, "bad": []}
-
-
-@dataclasses.dataclass(frozen=True)
-class _TrainExamples(_Examples):
-    """The endless, shuffled stream."""
-
-    seed: int
-
-    def __post_init__(self):
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed={self.seed}; expected 0 <= seed < 2**64")
-
-    def __len__(self) -> int:
-        return _ENDLESS
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        position = self.share.position(number)
-        rng = _rng(self.seed, position)
-        index, bad = self._index(position), []
-        for _ in range(_MAX_REPLACEMENTS):
-            example = self._read(index, rng)
-            bad += example["bad"]
-            if example["image"] is not None:
-                break
-            index = int(rng.integers(len(self.source)))
-        return example | {"bad": bad}
-
-    def _index(self, position: int) -> int:
-        """The example at `position`: a permutation of the source per epoch."""
-        epoch, place = divmod(position, len(self.source))
-        # Hashed, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
-        epoch_seed = np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]
-        return grain.experimental.index_shuffle(
-            place, max_index=len(self.source) - 1, seed=int(epoch_seed), rounds=4
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _EvalExamples(_Examples):
-    """The source in order, then padding up to whole batches."""
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.source) / self.share.batch_size) * self.share.size
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        position = self.share.position(number)
-        if position >= len(self.source):
-            return {"image": None, "label": 0, "index": -1, "bad": []}
-        return self._read(position, _rng(0, position))
-
-
-def _rng(seed: int, position: int) -> np.random.Generator:
-    """Independent randomness for every (seed, position); cheap to make."""
-    return np.random.Generator(np.random.Philox(key=_key(seed, position)))
-
-
-def _key(seed: int, position: int) -> np.ndarray:
-    return np.array([seed, position], np.uint64)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _check_shape(image: np.ndarray, shape: tuple[int, int, int]) -> None:
-    if image.shape != tuple(shape) or image.dtype != np.uint8:
-        raise ValueError(
-            f"result is {image.dtype} {image.shape}; expected uint8 {tuple(shape)}"
         )
 
 

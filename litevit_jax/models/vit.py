@@ -177,8 +177,8 @@ class Encoder(nn.Module):
         if ids_keep is not None:
             patches = layers.take_tokens(patches, ids_keep)
             pos = jnp.asarray(pos)[0].at[ids_keep].get(mode="promise_in_bounds")
-        embed = layers.PatchEmbed(
-            self.width, self.init_style, self.dtype, name="patch_embed"
+        embed = layers.patch_embed(
+            self.init_style, patches.shape[-1], self.width, self.dtype
         )
         found = {"patch_embed": embed(patches)}
         x = found["patch_embed"] + jnp.asarray(pos, self.dtype)

@@ -143,6 +143,7 @@ class Run:
                     titles = self.due(step)
                     if titles:
                         self.evaluate(state, step, titles)
+                self.flush()
         finally:
             # Also when bad data or numbers end the run: what was learned is kept.
             self.pending = None

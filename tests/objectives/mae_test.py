@@ -1,6 +1,7 @@
 """Masked autoencoder: parity with the reference model, and laws of the method."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -13,7 +14,7 @@ from litevit_jax.objectives import mae
 from tests import golden
 
 KEY = jax.random.key(0)
-ENCODER = {"width": 24, "depth": 2, "num_heads": 3, "patch_size": 4}
+ENCODER = {"width": 24, "depth": 1, "num_heads": 3, "patch_size": 4}
 DECODER = {"width": 16, "depth": 1, "num_heads": 2}
 
 
@@ -141,21 +142,26 @@ def small():
     return objective, jax.jit(objective.init)(KEY, batch).params, batch
 
 
+@functools.cache
+def compiled(objective, name):
+    """One of the objective's methods; compiled once for all tests."""
+    return jax.jit(getattr(objective, name))
+
+
 def loss_of(objective, params, batch, key=KEY):
-    return jax.jit(objective.loss)(params, {}, {}, batch, key)[0]
+    return compiled(objective, "loss")(params, {}, {}, batch, key)[0]
 
 
 def test_masked_pixels_do_not_reach_encoder(small):
     objective, params, batch = small
     ids = objective.draw_masks(jax.random.split(KEY, 4), batch["image"])
 
-    @jax.jit
     def energy(image):
         return jnp.square(objective.forward(params, image, ids)[1]).sum()
 
     # Of random parameters, or the norm's identity scale makes the sum constant.
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(KEY, x.shape), params)
-    grad = layers.patchify(jax.grad(energy)(batch["image"]), 4)
+    grad = layers.patchify(jax.jit(jax.grad(energy))(batch["image"]), 4)
     grad = np.abs(layers.take_tokens(grad, ids)).max(axis=2)
     np.testing.assert_array_equal(grad[:, 4:], 0)
     assert (grad[:, :4] > 0).all()
@@ -167,7 +173,8 @@ def test_loss_is_the_formula_of_the_original(small, norm_pix_loss):
     objective, params, batch = small
     objective = dataclasses.replace(objective, norm_pix_loss=norm_pix_loss)
     ids = np.asarray(objective.draw_masks(jax.random.split(KEY, 4), batch["image"]))
-    pred, *_ = objective.forward(params, batch["image"], ids, all_patches=True)
+    forward = jax.jit(objective.forward, static_argnames="all_patches")
+    pred, *_ = forward(params, batch["image"], ids, all_patches=True)
     target = np.asarray(layers.patchify(batch["image"], 4))
     if norm_pix_loss:
         deviation = np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
@@ -225,7 +232,7 @@ def test_rectangles_of_any_channels_learn(channels):
     for _ in range(5):
         params, loss = descend(params)
         losses.append(float(loss))
-    assert losses == sorted(losses, reverse=True)
+    assert sorted(set(losses), reverse=True) == losses
 
 
 def test_bfloat16_has_float32_parameters_and_loss(small):
@@ -243,7 +250,7 @@ def test_prediction_pictures(small):
     objective, params, batch = small
     image = 3 + 2 * batch["image"]
     batch = {"image": image, "index": jnp.array([5, 6, 7, 8])}
-    found = jax.jit(objective.predict)(params, {}, batch)
+    found = compiled(objective, "predict")(params, {}, batch)
     is_masked = (layers.patchify(found["masked"], 4) == 0).all(axis=-1)
     assert (is_masked.sum(axis=1) == 12).all()
     original = layers.patchify(image, 4)
@@ -261,7 +268,7 @@ def test_prediction_pictures(small):
 def test_prediction_masks_follow_the_index(small):
     objective, params, batch = small
     order = np.array([3, 1, 0, 2])
-    predict = jax.jit(objective.predict)
+    predict = compiled(objective, "predict")
     whole = predict(params, {}, batch | {"index": jnp.arange(4)})
     moved = {"image": batch["image"][order], "index": jnp.asarray(order)}
     for name, value in predict(params, {}, moved).items():
@@ -270,9 +277,10 @@ def test_prediction_masks_follow_the_index(small):
 
 def test_features_see_the_whole_image(small):
     objective, params, batch = small
-    predict = jax.jit(objective.predict)
+    predict = compiled(objective, "predict")
     before = predict(params, {}, batch)
-    tokens, _ = objective.encoder.apply({"params": params["encoder"]}, batch["image"])
+    encode = jax.jit(objective.encoder.apply)
+    tokens, _ = encode({"params": params["encoder"]}, batch["image"])
     np.testing.assert_allclose(before["features"], tokens[:, 0], atol=1e-5)
     mean = tokens[:, 1:].mean(axis=1)
     np.testing.assert_allclose(before["features_avg"], mean, atol=1e-5)

@@ -11,7 +11,7 @@ from litevit_jax.objectives import mae, supervised
 from tests import golden
 
 KEY = jax.random.key(0)
-ENCODER = {"width": 24, "depth": 2, "num_heads": 3, "patch_size": 4}
+ENCODER = {"width": 24, "depth": 1, "num_heads": 3, "patch_size": 4}
 BATCH = {
     "image": jax.random.normal(jax.random.key(7), (6, 16, 16, 3)),
     "label": jnp.array([0, 1, 2, 3, 4, 0]),
@@ -91,7 +91,7 @@ def test_loss_is_smoothed_cross_entropy(with_head):
 
 def training_logits(objective, params, state):
     """Logits with BatchNorm, where there is one, written out over the batch."""
-    found = objective.predict(params, state, BATCH)
+    found = jax.jit(objective.predict)(params, state, BATCH)
     x = np.asarray(found["features"], np.float64)
     if state:
         x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
@@ -105,7 +105,7 @@ def test_only_batch_norm_has_state(with_head):
     _, (_, new_state) = jax.jit(objective.loss)(params, state, teacher, BATCH, KEY)
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     if state:
-        features = objective.predict(params, state, BATCH)["features"]
+        features = jax.jit(objective.predict)(params, state, BATCH)["features"]
         mean = 0.1 * features.mean(axis=0)
         got = new_state["head"]["bn"]["mean"]
         np.testing.assert_allclose(got, mean, rtol=1e-4, atol=1e-6)
@@ -127,12 +127,12 @@ def test_average_pooling_norms_after_the_mean():
     params = jax.jit(objective.init)(KEY, BATCH).params
     assert "norm" not in params["encoder"]
     variables = {"params": params["encoder"]}
-    _, found = objective.encoder.apply(variables, BATCH["image"])
+    _, found = jax.jit(objective.encoder.apply)(variables, BATCH["image"])
     x = np.asarray(found["pre_norm"][:, 1:]).mean(axis=1)
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(
         x.var(-1, keepdims=True) + 1e-6
     )
-    features = objective.predict(params, {}, BATCH)["features"]
+    features = jax.jit(objective.predict)(params, {}, BATCH)["features"]
     np.testing.assert_allclose(features, expected, atol=1e-4)
 
 
@@ -156,7 +156,7 @@ def test_soft_labels_equal_hard_ones():
 
 
 def test_drop_path_makes_the_loss_depend_on_the_key_and_slot():
-    objective = make(encoder=ENCODER | {"drop_path": 0.5})
+    objective = make(encoder=ENCODER | {"depth": 2, "drop_path": 0.5})
     params = jax.jit(objective.init)(KEY, BATCH).params
     loss = jax.jit(lambda batch, key: objective.loss(params, {}, {}, batch, key)[0])
     assert loss(BATCH, KEY) == loss(BATCH, KEY) != loss(BATCH, jax.random.key(1))

@@ -79,7 +79,9 @@ def test_warmcos_equals_the_formula_in_float64_at_every_step():
     )
     k = np.arange(total, dtype=np.float64)
     c = 0.5 * (1 + np.cos(np.pi * (k - warm) / (total - warm)))
-    want = np.where(k < warm, start + (peak - start) * k / warm, peak * c + end - end * c)
+    want = np.where(
+        k < warm, start + (peak - start) * k / warm, peak * c + end - end * c
+    )
     np.testing.assert_allclose(schedule(jnp.arange(total)), want, rtol=2e-6)
 
 

@@ -128,9 +128,7 @@ def test_fsdp_splits_the_large_parameters_and_their_moments():
 def test_accumulation_leaves_the_result_unchanged(slices, mesh, reference):
     got, rows = train(mesh_of(mesh), accum_steps=slices)
     same(got.params, reference[0].params, rtol=1e-4, atol=1e-6)
-    same(
-        [r["loss"] for r in rows], [r["loss"] for r in reference[1]], rtol=1e-5
-    )
+    same([r["loss"] for r in rows], [r["loss"] for r in reference[1]], rtol=1e-5)
 
 
 def test_a_nonfinite_step_changes_nothing_but_the_count():

@@ -72,9 +72,9 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, 8, 8] in 0..255 and labels int32 [N]."""
     from sklearn import datasets  # slow to import, and few runs read the digits
 
-    ink, labels = datasets.load_digits(return_X_y=True)
-    images = np.rint(ink * (255 / _WHITE)).astype(np.uint8)
-    return images.reshape(-1, 8, 8), labels.astype(np.int32)
+    digits: Any = datasets.load_digits()
+    images = np.rint(digits.images * (255 / _WHITE)).astype(np.uint8)
+    return images, digits.target.astype(np.int32)
 
 
 def _is_test(labels: np.ndarray) -> np.ndarray:

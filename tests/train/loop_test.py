@@ -1,0 +1,229 @@
+"""Laws of whole runs: resume, signals, one compile, results, damaged checkpoints."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from litevit_jax import checkpoint, sharding
+from litevit_jax.train import loop, progress, setup
+from tests import jobs
+
+
+def rows(workdir):
+    text = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in text]
+
+
+def losses(workdir):
+    return {r["step"]: r["loss"] for r in rows(workdir) if "loss" in r}
+
+
+def params(workdir, step=6):
+    return checkpoint.read_params(str(workdir / "checkpoints" / str(step))).params
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of 6 steps, saved at 3 and 6."""
+    workdir = tmp_path_factory.mktemp("whole")
+    outcome = loop.run(jobs.tiny(), workdir)
+    assert outcome.step == 6 and outcome.signal is None
+    return workdir
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of the run that a test may damage."""
+    return pathlib.Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def forget(workdir, *steps):
+    for step in steps:
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+
+
+def test_a_run_leaves_what_the_readme_says(whole):
+    assert sorted(p.name for p in whole.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "environment.jsonl",
+        "evals",
+        "metrics.jsonl",
+        "parameters.txt",
+        "pictures",
+    ]
+    assert [r["step"] for r in rows(whole) if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    environment = json.loads((whole / "environment.jsonl").read_text())
+    assert len(environment["devices"]) == 8
+    assert environment["versions"]["jax"] == jax.__version__
+    assert "encoder/cls_token" in (whole / "parameters.txt").read_text()
+    result = json.loads((whole / "evals/reconstruction/result.json").read_text())
+    assert [r["step"] for r in result["history"]] == [3, 6]
+    assert result["last"]["n"] == 359
+
+
+def test_tensorboard_events_are_written_when_asked_for(tmp_path):
+    loop.run(jobs.tiny(log__tensorboard=True, steps=1), tmp_path)
+    assert list((tmp_path / "tensorboard").glob("events.out.*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_resumes_to_the_same_bits(number, whole, tmp_path, monkeypatch):
+    ticks = []
+
+    def tick(self, wait_s):
+        ticks.append(wait_s)
+        self._steps += 1
+        if len(ticks) == 4:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.Clock, "tick", tick)
+        outcome = loop.run(jobs.tiny(), tmp_path)
+    assert (outcome.step, outcome.signal) == (4, number)
+    outcome = loop.run(jobs.tiny(), tmp_path)
+    assert (outcome.step, outcome.signal) == (6, None)
+    same(params(tmp_path), params(whole))
+    assert losses(tmp_path) == losses(whole)
+    assert [r["step"] for r in rows(tmp_path) if r.get("event") == "resume"] == [4]
+
+
+def test_a_run_resumes_from_any_of_its_checkpoints_to_the_same_bits(whole, copy):
+    forget(copy, 6)
+    assert loop.run(jobs.tiny(), copy).step == 6
+    same(params(copy), params(whole))
+
+
+def test_a_complete_run_does_nothing_more(copy):
+    before = (copy / "metrics.jsonl").read_text()
+    outcome = loop.run(jobs.tiny(), copy)
+    assert outcome.results["reconstruction"]["last"]["step"] == 6
+    added = (copy / "metrics.jsonl").read_text().removeprefix(before)
+    assert [json.loads(line)["event"] for line in added.splitlines()] == ["resume"]
+
+
+def test_a_complete_run_makes_up_for_a_missing_evaluation(copy):
+    shutil.rmtree(copy / "evals")
+    outcome = loop.run(jobs.tiny(), copy)
+    assert outcome.results["reconstruction"]["last"]["step"] == 6
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(whole, copy, caplog):
+    files = [p for p in (copy / "checkpoints/6/params").rglob("*") if p.is_file()]
+    for file in files:
+        if file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    outcome = loop.run(jobs.tiny(), copy)
+    assert outcome.step == 6
+    assert "checkpoint of step 6 is damaged" in caplog.text
+    assert (copy / "corrupt" / "6-0").is_dir()
+    same(params(copy), params(whole))
+
+
+def test_a_checkpoint_whose_bits_changed_is_noticed(copy, monkeypatch, caplog):
+    meta = json.loads((copy / "checkpoints/6/meta/metadata").read_text())
+    meta["fingerprints"]["params.encoder.cls_token"] ^= 1
+    (copy / "checkpoints/6/meta/metadata").write_text(json.dumps(meta))
+    assert loop.run(jobs.tiny(), copy).step == 6
+    assert "bits differ from those saved in params.encoder.cls_token" in caplog.text
+
+
+def test_a_run_without_any_readable_checkpoint_says_so(copy):
+    for step in (3, 6):
+        shutil.rmtree(copy / f"checkpoints/{step}/params")
+    with pytest.raises(checkpoint.CorruptCheckpoint, match=r"no checkpoint .*\[6, 3\]"):
+        loop.run(jobs.tiny(), copy)
+
+
+def test_another_config_is_refused_with_the_keys_that_differ(copy):
+    with pytest.raises(ValueError, match=r"(?s)lr.base: 0.0015 -> 0.1.*seed: 0 -> 7"):
+        setup.prepare(jobs.tiny(seed=7, lr__base=0.1), copy)
+
+
+def test_changes_that_cannot_matter_are_allowed(copy):
+    made = jobs.tiny(log__every_steps=2, checkpoint__keep=5, data__workers=1)
+    assert setup.prepare(made, copy).resumes
+    assert json.loads((copy / "config.json").read_text())["log"]["every_steps"] == 2
+
+
+def test_the_step_compiles_once(tmp_path):
+    job = jobs.prepare(tmp_path)
+    loop_run = loop.Run(job)
+    state = loop_run.train(job.create(), loop.stops.Stop())
+    loop_run.close()
+    assert int(state.step) == 6
+    assert job.step._cache_size() == 1
+
+
+def test_evaluation_does_not_change_training_by_a_bit(whole, tmp_path):
+    made = jobs.tiny(evals__reconstruction__every_steps=1)
+    loop.run(made, tmp_path)
+    same(params(tmp_path), params(whole))
+
+
+def test_workers_and_threads_do_not_change_training_by_a_bit(whole, tmp_path):
+    loop.run(jobs.tiny(data__threads=1, data__workers=2), tmp_path)
+    same(params(tmp_path), params(whole))
+
+
+# Adam's update is the sign of a gradient near zero: eps makes it a number again.
+COMPARABLE = {"optimizer__eps": 1e-3, "steps": 3}
+
+
+def on_mesh(workdir, data, fsdp, count, **overrides):
+    made = sharding.make_mesh
+
+    def make_mesh(**_):
+        return made(data, fsdp, jax.devices()[:count])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", make_mesh)
+        patch.setattr(sharding, "_MIN_SHARDED_SIZE", 64)
+        loop.run(jobs.tiny(**COMPARABLE, **overrides), workdir)
+    return params(workdir, 3)
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    return on_mesh(tmp_path_factory.mktemp("one"), 1, 1, 1)
+
+
+@pytest.mark.parametrize(("data", "fsdp", "slices"), [(8, 1, 1), (4, 2, 1), (2, 1, 4)])
+def test_mesh_and_accumulation_do_not_change_mae(
+    data, fsdp, slices, one_device, tmp_path
+):
+    got = on_mesh(tmp_path, data, fsdp, data * fsdp, accum_steps=slices)
+    for name, value in one_device.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_numbers_that_stay_nonfinite_stop_the_run_and_lose_nothing(tmp_path):
+    made = jobs.tiny(lr__base=1e30, lr__warmup_epochs=0.0, nonfinite__max_in_a_row=2)
+    with pytest.raises(FloatingPointError, match="2 updates in a row"):
+        loop.run(made, tmp_path)
+    assert (tmp_path / "checkpoints").is_dir()
+    for step in checkpoint.Checkpoints(tmp_path, keep=3).steps():
+        assert all(np.isfinite(v).all() for v in params(tmp_path, step).values())
+    skipped = [r for r in rows(tmp_path) if r.get("event") == "nonfinite"]
+    assert len(skipped[0]["examples"]) == 32
+
+
+def test_bad_data_stops_the_run_with_its_name_and_saves_first(tmp_path, image_folder):
+    folder = image_folder(train=400)
+    made = jobs.tiny("mae_tiny", f"smoke,data=folder,path={folder}", steps=40)
+    (folder / "train" / "a" / "003.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"003.png"):
+        loop.run(made, tmp_path / "run")
+    assert checkpoint.Checkpoints(tmp_path / "run", keep=3).steps()
