@@ -168,8 +168,8 @@ def leave_data_open(config):
 
 
 def use_small_model(config):
-    """The quick start's encoder: 16 patches an image, a hundred wide."""
-    config.objective.encoder.update(variant=None, width=96, depth=4, num_heads=6)
+    """The quick start's encoder: 16 patches an image, 64 wide, 4 deep."""
+    config.objective.encoder.update(variant=None, width=64, depth=4, num_heads=4)
     config.objective.encoder.patch_size = 2 if config.data.source == "digits" else 4
 
 
@@ -231,9 +231,9 @@ def mae(name, size, arg):
 
 def _small_mae(config):
     use_small_model(config)
-    config.objective.decoder.update(variant=None, width=48, depth=1, num_heads=3)
-    config.update(batch_size=256, epochs=400)
-    config.lr.update(base=1.5e-3, warmup_epochs=20.0)
+    config.objective.decoder.update(variant=None, width=32, depth=1, num_heads=2)
+    config.update(batch_size=128, epochs=100)
+    config.lr.update(base=3e-3, warmup_epochs=5.0)
     config.checkpoint.every_steps = 500
     config.evals.reconstruction.every_steps = 500
 

@@ -24,6 +24,7 @@ _HOST_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
 _HOST_LISTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
 _ROOT = pathlib.Path(__file__).parents[1]
+_MISSING = "--config is missing, for example --config=configs/mae_tiny.py"
 
 
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -34,8 +35,10 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """
     try:
         rest = values(argv)
+        if values["config"].value is not None:
+            values["config"].value.get("name")  # a file that could not be read raises
     except (flags.Error, AttributeError, KeyError, OSError, ValueError, TypeError) as e:
-        raise SystemExit(_usage(_explain(e, argv, values))) from None
+        raise SystemExit(_usage(_explain(e, argv))) from None
     if len(rest) > 1:
         raise SystemExit(_usage(f"unexpected argument {rest[1]!r}"))
     return rest
@@ -46,44 +49,85 @@ def _usage(text: str) -> int:
     return EXIT_USAGE
 
 
-def _explain(error: Exception, argv: list[str], values: flags.FlagValues) -> str:
-    for name in _config_fields(argv):
-        unknown = _unknown_field(name, values)
-        if unknown:
-            return unknown
-    last = str(error).strip().splitlines()[-1].strip().strip("'\"")
-    if isinstance(error, OSError) or "No such file" in last:
-        return f"{_config_path(argv)}: no such config file; {_config_files(argv)}"
-    return last.removeprefix("ValueError: ")
+def _explain(error: Exception, argv: list[str]) -> str:
+    """What is wrong with the command line, where, and what would be right."""
+    if _config_argument(argv) is None and _overrides(argv):
+        return _MISSING
+    path = _config_path(argv)
+    recipe = _recipe(argv)
+    if isinstance(recipe, OSError):
+        return f"--config={path}: no such config file; {_config_files(path)}"
+    if isinstance(recipe, AttributeError):
+        return f"--config={path}: has no get_config(arg); {_config_files(path)}"
+    if isinstance(recipe, Exception):
+        return f"--config={_config_argument(argv)}: {_last_line(recipe)}"
+    for name, value in _overrides(argv):
+        wrong = _wrong_field(name, recipe)
+        if wrong is None and f"--config.{name}={value}: " in str(error):
+            wrong = _wrong_value(name, value, recipe)
+        if wrong is not None:
+            return wrong
+    return _last_line(error)
 
 
-def _config_fields(argv: list[str]) -> list[str]:
-    given = (a.lstrip("-").partition("=")[0] for a in argv if a.startswith("--config."))
-    return [name.removeprefix("config.") for name in given]
+def _last_line(error: Exception) -> str:
+    last = ([""] + str(error).strip().splitlines())[-1].strip()
+    return last.removeprefix("ValueError: ") or type(error).__name__
+
+
+def _overrides(argv: list[str]) -> list[tuple[str, str]]:
+    """('a.b', 'value') for each --config.a.b=value."""
+    given = (a.lstrip("-").partition("=") for a in argv if _is_override(a))
+    return [(name.partition("config.")[2], value) for name, _, value in given]
+
+
+def _is_override(argument: str) -> bool:
+    name = argument.lstrip("-").removeprefix("no")
+    return argument.startswith("-") and name.startswith("config.")
+
+
+def _config_argument(argv: list[str]) -> str | None:
+    """'FILE:VARIANT' of --config, or None."""
+    for place, argument in enumerate(argv):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            return value if equals else "".join(argv[place + 1 : place + 2])
+    return None
 
 
 def _config_path(argv: list[str]) -> str:
-    for place, argument in enumerate(argv):
-        name, equals, value = argument.lstrip("-").partition("=")
-        if name == "config":
-            value = value if equals else "".join(argv[place + 1 : place + 2])
-            return value.partition(":")[0]
-    return "--config"
+    return (_config_argument(argv) or "").partition(":")[0]
 
 
-def _config_files(argv: list[str]) -> str:
-    known = sorted(f"configs/{p.name}" for p in (_ROOT / "configs").glob("[!_c]*.py"))
-    near = difflib.get_close_matches(_config_path(argv), known, n=2)
+def _config_files(path: str) -> str:
+    names = sorted(p.name for p in (_ROOT / "configs").glob("[!_]*.py"))
+    known = [f"configs/{name}" for name in names if name != "common.py"]
+    near = difflib.get_close_matches(path, known, n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{hint}choose from {', '.join(known)}"
 
 
-def _unknown_field(name: str, values: flags.FlagValues) -> str | None:
-    """What is wrong with the field `a.b.c` of --config.a.b.c=, if it does not exist."""
+def _recipe(argv: list[str]) -> Any:
+    """The config that --config names, without overrides, or why there is none."""
+    values = _define(argv := ["main.py", f"--config={_config_argument(argv) or ''}"])
     try:
-        block = values["config"].value
-    except (OSError, KeyError, AttributeError):
-        return None
+        values(argv)
+        values["config"].value.get("name")
+        return values["config"].value
+    except (flags.Error, AttributeError, OSError, ValueError, TypeError) as error:
+        return error
+
+
+def _define(argv: list[str]) -> flags.FlagValues:
+    """The flags of main.py, for `argv`."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    return values
+
+
+def _wrong_field(name: str, block: Any) -> str | None:
+    """What is wrong with the field `a.b.c` of --config.a.b.c=, if it does not exist."""
     place = "config"
     for key in name.split("."):
         keys = sorted(block) if hasattr(block, "keys") else []
@@ -96,13 +140,26 @@ def _unknown_field(name: str, values: flags.FlagValues) -> str | None:
     return None
 
 
+def _wrong_value(name: str, value: str, block: Any) -> str:
+    *parents, key = name.split(".")
+    for parent in parents:
+        block = block[parent]
+    old = block[key]
+    if hasattr(old, "keys"):
+        fields = ", ".join(f"--config.{name}.{field}=" for field in sorted(old))
+        return f"--config.{name}={value}: expected one of its fields: {fields}"
+    example = "" if old is None else f", as in --config.{name}={old}"
+    expected = block.get_type(key).__name__
+    return f"--config.{name}={value}: {value!r} is no {expected}{example}"
+
+
 def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     """Runs the job of the parsed flags; returns the exit code."""
     logging.set_verbosity(logging.WARNING)
     workdir = values.workdir
     config = values["config"].value
     if config is None:
-        return _usage("--config is missing, for example --config=configs/mae_tiny.py")
+        return _usage(_MISSING)
     try:
         if _imagenet_is_missing(config):
             config, workdir = _quick_start(config, workdir, argv)
@@ -188,10 +245,8 @@ def _quick_start(config: Any, workdir: str | None, argv: list[str]) -> tuple[Any
             f"{name} was not found in ~/tensorflow_datasets, and the embedded quick "
             f"start is for a single host:\n{ways}"
         )
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    parse(_with_variant(argv, "digits"), values)
+    argv = _with_variant(argv, "digits")
+    parse(argv, values := _define(argv))
     small = values.config
     workdir = f"{workdir or os.path.join('runs', config.name)}-digits"
     print(
