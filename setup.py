@@ -35,10 +35,12 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.0"],
         "cuda12": ["jax[cuda12]>=0.10.0"],
+        # TensorFlow only prepares data sets; it has no wheels for Python 3.14 yet.
         "tf": [
-            "tensorflow-cpu>=2.20; platform_machine == 'x86_64'"
-            " and sys_platform == 'linux'",
-            "tensorflow>=2.20; platform_machine != 'x86_64' or sys_platform != 'linux'",
+            "tensorflow-cpu>=2.20; python_version < '3.14'"
+            " and platform_machine == 'x86_64' and sys_platform == 'linux'",
+            "tensorflow>=2.20; python_version < '3.14'"
+            " and (platform_machine != 'x86_64' or sys_platform != 'linux')",
         ],
         "dev": ["pytest>=8", "ruff>=0.9", "pyrefly>=0.40"],
     },

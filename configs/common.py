@@ -62,15 +62,20 @@ def _unknown(piece, name, words, names):
     return f"variant {piece!r} unknown; {hint}choose from {', '.join(everything)}"
 
 
+def unknown(name, value, known):
+    """The message for `name=value` where `value` is none of `known`."""
+    near = difflib.get_close_matches(value, known)
+    hint = f"did you mean {near[0]}? " if near else ""
+    choices = ", ".join(known)
+    return f"variant {name}={value!r} unknown; {hint}choose from {choices}"
+
+
 def _check_data(said):
     data, path = said["data"], said["path"]
     if path and not data:
         said["data"] = data = "folder"
     if data is not None and data not in DATA_VARIANTS:
-        near = difflib.get_close_matches(data, DATA_VARIANTS)
-        hint = f"did you mean {near[0]}? " if near else ""
-        choices = ", ".join(DATA_VARIANTS)
-        raise ValueError(f"variant data={data!r} unknown; {hint}choose from {choices}")
+        raise ValueError(unknown("data", data, DATA_VARIANTS))
     if data in ("folder", "arrays") and not path:
         raise ValueError(f"variant data={data} needs a place: data={data},path=DIR")
     if path and data not in ("folder", "arrays"):

@@ -11,8 +11,9 @@ Two published protocols (recipes section 7): `mae` (default), BatchNorm without
 affine and LARS, lr 0.1 per 256 images, 10 warm-up epochs of 90, batch 16384; `moco`,
 a plain linear layer and SGD, lr 3 per 256 images, batch 1024. On small data the batch
 is a power of two that leaves at least 8 updates an epoch, and the LARS peak stays 6.4.
-A k-NN vote on the same features comes with both. On ImageNet the authors publish no linear-probe number for
-ViT-Tiny; on the digits it takes about half a minute on 2 CPU cores.
+A k-NN vote on the same features comes with both. On ImageNet the authors publish no
+linear-probe number for ViT-Tiny; on the digits it takes about half a minute on 2 CPU
+cores.
 """
 
 from ml_collections.config_dict import placeholder
@@ -25,8 +26,7 @@ def get_config(arg=None):
     said = common.parse_arg(arg, values=("protocol",))
     protocol = said["protocol"] or "mae"
     if protocol not in _PROTOCOLS:
-        choices = ", ".join(_PROTOCOLS)
-        raise ValueError(f"protocol={protocol!r} unknown; choose from {choices}")
+        raise ValueError(common.unknown("protocol", protocol, list(_PROTOCOLS)))
     config = common.base("linear_probe")
     config.update(epochs=90, init_load=("encoder/.*",))
     config.batch_size = placeholder(int)

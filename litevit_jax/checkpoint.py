@@ -126,14 +126,12 @@ class Checkpoints:
         }
         items = {name: ocp.args.StandardSave(flat) for name, flat in parts.items()}
         try:
-            self._manager.wait_until_finished()
+            self.wait()
             self._set_aside_leftover(step)
             args = ocp.args.Composite(**items, meta=ocp.args.JsonSave(meta))
             saved = self._manager.save(step, args=args, force=True)
         except OSError as error:
-            raise RuntimeError(
-                f"step {step} could not be saved to {self.directory}: {error}"
-            ) from error
+            raise RuntimeError(self._not_written(f"step {step}", error)) from error
         if not saved:
             raise RuntimeError(
                 f"step {step} was not saved to {self.directory}: newer steps "
@@ -201,12 +199,24 @@ class Checkpoints:
             self._set_aside(step)
 
     def wait(self) -> None:
-        """Blocks until the last save is on disk; raises what made it fail."""
-        self._manager.wait_until_finished()
+        """Blocks until the last save is on disk.
 
-    def check(self) -> None:
-        """Raises what made an asynchronous save fail, if one did."""
-        self._manager.check_for_errors()
+        Raises:
+          RuntimeError: it failed; the message says why and what is saved.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            # A full disk shows as almost any exception of the storage layers below.
+            raise RuntimeError(self._not_written("the last step", error)) from error
+
+    def _not_written(self, what: str, error: Exception) -> str:
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        return (
+            f"{what} could not be saved to {self.directory}: {why[0][:300]}; complete "
+            f"are steps {self.steps() or 'none'}. Make room or mend the disk, then run "
+            "the same command again to go on from there"
+        )
 
     def close(self) -> None:
         """Waits for the last save and releases the directory."""

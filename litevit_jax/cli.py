@@ -6,6 +6,7 @@ Importing this module loads neither JAX nor TensorFlow, so `--help` is quick.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import pathlib
 import sys
@@ -22,6 +23,9 @@ EXIT_INTERRUPTED = 130  # Ctrl-C: saved as well
 # Variables that a launcher of several hosts sets, and from which count on.
 _HOST_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
 _HOST_LISTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+
+# What a disk may answer in the middle of a run, wherever it is written.
+_DISK_ERRORS = (errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS)
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _MISSING = "--config is missing, for example --config=configs/mae_tiny.py"
@@ -67,11 +71,14 @@ def _explain(error: Exception, argv: list[str]) -> str:
             wrong = _wrong_value(name, value, recipe)
         if wrong is not None:
             return wrong
-    return _last_line(error)
+    hint = ""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        hint = "; the flags are --config=, --config.FIELD= and --workdir="
+    return _last_line(error) + hint
 
 
 def _last_line(error: Exception) -> str:
-    last = ([""] + str(error).strip().splitlines())[-1].strip()
+    last = ["", *str(error).strip().splitlines()][-1].strip()
     return last.removeprefix("ValueError: ") or type(error).__name__
 
 
@@ -198,12 +205,14 @@ def _summary(result: dict[str, Any]) -> str:
 def _report(error: Exception) -> int:
     """Says what went wrong: our own errors as a message, others with their trace."""
     frames = traceback.extract_tb(error.__traceback__)
+    full = isinstance(error, OSError) and error.errno in _DISK_ERRORS
     deliberate = isinstance(
         error, ValueError | KeyError | OSError | RuntimeError | FloatingPointError
     )
     ours = frames and pathlib.Path(frames[-1].filename).is_relative_to(_ROOT)
     inside = "site-packages" in frames[-1].filename if frames else False
-    if deliberate and ours and not inside and "LITEVIT_TRACEBACK" not in os.environ:
+    deliberate = full or (deliberate and ours and not inside)
+    if deliberate and "LITEVIT_TRACEBACK" not in os.environ:
         text = error.args[0] if isinstance(error, KeyError) else error
         print(f"error: {text}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, ValueError | KeyError) else EXIT_FAILED

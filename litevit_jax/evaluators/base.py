@@ -44,41 +44,48 @@ class Context:
     num_classes: int
 
     def over(
-        self, state: Any, split: str, reads: tuple[str, ...], limit: int | None = None
+        self,
+        state: Any,
+        split: str,
+        reads: tuple[str, ...],
+        *,
+        images: bool = False,
+        limit: int | None = None,
     ) -> Iterator[tuple[Rows, Rows]]:
-        """(host batch, predictions) over a split; padded rows have mask 0.
+        """(batch, predictions) over a split, of all hosts; padded rows have mask 0.
 
-        `limit` stops after so many examples (rounded up to whole batches).
+        Images are part of the batch only if asked for. `limit` stops after so many
+        examples (rounded up to whole batches).
         """
-        predict = _only(self.predict, reads, self.mesh)
-        kept: list[Rows] = []
-        host = _keep(self.batches(self.source(split)), kept, limit)
+        predict = _only(self.predict, reads, images, self.mesh)
+        host = _first(self.batches(self.source(split)), limit)
         for fed in device.feed(host, self.mesh):
-            out = predict(state.params, state.model_state, fed.batch)
-            yield kept.pop(0), jax.device_get(out)
+            yield jax.device_get(predict(state.params, state.model_state, fed.batch))
 
 
-def _keep(
-    batches: Iterator[Rows], kept: list[Rows], limit: int | None
-) -> Iterator[Rows]:
-    """Passes batches on and remembers them; ends after `limit` examples."""
+def _first(batches: Iterator[Rows], limit: int | None) -> Iterator[Rows]:
+    """Passes batches on; ends after `limit` rows of all hosts together."""
     seen = 0
     with contextlib.closing(batches):
         for batch in batches:
-            kept.append(batch)
             yield batch
-            seen += int(batch["mask"].sum())
+            # Not the mask's sum: hosts that disagree would wait for each other.
+            seen += len(batch["mask"]) * jax.process_count()
             if limit is not None and seen >= limit:
                 return
 
 
 @functools.cache
-def _only(predict: Callable[..., Any], reads: tuple[str, ...], mesh: Mesh) -> Any:
-    """Jitted `predict` that computes nothing but `reads`."""
+def _only(
+    predict: Callable[..., Any], reads: tuple[str, ...], images: bool, mesh: Mesh
+) -> Any:
+    """Jitted `predict` that computes nothing but `reads`; the batch comes with it, as
+    a host has only its own part."""
 
-    def some(params: Any, model_state: Any, batch: Any) -> dict[str, jax.Array]:
+    def some(params: Any, model_state: Any, batch: Any) -> tuple[Any, Any]:
         out = predict(params, model_state, batch)
-        return {name: out[name] for name in reads}
+        rows = {k: x for k, x in batch.items() if images or k != "image"}
+        return rows, {name: out[name] for name in reads}
 
     return jax.jit(some, out_shardings=sharding.replicated(mesh))
 

@@ -47,13 +47,14 @@ class Classification(base.Evaluator):
 def _score(logits: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
     """Per-example hits and loss of logits [B, K] for label [B].
 
-    The rank counts classes that score higher, and equal ones before the label, so
-    constant logits are not called right.
+    The rank counts classes that do not score lower, of equal ones those before the
+    label; so constant logits are not called right, nor are those that are no numbers.
     """
     rows = np.arange(len(label))
     own = logits[rows, label][:, None]
-    before = np.arange(logits.shape[1])[None] < label[:, None]
-    rank = ((logits > own) | ((logits == own) & before)).sum(axis=1)
+    after = np.arange(logits.shape[1])[None] > label[:, None]
+    beaten = (logits < own) | ((logits == own) & after)
+    rank = logits.shape[1] - 1 - beaten.sum(axis=1)
     top = logits.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
     return {"top1": rank < 1, "top5": rank < 5, "loss": log_sum - own[:, 0]}

@@ -53,9 +53,12 @@ class Reconstruction(base.Evaluator):
     def run(self, state: Any, *, step: int) -> dict[str, float]:
         """mae_loss, the mean over masked patches, and n, the images counted."""
         total, n, drawn = 0.0, 0, []
-        stream = self.context.over(state, self.split, self.reads, self.examples)
+        stream = self.context.over(
+            state, self.split, self.reads, images=True, limit=self.examples
+        )
         for batch, out in stream:
             mask = batch["mask"] > 0
+            mask &= np.cumsum(mask) <= self.examples - n
             total += float(out["mae_loss"][mask].sum())
             n += int(mask.sum())
             for i in np.flatnonzero(mask)[: self.images - len(drawn)]:

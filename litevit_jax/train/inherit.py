@@ -32,7 +32,8 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
         theirs = like["objective"]["encoder"]
         if encoder.variant is None:
             _check_same(theirs, encoder, config.init or config.like)
-            encoder.update(theirs)
+            ours = without_none(encoder.to_dict())
+            encoder.update({**theirs, **ours})
         if config.data.source is None:
             _take_data(config, like)
     if config.data.source is None or (
@@ -87,7 +88,7 @@ def check(params: Any, loaded: Any, config: ConfigDict) -> None:
         raise ValueError(
             f"{config.init}: the checkpoint's encoder has {_num_heads(theirs)} heads, "
             f"objective.encoder has {_num_heads(ours)}; the shapes agree but the "
-            "function does not"
+            "function does not: leave num_heads out to take the checkpoint's"
         )
     fill(params, loaded, config)
 

@@ -68,6 +68,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
       ValueError, KeyError, OSError: the user's mistake, named in the message.
     """
     config = config.copy_and_resolve_references().unlock()
+    _check_intervals(config)
     mesh = sharding.make_mesh(**config.mesh)
     loaded = inherit.inherit(config)
     source = functools.cache(functools.partial(_source, config.data))
@@ -102,9 +103,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         accum_steps=config.accum_steps,
     )
     _check_step(jitted, state, config)
-    resumes = workdirs.open_run(workdir, plain)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     workdirs.check_space(workdir, size, config.checkpoint.keep)
+    resumes = workdirs.open_run(workdir, plain)  # last: only a sound run is begun
     return Job(
         config=plain,
         workdir=workdir,
@@ -119,6 +120,25 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         total_steps=config.derived.total_steps,
         steps_per_epoch=config.derived.steps_per_epoch,
     )
+
+
+def _check_intervals(config: ConfigDict) -> None:
+    least = {
+        "checkpoint.every_steps": 1,
+        "checkpoint.keep": 1,
+        "log.every_steps": 1,
+        "nonfinite.max_in_a_row": 1,
+        "data.threads": 1,
+        "data.workers": 0,
+        "seed": 0,
+        **{f"evals.{title}.every_steps": 0 for title in config.evals},
+    }
+    for name, bound in least.items():
+        value = config
+        for key in name.split("."):
+            value = value[key]
+        if value < bound:
+            raise ValueError(f"{name}={value}; expected {bound} or more")
 
 
 def _source(data: ConfigDict, split: str) -> Any:
@@ -225,7 +245,7 @@ def _abstract_batch(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Any:
         "slot": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
     return jax.eval_shape(
-        functools.partial(augment.apply, ops), jax.random.key(0), batch
+        functools.partial(augment.apply, ops), states.abstract_key(), batch
     )
 
 
@@ -241,7 +261,7 @@ def _optimizer(config: ConfigDict, params: Any) -> optimizers.Optimizer:
 
 
 def _abstract_state(create: Any, shardings: Any) -> states.TrainState:
-    abstract = jax.eval_shape(create, jax.random.key(0))
+    abstract = jax.eval_shape(create, states.abstract_key())
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         abstract,

@@ -24,9 +24,14 @@ class TrainState:
     opt_state: Any
 
 
+def abstract_key() -> Any:
+    """A key's shape: even a small one would be compiled to be made."""
+    return jax.eval_shape(jax.random.key, 0)
+
+
 def abstract_variables(objective: Any, batch: Any) -> Any:
     """Shapes of the objective's Variables for an (abstract) batch; no compute."""
-    return jax.eval_shape(objective.init, jax.random.key(0), batch)
+    return jax.eval_shape(objective.init, abstract_key(), batch)
 
 
 def creator(objective: Any, optimizer: optimizers.Optimizer, batch: Any, mesh: Mesh):
@@ -50,7 +55,7 @@ def creator(objective: Any, optimizer: optimizers.Optimizer, batch: Any, mesh: M
             opt_state=optimizer.init(variables.params),
         )
 
-    abstract = jax.eval_shape(init, jax.random.key(0))
+    abstract = jax.eval_shape(init, abstract_key())
     shardings = sharding.tree_sharding(mesh, abstract)
     return jax.jit(init, out_shardings=shardings), shardings
 

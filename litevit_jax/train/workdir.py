@@ -111,9 +111,14 @@ def _check_writable(workdir: pathlib.Path) -> None:
 
 
 def check_space(workdir: pathlib.Path, state_bytes: int, keep: int) -> None:
-    """Raises OSError if the checkpoints that will be kept do not fit on the disk."""
-    free = shutil.disk_usage(workdir).free
-    need = state_bytes * (keep + 1)
+    """Raises OSError if the checkpoints that will be kept do not fit on the disk.
+
+    Nothing is written; `workdir` need not exist. Those it holds already count.
+    """
+    there = next(p for p in (workdir, *workdir.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(there).free
+    saved = sum(1 for _ in workdir.glob("checkpoints/[0-9]*"))
+    need = state_bytes * max(keep + 1 - saved, 1)
     if free < need:
         raise OSError(
             f"--workdir={workdir}: {free / 1e6:.0f} MB free, but {keep} checkpoints of "
@@ -126,7 +131,7 @@ def check_space(workdir: pathlib.Path, state_bytes: int, keep: int) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes `value` so that a reader sees the old file or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # hidden, should a kill leave it
     temporary.write_text(json.dumps(value, indent=1, default=list) + "\n")
     temporary.replace(path)
 

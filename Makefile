@@ -1,0 +1,42 @@
+# make demo: install, pre-train on the embedded digits, probe, print the result
+# make test: install, run every test
+# make lint: style and types
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Versions that were tested together, one file per Python generation.
+CONSTRAINTS := $(shell $(PYTHON) -c "import sys; print('constraints/' + \
+  ('py311.txt' if sys.version_info < (3, 12) else 'py312.txt'))" 2>/dev/null)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m launch.demo
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+$(BIN)/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	  (echo "litevit_jax needs Python 3.11 or newer, $(PYTHON) is older; try \
+	  make PYTHON=python3.12 $(MAKECMDGOALS)" && exit 1)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python setup.py $(CONSTRAINTS)
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	$(PIP) -c $(CONSTRAINTS) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -c $(CONSTRAINTS) -e ".[dev,tf]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .cache

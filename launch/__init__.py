@@ -1,0 +1,1 @@
+"""Thin scripts that start runs; no logic that a test could want."""
