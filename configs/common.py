@@ -172,10 +172,10 @@ def leave_data_open(config):
     }
 
 
-def use_small_model(config):
+def small_model(config):
     """The quick start's encoder: 16 patches an image, 64 wide, 4 deep."""
-    config.objective.encoder.update(variant=None, width=64, depth=4, num_heads=4)
-    config.objective.encoder.patch_size = 2 if config.data.source == "digits" else 4
+    patch_size = 2 if config.data.source == "digits" else 4
+    return {"width": 64, "depth": 4, "num_heads": 4, "patch_size": patch_size}
 
 
 def use_smoke(config):
@@ -235,7 +235,7 @@ def mae(name, size, arg):
 
 
 def _small_mae(config):
-    use_small_model(config)
+    config.objective.encoder.update(variant=None, **small_model(config))
     config.objective.decoder.update(variant=None, width=32, depth=1, num_heads=2)
     config.update(batch_size=128, epochs=100)
     config.lr.update(base=3e-3, warmup_epochs=5.0)

@@ -30,6 +30,7 @@ def get_config(arg=None):
     config = common.base("linear_probe")
     config.update(epochs=90, init_load=("encoder/.*",))
     config.batch_size = placeholder(int)
+    config.init_required = True
     config.init_skip = ("decoder/.*", "head/.*", "encoder/norm/.*")
     config.objective = {
         "name": "supervised",
@@ -49,10 +50,14 @@ def get_config(arg=None):
         common.use_data(config, said)
     else:
         common.leave_data_open(config)
+    # The encoder of a random start; with a checkpoint, its encoder is taken.
+    config.encoder_default = {"pos_embed": "sincos"}
     if config.data.source == "digits" or said["smoke"]:
-        common.use_small_model(config)
-        config.objective.encoder.pos_embed = "sincos"
+        config.encoder_default.update(common.small_model(config))
+    elif config.data.source == "tfds":
+        config.encoder_default.variant = "tiny"
     if said["smoke"]:
+        config.init = "random"
         common.use_smoke(config)
     return config.lock()
 

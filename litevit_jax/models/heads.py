@@ -51,7 +51,7 @@ class Classifier(nn.Module):
         """
         features = x.astype(jnp.float32)
         if self.fc_norm:
-            features = layers.layer_norm("fc_norm", "float32")(features)
+            features = layers.LayerNorm("float32", name="fc_norm")(features)
         x = features
         if self.batch_norm:
             x = BatchNorm(epsilon=1e-6, name="bn")(x, train=train)

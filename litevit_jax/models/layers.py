@@ -131,9 +131,53 @@ def sincos_table(grid: tuple[int, int], width: int, order: str) -> np.ndarray:
     return np.pad(table, ((1, 0), (0, 0))).astype(np.float32)
 
 
+@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x) with the exact error function."""
-    return jax.nn.gelu(x, approximate=False)
+    """x * Phi(x) with the exact error function, in float32 inside.
+
+    Its own gradient keeps x alone for the backward pass and needs one exponential.
+    """
+    x32 = x.astype(jnp.float32)
+    return (x32 * _normal_cdf(x32)).astype(x.dtype)
+
+
+def _normal_cdf(x):
+    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_forward(x):
+    return gelu(x), x
+
+
+def _gelu_backward(x, grad):
+    x32 = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * x32 * x32) * (1 / math.sqrt(2 * math.pi))
+    return ((grad * (_normal_cdf(x32) + x32 * density)).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+@jax.custom_vjp
+def softmax(logits: jax.Array) -> jax.Array:
+    """Softmax over the last axis of float32 logits `[..., T]`.
+
+    The backward pass reads the result alone: p * (g - sum(p * g)).
+    """
+    exps = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exps * (1 / exps.sum(axis=-1, keepdims=True))
+
+
+def _softmax_forward(logits):
+    probs = softmax(logits)
+    return probs, probs
+
+
+def _softmax_backward(probs, grad):
+    return (probs * (grad - (probs * grad).sum(axis=-1, keepdims=True)),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def drop_path(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
@@ -149,9 +193,49 @@ def drop_path(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
     return jnp.where(kept[:, None, None], x / (1 - rate), 0).astype(x.dtype)
 
 
-def layer_norm(name: str, dtype: str) -> nn.LayerNorm:
-    """LayerNorm with statistics in float32; the two-pass variance is PyTorch's."""
-    return nn.LayerNorm(EPSILON, dtype=dtype, use_fast_variance=False, name=name)
+@jax.custom_vjp
+def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """LayerNorm of `[..., D]` with two-pass statistics in float32, as PyTorch's.
+
+    Its own gradient keeps x and one mean and deviation a row, and reads each once.
+    """
+    return _normalize_forward(x, scale, bias)[0]
+
+
+def _normalize_forward(x, scale, bias):
+    x32 = x.astype(jnp.float32)
+    mean = x32.mean(axis=-1, keepdims=True)
+    centred = x32 - mean
+    inverse = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + EPSILON)
+    out = (centred * inverse * scale + bias).astype(x.dtype)
+    return out, (x, mean, inverse, scale)
+
+
+def _normalize_backward(saved, grad):
+    x, mean, inverse, scale = saved
+    normed = (x.astype(jnp.float32) - mean) * inverse
+    grad = grad.astype(jnp.float32)
+    scaled = grad * scale
+    along = (scaled * normed).mean(axis=-1, keepdims=True)
+    grad_x = inverse * (scaled - scaled.mean(axis=-1, keepdims=True) - normed * along)
+    rows = tuple(range(x.ndim - 1))
+    return grad_x.astype(x.dtype), (grad * normed).sum(rows), grad.sum(rows)
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with parameters `scale` and `bias`; the result is `dtype`."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[..., D]` to the same shape."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return normalize(x.astype(self.dtype), scale, bias)
 
 
 @jax.custom_vjp
@@ -171,14 +255,26 @@ def _linear_forward(x, kernel, bias):
 
 def _linear_backward(saved, grad):
     x, kernel = saved
-    # [..., D] -> [rows, D]: XLA for CPUs copies operands that contract two axes.
-    flat_x, flat_grad = (y.reshape(-1, y.shape[-1]) for y in (x, grad))
-    grad_x = flat_grad @ kernel.astype(x.dtype).T
-    grad_kernel = jax.lax.dot_general(
-        flat_x, flat_grad, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype
+    grad_x = jnp.tensordot(grad, kernel.astype(x.dtype), axes=((-1,), (1,)))
+    # XLA for CPUs copies operands that contract more than one axis; on TPUs it is
+    # the reshape to rows that copies.
+    grad_kernel = jax.lax.platform_dependent(
+        x, grad, cpu=_outer_of_rows, default=_outer
     )
-    grad_bias = flat_grad.astype(kernel.dtype).sum(axis=0)
-    return grad_x.reshape(x.shape), grad_kernel, grad_bias
+    grad_bias = grad.astype(jnp.float32).sum(tuple(range(grad.ndim - 1)))
+    return grad_x, grad_kernel, grad_bias
+
+
+def _outer(x, grad):
+    """The sum over rows of x^T grad: `[..., D], [..., E] -> [D, E]`, float32."""
+    rows = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(
+        x, grad, ((rows, rows), ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+def _outer_of_rows(x, grad):
+    return _outer(*(y.reshape(-1, y.shape[-1]) for y in (x, grad)))
 
 
 linear.defvjp(_linear_forward, _linear_backward)
@@ -232,7 +328,7 @@ class Attention(nn.Module):
         logits = jnp.einsum(
             "bhnd,bhmd->bhnm", scaled, k, preferred_element_type=jnp.float32
         )
-        probs = jax.nn.softmax(logits, axis=-1)
+        probs = softmax(logits)
         out = jnp.einsum("bhnm,bhmd->bnhd", probs.astype(v.dtype), v)
         out = dense("proj", self.init_style, (width, width), self.dtype)(
             out.reshape(x.shape)
@@ -282,11 +378,11 @@ class Block(nn.Module):
           drop_keys: typed keys `[B]`; None keeps every branch.
         """
         found = {"in": x}
-        found["norm1"] = layer_norm("norm1", self.dtype)(x)
+        found["norm1"] = LayerNorm(self.dtype, name="norm1")(x)
         attention = Attention(self.num_heads, self.init_style, self.dtype, name="attn")
         branch, inside = attention(found["norm1"])
         x = x + self._drop(branch, drop_keys, 0)
-        found["norm2"] = layer_norm("norm2", self.dtype)(x)
+        found["norm2"] = LayerNorm(self.dtype, name="norm2")(x)
         mlp = Mlp(self.mlp_dim, self.init_style, self.dtype, name="mlp")
         found["mlp"] = mlp(found["norm2"])
         x = x + self._drop(found["mlp"], drop_keys, 1)

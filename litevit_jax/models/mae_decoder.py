@@ -101,7 +101,7 @@ class Decoder(nn.Module):
         x = x[:, 1:] if all_patches else x[:, 1 + num_kept :]
         if all_patches:
             x = layers.take_tokens(x, jnp.argsort(ids_shuffle, axis=1))
-        x = layers.layer_norm("norm", self.dtype)(x)
+        x = layers.LayerNorm(self.dtype, name="norm")(x)
         return layers.dense("pred", "mae", (self.width, patch_dim), self.dtype)(x)
 
     def _embed(self, latent, ids_shuffle, grid):

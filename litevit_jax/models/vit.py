@@ -186,7 +186,7 @@ class Encoder(nn.Module):
         x = self._blocks(x, found, drop_keys if self._drops(drop_keys, train) else None)
         found["pre_norm"] = x
         if self.final_norm:
-            x = layers.layer_norm("norm", self.dtype)(x)
+            x = layers.LayerNorm(self.dtype, name="norm")(x)
         return x, found
 
     def _blocks(self, x, found, drop_keys):

@@ -91,7 +91,7 @@ def compute_dtype(dtype: str) -> str:
     """
     if dtype == "auto":
         return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    known = ("auto", "bfloat16", "float16", "float32", "float64")
+    known = ("auto", "bfloat16", "float16", "float32")
     if dtype not in known:
         near = difflib.get_close_matches(str(dtype), known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""

@@ -20,7 +20,17 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
     """Reads `init`, and takes what the config leaves open from its run (or `like`'s).
 
     Open are fields of the encoder that are None, and the data if its source is None.
+    `config.encoder_default` fills what then is still open of the encoder.
+
+    Raises:
+      ValueError: nothing says where to start, or which encoder or data.
     """
+    if config.get("init_required") and not config.init:
+        raise ValueError(
+            f"{config.name} evaluates a pre-trained encoder: which? Give its run with "
+            "--config.init=RUN_DIR (or a step in it, RUN_DIR/checkpoints/STEP), or "
+            "--config.init=random for one that never learned"
+        )
     loaded = None
     if config.init and config.init != "random":
         loaded = checkpoint.read_params(config.init)
@@ -36,9 +46,10 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
             encoder.update({**theirs, **ours})
         if config.data.source is None:
             _take_data(config, like)
-    if config.data.source is None or (
-        encoder.variant is None and encoder.width is None
-    ):
+    elif "encoder_default" in config:
+        open_fields = {k: v for k, v in config.encoder_default.items() if not encoder[k]}
+        encoder.update(open_fields)
+    if config.data.source is None or not (encoder.variant or encoder.width):
         raise ValueError(
             f"{config.name}: which encoder and data? Give a pre-training run with "
             "--config.init=RUN_DIR; or, to start from --config.init=random, either "

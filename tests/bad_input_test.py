@@ -1,0 +1,260 @@
+"""Bad input is refused before anything compiles, and leaves nothing behind."""
+
+import errno
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from litevit_jax import checkpoint
+from litevit_jax.train import inherit, setup
+from litevit_jax.train import workdir as workdirs
+from tests import jobs
+
+COMPILED = []
+
+
+def _count(event, _, **info):
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILED.append(info)
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
+
+
+@pytest.fixture
+def refuse(tmp_path):
+    """(config, message, workdir): `prepare` refuses it so and leaves no trace."""
+
+    def check(config, message, workdir=None, error=(ValueError, OSError)):
+        fresh = workdir is None
+        workdir = tmp_path / "run" if fresh else workdir
+        COMPILED.clear()
+        with pytest.raises(error, match=message):
+            setup.prepare(config, workdir)
+        assert COMPILED == []
+        assert not fresh or not workdir.exists()
+
+    return check
+
+
+def test_preparing_a_run_compiles_nothing_but_running_does(tmp_path):
+    COMPILED.clear()
+    jobs.prepare(tmp_path)
+    assert COMPILED == []
+    jax.jit(lambda x: x * 3.25)(jax.numpy.ones(7)).block_until_ready()
+    assert COMPILED  # the counter counts
+
+
+FIELDS = {
+    "batch and devices": ({"batch_size": 100},
+        r"batch_size=100 is not a multiple of 8 devices \(mesh data=8 x fsdp=1\); try "
+        r"--config.batch_size=96"),
+    "batch and slices": ({"batch_size": 40, "accum_steps": 2},
+        r"batch_size=40 .*accum_steps=2.* multiple of 16"),
+    "no batch": ({"batch_size": 0}, r"batch_size=0 .* at least 1"),
+    "mesh": ({"mesh__data": 3}, r"mesh data=3 x fsdp=1 needs 3 devices, found 8"),
+    "patch": ({"objective__encoder__patch_size": 3}, r"8.*patch.*3|patch.*3.*8"),
+    "image": ({"data__image_size": 9}, r"9.*patch.*2|patch.*2.*9"),
+    "model": ({"objective__encoder__variant": "tinny"},
+        r"'tinny' unknown; did you mean tiny"),
+    "decoder": ({"objective__decoder__variant": "smal"},
+        r"'smal' unknown; did you mean small"),
+    "heads": ({"objective__encoder__num_heads": 5}, r"24.*5|5.*24"),
+    "objective": ({"objective__name": "meo"},
+        r"objective 'meo' unknown; .*choose from .*mae, .*supervised"),
+    "source": ({"data__source": "digts"}, r"source 'digts' unknown; did you mean dig"),
+    "split": ({"data__train_split": "trian"}, r"'trian' unknown; did you mean train"),
+    "eval split": ({"data__eval_split": "tets"}, r"'tets' unknown; did you mean test"),
+    "optimizer": ({"optimizer__name": "adam"}, r"optimizer 'adam' .*mean adamw"),
+    "evaluator": ({"evals__reconstruction__name": "recon"},
+        r"evaluator 'recon' unknown; .*classification, knn"),
+    "evaluator's split": ({"evals__reconstruction__split": "test"},
+        r"split 'test' unknown; choose from eval, train"),
+    "wrong evaluator": ({"evals": {"t": {"name": "classification", "every_steps": 0}}},
+        r"evaluator 'classification' reads 'logits', objective 'mae' predicts features"),
+    "evaluator's field": (
+        {"evals": {"k": {"name": "knn", "every_steps": 0, "neighbours": 1}}},
+        r"evaluator 'knn': .*neighbours"),
+    "augmentation": ({"augment": {"normalise": {}}},
+        r"augment 'normalise' unknown; did you mean normalize"),
+    "mean and std": ({"augment__normalize__std": (1.0, 1.0)}, r"one value per channel"),
+    "channels": ({"data__channels": 3}, r"1 means, data.channels is 3"),
+    "mask nothing": ({"objective__mask_ratio": 0.0}, r"mask_ratio=0.0, expected 0 <"),
+    "mask all": ({"objective__mask_ratio": 1.0}, r"mask_ratio=1.0, expected 0 <"),
+    "mask more": ({"objective__mask_ratio": 1.5}, r"mask_ratio=1.5, expected 0 <"),
+    "mask less": ({"objective__mask_ratio": -0.5}, r"mask_ratio=-0.5, expected 0 <"),
+    "mask too much": ({"objective__mask_ratio": 0.99}, r"keeps 0 of 16 patches"),
+    "dtype": ({"objective__dtype": "bfloat"}, r"'bfloat' unknown; did you mean bfloa"),
+    "steps": ({"steps": 0}, r"steps=0.* at least one"),
+    "epochs": ({"steps": None, "epochs": 0}, r"epochs=0.* at least one"),
+    "warm-up": ({"lr__warmup_epochs": 1e4}, r"warm-up of \d+ steps does not fit"),
+    "freeze": ({"optimizer__freeze": ("encoder/block/.*",)},
+        r"pattern 'encoder/block/.\*' matches no parameter"),
+    "save interval": ({"checkpoint__every_steps": 0}, r"every_steps=0; expected 1"),
+    "keep": ({"checkpoint__keep": 0}, r"checkpoint.keep=0; expected 1 or more"),
+    "log interval": ({"log__every_steps": 0}, r"log.every_steps=0; expected 1 or more"),
+    "evaluation interval": ({"evals__reconstruction__every_steps": -1},
+        r"evals.reconstruction.every_steps=-1; expected 0 or more"),
+    "seed": ({"seed": -1}, r"seed=-1; expected 0 or more"),
+    "threads": ({"data__threads": 0}, r"data.threads=0; expected 1 or more"),
+    "workers": ({"data__workers": -1}, r"data.workers=-1; expected 0 or more"),
+    "crop": ({"data__crop_scale": (1.0, 0.5)}, r"crop_scale"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_bad_field_is_refused_before_compiling(name, refuse):
+    overrides, message = FIELDS[name]
+    refuse(jobs.tiny(**overrides), message)
+
+
+def folder_run(path, **overrides):
+    return jobs.tiny("mae_tiny", f"smoke,data=folder,path={path}", **overrides)
+
+
+def test_an_empty_folder_is_refused(refuse, tmp_path):
+    (tmp_path / "images").mkdir()
+    refuse(folder_run(tmp_path / "images"), r"no image below .*images; found no file at all")
+
+
+def test_a_folder_without_images_is_refused(refuse, tmp_path):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "notes.txt").write_text("no image")
+    refuse(folder_run(tmp_path / "images"), r"no image below .*images; found 1 .txt, expected one of .bmp")
+
+
+def test_a_folder_that_is_not_there_is_refused(refuse, tmp_path):
+    refuse(folder_run(tmp_path / "nope"), r"nope' does not exist; expected a folder")
+
+
+def test_a_file_in_place_of_a_folder_is_refused(refuse, tmp_path):
+    (tmp_path / "images.zip").write_bytes(b"PK")
+    refuse(folder_run(tmp_path / "images.zip"), r"is a file; expected a folder of im")
+
+
+def test_a_probe_of_images_without_labels_is_refused(refuse, image_folder, tmp_path):
+    root = image_folder(train=8, test=4)
+    for split in ("train", "test"):
+        for path in list((root / split).rglob("*.png")):
+            path.rename(root / split / path.name)
+        shutil.rmtree(root / split / "a")
+        shutil.rmtree(root / split / "b")
+    made = jobs.tiny("linear_probe", f"smoke,data=folder,path={root}", batch_size=8)
+    refuse(made, r"needs labels.*one subfolder per class")
+
+
+def test_a_probe_of_nothing_is_refused(refuse):
+    made = jobs.config("linear_probe", None)
+    refuse(made, r"which encoder and data\? Give .*--config.init=RUN_DIR.*random.*like")
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(refuse, tmp_path):
+    made = jobs.config("linear_probe", None, init=str(tmp_path / "nope"))
+    refuse(made, r"nope: no run directory there .*--workdir of a finished or running")
+    made = jobs.config(
+        "linear_probe", None, init="random", like=str(tmp_path / "nope")
+    )
+    refuse(made, r"--config.like=.*nope: no run directory there")
+
+
+@pytest.fixture
+def lend(monkeypatch, tmp_path):
+    """(**overrides) -> pretends that `init` is a tiny MAE run with these fields."""
+
+    def make(**overrides):
+        job = jobs.prepare(tmp_path / "lender", jobs.tiny(**overrides))
+        flat = checkpoint.flatten(job.state.params)
+        found = {k.replace(".", "/"): np.zeros(x.shape) for k, x in flat.items()}
+        run = checkpoint.Checkpoint(found, job.config, 6, tmp_path / "lender")
+        monkeypatch.setattr(inherit.checkpoint, "read_params", lambda _: run)
+
+    return make
+
+
+def probe(**overrides):
+    return jobs.config("linear_probe", None, init="RUN", **overrides)
+
+
+def test_a_probe_takes_encoder_and_data_of_the_run(lend, tmp_path):
+    lend()
+    job = setup.prepare(probe(), tmp_path / "run")
+    assert job.config["objective"]["encoder"]["width"] == 24
+    assert job.config["data"]["source"] == "digits"
+
+
+def test_a_checkpoint_of_another_width_is_refused(lend, refuse):
+    lend()
+    message = r"width=48, but the checkpoint RUN has width=24: another architecture"
+    refuse(probe(objective__encoder__width=48), message)
+
+
+def test_a_checkpoint_with_other_heads_is_refused(lend, refuse):
+    lend()
+    refuse(probe(objective__encoder__num_heads=3), r"num_heads=3, but .* num_heads=2")
+
+
+def test_a_named_encoder_keeps_its_heads_unless_it_is_refused(lend, refuse):
+    sizes = dict.fromkeys(("width", "depth", "num_heads"))
+    lend(
+        objective__encoder__variant="tiny",
+        **{f"objective__encoder__{name}": None for name in sizes},
+    )
+    message = r"RUN: the checkpoint's encoder has \d+ heads, objective.encoder has 4"
+    refuse(probe(objective__encoder__num_heads=4), message)
+    refuse(probe(objective__encoder__depth=3), r"--config.init=RUN: .*does not fit")
+
+
+def test_a_checkpoint_of_another_architecture_lists_the_differences(lend, refuse):
+    lend(objective__encoder__depth=2)
+    shallow = jobs.tiny("linear_probe", "smoke", init="RUN")
+    refuse(shallow, r"depth=1, but the checkpoint RUN has depth=2: another archi")
+    lend(objective__encoder__pos_embed="learned")
+    with pytest.raises(ValueError, match=r"(?s)does not fit this model.*pos_embed"):
+        setup.prepare(jobs.tiny("linear_probe", "smoke", init="RUN"), tmp_path / "run")
+
+
+def test_a_workdir_that_is_a_file_is_refused(refuse, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    refuse(jobs.tiny(), r"file cannot be written: .*give a direct", tmp_path / "file")
+    inside = tmp_path / "file" / "run"
+    refuse(jobs.tiny(), r"--workdir=.*run cannot be written: Not a directory", inside)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS])
+def test_a_workdir_that_cannot_be_written_is_refused(number, tmp_path, monkeypatch):
+    def deny(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", deny)
+    message = rf"--workdir=.* cannot be written: {os.strerror(number)}; give a direc"
+    with pytest.raises(OSError, match=message):
+        workdirs.open_run(tmp_path, {})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_refused(refuse, monkeypatch):
+    def usage(_):
+        return shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    refuse(jobs.tiny(), r"0 MB free, but 3 checkpoints of .* lower --config.checkpoint")
+
+
+def test_a_folder_that_is_no_run_is_left_alone(refuse, tmp_path):
+    (tmp_path / "thesis.tex").write_text("kept")
+    message = r"is not empty and not a run .*thesis.tex.*give a new directory"
+    refuse(jobs.tiny(), message, tmp_path)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_a_run_with_another_config_is_left_alone(refuse, tmp_path):
+    jobs.prepare(tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    message = r"(?s)another config.*\n  objective.mask_ratio: 0.75 -> 0.5\nresume it"
+    refuse(jobs.tiny(objective__mask_ratio=0.5), message, tmp_path)
+    assert (tmp_path / "config.json").read_text() == before

@@ -1,0 +1,295 @@
+"""The command line: what it starts, what it says when it cannot."""
+
+import errno
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from litevit_jax import cli
+from litevit_jax.data.sources import tfds
+from litevit_jax.train import loop
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = str(ROOT / "configs" / "mae_tiny.py")
+PROBE = str(ROOT / "configs" / "linear_probe.py")
+
+# ml_collections loads recipes in a way that Python will drop.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def somewhere_without_data(tmp_path, monkeypatch):
+    """An empty working directory and home; nothing is said by the environment."""
+    for name in ("TFDS_DATA_DIR", *cli._HOST_COUNTS, *cli._HOST_LISTS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    # A recipe is loaded under one name, into the module that is there already.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """(config, workdir) of the runs that were started; none of them trains."""
+    runs = []
+
+    def run(config, workdir):
+        runs.append((config, workdir))
+        return loop.Outcome(6, {})
+
+    monkeypatch.setattr(loop, "run", run)
+    return runs
+
+
+def parsed(*arguments):
+    argv = ["main.py", *arguments]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    cli.parse(argv, values)
+    return argv, values
+
+
+def run(*arguments):
+    return cli.run(*parsed(*arguments))
+
+
+def refused(capsys, *arguments):
+    """The message of a command line that is refused."""
+    with pytest.raises(SystemExit) as caught:
+        parsed(*arguments)
+    assert caught.value.code == cli.EXIT_USAGE
+    return capsys.readouterr().err
+
+
+def test_the_recipe_runs_where_imagenet_lies_at_the_default_place(
+    started, capsys, monkeypatch
+):
+    monkeypatch.setattr(tfds, "locate", lambda name, dir=None: "found")
+    assert run(f"--config={TINY}") == 0
+    [(config, workdir)] = started
+    assert (config.data.source, config.data.name) == ("tfds", "imagenet2012")
+    assert workdir == os.path.join("runs", "mae_tiny")
+    assert "not found" not in capsys.readouterr().out
+
+
+def test_without_imagenet_a_banner_announces_the_digits_in_a_workdir_of_their_own(
+    started, capsys
+):
+    assert run(f"--config={TINY}") == 0
+    [(config, workdir)] = started
+    assert config.data.source == "digits"
+    assert config.objective.encoder.variant is None  # a small one
+    assert config.name == "mae_tiny-digits"
+    assert workdir == os.path.join("runs", "mae_tiny-digits")
+    out = capsys.readouterr().out
+    banner = out[: out.index("done:")].rstrip().splitlines()
+    assert len(banner) <= 8
+    text = "\n".join(banner)
+    for said in (
+        "imagenet2012 was not found",
+        "digits, small encoder",
+        "runs/mae_tiny-digits",
+        f"--config={TINY}:imagenet2012",
+        "--config.data.dir=DIR",
+        "litevit_jax.data.prepare --name=imagenet2012",
+        ":data=folder,path=DIR",
+    ):
+        assert said in text
+
+
+@pytest.mark.parametrize("form", [[f"--config={TINY}"], ["--config", TINY]])
+def test_the_quick_start_keeps_the_overrides_and_the_workdir(form, started):
+    assert run(*form, "--config.seed=3", "--config.lr.base=0.25", "--workdir=w") == 0
+    [(config, workdir)] = started
+    assert (config.seed, config.lr.base, workdir) == (3, 0.25, "w-digits")
+    assert config.data.source == "digits"
+
+
+@pytest.mark.parametrize("variant", ["digits", "smoke", "data=folder,path=DIR"])
+def test_a_variant_that_names_its_data_needs_no_banner(variant, started, capsys):
+    assert run(f"--config={TINY}:{variant}") == 0
+    assert "not found" not in capsys.readouterr().out
+    assert started[0][0].data.source in ("digits", "folder")
+
+
+@pytest.mark.parametrize(
+    ("variant", "override", "variable"),
+    [
+        (":imagenet2012", [], None),
+        ("", ["--config.data.dir=DIR"], None),
+        ("", ["--config.data.required"], None),
+        ("", [], "DIR"),
+    ],
+)
+def test_a_named_place_without_data_is_an_error_that_lists_the_ways_on(
+    variant, override, variable, tmp_path, capsys, monkeypatch
+):
+    if variable:
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / variable))
+    assert run(f"--config={TINY}{variant}", *override) != 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.search(r"error: data set 'imagenet2012' is not in ", err)
+    assert "python -m litevit_jax.data.prepare --name=imagenet2012 --data_dir=" in err
+    assert ":data=folder,path=DIR" in err
+    assert ":digits" in err
+    if variable or override == ["--config.data.dir=DIR"]:
+        assert "DIR. Ways on" in err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLURM_NTASKS", "2"),
+        ("OMPI_COMM_WORLD_SIZE", "16"),
+        ("JAX_NUM_PROCESSES", "2"),
+        ("TPU_WORKER_HOSTNAMES", "host-0,host-1"),
+    ],
+)
+def test_several_hosts_never_fall_back_to_the_digits(
+    name, value, started, capsys, monkeypatch
+):
+    monkeypatch.setenv(name, value)
+    assert run(f"--config={TINY}") != 0
+    assert started == []
+    err = capsys.readouterr().err
+    assert "imagenet2012 was not found" in err and "for a single host" in err
+    assert "litevit_jax.data.prepare" in err
+
+
+def test_one_task_of_a_scheduler_is_a_single_host(started, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    assert run(f"--config={TINY}") == 0
+    assert started[0][0].data.source == "digits"
+
+
+MISTAKES = {
+    "file": (["--config=configs/mae_tny.py"],
+        r"--config=configs/mae_tny.py: no such config file; did you mean "
+        r"configs/mae_tiny.py .*choose from .*configs/linear_probe.py"),
+    "file, space form": (["--config", "configs/mae_tny.py"],
+        r"no such config file; did you mean configs/mae_tiny.py"),
+    "folder": ([f"--config={ROOT}/configs"], r"no such config file; choose from"),
+    "not a recipe": ([f"--config={ROOT}/configs/common.py"],
+        r"common.py: has no get_config\(arg\); .*choose from"),
+    "variant": ([f"--config={TINY}:digit"],
+        r"mae_tiny.py:digit: variant 'digit' unknown; did you mean digits\? choose "
+        r"from imagenet2012, digits, folder, arrays, smoke"),
+    "value of a variant": ([f"--config={TINY}:data=foldr,path=DIR"],
+        r"variant data='foldr' unknown; did you mean folder\?"),
+    "folder without path": ([f"--config={TINY}:data=folder"],
+        r"data=folder needs a place: data=folder,path=DIR"),
+    "path of the digits": ([f"--config={TINY}:digits,path=DIR"],
+        r"path=DIR goes with data=folder or data=arrays"),
+    "protocol": ([f"--config={PROBE}:protocol=moko"],
+        r"protocol='moko' unknown; did you mean moco\? choose from mae, moco"),
+    "field": ([f"--config={TINY}:digits", "--config.lr.bsae=1"],
+        r"--config.lr.bsae: config.lr has no field 'bsae'; did you mean base\? it has "
+        r"base, end, start, warmup_epochs"),
+    "block": ([f"--config={TINY}", "--config.optimiser.b1=1"],
+        r"config has no field 'optimiser'; did you mean optimizer\?"),
+    "missing block": ([f"--config={TINY}", "--config.evals.knn.k=1"],
+        r"config.evals has no field 'knn'; it has reconstruction"),
+    "field of a value": ([f"--config={TINY}", "--config.seed.x=1"],
+        r"config.seed has no field 'x'; it is a value"),
+    "negated field": ([f"--config={TINY}", "--noconfig.data.requird"],
+        r"config.data has no field 'requird'; did you mean required\?"),
+    "int": ([f"--config={TINY}", "--config.seed=one"],
+        r"--config.seed=one: 'one' is no int, as in --config.seed=0"),
+    "float": ([f"--config={TINY}", "--config.lr.base=1,5"],
+        r"--config.lr.base=1,5: '1,5' is no float"),
+    "bool": ([f"--config={TINY}", "--config.data.required=maybe"],
+        r"'maybe' is no bool, as in --config.data.required=False"),
+    "open field": ([f"--config={TINY}", "--config.steps=many"], r"'many' is no int"),
+    "value of a block": ([f"--config={TINY}", "--config.mesh=4"],
+        r"expected one of its fields: --config.mesh.data=, --config.mesh.fsdp="),
+    "no config": (["--config.lr.base=1"], r"--config is missing, for example"),
+    "flag": ([f"--config={TINY}", "--work_dir=x"],
+        r"flag 'work_dir'.*the flags are --config=, --config.FIELD= and --workdir="),
+    "positional": ([f"--config={TINY}", "x"], r"unexpected argument 'x'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistyped_command_line_says_what_was_meant(name, capsys):
+    arguments, message = MISTAKES[name]
+    err = refused(capsys, *arguments)
+    assert err.startswith("error: ")
+    assert re.search(message, err)
+    assert "Traceback" not in err
+
+
+def test_no_config_at_all_says_how_to_give_one(capsys):
+    assert run() == cli.EXIT_USAGE
+    assert "--config=configs/mae_tiny.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(None, 0), (signal.SIGTERM, 42), (signal.SIGINT, 130)],
+)
+def test_the_exit_code_tells_how_the_run_ended(number, code, monkeypatch):
+    monkeypatch.setattr(loop, "run", lambda *_: loop.Outcome(4, {}, number))
+    assert run(f"--config={TINY}:smoke") == code
+
+
+def test_results_are_printed_last_and_best_with_their_steps(capsys, monkeypatch):
+    rows = [
+        {"step": 3, "top1": 75.0, "top5": 99.0, "loss": 0.5, "n": 359},
+        {"step": 6, "top1": 70.25, "top5": 98.0, "loss": 0.6, "n": 359},
+    ]
+    results = {"test": {"last": rows[1], "best": rows[0], "history": rows}}
+    monkeypatch.setattr(loop, "run", lambda *_: loop.Outcome(6, results))
+    assert run(f"--config={TINY}:smoke") == 0
+    out = capsys.readouterr().out
+    assert "last top1 70.25  top5 98  loss 0.6 (step 6, n 359)" in out
+    assert "best top1 75  top5 99  loss 0.5 (step 3, n 359)" in out
+
+
+def failing(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def test_an_error_of_the_user_is_a_message_and_no_trace(capsys):
+    assert run(f"--config={TINY}:smoke", "--config.batch_size=3") == cli.EXIT_USAGE
+    out, err = capsys.readouterr()
+    assert err.startswith("error: batch_size=3 is not a multiple of 8 devices")
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_a_full_disk_is_a_message_wherever_it_shows(capsys, monkeypatch):
+    error = OSError(errno.ENOSPC, "No space left on device", "w/x.png")
+    monkeypatch.setattr(loop, "run", lambda *_: exec("raise e", {"e": error}))
+    assert run(f"--config={TINY}:smoke") == cli.EXIT_FAILED
+    err = capsys.readouterr().err
+    assert "No space left on device: 'w/x.png'" in err
+    assert "Traceback" not in err
+
+
+def test_a_bug_keeps_its_trace(capsys, monkeypatch):
+    monkeypatch.setattr(loop, "run", failing(ZeroDivisionError("division")))
+    assert run(f"--config={TINY}:smoke") == cli.EXIT_FAILED
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_answers_without_loading_jax_tensorflow_or_torch():
+    command = [sys.executable, "-X", "importtime", "main.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "--workdir" in done.stdout and "configs/mae_tiny.py:digits" in done.stdout
+    assert "absl.flags" in loaded
+    assert loaded.isdisjoint({"tensorflow", "torch", "jax", "grain", "flax"})
