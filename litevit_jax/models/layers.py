@@ -321,9 +321,11 @@ class Attention(nn.Module):
         fan_out = width if self.init_style == "moco" else 3 * width
         kernel_init = dense_init(self.init_style, width, fan_out)
         qkv = Linear(3 * width, self.dtype, kernel_init, name="qkv")(x)
-        # [B, T, 3D] -> [B, T, 3, A, D/A] -> 3 x [B, A, T, D/A]
-        shape = (*x.shape[:2], 3, self.num_heads, width // self.num_heads)
-        q, k, v = qkv.reshape(shape).transpose(2, 0, 3, 1, 4)
+        # [B, T, 3D] -> 3 x [B, T, A, D/A] -> 3 x [B, A, T, D/A]
+        shape = (*x.shape[:2], self.num_heads, width // self.num_heads)
+        q, k, v = (
+            part.reshape(shape).swapaxes(1, 2) for part in jnp.split(qkv, 3, axis=-1)
+        )
         scaled = q * (width // self.num_heads) ** -0.5
         logits = jnp.einsum(
             "bhnd,bhmd->bhnm", scaled, k, preferred_element_type=jnp.float32
