@@ -10,7 +10,9 @@ before masking, tokens are put back in order, every patch is predicted.
 
 Each side lives in its own process with as many threads as there are cores, and
 the sides take turns within a round, so that a slow minute of the machine hits
-both. Memory is the peak resident size of the process.
+both. On a machine with other work the rates still depend on how either side's
+threads are scheduled: see the load printed, and compare CPU seconds then.
+Memory is the peak resident size of the process.
 """
 
 from __future__ import annotations
@@ -194,11 +196,14 @@ def worker() -> None:
     run(1)
     print(json.dumps({"versions": versions, "loss": first_loss}), flush=True)
     for line in sys.stdin:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         run(int(line))
-        seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        print(json.dumps({"seconds": seconds, "peak_mib": peak}), flush=True)
+        found = {
+            "seconds": time.perf_counter() - start,
+            "cpu_seconds": time.process_time() - cpu_start,
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        }
+        print(json.dumps(found), flush=True)
 
 
 class Side:
@@ -208,7 +213,7 @@ class Side:
         command = [sys.executable, __file__, f"--worker={name}"]
         command += [f"--batch={BATCH.value}", f"--image_size={SIDE.value}"]
         pipe = subprocess.PIPE
-        self.name, self.rates, self.peak_mib = name, [], 0.0
+        self.name, self.rates, self.cpu, self.peak_mib = name, [], [], 0.0
         env = os.environ | {"JAX_PLATFORMS": "cpu"}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))
         self._process = subprocess.Popen(
@@ -222,6 +227,7 @@ class Side:
         self._process.stdin.flush()
         found = self._read()
         self.rates.append(BATCH.value * STEPS.value / found["seconds"])
+        self.cpu.append(found["cpu_seconds"] / STEPS.value)
         self.peak_mib = found["peak_mib"]
 
     def close(self) -> None:
@@ -259,8 +265,12 @@ def compare(names: list[str]) -> dict[str, Any]:
     for side in sides:
         side.close()
     figures: dict[str, Any] = {
-        side.name: {"images_per_s": spread(side.rates), "peak_mib": side.peak_mib}
-        | side.about
+        side.name: side.about
+        | {
+            "images_per_s": spread(side.rates),
+            "cpu_s_per_step": spread(side.cpu),
+            "peak_mib": side.peak_mib,
+        }
         for side in sides
     }
     if len(sides) == 2:
@@ -275,15 +285,19 @@ def describe(figures: dict[str, Any]) -> str:
         f"{cpu_model()}, {os.cpu_count()} cores, python {platform.python_version()}"
     ]
     lines.append(
-        f"MAE tiny, {SIDE.value} px, batch {BATCH.value}, float32; "
-        f"{ROUNDS.value} x {STEPS.value} steps, median (min..max)"
+        f"python {platform.python_version()}; MAE tiny, {SIDE.value} px, "
+        f"batch {BATCH.value}, float32; {ROUNDS.value} x {STEPS.value} steps, median (min..max)"
     )
     for name, found in figures.items():
         found = {"images_per_s": found} if name == "ratio" else found
         rate = found["images_per_s"]
         line = "{median:.2f} ({min:.2f}..{max:.2f})".format(**rate)
         if name != "ratio":
-            line += f" images/s, peak {found['peak_mib']:.0f} MiB, {found['versions']}"
+            cpu = "{median:.2f} ({min:.2f}..{max:.2f})".format(
+                **found["cpu_s_per_step"]
+            )
+            line += f" images/s, {cpu} CPU s/step, peak {found['peak_mib']:.0f} MiB, "
+            line += found["versions"]
         lines.append(f"{name:>6}: {line}")
     return "\n".join(lines)
 

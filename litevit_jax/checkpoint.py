@@ -51,7 +51,7 @@ def _parts(state: Any) -> dict[str, dict[str, Any]]:
 
 
 def _fingerprint(x: jax.Array) -> jax.Array:
-    """uint32 sum of the array's bits, each word weighted by its place.
+    """uint32 sum of hashes, one of each word of the array together with its place.
 
     Integer arithmetic modulo 2^32: the same on any mesh and in any order.
     """
@@ -59,7 +59,11 @@ def _fingerprint(x: jax.Array) -> jax.Array:
         x = x.astype(jnp.uint8)
     words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
     place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-    return jnp.sum(words.astype(jnp.uint32) * (2 * place + 1), dtype=jnp.uint32)
+    mixed = words.astype(jnp.uint32) ^ (place * jnp.uint32(0x9E3779B9))
+    # The finalizer of MurmurHash3, so that changes of two words cannot cancel.
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
 
 
 @jax.jit
@@ -282,20 +286,32 @@ def read_params(path: str) -> Checkpoint:
             raise FileNotFoundError(
                 f"{path}: step {step} is not saved; {run} has steps {steps or 'none'}"
             )
-        meta = _read(manager, step, {"meta": ocp.args.JsonRestore()})["meta"]
-        wanted = {
-            name.removeprefix("params."): jax.ShapeDtypeStruct(
-                tuple(shape),
-                dtype,
-                sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
-            )
-            for name, (shape, dtype) in meta["arrays"].items()
-            if name.startswith("params.")
-        }
-        flat = _read(manager, step, {"params": ocp.args.StandardRestore(wanted)})
-    _check_bits(flat, meta)
-    params = {k.replace(".", "/"): np.asarray(v) for k, v in flat["params"].items()}
+        try:
+            params, meta = _read_params(manager, step)
+        except CorruptCheckpoint as error:
+            others = [str(run / "checkpoints" / str(s)) for s in steps if s != step]
+            raise CorruptCheckpoint(
+                f"{path}: step {step} is damaged ({error}); other steps of this run: "
+                f"{', '.join(others) or 'none'}"
+            ) from error
     return Checkpoint(params, meta["config"], step, run)
+
+
+def _read_params(manager: ocp.CheckpointManager, step: int) -> tuple[Any, Any]:
+    """('encoder/norm/scale' -> array, meta) of a saved step."""
+    meta = _read(manager, step, {"meta": ocp.args.JsonRestore()})["meta"]
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = {
+        name.removeprefix("params."): jax.ShapeDtypeStruct(
+            tuple(shape), dtype, sharding=device
+        )
+        for name, (shape, dtype) in meta["arrays"].items()
+        if name.startswith("params.")
+    }
+    flat = _read(manager, step, {"params": ocp.args.StandardRestore(wanted)})
+    _check_bits(flat, meta)
+    found = {k.replace(".", "/"): np.asarray(v) for k, v in flat["params"].items()}
+    return found, meta
 
 
 def fill(

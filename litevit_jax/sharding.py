@@ -85,8 +85,7 @@ def _leaf_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     if ways == 1 or not axes or np.prod(shape) < _MIN_SHARDED_SIZE:
         return replicated(mesh)
     largest = max(axes, key=lambda i: shape[i])
-    spec = [None] * len(shape)
-    spec[largest] = "fsdp"
+    spec = ("fsdp" if i == largest else None for i in range(len(shape)))
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import jax
@@ -28,7 +28,7 @@ _END = object()
 
 def feed(
     batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, *, ahead: int = 2
-) -> Iterator[Fed]:
+) -> Generator[Fed, None, None]:
     """Yields every batch placed on `mesh`, read `ahead` of time in a thread.
 
     An exception of `batches` is raised here, at the batch where it happened.

@@ -173,17 +173,6 @@ def _short(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-def _announce(job: setup.Job, line: progress.Line) -> None:
-    """Says what runs where; writes the environment and the parameter table."""
-    summary, table = setup.describe(job)
-    if jax.process_index() == 0:
-        (job.workdir / "parameters.txt").write_text(table + "\n")
-        devices = [str(d) for d in jax.devices()]
-        environment = workdirs.environment(devices)
-        workdirs.append_line(job.workdir / "environment.jsonl", environment)
-    line.say(summary)
-
-
 def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
     """Runs `config` in `workdir`, from where it stands there to its end.
 
@@ -193,7 +182,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
     """
     job = setup.prepare(config, pathlib.Path(workdir))
     this = Run(job)
-    _announce(job, this.line)
+    progress.announce(job, this.line)
     try:
         with stops.Stop().listening() as stop:
             state = this.start()

@@ -135,7 +135,7 @@ def lars(
     either is zero). Others: the raw gradient. Then momentum.
     """
 
-    def scale(updates: PyTree, state: optax.OptState, params: PyTree) -> Any:
+    def scale(updates: PyTree, params: PyTree) -> PyTree:
         def one(g: jax.Array, p: jax.Array) -> jax.Array:
             if p.ndim <= 1:
                 return g
@@ -144,11 +144,11 @@ def lars(
             usable = (p_norm > 0) & (g_norm > 0)
             return g * jnp.where(usable, trust * p_norm / safe, 1.0)
 
-        return jax.tree.map(one, updates, params), state
+        return jax.tree.map(one, updates, params)
 
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=decay),
-        optax.GradientTransformation(lambda _: optax.EmptyState(), scale),
+        optax.stateless(scale),
         optax.trace(decay=momentum),
     )
 

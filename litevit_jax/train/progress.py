@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any, TextIO
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -160,3 +161,35 @@ def progress_text(row: dict[str, float], step: int, total_steps: int) -> str:
     if row.get("skipped_steps"):
         parts.append(f"skipped {row['skipped_steps']}")
     return "  ".join(parts)
+
+
+def announce(job: Any, line: Line) -> None:
+    """Says what runs where; writes the environment and the parameter table."""
+    summary, table = describe(job)
+    if jax.process_index() == 0:
+        (job.workdir / "parameters.txt").write_text(table + "\n")
+        devices = [str(d) for d in jax.devices()]
+        environment = workdirs.environment(devices)
+        workdirs.append_line(job.workdir / "environment.jsonl", environment)
+    line.say(summary)
+
+
+def describe(job: Any) -> tuple[str, str]:
+    """(two lines about a setup.Job, clu's table of all its parameters)."""
+    from clu import parameter_overview  # slow to import
+
+    params, derived, data = job.state.params, job.config["derived"], job.config["data"]
+    counts = {
+        name: sum(np.prod(x.shape, dtype=int) for x in jax.tree.leaves(tree))
+        for name, tree in params.items()
+    }
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    place = f" in {data['dir']}" if data["dir"] else ""
+    text = (
+        f"{job.config['name']}: {sum(counts.values()):,} parameters ({parts}; table in "
+        f"{job.workdir}/parameters.txt)\n{derived['train_examples']:,} training images "
+        f"({data['source']}{place}), {job.total_steps:,} steps of "
+        f"{job.config['batch_size']} on {job.mesh.size} {jax.default_backend()} "
+        f"device(s), workdir {job.workdir}"
+    )
+    return text, parameter_overview.get_parameter_overview(params, include_stats=False)

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -365,24 +364,3 @@ def _evaluators(
             context.source(split)  # a missing split is found now, not after hours
         made[title] = (evaluator, every)
     return made
-
-
-def describe(job: Job) -> tuple[str, str]:
-    """(two lines about the run, clu's table of all parameters)."""
-    from clu import parameter_overview
-
-    params, derived, data = job.state.params, job.config["derived"], job.config["data"]
-    counts = {
-        name: sum(np.prod(x.shape, dtype=int) for x in jax.tree.leaves(tree))
-        for name, tree in params.items()
-    }
-    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    place = f" in {data['dir']}" if data["dir"] else ""
-    text = (
-        f"{job.config['name']}: {sum(counts.values()):,} parameters ({parts}; table in "
-        f"{job.workdir}/parameters.txt)\n{derived['train_examples']:,} training images "
-        f"({data['source']}{place}), {job.total_steps:,} steps of "
-        f"{job.config['batch_size']} on {job.mesh.size} {jax.default_backend()} "
-        f"device(s), workdir {job.workdir}"
-    )
-    return text, parameter_overview.get_parameter_overview(params, include_stats=False)

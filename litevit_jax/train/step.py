@@ -26,17 +26,15 @@ def make_train_step(
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict]]:
     """Jitted (state, batch) -> (state, metrics); the old state is donated.
 
-    All randomness derives from (seed, step, place in the batch). A step whose loss
-    or gradient is not finite changes nothing but the step count, and says so in
-    metrics['nonfinite'].
+    All randomness derives from (seed, step, place in the batch). A step with a loss or
+    gradient that is not finite changes only the count; metrics['nonfinite'] says so.
     """
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         augment_key, loss_key = jax.random.split(key)
-        size = batch["index"].shape[0]
-        batch = {**batch, "slot": jnp.arange(size, dtype=jnp.int32)}
-        batch = augment.apply(ops, augment_key, batch)
+        slot = jnp.arange(batch["index"].shape[0], dtype=jnp.int32)
+        batch = augment.apply(ops, augment_key, {**batch, "slot": slot})
         teacher = objective.update_teacher(state.teacher, state.params, state.step)
         trained, frozen = optimizer.split(state.params)
 

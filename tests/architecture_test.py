@@ -1,0 +1,144 @@
+"""Who may import whom, how large things may grow, and what is never used."""
+
+import ast
+import itertools
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "litevit_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# The package a file belongs to -> the ones of ours that it may import.
+MAY_IMPORT = {
+    "registry": set(),
+    "sharding": set(),
+    "models": set(),
+    "augment": set(),
+    "checkpoint": {"sharding"},
+    "weights": {"models"},
+    "data": {"registry", "sharding"},
+    "objectives": {"models", "weights", "registry"},
+    "evaluators": {"data", "registry", "sharding"},
+}
+MAY_IMPORT["train"] = set(MAY_IMPORT) | {"train"}
+MAY_IMPORT["analysis"] = set(MAY_IMPORT) - {"train"}
+MAY_IMPORT["plan"] = set(MAY_IMPORT) - {"analysis"}
+MAY_IMPORT["cli"] = {*MAY_IMPORT, "cli"}
+
+names = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def parse(path):
+    return ast.parse(path.read_text())
+
+
+def imports(path):
+    """Dotted names of all that a file imports, also inside functions."""
+    found = []
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def package_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@names
+def test_a_stage_imports_only_stages_to_its_left(path):
+    package = package_of(path)
+    ours = (name.split(".") for name in imports(path))
+    used = {parts[1] for parts in ours if parts[0] == "litevit_jax" and parts[1:]}
+    if package == "__init__":
+        assert not used
+    else:
+        assert used <= MAY_IMPORT[package] | {package}
+
+
+@names
+def test_modules_and_functions_stay_small(path):
+    assert len(path.read_text().splitlines()) < 400
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            most = 90 if (path.name, node.name) == ("loop.py", "run") else 60
+            assert lines <= most, f"{node.name} has {lines} lines"
+
+
+@names
+def test_only_models_import_flax(path):
+    flax = {name for name in imports(path) if name.split(".")[0] == "flax"}
+    assert package_of(path) == "models" or flax <= {"flax.struct"}
+
+
+@names
+def test_programs_are_written_for_the_global_batch(path):
+    nodes = list(ast.walk(parse(path)))
+    used = {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+    used |= {n.id for n in nodes if isinstance(n, ast.Name)}
+    assert not used & {"pmap", "psum", "pmean", "all_gather", "axis_index"}
+
+
+def test_the_loop_stays_short():
+    lines = (PACKAGE / "train" / "loop.py").read_text().splitlines()
+    assert len(lines) < 200
+
+
+def test_main_only_starts_the_command_line():
+    assert len((ROOT / "main.py").read_text().splitlines()) < 60
+    ours = [name for name in imports(ROOT / "main.py") if "litevit_jax" in name]
+    assert ours == ["litevit_jax.cli"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=str)
+def test_recipes_hold_values_only(path):
+    allowed = {"difflib", "ml_collections", "configs"}
+    assert {name.split(".")[0] for name in imports(path)} <= allowed
+    ours = {name for name in imports(path) if name.startswith("configs")}
+    assert ours <= {"configs.common"}
+
+
+def code_lines(path):
+    """Lines of a file that say something, without docstrings and imports."""
+    tree = parse(path)
+    skipped = set()
+    for node in ast.walk(tree):
+        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if text or isinstance(node, ast.Import | ast.ImportFrom):
+            skipped |= set(range(node.lineno, node.end_lineno + 1))
+    lines = enumerate(path.read_text().splitlines(), start=1)
+    kept = {line.strip() for number, line in lines if number not in skipped}
+    return {line for line in kept if len(line) > 10 and not line.startswith("#")}
+
+
+def test_no_two_objectives_share_over_a_quarter_of_their_lines():
+    paths = sorted((PACKAGE / "objectives").glob("[!_]*.py"))
+    assert len(paths) > 2
+    for one, other in itertools.combinations(paths, 2):
+        a, b = code_lines(one), code_lines(other)
+        assert len(a & b) <= min(len(a), len(b)) / 4, f"{one.name} and {other.name}"
+
+
+def test_importing_the_package_loads_neither_tensorflow_nor_torch():
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in FILES
+        if path != PACKAGE / "data" / "prepare.py"
+    ]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "print([n for n in ('tensorflow', 'torch', 'jax') if n in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.strip().splitlines()[-1:] == ["['jax']"], done.stderr

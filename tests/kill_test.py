@@ -1,0 +1,168 @@
+"""SIGKILL while training and while saving, SIGTERM: the run goes on to the same bits."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from litevit_jax import checkpoint
+from litevit_jax.train import state as states
+
+ROOT = pathlib.Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONWARNINGS": "default"}
+STEPS = 12
+COMMAND = [
+    *(sys.executable, "main.py", "--config=configs/mae_tiny.py:smoke"),
+    f"--config.steps={STEPS}",
+    "--config.checkpoint.every_steps=2",
+    "--config.evals.reconstruction.every_steps=0",
+    "--config.log.tensorboard=false",
+    "--config.objective.encoder.width=24",
+    "--config.objective.encoder.depth=1",
+    "--config.objective.encoder.num_heads=2",
+    "--config.objective.decoder.width=16",
+    "--config.objective.decoder.num_heads=2",
+]
+
+
+class Process:
+    """A program in its own process; what it says goes to `log`."""
+
+    def __init__(self, command, log):
+        self.log = log
+        with open(log, "w") as out:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env=ENVIRONMENT, stdout=out, stderr=out
+            )
+
+    def until(self, happened):
+        """Waits for `happened()`; what it returned."""
+        deadline = time.monotonic() + 300
+        while not (found := happened()):
+            assert self._process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.001)
+        return found
+
+    def end(self, number=None):
+        """Sends a signal, if any; the exit code."""
+        if number is not None:
+            self._process.send_signal(number)
+        return self._process.wait(timeout=300)
+
+
+def rows(workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def saving(workdir):
+    """The directory that a checkpoint is being written to, if any."""
+    return list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*"))
+
+
+def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(tmp_path):
+    whole, workdir = tmp_path / "whole", tmp_path / "run"
+    uninterrupted = Process([*COMMAND, f"--workdir={whole}"], tmp_path / "whole.txt")
+
+    def start(number):
+        return Process([*COMMAND, f"--workdir={workdir}"], tmp_path / f"{number}.txt")
+
+    run = start(1)  # killed in the middle of training
+    run.until(lambda: (workdir / "checkpoints/2").exists() and len(rows(workdir)) > 2)
+    assert run.end(signal.SIGKILL) == -signal.SIGKILL
+    left = {path.name for path in saving(workdir)}
+
+    run = start(2)  # killed in the middle of saving
+    run.until(lambda: {path.name for path in saving(workdir)} - left)
+    assert run.end(signal.SIGKILL) == -signal.SIGKILL
+    assert "resuming at step " in run.log.read_text()
+
+    before = len(rows(workdir))
+    run = start(3)  # asked to stop
+    run.until(lambda: len(rows(workdir)) > before + 1)
+    assert run.end(signal.SIGTERM) == 42
+    said = run.log.read_text()
+    assert "stopped by signal 15; saved step" in said and "Traceback" not in said
+    stopped = int(said.rpartition("saved step ")[2])
+    assert 0 < stopped < STEPS
+    assert checkpoint.read_params(str(workdir)).step == stopped
+
+    run = start(4)
+    assert run.end() == 0, run.log.read_text()
+    assert f"resuming at step {stopped} of {STEPS}" in run.log.read_text()
+    assert uninterrupted.end() == 0, uninterrupted.log.read_text()
+    assert not saving(workdir)
+    got, want = (checkpoint.read_params(str(path)) for path in (workdir, whole))
+    assert got.step == want.step == STEPS
+    assert got.params.keys() == want.params.keys()
+    for name, value in want.params.items():
+        np.testing.assert_array_equal(got.params[name], value, err_msg=name)
+    losses = (
+        {r["step"]: r["loss"] for r in rows(p) if "loss" in r} for p in (workdir, whole)
+    )
+    assert next(losses) == next(losses)
+
+
+def state(step):
+    """2 MB in a few arrays, all of them different at every step."""
+    base = np.arange(2**17, dtype=np.float32)
+    return states.TrainState(
+        step=np.int32(step),
+        params={name: base + 1000 * step + place for place, name in enumerate("abcd")},
+        model_state={},
+        teacher={},
+        opt_state=(),
+    )
+
+
+SAVE_FOREVER = """
+import itertools, sys
+import jax
+from litevit_jax import checkpoint
+from tests import kill_test
+
+checkpoints = checkpoint.Checkpoints(sys.argv[1], keep=2)
+for step in itertools.count(int(sys.argv[2])):
+    checkpoints.save(jax.device_put(kill_test.state(step)), config={})
+"""
+
+
+@pytest.fixture(scope="module")
+def killed_often(tmp_path_factory):
+    """A directory that was written when its program was killed, several times."""
+    workdir = tmp_path_factory.mktemp("killed")
+    seen = []
+    like = jax.device_put(state(0))
+    for delay in (0.0, 0.02, 0.08):
+        first = seen[-1][1] + 1 if seen else 1
+        command = [sys.executable, "-c", SAVE_FOREVER, str(workdir), str(first)]
+        process = Process(command, workdir / "log.txt")
+        process.until((workdir / "checkpoints" / str(first + 2)).exists)
+        process.until(lambda: saving(workdir))
+        time.sleep(delay)
+        process.end(signal.SIGKILL)
+        names = (p.name for p in (workdir / "checkpoints").iterdir())
+        newest = max(int(name) for name in names if name.isdigit())
+        checkpoints = checkpoint.Checkpoints(workdir, keep=2)
+        restored, _ = checkpoints.restore(states.abstract_of(like))
+        checkpoints.close()
+        seen.append((newest, int(restored.step), restored, first))
+    return workdir, seen
+
+
+def test_a_kill_while_saving_leaves_the_newest_complete_step_intact(killed_often):
+    workdir, seen = killed_often
+    for newest, step, restored, first in seen:
+        assert step == newest >= first + 2
+        for name, value in state(step).params.items():
+            np.testing.assert_array_equal(restored.params[name], value)
+    assert not (workdir / "corrupt").exists()

@@ -1,0 +1,128 @@
+"""The run's directory: whose it is, and files that survive a kill."""
+
+import json
+import shutil
+
+import pytest
+
+from litevit_jax.train import workdir
+
+CONFIG = {"seed": 0, "lr": {"base": 0.1}, "log": {"every_steps": 50}, "size": (8, 8)}
+
+
+def test_differences_are_named_with_both_values():
+    old = {"a": 1, "b": {"c": 2, "d": 3}, "gone": 0, "list": [1, 2]}
+    new = {"a": 1, "b": {"c": 5, "d": 3}, "new": {"x": 1}, "list": [1, 3]}
+    assert workdir.differences(old, new) == [
+        ("b.c", 2, 5),
+        ("gone", 0, None),
+        ("list", [1, 2], [1, 3]),
+        ("new", None, {"x": 1}),
+    ]
+    assert workdir.differences(old, old) == []
+
+
+def test_a_new_run_is_begun_and_the_same_one_resumed(tmp_path):
+    assert workdir.open_run(tmp_path / "deep" / "run", CONFIG) is False
+    assert workdir.open_run(tmp_path / "deep" / "run", CONFIG) is True
+    saved = json.loads((tmp_path / "deep" / "run" / "config.json").read_text())
+    assert saved == workdir.plain(CONFIG)
+    assert saved["size"] == [8, 8]  # tuples and lists are the same to a config
+
+
+def test_what_a_killed_start_leaves_does_not_stop_the_next(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pathlib.Path.replace", killed)
+        workdir.open_run(tmp_path, CONFIG)
+    assert any(tmp_path.iterdir())
+    assert workdir.open_run(tmp_path, CONFIG) is False
+
+
+def test_keys_that_cannot_matter_may_change_and_are_saved(tmp_path):
+    workdir.open_run(tmp_path, CONFIG)
+    assert workdir.open_run(tmp_path, CONFIG | {"log": {"every_steps": 1}})
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["log"] == {"every_steps": 1}
+
+
+def test_keys_that_matter_are_refused_and_listed_and_nothing_is_saved(tmp_path):
+    workdir.open_run(tmp_path, CONFIG)
+    other = {**CONFIG, "seed": 1, "lr": {"base": 0.2}, "log": {"every_steps": 1}}
+    with pytest.raises(ValueError) as caught:
+        workdir.open_run(tmp_path, other)
+    text = str(caught.value)
+    assert "  lr.base: 0.1 -> 0.2\n  seed: 0 -> 1\n" in text
+    assert "log" not in text
+    assert "another --workdir" in text
+    assert json.loads((tmp_path / "config.json").read_text()) == workdir.plain(CONFIG)
+
+
+def test_hidden_files_do_not_make_a_directory_a_strangers(tmp_path):
+    (tmp_path / ".nfs0001").touch()
+    assert workdir.open_run(tmp_path, CONFIG) is False
+
+
+@pytest.fixture
+def free(monkeypatch):
+    def make(count):
+        usage = shutil._ntuple_diskusage(10**9, 10**9 - count, count)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    return make
+
+
+def test_there_must_be_room_for_all_kept_checkpoints_and_one_more(tmp_path, free):
+    free(4_000_000)
+    workdir.check_space(tmp_path / "new" / "run", 1_000_000, keep=3)
+    free(3_999_999)
+    with pytest.raises(OSError, match=r"4 MB free, but 3 checkpoints of 1 MB .* 4 MB"):
+        workdir.check_space(tmp_path / "new" / "run", 1_000_000, keep=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_run_needs_room_for_what_is_not_there_yet(tmp_path, free):
+    for step in (10, 20, 30):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    free(1_000_000)
+    workdir.check_space(tmp_path, 1_000_000, keep=3)
+    free(999_999)
+    with pytest.raises(OSError, match="free some space"):
+        workdir.check_space(tmp_path, 1_000_000, keep=3)
+
+
+def test_a_line_cut_by_a_kill_is_closed_before_the_next(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    workdir.append_line(path, {"step": 1})
+    path.write_bytes(path.read_bytes() + b'{"step": 2, "lo')
+    workdir.append_line(path, {"step": 2})
+    lines = path.read_text().splitlines()
+    assert lines[1] == '{"step": 2, "lo'
+    assert [json.loads(line) for line in (lines[0], lines[2])] == [
+        {"step": 1},
+        {"step": 2},
+    ]
+
+
+def test_a_result_keeps_last_best_and_history(tmp_path):
+    for step, top1 in ((10, 50.0), (20, 80.0), (30, 70.0)):
+        workdir.record_result(tmp_path, "t", {"step": step, "top1": top1}, "top1")
+    result = workdir.read_result(tmp_path, "t")
+    assert result["last"] == {"step": 30, "top1": 70.0}
+    assert result["best"] == {"step": 20, "top1": 80.0}
+    assert [row["step"] for row in result["history"]] == [10, 20, 30]
+
+
+def test_a_resumed_run_forgets_results_of_the_steps_it_repeats(tmp_path):
+    for step, top1 in ((10, 50.0), (20, 80.0), (20, 60.0)):
+        workdir.record_result(tmp_path, "t", {"step": step, "top1": top1}, "top1")
+    result = workdir.read_result(tmp_path, "t")
+    assert result["best"] == {"step": 20, "top1": 60.0}
+    assert len(result["history"]) == 2
+
+
+def test_without_a_number_to_maximise_there_is_no_best(tmp_path):
+    assert "best" not in workdir.record_result(tmp_path, "t", {"step": 1}, None)
+    assert workdir.read_result(tmp_path, "other") is None
