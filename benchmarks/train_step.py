@@ -281,12 +281,12 @@ def compare(names: list[str]) -> dict[str, Any]:
 
 def describe(figures: dict[str, Any]) -> str:
     """The figures as text."""
-    lines = [
-        f"{cpu_model()}, {os.cpu_count()} cores, python {platform.python_version()}"
-    ]
+    load = os.getloadavg()[0]
+    lines = [f"{cpu_model()}, {os.cpu_count()} cores, load {load:.1f} at the end"]
     lines.append(
         f"python {platform.python_version()}; MAE tiny, {SIDE.value} px, "
-        f"batch {BATCH.value}, float32; {ROUNDS.value} x {STEPS.value} steps, median (min..max)"
+        f"batch {BATCH.value}, float32; {ROUNDS.value} x {STEPS.value} steps, "
+        "median (min..max)"
     )
     for name, found in figures.items():
         found = {"images_per_s": found} if name == "ratio" else found

@@ -1,0 +1,237 @@
+"""Every recipe builds, takes overrides, and its smoke form runs from end to end."""
+
+import importlib
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from litevit_jax import checkpoint, cli
+from litevit_jax.train import loop, setup
+from tests import jobs
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("[!_]*.py"))
+RECIPES = [path.stem for path in FILES if path.stem != "common"]
+VARIANTS = [None, "digits", "smoke", "data=folder,path=DIR", "imagenet2012"]
+
+
+def module(name):
+    return importlib.import_module(f"configs.{name}")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("arg", VARIANTS)
+def test_every_variant_builds_is_locked_and_names_its_run(name, arg):
+    config = module(name).get_config(arg)
+    assert config.is_locked
+    assert config.name.startswith(name)
+    with pytest.raises((AttributeError, KeyError)):
+        config.no_such_field = 1
+    again = module(name).get_config(arg)
+    again.seed = 5
+    assert config.seed == 0  # no state is shared
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_docstring_starts_with_the_command(name):
+    text = module(name).__doc__
+    assert f"\n    python main.py --config=configs/{name}.py" in text
+    assert "not timed" in text or "minute" in text or "hour" in text  # what it takes
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_misspelt_variant_is_refused_with_near_matches(name):
+    with pytest.raises(ValueError, match=r"'smok' unknown; did you mean smoke\?"):
+        module(name).get_config("smok")
+    with pytest.raises(ValueError, match=r"'dat=folder' unknown; did you mean data"):
+        module(name).get_config("dat=folder")
+
+
+def test_the_protocols_of_the_probe_differ_as_published():
+    mae, moco = (
+        module("linear_probe").get_config(arg) for arg in (None, "protocol=moco")
+    )
+    assert (mae.optimizer.name, mae.objective.head) == ("lars", "probe_bn")
+    assert (moco.optimizer.name, moco.objective.head) == ("sgd", "probe")
+    assert mae.evals.knn.name == moco.evals.knn.name == "knn"
+
+
+def leaves(block, prefix=""):
+    """('a.b', value, type) of every field."""
+    for key in block:
+        if isinstance(block[key], ConfigDict):
+            yield from leaves(block[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", block[key], block.get_type(key)
+
+
+OTHER = {
+    int: lambda v: (v or 0) + 3,
+    float: lambda v: (v or 0.0) / 2 + 0.125,
+    str: lambda v: (v or "") + "new",
+    bool: lambda v: not v,
+    tuple: lambda v: (0.5, 0.25) if v and not isinstance(v[0], str) else ("a", "b/.*"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_field_can_be_overridden_from_the_command_line(name):
+    config = module(name).get_config(None)
+    wanted = {path: OTHER[kind](value) for path, value, kind in leaves(config)}
+    path = ROOT / "configs" / f"{name}.py"
+    argv = ["main.py", f"--config={path}"]
+    argv += [f"--config.{path}={value}" for path, value in wanted.items()]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+    cli.parse(argv, values)
+    got = {path: value for path, value, _ in leaves(values.config)}
+    assert got == wanted
+    kinds = {type(value) for value in got.values()}
+    assert kinds == set(OTHER)
+
+
+def params(workdir, step):
+    return checkpoint.read_params(str(workdir / "checkpoints" / str(step))).params
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def resumes_to_the_same_bits(workdir, config, *, total):
+    """Runs a copy without its last checkpoint once more; its parameters."""
+    want = params(workdir, total)
+    copy = pathlib.Path(shutil.copytree(workdir, f"{workdir}-copy"))
+    shutil.rmtree(copy / "checkpoints" / str(total))
+    outcome = loop.run(config, copy)
+    assert outcome.step == total
+    same(params(copy, total), want)
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def mae(tmp_path_factory):
+    """A tiny MAE run, saved at steps 3 and 6."""
+    workdir = tmp_path_factory.mktemp("mae") / "run"
+    loop.run(jobs.tiny(), workdir)
+    return workdir
+
+
+# mae_tiny's smoke form is the run above; tests/train/loop_test.py resumes it.
+SMOKE = [(name, "smoke") for name in RECIPES if name != "mae_tiny"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arg"), [*SMOKE, ("linear_probe", "smoke,protocol=moco")]
+)
+def test_the_smoke_form_trains_saves_resumes_and_evaluates(name, arg, tmp_path):
+    sizes = {"steps": 2, "checkpoint__every_steps": 1}
+    if name == "linear_probe":
+        sizes |= {"encoder_default__width": 24, "encoder_default__depth": 1}
+        config = jobs.config(name, arg, **sizes)
+    else:
+        config = jobs.tiny(name, arg, **sizes)
+    outcome = loop.run(config, tmp_path / "run")
+    assert outcome.step == 2
+    assert set(outcome.results) == set(config.evals)
+    for result in outcome.results.values():
+        assert result["last"]["step"] == 2 and result["last"]["n"] == 359
+    resumes_to_the_same_bits(tmp_path / "run", config, total=2)
+
+
+def probe(init, **overrides):
+    fields = {"steps": 4, "checkpoint__every_steps": 2, "log__every_steps": 1}
+    fields |= {"evals__test__every_steps": 2, "evals__knn__every_steps": 2}
+    return jobs.config("linear_probe", None, init=str(init), **(fields | overrides))
+
+
+def test_a_probe_of_a_run_trains_the_head_alone_and_records_last_and_best(
+    mae, tmp_path
+):
+    config = probe(mae)
+    outcome = loop.run(config, tmp_path / "run")
+    for title in ("test", "knn"):
+        file = tmp_path / "run" / "evals" / title / "result.json"
+        result = json.loads(file.read_text())
+        assert result == outcome.results[title]
+        assert [row["step"] for row in result["history"]] == [2, 4]
+        assert result["last"] == result["history"][-1]
+        best = max(row["top1"] for row in result["history"])
+        assert result["best"]["top1"] == best and result["best"]["step"] in (2, 4)
+        assert 0 <= result["last"]["top1"] <= result["last"]["top5"] <= 100
+        assert result["last"]["n"] == 359
+    before, after = params(mae, 6), params(tmp_path / "run", 4)
+    encoder = [name for name in after if name.startswith("encoder/")]
+    assert encoder
+    for name in encoder:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    start = params(tmp_path / "run", 2)
+    heads = [name for name in after if name.startswith("head/")]
+    assert any((after[name] != start[name]).any() for name in heads)
+    again = resumes_to_the_same_bits(tmp_path / "run", config, total=4)
+    assert again.results == outcome.results
+
+
+def created(config, workdir):
+    """Job and initial parameters of a probe, by path."""
+    job = setup.prepare(config, workdir)
+    flat = checkpoint.flatten(jax.device_get(job.create()).params)
+    return job, {name.replace(".", "/"): value for name, value in flat.items()}
+
+
+def test_a_probe_of_a_step_starts_from_that_step(mae, tmp_path):
+    _, got = created(probe(mae / "checkpoints" / "3"), tmp_path)
+    want, last = params(mae, 3), params(mae, 6)
+    encoder = [name for name in got if name.startswith("encoder/")]
+    for name in encoder:
+        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+    assert any((got[name] != last[name]).any() for name in encoder)
+
+
+def test_a_probe_of_random_parameters_has_the_encoder_and_data_of_the_run_it_is_like(
+    mae, tmp_path
+):
+    job, got = created(probe("random", like=str(mae)), tmp_path)
+    trained = params(mae, 6)
+    kernels = [n for n in got if n.startswith("encoder/") and n.endswith("kernel")]
+    assert kernels
+    for name in kernels:
+        assert got[name].shape == trained[name].shape
+        assert (got[name] != trained[name]).any()
+    assert job.config["data"]["source"] == "digits"
+    assert job.config["augment"]["normalize"]["mean"] == [0.305]
+
+
+def flat_folder(image_folder):
+    root = image_folder(train=40, test=0)
+    for path in list(root.rglob("*.png")):
+        path.rename(root / path.name)
+    shutil.rmtree(root / "train")
+    return root
+
+
+def test_a_flat_folder_without_labels_trains(image_folder, tmp_path):
+    root = flat_folder(image_folder)
+    config = jobs.tiny("mae_tiny", f"smoke,data=folder,path={root}", steps=1)
+    outcome = loop.run(config, tmp_path / "run")
+    assert outcome.step == 1
+    assert outcome.results["reconstruction"]["last"]["n"] == 40
+
+
+def test_class_folders_give_labels_and_a_test_split(image_folder, tmp_path):
+    root = image_folder(train=16, test=6)
+    made = jobs.config("linear_probe", f"smoke,data=folder,path={root}", batch_size=8)
+    job = setup.prepare(made, tmp_path / "run")
+    assert job.config["derived"]["num_classes"] == 2
+    assert job.config["derived"]["train_examples"] == 16
+    evaluator, _ = job.evaluators["test"]
+    assert len(evaluator.context.source("eval")) == 6
