@@ -64,8 +64,14 @@ def jax_side() -> tuple[Callable[[int], float], str]:
     rows = {"image": images(), "index": np.arange(BATCH.value, dtype=np.int32)}
     batch = sharding.global_batch(rows, mesh)
     params = states.abstract_variables(objective, batch).params
-    betas = {"b1": BETAS[0], "b2": BETAS[1], "weight_decay": WEIGHT_DECAY}
-    optimizer = optimizers.make(params, lambda step: LR, name="adamw", **betas)
+    betas: dict[str, Any] = {
+        "b1": BETAS[0],
+        "b2": BETAS[1],
+        "weight_decay": WEIGHT_DECAY,
+    }
+    optimizer = optimizers.make(
+        params, lambda _: jax.numpy.float32(LR), name="adamw", **betas
+    )
     create, shardings = states.creator(objective, optimizer, batch, mesh)
     train_step = step.make_train_step(
         objective, optimizer, (), seed=0, mesh=mesh, state_sharding=shardings
@@ -74,6 +80,7 @@ def jax_side() -> tuple[Callable[[int], float], str]:
 
     def run(steps: int) -> float:
         nonlocal state
+        metrics = {}
         for _ in range(steps):
             state, metrics = train_step(state, batch)
         return float(metrics["loss"])
@@ -83,7 +90,7 @@ def jax_side() -> tuple[Callable[[int], float], str]:
 
 def torch_side() -> tuple[Callable[[int], float], str]:
     """(run this many steps and return the last loss, versions)."""
-    import torch
+    torch = importlib.import_module("torch")  # optional: no dependency of ours
 
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
@@ -182,7 +189,7 @@ def torch_mae(torch: Any, side: int) -> Any:
             missing = num_patches + 1 - x.shape[1]
             masked = self.mask_token.expand(len(x), missing, -1)
             patches = torch.cat([x[:, 1:], masked], dim=1)
-            patches = patches.gather(1, restore[..., None].expand(-1, -1, 96))
+            patches = patches.gather(1, restore.unsqueeze(-1).expand(-1, -1, 96))
             x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos
             return self.pred(self.decoder_norm(self.decoder(x)))[:, 1:]
 
@@ -191,7 +198,7 @@ def torch_mae(torch: Any, side: int) -> Any:
 
 def worker() -> None:
     """Serves measurements on stdin and stdout, one JSON line each."""
-    run, versions = {"jax": jax_side, "torch": torch_side}[WORKER.value]()
+    run, versions = {"jax": jax_side, "torch": torch_side}[str(WORKER.value)]()
     first_loss = run(1)
     run(1)
     print(json.dumps({"versions": versions, "loss": first_loss}), flush=True)
@@ -215,16 +222,18 @@ class Side:
         pipe = subprocess.PIPE
         self.name, self.rates, self.cpu, self.peak_mib = name, [], [], 0.0
         env = os.environ | {"JAX_PLATFORMS": "cpu"}
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))
+        env["PYTHONPATH"] = os.pathsep.join(p for p in [os.getcwd(), *sys.path] if p)
         self._process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, text=True, env=env
         )
+        assert self._process.stdin and self._process.stdout  # both are pipes
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self.about = self._read()
 
     def measure(self) -> None:
         """Times `--steps` steps."""
-        self._process.stdin.write(f"{STEPS.value}\n")
-        self._process.stdin.flush()
+        self._stdin.write(f"{STEPS.value}\n")
+        self._stdin.flush()
         found = self._read()
         self.rates.append(BATCH.value * STEPS.value / found["seconds"])
         self.cpu.append(found["cpu_seconds"] / STEPS.value)
@@ -232,11 +241,11 @@ class Side:
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.stdin.close()
+        self._stdin.close()
         self._process.wait()
 
     def _read(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        line = self._stdout.readline()
         if not line:
             raise RuntimeError(f"the {self.name} side died; its error is above")
         return json.loads(line)

@@ -1,6 +1,7 @@
 """What the recipes share: parsing `file.py:variant`, data variants, sizes."""
 
 import difflib
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
@@ -39,7 +40,7 @@ def parse_arg(arg, flags=(), values=()):
     """
     words = [*DATA_VARIANTS, "smoke", *flags]
     names = ["data", "path", *values]
-    said = {"data": None, "path": None, "smoke": False}
+    said: dict[str, Any] = {"data": None, "path": None, "smoke": False}
     said.update(dict.fromkeys(flags, False) | dict.fromkeys(values))
     for piece in filter(None, (arg or "").split(",")):
         name, equals, value = piece.partition("=")

@@ -44,6 +44,8 @@ def get_config(arg=None):
         interpolation="bicubic", single_draw=protocol == "mae", holdout=0.0
     )
     _PROTOCOLS[protocol](config)
+    config.optimizer.freeze = ("encoder/.*",)
+    config.optimizer.no_decay = ()
     config.evals.test = {"name": "classification", "split": "eval", "every_steps": 0}
     config.evals.knn = {"name": "knn", "split": "eval", "every_steps": 0}
     if said["data"] or said["smoke"]:
@@ -65,11 +67,15 @@ def get_config(arg=None):
 def _mae(config):
     config.batch_size_at_most = 16384
     config.objective.head = "probe_bn"
-    config.lr = {"base": 0.1, "warmup_epochs": 10.0, "start": 0.0, "end": 0.0}
-    # LARS normalises its updates: a batch made smaller for small data keeps the lr.
-    config.lr.batch_if_chosen = 16384
+    config.lr = {
+        "base": 0.1,
+        "warmup_epochs": 10.0,
+        "start": 0.0,
+        "end": 0.0,
+        # LARS normalises its updates: a batch chosen for small data keeps the lr.
+        "batch_if_chosen": 16384,
+    }
     config.optimizer = {"name": "lars", "momentum": 0.9, "trust": 0.001}
-    config.optimizer.update(freeze=("encoder/.*",), no_decay=())
 
 
 def _moco(config):
@@ -77,7 +83,6 @@ def _moco(config):
     config.objective.head = "probe"
     config.lr = {"base": 3.0, "warmup_epochs": 0.0, "start": 0.0, "end": 0.0}
     config.optimizer = {"name": "sgd", "momentum": 0.9}
-    config.optimizer.update(freeze=("encoder/.*",), no_decay=())
 
 
 _PROTOCOLS = {"mae": _mae, "moco": _moco}

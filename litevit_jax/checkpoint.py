@@ -281,8 +281,9 @@ def read_params(path: str) -> Checkpoint:
         )
     with ocp.CheckpointManager(run / "checkpoints") as manager:
         steps = sorted(manager.all_steps())
-        step = steps[-1] if step is None and steps else step
-        if step not in steps:
+        if step is None and steps:
+            step = steps[-1]
+        if step is None or step not in steps:
             raise FileNotFoundError(
                 f"{path}: step {step} is not saved; {run} has steps {steps or 'none'}"
             )

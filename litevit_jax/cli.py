@@ -119,8 +119,9 @@ def _recipe(argv: list[str]) -> Any:
     values = _define(argv := ["main.py", f"--config={_config_argument(argv) or ''}"])
     try:
         values(argv)
-        values["config"].value.get("name")
-        return values["config"].value
+        config: Any = values["config"].value
+        config.get("name")
+        return config
     except (flags.Error, AttributeError, OSError, ValueError, TypeError) as error:
         return error
 

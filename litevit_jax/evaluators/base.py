@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from litevit_jax import sharding
-from litevit_jax.data import device
+from litevit_jax.data import device, pipeline
 
 Rows = dict[str, np.ndarray]
 
@@ -36,7 +36,7 @@ class Context:
 
     predict: Callable[..., dict[str, jax.Array]]
     source: Callable[[str], Any]
-    batches: Callable[[Any], Iterator[Rows]]
+    batches: Callable[[Any], pipeline.Stream]
     mesh: Mesh
     outdir: pathlib.Path
     mean: tuple[float, ...]
@@ -63,7 +63,7 @@ class Context:
             yield jax.device_get(predict(state.params, state.model_state, fed.batch))
 
 
-def _first(batches: Iterator[Rows], limit: int | None) -> Iterator[Rows]:
+def _first(batches: pipeline.Stream, limit: int | None) -> Iterator[Rows]:
     """Passes batches on; ends after `limit` rows of all hosts together."""
     seen = 0
     with contextlib.closing(batches):
@@ -90,13 +90,19 @@ def _only(
     return jax.jit(some, out_shardings=sharding.replicated(mesh))
 
 
+@dataclasses.dataclass(frozen=True)
 class Evaluator(abc.ABC):
     """A state -> numbers. Subclasses are frozen dataclasses; `reads` names what
     they need of the objective's predictions; `best` is the number to maximise."""
 
-    reads: ClassVar[tuple[str, ...]]
+    context: Context
     best: ClassVar[str | None] = None
     labelled: ClassVar[bool] = False
+
+    @property
+    @abc.abstractmethod
+    def reads(self) -> tuple[str, ...]:
+        """Names of the predictions that it needs."""
 
     @abc.abstractmethod
     def run(self, state: Any, *, step: int) -> dict[str, float]:

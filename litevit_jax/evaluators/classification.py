@@ -19,12 +19,15 @@ def make(*, context: base.Context, split: str = "eval") -> Classification:
 class Classification(base.Evaluator):
     """Sums over the split under the mask, divided once at the end."""
 
-    context: base.Context
     split: str
 
-    reads: ClassVar[tuple[str, ...]] = ("logits",)
     best: ClassVar[str | None] = "top1"
     labelled: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Class scores."""
+        return ("logits",)
 
     def run(self, state: Any, *, step: int) -> dict[str, float]:
         """top1, top5 (percent), loss (nats) and n, the examples counted."""

@@ -48,7 +48,6 @@ def make(
 class Knn(base.Evaluator):
     """Compares every image of `split` with all of `bank`."""
 
-    context: base.Context
     split: str
     bank: str
     features: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -43,12 +43,14 @@ class Reconstruction(base.Evaluator):
     """Draws `<outdir>/reconstruction_<step>.png`; predictions are de-normalised with
     the true patch statistics and visible patches are the original's."""
 
-    context: base.Context
     split: str
     images: int
     examples: int
 
-    reads: ClassVar[tuple[str, ...]] = ("mae_loss", "masked", "reconstruction")
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The loss of each example and two pictures of it."""
+        return ("mae_loss", "masked", "reconstruction")
 
     def run(self, state: Any, *, step: int) -> dict[str, float]:
         """mae_loss, the mean over masked patches, and n, the images counted."""

@@ -40,10 +40,10 @@ def make(
     """
     if not 0 < mask_ratio < 1:
         raise ValueError(f"mae: mask_ratio={mask_ratio}, expected 0 < ratio < 1")
-    dtype = base.compute_dtype(dtype)
+    computed: dict[str, Any] = {"dtype": base.compute_dtype(dtype)}
     return Mae(
-        encoder=vit.make_encoder(**{"dtype": dtype, **encoder}),
-        decoder=mae_decoder.make_decoder(**{"dtype": dtype, **decoder}),
+        encoder=vit.make_encoder(**{**computed, **encoder}),
+        decoder=mae_decoder.make_decoder(**{**computed, **decoder}),
         mask_ratio=mask_ratio,
         norm_pix_loss=norm_pix_loss,
     )
@@ -120,11 +120,12 @@ class Mae(base.Objective):
           tokens `[B, 1 + M, D]`, and its intermediates.
         """
         ids_keep = ids_shuffle[:, : self._num_kept(image)]
-        latent, found = self.encoder.apply(
+        encoded: Any = self.encoder.apply(
             {"params": params["encoder"]}, image, ids_keep, train=True
         )
+        latent, found = encoded
         shapes = self._decoder_shapes(image)
-        pred = self.decoder.apply(
+        pred: Any = self.decoder.apply(
             {"params": params["decoder"]},
             latent,
             ids_shuffle,

@@ -48,7 +48,7 @@ def make(
         raise ValueError(
             f"supervised: label_smoothing={label_smoothing}, expected 0 <= value < 1"
         )
-    defaults = {
+    defaults: dict[str, Any] = {
         "init_style": "classifier",
         "pos_embed": "learned",
         "final_norm": pool == "cls",

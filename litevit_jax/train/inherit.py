@@ -47,7 +47,9 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
         if config.data.source is None:
             _take_data(config, like)
     elif "encoder_default" in config:
-        open_fields = {k: v for k, v in config.encoder_default.items() if not encoder[k]}
+        open_fields = {
+            k: v for k, v in config.encoder_default.items() if not encoder[k]
+        }
         encoder.update(open_fields)
     if config.data.source is None or not (encoder.variant or encoder.width):
         raise ValueError(

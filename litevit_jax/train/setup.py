@@ -133,7 +133,7 @@ def _check_intervals(config: ConfigDict) -> None:
         **{f"evals.{title}.every_steps": 0 for title in config.evals},
     }
     for name, bound in least.items():
-        value = config
+        value: Any = config
         for key in name.split("."):
             value = value[key]
         if value < bound:
