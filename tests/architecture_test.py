@@ -100,7 +100,7 @@ def test_main_only_starts_the_command_line():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=str)
 def test_recipes_hold_values_only(path):
-    allowed = {"difflib", "ml_collections", "configs"}
+    allowed = {"difflib", "typing", "ml_collections", "configs"}
     assert {name.split(".")[0] for name in imports(path)} <= allowed
     ours = {name for name in imports(path) if name.startswith("configs")}
     assert ours <= {"configs.common"}

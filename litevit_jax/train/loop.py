@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from litevit_jax import checkpoint
@@ -147,7 +146,7 @@ class Run:
         finally:
             # Also when bad data or numbers end the run: what was learned is kept.
             self.pending = None
-            if int(state.step) > 0:
+            if not state.step.is_deleted() and int(state.step) > 0:
                 self.save(state)
         return state
 
@@ -190,10 +189,10 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
             step = int(state.step)
             if step < job.total_steps:
                 this.checkpoints.wait()
-                this.line.say(f"stopped by signal {stop.signal}; saved step {step}")
+                saved = f"saved step {step}" if step else "nothing to save yet"
+                this.line.say(f"stopped by signal {stop.signal}; {saved}")
                 return Outcome(step, this.results, stop.signal)
             this.finish(state)
             return Outcome(step, this.results)
     finally:
         this.close()
-        logging.flush()
