@@ -148,7 +148,7 @@ def test_a_run_without_any_readable_checkpoint_says_so(copy):
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(copy):
-    with pytest.raises(ValueError, match=r"(?s)lr.base: 0.0015 -> 0.1.*seed: 0 -> 7"):
+    with pytest.raises(ValueError, match=r"(?s)lr.base: 0.003 -> 0.1.*seed: 0 -> 7"):
         setup.prepare(jobs.tiny(seed=7, lr__base=0.1), copy)
 
 
