@@ -1,9 +1,11 @@
-"""Pre-trains and evaluates small vision transformers.
+"""Pre-trains, evaluates and converts small vision transformers.
 
     python main.py --config=configs/mae_tiny.py
     python main.py --config=configs/mae_tiny.py:digits --config.seed=1
     python main.py --config=configs/mae_tiny.py:data=folder,path=DIR --workdir=DIR
     python main.py --config=configs/linear_probe.py --config.init=RUN_DIR
+    python main.py --config=configs/convert.py --config.source=RUN_OR_FILE \\
+        --config.target=OUT.safetensors
 
 --config names a recipe, with a variant behind a colon; --config.a.b=value overrides
 one of its fields. Running the same command again resumes from the workdir.

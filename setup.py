@@ -5,6 +5,7 @@ import pathlib
 import setuptools
 
 ROOT = pathlib.Path(__file__).parent
+EXPORT = ["flatbuffers>=24.3.25", "onnx>=1.17", "onnxruntime>=1.20"]
 
 setuptools.setup(
     name="litevit_jax",
@@ -42,6 +43,8 @@ setuptools.setup(
             "tensorflow>=2.20; python_version < '3.14'"
             " and (platform_machine != 'x86_64' or sys_platform != 'linux')",
         ],
-        "dev": ["pytest>=8", "ruff>=0.9", "pyrefly>=0.40"],
+        # ONNX and StableHLO files; safetensors need none of it.
+        "export": EXPORT,
+        "dev": [*EXPORT, "pytest>=8", "ruff>=0.9", "pyrefly>=0.40"],
     },
 )

@@ -8,10 +8,11 @@ memory. Ours is the step that training runs. The other side, where torch is
 installed, is the same step as the original writes it: all patches are embedded
 before masking, tokens are put back in order, every patch is predicted.
 
-Each side lives in its own process with as many threads as there are cores, and
-the sides take turns within a round, so that a slow minute of the machine hits
-both. On a machine with other work the rates still depend on how either side's
-threads are scheduled: see the load printed, and compare CPU seconds then.
+Each side lives in its own process, ours as main.py sets it up, torch as it comes
+with as many threads as there are cores; they take turns within a round, so that a
+slow minute of the machine hits both. On a machine with other work the rates still
+depend on how either side's threads are scheduled: see the load printed, and compare
+CPU seconds then.
 Memory is the peak resident size of the process.
 """
 
@@ -50,6 +51,9 @@ def images() -> np.ndarray:
 
 def jax_side() -> tuple[Callable[[int], float], str]:
     """(run this many steps and return the last loss, versions)."""
+    from litevit_jax import cpu
+
+    cpu.prepare(BATCH.value, 3 * SIDE.value**2)  # as main.py does
     import jax
 
     from litevit_jax import sharding

@@ -94,16 +94,17 @@ def base(name):
     config.accum_steps = 1  # slices of a batch, one after the other: saves memory
     config.epochs = 400
     config.steps = config_dict.placeholder(int)  # overrides epochs
-    config.init = config_dict.placeholder(str)  # run directory, step in it, random
+    config.init = config_dict.placeholder(str)  # run, step in it, weights, random
     config.like = config_dict.placeholder(str)  # run to take encoder and data from
     config.init_load = (".*",)  # parameters that `init` must provide
     config.init_skip = ()  # its entries that may stay unused
+    config.teacher = config_dict.placeholder(str)  # run or file of a frozen teacher
     config.data = imagenet()
     config.augment = ml_collections.ConfigDict()
     config.augment.normalize = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     config.mesh = {"data": -1, "fsdp": 1}
     config.checkpoint = {"every_steps": 1000, "keep": 3}
-    config.log = {"every_steps": 50, "tensorboard": True}
+    config.log = {"every_steps": 50, "tensorboard": True, "health": True}
     config.nonfinite = {"max_in_a_row": 10}
     config.evals = ml_collections.ConfigDict()
     return config
@@ -119,6 +120,9 @@ def imagenet():
     data.train_split = "train"
     data.eval_split = "validation"
     data.holdout = 0.0  # share of an undivided folder kept for evaluation
+    data.shots = config_dict.placeholder(int)  # training images of each class
+    data.fraction = 1.0  # of the training images, over all classes
+    data.subset_seed = 0  # of drawing them
     data.image_size = 224
     data.image_width = config_dict.placeholder(int)  # None: square
     data.channels = 3
@@ -127,12 +131,24 @@ def imagenet():
     data.interpolation = "random"  # of bilinear and bicubic, per image
     data.single_draw = False
     data.flip = 0.5
+    data.randaugment = randaugment(layers=0)
+    data.views = 1  # random crops of each training image
     data.eval_crop_fraction = 0.875
     data.max_pixels = 100_000_000
     data.max_bad_fraction = 0.001
     data.workers = 0  # processes; 0: threads only
     data.threads = 8
     return data
+
+
+def randaugment(layers=2, magnitude=10.0):
+    """RandAugment after crop and flip, as timm's `rand-m10-mstd0.5-inc1`; 0: off."""
+    return {
+        "layers": layers,
+        "magnitude": magnitude,
+        "std": 0.5,
+        "probability": 0.5,
+    }
 
 
 def use_data(config, said):
@@ -244,6 +260,53 @@ def _small_mae(config):
     config.evals.reconstruction.every_steps = 500
 
 
+def use_finetuning(config):
+    """Recipe 5.1: the paper's fine-tuning, and its supervised training from scratch."""
+    config.update(batch_size=1024, epochs=300)
+    config.objective = {
+        "name": "supervised",
+        "encoder": encoder_block(),
+        "pool": "avg",
+        "head": "linear",
+        "num_classes": config_dict.placeholder(int),
+        "label_smoothing": 0.0,
+        "drop_path": 0.0,
+        "dtype": "auto",
+    }
+    config.data.update(interpolation="bicubic", randaugment=randaugment())
+    config.augment.erase = {"probability": 0.0}
+    config.augment.mix = {"mixup": 0.2, "cutmix": 0.0, "switch": 0.5}
+    config.lr = {"base": 1e-3, "warmup_epochs": 5.0, "start": 0.0, "end": 1e-6}
+    config.optimizer = {
+        "name": "adamw",
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "weight_decay": 0.05,
+        "layer_decay": 0.85,
+        "clip_norm": config_dict.placeholder(float),
+        "freeze": (),
+        "no_decay": ("encoder/(cls_token|pos_embed)",),
+    }
+    # Every 10 epochs of ImageNet.
+    config.evals.test = {"name": "classification", "split": "eval"}
+    config.evals.test.every_steps = 12_510
+
+
+def use_finetuning_data(config, said):
+    """As `use_data`; fine-tuning on data smaller than ImageNet has other sizes."""
+    use_data(config, said)
+    if config.data.source in ("folder", "arrays"):
+        config.update(batch_size=256)
+        config.evals.test.every_steps = 500
+    if config.data.source == "digits" or said["smoke"]:
+        config.update(batch_size=64, epochs=50)
+        config.lr.update(base=4e-3, warmup_epochs=5.0)
+        config.data.randaugment.layers = 0
+        config.checkpoint.every_steps = 500
+        config.evals.test.every_steps = 200
+
+
 def encoder_block(size=None):
     """A named encoder; a number given beside the name overrides the name's."""
     return {
@@ -254,3 +317,31 @@ def encoder_block(size=None):
         "patch_size": config_dict.placeholder(int),
         "pos_embed": "sincos",
     }
+
+
+def distilled_mae(name, size, arg, decoupled=(None, None)):
+    """The MAE recipe with attention distillation (recipes section 3).
+
+    Args:
+      name, size, arg: see `mae`.
+      decoupled: blocks before the decoder, of the paper's and of the small encoder.
+    """
+    config = mae(name, size, arg)
+    small = config.objective.encoder.variant is None
+    with config.unlocked():
+        config.objective.update(
+            name="distill",
+            teacher=frozen_encoder_block(),
+            pairs=config_dict.placeholder(tuple),  # None: last layer with last layer
+            target="logits",
+            adapter=True,
+            weight=1.0,
+            decoupled=config_dict.placeholder(int),
+        )
+        config.objective.decoupled = decoupled[small]
+    return config
+
+
+def frozen_encoder_block():
+    """An encoder that is all as its checkpoint says."""
+    return encoder_block() | {"pos_embed": config_dict.placeholder(str)}

@@ -31,7 +31,7 @@ def get_config(arg=None):
     config.update(epochs=90, init_load=("encoder/.*",))
     config.batch_size = placeholder(int)
     config.init_required = True
-    config.init_skip = ("decoder/.*", "head/.*", "encoder/norm/.*")
+    config.init_skip = ("(?!encoder/).*", "encoder/norm/.*")
     config.objective = {
         "name": "supervised",
         "encoder": common.encoder_block(),

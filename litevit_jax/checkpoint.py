@@ -45,11 +45,6 @@ def flatten(tree: Any) -> dict[str, Any]:
     }
 
 
-def _parts(state: Any) -> dict[str, dict[str, Any]]:
-    parts = {name: flatten(getattr(state, name)) for name in PARTS}
-    return {name: flat for name, flat in parts.items() if flat}
-
-
 def _fingerprint(x: jax.Array) -> jax.Array:
     """uint32 sum of hashes, one of each word of the array together with its place.
 
@@ -91,10 +86,30 @@ def _inspect_parts(parts: dict[str, dict[str, Any]]) -> tuple[Any, list[str]]:
     return {name: int(value) for name, value in prints.items()}, bad
 
 
-class Checkpoints:
-    """The checkpoints of one run: `workdir`/checkpoints, the last `keep` of them."""
+def place(state: Any, given: dict[str, Any], abstract: Any) -> Any:
+    """`state` with the parts `given`, host arrays, put where `abstract` has them."""
+    shardings = {
+        name: jax.tree.map(lambda x: x.sharding, getattr(abstract, name))
+        for name in given
+    }
+    return state.replace(**jax.device_put(given, shardings))
 
-    def __init__(self, workdir: str | pathlib.Path, *, keep: int) -> None:
+
+class Checkpoints:
+    """The checkpoints of one run: `workdir`/checkpoints, the last `keep` of them.
+
+    `fixed`: parts of the state (as host arrays) that never change, like a frozen
+    teacher. They are not saved, and put back into what is restored.
+    """
+
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        *,
+        keep: int,
+        fixed: dict[str, Any] | None = None,
+    ) -> None:
+        self._fixed = fixed or {}
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -113,7 +128,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        parts = _parts(state)
+        parts = self._parts(state)
         prints, bad = _inspect_parts(parts)
         if bad:
             raise FloatingPointError(
@@ -172,7 +187,7 @@ class Checkpoints:
         return None
 
     def _restore_step(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        parts = _parts(abstract)
+        parts = self._parts(abstract)
         meta = _read(self._manager, step, {"meta": ocp.args.JsonRestore()})["meta"]
         _check_arrays(meta["arrays"], _describe(parts), self.directory / str(step))
         items = {name: ocp.args.StandardRestore(flat) for name, flat in parts.items()}
@@ -184,8 +199,14 @@ class Checkpoints:
                 [flat[name][key] for key in parts.get(name, {})],
             )
             for name in PARTS
+            if name not in self._fixed
         }
-        return abstract.replace(**state), meta
+        return place(abstract.replace(**state), self._fixed, abstract), meta
+
+    def _parts(self, state: Any) -> dict[str, dict[str, Any]]:
+        names = [name for name in PARTS if name not in self._fixed]
+        parts = {name: flatten(getattr(state, name)) for name in names}
+        return {name: flat for name, flat in parts.items() if flat}
 
     def _set_aside(self, step: int) -> pathlib.Path:
         place = self.directory.parent / "corrupt"
@@ -277,7 +298,7 @@ def read_params(path: str) -> Checkpoint:
     if not (run / "checkpoints").is_dir():
         raise FileNotFoundError(
             f"{path}: no run directory there (expected {run / 'checkpoints'}); give "
-            "the --workdir of a finished or running pre-training"
+            "the --workdir of a finished or running pre-training, or a file of weights"
         )
     with ocp.CheckpointManager(run / "checkpoints") as manager:
         steps = sorted(manager.all_steps())

@@ -24,6 +24,8 @@ EXIT_INTERRUPTED = 130  # Ctrl-C: saved as well
 _HOST_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
 _HOST_LISTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
+_JOBS = ("convert", "train")  # what a recipe's field `job` may name
+
 # What a disk may answer in the middle of a run, wherever it is written.
 _DISK_ERRORS = (errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS)
 
@@ -169,6 +171,8 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     if config is None:
         return _usage(_MISSING)
     try:
+        if _job(config) == "convert":
+            return _convert(config, workdir)
         if _imagenet_is_missing(config):
             config, workdir = _quick_start(config, workdir, argv)
         workdir = workdir or os.path.join("runs", config.name)
@@ -179,9 +183,33 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
         return _report(error)
 
 
+def _job(config: Any) -> str:
+    from litevit_jax import registry
+
+    return registry.check("job", config.get("job", "train"), list(_JOBS))
+
+
+def _convert(config: Any, workdir: str | None) -> int:
+    if workdir:
+        raise ValueError(
+            f"--workdir={workdir}: a conversion has no run directory, it writes "
+            "--config.target alone; leave the flag out"
+        )
+    from litevit_jax.train import convert
+
+    print(convert.run(config))
+    return EXIT_OK
+
+
 def _train(config: Any, workdir: str) -> int:
     import signal
 
+    from litevit_jax import cpu
+
+    if config.batch_size and config.data.image_size:  # else the data decides
+        sides = (config.data.image_size, config.data.image_width)
+        values = sides[0] * (sides[1] or sides[0]) * config.data.channels
+        cpu.prepare(config.batch_size // max(config.accum_steps, 1), values)
     from litevit_jax.train import loop
 
     outcome = loop.run(config, workdir)

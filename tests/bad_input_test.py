@@ -102,6 +102,10 @@ FIELDS = {
     "seed": ({"seed": -1}, r"seed=-1; expected 0 or more"),
     "threads": ({"data__threads": 0}, r"data.threads=0; expected 1 or more"),
     "workers": ({"data__workers": -1}, r"data.workers=-1; expected 0 or more"),
+    "no view": ({"data__views": 0}, r"data.views=0; expected 1 or more"),
+    "views": ({"data__views": 2},
+        r"'mae' reads 1 view\(s\) .*data.views=2; set --config.data.views=1"),
+    "teacher": ({"teacher": "RUN"}, r"objective 'mae' has no frozen teacher; leave"),
     "crop": ({"data__crop_scale": (1.0, 0.5)}, r"crop_scale"),
 }  # fmt: skip
 
@@ -151,7 +155,7 @@ def test_a_probe_of_images_without_labels_is_refused(refuse, image_folder, tmp_p
 
 def test_a_probe_of_nothing_is_refused(refuse):
     made = jobs.config("linear_probe", None)
-    refuse(made, r"evaluates a pre-trained encoder: .*--config.init=RUN_DIR .*random")
+    refuse(made, r"starts from a pre-trained encoder: .*--config.init=RUN_DIR .*random")
     made = jobs.config("linear_probe", None, init="random")
     refuse(made, r"which encoder and data\? Give .*init=RUN_DIR.*like=RUN_DIR.*:digits")
 

@@ -8,15 +8,26 @@ from typing import Any
 
 import jax
 
-from litevit_jax.augment import color
+from litevit_jax.augment import color, erase, mix, spatial
 
 Op = Callable[[jax.Array, dict[str, Any]], dict[str, Any]]
 
-OPS: dict[str, Callable[..., Op]] = {"normalize": color.normalize}
+# In the order in which they run. A ConfigDict sorts its keys, so the order cannot
+# be that of the config: a new op is put into its place here.
+OPS: dict[str, Callable[..., Op]] = {
+    "color_jitter": color.color_jitter,
+    "gaussian_blur": spatial.gaussian_blur,  # before grey: the authors' MoCo v3
+    "grayscale": color.grayscale,
+    "flip": spatial.flip,
+    "solarize": color.solarize,
+    "normalize": color.normalize,
+    "erase": erase.make,
+    "mix": mix.make,
+}
 
 
 def make(blocks: dict[str, dict[str, Any]]) -> tuple[Op, ...]:
-    """Builds the ops named by `config.augment`, in its order.
+    """Builds the ops named by `config.augment`, in the order of `OPS`.
 
     Raises:
       ValueError: unknown op, with near matches.
@@ -28,7 +39,7 @@ def make(blocks: dict[str, dict[str, Any]]) -> tuple[Op, ...]:
             raise ValueError(
                 f"augment {name!r} unknown; {hint}choose from {', '.join(OPS)}"
             )
-    return tuple(OPS[name](**kwargs) for name, kwargs in blocks.items())
+    return tuple(op(**blocks[name]) for name, op in OPS.items() if name in blocks)
 
 
 def apply(ops: tuple[Op, ...], key: jax.Array, batch: dict[str, Any]) -> dict[str, Any]:

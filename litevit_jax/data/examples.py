@@ -25,11 +25,12 @@ MAX_REPLACEMENTS = 64
 
 
 class Transform(Protocol):
-    """Raw image -> uint8 [H, W, C]; picklable where worker processes are used."""
+    """Raw image -> uint8 [H, W, C] or, of several views, [V, H, W, C]; picklable
+    where worker processes are used."""
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of every result."""
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C) or (V, H, W, C) of every result."""
         ...
 
     def __call__(self, image: Any, rng: np.random.Generator) -> np.ndarray: ...
@@ -169,7 +170,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _check_shape(image: np.ndarray, shape: tuple[int, int, int]) -> None:
+def _check_shape(image: np.ndarray, shape: tuple[int, ...]) -> None:
     if image.shape != tuple(shape) or image.dtype != np.uint8:
         raise ValueError(
             f"result is {image.dtype} {image.shape}; expected uint8 {tuple(shape)}"

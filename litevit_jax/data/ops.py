@@ -16,6 +16,7 @@ import PIL.Image
 
 from litevit_jax import registry
 from litevit_jax.data.decode import DEFAULT_MAX_PIXELS, Decode, Image
+from litevit_jax.data.randaugment import RandAugment
 
 _RESAMPLING = {
     "bilinear": PIL.Image.Resampling.BILINEAR,
@@ -148,29 +149,45 @@ class ToArray:
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """Raw image -> uint8 [H, W, C]: `decode`, then `ops` in order."""
+    """Raw image -> uint8 [H, W, C]: `decode`, then `ops` in order.
+
+    With several `views` the ops run once for each, on the same decoded image and
+    with chance of their own, and the result is [V, H, W, C].
+    """
 
     decode: Decode
     ops: tuple[Any, ...]
     size: tuple[int, int]
+    views: int = 1
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of every result."""
-        return (*self.size, self.decode.channels)
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C) or (V, H, W, C) of every result."""
+        shape = (*self.size, self.decode.channels)
+        return shape if self.views == 1 else (self.views, *shape)
 
     def __call__(
         self, image: bytes | np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        """Bytes, or uint8 [H, W] or [H, W, C] -> uint8 [H, W, C].
+        """Bytes, or uint8 [H, W] or [H, W, C] -> uint8 [H, W, C] or [V, H, W, C].
+
+        View v draws from `rng` moved on by v times 2^128 numbers: what it shows
+        depends neither on the other views nor on their number.
 
         Raises:
           decode.DecodeError: the image is damaged, too large, or none at all.
         """
-        result: Any = self.decode(image)
+        decoded: Any = self.decode(image)
+        if self.views == 1:
+            return self._view(decoded, rng)
+        start: Any = rng.bit_generator
+        rngs = [np.random.Generator(start.jumped(v)) for v in range(self.views)]
+        return np.stack([self._view(decoded, own) for own in rngs])
+
+    def _view(self, decoded: Any, rng: np.random.Generator) -> np.ndarray:
         for op in self.ops:
-            result = op(result, rng) if op.random else op(result)
-        return result
+            decoded = op(decoded, rng) if op.random else op(decoded)
+        return decoded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,6 +202,8 @@ class ImageSettings:
     interpolation: str = "random"
     single_draw: bool = False
     flip: float = 0.5
+    randaugment: dict[str, Any] | None = None
+    views: int = 1
     eval_crop_fraction: float = 0.875
 
     def __post_init__(self):
@@ -197,12 +216,13 @@ class ImageSettings:
         size = self.image_size
         whole = len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
         _expect(whole, "image_size", size, "(height, width), positive integers")
+        _expect(self.views > 0, "views", self.views, "at least 1")
         _expect(self.channels > 0, "channels", self.channels, "at least 1")
         _expect(self.max_pixels > 0, "max_pixels", self.max_pixels, "at least 1")
 
 
 def train_ops(**data: Any) -> Transform:
-    """Random crop and flip, from the fields of `ImageSettings`."""
+    """Random crop, flip and RandAugment of each view, by `ImageSettings`' fields."""
     settings = ImageSettings(**data)
     crop = RandomResizedCrop(
         size=tuple(settings.image_size),
@@ -211,7 +231,11 @@ def train_ops(**data: Any) -> Transform:
         interpolation=settings.interpolation,
         single_draw=settings.single_draw,
     )
-    return _transform(settings, crop, RandomFlip(settings.flip))
+    ops = [crop, RandomFlip(settings.flip)]
+    randaugment = RandAugment(**(settings.randaugment or {"layers": 0}))
+    ops += [randaugment] if randaugment.layers else []
+    transform = _transform(settings, *ops)
+    return dataclasses.replace(transform, views=settings.views)
 
 
 def eval_ops(**data: Any) -> Transform:

@@ -55,7 +55,8 @@ def train_batches(
 
     Args:
       source: the examples.
-      transform: (raw image, rng) -> uint8 [H, W, C], with a `shape` (H, W, C).
+      transform: (raw image, rng) -> uint8 [H, W, C], with a `shape` (H, W, C); or
+        [V, H, W, C] of several views, which make the batch's `image` its `views`.
       batch_size: of all processes together; each process gets a contiguous part.
       seed: of the order and of the transform's randomness.
       start_step: the first batch to yield.
@@ -67,8 +68,9 @@ def train_batches(
       max_bad_fraction: share of the source that may be unreadable.
 
     Yields:
-      `image` uint8 [B, H, W, C], `label` int32 [B], `index` int32 [B] into the
-      source. A file that cannot be read is replaced by another one.
+      `image` uint8 [B, H, W, C] (or `views` [B, V, H, W, C]), `label` int32 [B],
+      `index` int32 [B] into the source. A file that cannot be read is replaced by
+      another one.
     """
     _check_filled(source)
     share = Share(batch_size, process_index, process_count, first_step=start_step)
@@ -121,6 +123,7 @@ class Stream:
     ):
         self.bad: dict[str, str] = {}
         self._shape = tuple(examples.transform.shape)
+        self._name = "image" if len(self._shape) == 3 else "views"
         self._masked = masked
         self._limit = limit
         self._batch_size = reading.batch_size
@@ -151,7 +154,7 @@ class Stream:
     def _empty_batch(self) -> dict[str, np.ndarray]:
         size = self._batch_size
         batch = {
-            "image": np.zeros((size, *self._shape), np.uint8),
+            self._name: np.zeros((size, *self._shape), np.uint8),
             "label": np.zeros(size, np.int32),
             "index": np.full(size, -1, np.int32),
         }
@@ -162,7 +165,7 @@ class Stream:
             self._record(name, reason)
         batch["index"][row] = example["index"]
         if example["image"] is not None:
-            batch["image"][row] = example["image"]
+            batch[self._name][row] = example["image"]
             batch["label"][row] = example["label"]
             if self._masked:
                 batch["mask"][row] = 1

@@ -62,7 +62,7 @@ class Classifier(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm over the global batch, without affine parameters, as PyTorch has it.
+    """BatchNorm over the global batch, as PyTorch has it.
 
     It normalises with the biased variance but averages the unbiased one, which
     flax's BatchNorm does not (recipes 12.1).
@@ -70,10 +70,12 @@ class BatchNorm(nn.Module):
     Attributes:
       epsilon: added to the variance.
       momentum: of the running statistics; 1 minus PyTorch's.
+      affine: whether parameters `scale` and `bias` follow.
     """
 
     epsilon: float = 1e-6
     momentum: float = 0.9
+    affine: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -89,7 +91,11 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 self._average(running["mean"], mean)
                 self._average(running["var"], var * (size / max(size - 1, 1)))
-        return (x - mean) * jax.lax.rsqrt(var + self.epsilon)
+        out = (x - mean) * jax.lax.rsqrt(var + self.epsilon)
+        if not self.affine:
+            return out
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        return out * scale + self.param("bias", nn.initializers.zeros, (width,))
 
     def _average(self, running, value):
         keep = self.momentum

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-EPSILON = 1e-6  # every LayerNorm of the reference models
+from litevit_jax.models.ops import attend, gelu, linear, normalize
 
 INIT_STYLES = ("mae", "classifier", "moco")
 POS_EMBEDS = (
@@ -131,55 +131,6 @@ def sincos_table(grid: tuple[int, int], width: int, order: str) -> np.ndarray:
     return np.pad(table, ((1, 0), (0, 0))).astype(np.float32)
 
 
-@jax.custom_vjp
-def gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x) with the exact error function, in float32 inside.
-
-    Its own gradient keeps x alone for the backward pass and needs one exponential.
-    """
-    x32 = x.astype(jnp.float32)
-    return (x32 * _normal_cdf(x32)).astype(x.dtype)
-
-
-def _normal_cdf(x):
-    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
-
-
-def _gelu_forward(x):
-    return gelu(x), x
-
-
-def _gelu_backward(x, grad):
-    x32 = x.astype(jnp.float32)
-    density = jnp.exp(-0.5 * x32 * x32) * (1 / math.sqrt(2 * math.pi))
-    return ((grad * (_normal_cdf(x32) + x32 * density)).astype(x.dtype),)
-
-
-gelu.defvjp(_gelu_forward, _gelu_backward)
-
-
-@jax.custom_vjp
-def softmax(logits: jax.Array) -> jax.Array:
-    """Softmax over the last axis of float32 logits `[..., T]`.
-
-    The backward pass reads the result alone: p * (g - sum(p * g)).
-    """
-    exps = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exps * (1 / exps.sum(axis=-1, keepdims=True))
-
-
-def _softmax_forward(logits):
-    probs = softmax(logits)
-    return probs, probs
-
-
-def _softmax_backward(probs, grad):
-    return (probs * (grad - (probs * grad).sum(axis=-1, keepdims=True)),)
-
-
-softmax.defvjp(_softmax_forward, _softmax_backward)
-
-
 def drop_path(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
     """Drops whole examples of a residual branch `[B, T, D]`, rescaling the kept.
 
@@ -191,38 +142,6 @@ def drop_path(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
     """
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys)
     return jnp.where(kept[:, None, None], x / (1 - rate), 0).astype(x.dtype)
-
-
-@jax.custom_vjp
-def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """LayerNorm of `[..., D]` with two-pass statistics in float32, as PyTorch's.
-
-    Its own gradient keeps x and one mean and deviation a row, and reads each once.
-    """
-    return _normalize_forward(x, scale, bias)[0]
-
-
-def _normalize_forward(x, scale, bias):
-    x32 = x.astype(jnp.float32)
-    mean = x32.mean(axis=-1, keepdims=True)
-    centred = x32 - mean
-    inverse = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + EPSILON)
-    out = (centred * inverse * scale + bias).astype(x.dtype)
-    return out, (x, mean, inverse, scale)
-
-
-def _normalize_backward(saved, grad):
-    x, mean, inverse, scale = saved
-    normed = (x.astype(jnp.float32) - mean) * inverse
-    grad = grad.astype(jnp.float32)
-    scaled = grad * scale
-    along = (scaled * normed).mean(axis=-1, keepdims=True)
-    grad_x = inverse * (scaled - scaled.mean(axis=-1, keepdims=True) - normed * along)
-    rows = tuple(range(x.ndim - 1))
-    return grad_x.astype(x.dtype), (grad * normed).sum(rows), grad.sum(rows)
-
-
-normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class LayerNorm(nn.Module):
@@ -238,48 +157,6 @@ class LayerNorm(nn.Module):
         return normalize(x.astype(self.dtype), scale, bias)
 
 
-@jax.custom_vjp
-def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """`x @ kernel + bias` for x `[..., D]`, computed in the type of x.
-
-    The gradient of the kernel is written as x^T g. Autodiff asks for (g^T x)^T,
-    and XLA for CPUs then computes the gradient of the residual stream anew, from
-    the last block down, for each transposed copy: half the time of a step.
-    """
-    return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
-
-
-def _linear_forward(x, kernel, bias):
-    return linear(x, kernel, bias), (x, kernel)
-
-
-def _linear_backward(saved, grad):
-    x, kernel = saved
-    grad_x = jnp.tensordot(grad, kernel.astype(x.dtype), axes=((-1,), (1,)))
-    # XLA for CPUs copies operands that contract more than one axis; on TPUs it is
-    # the reshape to rows that copies.
-    grad_kernel = jax.lax.platform_dependent(
-        x, grad, cpu=_outer_of_rows, default=_outer
-    )
-    grad_bias = grad.astype(jnp.float32).sum(tuple(range(grad.ndim - 1)))
-    return grad_x, grad_kernel, grad_bias
-
-
-def _outer(x, grad):
-    """The sum over rows of x^T grad: `[..., D], [..., E] -> [D, E]`, float32."""
-    rows = tuple(range(x.ndim - 1))
-    return jax.lax.dot_general(
-        x, grad, ((rows, rows), ((), ())), preferred_element_type=jnp.float32
-    )
-
-
-def _outer_of_rows(x, grad):
-    return _outer(*(y.reshape(-1, y.shape[-1]) for y in (x, grad)))
-
-
-linear.defvjp(_linear_forward, _linear_backward)
-
-
 class Linear(nn.Module):
     """A linear layer whose parameters are float32 and whose result is `dtype`."""
 
@@ -289,11 +166,11 @@ class Linear(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[..., D]` to `[..., features]`."""
+    def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
+        """Maps `[..., D]` to `[..., features]`, or to some `columns` of them."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
-        return linear(x.astype(self.dtype), kernel, bias)
+        return linear(x.astype(self.dtype), kernel[:, columns], bias[columns])
 
 
 def dense(name: str, style: str, sizes: tuple[int, int], dtype: str) -> Linear:
@@ -307,6 +184,11 @@ def patch_embed(style: str, patch_dim: int, width: int, dtype: str) -> Linear:
     return Linear(width, dtype, *inits, name="patch_embed")
 
 
+def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
+    """`[B, T, D] -> [B, A, T, D/A]`."""
+    return x.reshape(*x.shape[:2], num_heads, -1).swapaxes(1, 2)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one stored kernel for q, k and v."""
 
@@ -315,25 +197,35 @@ class Attention(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, Intermediates]:
-        """Maps tokens `[B, T, D]` to `[B, T, D]`, with intermediates by name."""
+    def __call__(
+        self, x: jax.Array, first_query: int = 0
+    ) -> tuple[jax.Array, Intermediates]:
+        """Maps tokens `[B, T, D]` to `[B, T, D]`, with intermediates by name.
+
+        Tokens before `first_query` are attended to but ask nothing: the result is
+        that of the others alone, `[B, T - first_query, D]`.
+        """
         width = x.shape[-1]
         fan_out = width if self.init_style == "moco" else 3 * width
         kernel_init = dense_init(self.init_style, width, fan_out)
-        qkv = Linear(3 * width, self.dtype, kernel_init, name="qkv")(x)
-        # [B, T, 3D] -> 3 x [B, T, A, D/A] -> 3 x [B, A, T, D/A]
-        shape = (*x.shape[:2], self.num_heads, width // self.num_heads)
-        q, k, v = (
-            part.reshape(shape).swapaxes(1, 2) for part in jnp.split(qkv, 3, axis=-1)
-        )
-        scaled = q * (width // self.num_heads) ** -0.5
+        qkv = Linear(3 * width, self.dtype, kernel_init, name="qkv")
+        if first_query:
+            rest = qkv(x, columns=slice(width, None))
+            parts = (
+                qkv(x[:, first_query:], slice(width)),
+                *jnp.split(rest, 2, axis=-1),
+            )
+        else:
+            parts = jnp.split(qkv(x), 3, axis=-1)
+        q, k, v = (split_heads(part, self.num_heads) for part in parts)
+        scale = (width // self.num_heads) ** -0.5
+        out = attend(q, k, v, scale).swapaxes(1, 2)  # [B, A, T, D/A] -> [B, T, A, D/A]
         logits = jnp.einsum(
-            "bhnd,bhmd->bhnm", scaled, k, preferred_element_type=jnp.float32
+            "bhnd,bhmd->bhnm", q * scale, k, preferred_element_type=jnp.float32
         )
-        probs = softmax(logits)
-        out = jnp.einsum("bhnm,bhmd->bnhd", probs.astype(v.dtype), v)
+        probs = jax.nn.softmax(logits)
         out = dense("proj", self.init_style, (width, width), self.dtype)(
-            out.reshape(x.shape)
+            out.reshape(*out.shape[:2], width)
         )
         found = {
             "q": q,
@@ -371,19 +263,24 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, drop_keys: jax.Array | None = None
+        self,
+        x: jax.Array,
+        drop_keys: jax.Array | None = None,
+        first_query: int = 0,
     ) -> tuple[jax.Array, Intermediates]:
         """Maps tokens `[B, T, D]` to `[B, T, D]`, with intermediates by name.
 
         Args:
           x: the residual stream.
           drop_keys: typed keys `[B]`; None keeps every branch.
+          first_query: tokens before it are read by the others and not computed
+            further; the result has `T - first_query` tokens.
         """
         found = {"in": x}
         found["norm1"] = LayerNorm(self.dtype, name="norm1")(x)
         attention = Attention(self.num_heads, self.init_style, self.dtype, name="attn")
-        branch, inside = attention(found["norm1"])
-        x = x + self._drop(branch, drop_keys, 0)
+        branch, inside = attention(found["norm1"], first_query)
+        x = x[:, first_query:] + self._drop(branch, drop_keys, 0)
         found["norm2"] = LayerNorm(self.dtype, name="norm2")(x)
         mlp = Mlp(self.mlp_dim, self.init_style, self.dtype, name="mlp")
         found["mlp"] = mlp(found["norm2"])

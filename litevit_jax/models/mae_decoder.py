@@ -88,17 +88,18 @@ class Decoder(nn.Module):
           `[B, N - M, P*P*C]` in the order of `ids_shuffle[:, M:]`, or
           `[B, N, P*P*C]` if all patches are asked for.
         """
-        num_kept = latent.shape[1] - 1
+        first = 1 if all_patches else latent.shape[1]
         x = self._embed(latent, ids_shuffle, grid)
         for i in range(self.depth):
-            x, _ = layers.Block(
+            block = layers.Block(
                 self.num_heads,
                 int(self.width * self.mlp_ratio),
                 "mae",
                 self.dtype,
                 name=f"blocks_{i}",
-            )(x)
-        x = x[:, 1:] if all_patches else x[:, 1 + num_kept :]
+            )
+            # What follows the last attention is computed of predicted tokens alone.
+            x, _ = block(x, first_query=first if i == self.depth - 1 else 0)
         if all_patches:
             x = layers.take_tokens(x, jnp.argsort(ids_shuffle, axis=1))
         x = layers.LayerNorm(self.dtype, name="norm")(x)

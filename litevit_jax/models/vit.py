@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from litevit_jax.models import layers
+from litevit_jax.models import layers, partial_block
 
 # The `_std` variants have the head counts of timm and DeiT. They hold the same
 # parameter shapes as their namesakes but compute another function.
@@ -129,6 +129,7 @@ class Encoder(nn.Module):
       init_style: 'mae', 'classifier' or 'moco' (recipes 1.4).
       dtype: of the computation; parameters are float32, and so are softmax and
         the statistics of LayerNorm.
+      last_block: how much of the last block there is; see `cut`.
     """
 
     width: int
@@ -141,6 +142,34 @@ class Encoder(nn.Module):
     final_norm: bool = True
     init_style: str = "mae"
     dtype: str = "float32"
+    last_block: str = "full"
+
+    def cut(self, depth: int, last_block: str = "full") -> Encoder:
+        """The first `depth` blocks, for a loss that reads no later one.
+
+        It has the parameters of those blocks alone and no final norm. The tokens it
+        returns are those that leave its last whole block.
+
+        Args:
+          depth: of the encoder returned.
+          last_block: 'full', or one of `partial_block.PARTS`: 'norm1' ends with the
+            first LayerNorm of the last block, 'logits' with its attention logits,
+            'qkv' with its queries, keys and values (and logits).
+
+        Raises:
+          ValueError: more blocks than there are, or an unknown part.
+        """
+        check_choice("last_block", last_block, ("full", *partial_block.PARTS))
+        if not 0 < depth <= self.depth:
+            raise ValueError(
+                f"encoder: cut to {depth} blocks, expected 1 to {self.depth}"
+            )
+        rate = self.drop_path
+        if self.depth > 1:  # the rates of the blocks that stay are as they were
+            rate *= (depth - 1) / (self.depth - 1)
+        return self.clone(
+            depth=depth, last_block=last_block, final_norm=False, drop_path=rate
+        )
 
     @nn.compact
     def __call__(
@@ -148,6 +177,7 @@ class Encoder(nn.Module):
         image: jax.Array,
         ids_keep: jax.Array | None = None,
         *,
+        hide: tuple[jax.Array, jax.Array] | None = None,
         drop_keys: jax.Array | None = None,
         train: bool = False,
     ) -> tuple[jax.Array, layers.Intermediates]:
@@ -157,6 +187,8 @@ class Encoder(nn.Module):
           image: normalised images `[B, H, W, C]`.
           ids_keep: patches to encode `[B, M]`, in this order; None takes all. They
             are gathered before the projection, so the others cost nothing.
+          hide: a mask `[B, N]` and a token `[1, 1, D]`; the embedding of a patch
+            whose mask is 1 becomes the token.
           drop_keys: one typed key per example `[B]`; needed to train with
             `drop_path`.
           train: turns drop path on.
@@ -181,7 +213,10 @@ class Encoder(nn.Module):
             self.init_style, patches.shape[-1], self.width, self.dtype
         )
         found = {"patch_embed": embed(patches)}
-        x = found["patch_embed"] + jnp.asarray(pos, self.dtype)
+        x = found["patch_embed"]
+        if hide is not None:
+            x = jnp.where(hide[0][..., None] > 0, hide[1].astype(x.dtype), x)
+        x = x + jnp.asarray(pos, self.dtype)
         x = jnp.concatenate([self._cls(table, x.shape[0]), x], axis=1)
         x = self._blocks(x, found, drop_keys if self._drops(drop_keys, train) else None)
         found["pre_norm"] = x
@@ -192,6 +227,9 @@ class Encoder(nn.Module):
     def _blocks(self, x, found, drop_keys):
         rates = np.linspace(0, self.drop_path, self.depth)
         for i, rate in enumerate(rates):
+            if i + 1 == self.depth and self.last_block != "full":
+                found |= _numbered(i, self._partial_block(i)(x))
+                break
             block = layers.Block(
                 self.num_heads,
                 int(self.width * self.mlp_ratio),
@@ -204,8 +242,17 @@ class Encoder(nn.Module):
             if drop_keys is not None:
                 keys = jax.vmap(jax.random.fold_in, (0, None))(drop_keys, i)
             x, inside = block(x, keys)
-            found |= {f"block_{i:02d}/{name}": y for name, y in inside.items()}
+            found |= _numbered(i, inside)
         return x
+
+    def _partial_block(self, i):
+        return partial_block.PartialBlock(
+            self.num_heads,
+            self.init_style,
+            self.dtype,
+            self.last_block,
+            name=f"blocks_{i}",
+        )
 
     def _cls(self, table, batch):
         init = layers.cls_init(self.init_style)
@@ -234,6 +281,10 @@ class Encoder(nn.Module):
         if order == self.pos_embed:
             return table
         return self.param("pos_embed", lambda _, s: jnp.asarray(table), table.shape)
+
+
+def _numbered(i, inside):
+    return {f"block_{i:02d}/{name}": y for name, y in inside.items()}
 
 
 def pool_tokens(tokens: jax.Array, pool: str) -> jax.Array:

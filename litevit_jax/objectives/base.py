@@ -44,6 +44,25 @@ class Objective(abc.ABC):
         """
         return True
 
+    @property
+    def num_views(self) -> int:
+        """V: 1 reads `image [B, H, W, C]`, more read `views [V, B, H, W, C]`."""
+        return 1
+
+    @property
+    def min_batch_per_device(self) -> int:
+        """The fewest examples of a batch that a device can learn from."""
+        return 1
+
+    @property
+    def frozen_teacher(self) -> bool:
+        """Whether the teacher is another run's encoder, read once and never changed.
+
+        Then `init` gives no more than the teacher's shapes: its arrays come from
+        `config.teacher`, and no checkpoint holds them.
+        """
+        return False
+
     @abc.abstractmethod
     def init(self, key: jax.Array, batch: Batch) -> Variables:
         """Initial values; `batch` matters by its shapes alone."""
@@ -58,6 +77,17 @@ class Objective(abc.ABC):
         """The teacher after an update of `params`; unchanged by default."""
         del params, step
         return teacher
+
+    def health(
+        self, params: Tree, model_state: Tree, teacher: Tree, batch: Batch, key: Any
+    ) -> Metrics:
+        """Scalars that tell collapse from learning; taken at logged steps only.
+
+        They are computed beside the loss and never change it; see
+        `objectives.health` for what they are made of.
+        """
+        del params, model_state, teacher, batch, key
+        return {}
 
     @abc.abstractmethod
     def predict(

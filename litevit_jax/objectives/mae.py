@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from litevit_jax.models import mae_decoder, vit
-from litevit_jax.objectives import base, masking
+from litevit_jax.models import layers, mae_decoder, vit
+from litevit_jax.objectives import base, health, masking
 
 
 def make(
@@ -51,12 +51,20 @@ def make(
 
 @dataclasses.dataclass(frozen=True)
 class Mae(base.Objective):
-    """Reconstructs the masked patches of an image from the kept ones."""
+    """Reconstructs the masked patches of an image from the kept ones.
+
+    Attributes:
+      encoder, decoder: its networks.
+      mask_ratio, norm_pix_loss: see `make`.
+      decode_after: the decoder reads the tokens after this many blocks, through the
+        final norm; None is after all. Later blocks then need another loss.
+    """
 
     encoder: vit.Encoder
     decoder: mae_decoder.Decoder
     mask_ratio: float = 0.75
     norm_pix_loss: bool = True
+    decode_after: int | None = None
 
     def init(self, key: jax.Array, batch: base.Batch) -> base.Variables:
         """Parameters {'encoder', 'decoder'} for images of the batch's shape."""
@@ -75,11 +83,16 @@ class Mae(base.Objective):
 
         Masks are drawn from `key` unless the batch has `ids_shuffle [B, N]`.
         """
+        ids = self.masks_of(batch, key)
+        loss = self.example_losses(params, batch["image"], ids).mean()
+        return loss, ({"loss": loss}, model_state)
+
+    def masks_of(self, batch: base.Batch, key: jax.Array) -> jax.Array:
+        """The batch's `ids_shuffle [B, N]`, or masks drawn from `key`."""
         ids = batch.get("ids_shuffle")
         if ids is None:
             ids = self.draw_masks(base.example_keys(key, batch), batch["image"])
-        loss = self.example_losses(params, batch["image"], ids).mean()
-        return loss, ({"loss": loss}, model_state)
+        return ids
 
     def draw_masks(self, keys: jax.Array, image: jax.Array) -> jax.Array:
         """A permutation of the patches `[B, N]` for each key `[B]`; first M kept."""
@@ -98,11 +111,17 @@ class Mae(base.Objective):
           image: normalised images `[B, H, W, C]`.
           ids_shuffle: permutations of the patches `[B, N]`.
         """
-        pred = self.forward(params, image, ids_shuffle)[0].astype(jnp.float32)
+        pred, *_ = self.forward(params, image, ids_shuffle)
+        return self.pixel_errors(pred, image, ids_shuffle)
+
+    def pixel_errors(
+        self, pred: jax.Array, image: jax.Array, ids_shuffle: jax.Array
+    ) -> jax.Array:
+        """Mean squared error `[B]` of the prediction `[B, N - M, P*P*C]`, float32."""
         target = self._masked_patches(image, ids_shuffle)
         if self.norm_pix_loss:
             target = masking.normalize_patches(target)
-        return jnp.square(pred - target).mean(axis=(1, 2))
+        return jnp.square(pred.astype(jnp.float32) - target).mean(axis=(1, 2))
 
     def forward(
         self,
@@ -116,14 +135,21 @@ class Mae(base.Objective):
 
         Returns:
           The prediction `[B, N - M, P*P*C]` in the order of `ids_shuffle[:, M:]`
-          (or `[B, N, P*P*C]` in image order for `all_patches`), the encoder's
-          tokens `[B, 1 + M, D]`, and its intermediates.
+          (or `[B, N, P*P*C]` in image order for `all_patches`), the tokens
+          `[B, 1 + M, D]` that the decoder reads, and the encoder's intermediates.
         """
         ids_keep = ids_shuffle[:, : self._num_kept(image)]
         encoded: Any = self.encoder.apply(
             {"params": params["encoder"]}, image, ids_keep, train=True
         )
         latent, found = encoded
+        if self.decode_after is not None:
+            norm = layers.LayerNorm(self.encoder.dtype)
+            early: Any = norm.apply(
+                {"params": params["encoder"]["norm"]},
+                found[f"block_{self.decode_after:02d}/in"],
+            )
+            latent = early
         shapes = self._decoder_shapes(image)
         pred: Any = self.decoder.apply(
             {"params": params["decoder"]},
@@ -133,6 +159,11 @@ class Mae(base.Objective):
             **shapes,
         )
         return pred, latent, found
+
+    def health(self, params, model_state, teacher, batch, key):
+        """Of the class token and the last block, nothing masked."""
+        del model_state, teacher, key
+        return health.of_encoder(self.encoder, params["encoder"], batch)
 
     def predict(self, params, model_state, batch):
         """Features of the whole image, and pictures of a masked one.

@@ -4,6 +4,10 @@ arXiv 2205.14443, sections 1.3 (pooling), 5 and 7 of the recipes. Average poolin
 takes the un-normed patch tokens and normalises their mean; class-token pooling
 takes the token after the final norm. The probe heads are those of MAE
 (`probe_bn`) and MoCo v3 (`probe`).
+
+With `distill` a second head on the class token imitates a frozen classifier, as in
+DeiT (arXiv 2012.12877; recipes 1.3 and 5.6). The authors' teacher there is
+a RegNet; here it is any vision transformer with a classification head.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from litevit_jax.models import heads, vit
-from litevit_jax.objectives import base
+from litevit_jax.objectives import base, health
 
 
 def make(
@@ -26,6 +30,9 @@ def make(
     head: str = "linear",
     label_smoothing: float = 0.0,
     frozen_encoder: bool = False,
+    drop_path: float = 0.0,
+    teacher: dict[str, Any] | None = None,
+    distill: dict[str, Any] | None = None,
     dtype: str = "auto",
 ) -> Supervised:
     """Builds the objective.
@@ -38,6 +45,11 @@ def make(
       head: 'linear', 'probe' or 'probe_bn'.
       label_smoothing: share of the target spread evenly over all classes.
       frozen_encoder: cuts the gradient at the pooled tokens.
+      drop_path: rate of the encoder's last block.
+      teacher: encoder of the classifier to imitate, as `encoder`, and its `pool`
+        ('avg' by default).
+      distill: arguments of `make_distillation`; needs average pooling and the
+        linear head.
       dtype: of the encoder; 'auto' is bfloat16 on accelerators.
 
     Raises:
@@ -48,38 +60,162 @@ def make(
         raise ValueError(
             f"supervised: label_smoothing={label_smoothing}, expected 0 <= value < 1"
         )
-    defaults: dict[str, Any] = {
+    made = None
+    if teacher is not None or distill is not None:
+        _check_distillation(teacher, distill, pool, head)
+        made = make_distillation(teacher or {}, num_classes, dtype, **(distill or {}))
+    return Supervised(
+        encoder=_encoder(encoder, pool, dtype, drop_path=drop_path),
+        head=heads.make_head(head=head, num_classes=num_classes, fc_norm=pool == "avg"),
+        pool=pool,
+        label_smoothing=label_smoothing,
+        frozen_encoder=frozen_encoder,
+        distill=made,
+    )
+
+
+def _encoder(block, pool, dtype, **defaults):
+    """An encoder for a classifier that pools so."""
+    defaults |= {
         "init_style": "classifier",
         "pos_embed": "learned",
         "final_norm": pool == "cls",
         "dtype": base.compute_dtype(dtype),
     }
-    return Supervised(
-        encoder=vit.make_encoder(**{**defaults, **encoder}),
-        head=heads.make_head(head=head, num_classes=num_classes, fc_norm=pool == "avg"),
+    return vit.make_encoder(**{**defaults, **block})
+
+
+def _check_distillation(teacher, distill, pool, head):
+    if teacher is None or distill is None:
+        raise ValueError(
+            f"supervised: {teacher=} and {distill=}; logit distillation needs both "
+            "objective.teacher, an encoder, and objective.distill, its settings"
+        )
+    if (pool, head) != ("avg", "linear"):
+        raise ValueError(
+            f"supervised: distill with pool={pool!r} and head={head!r}; the second "
+            "head reads the class token, so expected pool='avg', head='linear'"
+        )
+
+
+def make_distillation(
+    teacher: dict[str, Any],
+    num_classes: int,
+    dtype: str = "auto",
+    *,
+    alpha: float = 0.5,
+    tau: float = 1.0,
+    hard: bool = True,
+) -> Distillation:
+    """Builds the teacher and how it is imitated.
+
+    Args:
+      teacher: its encoder, and `pool`.
+      num_classes: K, that of the student.
+      dtype: of the teacher's encoder.
+      alpha: weight of the distillation loss; the label's has 1 - alpha.
+      tau: temperature of the soft form.
+      hard: whether the target is the teacher's first choice or all its logits.
+
+    Raises:
+      ValueError: a value out of range, or an unknown choice.
+    """
+    pool, encoder = teacher.get("pool", "avg"), {**teacher}
+    encoder.pop("pool", None)
+    vit.check_choice("teacher.pool", pool, ("avg", "cls"))
+    if not (0 <= alpha <= 1 and tau > 0):
+        raise ValueError(
+            f"supervised: distill.alpha={alpha}, distill.tau={tau}; expected 0 <= "
+            "alpha <= 1 and tau > 0"
+        )
+    return Distillation(
+        encoder=_encoder(encoder, pool, dtype),
+        head=heads.make_head(
+            head="linear", num_classes=num_classes, fc_norm=pool == "avg"
+        ),
         pool=pool,
-        label_smoothing=label_smoothing,
-        frozen_encoder=frozen_encoder,
+        alpha=alpha,
+        tau=tau,
+        hard=hard,
     )
 
 
 @dataclasses.dataclass(frozen=True)
+class Distillation:
+    """A frozen classifier, and the loss of a student that imitates its logits."""
+
+    encoder: vit.Encoder
+    head: heads.Classifier
+    pool: str
+    alpha: float
+    tau: float
+    hard: bool
+
+    def init(self, key: jax.Array, image: jax.Array) -> base.Tree:
+        """Parameters {'encoder', 'head'} for images of this shape."""
+        encoder = self.encoder.init(key, image)["params"]
+        head = self.head.init(key, jnp.zeros((1, self.encoder.width)))["params"]
+        return {"encoder": encoder, "head": head}
+
+    def logits(self, teacher: base.Tree, image: jax.Array) -> jax.Array:
+        """The teacher's logits `[B, K]` for images `[B, H, W, C]`; no gradient."""
+        teacher = jax.lax.stop_gradient(teacher)
+        tokens: Any = self.encoder.apply({"params": teacher["encoder"]}, image)
+        pooled = vit.pool_tokens(tokens[0], self.pool)
+        logits: Any = self.head.apply({"params": teacher["head"]}, pooled)
+        return logits[0]
+
+    def loss(self, logits: jax.Array, wanted: jax.Array) -> jax.Array:
+        """How far student logits `[B, K]` are from the teacher's `[B, K]`.
+
+        Hard: cross-entropy with the teacher's first choice. Soft: tau^2 times the
+        divergence KL(teacher | student) at temperature tau, summed and divided by
+        B K, as DeiT divides it.
+        """
+        if self.hard:
+            target = jax.nn.one_hot(wanted.argmax(axis=-1), wanted.shape[-1])
+            return _cross_entropy(logits, target)
+        log_student = jax.nn.log_softmax(logits / self.tau)
+        log_teacher = jax.nn.log_softmax(wanted / self.tau)
+        divergence = jnp.exp(log_teacher) * (log_teacher - log_student)
+        return divergence.mean() * self.tau**2
+
+
+def _cross_entropy(logits, target):
+    """Mean over the batch for logits and target distribution `[B, K]`."""
+    return -(target * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
+
+
+@dataclasses.dataclass(frozen=True)
 class Supervised(base.Objective):
-    """Softmax cross-entropy of an encoder with a classification head."""
+    """Softmax cross-entropy of an encoder with a classification head.
+
+    With `distill` a second head of the same kind reads the class token, learns from
+    the teacher, and the mean of both logits is the prediction.
+    """
 
     encoder: vit.Encoder
     head: heads.Classifier
     pool: str = "avg"
     label_smoothing: float = 0.0
     frozen_encoder: bool = False
+    distill: Distillation | None = None
 
     @property
     def accumulates(self) -> bool:
         """BatchNorm sees the whole batch or another result comes out."""
         return not self.head.batch_norm
 
+    @property
+    def frozen_teacher(self) -> bool:
+        """A classifier that is read from a checkpoint and never changes."""
+        return self.distill is not None
+
     def init(self, key: jax.Array, batch: base.Batch) -> base.Variables:
-        """Parameters {'encoder', 'head'}; state: running statistics of 'head'."""
+        """Parameters {'encoder', 'head'}; state: running statistics of 'head'.
+
+        Distillation adds the parameters 'head_dist' and a teacher.
+        """
         encoder_key, head_key = jax.random.split(key)
         image = jnp.zeros((1, *batch["image"].shape[1:]))
         encoder = self.encoder.init(encoder_key, image)["params"]
@@ -87,47 +223,82 @@ class Supervised(base.Objective):
         head = self.head.init(head_key, pooled)
         state = {"head": head["batch_stats"]} if "batch_stats" in head else {}
         params = {"encoder": encoder, "head": head["params"]}
-        return base.Variables(params, state, {})
+        if self.distill is None:
+            return base.Variables(params, state, {})
+        second_key, teacher_key = jax.random.split(jax.random.fold_in(head_key, 1))
+        params["head_dist"] = self.head.init(second_key, pooled)["params"]
+        return base.Variables(params, state, self.distill.init(teacher_key, image))
 
     def loss(self, params, model_state, teacher, batch, key):
         """Softmax cross-entropy; see `base.Objective`.
 
-        `label` is `[B]` int, or `[B, K]` when a mix of classes is the target.
+        `label` is `[B]` int, or `[B, K]` when a mix of classes is the target; with
+        `partner_label [B]` and `label_share [B]` that mix is made here.
         """
         drop_keys = base.example_keys(key, batch)
-        pooled = self._pooled(params, batch["image"], drop_keys=drop_keys, train=True)
-        logits, _, model_state = self._classify(params, model_state, pooled, True)
-        target = self._target(batch["label"])
-        loss = -(target * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
+        tokens = self._encode(params, batch["image"], drop_keys=drop_keys, train=True)
+        logits, _, model_state = self._classify(params, model_state, tokens, True)
+        target = self._target(batch)
+        loss = _cross_entropy(logits, target)
         hits = logits.argmax(axis=-1) == target.argmax(axis=-1)
-        return loss, ({"loss": loss, "top1": hits.mean()}, model_state)
+        metrics = {"top1": hits.mean()}
+        if self.distill is not None:
+            wanted = self.distill.logits(teacher, batch["image"])
+            imitation = self.distill.loss(self._second_logits(params, tokens), wanted)
+            metrics |= {"class_loss": loss, "distill_loss": imitation}
+            loss = (1 - self.distill.alpha) * loss + self.distill.alpha * imitation
+        return loss, ({"loss": loss} | metrics, model_state)
+
+    def health(self, params, model_state, teacher, batch, key):
+        """Of the pooled tokens and the last block."""
+        del model_state, teacher, key
+        encoder = params["encoder"]
+        return health.of_encoder(self.encoder, encoder, batch, pool=self.pool)
 
     def predict(self, params, model_state, batch):
-        """'logits' `[B, K]` and 'features' `[B, D]`, those that the head reads."""
-        pooled = self._pooled(params, batch["image"])
-        logits, features, _ = self._classify(params, model_state, pooled, False)
+        """'logits' `[B, K]` and 'features' `[B, D]`, those that the head reads.
+
+        Logits of two heads are averaged.
+        """
+        tokens = self._encode(params, batch["image"])
+        logits, features, _ = self._classify(params, model_state, tokens, False)
+        if self.distill is not None:
+            logits = (logits + self._second_logits(params, tokens)) / 2
         return {"logits": logits, "features": features}
 
-    def _pooled(self, params, image, **kwargs):
+    def _encode(self, params, image, **kwargs):
         variables = {"params": params["encoder"]}
         tokens, _ = self.encoder.apply(variables, image, **kwargs)
-        pooled = vit.pool_tokens(tokens, self.pool)
-        return jax.lax.stop_gradient(pooled) if self.frozen_encoder else pooled
+        return jax.lax.stop_gradient(tokens) if self.frozen_encoder else tokens
 
-    def _classify(self, params, model_state, pooled, train):
+    def _second_logits(self, params, tokens):
+        """Logits `[B, K]` of the head that imitates the teacher."""
+        pooled = vit.pool_tokens(tokens, "cls")
+        logits: Any = self.head.apply({"params": params["head_dist"]}, pooled)
+        return logits[0]
+
+    def _classify(self, params, model_state, tokens, train):
         """Logits, features and the new model state."""
         variables = {"params": params["head"]}
         if model_state:
             variables["batch_stats"] = model_state["head"]
         (logits, features), new = self.head.apply(
-            variables, pooled, train=train, mutable=["batch_stats"]
+            variables,
+            vit.pool_tokens(tokens, self.pool),
+            train=train,
+            mutable=["batch_stats"],
         )
         state = {"head": new["batch_stats"]} if new else model_state
         return logits, features, state
 
-    def _target(self, label):
-        """The target distribution `[B, K]`."""
+    def _target(self, batch):
+        """The target distribution `[B, K]`; smoothing comes after mixing."""
         num_classes, smoothing = self.head.num_classes, self.label_smoothing
+        label = batch["label"]
         if label.ndim == 1:
             label = jax.nn.one_hot(label, num_classes)
+        if "partner_label" in batch:
+            share = batch["label_share"][:, None]
+            partner = jax.nn.one_hot(batch["partner_label"], num_classes)
+            label = share * label + (1 - share) * partner
         return label * (1 - smoothing) + smoothing / num_classes

@@ -1,19 +1,51 @@
-"""What a run takes from another: parameters, encoder and data.
+"""What a run takes from another: parameters, encoder, data, a teacher.
 
-`config.init` names the run whose parameters are loaded; `config.like` one that only
-lends its encoder and data (to compare with random parameters).
+`config.init` names the run, or the file of weights, whose parameters are loaded;
+`config.teacher` the one whose encoder teaches and never changes; `config.like` a run
+that only lends its encoder and data (to compare with random parameters).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from litevit_jax import checkpoint
-from litevit_jax.models import vit
+from litevit_jax import checkpoint, weights
+from litevit_jax.models import layers, vit
+from litevit_jax.train import batches
+from litevit_jax.weights import positions
+
+# What a file of weights knows of its encoder; the rest is the recipe's to say.
+_FILE_FIELDS = ("width", "depth", "num_heads", "patch_size", "mlp_ratio", "pos_embed")
+_POS_EMBED = "encoder/pos_embed"
+
+
+def read(path: str, *, num_heads: int | None = None) -> checkpoint.Checkpoint:
+    """Parameters and config of a run, of a step in it, or of a file of weights.
+
+    The config of a file has no more than `objective.encoder`, and there its `grid`
+    of patches.
+
+    Args:
+      path: of a run directory, a step inside it, or a file.
+      num_heads: of the file's encoder, if the file does not record it.
+
+    Raises:
+      FileNotFoundError: nothing is there.
+      ValueError: the file cannot be read, or does not say how many heads it has.
+    """
+    if not pathlib.Path(path).is_file():
+        return checkpoint.read_params(path)
+    found = weights.read(path, num_heads=num_heads)
+    params = {name.replace(".", "/"): value for name, value in found.params.items()}
+    config = {"objective": {"encoder": {**found.encoder, "grid": found.grid}}}
+    return checkpoint.Checkpoint(params, config, 0, pathlib.Path(path))
 
 
 def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
@@ -27,23 +59,20 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
     """
     if config.get("init_required") and not config.init:
         raise ValueError(
-            f"{config.name} evaluates a pre-trained encoder: which? Give its run with "
-            "--config.init=RUN_DIR (or a step in it, RUN_DIR/checkpoints/STEP), or "
+            f"{config.name} starts from a pre-trained encoder: which? Give its run "
+            "with --config.init=RUN_DIR (or a step in it, RUN_DIR/checkpoints/STEP), or "
             "--config.init=random for one that never learned"
         )
+    encoder = config.objective.encoder
     loaded = None
     if config.init and config.init != "random":
-        loaded = checkpoint.read_params(config.init)
+        loaded = _read("init", config.init, "objective.encoder", encoder)
     like = None if loaded is None else loaded.config
     if config.like:
         like = _run_config(config.like)
-    encoder = config.objective.encoder
     if like is not None:
-        theirs = like["objective"]["encoder"]
-        if encoder.variant is None:
-            _check_same(theirs, encoder, config.init or config.like)
-            ours = without_none(encoder.to_dict())
-            encoder.update({**theirs, **ours})
+        theirs = encoder_of(like)
+        _take_encoder("objective.encoder", encoder, theirs, config.init or config.like)
         if config.data.source is None:
             _take_data(config, like)
     elif "encoder_default" in config:
@@ -60,6 +89,79 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
     return loaded
 
 
+def teacher(config: ConfigDict) -> checkpoint.Checkpoint | None:
+    """Reads `teacher`, and takes from it what `objective.teacher` leaves open.
+
+    Raises:
+      ValueError: the objective has a teacher and none is given, or the reverse.
+      FileNotFoundError: nothing is there.
+    """
+    block = config.objective.get("teacher")
+    if not config.get("teacher"):
+        if block is None:
+            return None
+        raise ValueError(which_teacher(config))
+    if block is None:
+        raise ValueError(no_teacher(config))
+    loaded = _read("teacher", config.teacher, "objective.teacher", block)
+    objective = loaded.config["objective"]
+    beside = {k: objective.get(k) for k in block if k not in ("encoder", "name")}
+    theirs = {**without_none(beside), **encoder_of(loaded.config)}
+    _take_encoder("objective.teacher", block, theirs, config.teacher)
+    _check_heads("teacher", config.teacher, block, theirs)
+    return loaded
+
+
+def which_teacher(config: ConfigDict) -> str:
+    """What to say of a teacher that is needed and not given."""
+    return (
+        f"objective {config.objective.name!r} learns from a teacher: which? Give its "
+        "run or its weights with --config.teacher=RUN_DIR or --config.teacher=FILE"
+    )
+
+
+def no_teacher(config: ConfigDict) -> str:
+    """What to say of a teacher that is given and that nobody asks."""
+    return (
+        f"--config.teacher={config.teacher}: objective {config.objective.name!r} has "
+        "no frozen teacher; leave the flag out"
+    )
+
+
+def _read(flag: str, path: str, name: str, block: Any) -> checkpoint.Checkpoint:
+    """`read` for a flag of the command line, with the heads that `block` gives."""
+    try:
+        return read(path, num_heads=block.get("num_heads"))
+    except FileNotFoundError as error:
+        if flag == "init":
+            raise
+        raise FileNotFoundError(f"--config.{flag}={error}") from None
+    except checkpoint.CorruptCheckpoint:
+        raise
+    except ValueError as error:
+        hint = ""
+        if "num_heads" in str(error) and not block.get("num_heads"):
+            hint = f"; here: --config.{name}.num_heads=A"
+        raise ValueError(f"--config.{flag}={error}{hint}") from None
+
+
+def encoder_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The encoder's block in the config of a run or of a file of weights."""
+    block = config["objective"]["encoder"]
+    if "data" in config:
+        return block
+    return {name: block[name] for name in _FILE_FIELDS if name in block}
+
+
+def _take_encoder(name: str, block: ConfigDict, theirs: dict, where: str) -> None:
+    """Fills the fields of an encoder's `block` that are None."""
+    if block.get("variant") is None:
+        _check_same(name, theirs, block, where)
+        block.update({**theirs, **without_none(block.to_dict())})
+    elif block.get("pos_embed") is None:
+        block.pos_embed = theirs.get("pos_embed")
+
+
 def _run_config(path: str) -> dict[str, Any]:
     file = pathlib.Path(path) / "config.json"
     if not file.exists():
@@ -69,18 +171,30 @@ def _run_config(path: str) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def _check_same(theirs: dict[str, Any], ours: ConfigDict, where: str) -> None:
-    for name, value in ours.items():
-        if value is not None and theirs.get(name) not in (None, value):
+def _check_same(name: str, theirs: dict[str, Any], ours: Any, where: str) -> None:
+    for field, value in ours.items():
+        if not _agree(field, value, theirs.get(field)):
             raise ValueError(
-                f"objective.encoder.{name}={value}, but the checkpoint {where} has "
-                f"{name}={theirs[name]}: another architecture; leave the field out to "
-                "take the checkpoint's"
+                f"{name}.{field}={value}, but the checkpoint {where} has "
+                f"{field}={theirs[field]}: another architecture; leave the field out "
+                "to take the checkpoint's"
             )
+
+
+def _agree(field: str, ours: Any, theirs: Any) -> bool:
+    if field == "pos_embed" and ours and ours.startswith("learned"):
+        return True  # a parameter can start from any table
+    return ours is None or theirs in (None, ours)
 
 
 def _take_data(config: ConfigDict, like: dict[str, Any]) -> None:
     """The other run's data and normalisation; what the recipe sets stays."""
+    if "data" not in like:
+        raise ValueError(
+            f"--config.init={config.init}: a file of weights says nothing about data; "
+            f"name some: --config=...{config.name}.py:digits, :imagenet2012 or "
+            ":data=folder,path=DIR"
+        )
     ours = {k: v for k, v in config.data.items() if v is not None}
     theirs = {
         k: tuple(v) if isinstance(v, list) else v for k, v in like["data"].items()
@@ -92,34 +206,117 @@ def _take_data(config: ConfigDict, like: dict[str, Any]) -> None:
 
 
 def check(params: Any, loaded: Any, config: ConfigDict) -> None:
+    """Refuses an `init` that computes another function or does not fit `params`."""
     if loaded is None:
         return
-    heads = loaded.config["objective"]["encoder"]
-    ours = without_none(config.objective.encoder.to_dict())
-    theirs = without_none(heads)
-    if _num_heads(ours) != _num_heads(theirs):
+    theirs = encoder_of(loaded.config)
+    _check_heads("init", config.init, config.objective.encoder, theirs)
+    ours, table = config.objective.encoder.pos_embed, theirs.get("pos_embed")
+    if not _agree("pos_embed", ours, table):
         raise ValueError(
-            f"{config.init}: the checkpoint's encoder has {_num_heads(theirs)} heads, "
-            f"objective.encoder has {_num_heads(ours)}; the shapes agree but the "
-            "function does not: leave num_heads out to take the checkpoint's"
+            f"{config.init}: the checkpoint's encoder has pos_embed={table}, "
+            f"objective.encoder has {ours}; give --config.objective.encoder.pos_embed="
+            f"{table}"
         )
     fill(params, loaded, config)
 
 
-def _num_heads(encoder: dict[str, Any]) -> int:
-    return vit.make_encoder(**encoder).num_heads
+def _check_heads(flag: str, where: str, block: ConfigDict, theirs: dict) -> None:
+    name = "objective.encoder" if flag == "init" else "objective.teacher"
+    try:
+        ours, given = _encoder(block).num_heads, _encoder(theirs).num_heads
+    except TypeError:  # a field that encoders do not have: the objective names it
+        return
+    if ours != given:
+        raise ValueError(
+            f"{where}: the checkpoint's encoder has {given} heads, {name} has {ours}; "
+            "the shapes agree but the function does not: leave num_heads out to take "
+            "the checkpoint's"
+        )
+
+
+def _encoder(block: Any) -> vit.Encoder:
+    block = block.to_dict() if isinstance(block, ConfigDict) else block
+    fields = ("variant", *_FILE_FIELDS)
+    return vit.make_encoder(**without_none({k: block.get(k) for k in fields}))
 
 
 def fill(params: Any, loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:
+    """`params` with those that `init_load` names replaced by `init`'s."""
     try:
+        found = _with_positions(params, loaded, config, config.objective.encoder)
         return checkpoint.fill(
-            params, loaded.params, load=config.init_load, skip=config.init_skip
+            params, found, load=config.init_load, skip=config.init_skip
         )
     except ValueError as error:
         raise ValueError(f"--config.init={config.init}: {error}") from None
 
 
+def fill_teacher(shapes: Any, loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:
+    """The arrays of a frozen teacher, on the host; every leaf of `shapes` is filled.
+
+    What the teacher does not need of the file (decoder, head, later blocks) stays
+    unused, but not a position embedding, without which it were another function.
+    """
+    skip = (f"(?!{_POS_EMBED}$).*",)
+    try:
+        found = _with_positions(shapes, loaded, config, config.objective.teacher)
+        return checkpoint.fill(shapes, found, load=(".*",), skip=skip)
+    except ValueError as error:
+        raise ValueError(f"--config.teacher={config.teacher}: {error}") from None
+
+
+def _with_positions(
+    wanted: Any, loaded: checkpoint.Checkpoint, config: ConfigDict, block: ConfigDict
+) -> dict[str, np.ndarray]:
+    """The parameters found, with a position embedding of `wanted`'s size.
+
+    A fixed table is no parameter: where one is wanted it starts as that table. A
+    parameter of another grid is resized.
+    """
+    found = loaded.params
+    leaf = checkpoint.flatten(wanted).get(_POS_EMBED.replace("/", "."))
+    if leaf is None:
+        return found
+    theirs = encoder_of(loaded.config)
+    grid = _grid(config.data, block)
+    table = found.get(_POS_EMBED)
+    if table is None:
+        kind = theirs.get("pos_embed") or "sincos"
+        if kind.startswith("learned"):
+            return found  # it should be there: `checkpoint.fill` says so
+        table = layers.sincos_table(grid, leaf.shape[-1], kind)[None]
+    elif table.shape[2:] == leaf.shape[2:]:
+        given = _their_grid(loaded)
+        table = table if given == grid else positions.resize(table, given, grid)
+    return {**found, _POS_EMBED: np.asarray(table)}
+
+
+def _grid(data: Any, encoder: Any) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    height, width = batches.image_size(data)
+    side = _encoder(encoder).patch_size
+    return height // side, width // side
+
+
+def _their_grid(loaded: checkpoint.Checkpoint) -> tuple[int, int]:
+    if "data" in loaded.config:
+        return _grid(loaded.config["data"], encoder_of(loaded.config))
+    return tuple(loaded.config["objective"]["encoder"]["grid"])
+
+
+def fingerprint(arrays: Any) -> str:
+    """A hash of names, shapes and bits of host arrays; the same on any machine."""
+    digest = hashlib.sha256()
+    for keys, x in jax.tree_util.tree_leaves_with_path(arrays):
+        name = jax.tree_util.keystr(keys, simple=True, separator="/")
+        digest.update(f"{name} {x.dtype} {x.shape};".encode())
+        digest.update(np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()[:16]
+
+
 def without_none(block: dict[str, Any]) -> dict[str, Any]:
+    """`block` without the fields that are None, at any depth."""
     return {
         key: without_none(value) if isinstance(value, dict) else value
         for key, value in block.items()

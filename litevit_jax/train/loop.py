@@ -42,8 +42,8 @@ class Run:
         self.line = progress.Line()
         self.clock = progress.Clock()
         self.guard = progress.Guard(**self.config["nonfinite"])
-        keep = self.config["checkpoint"]["keep"]
-        self.checkpoints = checkpoint.Checkpoints(job.workdir, keep=keep)
+        keep, fixed = self.config["checkpoint"]["keep"], job.fixed
+        self.checkpoints = checkpoint.Checkpoints(job.workdir, keep=keep, fixed=fixed)
         log = self.config["log"]
         self.writer = progress.Writer(
             job.workdir, tensorboard=log["tensorboard"] and self.primary

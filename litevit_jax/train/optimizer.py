@@ -21,6 +21,10 @@ from litevit_jax import registry
 
 PyTree = Any
 
+# What comes before the first block, and block i, in the terms of layer decay.
+_INPUT = re.compile(r"encoder/(cls_token|pos_embed|mask_token|patch_embed)\b")
+_BLOCK = re.compile(r"encoder/blocks_(\d+)/")
+
 
 def path_of(keys: Sequence[Any]) -> str:
     """'encoder/norm/scale' for a key path of jax.tree_util."""
@@ -167,13 +171,65 @@ def decay_mask(params: PyTree, *, decay_1d: bool, skip: Sequence[str]) -> PyTree
     return jax.tree_util.tree_map_with_path(one, params, skipped)
 
 
+def layer_scales(params: PyTree, decay: float) -> PyTree:
+    """Factor of each leaf's learning rate: decay^(depth + 1 - id), a tree of floats.
+
+    id 0: cls_token, pos_embed, mask_token and patch_embed of 'encoder'; id i + 1: its
+    block i; id depth + 1: all else (recipes 5.1). The factor scales what the schedule
+    says, so the last learning rate and the weight decay shrink with it.
+
+    Raises:
+      ValueError: `params` has no encoder with blocks.
+    """
+    numbers = [_BLOCK.match(path) for path in paths(params)]
+    depth = 1 + max((int(found[1]) for found in numbers if found), default=-1)
+    if not depth:
+        raise ValueError(
+            f"optimizer.layer_decay={decay} needs an encoder with blocks, but there is "
+            "no parameter encoder/blocks_0/...; set it to 1.0"
+        )
+
+    def scale(keys: Any, _: Any) -> float:
+        path = path_of(keys)
+        block = _BLOCK.match(path)
+        layer = depth + 1
+        if block or _INPUT.match(path):
+            layer = int(block[1]) + 1 if block else 0
+        return decay ** (depth + 1 - layer)
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def clip_by_norm(limit: float) -> optax.GradientTransformation:
+    """All gradients times min(1, limit / (norm + 1e-6)), as PyTorch clips.
+
+    The norm is that of all leaves together.
+    """
+
+    def clip(updates: PyTree, params: PyTree) -> PyTree:
+        del params
+        squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(updates)]
+        scale = jnp.minimum(1.0, limit / (jnp.sqrt(sum(squares)) + 1e-6))
+        return jax.tree.map(lambda g: g * scale, updates)
+
+    return optax.stateless(clip)
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """A transformation, its schedule and the leaves that it trains (tree of bool)."""
+    """How parameters move.
+
+    Attributes:
+      transformation: of the gradients.
+      schedule: step -> learning rate.
+      trainable: the leaves that it trains (tree of bool).
+      scales: factor of each trainable leaf's learning rate; None: all are 1.
+    """
 
     transformation: optax.GradientTransformation
     schedule: Callable[[Any], jax.Array]
     trainable: PyTree
+    scales: PyTree = None
 
     def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
         """(trainable, frozen) halves of `params`."""
@@ -189,7 +245,12 @@ class Optimizer:
         """One update of the trainable half `params` with its gradients."""
         updates, opt_state = self.transformation.update(grads, opt_state, params)
         lr = self.schedule(step)
-        return jax.tree.map(lambda p, u: p - lr * u, params, updates), opt_state
+        if self.scales is None:
+            return jax.tree.map(lambda p, u: p - lr * u, params, updates), opt_state
+        moved = jax.tree.map(
+            lambda p, u, s: p - (lr * s) * u, params, updates, self.scales
+        )
+        return moved, opt_state
 
 
 def make(
@@ -200,6 +261,8 @@ def make(
     freeze: Sequence[str] = (),
     no_decay: Sequence[str] = (),
     decay_1d: bool = False,
+    layer_decay: float = 1.0,
+    clip_norm: float | None = None,
     **kwargs: Any,
 ) -> Optimizer:
     """Builds the optimizer of a config block for (abstract) `params`.
@@ -211,6 +274,9 @@ def make(
       freeze: patterns of leaves that get no gradient, update or decay.
       no_decay: patterns of leaves that are trained without weight decay.
       decay_1d: decay biases and norms too (MoCo-v3).
+      layer_decay: factor of the learning rate from a layer to the one below it; from
+        1 on it does nothing.
+      clip_norm: largest norm of all gradients together; None: no limit.
 
     Raises:
       ValueError: unknown name, setting or pattern, or nothing left to train.
@@ -225,4 +291,16 @@ def make(
         transformation = TRANSFORMATIONS[name](decay=decay, **kwargs)
     except TypeError as error:
         raise ValueError(f"optimizer {name!r}: {error}") from error
-    return Optimizer(transformation, schedule, trainable)
+    if clip_norm is not None:
+        _expect_positive("clip_norm", clip_norm)
+        transformation = optax.chain(clip_by_norm(clip_norm), transformation)
+    _expect_positive("layer_decay", layer_decay)
+    scales = None
+    if layer_decay < 1:
+        scales = partition(layer_scales(params, layer_decay), trainable)[0]
+    return Optimizer(transformation, schedule, trainable, scales)
+
+
+def _expect_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"optimizer.{name}={value}; expected a positive number")

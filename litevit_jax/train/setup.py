@@ -13,15 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import augment, registry, sharding
+from litevit_jax import augment, checkpoint, registry, sharding
 from litevit_jax.data import ops as data_ops
-from litevit_jax.data import pipeline
+from litevit_jax.data import pipeline, subset
 from litevit_jax.evaluators import base as evaluators_base
-from litevit_jax.train import inherit
+from litevit_jax.train import batches, inherit
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
@@ -38,6 +37,7 @@ class Job:
       mesh: devices.
       objective: what is learned.
       state: abstract TrainState with shardings.
+      fixed: part of the state -> host arrays that never change and are not saved.
       create: () -> the initial TrainState on the mesh.
       step: jitted (state, batch) -> (state, metrics).
       stream: start step -> endless host batches.
@@ -51,6 +51,7 @@ class Job:
     mesh: Mesh
     objective: Any
     state: states.TrainState
+    fixed: dict[str, Any]
     create: Callable[[], states.TrainState]
     step: Callable[..., Any]
     stream: Callable[[int], Any]
@@ -69,7 +70,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     config = config.copy_and_resolve_references().unlock()
     _check_intervals(config)
     mesh = sharding.make_mesh(**config.mesh)
-    loaded = inherit.inherit(config)
+    loaded, taught = inherit.inherit(config), inherit.teacher(config)
     source = functools.cache(functools.partial(_source, config.data))
     lr_batch = config.batch_size
     if lr_batch is None:
@@ -82,27 +83,22 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         "eval": data_ops.eval_ops(**_image_block(config.data)),
     }
     ops = augment.make(config.augment.to_dict())
-    objective = _objective(config)
-    batch = _abstract_batch(config, ops)
+    objective = _objective(config, mesh)
+    batch = _batch(config, objective, ops)
     variables = states.abstract_variables(objective, batch)
+    fixed = _fixed(config, objective, variables, taught)
     optimizer = _optimizer(config, variables.params)
     create, shardings = states.creator(objective, optimizer, batch, mesh)
     state = _abstract_state(create, shardings)
     inherit.check(state.params, loaded, config)
     plain = workdirs.plain(config.to_dict())
     context = _context(config, objective, source, transforms["eval"], mesh, workdir)
-    evaluators = _evaluators(config, context, objective, variables, batch)
-    jitted = steps.make_train_step(
-        objective,
-        optimizer,
-        ops,
-        seed=config.seed,
-        mesh=mesh,
-        state_sharding=shardings,
-        accum_steps=config.accum_steps,
-    )
-    _check_step(jitted, state, config)
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    evaluators = _evaluators(config, context, objective, variables)
+    jitted = _step(config, objective, optimizer, ops, shardings)
+    # Traces the whole step by shapes: a model that does not fit fails here.
+    jax.eval_shape(jitted, state, batches.host(config))
+    saved = state.replace(**dict.fromkeys(fixed))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(saved))
     workdirs.check_space(workdir, size, config.checkpoint.keep)
     resumes = workdirs.open_run(workdir, plain)  # last: only a sound run is begun
     return Job(
@@ -111,7 +107,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         mesh=mesh,
         objective=objective,
         state=state,
-        create=functools.partial(_start, create, shardings, loaded, config),
+        fixed=fixed,
+        create=functools.partial(_start, create, state, loaded, fixed, config),
         step=jitted,
         stream=functools.partial(_stream, config, source("train"), transforms["train"]),
         evaluators=evaluators,
@@ -129,6 +126,7 @@ def _check_intervals(config: ConfigDict) -> None:
         "nonfinite.max_in_a_row": 1,
         "data.threads": 1,
         "data.workers": 0,
+        "data.views": 1,
         "seed": 0,
         **{f"evals.{title}.every_steps": 0 for title in config.evals},
     }
@@ -143,13 +141,18 @@ def _check_intervals(config: ConfigDict) -> None:
 def _source(data: ConfigDict, split: str) -> Any:
     name = data.train_split if split == "train" else data.eval_split
     registry.check("split", split, ["eval", "train"])
-    return registry.make(
+    source = registry.make(
         "data.sources",
         data.source,
         split=name,
         dir=data.dir,
         name=data.name,
         holdout=data.holdout,
+    )
+    if split == "eval":
+        return source
+    return subset.take(
+        source, shots=data.shots, fraction=data.fraction, seed=data.subset_seed
     )
 
 
@@ -186,9 +189,8 @@ def _derive(config: ConfigDict, source: Any, lr_batch: int) -> None:
 
 
 def _image_block(data: ConfigDict) -> dict[str, Any]:
-    width = data.image_size if data.image_width is None else data.image_width
     return {
-        "image_size": (data.image_size, width),
+        "image_size": batches.image_size(data),
         "channels": data.channels,
         "max_pixels": data.max_pixels,
         "crop_scale": tuple(data.crop_scale),
@@ -196,11 +198,13 @@ def _image_block(data: ConfigDict) -> dict[str, Any]:
         "interpolation": data.interpolation,
         "single_draw": data.single_draw,
         "flip": data.flip,
+        "views": data.views,
+        "randaugment": data.randaugment.to_dict(),
         "eval_crop_fraction": data.eval_crop_fraction,
     }
 
 
-def _objective(config: ConfigDict) -> Any:
+def _objective(config: ConfigDict, mesh: Mesh) -> Any:
     block = inherit.without_none(config.objective.to_dict())
     if "num_classes" in config.objective:
         found = config.derived.num_classes
@@ -216,8 +220,18 @@ def _objective(config: ConfigDict) -> Any:
                 f"{found} classes; leave it out to take the data's"
             )
         config.objective.num_classes = block["num_classes"]
+    if "momentum_steps" in config.objective:  # None: as long as the run
+        block.setdefault("momentum_steps", config.derived.total_steps)
     name = block.pop("name")
     objective = registry.make("objectives", name, **block)
+    least = objective.min_batch_per_device * mesh.size
+    if config.batch_size < least:
+        raise ValueError(
+            f"batch_size={config.batch_size} is {config.batch_size // mesh.size} "
+            f"on each of {mesh.size} devices; objective {name!r} needs at least "
+            f"{objective.min_batch_per_device} there: set "
+            f"--config.batch_size={least} or more"
+        )
     if config.accum_steps > 1 and not objective.accumulates:
         raise ValueError(
             f"accum_steps={config.accum_steps}: objective {name!r} uses "
@@ -227,24 +241,43 @@ def _objective(config: ConfigDict) -> Any:
     return objective
 
 
-def _abstract_batch(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Any:
+def _batch(config: ConfigDict, objective: Any, ops: tuple[augment.Op, ...]) -> Any:
     """The batch as the objective sees it, by shape."""
-    height, width = _image_block(config.data)["image_size"]
-    channels = len(config.augment.normalize.mean)
-    if channels != config.data.channels:
+    if objective.num_views != config.data.views:
         raise ValueError(
-            f"augment.normalize has {channels} means, data.channels is "
-            f"{config.data.channels}; give one mean and std per channel"
+            f"objective {config.objective.name!r} reads {objective.num_views} view(s) "
+            f"of each image, but data.views={config.data.views}; set "
+            f"--config.data.views={objective.num_views}"
         )
-    size = config.batch_size
-    batch = {
-        "image": jax.ShapeDtypeStruct((size, height, width, channels), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
-        "index": jax.ShapeDtypeStruct((size,), jnp.int32),
-        "slot": jax.ShapeDtypeStruct((size,), jnp.int32),
-    }
-    return jax.eval_shape(
-        functools.partial(augment.apply, ops), states.abstract_key(), batch
+    return batches.training(config, ops)
+
+
+def _fixed(config: ConfigDict, objective: Any, variables: Any, taught: Any) -> Any:
+    """The frozen teacher, if there is one; its fingerprint joins config.derived."""
+    if objective.frozen_teacher != (taught is not None):
+        raise ValueError(
+            inherit.no_teacher(config) if taught else inherit.which_teacher(config)
+        )
+    if taught is None:
+        return {}
+    arrays = inherit.fill_teacher(variables.teacher, taught, config)
+    config.derived.teacher_fingerprint = inherit.fingerprint(arrays)
+    return {"teacher": arrays}
+
+
+def _step(
+    config: ConfigDict, objective: Any, optimizer: Any, ops: Any, shardings: Any
+) -> Callable[..., Any]:
+    return steps.make_train_step(
+        objective,
+        optimizer,
+        ops,
+        seed=config.seed,
+        mesh=shardings.step.mesh,
+        state_sharding=shardings,
+        accum_steps=config.accum_steps,
+        health_every=config.log.every_steps if config.log.health else None,
+        total_steps=config.derived.total_steps,
     )
 
 
@@ -268,29 +301,14 @@ def _abstract_state(create: Any, shardings: Any) -> states.TrainState:
     )
 
 
-def _check_step(jitted: Any, state: Any, config: ConfigDict) -> None:
-    """Traces the whole step by shapes: a model that does not fit fails here."""
-    height, width = _image_block(config.data)["image_size"]
-    size = config.batch_size
-    shapes = {"image": (size, height, width, config.data.channels)}
-    batch = {
-        name: jax.ShapeDtypeStruct(shapes.get(name, (size,)), dtype)
-        for name, dtype in (
-            ("image", jnp.uint8), ("label", jnp.int32), ("index", jnp.int32)
-        )
-    }  # fmt: skip
-    jax.eval_shape(jitted, state, batch)
-
-
 def _start(
-    create: Any, shardings: Any, loaded: Any, config: ConfigDict
+    create: Any, abstract: Any, loaded: Any, fixed: dict[str, Any], config: ConfigDict
 ) -> states.TrainState:
-    """The initial state, on the mesh, with the parameters of `init` in place."""
-    state = create(jax.random.key(config.seed))
-    if loaded is None:
-        return state
-    filled = inherit.fill(state.params, loaded, config)
-    return state.replace(params=jax.device_put(filled, shardings.params))
+    """The initial state, on the mesh, with what `init` and `teacher` give in place."""
+    state, given = create(jax.random.key(config.seed)), dict(fixed)
+    if loaded is not None:
+        given["params"] = inherit.fill(state.params, loaded, config)
+    return checkpoint.place(state, given, abstract)
 
 
 def _stream(config: ConfigDict, source: Any, transform: Any, start_step: int) -> Any:
@@ -349,9 +367,11 @@ def _context(
 
 
 def _evaluators(
-    config: ConfigDict, context: Any, objective: Any, variables: Any, batch: Any
+    config: ConfigDict, context: Any, objective: Any, variables: Any
 ) -> dict[str, tuple[evaluators_base.Evaluator, int]]:
     made = {}
+    ops = augment.make({"normalize": config.augment.normalize.to_dict()})
+    batch = batches.evaluation(config, ops)
     predicted = jax.eval_shape(
         objective.predict, variables.params, variables.model_state, batch
     )

@@ -47,11 +47,14 @@ def creator(objective: Any, optimizer: optimizers.Optimizer, batch: Any, mesh: M
             lambda x: jax.lax.convert_element_type(x, x.dtype),
             objective.init(key, zeros),
         )
+        teacher = variables.teacher
+        if objective.frozen_teacher:  # its arrays are another run's: a place for them
+            teacher = jax.tree.map(jnp.zeros_like, teacher)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=variables.params,
             model_state=variables.model_state,
-            teacher=variables.teacher,
+            teacher=teacher,
             opt_state=optimizer.init(variables.params),
         )
 

@@ -23,18 +23,21 @@ def make_train_step(
     mesh: Mesh,
     state_sharding: Any,
     accum_steps: int = 1,
+    health_every: int | None = None,
+    total_steps: int | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict]]:
     """Jitted (state, batch) -> (state, metrics); the old state is donated.
 
     All randomness derives from (seed, step, place in the batch). A step with a loss or
     gradient that is not finite changes only the count; metrics['nonfinite'] says so.
+    `objective.health` joins the metrics of every `health_every`-th step and the last;
+    of the other steps these metrics are NaN.
     """
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         augment_key, loss_key = jax.random.split(key)
-        slot = jnp.arange(batch["index"].shape[0], dtype=jnp.int32)
-        batch = augment.apply(ops, augment_key, {**batch, "slot": slot})
+        batch = augment.apply(ops, augment_key, _arrange(batch, mesh))
         teacher = objective.update_teacher(state.teacher, state.params, state.step)
         trained, frozen = optimizer.split(state.params)
 
@@ -59,13 +62,12 @@ def make_train_step(
         )
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = _keep_if_finite(finite, new, state)
-        metrics = {
-            **metrics,
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "lr": optimizer.schedule(state.step),
-            "nonfinite": 1.0 - finite,
-        }
+        metrics = {**metrics, "loss": loss, "grad_norm": grad_norm}
+        metrics |= {"lr": optimizer.schedule(state.step), "nonfinite": 1.0 - finite}
+        if health_every is not None:
+            due = (new.step % health_every == 0) | (new.step == total_steps)
+            seen = (state.params, state.model_state, teacher, batch, loss_key)
+            metrics |= _health(objective, due, seen)
         return new, metrics
 
     return jax.jit(
@@ -76,13 +78,39 @@ def make_train_step(
     )
 
 
+def _arrange(batch: dict[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
+    """The host's batch with slots, and `views [B, V, H, W, C]` as `[V, B, H, W, C]`."""
+    slot = jnp.arange(batch["index"].shape[0], dtype=jnp.int32)
+    batch = {**batch, "slot": slot}
+    if "views" not in batch:
+        return batch
+    views = jnp.swapaxes(batch["views"], 0, 1)
+    views = jax.lax.with_sharding_constraint(views, sharding.slice_sharding(mesh))
+    return {**batch, "views": views}
+
+
+def _health(objective: Any, due: jax.Array, seen: tuple[Any, ...]) -> Any:
+    """The objective's health metrics if they are `due`, else NaN in their place."""
+    shapes = jax.eval_shape(objective.health, *seen)
+    if not shapes:
+        return {}
+
+    def skip(*_: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+
+    return jax.lax.cond(due, objective.health, skip, *seen)
+
+
 def _norm(tree: Any) -> jax.Array:
     """Euclidean norm of all leaves together."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
 
 
 def _keep_if_finite(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
-    kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    def keep(n: jax.Array, o: jax.Array) -> jax.Array:
+        return o if n is o else jnp.where(finite, n, o)
+
+    kept = jax.tree.map(keep, new, old)
     return kept.replace(step=new.step)
 
 
@@ -104,7 +132,10 @@ def _accumulate(
         x = jnp.swapaxes(x, 0, 1)
         return jax.lax.with_sharding_constraint(x, sharding.slice_sharding(mesh))
 
-    slices = jax.tree.map(cut, batch)
+    def cut_views(x: jax.Array) -> jax.Array:  # [V, B, ...] -> [slices, V, B/slices..]
+        return jnp.swapaxes(cut(jnp.swapaxes(x, 0, 1)), 1, 2)
+
+    slices = {k: (cut_views if k == "views" else cut)(x) for k, x in batch.items()}
 
     def body(carry: Any, part: dict[str, jax.Array]):
         total, model_state = carry

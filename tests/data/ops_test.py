@@ -159,9 +159,38 @@ def test_transform_depends_on_its_rng_alone():
     assert np.array_equal(one, again) and not np.array_equal(one, other)
 
 
+def test_views_are_crops_of_their_own_that_do_not_depend_on_their_number():
+    array = _noise(40, 30)
+    one, two, three = (
+        ops.train_ops(image_size=(16, 16), views=v)(array, _rng(1)) for v in (1, 2, 3)
+    )
+    assert two.shape == (2, 16, 16, 3) and three.shape == (3, 16, 16, 3)
+    assert np.array_equal(two[0], one)
+    assert np.array_equal(three[:2], two)
+    assert len({view.tobytes() for view in three}) == 3
+
+
+def test_an_image_is_decoded_once_for_all_its_views(monkeypatch):
+    decoded = []
+
+    def decode(self, image):
+        decoded.append(image)
+        return PIL.Image.fromarray(image)
+
+    monkeypatch.setattr(ops.Decode, "__call__", decode)
+    ops.train_ops(image_size=(8, 8), views=4)(_noise(12, 12), _rng())
+    assert len(decoded) == 1
+
+
+def test_evaluation_has_one_image_whatever_the_views():
+    made = ops.eval_ops(image_size=(8, 8), views=2)
+    assert made(_noise(12, 12), _rng()).shape == made.shape == (8, 8, 3)
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [
+        ({"views": 0}, "data.views=0; expected at least 1"),
         ({"interpolation": "bicubik"}, "did you mean bicubic"),
         ({"crop_scale": (0.5, 0.1)}, r"data.crop_scale=\(0.5, 0.1\); expected"),
         ({"crop_scale": (0.5, 2.0)}, "high <= 1"),

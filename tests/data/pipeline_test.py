@@ -106,6 +106,32 @@ def test_process_count_changes_nothing(count):
     _assert_equal(_joined(parts), _train(Noise(30), start_step=1))
 
 
+TWO_VIEWS = ops.train_ops(image_size=(SIDE, SIDE), views=2)
+
+
+def _train_views(**options):
+    options = {"batch_size": 8, "seed": 3, "threads": 2} | options
+    stream = pipeline.train_batches(Noise(30), TWO_VIEWS, **options)
+    batches = list(itertools.islice(stream, 4))
+    stream.close()
+    return batches
+
+
+def test_views_follow_from_seed_position_and_view_alone():
+    batches = _train_views()
+    for two, one in zip(batches, _train(Noise(30)), strict=True):
+        assert "image" not in two
+        assert two["views"].shape == (8, 2, SIDE, SIDE, 3)
+        np.testing.assert_array_equal(two["views"][:, 0], one["image"])
+        np.testing.assert_array_equal(two["index"], one["index"])
+        differ = (two["views"][:, 0] != two["views"][:, 1]).any(axis=(1, 2, 3))
+        assert differ.sum() >= 6  # of 8: a crop of so small an image may come twice
+    _assert_equal(batches[2:], _train_views(start_step=2)[:2])
+    _assert_equal(batches, _train_views(threads=1))
+    parts = [_train_views(process_index=p, process_count=2) for p in range(2)]
+    _assert_equal(batches, _joined(parts))
+
+
 def test_each_epoch_is_a_fresh_permutation():
     batches = _train(Noise(16), 6)
     epochs = np.concatenate([b["index"] for b in batches]).reshape(3, 16)

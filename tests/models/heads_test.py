@@ -31,6 +31,17 @@ def test_batch_norm_follows_pytorch():
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_an_affine_batch_norm_scales_and_shifts():
+    module = heads.BatchNorm(1e-5, affine=True)
+    x = jax.random.normal(KEY, (8, 3))
+    variables = module.init(KEY, x, train=True)
+    plain = module.apply(variables, x, train=False)
+    scale, bias = np.array([2.0, 3.0, -1.0]), np.array([0.5, 0.0, 1.0])
+    variables = variables | {"params": {"scale": scale, "bias": bias}}
+    got = module.apply(variables, x, train=False)
+    np.testing.assert_allclose(got, plain * scale + bias, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "stddev", "has_state"),
     [("linear", 0.02, False), ("probe", 0.01, False), ("probe_bn", 0.01, True)],

@@ -296,3 +296,51 @@ def test_base_last_attention_logits_are_those_of_the_reference():
 
     recorded = [-0.803913, -0.628953, -0.222922, -0.0920693]
     golden.assert_close(logits(params, image, ids_keep), recorded)
+
+
+@pytest.mark.parametrize("last_block", ["full", "norm1", "logits", "qkv"])
+def test_a_cut_encoder_computes_what_the_whole_one_does(small, last_block):
+    encoder, variables, image = small
+    tokens, expected = encoder.apply(variables, image)
+    for depth in (1, 2):
+        cut = encoder.cut(depth, last_block)
+        own = jax.eval_shape(cut.init, KEY, image)["params"]
+        given = _part(variables["params"], own)
+        assert jax.tree.map(jnp.shape, given) == jax.tree.map(jnp.shape, own)
+        tokens, found = cut.apply({"params": given}, image)
+        for name, value in found.items():
+            if name != "pre_norm":
+                np.testing.assert_allclose(value, expected[name], atol=1e-5)
+        last = f"block_{depth - 1:02d}"
+        name = "out" if last_block == "full" else "in"
+        np.testing.assert_allclose(tokens, expected[f"{last}/{name}"], atol=1e-5)
+
+
+def _part(tree, shape):
+    if not isinstance(shape, dict):
+        return tree
+    return {name: _part(tree[name], part) for name, part in shape.items()}
+
+
+def test_a_cut_encoder_drops_as_it_did():
+    encoder = vit.make_encoder(**SMALL | {"depth": 5}, drop_path=0.4)
+    assert encoder.cut(3).drop_path == pytest.approx(0.2)
+    assert encoder.cut(1).drop_path == 0
+    with pytest.raises(ValueError, match=r"cut to 6 blocks, expected 1 to 5"):
+        encoder.cut(6)
+    with pytest.raises(ValueError, match=r"last_block 'logit' unknown; .* logits"):
+        encoder.cut(2, "logit")
+
+
+def test_hidden_patches_become_the_token_where_they_are(small):
+    encoder, variables, image = small
+    mask = jnp.arange(32).reshape(2, 16) % 5 == 0
+    token = jnp.full((1, 1, 24), 0.5)
+    encode = jax.jit(encoder.apply)
+    _, plain = encode(variables, image)
+    _, hidden = encode(variables, image, hide=(mask, token))
+    table = layers.sincos_table((4, 4), 24, "sincos")[None]
+    expected = np.where(mask[..., None], token, plain["patch_embed"]) + table[:, 1:]
+    np.testing.assert_allclose(hidden["block_00/in"][:, 1:], expected, atol=1e-5)
+    _, shown = encode(variables, image, hide=(jnp.zeros_like(mask), token))
+    np.testing.assert_array_equal(shown["pre_norm"], plain["pre_norm"])

@@ -53,20 +53,22 @@ def test_recorded_logits(pool, first, last, argmax):
 
 
 @pytest.mark.parametrize(
-    ("variant", "total"),
+    ("variant", "total", "with_two_heads"),
     [
-        ("tiny", 5_717_416),
-        ("small", 22_050_664),
-        ("base", 86_567_656),
-        ("large", 304_326_632),
-        ("huge", 632_045_800),
+        ("tiny", 5_717_416, 5_910_800),
+        ("small", 22_050_664, 22_436_432),
+        ("base", 86_567_656, 87_338_192),
+        ("large", 304_326_632, 305_353_680),
+        ("huge", 632_045_800, 633_329_360),
     ],
 )
-def test_parameter_counts_with_1000_classes(variant, total):
-    objective = make(encoder={"variant": variant}, num_classes=1000)
-    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    params = jax.eval_shape(objective.init, KEY, {"image": image}).params
-    assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == total
+def test_parameter_counts_with_1000_classes(variant, total, with_two_heads):
+    distilled = {"teacher": {"variant": "tiny"}, "distill": {}}
+    for kwargs, count in (({}, total), (distilled, with_two_heads)):
+        objective = make(encoder={"variant": variant}, num_classes=1000, **kwargs)
+        image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+        params = jax.eval_shape(objective.init, KEY, {"image": image}).params
+        assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == count
 
 
 @pytest.fixture(scope="module", params=["linear", "probe", "probe_bn"])
@@ -174,9 +176,125 @@ def test_an_mae_encoder_fits_by_name():
     assert trees[0]["encoder"] == trees[1]["encoder"]
 
 
+TEACHER = {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 4}
+
+
+def distilled(pool="avg", **distill):
+    return make(teacher=TEACHER | {"pool": pool}, distill=distill, label_smoothing=0.1)
+
+
+@pytest.fixture(scope="module")
+def student():
+    """(params, teacher), both somewhere else than where they start."""
+    params, state, teacher = jax.jit(distilled().init)(KEY, BATCH)
+    assert state == {}
+    return jax.tree.map(lambda x: x + 0.1 * jnp.sin(7 * x + 1), (params, teacher))
+
+
+def two_logits(objective, params):
+    """Logits of the label's head and of the teacher's head, written out."""
+    variables = {"params": params["encoder"]}
+    tokens, _ = jax.jit(objective.encoder.apply)(variables, BATCH["image"])
+    return [
+        head(params[name], np.asarray(pooled, np.float64))
+        for name, pooled in (
+            ("head", tokens[:, 1:].mean(axis=1)),
+            ("head_dist", tokens[:, 0]),
+        )
+    ]
+
+
+def head(params, x):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    x = x * params["fc_norm"]["scale"] + params["fc_norm"]["bias"]
+    return np.asarray(x @ params["fc"]["kernel"] + params["fc"]["bias"], np.float64)
+
+
+def teacher_logits(objective, teacher):
+    assert objective.distill is not None
+    return jax.jit(objective.distill.logits)(teacher, BATCH["image"])
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("pool", ["avg", "cls"])
+def test_the_teacher_is_a_classifier_of_the_package(pool):
+    objective = distilled(pool)
+    assert objective.frozen_teacher and not make().frozen_teacher
+    teacher = jax.jit(objective.init)(KEY, BATCH).teacher
+    alone = make(encoder=TEACHER, pool=pool)
+    shapes = jax.eval_shape(alone.init, KEY, BATCH).params
+    assert jax.tree.map(jnp.shape, teacher) == jax.tree.map(jnp.shape, shapes)
+    got = teacher_logits(objective, teacher)
+    want = jax.jit(alone.predict)(teacher, {}, BATCH)["logits"]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"alpha": 0.3}, {"hard": False, "tau": 3.0, "alpha": 0.8}]
+)
+def test_distillation_adds_the_loss_of_the_second_head(settings, student):
+    objective, (params, teacher) = distilled(**settings), student
+    loss, (metrics, _) = jax.jit(objective.loss)(params, {}, teacher, BATCH, KEY)
+    first, second = two_logits(objective, params)
+    target = 0.9 * np.eye(5)[BATCH["label"]] + 0.02
+    label_loss = -(target * log_softmax(first)).sum(-1).mean()
+    wanted = np.asarray(teacher_logits(objective, teacher), np.float64)
+    if settings.get("hard", True):
+        chosen = np.eye(5)[wanted.argmax(-1)]
+        imitation = -(chosen * log_softmax(second)).sum(-1).mean()
+    else:
+        tau = settings["tau"]
+        p, q = log_softmax(wanted / tau), log_softmax(second / tau)
+        imitation = (np.exp(p) * (p - q)).sum() * tau**2 / second.size
+    alpha = settings.get("alpha", 0.5)
+    want = (1 - alpha) * label_loss + alpha * imitation
+    np.testing.assert_allclose(loss, want, rtol=2e-5)
+    np.testing.assert_allclose(metrics["class_loss"], label_loss, rtol=2e-5)
+    np.testing.assert_allclose(metrics["distill_loss"], imitation, rtol=2e-5, atol=1e-6)
+
+
+def test_the_prediction_is_the_mean_of_both_heads(student):
+    objective, (params, _) = distilled(), student
+    logits = jax.jit(objective.predict)(params, {}, BATCH)["logits"]
+    first, second = two_logits(objective, params)
+    np.testing.assert_allclose(logits, (first + second) / 2, rtol=1e-4, atol=1e-5)
+    assert abs(first - second).max() > 0.01
+
+
+def test_a_student_that_is_its_teacher_has_no_soft_loss():
+    logits = jax.random.normal(KEY, (6, 5))
+    soft = distilled(hard=False).distill
+    assert soft is not None and abs(soft.loss(logits, logits)) < 1e-6
+
+
+def test_no_gradient_reaches_the_teacher(student):
+    objective, (params, teacher) = distilled(hard=False, tau=2.0), student
+    loss = lambda p, t: objective.loss(p, {}, t, BATCH, KEY)[0]  # noqa: E731
+    own, others = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, teacher)
+    assert all(not leaf.any() for leaf in jax.tree.leaves(others))
+    assert all(leaf.any() for leaf in jax.tree.leaves(own["head_dist"]))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"teacher": TEACHER}, r"distill=None; .*needs both objective.teacher"),
+        ({"distill": {}}, r"teacher=None and distill=\{\}"),
+        (
+            {"teacher": TEACHER, "distill": {}, "pool": "cls"},
+            r"pool='cls' and head='linear'; .*expected pool='avg'",
+        ),
+        (
+            {"teacher": TEACHER, "distill": {"alpha": 1.5}},
+            r"distill.alpha=1.5, .*expected 0 <= alpha <= 1",
+        ),
+        (
+            {"teacher": TEACHER | {"pool": "max"}, "distill": {}},
+            r"teacher.pool 'max' unknown; choose from avg, cls",
+        ),
         ({"pool": "mean"}, r"pool 'mean' unknown; choose from avg, cls"),
         ({"head": "liner"}, r"head 'liner' unknown; did you mean linear"),
         ({"label_smoothing": 1.0}, r"label_smoothing=1.0, expected 0 <= value < 1"),

@@ -133,6 +133,129 @@ def test_unknown_optimizer_or_setting_is_named(kwargs, message):
         optimizer.make({"a": jnp.ones(2)}, lambda _: 1.0, **kwargs)
 
 
+# Of the recipe, for ids 0 to 13.
+SCALES = {
+    0.85: "0.120905 0.142242 0.167343 0.196874 0.231617 0.272491 0.320577 "
+    "0.377150 0.443705 0.522006 0.614125 0.7225 0.85 1",
+    0.75: "0.023757 0.031676 0.042235 0.056314 0.075085 0.100113 0.133484 "
+    "0.177979 0.237305 0.316406 0.421875 0.5625 0.75 1",
+}
+
+
+@pytest.fixture(scope="module")
+def classifier_params():
+    """Of a classifier with two heads."""
+    tiny = {"variant": "tiny"}
+    return params_of(
+        "supervised", encoder=tiny, num_classes=7, teacher=tiny, distill={}
+    )
+
+
+def layer_of(path):
+    if path.startswith("encoder/blocks_"):
+        return int(path.split("/")[1].removeprefix("blocks_")) + 1
+    return 0 if path.startswith("encoder/") else 13
+
+
+@pytest.mark.parametrize("decay", SCALES)
+def test_layer_decay_gives_the_published_scales(decay, classifier_params):
+    params = classifier_params
+    scales = optimizer.layer_scales(params, decay)
+    found = dict(zip(optimizer.paths(params), jax.tree.leaves(scales), strict=True))
+    assert {"head_dist/fc/kernel", "encoder/cls_token"} < found.keys()
+    for path, scale in found.items():
+        want = float(SCALES[decay].split()[layer_of(path)])
+        assert scale == pytest.approx(want, abs=6e-7), path
+
+
+def test_layer_decay_and_weight_decay_make_28_groups(classifier_params):
+    params = classifier_params
+    spared = ("encoder/(cls_token|pos_embed)",)
+    decay = optimizer.decay_mask(params, decay_1d=False, skip=spared)
+    scales = optimizer.layer_scales(params, 0.85)
+    groups = zip(jax.tree.leaves(scales), jax.tree.leaves(decay), strict=True)
+    assert len(set(groups)) == 28
+    for path, decayed in zip(
+        optimizer.paths(params), jax.tree.leaves(decay), strict=True
+    ):
+        assert decayed == path.endswith("kernel"), path
+
+
+def test_the_final_norm_of_an_encoder_is_in_the_last_group(mae_params):
+    scales = optimizer.layer_scales(mae_params, 0.5)
+    assert set(jax.tree.leaves(scales["encoder"]["norm"])) == {1.0}
+    assert set(jax.tree.leaves(scales["encoder"]["blocks_11"])) == {0.5}
+
+
+def test_layer_decay_follows_the_depth_of_the_encoder():
+    shape = {"kernel": jnp.ones((2, 2))}
+    encoder = {"patch_embed": shape, "blocks_0": shape, "blocks_1": shape}
+    scales = optimizer.layer_scales({"encoder": encoder, "head": shape}, 0.5)
+    assert jax.tree.leaves(scales["encoder"]) == [0.25, 0.5, 0.125]
+    assert scales["head"]["kernel"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_layer_decay_scales_rate_least_rate_and_weight_decay(name):
+    """Equal to a run at the scaled rate: everything is multiplied by it."""
+    params = {
+        "encoder": {"blocks_0": {"kernel": jnp.full((2, 2), 2.0)}},
+        "head": {"kernel": jnp.full((2, 2), 2.0)},
+    }
+    grads = jax.tree.map(lambda x: 0.3 * jnp.ones_like(x), params)
+    fields = {"steps": 3, "weight_decay": 0.5}
+    got = run(name, params, grads, lr=0.1, layer_decay=0.25, **fields)
+    slow, fast = (run(name, params, grads, lr=lr, **fields) for lr in (0.025, 0.1))
+    for now, scaled, plain in zip(got, slow, fast, strict=True):
+        block, head = now["encoder"]["blocks_0"]["kernel"], now["head"]["kernel"]
+        np.testing.assert_allclose(block, scaled["head"]["kernel"], rtol=1e-6)
+        np.testing.assert_allclose(head, plain["head"]["kernel"], rtol=1e-6)
+
+
+def test_layer_decay_of_1_or_more_does_nothing():
+    params = {"w": jnp.ones((2, 2))}
+    assert (
+        optimizer.make(params, lambda _: 1.0, name="sgd", layer_decay=1.0).scales
+        is None
+    )
+
+
+def test_layer_decay_leaves_frozen_layers_out():
+    shape = {"kernel": jnp.full((2, 2), 0.1)}
+    params = {"encoder": {"blocks_0": shape, "blocks_1": shape}, "head": shape}
+    grads = jax.tree.map(jnp.ones_like, params)
+    freeze = ("encoder/blocks_0/.*",)
+    last = run("adamw", params, grads, steps=2, lr=0.1, layer_decay=0.5, freeze=freeze)[
+        -1
+    ]
+    assert (last["encoder"]["blocks_0"]["kernel"] == shape["kernel"]).all()
+    assert (last["encoder"]["blocks_1"]["kernel"] != shape["kernel"]).all()
+
+
+@pytest.mark.parametrize("size", [0.1, 4.0])
+def test_clipping_limits_the_norm_of_all_gradients_together(size):
+    params = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(5)}
+    grads = {"a": jnp.full((2, 2), size), "b": jnp.full(5, -size)}
+    last = run("sgd", params, grads, steps=1, lr=1.0, momentum=0.0, clip_norm=1.0)[-1]
+    norm = 3 * size  # nine equal entries
+    factor = min(1, 1 / (norm + 1e-6))
+    np.testing.assert_allclose(last["a"], -size * factor, rtol=1e-6)
+    np.testing.assert_allclose(last["b"], size * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"layer_decay": 0.0}, r"optimizer.layer_decay=0.0; expected a positive"),
+        ({"layer_decay": 0.5}, r"layer_decay=0.5 needs an encoder with blocks"),
+        ({"clip_norm": -1.0}, r"optimizer.clip_norm=-1.0; expected a positive"),
+    ],
+)
+def test_wrong_layer_decay_and_clipping_are_explained(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        optimizer.make({"a": jnp.ones((2, 2))}, lambda _: 1.0, name="sgd", **kwargs)
+
+
 def run(name, params, grads, *, steps, lr, **kwargs):
     made = optimizer.make(params, lambda _: lr, name=name, **kwargs)
     state, trail = made.init(params), []

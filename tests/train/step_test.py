@@ -30,13 +30,17 @@ class Linear(base.Objective):
     def loss(self, params, model_state, teacher, batch, key):
         keys = base.example_keys(key, batch)
         noise = jax.vmap(lambda k: jax.random.normal(k, (64,)))(keys)
-        x = batch["image"].reshape(len(noise), -1) + self.noise * noise
+        image = batch["image"] if "image" in batch else batch["views"].mean(0)
+        x = image.reshape(len(noise), -1) + self.noise * noise
         loss = ((x @ params["w"] - x @ teacher["w"] / 2) ** 2).mean()
         loss = loss + 0 * params["frozen"].sum()
         return loss, ({"mean": x.mean()}, {"seen": model_state["seen"] + 1.0})
 
     def update_teacher(self, teacher, params, step):
         return {"w": 0.9 * teacher["w"] + 0.1 * params["w"]}
+
+    def health(self, params, model_state, teacher, batch, key):
+        return {"w": jnp.square(params["w"]).sum()}
 
     def predict(self, params, model_state, batch):
         return {}
@@ -50,7 +54,14 @@ def batch_of(step_number, size=32, bad=False):
     return {"image": image, "index": np.arange(size, dtype=np.int32)}
 
 
-def build(mesh, *, accum_steps=1, freeze=("frozen",), seed=0):
+def views_of(step_number, **kwargs):
+    """As `batch_of`, with two views per example that average to its image."""
+    batch = batch_of(step_number, **kwargs)
+    image, shift = batch.pop("image"), np.arange(32).reshape(-1, 1, 1, 1)
+    return batch | {"views": np.stack([image + shift, image - shift], axis=1)}
+
+
+def build(mesh, *, accum_steps=1, freeze=("frozen",), seed=0, **health):
     objective = Linear()
     abstract = jax.eval_shape(lambda: batch_of(0))
     variables = state.abstract_variables(objective, abstract)
@@ -71,15 +82,16 @@ def build(mesh, *, accum_steps=1, freeze=("frozen",), seed=0):
         mesh=mesh,
         state_sharding=shardings,
         accum_steps=accum_steps,
+        **health,
     )
     return create(jax.random.key(0)), run
 
 
-def train(mesh, *, steps=3, bad=(), **kwargs) -> tuple[Any, list[dict]]:
+def train(mesh, *, steps=3, bad=(), read=batch_of, **kwargs) -> tuple[Any, list[dict]]:
     now, run = build(mesh, **kwargs)
     rows = []
     for number in range(steps):
-        batch = sharding.global_batch(batch_of(number, bad=number in bad), mesh)
+        batch = sharding.global_batch(read(number, bad=number in bad), mesh)
         now, metrics = run(now, batch)
         rows.append(jax.device_get(metrics))
     assert run._cache_size() == min(steps, 1)  # one compile
@@ -129,6 +141,24 @@ def test_accumulation_leaves_the_result_unchanged(slices, mesh, reference):
     got, rows = train(mesh_of(mesh), accum_steps=slices)
     same(got.params, reference[0].params, rtol=1e-4, atol=1e-6)
     same([r["loss"] for r in rows], [r["loss"] for r in reference[1]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("slices", "mesh"), [(1, "8x1"), (4, "8x1"), (8, "1x1")])
+def test_views_stay_with_their_example(slices, mesh, reference):
+    got, rows = train(mesh_of(mesh), accum_steps=slices, read=views_of)
+    same(got.params, reference[0].params, rtol=1e-4, atol=1e-5)
+    same([r["loss"] for r in rows], [r["loss"] for r in reference[1]], rtol=1e-4)
+
+
+def test_health_is_taken_when_due_before_the_update_and_changes_nothing(reference):
+    got, rows = train(mesh_of("1x1"), health_every=2, total_steps=3)
+    same(got, reference[0], rtol=0, atol=0)
+    assert np.isnan(rows[0].pop("w"))
+    for number in (1, 2):  # the second step, and the last
+        before, _ = train(mesh_of("1x1"), steps=number)
+        want = np.square(before.params["w"]).sum()
+        np.testing.assert_allclose(rows[number].pop("w"), want, rtol=1e-5)
+    same(rows, reference[1], rtol=0, atol=0)
 
 
 def test_a_nonfinite_step_changes_nothing_but_the_count():

@@ -1,0 +1,41 @@
+"""Weights from one format to another: imports and exports, without training.
+
+    python main.py --config=configs/convert.py --config.source=RUN_OR_FILE \\
+        --config.target=OUT.safetensors
+
+`source` is a run directory, a step inside it (RUN_DIR/checkpoints/STEP), or a file of
+weights that the package reads (docs/weights.md lists them). The format of the target
+follows from its ending unless `format` is given:
+
+    .safetensors  timm (default), mae (with the decoder), vitdet, mmseg
+    .onnx         onnx, opset 17, any batch size
+    .stablehlo    stablehlo, any batch size, on CPU, GPU and TPU
+
+A timm or mae file is what --config.init of other recipes accepts. Before the target
+appears, it is read back and its outputs on a fixed input are compared with those of
+the source; a table of sizes and CPU times follows. About half a minute for ViT-Tiny
+on 2 CPU cores, most of it for the times.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config(arg=None):
+    """No variants: `arg` must be None."""
+    if arg:
+        raise ValueError(f"variant {arg!r} unknown; this config has none")
+    config = ml_collections.ConfigDict()
+    config.name = "convert"
+    config.job = "convert"
+    config.source = config_dict.placeholder(str)
+    config.target = config_dict.placeholder(str)
+    config.format = config_dict.placeholder(str)  # None: from the target's ending
+    config.part = "all"  # 'encoder' leaves a classifier's last layer out
+    config.num_heads = config_dict.placeholder(int)  # where a file does not tell
+    config.branch = config_dict.placeholder(str)  # of MoCo: or 'momentum_encoder'
+    config.allow_half = False  # takes float16 and bfloat16 files
+    config.image_size = config_dict.placeholder(int)  # other: positions are resized
+    config.tolerance = 2e-5  # largest difference of outputs, relative above 1
+    config.latency = {"heads": (12, 3), "repeats": 30}  # () measures nothing
+    return config.lock()

@@ -1,0 +1,174 @@
+"""The operations a transformer spends its time in, with gradients of their own.
+
+Each computes what autodiff of the plain formula would; what differs is what is kept
+for the backward pass and in which order axes lie. Reverse mode only. Measured by
+benchmarks/train_step.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+EPSILON = 1e-6  # every LayerNorm of the reference models
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x) with the exact error function, in float32 inside.
+
+    Its own gradient keeps x alone for the backward pass and needs one exponential.
+    """
+    x32 = x.astype(jnp.float32)
+    return (x32 * (0.5 * (1 + jax.lax.erf(x32 * math.sqrt(0.5))))).astype(x.dtype)
+
+
+def _gelu_forward(x):
+    return gelu(x), x
+
+
+def _gelu_backward(x, grad):
+    x32 = x.astype(jnp.float32)
+    exps = jnp.exp(-0.5 * x32 * x32)
+    # Phi(-|x|) to 1.5e-7, from the exponential that the density needs anyway
+    # (Abramowitz and Stegun, 7.1.26).
+    t = 1 / (1 + (0.3275911 * math.sqrt(0.5)) * jnp.abs(x32))
+    tail = 1.061405429 * t - 1.453152027
+    for coefficient in (1.421413741, -0.284496736, 0.254829592):
+        tail = tail * t + coefficient
+    tail = 0.5 * t * tail * exps
+    cdf = jnp.where(x32 < 0, tail, 1 - tail)
+    density = exps * (1 / math.sqrt(2 * math.pi))
+    return ((grad * (cdf + x32 * density)).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+@jax.custom_vjp
+def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """LayerNorm of `[..., D]` with two-pass statistics in float32, as PyTorch's.
+
+    Its own gradient keeps x and one mean and deviation a row, and reads each once.
+    """
+    return _normalize_forward(x, scale, bias)[0]
+
+
+def _normalize_forward(x, scale, bias):
+    x32 = x.astype(jnp.float32)
+    mean = x32.mean(axis=-1, keepdims=True)
+    centred = x32 - mean
+    inverse = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + EPSILON)
+    out = (centred * inverse * scale + bias).astype(x.dtype)
+    return out, (x, mean, inverse, scale)
+
+
+def _normalize_backward(saved, grad):
+    x, mean, inverse, scale = saved
+    normed = (x.astype(jnp.float32) - mean) * inverse
+    grad = grad.astype(jnp.float32)
+    scaled = grad * scale
+    along = (scaled * normed).mean(axis=-1, keepdims=True)
+    grad_x = inverse * (scaled - scaled.mean(axis=-1, keepdims=True) - normed * along)
+    rows = tuple(range(x.ndim - 1))
+    return grad_x.astype(x.dtype), (grad * normed).sum(rows), grad.sum(rows)
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+@jax.custom_vjp
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """`x @ kernel + bias` for x `[..., D]`, computed in the type of x.
+
+    The gradient of the kernel is written as x^T g. Autodiff asks for (g^T x)^T,
+    and XLA for CPUs then computes the gradient of the residual stream anew, from
+    the last block down, for each transposed copy: half the time of a step.
+    """
+    return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+
+
+def _linear_forward(x, kernel, bias):
+    return linear(x, kernel, bias), (x, kernel)
+
+
+def _linear_backward(saved, grad):
+    x, kernel = saved
+    grad_x = jnp.tensordot(grad, kernel.astype(x.dtype), axes=((-1,), (1,)))
+    # XLA for CPUs copies operands that contract more than one axis; on TPUs it is
+    # the reshape to rows that copies.
+    grad_kernel = jax.lax.platform_dependent(
+        x, grad, cpu=_outer_of_rows, default=_outer
+    )
+    grad_bias = grad.astype(jnp.float32).sum(tuple(range(grad.ndim - 1)))
+    return grad_x, grad_kernel, grad_bias
+
+
+def _outer(x, grad):
+    """The sum over rows of x^T grad: `[..., D], [..., E] -> [D, E]`, float32."""
+    rows = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(
+        x, grad, ((rows, rows), ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+def _outer_of_rows(x, grad):
+    x, grad = (y.reshape(-1, y.shape[-1]) for y in (x, grad))
+    if x.shape[1] <= grad.shape[1]:
+        return _outer(x, grad)
+    # A tall product runs at two thirds of the speed of a wide one.
+    return jax.lax.optimization_barrier(_outer(grad, x)).T
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
+    """softmax(scale * q k^T) v: `[B, A, S, E], 2 x [B, A, T, E] -> [B, A, S, E]`.
+
+    Softmax in float32. The one place to plug another attention kernel in: it has to
+    pass the tests of this function.
+    """
+    return _attend_forward(q, k, v, scale)[0]
+
+
+def _attend_forward(q, k, v, scale):
+    q, k, v = _materialize(q * scale, k, v)
+    logits = jnp.einsum("basd,batd->bast", q, k, preferred_element_type=jnp.float32)
+    exps = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    inverse = 1 / exps.sum(axis=-1, keepdims=True)
+    exps = exps.astype(v.dtype)
+    # Normalised after the product: [S, E] has fewer elements than [S, T].
+    out = jnp.einsum("bast,batd->basd", exps, v, preferred_element_type=jnp.float32)
+    out = (out * inverse).astype(v.dtype)
+    return out, (q, k, v, exps, inverse, out)
+
+
+def _attend_backward(scale, saved, grad):
+    q, k, v, exps, inverse, out = saved
+    # d softmax = p * (dp - sum(p * dp)), and that sum is out . grad.
+    along = (out * grad).astype(jnp.float32).sum(axis=-1, keepdims=True) * inverse
+    grad = (grad * inverse).astype(v.dtype)
+    grad, grad_t, q_t = _materialize(grad, grad.swapaxes(2, 3), q.swapaxes(2, 3))
+    grad_p = jnp.einsum("basd,batd->bast", grad, v, preferred_element_type=jnp.float32)
+    grad_logits = (exps * (grad_p - along)).astype(v.dtype)
+    grad_q = jnp.einsum("bast,batd->basd", grad_logits, k) * scale
+    grad_k = jnp.einsum("bads,bast->badt", q_t, grad_logits).swapaxes(2, 3)
+    grad_v = jnp.einsum("bads,bast->badt", grad_t, exps).swapaxes(2, 3)
+    return grad_q, grad_k, grad_v
+
+
+def _materialize(*arrays):
+    """On CPUs, arrays as they lie: products with a permuted operand are 3x slower."""
+    return jax.lax.platform_dependent(
+        *arrays,
+        cpu=lambda *x: jax.lax.optimization_barrier(x),
+        default=lambda *x: x,
+    )
+
+
+attend.defvjp(_attend_forward, _attend_backward)

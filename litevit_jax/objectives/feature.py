@@ -1,0 +1,125 @@
+"""Regression of a frozen teacher's tokens, nothing masked (arXiv 2205.14141).
+
+The student's tokens, mapped linearly to the teacher's width, are to equal the
+teacher's tokens after its final norm. As in feature distillation's paper the target
+is whitened per token (a LayerNorm without parameters) for `smooth_l1`; `cosine`
+compares directions alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from litevit_jax.models import adapter, ops, vit
+from litevit_jax.objectives import base, distill, health
+
+DISTANCES = ("smooth_l1", "cosine")
+BETA = 2.0  # where the smooth L1 becomes linear; the paper's
+
+
+def make(
+    *,
+    encoder: dict[str, Any],
+    teacher: dict[str, Any],
+    distance: str = "smooth_l1",
+    dtype: str = "auto",
+) -> Feature:
+    """Builds the objective.
+
+    Args:
+      encoder: arguments of `vit.make_encoder` for the student.
+      teacher: the same for the teacher.
+      distance: 'smooth_l1' or 'cosine'.
+      dtype: of both networks; 'auto' is bfloat16 on accelerators.
+
+    Raises:
+      ValueError: an unknown choice, or a teacher with other patches.
+    """
+    vit.check_choice("feature: distance", distance, DISTANCES)
+    computed: dict[str, Any] = {"dtype": base.compute_dtype(dtype)}
+    made, taught = (
+        vit.make_encoder(**{**computed, **block}) for block in (encoder, teacher)
+    )
+    distill.check_patches("feature", made, taught)
+    return Feature(made, taught, adapter.Adapter(taught.width, -1), distance)
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature(base.Objective):
+    """An encoder whose tokens tell the teacher's by a linear map.
+
+    Attributes:
+      encoder: the student.
+      teacher: its frozen model.
+      adapter: from the student's width to the teacher's.
+      distance: see `make`.
+    """
+
+    encoder: vit.Encoder
+    teacher: vit.Encoder
+    adapter: adapter.Adapter
+    distance: str
+
+    @property
+    def frozen_teacher(self) -> bool:
+        """It is another run's encoder."""
+        return True
+
+    def init(self, key, batch):
+        """Parameters {'encoder', 'adapter'}, teacher {'encoder'}."""
+        image = jnp.zeros((1, *batch["image"].shape[1:]))
+        student_key, teacher_key, adapter_key = jax.random.split(key, 3)
+        token = jnp.zeros((1, 1, self.encoder.width))
+        params = {
+            "encoder": self.encoder.init(student_key, image)["params"],
+            "adapter": self.adapter.init(adapter_key, token)["params"],
+        }
+        taught = self.teacher.init(teacher_key, image)["params"]
+        return base.Variables(params, {}, {"encoder": taught})
+
+    def loss(self, params, model_state, teacher, batch, key):
+        """Mean distance of all tokens, cls among them; see `base.Objective`."""
+        del key
+        x, y = self._compare(params, teacher, batch["image"])
+        cosine = _cosine(x, y).mean()
+        loss = 1 - cosine
+        if self.distance == "smooth_l1":
+            gap = jnp.abs(x - _whiten(y))
+            loss = jnp.where(gap < BETA, gap**2 / (2 * BETA), gap - BETA / 2).mean()
+        return loss, ({"loss": loss, "cosine": cosine}, model_state)
+
+    def health(self, params, model_state, teacher, batch, key):
+        """See `health.describe`; and the mean cosine of matched class tokens."""
+        batch = health.some(batch)
+        x, y = self._compare(params, teacher, batch["image"])
+        found = health.of_encoder(self.encoder, params["encoder"], batch)
+        return {**found, "teacher_agreement": _cosine(x[:, 0], y[:, 0]).mean()}
+
+    def predict(self, params, model_state, batch):
+        """'features' `[B, D]`, the class token, and 'features_avg', the patches'."""
+        tokens, _ = self.encoder.apply({"params": params["encoder"]}, batch["image"])
+        return {
+            name: vit.pool_tokens(tokens, pool)
+            for name, pool in (("features", "cls"), ("features_avg", "avg"))
+        }
+
+    def _compare(self, params, teacher, image):
+        """The student's tokens, mapped, and the teacher's: two `[B, T, E]`."""
+        tokens, _ = self.encoder.apply({"params": params["encoder"]}, image)
+        mapped: Any = self.adapter.apply({"params": params["adapter"]}, tokens)
+        taught, _ = self.teacher.apply({"params": teacher["encoder"]}, image)
+        return mapped, jax.lax.stop_gradient(taught.astype(jnp.float32))
+
+
+def _whiten(x):
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + ops.EPSILON)
+
+
+def _cosine(x, y):
+    norms = jnp.square(x).sum(axis=-1) * jnp.square(y).sum(axis=-1)
+    return (x * y).sum(axis=-1) * jax.lax.rsqrt(norms + 1e-12)

@@ -1,0 +1,70 @@
+"""Batches by shape: as the host yields them, as training and evaluation see them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from litevit_jax import augment
+from litevit_jax.train import state as states
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+def image_size(data: Any) -> tuple[int, int]:
+    """(H, W) that a `data` block asks for."""
+    return data["image_size"], data.get("image_width") or data["image_size"]
+
+
+def host(config: ConfigDict) -> Shapes:
+    """A training batch of the host, of all processes together.
+
+    Raises:
+      ValueError: normalisation and images differ in their channels.
+    """
+    channels = len(config.augment.normalize.mean)
+    if channels != config.data.channels:
+        raise ValueError(
+            f"augment.normalize has {channels} means, data.channels is "
+            f"{config.data.channels}; give one mean and std per channel"
+        )
+    image = (*image_size(config.data), channels)
+    if config.data.views == 1:
+        pixels = {"image": _shape(config, *image, dtype=jnp.uint8)}
+    else:
+        pixels = {"views": _shape(config, config.data.views, *image, dtype=jnp.uint8)}
+    return pixels | {"label": _shape(config), "index": _shape(config)}
+
+
+def training(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Shapes:
+    """A training batch as the objective sees it: augmented by `ops`."""
+    batch = host(config) | {"slot": _shape(config)}
+    if "views" in batch:
+        size, views, *image = batch["views"].shape
+        batch["views"] = jax.ShapeDtypeStruct((views, size, *image), jnp.uint8)
+    return _augmented(ops, batch)
+
+
+def evaluation(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Shapes:
+    """An evaluation batch as `predict` sees it: one image, no augmentation."""
+    image = (*image_size(config.data), config.data.channels)
+    batch = {
+        "image": _shape(config, *image, dtype=jnp.uint8),
+        "label": _shape(config),
+        "index": _shape(config),
+        "mask": _shape(config, dtype=jnp.float32),
+    }
+    return _augmented(ops, batch)
+
+
+def _shape(config: ConfigDict, *shape: int, dtype: Any = jnp.int32):
+    return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
+
+
+def _augmented(ops: tuple[augment.Op, ...], batch: Shapes) -> Shapes:
+    apply = functools.partial(augment.apply, ops)
+    return jax.eval_shape(apply, states.abstract_key(), batch)

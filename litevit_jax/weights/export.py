@@ -1,0 +1,189 @@
+"""Writes a vision transformer in the format of another program, and checks it.
+
+The safetensors formats differ in names and in what they hold (`layouts`); ONNX and
+StableHLO files hold the computation too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+from typing import Any
+
+import jax
+import numpy as np
+
+import litevit_jax
+from litevit_jax.models import vit
+from litevit_jax.weights import layouts, names, onnx_graph, plain, stablehlo
+from litevit_jax.weights import model as models
+
+# Ending of a file -> the formats that such a file can have, the usual one first.
+ENDINGS = {
+    ".safetensors": tuple(layouts.LAYOUTS),
+    ".onnx": ("onnx",),
+    ".stablehlo": ("stablehlo",),
+}
+FORMATS = tuple(kind for kinds in ENDINGS.values() for kind in kinds)
+_BACKBONES = ("vitdet", "mmseg")  # they have no place for a head
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """The contents of a file, and what of the source is not in it."""
+
+    data: bytes
+    left_out: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Outputs of a written file against the source's, on a fixed input.
+
+    Attributes:
+      largest: of the absolute differences.
+      scale: largest absolute output of the source.
+      shape: of the outputs.
+      what: the two sides in words.
+    """
+
+    largest: float
+    scale: float
+    shape: tuple[int, ...]
+    what: str
+
+    @property
+    def relative(self) -> float:
+        """`largest`, over `scale` where that is above 1."""
+        return self.largest / max(self.scale, 1.0)
+
+    def __str__(self) -> str:
+        return (
+            f"largest difference {self.largest:.2e} of {list(self.shape)} outputs up "
+            f"to {self.scale:.3g} ({self.what})"
+        )
+
+
+def write(model: models.Model, kind: str, *, decoder: models.Arrays) -> Written:
+    """The contents of a file of format `kind`.
+
+    Args:
+      model: what is exported.
+      kind: one of `FORMATS`.
+      decoder: parameters of a pixel decoder by our names, if there is one; only
+        'mae' has a place for them.
+
+    Raises:
+      ValueError: an unknown format, or a model that it cannot hold.
+      RuntimeError: a package that the format needs is not installed.
+    """
+    vit.check_choice("format", kind, FORMATS)
+    about = metadata(model)
+    if kind != "mae":
+        about.pop(names.DECODER_NUM_HEADS, None)
+    if kind in layouts.LAYOUTS:
+        layout = layouts.LAYOUTS[kind](model, decoder)
+        return Written(to_safetensors(layout.arrays, about), layout.left_out)
+    if kind == "onnx":
+        return Written(onnx_graph.write(model, about), tuple(decoder))
+    return Written(stablehlo.write(model), tuple(decoder))
+
+
+def metadata(model: models.Model) -> dict[str, str]:
+    """What the shapes of the arrays do not tell, as text."""
+    encoder = model.encoder
+    return {
+        "format": "pt",  # other readers of safetensors ask for the framework
+        names.WRITER: names.OURS,
+        "version": litevit_jax.__version__,
+        names.NUM_HEADS: str(encoder.num_heads),
+        names.GRID: "{}x{}".format(*model.grid),
+        "image_size": "{}x{}".format(*model.image_size),
+        "pos_embed": encoder.pos_embed,
+        "output": model.output,
+        "pool": model.pool or "none",
+        **model.notes,
+    }
+
+
+def to_safetensors(arrays: models.Arrays, about: dict[str, str]) -> bytes:
+    """A safetensors file: length of a JSON header, the header, the arrays' bytes."""
+    header: dict[str, Any] = {"__metadata__": about}
+    parts, end = [], 0
+    for name in sorted(arrays):
+        value = np.ascontiguousarray(arrays[name], "<f4")
+        start, end = end, end + value.nbytes
+        shape = {"dtype": "F32", "shape": list(value.shape)}
+        header[name] = {**shape, "data_offsets": [start, end]}
+        parts.append(value.tobytes())
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the arrays are aligned
+    return b"".join([struct.pack("<Q", len(text)), text, *parts])
+
+
+def from_safetensors(data: bytes) -> tuple[models.Arrays, dict[str, str]]:
+    """Arrays and metadata of a file that `to_safetensors` wrote."""
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + length])
+    about = header.pop("__metadata__")
+    arrays = {}
+    for name, entry in header.items():
+        start, end = (8 + length + offset for offset in entry["data_offsets"])
+        flat = np.frombuffer(data[start:end], "<f4")
+        arrays[name] = flat.reshape(entry["shape"])
+    return arrays, about
+
+
+def compare(model: models.Model, data: bytes, kind: str) -> Difference:
+    """Outputs of the file's contents `data` and of `model`, for two fixed images.
+
+    Args:
+      model: what was exported.
+      data: as it lies on the disk.
+      kind: its format.
+    """
+    image = models.fixed_images(model)
+    if kind in _BACKBONES:
+        model = model.without_head()
+    theirs = call(model, data, kind)(image)
+    with jax.default_matmul_precision("float32"):
+        ours = np.asarray(jax.jit(model.with_params)(model.params, image))
+    return Difference(
+        largest=float(abs(ours - theirs).max()),
+        scale=float(abs(ours).max()),
+        shape=ours.shape,
+        what=f"{_READERS[kind]} on the file, JAX on the source",
+    )
+
+
+_READERS = {
+    **dict.fromkeys(layouts.LAYOUTS, "plain NumPy in float64"),
+    "vitdet": "plain NumPy in float64, class token and final norm lent,",
+    "onnx": "onnxruntime",
+    "stablehlo": "jax.export",
+}
+
+
+def call(model: models.Model, data: bytes, kind: str) -> Any:
+    """image `[B, H, W, C]` -> output, computed from the file's contents alone.
+
+    A 'vitdet' file has neither class token nor final norm: the model's are lent.
+    """
+    if kind == "onnx":
+        return onnx_graph.read(data)
+    if kind == "stablehlo":
+        return stablehlo.read(data)
+    arrays, about = from_safetensors(data)
+    if kind == "vitdet":
+        prefix = layouts.VITDET_PREFIX
+        arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}
+        whole = layouts.timm(model, {}).arrays
+        arrays |= {k: whole[k] for k in layouts.NOT_IN_VITDET if k in whole}
+    return lambda image: plain.forward(
+        arrays,
+        image,
+        num_heads=int(about[names.NUM_HEADS]),
+        layout=kind,
+        pool=model.pool,
+    )

@@ -1,0 +1,205 @@
+"""Reads a file of weights, whoever wrote it, into parameters of our names."""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from litevit_jax.weights import hf, names, safetensors, sizes, sources, torch_file
+from litevit_jax.weights.base import HALF, Entry, WeightsError
+
+_MOST = 10  # differences that an error lists
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The weights of a file.
+
+    Attributes:
+      params: 'encoder.blocks_0.attn.qkv.kernel' -> float32 array, in our layout;
+        'decoder...' where the file has a decoder, 'head.fc...' and
+        'head.fc_norm...' of a classifier, 'head_dist...' of a distilled one.
+      encoder: width, depth, num_heads, patch_size and pos_embed, as
+        `vit.make_encoder` takes them; 'mlp_ratio' if it is not 4, 'grid' (which
+        encoders do not take) if it is not square.
+      decoder: width, depth and num_heads, or None.
+      source: the program that wrote the file, as `sources` names it.
+      path: of the file.
+      grid: rows and columns of patches that `pos_embed` was made for.
+      unused: names in the file that were left out, all of them expected.
+      notes: what a user should know of these weights.
+    """
+
+    params: dict[str, np.ndarray]
+    encoder: dict[str, Any]
+    decoder: dict[str, Any] | None
+    source: str
+    path: str
+    grid: tuple[int, int]
+    unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read(
+    path: str | pathlib.Path,
+    *,
+    num_heads: int | None = None,
+    decoder_num_heads: int | None = None,
+    branch: str | None = None,
+    grid: tuple[int, int] | None = None,
+    allow_half: bool = False,
+    allow_unused: tuple[str, ...] = (),
+    allow_missing: tuple[str, ...] = (),
+) -> Weights:
+    """Reads `.pth`, `.pth.tar`, `.bin` or `.safetensors`, told by its content.
+
+    Nothing of the file is run. Sizes are told by shapes; the head count is not, and
+    must be recorded in the file, known of its source, or given.
+
+    Args:
+      path: of the file.
+      num_heads: of the encoder, where the file does not tell.
+      decoder_num_heads: of the decoder; one of unknown head count is left out.
+      branch: 'base_encoder' (the default) or 'momentum_encoder' of MoCo v3.
+      grid: rows and columns of patches, where they are not as many.
+      allow_half: takes float16 and bfloat16 weights, which are short of digits.
+      allow_unused: patterns of timm keys that may be left out.
+      allow_missing: patterns of timm keys that the file may lack.
+
+    Raises:
+      FileNotFoundError: no file is there.
+      WeightsError: it cannot be read, or not without a wrong result; the message
+        names the file, and the entries at fault.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no file of weights there")
+    heads = {"num_heads": num_heads, "decoder_num_heads": decoder_num_heads}
+    try:
+        source, model, notes = _measure(path, branch, grid=grid, **heads)
+        params, unused = _take(model, allow_half, allow_unused, allow_missing)
+    except ValueError as error:  # also those of `models` about sizes
+        raise WeightsError(f"{path}: {error}") from None
+    return Weights(
+        params=params,
+        encoder=model.encoder,
+        decoder=model.decoder,
+        source=source.name,
+        path=str(path),
+        grid=model.grid,
+        unused=(*source.unused, *model.unused, *unused),
+        notes=(*model.notes, *notes),
+    )
+
+
+def _measure(
+    path: pathlib.Path, branch: str | None, **given: Any
+) -> tuple[sources.Source, sizes.Model, tuple[str, ...]]:
+    """Who wrote the file, what it holds, and what else a user should know."""
+    entries, container, metadata = _open(path)
+    source = sources.recognise(entries, container, metadata, branch)
+    if source.name != "hf_vitmae":
+        return source, sizes.measure(source, metadata=metadata, config={}, **given), ()
+    config = hf.config_beside(path)
+    model = sizes.measure(source, metadata=metadata, config=config, **given)
+    return source, model, hf.notes(config)
+
+
+def _open(path: pathlib.Path) -> tuple[dict[str, Entry], str | None, dict[str, str]]:
+    """Entries, the key they were kept under, and metadata."""
+    if not path.stat().st_size:
+        raise WeightsError("the file is empty")
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80":
+        tree, storage_bytes = torch_file.read(str(path), data)
+        tree, container = sources.state_dict(tree)
+        return torch_file.entries(tree, storage_bytes, len(data)), container, {}
+    if path.suffix == ".safetensors" or safetensors.starts_like_one(data):
+        entries, metadata = safetensors.read(data)
+        return entries, None, metadata
+    raise WeightsError(
+        f"begins with {data[:16]!r}: neither torch.save's format nor safetensors (a "
+        "web page or a pointer to a large file was downloaded in its place?)"
+    )
+
+
+def _take(
+    model: sizes.Model, allow_half: bool, allow_unused: Any, allow_missing: Any
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Parameters by our names, and keys that were allowed to stay unused.
+
+    Raises:
+      WeightsError: entries are missing, unused, of other shapes or types.
+    """
+    params, unused, problems = {}, [], []
+    for key, entry in model.entries.items():
+        name = names.to_ours(key)
+        if name not in model.shapes:
+            if _any(allow_unused, key):
+                unused.append(key)
+            else:
+                problems.append(f"{key} {list(entry.shape)}: unused, {_why(name)}")
+            continue
+        problem = _problem(name, entry, model.shapes[name], allow_half)
+        if problem:
+            problems.append(f"{key}: {problem}")
+        else:
+            params[name] = _read(key, name, entry)
+    seen = {names.to_ours(key) for key in model.entries}
+    for name in model.shapes.keys() - seen:
+        key = str(names.to_timm(name))
+        if not _any(allow_missing, key):
+            problems.append(f"{key}: missing")
+    if problems:
+        raise WeightsError(_listed(model, problems))
+    return params, unused
+
+
+def _listed(model: sizes.Model, problems: list[str]) -> str:
+    """The differences, ordered, at most `_MOST` of them in full."""
+    encoder = ", ".join(f"{k}={v}" for k, v in model.encoder.items())
+    shown = sorted(problems)[:_MOST]
+    more = len(problems) - len(shown)
+    return (
+        f"its entries are not those of an encoder with {encoder} ({len(problems)} "
+        "differences):\n  " + "\n  ".join(shown) + (f"\n  and {more} more" * bool(more))
+    )
+
+
+def _any(patterns: tuple[str, ...], key: str) -> bool:
+    return any(re.fullmatch(pattern, key) for pattern in patterns)
+
+
+def _why(name: str | None) -> str:
+    return "unknown here" if name is None else "this model has none"
+
+
+def _problem(
+    name: str, entry: Entry, expected: tuple[int, ...], allow_half: bool
+) -> str | None:
+    """What is wrong with the type or shape of an entry."""
+    if entry.dtype in HALF and not allow_half:
+        return (
+            f"is {entry.dtype}, expected float32; allow_half takes it as it is, with "
+            "the digits that are lost"
+        )
+    if entry.dtype not in (*HALF, "float32", "float64"):
+        return f"is {entry.dtype}, expected float32"
+    if names.shape_to_ours(name, entry.shape) != expected:
+        # Only the patch kernel has another rank in PyTorch, and sizes are told by it.
+        wanted = expected[::-1] if name.endswith(".kernel") else expected
+        return f"got shape {list(entry.shape)}, expected {list(wanted)}"
+    return None
+
+
+def _read(key: str, name: str, entry: Entry) -> np.ndarray:
+    array = names.array_to_ours(name, entry.read().astype(np.float32))
+    if not np.isfinite(array).all():
+        raise WeightsError(f"{key} is not finite (NaN or infinite numbers)")
+    return array

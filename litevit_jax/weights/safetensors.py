@@ -1,0 +1,117 @@
+"""Reads files in the safetensors format: a JSON header, then the arrays' bytes.
+
+The format is simple enough that reading it here costs less than a dependency, and
+lets every size be checked, and half precision be noticed, before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from typing import Any
+
+from litevit_jax.weights.base import ITEM_SIZES, Entry, WeightsError, count, decode
+
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+def starts_like_one(data: mmap.mmap) -> bool:
+    """Whether the first bytes are a length inside the file and a brace."""
+    length = int.from_bytes(data[:8], "little")
+    return 2 <= length <= len(data) - 8 and data[8:9] == b"{"
+
+
+def read(data: mmap.mmap) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The entries of a file, and its metadata.
+
+    Raises:
+      WeightsError: the header is damaged, or promises what the file has not.
+    """
+    start = 8 + int.from_bytes(data[:8], "little")
+    if not starts_like_one(data):
+        raise WeightsError(
+            f"its header ends at byte {start}, the file at {len(data)}: truncated, or "
+            "no safetensors file"
+        )
+    header = _parse(data[8:start])
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise WeightsError("its __metadata__ is no dict")
+    entries, end = {}, 0
+    for name, about in sorted(header.items(), key=_begin):
+        begin, stop, shape, dtype = _check_entry(name, about)
+        if begin != end or start + stop > len(data):
+            raise WeightsError(
+                f"{name!r} lies at bytes {begin} to {stop} of {len(data) - start}, "
+                f"expected to begin at {end}: truncated or damaged"
+            )
+        entries[name] = _entry(data, (start + begin, start + stop), shape, dtype)
+        end = stop
+    if start + end != len(data):
+        raise WeightsError(f"{len(data) - start - end} bytes behind the last array")
+    return entries, {str(k): str(v) for k, v in metadata.items()}
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise WeightsError("its header has a name twice")
+        return dict(pairs)
+
+    try:
+        header = json.loads(text, object_pairs_hook=unique)
+    except WeightsError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"its header is no JSON ({error!s:.80})") from None
+    if not isinstance(header, dict):
+        raise WeightsError("its header is no JSON object")
+    return header
+
+
+def _begin(item: tuple[str, Any]) -> tuple[int, int]:
+    offsets = item[1].get("data_offsets") if isinstance(item[1], dict) else None
+    if not (isinstance(offsets, list) and len(offsets) == 2 and _are_sizes(offsets)):
+        raise WeightsError(f"{item[0]!r:.80} has no data_offsets")
+    return offsets[0], offsets[1]
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        type(value) is int and 0 <= value < 2**62 for value in values
+    )
+
+
+def _check_entry(name: str, about: dict[str, Any]) -> tuple[int, int, tuple, str]:
+    begin, stop = about["data_offsets"]
+    shape, dtype = about.get("shape"), _DTYPES.get(str(about.get("dtype")))
+    if dtype is None:
+        raise WeightsError(
+            f"{name!r:.80} is {about.get('dtype')!r:.20}, expected one of "
+            f"{', '.join(_DTYPES)}"
+        )
+    if not _are_sizes(shape) or len(shape or ()) > 16:
+        raise WeightsError(f"{name!r:.80} has shape {shape!r:.60}")
+    wanted = count(tuple(shape or ())) * ITEM_SIZES[dtype]
+    if stop - begin != wanted:
+        raise WeightsError(
+            f"{name!r} of shape {shape} takes {wanted} bytes, its place has "
+            f"{stop - begin}"
+        )
+    return begin, stop, tuple(shape or ()), dtype
+
+
+def _entry(data: mmap.mmap, place: tuple[int, int], shape: tuple, dtype: str) -> Entry:
+    start, stop = place
+    return Entry(shape, dtype, lambda: decode(data[start:stop], dtype).reshape(shape))

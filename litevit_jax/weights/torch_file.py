@@ -1,0 +1,196 @@
+"""Files of `torch.save`, both its formats, without PyTorch.
+
+Since PyTorch 1.6 a file is a zip archive: `data.pkl` describes the object and
+`data/<key>` holds the bytes of each storage, uncompressed. Before, a file was a row
+of pickles followed by the storages. Only storages that are asked for are read, and
+every size is checked against the file before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from litevit_jax.weights import pickles
+from litevit_jax.weights.base import ITEM_SIZES, Entry, WeightsError, count, decode
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before 1.6
+_PROTOCOL = 1001
+
+# How `zipfile` says that an archive is not what it should be.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    EOFError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    UnicodeDecodeError,
+)
+
+Tree = Any
+Bytes = Callable[[pickles.Storage], bytes | memoryview]
+
+
+def read(path: str, data: mmap.mmap) -> tuple[Tree, Bytes]:
+    """The object of a file, and a function that gives the bytes of a storage.
+
+    Raises:
+      WeightsError: the file is damaged, or holds more than tensors.
+    """
+    if data[:4] == b"PK\x03\x04":
+        return _read_zip(path, data)
+    return _read_legacy(data)
+
+
+def entries(tree: dict[str, Any], storage_bytes: Bytes, size: int) -> dict[str, Entry]:
+    """The tensors of a state dict as entries that are read when asked for.
+
+    Args:
+      tree: names to `pickles.Tensor`s; other values have no weights and are refused.
+      storage_bytes: from `read`.
+      size: of the file in bytes. Tensors may share a storage, so what they take
+        together is bounded too.
+
+    Raises:
+      WeightsError: a value that is no tensor, or more tensors than the file has.
+    """
+    found, total = {}, 0
+    for name, value in tree.items():
+        if not isinstance(name, str) or not isinstance(value, pickles.Tensor):
+            raise WeightsError(
+                f"entry {name!r:.80} is a {_kind(value)}, expected a tensor; save the "
+                "state dict alone"
+            )
+        dtype = value.storage.dtype
+        total += ITEM_SIZES[dtype] * count(value.shape)
+        found[name] = Entry(value.shape, dtype, _reader(value, storage_bytes))
+    if total > 4 * size:
+        raise WeightsError(
+            f"its tensors take {total} bytes, the file has {size}: views of the same "
+            "numbers again and again"
+        )
+    return found
+
+
+def _kind(value: Any) -> str:
+    return value.name if isinstance(value, pickles.Opaque) else type(value).__name__
+
+
+def _reader(tensor: pickles.Tensor, storage_bytes: Bytes) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        flat = decode(storage_bytes(tensor.storage), tensor.storage.dtype)
+        if 0 in tensor.shape:
+            return np.zeros(tensor.shape, flat.dtype)
+        strides = [s * flat.itemsize for s in tensor.stride]
+        # `pickles` made sure that every element lies inside.
+        view = np.lib.stride_tricks.as_strided(
+            flat[tensor.offset :], tensor.shape, strides, writeable=False
+        )
+        return np.array(view)
+
+    return read
+
+
+def _read_zip(path: str, data: mmap.mmap) -> tuple[Tree, Bytes]:
+    try:
+        archive = zipfile.ZipFile(path)
+        infos = {info.filename: info for info in archive.infolist()}
+        _check_archive(archive, infos, len(data))
+        roots = [n.removesuffix("data.pkl") for n in infos if n.endswith("/data.pkl")]
+        if len(roots) != 1:
+            raise WeightsError("a zip archive that torch.save did not write")
+        root = roots[0]
+        if f"{root}constants.pkl" in infos:
+            raise WeightsError("a TorchScript program; save the state dict alone")
+        order = f"{root}byteorder"
+        if order in infos and archive.read(order) != b"little":
+            raise WeightsError("written on a big-endian machine")
+        tree = pickles.load(io.BytesIO(archive.read(f"{root}data.pkl")))
+    except _DAMAGED as error:
+        raise WeightsError(f"a damaged or truncated archive ({error})") from None
+
+    def storage_bytes(storage: pickles.Storage) -> bytes:
+        name = f"{root}data/{storage.key}"
+        wanted = storage.numel * ITEM_SIZES[storage.dtype]
+        got = infos[name].file_size if name in infos else None
+        if got != wanted:
+            raise WeightsError(
+                f"storage {storage.key!r} takes {wanted} bytes, the file has {got}"
+            )
+        try:
+            return archive.read(name)
+        except _DAMAGED as error:
+            raise WeightsError(
+                f"storage {storage.key!r} is damaged ({error})"
+            ) from None
+
+    return tree, storage_bytes
+
+
+def _check_archive(archive: Any, infos: dict[str, Any], size: int) -> None:
+    if len(infos) != len(archive.infolist()):
+        raise WeightsError("an archive with two records of one name")
+    for name, info in infos.items():
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
+            raise WeightsError(
+                f"record {name!r} is compressed to {info.compress_size} of "
+                f"{info.file_size} bytes; torch.save compresses nothing"
+            )
+
+
+def _read_legacy(data: mmap.mmap) -> tuple[Tree, Bytes]:
+    data.seek(0)
+    head = [pickles.load(data) for _ in range(3)]
+    if head[:2] != [_MAGIC, _PROTOCOL] or not isinstance(head[2], dict):
+        raise WeightsError("a pickle that torch.save did not write")
+    if head[2].get("little_endian") is not True:
+        raise WeightsError("written on a big-endian machine")
+    tree, keys = pickles.load(data), pickles.load(data)
+    places = _walk_storages(data, keys, _storages(tree))
+
+    def storage_bytes(storage: pickles.Storage) -> memoryview:
+        start, numel, item_size = places.get(storage.key, (0, -1, 0))
+        if (numel, item_size) != (storage.numel, ITEM_SIZES[storage.dtype]):
+            raise WeightsError(
+                f"storage {storage.key!r} has {numel} elements, its tensors expect "
+                f"{storage.numel} of {storage.dtype}"
+            )
+        return memoryview(data)[start : start + numel * item_size]
+
+    return tree, storage_bytes
+
+
+def _storages(tree: Any) -> dict[str, pickles.Storage]:
+    """Every storage that a tensor of the tree views, by key."""
+    found, seen, left = {}, set(), [tree]
+    while left:
+        value = left.pop()
+        if isinstance(value, pickles.Tensor):
+            found[value.storage.key] = value.storage
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, dict) else value
+    return found
+
+
+def _walk_storages(data: mmap.mmap, keys: Any, storages: dict) -> dict[str, Any]:
+    """(start, elements, bytes of one) of each storage, in the file's order."""
+    places, place = {}, data.tell()
+    for key in keys if isinstance(keys, list) else ():
+        if not isinstance(key, str) or key not in storages:
+            raise WeightsError("a storage that no tensor views")
+        item_size = ITEM_SIZES[storages[key].dtype]
+        numel = int.from_bytes(data[place : place + 8], "little")
+        places[key] = (place + 8, numel, item_size)
+        place += 8 + numel * item_size
+        if place > len(data):
+            raise WeightsError(
+                f"truncated: storage {key!r} ends at byte {place}, the file at "
+                f"{len(data)}"
+            )
+    return places

@@ -1,0 +1,132 @@
+"""Mixup and CutMix in closed form, and the target that the objective makes of them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from litevit_jax import augment, sharding
+from litevit_jax.augment import mix
+from litevit_jax.objectives import supervised
+
+BATCH = {
+    "image": np.random.default_rng(0).normal(size=(8, 12, 10, 3)).astype(np.float32),
+    "label": np.arange(8, dtype=np.int32),
+}
+BOTH = {"mixup": 0.8, "cutmix": 1.0}
+
+
+def run(seed=0, batch=BATCH, **kwargs):
+    out = jax.jit(mix.make(**kwargs))(jax.random.key(seed), batch)
+    return jax.tree.map(np.asarray, out)
+
+
+def shares(count, **kwargs):
+    """The label's share in `count` batches."""
+    op = mix.make(**kwargs)
+    keys = jax.random.split(jax.random.key(7), count)
+    return np.asarray(jax.jit(jax.vmap(lambda k: op.weights(k, 16, 16)[1]))(keys))
+
+
+def test_mixup_blends_each_image_with_its_mirror_in_the_batch():
+    out = run(mixup=0.8)
+    share = out["label_share"]
+    assert (share == share[0]).all() and 0 < share[0] < 1
+    want = share[0] * BATCH["image"] + (1 - share[0]) * BATCH["image"][::-1]
+    np.testing.assert_allclose(out["image"], want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(out["label"], BATCH["label"])
+    np.testing.assert_array_equal(out["partner_label"], BATCH["label"][::-1])
+    assert run(seed=1, mixup=0.8)["label_share"][0] != share[0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cutmix_takes_a_box_of_the_partner_and_counts_its_pixels(seed):
+    out = run(seed=seed, cutmix=1.0)
+    own = (out["image"] == BATCH["image"]).all(axis=(0, 3))
+    taken = (out["image"] == BATCH["image"][::-1]).all(axis=(0, 3))
+    assert (own ^ taken).all()
+    rows, columns = taken.any(axis=1), taken.any(axis=0)
+    np.testing.assert_array_equal(taken, rows[:, None] & columns[None])
+    for line in (rows, columns):  # one stretch, without gaps
+        assert np.count_nonzero(np.diff(np.pad(line.astype(int), 1))) in (0, 2)
+    np.testing.assert_allclose(out["label_share"], own.mean(), rtol=1e-6)
+
+
+def test_the_box_has_the_sides_of_its_definition():
+    """Middle and side given, in whole pixels: half = int(side n) // 2 each way."""
+    for seed in range(20):
+        key = jax.random.key(seed)
+        middle = int(jax.random.randint(key, (), 0, 10))
+        want = np.zeros(10, bool)
+        want[max(middle - 2, 0) : min(middle + 2, 10)] = True
+        np.testing.assert_array_equal(mix._in_cut(key, jnp.float32(0.55), 10), want)
+
+
+def test_the_share_of_mixup_is_beta_distributed():
+    found = shares(4000, mixup=0.2)
+    assert abs(found.mean() - 0.5) < 0.02
+    np.testing.assert_allclose(found.var(), 1 / (4 * (2 * 0.2 + 1)), atol=0.01)
+
+
+def test_cutmix_is_chosen_by_the_switch():
+    for switch in (0.0, 1.0):
+        weight, share = jax.vmap(
+            lambda k: mix.make(**BOTH, switch=switch).weights(k, 6, 6)  # noqa: B023
+        )(jax.random.split(jax.random.key(0), 30))
+        cut = ((weight == 0) | (weight == 1)).all(axis=(1, 2))
+        assert cut.mean() == switch
+        np.testing.assert_allclose(weight.mean(axis=(1, 2)), share, rtol=1e-5)
+
+
+def test_both_alphas_zero_change_nothing():
+    out = run(mixup=0.0, cutmix=0.0)
+    assert out.keys() == BATCH.keys()
+    np.testing.assert_array_equal(out["image"], BATCH["image"])
+
+
+def test_the_mesh_does_not_change_a_pixel():
+    mesh = sharding.make_mesh(8, 1)
+    batch = sharding.global_batch(BATCH, mesh)
+    for seed in range(3):
+        one, eight = run(seed, **BOTH), run(seed, batch, **BOTH)
+        for name, value in one.items():
+            np.testing.assert_allclose(eight[name], value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_target_is_the_mix_of_smoothed_labels(smoothing):
+    encoder = {"width": 8, "depth": 1, "num_heads": 1, "patch_size": 2}
+    objective = supervised.make(
+        encoder=encoder, num_classes=9, label_smoothing=smoothing
+    )
+    out = run(mixup=0.8)
+    share, smoothed = out["label_share"][0], np.full((8, 9), smoothing / 9)
+    smoothed[np.arange(8), BATCH["label"]] += 1 - smoothing
+    want = share * smoothed + (1 - share) * smoothed[::-1]
+    target = objective._target(out)
+    np.testing.assert_allclose(target, want, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(target.sum(axis=-1), 1, rtol=1e-6)
+
+
+def test_an_odd_batch_is_refused():
+    odd = {name: x[:7] for name, x in BATCH.items()}
+    with pytest.raises(ValueError, match=r"batch_size=7 is odd.*--config.batch_size=8"):
+        run(batch=odd, mixup=0.2)
+
+
+def test_two_views_are_refused():
+    with pytest.raises(ValueError, match=r"augment.mix needs one image .*views=1"):
+        augment.make({"mix": {}})[0](jax.random.key(0), {"views": 0})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"mixup": -0.1}, r"augment.mix: mixup=-0.1, expected 0 or more"),
+        ({"cutmix": float("nan")}, r"augment.mix: cutmix=nan"),
+        ({"switch": 1.5}, r"switch=1.5, expected a probability"),
+    ],
+)
+def test_wrong_settings_are_explained(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        mix.make(**wrong)

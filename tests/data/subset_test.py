@@ -1,0 +1,112 @@
+"""Parts of a source: how many of each class, which, and that the seed decides."""
+
+import numpy as np
+import pytest
+
+from litevit_jax.data import subset
+from litevit_jax.data.sources import base, digits
+
+
+class Counted(base.Source):
+    """Class 0 has 6 examples, class 1 has 4, class 2 has 2; counts what is read."""
+
+    labels = (0, 1, 0, 1, 0, 2, 0, 1, 0, 2, 0, 1)
+
+    def __init__(self, classes=("a", "b", "c")):
+        self.reads, self._classes = 0, list(classes)
+
+    @property
+    def classes(self):
+        return self._classes
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return {"image": index, "label": self.labels[index]}
+
+    def name_of(self, index):
+        return f"row {index}"
+
+    def fingerprint(self):
+        return "counted"
+
+
+def take(source=None, *, shots=None, fraction=1.0, seed=0):
+    source = source or Counted()
+    return subset.take(source, shots=shots, fraction=fraction, seed=seed)
+
+
+def rows(source):
+    return [source[i]["image"] for i in range(len(source))]
+
+
+def test_shots_take_that_many_of_each_class():
+    part = take(shots=2)
+    labels = [part[i]["label"] for i in range(len(part))]
+    assert np.bincount(labels).tolist() == [2, 2, 2]
+    assert part.classes == ["a", "b", "c"]
+    assert part.name_of(0) == f"row {rows(part)[0]}"
+
+
+def test_the_seed_decides_and_is_part_of_the_fingerprint():
+    drawn = {seed: take(shots=1, seed=seed) for seed in range(8)}
+    assert rows(drawn[3]) == rows(take(shots=1, seed=3))
+    assert len({tuple(rows(part)) for part in drawn.values()}) > 1
+    prints = {tuple(rows(part)): part.fingerprint() for part in drawn.values()}
+    assert len(set(prints.values())) == len(prints)
+
+
+def test_few_shots_are_among_more_shots():
+    for seed in range(5):
+        one, two = (rows(take(shots=n, seed=seed)) for n in (1, 2))
+        assert set(one) < set(two)
+
+
+def test_a_fraction_is_a_share_of_all_examples():
+    half, quarter = take(fraction=0.5), take(fraction=0.25)
+    assert len(half) == 6 and len(quarter) == 3
+    assert set(rows(quarter)) < set(rows(half)) < set(range(12))
+
+
+def test_without_either_the_source_is_itself():
+    source = Counted()
+    assert take(source) is source
+
+
+def test_reading_stops_when_every_class_is_complete():
+    source = digits.make(split="train")
+    reads = []
+
+    class Watched(Counted):
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, index):
+            reads.append(index)
+            return source[index]
+
+    part = take(Watched([str(d) for d in range(10)]), shots=1)
+    assert len(part) == 10 and len(reads) < 100
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"shots": 3}, r"data.shots=3, but class 'c' has only 2 images \(1 of 3"),
+        ({"shots": 0}, r"data.shots=0; expected at least 1 image"),
+        ({"shots": 1, "fraction": 0.5}, r"data.shots=1 and data.fraction=0.5"),
+        ({"fraction": 0.0}, r"data.fraction=0.0 of 12 examples; expected a share"),
+        ({"fraction": 0.01}, r"leaves at least one"),
+        ({"fraction": 1.5}, r"data.fraction=1.5"),
+    ],
+)
+def test_what_cannot_be_drawn_is_explained(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        take(**kwargs)
+
+
+def test_shots_without_classes_are_refused():
+    with pytest.raises(ValueError, match=r"data.shots=1 needs labels.*data.fraction"):
+        take(Counted(classes=()), shots=1)

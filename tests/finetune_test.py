@@ -1,0 +1,184 @@
+"""Fine-tuning and training from scratch: the recipes' values, and where they start."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from litevit_jax import checkpoint
+from litevit_jax.models import layers
+from litevit_jax.train import loop, setup
+from tests import jobs
+
+
+def config(arg=None, name="finetune"):
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+IMPROVED = {
+    "epochs": 300,
+    "batch_size": 1024,
+    "lr.base": 1e-3,
+    "lr.warmup_epochs": 5.0,
+    "lr.start": 0.0,
+    "lr.end": 1e-6,
+    "optimizer.name": "adamw",
+    "optimizer.b1": 0.9,
+    "optimizer.b2": 0.999,
+    "optimizer.eps": 1e-8,
+    "optimizer.weight_decay": 0.05,
+    "optimizer.layer_decay": 0.85,
+    "optimizer.clip_norm": None,
+    "objective.drop_path": 0.0,
+    "objective.label_smoothing": 0.0,
+    "objective.pool": "avg",
+    "data.randaugment.layers": 2,
+    "data.randaugment.magnitude": 10.0,
+    "data.randaugment.std": 0.5,
+    "data.interpolation": "bicubic",
+    "data.crop_scale": (0.08, 1.0),
+    "data.flip": 0.5,
+    "data.eval_crop_fraction": 0.875,
+    "augment.mix.mixup": 0.2,
+    "augment.mix.cutmix": 0.0,
+    "augment.erase.probability": 0.0,
+}
+PLAIN = IMPROVED | {
+    "epochs": 100,
+    "objective.drop_path": 0.1,
+    "objective.label_smoothing": 0.1,
+    "data.randaugment.magnitude": 9.0,
+    "augment.mix.mixup": 0.8,
+    "augment.mix.cutmix": 1.0,
+    "augment.erase.probability": 0.25,
+}
+DISTILL = PLAIN | {
+    "epochs": 300,
+    "objective.distill.alpha": 0.5,
+    "objective.distill.tau": 1.0,
+    "objective.distill.hard": True,
+}
+RECIPES = [
+    ("finetune", None, IMPROVED),
+    ("finetune", "scratch", IMPROVED),
+    ("deit_tiny", None, IMPROVED),
+    ("finetune", "small", IMPROVED | {"optimizer.layer_decay": 0.75}),
+    ("finetune", "plain", PLAIN),
+    ("finetune", "distill", DISTILL),
+]
+
+
+@pytest.mark.parametrize(("name", "arg", "values"), RECIPES)
+def test_recipes_have_the_published_values(name, arg, values):
+    made = config(arg, name)
+    for path, value in values.items():
+        block = made
+        for key in path.split("."):
+            block = block[key]
+        assert block == value, path
+
+
+@pytest.mark.parametrize(
+    ("name", "arg", "variant"),
+    [
+        ("deit_tiny", None, "tiny"),
+        ("finetune", "scratch", "tiny"),
+        ("finetune", "scratch,small", "small"),
+    ],
+)
+def test_from_scratch_there_are_learned_positions_and_nothing_to_load(
+    name, arg, variant
+):
+    made = config(arg, name)
+    assert made.objective.encoder.variant == variant
+    assert made.objective.encoder.pos_embed == "learned"
+    assert made.init in (None, "random")
+
+
+def test_variants_name_their_runs():
+    names = {config(arg).name for arg in (None, "plain", "small", "scratch", "distill")}
+    assert len(names) == 5
+    assert config("plain,digits,shots=10").name == "finetune-plain-digits-10shots"
+    assert config("digits,shots=10").data.shots == 10
+
+
+@pytest.mark.parametrize("value", ["0", "few", "-1"])
+def test_a_number_of_shots_that_is_none_is_refused(value):
+    with pytest.raises(ValueError, match=rf"shots={value}: expected a number of im"):
+        config(f"digits,shots={value}")
+
+
+@pytest.fixture(scope="module")
+def mae(tmp_path_factory):
+    """A tiny MAE run."""
+    workdir = tmp_path_factory.mktemp("mae") / "run"
+    loop.run(jobs.tiny(steps=1), workdir)
+    return workdir
+
+
+def prepared(workdir, arg, **fields):
+    job = setup.prepare(jobs.config("finetune", arg, **fields), workdir)
+    return job, checkpoint.flatten(jax.device_get(job.create()).params)
+
+
+def test_an_mae_gives_its_encoder_and_nothing_else(mae, tmp_path):
+    job, got = prepared(tmp_path / "run", "digits", init=str(mae))
+    theirs = checkpoint.read_params(str(mae)).params
+    for name in got:
+        path = name.replace(".", "/")
+        if name.startswith("encoder.") and name != "encoder.pos_embed":
+            np.testing.assert_array_equal(got[name], theirs[path], err_msg=name)
+    table = layers.sincos_table((4, 4), 24, "sincos")
+    np.testing.assert_array_equal(got["encoder.pos_embed"][0], table)
+    assert "encoder.norm.scale" not in got
+    assert (got["head.fc_norm.scale"] == 1).all() and (got["head.fc.bias"] == 0).all()
+    encoder = job.config["objective"]["encoder"]
+    assert (encoder["num_heads"], encoder["pos_embed"]) == (2, "learned_sincos")
+
+
+def test_shots_leave_that_many_images_and_another_seed_draws_others(mae, tmp_path):
+    prints = []
+    for seed in (0, 1):
+        fields = {"init": str(mae), "data__subset_seed": seed}
+        job, _ = prepared(tmp_path / str(seed), "digits,shots=10", **fields)
+        assert job.config["derived"]["train_examples"] == 100
+        assert job.config["derived"]["num_classes"] == 10
+        prints.append(job.config["derived"]["train_fingerprint"])
+    assert prints[0] != prints[1]
+
+
+def test_the_teacher_of_distillation_is_a_classifier_run(mae, tmp_path):
+    teacher = tmp_path / "teacher"
+    sizes = {"objective__encoder__width": 16, "evals__test__every_steps": 0}
+    loop.run(jobs.tiny("deit_tiny", **(sizes | {"steps": 1})), teacher)
+    fields = {"init": str(mae), "teacher": str(teacher)}
+    job, got = prepared(tmp_path / "run", "digits,distill", **fields)
+    theirs = checkpoint.read_params(str(teacher)).params
+    taught = checkpoint.flatten(job.fixed["teacher"])
+    assert {name.replace(".", "/") for name in taught} == set(theirs)
+    for name, value in taught.items():
+        np.testing.assert_array_equal(value, theirs[name.replace(".", "/")])
+    assert job.config["objective"]["teacher"]["pool"] == "avg"
+    assert {"head.fc.kernel", "head_dist.fc.kernel"} < got.keys()
+
+
+def test_distillation_without_a_teacher_says_how_to_name_one(mae, tmp_path):
+    with pytest.raises(ValueError, match=r"--config.teacher=RUN_DIR"):
+        prepared(tmp_path / "run", "digits,distill", init=str(mae))
+
+
+def test_without_a_checkpoint_there_is_nothing_to_fine_tune(tmp_path):
+    with pytest.raises(ValueError, match=r"--config.init=RUN_DIR"):
+        prepared(tmp_path / "run", "digits")
+
+
+def test_an_odd_batch_is_refused_before_anything_is_compiled(tmp_path, monkeypatch):
+    make_mesh = setup.sharding.make_mesh
+    one = lambda **_: make_mesh(1, 1, jax.devices()[:1])  # noqa: E731
+    monkeypatch.setattr(setup.sharding, "make_mesh", one)
+    made = jobs.config("deit_tiny", "smoke", batch_size=33)
+    with pytest.raises(
+        ValueError, match=r"batch_size=33 is odd.*--config.batch_size=34"
+    ):
+        setup.prepare(made, tmp_path / "run")

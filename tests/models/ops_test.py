@@ -1,0 +1,86 @@
+"""Operations with gradients of their own: those of the plain formulas."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from litevit_jax.models import layers, ops
+
+
+def test_gelu_is_exact_with_its_gradient():
+    x = np.linspace(-9, 9, 2001)
+    phi = np.array([(1 + math.erf(v / math.sqrt(2))) / 2 for v in x])
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    value, grad = jax.vmap(jax.value_and_grad(ops.gelu))(x.astype(np.float32))
+    np.testing.assert_allclose(value, x * phi, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(grad, phi + x * density, rtol=1e-6, atol=1e-6)
+
+
+def plain_linear(x, kernel, bias):
+    return jnp.einsum("btd,de->bte", x, kernel) + bias
+
+
+def plain_norm(x, scale, bias):
+    return jax.nn.standardize(x, epsilon=1e-6) * scale + bias
+
+
+def plain_attention(q, k, v):
+    return jnp.einsum("bast,batd->basd", jax.nn.softmax(q @ k.swapaxes(2, 3) / 3), v)
+
+
+def attend(q, k, v):
+    return ops.attend(q, k, v, 1 / 3)
+
+
+CASES = {
+    "wide linear": (ops.linear, plain_linear, [(3, 5, 8), (8, 12), (12,)]),
+    "tall linear": (ops.linear, plain_linear, [(3, 5, 8), (8, 4), (4,)]),
+    "norm": (ops.normalize, plain_norm, [(3, 5, 8), (8,), (8,)]),
+    "attention": (attend, plain_attention, [(2, 3, 5, 4)] * 3),
+    "few queries": (attend, plain_attention, [(2, 3, 2, 4)] + [(2, 3, 5, 4)] * 2),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_own_gradients_are_those_of_autodiff(case):
+    ours, plain, shapes = CASES[case]
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    args = [1 + 2 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+
+    def energy(function):
+        names = tuple(range(len(args)))
+        return jax.value_and_grad(lambda *a: (function(*a) ** 3).sum(), names)(*args)
+
+    (value, grads), (expected, plain_grads) = energy(ours), energy(plain)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for got, want in zip(grads, plain_grads, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
+
+
+def test_attention_of_large_logits_stays_finite():
+    q = jnp.full((1, 1, 2, 4), 100.0)
+    k = jnp.stack([jnp.full((1, 1, 4), 100.0), jnp.zeros((1, 1, 4))], axis=2)
+    v = jnp.arange(8.0).reshape(1, 1, 2, 4)
+    out, grads = jax.vjp(lambda *x: ops.attend(*x, 1.0), q, k, v)
+    np.testing.assert_allclose(out[0, 0, 0], v[0, 0, 0])
+    assert all(np.isfinite(x).all() for x in grads(jnp.ones_like(out)))
+
+
+def test_tokens_that_ask_nothing_change_no_answer():
+    block = layers.Block(3, 48, "mae", "float32")
+    x = jax.random.normal(jax.random.key(1), (2, 6, 12))
+    variables = block.init(jax.random.key(0), x)
+
+    def tail(variables, x, first):
+        out, _ = block.apply(variables, x, first_query=first)
+        return out[:, -2:]
+
+    def grads(first):
+        return jax.grad(lambda *a: (tail(*a, first) ** 2).sum(), (0, 1))(variables, x)
+
+    np.testing.assert_allclose(tail(variables, x, 4), tail(variables, x, 0), atol=1e-5)
+    for got, want in zip(*map(jax.tree.leaves, (grads(4), grads(0))), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)

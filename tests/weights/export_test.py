@@ -1,0 +1,279 @@
+"""Exports compute what their source computes, and say so only if they do."""
+
+import itertools
+import json
+import struct
+
+import jax
+import numpy as np
+import pytest
+
+from litevit_jax.models import layers, vit
+from litevit_jax.weights import export, layouts, onnx_graph, plain
+from litevit_jax.weights import model as models
+from tests import golden
+
+SIZES = {"width": 24, "depth": 2, "num_heads": 4, "patch_size": 4}
+TOLERANCE = 2e-5
+
+
+def noisy(shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: (0.2 * rng.standard_normal(x.shape) + name.endswith("scale")).astype("f4")
+        for name, x in models.flatten(shapes).items()
+    }
+
+
+def made(kind, size=(16, 16)):
+    """A small model with random parameters: 'tokens', 'avg' or 'cls'."""
+    block = {**SIZES, "pos_embed": "sincos" if kind == "tokens" else "learned"}
+    encoder = vit.make_encoder(**block, final_norm=kind != "avg")
+    image = jax.ShapeDtypeStruct((1, *size, 3), np.float32)
+    shapes = {"encoder": jax.eval_shape(encoder.init, jax.random.key(0), image)}
+    shapes = {"encoder": shapes["encoder"]["params"]}
+    if kind != "tokens":
+        shapes["head"] = {"fc": {"kernel": np.zeros((24, 10)), "bias": np.zeros(10)}}
+    if kind == "avg":
+        norm = {"scale": np.zeros(24), "bias": np.zeros(24)}
+        shapes["head"]["fc_norm"] = norm
+    return models.make(noisy(shapes), block, image_size=size)
+
+
+def decoder_of(width=24):
+    arrays = {"decoder.mask_token": (1, 1, 8), "decoder.embed.kernel": (width, 8)}
+    return {k: np.full(s, 0.5, np.float32) for k, s in arrays.items()}
+
+
+@pytest.mark.parametrize("what", ["tokens", "avg", "cls"])
+@pytest.mark.parametrize("kind", ["timm", "vitdet", "mmseg", "onnx", "stablehlo"])
+def test_a_written_file_computes_what_its_source_does(kind, what):
+    model = made(what)
+    written = export.write(model, kind, decoder={})
+    found = export.compare(model, written.data, kind)
+    shapes = {"tokens": (2, 17, 24), "avg": (2, 10), "cls": (2, 10)}
+    backbone = kind in ("vitdet", "mmseg")
+    assert found.shape == (shapes["tokens"] if backbone else shapes[what])
+    assert found.scale > 0.5
+    assert found.largest < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["timm", "vitdet", "mmseg"])
+def test_a_file_with_one_wrong_array_is_noticed(kind):
+    model = made("tokens")
+    data = export.write(model, kind, decoder={}).data
+    arrays, about = export.from_safetensors(data)
+    assert len(arrays) > 25
+    rng = np.random.default_rng(0)
+    image = models.fixed_images(model, count=1)
+    right = np.asarray(model.apply(image))
+    # Noise: a constant added to a bias or to queries can leave the outputs alone.
+    for name in [name for name in arrays if ".1." not in name]:
+        noise = 1e-2 * rng.standard_normal(arrays[name].shape)
+        wrong = export.to_safetensors({**arrays, name: arrays[name] + noise}, about)
+        got = export.call(model, wrong, kind)(image)
+        assert abs(got - right).max() > 10 * TOLERANCE, name
+
+
+def test_values_for_queries_or_another_number_of_heads_are_noticed():
+    model = made("tokens")
+    data = export.write(model, "timm", decoder={}).data
+    arrays, about = export.from_safetensors(data)
+    name = "blocks.1.attn.qkv.weight"
+    q, k, v = np.split(arrays[name], 3)
+    wrong = {**arrays, name: np.concatenate([v, k, q])}
+    for data in (
+        export.to_safetensors(wrong, about),
+        export.to_safetensors(arrays, {**about, "num_heads": "2"}),
+    ):
+        assert export.compare(model, data, "timm").relative > TOLERANCE
+
+
+def reference(kind):
+    """ViT-Tiny as a classifier with the golden parameters."""
+    head = {"fc.kernel": (192, 1000), "fc.bias": (1000,)}
+    if kind == "avg":
+        head |= {"fc_norm.scale": (192,), "fc_norm.bias": (192,)}
+    encoder = vit.make_encoder(variant="tiny", final_norm=kind == "cls")
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), image)["params"]
+    tree = {
+        "encoder": shapes,
+        "head": models.nest({k: np.zeros(s) for k, s in head.items()}),
+    }
+    flat = models.flatten(golden.params_like(tree))
+    return models.make(flat, {"variant": "tiny"}, image_size=(224, 224))
+
+
+def test_timm_arrays_are_those_of_the_reference_and_numpy_gives_its_logits():
+    model = reference("avg")
+    arrays = layouts.timm(model, {}).arrays
+    assert len(arrays) == 152  # recipes 11.2
+    for name, value in arrays.items():
+        if name == "pos_embed":
+            want = layers.sincos_table((14, 14), 192, "sincos")[None]
+        else:
+            want = golden.fill(name, value.shape)
+        np.testing.assert_array_equal(value, want, err_msg=name)
+    assert arrays["blocks.0.attn.qkv.weight"].shape == (576, 192)
+    assert arrays["patch_embed.proj.weight"].shape == (192, 3, 16, 16)
+    logits = plain.forward(arrays, golden.images(2), num_heads=12, pool="avg")
+    golden.assert_close(logits[0, :4], [0.52863, 0.426949, 0.143044, 0.756373])
+    golden.assert_close(logits[1, 996:], [-0.1026, 0.577825, 0.345486, 0.140178])
+    assert logits.argmax(axis=1).tolist() == [372, 372]
+
+
+def test_sizes_are_those_of_the_paper():
+    model = reference("cls")
+    assert model.num_parameters == 5_717_416  # recipes 1.6
+    assert round(models.count_macs(model) / 1e9, 3) == 1.254  # recipes 1.7
+    macs = {}
+    for variant in ("small", "base", "large"):
+        encoder = vit.make_encoder(variant=variant)
+        macs[variant] = models.count_macs(
+            models.Model({}, encoder, (224, 224), 3, None)
+        )
+    assert {k: round(v / 1e9, 2) for k, v in macs.items()} == {
+        "small": 4.60, "base": 17.56, "large": 61.55,
+    }  # fmt: skip
+
+
+BLOCK = """attn.attn.in_proj_bias attn.attn.in_proj_weight attn.attn.out_proj.bias
+attn.attn.out_proj.weight ffn.layers.0.0.bias ffn.layers.0.0.weight ffn.layers.1.bias
+ffn.layers.1.weight ln1.bias ln1.weight ln2.bias ln2.weight"""
+
+
+def test_names_of_an_mmsegmentation_backbone():
+    layout = layouts.mmseg(made("cls"), decoder_of())
+    names = {f"layers.{i}.{name}" for i in range(2) for name in BLOCK.split()}
+    names |= {"patch_embed.projection.weight", "patch_embed.projection.bias"}
+    names |= {"cls_token", "pos_embed", "ln1.weight", "ln1.bias"}
+    assert set(layout.arrays) == names
+    assert set(layout.left_out) == {
+        "head.weight", "head.bias", "mask_token", "decoder_embed.weight",
+    }  # fmt: skip
+
+
+def test_names_of_a_vitdet_backbone():
+    model = made("avg")
+    layout = layouts.vitdet(model, {})
+    kept = set(layouts.timm(model, {}).arrays) - {"cls_token"}
+    kept = {name for name in kept if not name.startswith(("head", "fc_norm"))}
+    assert set(layout.arrays) == {f"backbone.net.{name}" for name in kept}
+    assert "backbone.net.blocks.1.mlp.fc2.bias" in layout.arrays
+    assert layout.arrays["backbone.net.pos_embed"].shape == (1, 17, 24)  # with cls's
+    assert set(layout.left_out) == {
+        "cls_token", "head.weight", "head.bias", "fc_norm.weight", "fc_norm.bias",
+    }  # fmt: skip
+
+
+def test_a_mae_file_has_the_decoder_and_its_position_table():
+    arrays = layouts.mae(made("tokens"), decoder_of()).arrays
+    assert arrays["decoder_embed.weight"].shape == (8, 24)
+    want = layers.sincos_table((4, 4), 8, "sincos")[None]
+    np.testing.assert_array_equal(arrays["decoder_pos_embed"], want)
+
+
+def test_arrays_lie_aligned_in_the_file_and_the_header_tells_what_shapes_do_not():
+    model = made("cls", size=(16, 24))
+    data = export.write(model, "timm", decoder={}).data
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + length])
+    assert length % 8 == 0
+    about = header.pop("__metadata__")
+    assert about["num_heads"] == "4" and about["grid"] == "4x6"
+    assert about["writer"] == "litevit_jax" and about["format"] == "pt"
+    ends = [entry["data_offsets"] for entry in header.values()]
+    assert ends[0][0] == 0 and ends[-1][1] == len(data) - 8 - length
+    assert all(one[1] == two[0] for one, two in itertools.pairwise(ends))
+
+
+def test_onnx_and_stablehlo_take_any_batch():
+    model = made("avg", size=(16, 24))
+    image = models.fixed_images(model, count=3)
+    for kind in ("onnx", "stablehlo"):
+        call = export.call(model, export.write(model, kind, decoder={}).data, kind)
+        three = call(image)
+        assert three.shape == (3, 10)
+        for i in range(3):
+            np.testing.assert_allclose(call(image[i : i + 1])[0], three[i], atol=1e-5)
+
+
+def test_an_onnx_file_names_its_opset_inputs_and_metadata():
+    onnx = pytest.importorskip("onnx")
+    data = export.write(made("cls"), "onnx", decoder={}).data
+    proto = onnx.load_model_from_string(data)
+    assert [entry.version for entry in proto.opset_import] == [17]
+    shape = proto.graph.input[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in shape] == ["B", 3, 16, 16]
+    assert proto.graph.output[0].name == "logits"
+    assert {p.key: p.value for p in proto.metadata_props}["num_heads"] == "4"
+
+
+def test_resizing_to_the_same_grid_changes_nothing_and_to_another_keeps_cls():
+    model = made("cls")
+    assert model.resized((16, 16)).pos_table is model.pos_table
+    other = model.resized((32, 16))
+    assert other.pos_table.shape == (1, 33, 24) and other.grid == (8, 4)
+    np.testing.assert_array_equal(other.pos_table[:, 0], model.pos_table[:, 0])
+    fixed = made("tokens").resized((32, 16))
+    want = layers.sincos_table((8, 4), 24, "sincos")[None]
+    np.testing.assert_array_equal(fixed.pos_table, want)
+
+
+def test_without_its_classifier_a_model_gives_what_the_classifier_reads():
+    model = made("avg")
+    part = model.without_classifier()
+    assert part.output == "features" and part.num_classes == 0
+    image = models.fixed_images(model)
+    head = models.nest(model.params)["head"]["fc"]
+    logits = part.apply(image) @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(logits, model.apply(image), atol=1e-5)
+    data = export.write(part, "timm", decoder={}).data
+    assert export.compare(part, data, "timm").largest < TOLERANCE
+    assert made("cls").without_classifier().output == "tokens"
+
+
+def test_mistakes_are_named():
+    model = made("tokens")
+    wide = made("tokens", size=(16, 24))
+    with pytest.raises(ValueError, match="format 'tim' unknown; did you mean timm"):
+        export.write(model, "tim", decoder={})
+    with pytest.raises(ValueError, match="'mae' holds a decoder, and the source has"):
+        export.write(model, "mae", decoder={})
+    for kind in ("vitdet", "mmseg"):
+        with pytest.raises(ValueError, match=r"needs a square grid.*has 4x6; give"):
+            export.write(wide, kind, decoder={})
+
+
+def test_parameters_that_do_not_fit_are_listed():
+    params = dict(made("tokens").params)
+    params["encoder.rel_pos"] = np.zeros(3, np.float32)
+    params["head.fc_dist.bias"] = np.zeros(3, np.float32)
+    del params["encoder.cls_token"]
+    params["encoder.norm.bias"] = np.zeros(5, np.float32)
+    with pytest.raises(ValueError) as caught:
+        models.make(params, SIZES, image_size=(16, 16))
+    text = str(caught.value)
+    assert "(4 differences)" in text
+    assert "encoder.cls_token [1, 1, 24]: missing" in text
+    assert "encoder.rel_pos [3]: has no counterpart elsewhere" in text
+    assert "head.fc_dist.bias [3]: has no counterpart elsewhere" in text
+    assert "encoder.norm.bias: got [5], expected [24]" in text
+
+
+def test_a_model_too_large_for_onnx_is_refused_before_it_is_written():
+    zeros = np.broadcast_to(np.float32(0), (2**30,))
+    huge = models.Model({"x": zeros}, made("tokens").encoder, (16, 16), 3, None)
+    with pytest.raises(ValueError, match=r"are 4.0 GiB, an ONNX file holds 2 GiB"):
+        onnx_graph.write(huge, {})
+
+
+@pytest.mark.parametrize("kind", ["onnx", "stablehlo"])
+def test_a_missing_package_is_named_with_its_extra(kind, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(models.importlib, "import_module", missing)
+    with pytest.raises(RuntimeError, match=r"package '(onnx|flatbuffers)'.*\[export\]"):
+        export.write(made("tokens"), kind, decoder={})

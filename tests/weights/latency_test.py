@@ -1,0 +1,33 @@
+"""The table of times: what it lists and what it says of the machine."""
+
+import pytest
+
+from litevit_jax.weights import latency
+from tests.weights import export_test
+
+
+def test_only_numbers_of_heads_that_divide_the_width_are_timed():
+    model = export_test.made("tokens")  # 24 wide
+    assert list(latency.jitted(model, (12, 5, 0, 3))) == [
+        "JAX, 12 heads",
+        "JAX, 3 heads",
+    ]
+
+
+def test_heads_change_the_function_and_not_its_size():
+    model = export_test.made("tokens")
+    rows = latency.time_calls(model, latency.jitted(model, (4, 3)), repeats=3)
+    assert [row.num_macs for row in rows] == [rows[0].num_macs] * 2
+    assert [row.num_parameters for row in rows] == [model.num_parameters] * 2
+    assert all(len(row.times_ms) == 3 and row.median > 0 for row in rows)
+
+
+def test_the_table_gives_median_and_spread_under_the_machine():
+    row = latency.Row("JAX, 3 heads", 5_717_416, 1_253_700_000, (2.0, 9.0, 4.0))
+    first, _, line = latency.table([row]).splitlines()
+    assert latency.machine() in first and "JAX" in latency.machine()
+    assert line.split() == [
+        "JAX,", "3", "heads", "5,717,416", "1.254", "4.00", "[2.40", "..", "8.00],",
+        "n", "3",
+    ]  # fmt: skip
+    assert row.median == pytest.approx(4.0)

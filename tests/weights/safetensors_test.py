@@ -1,0 +1,74 @@
+"""Headers of safetensors files are checked before anything is loaded."""
+
+import json
+import mmap
+import struct
+
+import numpy as np
+import pytest
+
+from litevit_jax.weights import safetensors
+from litevit_jax.weights.base import WeightsError
+
+
+def parse(tmp_path, header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(
+        struct.pack("<Q", len(text) if length is None else length) + text + data
+    )
+    with path.open("rb") as file:
+        return safetensors.read(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def about(shape, begin, end, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_arrays_and_metadata_are_read_in_any_order(tmp_path):
+    header = {
+        "b": about([3], 8, 14, "BF16"),
+        "a": about([2, 1], 0, 8),
+        "__metadata__": {"num_heads": "12"},
+        "none": about([0, 4], 14, 14),
+    }
+    bfloat = (np.array([1, -2, 0.5], np.float32).view(np.uint32) >> 16).astype("<u2")
+    data = np.array([1.5, 2], "<f4").tobytes() + bfloat.tobytes()
+    entries, metadata = parse(tmp_path, header, data)
+    assert metadata == {"num_heads": "12"}
+    np.testing.assert_array_equal(entries["a"].read(), [[1.5], [2]])
+    np.testing.assert_array_equal(entries["b"].read(), [1, -2, 0.5])
+    assert entries["b"].dtype == "bfloat16"
+    assert entries["none"].read().shape == (0, 4)
+
+
+BAD = {
+    "outside": ({"a": about([4], 0, 16)}, bytes(8), r"truncated or damaged"),
+    "hole": ({"a": about([1], 4, 8)}, bytes(8), r"expected to begin at 0"),
+    "overlap": (
+        {"a": about([2], 0, 8), "b": about([2], 4, 12)},
+        bytes(12),
+        "begin at 8",
+    ),
+    "size": ({"a": about([3], 0, 8)}, bytes(8), r"takes 12 bytes, its place has 8"),
+    "huge": ({"a": about([2**40, 2**40], 0, 8)}, bytes(8), r"takes \d+ bytes"),
+    "negative": ({"a": about([-1], 0, 8)}, bytes(8), r"has shape \[-1\]"),
+    "type": ({"a": about([8], 0, 8, "F8_E4M3")}, bytes(8), r"'F8_E4M3', expected one"),
+    "no place": ({"a": {"dtype": "F32", "shape": [1]}}, bytes(4), "no data_offsets"),
+    "more": ({"a": about([1], 0, 4)}, bytes(6), r"2 bytes behind the last array"),
+    "twice": (b'{"a": 1, "a": 2}', b"", "a name twice"),
+    "json": (b"{no json}", b"", "no JSON"),
+    "deep": (b'{"a":' + b"[" * 100_000, b"", "no JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_damaged_header_is_refused(tmp_path, name):
+    header, data, message = BAD[name]
+    with pytest.raises(WeightsError, match=message):
+        parse(tmp_path, header, data)
+
+
+def test_a_header_longer_than_the_file_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match="truncated"):
+        parse(tmp_path, {"a": about([1], 0, 4)}, bytes(4), length=2**60)

@@ -1,0 +1,219 @@
+"""Files of torch.save are read without running them; hostile ones are refused."""
+
+import collections
+import io
+import mmap
+import os
+import pathlib
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from litevit_jax import weights
+from litevit_jax.weights import pickles, torch_file
+
+HERE = pathlib.Path(__file__).parent / "fixtures"
+
+
+def refused(path, message):
+    with pytest.raises(weights.WeightsError, match=message) as caught:
+        weights.read(path, num_heads=4)
+    assert str(caught.value).startswith(str(path))
+
+
+def archive(path, program, records=None, **kwargs):
+    """An archive as torch.save writes it, of any pickle."""
+    with zipfile.ZipFile(path, "w", **kwargs) as file:
+        file.writestr("archive/data.pkl", program)
+        for name, raw in (records or {}).items():
+            file.writestr(f"archive/data/{name}", raw)
+    return path
+
+
+class Named:
+    """Pickled as the call of a name with arguments."""
+
+    def __init__(self, name, *args):
+        self.name, self.args = name, args
+
+
+class Pickler(pickle._Pickler):
+    """Writes `Named` calls of functions that need not exist here."""
+
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, Named):
+            self.write(f"c{obj.name}\n".replace("/", "\n", 1).encode())
+            if obj.args != (None,):
+                super().save(obj.args)
+                self.write(b"R")
+        elif isinstance(obj, Persistent):
+            super().save(tuple(obj.parts))
+            self.write(b"Q")
+        else:
+            super().save(obj, save_persistent_id)
+
+
+class Persistent:
+    """Pickled as a reference to a storage."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+
+def program(tree):
+    stream = io.BytesIO()
+    Pickler(stream, 2).dump(tree)
+    return stream.getvalue()
+
+
+def tensor(shape, stride, offset=0, numel=8, key="0", kind="FloatStorage"):
+    storage = Persistent("storage", Named(f"torch/{kind}", None), key, "cpu", numel)
+    rebuild = "torch._utils/_rebuild_tensor_v2"
+    return Named(
+        rebuild, storage, offset, shape, stride, False, collections.OrderedDict()
+    )
+
+
+RAW = np.arange(8, dtype=np.float32).tobytes()
+
+
+def read(path):
+    """The arrays of a file."""
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    tree, storage_bytes = torch_file.read(str(path), data)
+    found = torch_file.entries(tree, storage_bytes, len(data))
+    return {name: entry.read() for name, entry in found.items()}
+
+
+def test_views_are_read_by_their_offset_and_strides(tmp_path):
+    tree = {"t": tensor((2, 3), (1, 2), offset=1), "e": tensor((0, 3), (3, 1))}
+    arrays = read(archive(tmp_path / "a.pth", program(tree), {"0": RAW}))
+    np.testing.assert_array_equal(arrays["t"], [[1, 3, 5], [2, 4, 6]])
+    assert arrays["e"].shape == (0, 3)
+
+
+HOSTILE = {
+    "a call": (Named("posix/system", "touch ran"), r"it names posix\.system, which"),
+    "an import": (Named("os/environ", None), r"it names os\.environ, which is no part"),
+    "eval": (Named("builtins/eval", "1"), r"it names builtins\.eval"),
+    "beyond": (tensor((3, 3), (3, 1)), r"reaches outside its storage '0' of 8"),
+    "stride": (tensor((2, 2), (8, 1)), r"reaches outside"),
+    "offset": (tensor((4,), (1,), offset=5), r"reaches outside"),
+    "negative": (tensor((4,), (-1,), offset=4), r"a tensor with sizes"),
+    "repeated": (tensor((10**6, 10**6), (0, 0)), r"reaches outside"),
+    "huge": (tensor((2**62, 4), (4, 1)), r"a tensor with sizes"),
+    "ranks": (tensor((2, 2), (1,)), r"stride"),
+    "absent": (tensor((4,), (1,), key="1"), r"storage '1' takes 32 bytes.* has None"),
+    "promised": (tensor((9,), (1,), numel=9), r"takes 36 bytes, the file has 32"),
+    "kind": (tensor((4,), (1,), kind="QInt8Storage"), r"names torch\.QInt8Storage"),
+    "no tensor": ([1, 2], r"'patch_embed.proj.weight' is a list, expected a tensor"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    value, message = HOSTILE[name]
+    tree = {"patch_embed.proj.weight": value}
+    if name in ("absent", "promised"):
+        with pytest.raises(weights.WeightsError, match=message):
+            read(archive(tmp_path / "a.pth", program(tree), {"0": RAW}))
+    else:
+        refused(archive(tmp_path / "a.pth", program(tree), {"0": RAW}), message)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
+def test_nothing_of_a_pickle_is_run(tmp_path, protocol):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    path = archive(tmp_path / "a.pth", pickle.dumps({"model": Evil()}, protocol))
+    refused(path, r"it names posix\.mkdir|it names nt\.mkdir|the pickle instruction")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_many_views_of_the_same_numbers_are_refused(tmp_path):
+    tree = {f"t{i}": tensor((8,), (1,)) for i in range(2000)}
+    small = archive(tmp_path / "a.pth", program(tree), {"0": RAW})
+    views = {f"t{i}": pickles.Tensor(pickles.Storage("0", "float32", 8), 0, (8,), (1,))
+             for i in range(2000)}  # fmt: skip
+    with pytest.raises(weights.WeightsError, match="again and again"):
+        torch_file.entries(views, lambda _: RAW, 1000)
+    assert small.stat().st_size > 1000
+
+
+def test_a_compressed_archive_is_refused(tmp_path):
+    bomb = archive(
+        tmp_path / "a.pth",
+        program({"t": tensor((4,), (1,), numel=10**7)}),
+        {"0": bytes(4 * 10**7)},
+        compression=zipfile.ZIP_DEFLATED,
+    )
+    assert bomb.stat().st_size < 10**6
+    refused(bomb, r"record .* is compressed .*torch\.save compresses nothing")
+
+
+@pytest.mark.parametrize(
+    "name", ["timm.pth", "timm_before_1.6.pth", "timm.safetensors"]
+)
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, name, share):
+    data = (HERE / name).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(data[: int(share * len(data))])
+    refused(path, "empty|truncated|damaged|begins with|no JSON|no safetensors|write")
+
+
+def test_a_changed_byte_of_an_archive_is_noticed(tmp_path):
+    data = bytearray((HERE / "timm.pth").read_bytes())
+    with zipfile.ZipFile(HERE / "timm.pth") as file:
+        storages = [info for info in file.infolist() if "/data/" in info.filename]
+        largest = max(storages, key=lambda info: info.file_size)
+    data[largest.header_offset + 200] ^= 1
+    path = tmp_path / "a.pth"
+    path.write_bytes(data)
+    refused(path, r"storage '\d+' is damaged")
+
+
+OTHERS = {
+    "web page": (b"<!DOCTYPE html><html>", r"begins with b'<!DOCTYPE html"),
+    "pointer": (b"version https://git-lfs", r"begins with b'version https://"),
+    "pickle": (pickle.dumps({"a": 1}), "damaged|torch.save did not write"),
+    "list": (None, r"it holds a list, expected a state dict"),
+    "numbers": (None, r"entry 'epoch' is a int, expected a tensor"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_file_that_holds_no_weights_says_what_it_is(tmp_path, name):
+    data, message = OTHERS[name]
+    path = tmp_path / "a.pth"
+    if data is None:
+        archive(path, program([1] if name == "list" else {"epoch": 1}))
+    else:
+        path.write_bytes(data)
+    refused(path, message)
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth: no file of weights"):
+        weights.read(tmp_path / "none.pth")
+
+
+def test_two_state_dicts_are_one_too_many(tmp_path):
+    tree = {"model": {}, "state_dict": {}}
+    refused(archive(tmp_path / "a.pth", program(tree)), "both 'model' and 'state_dict'")
+
+
+def test_the_optimizer_beside_the_model_is_not_read(tmp_path):
+    tree = {
+        "model": {"a": tensor((8,), (1,))},
+        "optimizer": {"b": tensor((8,), (1,), key="absent")},
+    }
+    path = archive(tmp_path / "a.pth", program(tree), {"0": RAW})
+    refused(path, r"no patch_embed\.proj\.weight.*begin with a")
