@@ -289,8 +289,11 @@ def use_finetuning(config):
         "no_decay": ("encoder/(cls_token|pos_embed)",),
     }
     # Every 10 epochs of ImageNet.
-    config.evals.test = {"name": "classification", "split": "eval"}
-    config.evals.test.every_steps = 12_510
+    config.evals.test = {
+        "name": "classification",
+        "split": "eval",
+        "every_steps": 12_510,
+    }
 
 
 def use_finetuning_data(config, said):

@@ -11,7 +11,8 @@ matched by the student's (`pairs`, `target`, `weight` in the objective's block).
 ImageNet: as mae_tiny's, 400 epochs of batch 4096; the authors' first release names
 about 44 h on 8 V100, where plain MAE took about 40 h on slower cards; not timed by us.
 Expected: 78.4 % ImageNet top-1 after the 300-epoch fine-tuning, 0.4 above plain MAE
-(the authors' README). Digits: about a minute on 2 CPU cores, and as long for the teacher.
+(the authors' README). Digits: about a minute on 2 CPU cores, the teacher as
+long again.
 """
 
 from configs import common

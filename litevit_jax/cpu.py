@@ -69,5 +69,7 @@ def _keep_freed_memory() -> None:
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for name, value in _MALLOPT if mallopt else ():  # other C libraries have none
+    if mallopt is None:  # another C library than glibc
+        return
+    for name, value in _MALLOPT:
         mallopt(name, value)

@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "registry": set(),
     "sharding": set(),
+    "cpu": set(),
     "models": set(),
     "augment": set(),
     "checkpoint": {"sharding"},

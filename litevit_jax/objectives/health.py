@@ -81,10 +81,10 @@ def of_encoder(
 ) -> base.Metrics:
     """`describe` of pooled tokens and the last block, for whole images of a batch."""
     image = some(batch)["image"]
-    tokens: Any
-    tokens, found = encoder.apply({"params": params}, image)
+    encoded: Any = encoder.apply({"params": params}, image)
+    tokens, found = encoded
     last = f"block_{encoder.depth - 1:02d}/attn_probs"
-    return describe(vit.pool_tokens(tokens, pool), found[last])
+    return describe(vit.pool_tokens(tokens, pool), jnp.asarray(found[last]))
 
 
 def describe(features: jax.Array, attn_probs: jax.Array) -> base.Metrics:

@@ -60,8 +60,8 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
     if config.get("init_required") and not config.init:
         raise ValueError(
             f"{config.name} starts from a pre-trained encoder: which? Give its run "
-            "with --config.init=RUN_DIR (or a step in it, RUN_DIR/checkpoints/STEP), or "
-            "--config.init=random for one that never learned"
+            "with --config.init=RUN_DIR (or a step in it, RUN_DIR/checkpoints/STEP, or "
+            "a file of weights), or --config.init=random for one that never learned"
         )
     encoder = config.objective.encoder
     loaded = None

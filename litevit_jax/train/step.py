@@ -30,8 +30,7 @@ def make_train_step(
 
     All randomness derives from (seed, step, place in the batch). A step with a loss or
     gradient that is not finite changes only the count; metrics['nonfinite'] says so.
-    `objective.health` joins the metrics of every `health_every`-th step and the last;
-    of the other steps these metrics are NaN.
+    Health metrics are NaN but at every `health_every`-th step and at `total_steps`.
     """
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
@@ -50,23 +49,21 @@ def make_train_step(
             value_and_grad, trained, state.model_state, batch, accum_steps, mesh
         )
         grad_norm = _norm(grads)
-        new_trained, opt_state = optimizer.update(
-            grads, state.opt_state, trained, state.step
-        )
+        updated = optimizer.update(grads, state.opt_state, trained, state.step)
         new = TrainState(
             step=state.step + 1,
-            params=optimizers.merge(new_trained, frozen),
+            params=optimizers.merge(updated[0], frozen),
             model_state=model_state,
             teacher=teacher,
-            opt_state=opt_state,
+            opt_state=updated[1],
         )
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = _keep_if_finite(finite, new, state)
         metrics = {**metrics, "loss": loss, "grad_norm": grad_norm}
         metrics |= {"lr": optimizer.schedule(state.step), "nonfinite": 1.0 - finite}
         if health_every is not None:
-            due = (new.step % health_every == 0) | (new.step == total_steps)
             seen = (state.params, state.model_state, teacher, batch, loss_key)
+            due = (new.step % health_every == 0) | (new.step == total_steps)
             metrics |= _health(objective, due, seen)
         return new, metrics
 
