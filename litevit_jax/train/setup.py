@@ -97,7 +97,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     jitted = _step(config, objective, optimizer, ops, shardings)
     # Traces the whole step by shapes: a model that does not fit fails here.
     jax.eval_shape(jitted, state, batches.host(config))
-    saved = dataclasses.replace(state, **dict.fromkeys(fixed))
+    saved = [getattr(state, part) for part in checkpoint.PARTS if part not in fixed]
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(saved))
     workdirs.check_space(workdir, size, config.checkpoint.keep)
     resumes = workdirs.open_run(workdir, plain)  # last: only a sound run is begun

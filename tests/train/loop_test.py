@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from litevit_jax import checkpoint, sharding
+from litevit_jax import checkpoint
 from litevit_jax.train import loop, progress, setup
 from tests import jobs
 
@@ -178,35 +178,17 @@ def test_workers_and_threads_do_not_change_training_by_a_bit(whole, tmp_path):
     same(params(tmp_path), params(whole))
 
 
-# Adam's update is the sign of a gradient near zero: eps makes it a number again.
-COMPARABLE = {"optimizer__eps": 1e-3, "steps": 3}
-
-
-def on_mesh(workdir, data, fsdp, count, **overrides):
-    made = sharding.make_mesh
-
-    def make_mesh(**_):
-        return made(data, fsdp, jax.devices()[:count])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", make_mesh)
-        patch.setattr(sharding, "_MIN_SHARDED_SIZE", 64)
-        loop.run(jobs.tiny(**COMPARABLE, **overrides), workdir)
-    return params(workdir, 3)
-
-
-@pytest.fixture(scope="module")
-def one_device(tmp_path_factory):
-    return on_mesh(tmp_path_factory.mktemp("one"), 1, 1, 1)
-
-
-@pytest.mark.parametrize(("data", "fsdp", "slices"), [(8, 1, 1), (4, 2, 1), (2, 1, 4)])
-def test_mesh_and_accumulation_do_not_change_mae(
-    data, fsdp, slices, one_device, tmp_path
-):
-    got = on_mesh(tmp_path, data, fsdp, data * fsdp, accum_steps=slices)
-    for name, value in one_device.items():
-        np.testing.assert_allclose(got[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+def test_health_is_logged_with_the_rest_and_changes_no_bit(whole, tmp_path):
+    loop.run(jobs.tiny(log__every_steps=4), tmp_path / "some")
+    logged = [r for r in rows(tmp_path / "some") if "loss" in r]
+    assert [r["step"] for r in logged] == [4, 6]
+    for row in logged:  # a number that is not finite would be a string
+        assert 1 <= row["effective_rank"] <= 24 and 0 <= row["feature_std"] <= 1.5
+        assert 0 <= row["attn_entropy/head_01"] <= np.log(17)
+    loop.run(jobs.tiny(log__health=False), tmp_path / "none")
+    assert not any("effective_rank" in r for r in rows(tmp_path / "none"))
+    for workdir in (tmp_path / "some", tmp_path / "none"):
+        same(params(workdir), params(whole))
 
 
 def test_numbers_that_stay_nonfinite_stop_the_run_and_lose_nothing(tmp_path):
