@@ -45,6 +45,12 @@ setuptools.setup(
         ],
         # ONNX and StableHLO files; safetensors need none of it.
         "export": EXPORT,
-        "dev": [*EXPORT, "pytest>=8", "ruff>=0.9", "pyrefly>=0.40"],
+        "dev": [
+            *EXPORT,
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            "pyrefly>=0.40",
+        ],
     },
 )
