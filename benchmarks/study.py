@@ -4,17 +4,17 @@
     python benchmarks/study.py --data=DIR --out=runs/study-cifar
 
 `DIR` holds CIFAR-10 as JPEG files, `train/<class>/*.jpg` and `test/<class>/*.jpg`. For
-each seed it pre-trains with MAE, MoCo v3, distilled MAE (teacher: a wider MAE of the
-same seed), its decoupled form and labels, then probes every encoder, and a random one,
-with a linear classifier and k nearest neighbours on averaged patch tokens, and
-fine-tunes it on 10 images of each class. All are ordinary runs of main.py under --out,
-`--jobs` at a time, each with a share of the cores; a second call goes on where the first
-stopped. Prints a table in Markdown, and writes every figure to results.json there.
+each seed it pre-trains with MAE, MoCo v3, distilled MAE (teacher: a wider MAE of this
+study), its decoupled form and labels. Then it judges every encoder, and a random one:
+a linear probe and k nearest neighbours on averaged patch tokens, and fine-tuning on 10
+images of each class. All are ordinary runs of main.py under --out, `--jobs` at a time,
+each on cores of its own; a second call goes on where the first stopped. Prints a table
+in Markdown and writes every figure to results.json in --out.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 from absl import app, flags
 
@@ -35,15 +36,8 @@ DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Print the commands, run nothin
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
-# method -> recipe. A random encoder has none.
-PRETRAINED = {
-    "mae": "mae_tiny",
-    "mocov3": "mocov3_tiny",
-    "distill": "mae_tiny_distill",
-    "distill_d2": "mae_tiny_distill_d2",
-    "supervised": "deit_tiny",
-}
-TITLES = {
+# Method -> title, in the order of the table.
+METHODS = {
     "random": "random initialisation",
     "supervised": "supervised",
     "mocov3": "MoCo v3",
@@ -51,26 +45,297 @@ TITLES = {
     "distill": "D-MAE",
     "distill_d2": "D2-MAE",
 }
-TAUGHT = ("distill", "distill_d2")
+# Evaluation -> (evaluator whose last top-1 counts, column).
+COLUMNS = {
+    "probe": (("test", "linear probe"), ("knn", "k-NN")),
+    "shots": (("test", "10-shot fine-tuning"),),
+}
 
-# Of CIFAR-10: the encoder, and what images of 32 pixels need.
-_IMAGES = {
-    "data.image_size": 32,
-    "data.eval_crop_fraction": 1.0,
-    "data.crop_scale": "0.2,1.0",
-    "data.threads": 2,
+Fields = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a data set asks for.
+
+    Attributes:
+      variant: of every recipe, behind the colon.
+      common: fields of every run.
+      encoder: of the encoder that is compared; digits have theirs in the recipes.
+      methods: pre-training run -> its own fields.
+      evaluations: evaluation -> its own fields.
+    """
+
+    variant: str
+    common: Fields
+    encoder: Fields
+    methods: dict[str, Fields]
+    evaluations: dict[str, Fields]
+
+
+def digits() -> Setting:
+    """The recipes' own small forms; the dearer methods see fewer images."""
+    return Setting(
+        variant="digits",
+        common={},
+        encoder={},
+        methods={
+            "teacher": {"epochs": 100},
+            "mae": {"epochs": 100},
+            "distill": {"epochs": 100},
+            "distill_d2": {"epochs": 100},
+            "mocov3": {"epochs": 50},
+            "supervised": {"epochs": 50},
+        },
+        evaluations={"probe": {"epochs": 40, "lr.warmup_epochs": 4.0}, "shots": {}},
+    )
+
+
+def cifar(folder: str) -> Setting:
+    """CIFAR-10 in patches of 8 pixels: 16 patches an image."""
+    decoder = {
+        "objective.decoder.width": 32,
+        "objective.decoder.num_heads": 2,
+        "evals.reconstruction.every_steps": 0,
+        "lr.base": 1.5e-3,
+        "lr.warmup_epochs": 1.0,
+        "epochs": 8,
+    }
+    moco = {
+        "objective.mlp_dim": 256,
+        "objective.embed_dim": 64,
+        "lr.base": 1.5e-3,
+        "lr.warmup_epochs": 0.5,
+        "epochs": 3,
+    }
+    labels = {
+        "lr.base": 1e-3,
+        "lr.warmup_epochs": 0.5,
+        "optimizer.layer_decay": 1.0,
+        "data.randaugment.layers": 0,
+        "epochs": 6,
+    }
+    return Setting(
+        variant=f"data=folder,path={folder}",
+        common={
+            "data.image_size": 32,
+            "data.eval_crop_fraction": 1.0,
+            "data.crop_scale": "0.2,1.0",
+            "data.threads": 2,
+        },
+        encoder={
+            "objective.encoder.patch_size": 8,
+            "objective.encoder.width": 64,
+            "objective.encoder.depth": 4,
+            "objective.encoder.num_heads": 4,
+        },
+        methods={
+            "teacher": decoder | {"objective.encoder.width": 128},
+            "mae": decoder,
+            "distill": decoder,
+            "distill_d2": decoder | {"objective.decoupled": 3},
+            "mocov3": moco,
+            "supervised": labels,
+        },
+        evaluations={
+            # A fifth of the labelled images: 10,000.
+            "probe": {
+                "data.fraction": 0.2,
+                "batch_size": 256,
+                "epochs": 10,
+                "lr.base": 6.4,
+                "lr.warmup_epochs": 1.0,
+            },
+            "shots": {
+                "batch_size": 50,
+                "steps": 300,
+                "lr.base": 5e-3,
+                "data.randaugment.layers": 0,
+                "evals.test.every_steps": 0,
+            },
+        },
+    )
+
+
+_RECIPES = {
+    "teacher": "mae_base",
+    "mae": "mae_tiny",
+    "mocov3": "mocov3_tiny",
+    "distill": "mae_tiny_distill",
+    "distill_d2": "mae_tiny_distill_d2",
+    "supervised": "deit_tiny",
 }
-_ENCODER = {
-    "objective.encoder.variant": "None",
-    "objective.encoder.patch_size": 4,
-    "objective.encoder.width": 96,
-    "objective.encoder.depth": 6,
-    "objective.encoder.num_heads": 6,
-}
-_DECODER = {
-    "objective.decoder.variant": "None",
-    "objective.decoder.width": 48,
-    "objective.decoder.depth": 1,
-    "objective.decoder.num_heads": 3,
-    "evals.reconstruction.every_steps": 0,
-}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run of main.py: its directory under --out, arguments, and what goes before."""
+
+    name: str
+    arguments: tuple[str, ...]
+    after: tuple[str, ...] = ()
+
+
+def plan(setting: Setting, seeds: int, out: pathlib.Path) -> list[Run]:
+    """All runs, each behind those it needs."""
+    runs = [_pretraining(setting, "teacher", 0, out)]
+    for seed in range(seeds):
+        methods = [m for m in METHODS if m != "random"]
+        runs += [_pretraining(setting, method, seed, out) for method in methods]
+    for seed in range(seeds):
+        for method in METHODS:
+            runs += [
+                _evaluation(setting, name, method, seed, out)
+                for name in setting.evaluations
+            ]
+    return runs
+
+
+def _flags(recipe: str, variant: str, **fields: Any) -> tuple[str, ...]:
+    given = {name: value for name, value in fields.items() if value is not None}
+    return (
+        f"--config=configs/{recipe}.py{':' if variant else ''}{variant}",
+        "--config.log.tensorboard=False",
+        *(f"--config.{name}={value}" for name, value in given.items()),
+    )
+
+
+def _pretraining(setting: Setting, method: str, seed: int, out: pathlib.Path) -> Run:
+    fields = setting.common | setting.encoder | setting.methods[method]
+    after = ("teacher-0",) if method.startswith("distill") else ()
+    if after:
+        fields["teacher"] = out / after[0]
+    arguments = _flags(_RECIPES[method], setting.variant, seed=seed, **fields)
+    return Run(f"{method}-{seed}", arguments, after)
+
+
+def _evaluation(
+    setting: Setting, name: str, method: str, seed: int, out: pathlib.Path
+) -> Run:
+    fields = setting.common | setting.evaluations[name] | {"seed": seed}
+    before = f"{'mae' if method == 'random' else method}-{seed}"
+    if method == "random":
+        fields |= {"init": "random", "like": out / before}
+    else:
+        fields["init"] = out / before
+    if name == "probe":
+        recipe, variant = "linear_probe", setting.variant
+        fields["objective.pool"] = "avg"
+    else:
+        recipe, variant = "finetune", f"{setting.variant},shots=10"
+        fields["data.subset_seed"] = seed
+    return Run(f"{name}-{method}-{seed}", _flags(recipe, variant, **fields), (before,))
+
+
+class Runner:
+    """Runs a plan, some at a time, each on cores of its own."""
+
+    def __init__(self, runs: list[Run], out: pathlib.Path, jobs: int):
+        self._runs, self._out, self._jobs = runs, out, jobs
+        self._ended = {run.name: threading.Event() for run in runs}
+        self._waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
+        self.failed: list[str] = []
+
+    def run(self) -> None:
+        """Returns when every run has ended; `failed` names those that went wrong."""
+        for run in self._runs:
+            self._waiting.put(run)
+        cores = sorted(os.sched_getaffinity(0))
+        shares = [cores[i :: self._jobs] or cores for i in range(self._jobs)]
+        threads = [threading.Thread(target=self._work, args=(s,)) for s in shares]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _work(self, cores: list[int]) -> None:
+        while True:
+            try:
+                run = self._waiting.get_nowait()
+            except queue.Empty:
+                return
+            for name in run.after:
+                self._ended[name].wait()
+            try:
+                if not self.failed and not self._one(run, cores):
+                    self.failed.append(run.name)
+            finally:
+                self._ended[run.name].set()
+
+    def _one(self, run: Run, cores: list[int]) -> bool:
+        workdir, log = self._out / run.name, self._out / f"{run.name}.txt"
+        if (self._out / f"{run.name}.seconds").exists():
+            return True
+        command = [sys.executable, "main.py", *run.arguments, f"--workdir={workdir}"]
+        cache = self._out / ".cache"
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+        start = time.monotonic()
+        with open(log, "a") as said:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=said, stderr=said
+            )
+            os.sched_setaffinity(process.pid, cores)
+            code = process.wait()
+        seconds = time.monotonic() - start
+        print(f"{run.name}: code {code}, {seconds:.0f} s", flush=True)
+        if code:
+            print(f"  {' '.join(command)}\n  see {log}", flush=True)
+            return False
+        (self._out / f"{run.name}.seconds").write_text(f"{seconds:.1f}")
+        return True
+
+
+def collect(out: pathlib.Path, seeds: int) -> dict[str, Any]:
+    """Last top-1 (percent) of each seed, by method and column."""
+    table: dict[str, Any] = {}
+    for method in METHODS:
+        table[method] = row = {}
+        for name, columns in COLUMNS.items():
+            for evaluator, column in columns:
+                paths = (
+                    out / f"{name}-{method}-{s}/evals/{evaluator}/result.json"
+                    for s in range(seeds)
+                )
+                row[column] = [json.loads(p.read_text())["last"]["top1"] for p in paths]
+    return table
+
+
+def describe(table: dict[str, Any]) -> str:
+    """Mean and spread (smallest to largest) over seeds as a Markdown table."""
+    columns = list(table["mae"])
+    lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for method, row in table.items():
+        cells = [
+            f"{statistics.mean(v):.1f} ({min(v):.1f}..{max(v):.1f})"
+            for v in row.values()
+        ]
+        lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main(_: list[str]) -> None:
+    out = pathlib.Path(OUT.value).absolute()
+    setting = digits() if DATA.value == "digits" else cifar(DATA.value)
+    runs = plan(setting, SEEDS.value, out)
+    if DRY_RUN.value:
+        for run in runs:
+            command = [
+                "python",
+                "main.py",
+                *run.arguments,
+                f"--workdir={out / run.name}",
+            ]
+            print(" ".join(command))
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    runner = Runner(runs, out, JOBS.value)
+    runner.run()
+    if runner.failed:
+        sys.exit(f"failed: {', '.join(runner.failed)}; run again to go on")
+    table = collect(out, SEEDS.value)
+    (out / "results.json").write_text(json.dumps(table, indent=2))
+    print(describe(table))
+
+
+if __name__ == "__main__":
+    app.run(main)
