@@ -99,21 +99,21 @@ def cifar(folder: str) -> Setting:
         "evals.reconstruction.every_steps": 0,
         "lr.base": 1.5e-3,
         "lr.warmup_epochs": 1.0,
-        "epochs": 8,
+        "epochs": 5,
     }
     moco = {
         "objective.mlp_dim": 256,
         "objective.embed_dim": 64,
         "lr.base": 1.5e-3,
         "lr.warmup_epochs": 0.5,
-        "epochs": 3,
+        "epochs": 2,
     }
     labels = {
         "lr.base": 1e-3,
         "lr.warmup_epochs": 0.5,
         "optimizer.layer_decay": 1.0,
         "data.randaugment.layers": 0,
-        "epochs": 6,
+        "epochs": 4,
     }
     return Setting(
         variant=f"data=folder,path={folder}",
