@@ -44,8 +44,8 @@ def get_config(arg=None):
         interpolation="bicubic", single_draw=protocol == "mae", holdout=0.0
     )
     _PROTOCOLS[protocol](config)
-    # The norm of averaged tokens is part of the features: MAE trains BN and fc alone.
-    config.optimizer.freeze = ("encoder/.*", "head/fc_norm/.*")
+    # All but the linear layer: a norm of averaged tokens is part of the features.
+    config.optimizer.freeze = ("(?!head/fc/).*",)
     config.optimizer.no_decay = ()
     config.evals.test = {"name": "classification", "split": "eval", "every_steps": 0}
     config.evals.knn = {"name": "knn", "split": "eval", "every_steps": 0}
