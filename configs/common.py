@@ -120,6 +120,7 @@ def imagenet():
     data.train_split = "train"
     data.eval_split = "validation"
     data.holdout = 0.0  # share of an undivided folder kept for evaluation
+    data.validation_share = 0.0  # of the training split, in place of eval_split
     data.shots = config_dict.placeholder(int)  # training images of each class
     data.fraction = 1.0  # of the training images, over all classes
     data.subset_seed = 0  # of drawing them

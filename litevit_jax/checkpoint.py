@@ -9,6 +9,7 @@ and atomic: a step directory appears under its name only when it is complete.
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 import re
 from collections.abc import Sequence
@@ -84,6 +85,17 @@ def _inspect_parts(parts: dict[str, dict[str, Any]]) -> tuple[Any, list[str]]:
     prints, finite = jax.device_get(_inspect(flat))
     bad = [name for name, ok in finite.items() if not ok]
     return {name: int(value) for name, value in prints.items()}, bad
+
+
+def fingerprint(state: Any) -> str:
+    """16 hex digits of what predicts: parameters and model state, on any mesh.
+
+    Equal for equal bits, in training as in a saved step that was read.
+    """
+    parts = {name: flatten(getattr(state, name)) for name in ("params", "model_state")}
+    prints, _ = _inspect_parts(parts)
+    lines = "".join(f"{name} {value};" for name, value in sorted(prints.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def place(state: Any, given: dict[str, Any], abstract: Any) -> Any:
