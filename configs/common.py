@@ -97,6 +97,7 @@ def base(name):
     config.init = config_dict.placeholder(str)  # run, step in it, weights, random
     config.like = config_dict.placeholder(str)  # run to take encoder and data from
     config.init_load = (".*",)  # parameters that `init` must provide
+    config.init_load_if_there = ()  # taken from `init` where it has them
     config.init_skip = ()  # its entries that may stay unused
     config.teacher = config_dict.placeholder(str)  # run or file of a frozen teacher
     config.data = imagenet()

@@ -33,22 +33,32 @@ def make(
     *,
     mesh: Mesh,
     workdir: pathlib.Path,
+    known_classes: int,
 ) -> Evaluators:
     """Title -> (evaluator, every_steps) for each block of `config.evals`.
 
     Args:
-      config: resolved; `derived.num_classes` are those that the model knows.
+      config: resolved; `derived.num_classes` are those of the run's own data.
       objective: what predicts.
       variables: its Variables, by shape.
       source: 'train' or 'eval' -> the run's own data.
       mesh: where batches go.
       workdir: where pictures go.
+      known_classes: those that the model was trained on.
 
     Raises:
       ValueError: an evaluator that the objective, or the data, has nothing for.
       OSError: data that is not there.
     """
-    maker = _Maker(config, objective, variables, source, mesh=mesh, workdir=workdir)
+    maker = _Maker(
+        config,
+        objective,
+        variables,
+        source,
+        mesh=mesh,
+        workdir=workdir,
+        known_classes=known_classes,
+    )
     return {title: maker.make(title) for title in config.evals}
 
 
@@ -64,7 +74,9 @@ class _Maker:
         *,
         mesh: Mesh,
         workdir: pathlib.Path,
+        known_classes: int,
     ) -> None:
+        self._known_classes = known_classes
         self._config, self._objective, self._variables = config, objective, variables
         self._source, self._mesh, self._workdir = source, mesh, workdir
         self._normalize = config.augment.normalize
@@ -95,7 +107,7 @@ class _Maker:
         size = batches.image_size(data)
         base.check(name, evaluator, self._predicted(title, size), config.objective.name)
         if "logits" in evaluator.reads:
-            _check_classes(title, context, config.derived.num_classes)
+            _check_classes(title, context, self._known_classes)
         self._check_splits(f"evaluator {name!r} (evals.{title})", evaluator, kwargs)
         return evaluator, every
 

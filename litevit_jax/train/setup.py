@@ -60,8 +60,10 @@ class Job:
     steps_per_epoch: int
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
+def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) -> Job:
     """Resolves `config`, checks it and builds the run.
+
+    With `begin` False the workdir is left as it is: all else is checked alone.
 
     Raises:
       ValueError, KeyError, OSError: the user's mistake, named in the message.
@@ -79,7 +81,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     _derive(config, source("train"), lr_batch)
     transform = data_ops.train_ops(**inputs.image_block(config.data))
     ops = augment.make(config.augment.to_dict())
-    objective = _objective(config, mesh)
+    objective = _objective(config, mesh, source)
     batch = _batch(config, objective, ops)
     variables = states.abstract_variables(objective, batch)
     fixed = _fixed(config, objective, variables, taught)
@@ -89,7 +91,13 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     inherit.check(state.params, loaded, config)
     plain = workdirs.plain(config.to_dict())
     evaluators = evaluation.make(
-        config, objective, variables, source, mesh=mesh, workdir=workdir
+        config,
+        objective,
+        variables,
+        source,
+        mesh=mesh,
+        workdir=workdir,
+        known_classes=config.derived.num_classes,
     )
     jitted = _step(config, objective, optimizer, ops, shardings)
     # Traces the whole step by shapes: a model that does not fit fails here.
@@ -97,7 +105,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     saved = [getattr(state, part) for part in checkpoint.PARTS if part not in fixed]
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(saved))
     workdirs.check_space(workdir, size, config.checkpoint.keep)
-    resumes = workdirs.open_run(workdir, plain)  # last: only a sound run is begun
+    # Last: only a sound run is begun.
+    resumes = begin and workdirs.open_run(workdir, plain)
     return Job(
         config=plain,
         workdir=workdir,
@@ -167,16 +176,11 @@ def _derive(config: ConfigDict, source: Any, lr_batch: int) -> None:
     }
 
 
-def _objective(config: ConfigDict, mesh: Mesh) -> Any:
+def _objective(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Any:
     block = inherit.without_none(config.objective.to_dict())
     if "num_classes" in config.objective:
         found = config.derived.num_classes
-        if not found:
-            raise ValueError(
-                f"objective {block['name']!r} needs labels, but data.source="
-                f"{config.data.source!r} at {config.data.dir} has no classes: give a "
-                "folder with one subfolder per class"
-            )
+        inputs.check_labels(source("train"), f"objective {block['name']!r}")
         if block.setdefault("num_classes", found) < found:
             raise ValueError(
                 f"objective.num_classes={block['num_classes']}, but the data has "

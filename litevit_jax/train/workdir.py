@@ -54,8 +54,12 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, An
     return [] if old == new else [(prefix, old, new)]
 
 
-def open_run(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
+def open_run(
+    workdir: pathlib.Path, config: dict[str, Any], *, free: tuple[str, ...] = ()
+) -> bool:
     """Makes `workdir` this run's; True if it holds the run already (resume).
+
+    `free`: keys that may differ from the saved config's, besides FREE_TO_CHANGE.
 
     Raises:
       ValueError: it holds another run, or files that are not a run's.
@@ -76,7 +80,7 @@ def open_run(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
         return False
     old = json.loads(path.read_text())
     changed = differences(old, config)
-    refused = [c for c in changed if not _may_change(c[0])]
+    refused = [c for c in changed if c[0] not in free and not _may_change(c[0])]
     if refused:
         rows = "\n".join(f"  {k}: {_short(a)} -> {_short(b)}" for k, a, b in refused)
         raise ValueError(
