@@ -42,7 +42,7 @@ def get_config(arg=None):
     config.name = "evaluate"
     config.job = "evaluate"
     config.seed = 0
-    config.batch_size = 256  # images at once, over all devices; changes no number
+    config.batch_size = 256  # images at once, over all devices
     config.init = placeholder(str)  # run, step in it, or file of weights
     config.objective = {
         "encoder": {"num_heads": placeholder(int)},  # of a file that does not tell

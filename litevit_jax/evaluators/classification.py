@@ -64,9 +64,9 @@ class Classification(base.Evaluator):
         shares = hits[there] / counts[there]
         return {
             "top1": float(100 * hits.sum() / n),
-            "top5": 100 * top5 / n,
+            "top5": float(100 * top5 / n),
             "mean_per_class": float(100 * shares.mean()) if there.any() else 0.0,
-            "loss": loss / n,
+            "loss": float(loss / n),
             "n": int(counts.sum()),
         }
 

@@ -33,7 +33,7 @@ def make(
     *,
     mesh: Mesh,
     workdir: pathlib.Path,
-    known_classes: int,
+    known_classes: int | None = None,
 ) -> Evaluators:
     """Title -> (evaluator, every_steps) for each block of `config.evals`.
 
@@ -44,12 +44,14 @@ def make(
       source: 'train' or 'eval' -> the run's own data.
       mesh: where batches go.
       workdir: where pictures go.
-      known_classes: those that the model was trained on.
+      known_classes: those that the model was trained on; None: the run's own.
 
     Raises:
       ValueError: an evaluator that the objective, or the data, has nothing for.
       OSError: data that is not there.
     """
+    if known_classes is None:
+        known_classes = config.derived.num_classes
     maker = _Maker(
         config,
         objective,

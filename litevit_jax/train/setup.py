@@ -91,13 +91,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
     inherit.check(state.params, loaded, config)
     plain = workdirs.plain(config.to_dict())
     evaluators = evaluation.make(
-        config,
-        objective,
-        variables,
-        source,
-        mesh=mesh,
-        workdir=workdir,
-        known_classes=config.derived.num_classes,
+        config, objective, variables, source, mesh=mesh, workdir=workdir
     )
     jitted = _step(config, objective, optimizer, ops, shardings)
     # Traces the whole step by shapes: a model that does not fit fails here.
