@@ -12,7 +12,7 @@ import functools
 import pathlib
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jax.sharding import Mesh
@@ -91,9 +91,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     source = functools.cache(functools.partial(inputs.source, config.data))
     config.derived = {"num_classes": len(source("eval").classes)}
     objective = _objective(config)
-    normalize = augment.make({"normalize": config.augment.normalize.to_dict()})
-    batch = batches.evaluation(config, normalize, batches.image_size(config.data))
-    variables = states.abstract_variables(objective, batch)
+    variables = states.abstract_variables(objective, _batch(config, objective))
     evaluators = evaluation.make(
         config,
         objective,
@@ -190,11 +188,23 @@ def _objective(config: ConfigDict) -> Any:
     return registry.make("objectives", name, **block)
 
 
+def _batch(config: ConfigDict, objective: Any) -> batches.Shapes:
+    """A batch that the objective's parameters are made for, by shape."""
+    normalize = augment.make({"normalize": config.augment.normalize.to_dict()})
+    batch = batches.evaluation(config, normalize, batches.image_size(config.data))
+    image, views = batch["image"], objective.num_views
+    if views > 1:
+        shape = (views, *image.shape)
+        batch["views"] = jax.ShapeDtypeStruct(shape, image.dtype)
+    return batch
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoder:
     """What a file without a head predicts: features."""
 
     encoder: vit.Encoder
+    num_views: ClassVar[int] = 1
 
     def init(self, key: jax.Array, batch: dict[str, Any]) -> objectives.Variables:
         """Parameters {'encoder'}."""

@@ -194,3 +194,32 @@ def test_another_checkpoint_does_not_get_the_same_directory(probe, tmp_path):
     other = config(init=str(run / "checkpoints" / "1"))
     with pytest.raises(ValueError, match=r"(?s)another config.*\n  init: "):
         evaluate.prepare(other, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return jobs.teacher()
+
+
+@pytest.mark.parametrize("objective", jobs.RECIPES)
+def test_a_run_of_every_objective_can_be_evaluated(
+    objective, teacher, tmp_path, monkeypatch
+):
+    job = jobs.prepare(tmp_path / "run", jobs.tiny(jobs.RECIPES[objective]))
+    parts = (job.state.params, job.state.model_state)
+    arrays = [
+        {
+            name.replace(".", "/"): np.zeros(x.shape, x.dtype)
+            for name, x in checkpoint.flatten(part).items()
+        }
+        for part in parts
+    ]
+    made = checkpoint.Checkpoint(arrays[0], job.config, 6, tmp_path, arrays[1])
+    monkeypatch.setattr(checkpoint, "read_params", lambda _: made)
+    got = evaluate.prepare(config("knn", init="RUN"), tmp_path / "evaluated")
+    assert set(got.evaluators) == {"knn"} and got.step == 6
+    placed = got.place()
+    assert checkpoint.flatten(placed.params).keys() == {
+        name.replace("/", ".") for name in arrays[0]
+    }
+    assert got.config["objective"]["name"] == objective
