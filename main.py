@@ -1,9 +1,11 @@
-"""Pre-trains, evaluates and converts small vision transformers.
+"""Pre-trains, evaluates, transfers and converts small vision transformers.
 
     python main.py --config=configs/mae_tiny.py
     python main.py --config=configs/mae_tiny.py:digits --config.seed=1
     python main.py --config=configs/mae_tiny.py:data=folder,path=DIR --workdir=DIR
     python main.py --config=configs/linear_probe.py --config.init=RUN_DIR
+    python main.py --config=configs/evaluate.py --config.init=RUN_OR_FILE
+    python main.py --config=configs/transfer.py:pets --config.init=RUN_OR_FILE
     python main.py --config=configs/convert.py --config.source=RUN_OR_FILE \\
         --config.target=OUT.safetensors
 

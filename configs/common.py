@@ -97,6 +97,7 @@ def base(name):
     config.init = config_dict.placeholder(str)  # run, step in it, weights, random
     config.like = config_dict.placeholder(str)  # run to take encoder and data from
     config.init_load = (".*",)  # parameters that `init` must provide
+    config.init_load_if_there = ()  # taken from `init` where it has them
     config.init_skip = ()  # its entries that may stay unused
     config.teacher = config_dict.placeholder(str)  # run or file of a frozen teacher
     config.data = imagenet()
@@ -120,6 +121,7 @@ def imagenet():
     data.train_split = "train"
     data.eval_split = "validation"
     data.holdout = 0.0  # share of an undivided folder kept for evaluation
+    data.validation_share = 0.0  # of the training split, in place of eval_split
     data.shots = config_dict.placeholder(int)  # training images of each class
     data.fraction = 1.0  # of the training images, over all classes
     data.subset_seed = 0  # of drawing them
@@ -179,6 +181,39 @@ def use_data(config, said):
         config.name = f"{config.name}-{kind}"
 
 
+def use_labelled(config, said):
+    """`knn=...`: a k-NN vote during pre-training, on a labelled set of its own.
+
+    `digits`, `imagenet2012`, or a folder with a subfolder for each class.
+    """
+    place = said["knn"]
+    if place is None:
+        return
+    data = {
+        "source": "folder",
+        "name": config_dict.placeholder(str),
+        "dir": config_dict.placeholder(str),
+        "train_split": "train",
+        "eval_split": "test",
+        "holdout": 0.0,
+        "image_size": config_dict.placeholder(int),  # None: the run's
+    }
+    if place == "digits":
+        data["source"] = "digits"
+    elif place == "imagenet2012":
+        data |= {"source": "tfds", "name": place, "eval_split": "validation"}
+    else:
+        data["dir"] = place
+    every = 5000 if config.data.source == "tfds" else 500
+    config.evals.knn = {
+        "name": "knn",
+        "split": "eval",
+        "bank": "train",
+        "every_steps": every,
+        "data": data,
+    }
+
+
 def leave_data_open(config):
     """Data and normalisation are those of the run named by `init` or `like`."""
     for name in OPEN_DATA:
@@ -208,7 +243,7 @@ def use_smoke(config):
 
 def mae(name, size, arg):
     """The MAE recipe of the paper for an encoder `size` (recipes 2.1 and 2.2)."""
-    said = parse_arg(arg)
+    said = parse_arg(arg, values=("knn",))
     config = base(name)
     config.objective = {
         "name": "mae",
@@ -246,6 +281,7 @@ def mae(name, size, arg):
         config.evals.reconstruction.update(split="train", every_steps=500)
     if config.data.source == "digits" or said["smoke"]:
         _small_mae(config)
+    use_labelled(config, said)
     if said["smoke"]:
         use_smoke(config)
     return config.lock()

@@ -15,8 +15,8 @@ from configs import common
 
 
 def get_config(arg=None):
-    """`arg`: imagenet2012, digits, smoke, or data=folder,path=DIR."""
-    said = common.parse_arg(arg)
+    """`arg`: imagenet2012, digits, smoke, data=folder,path=DIR; knn=LABELLED."""
+    said = common.parse_arg(arg, values=("knn",))
     config = common.base("feature_tiny")
     config.batch_size = 1024
     config.objective = {
@@ -46,6 +46,7 @@ def get_config(arg=None):
         config.update(batch_size=128, epochs=100)
         config.lr.update(base=3e-3, warmup_epochs=5.0)
         config.checkpoint.every_steps = 500
+    common.use_labelled(config, said)
     if said["smoke"]:
         common.use_smoke(config)
     return config.lock()

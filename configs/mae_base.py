@@ -17,7 +17,7 @@ from configs import common
 
 
 def get_config(arg=None):
-    """`arg`: imagenet2012, digits, smoke, or data=folder,path=DIR."""
+    """`arg`: imagenet2012, digits, smoke, data=folder,path=DIR; knn=LABELLED."""
     config = common.mae("mae_base", "base", arg)
     if config.objective.encoder.variant is None:  # digits or smoke
         with config.unlocked():

@@ -14,5 +14,5 @@ from configs import common
 
 
 def get_config(arg=None):
-    """`arg`: imagenet2012, digits, smoke, or data=folder,path=DIR."""
+    """`arg`: imagenet2012, digits, smoke, data=folder,path=DIR; knn=LABELLED."""
     return common.distilled_mae("mae_small_distill", "small", arg)

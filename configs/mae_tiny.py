@@ -9,11 +9,15 @@ ImageNet: batch 4096, 400 epochs = 124,800 steps. The authors' first release nam
 about 40 h on 8 GPUs of the 2080 class; not timed by us on accelerators. Expected:
 78.0 % ImageNet top-1 after the 300-epoch fine-tuning (the authors' README).
 Digits: about two minutes on 2 CPU cores.
+
+`knn=DIR` (a folder with a subfolder for each class; or digits, imagenet2012) votes on a
+labelled set of its own during training, every `evals.knn.every_steps`; it leaves the
+numbers of training as they are, and metrics.jsonl says what it costs.
 """
 
 from configs import common
 
 
 def get_config(arg=None):
-    """`arg`: imagenet2012, digits, smoke, or data=folder,path=DIR."""
+    """`arg`: imagenet2012, digits, smoke, data=folder,path=DIR; knn=LABELLED."""
     return common.mae("mae_tiny", "tiny", arg)

@@ -22,8 +22,8 @@ from configs import common
 
 
 def get_config(arg=None):
-    """`arg`: imagenet2012, digits, smoke, or data=folder,path=DIR."""
-    said = common.parse_arg(arg)
+    """`arg`: imagenet2012, digits, smoke, data=folder,path=DIR; knn=LABELLED."""
+    said = common.parse_arg(arg, values=("knn",))
     config = common.base("mocov3_tiny")
     config.update(batch_size=1024, epochs=400)
     config.objective = {
@@ -58,6 +58,7 @@ def get_config(arg=None):
         _digits(config)
     if config.data.source == "digits" or said["smoke"]:
         _small(config)
+    common.use_labelled(config, said)
     if said["smoke"]:
         common.use_smoke(config)
     return config.lock()

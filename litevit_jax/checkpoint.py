@@ -9,6 +9,7 @@ and atomic: a step directory appears under its name only when it is complete.
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 import re
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ class Checkpoint(NamedTuple):
     config: dict[str, Any]
     step: int
     directory: pathlib.Path
+    model_state: dict[str, np.ndarray] = {}  # noqa: RUF012  running statistics
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -84,6 +86,17 @@ def _inspect_parts(parts: dict[str, dict[str, Any]]) -> tuple[Any, list[str]]:
     prints, finite = jax.device_get(_inspect(flat))
     bad = [name for name, ok in finite.items() if not ok]
     return {name: int(value) for name, value in prints.items()}, bad
+
+
+def fingerprint(state: Any) -> str:
+    """16 hex digits of what predicts: parameters and model state, on any mesh.
+
+    Equal for equal bits, in training as in a saved step that was read.
+    """
+    parts = {name: flatten(getattr(state, name)) for name in ("params", "model_state")}
+    prints, _ = _inspect_parts(parts)
+    lines = "".join(f"{name} {value};" for name, value in sorted(prints.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def place(state: Any, given: dict[str, Any], abstract: Any) -> Any:
@@ -309,31 +322,34 @@ def read_params(path: str) -> Checkpoint:
                 f"{path}: step {step} is not saved; {run} has steps {steps or 'none'}"
             )
         try:
-            params, meta = _read_params(manager, step)
+            params, model_state, meta = _read_params(manager, step)
         except CorruptCheckpoint as error:
             others = [str(run / "checkpoints" / str(s)) for s in steps if s != step]
             raise CorruptCheckpoint(
                 f"{path}: step {step} is damaged ({error}); other steps of this run: "
                 f"{', '.join(others) or 'none'}"
             ) from error
-    return Checkpoint(params, meta["config"], step, run)
+    return Checkpoint(params, meta["config"], step, run, model_state)
 
 
-def _read_params(manager: ocp.CheckpointManager, step: int) -> tuple[Any, Any]:
-    """('encoder/norm/scale' -> array, meta) of a saved step."""
+def _read_params(manager: ocp.CheckpointManager, step: int) -> tuple[Any, Any, Any]:
+    """('encoder/norm/scale' -> array, the same of model_state, meta) of a step."""
     meta = _read(manager, step, {"meta": ocp.args.JsonRestore()})["meta"]
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = {
-        name.removeprefix("params."): jax.ShapeDtypeStruct(
-            tuple(shape), dtype, sharding=device
-        )
-        for name, (shape, dtype) in meta["arrays"].items()
-        if name.startswith("params.")
-    }
-    flat = _read(manager, step, {"params": ocp.args.StandardRestore(wanted)})
+    wanted = {"params": {}, "model_state": {}}
+    for name, (shape, dtype) in meta["arrays"].items():
+        part, _, name = name.partition(".")
+        if part in wanted:
+            leaf = jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=device)
+            wanted[part][name] = leaf
+    items = {k: ocp.args.StandardRestore(flat) for k, flat in wanted.items() if flat}
+    flat = _read(manager, step, items)
     _check_bits(flat, meta)
-    found = {k.replace(".", "/"): np.asarray(v) for k, v in flat["params"].items()}
-    return found, meta
+    found = {
+        part: {k.replace(".", "/"): np.asarray(v) for k, v in flat[part].items()}
+        for part in items
+    }
+    return found["params"], found.get("model_state", {}), meta
 
 
 def fill(

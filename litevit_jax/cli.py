@@ -24,7 +24,12 @@ EXIT_INTERRUPTED = 130  # Ctrl-C: saved as well
 _HOST_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
 _HOST_LISTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
-_JOBS = ("convert", "train")  # what a recipe's field `job` may name
+_JOBS = (
+    "convert",
+    "evaluate",
+    "train",
+    "transfer",
+)  # what a recipe's field `job` may name
 
 # What a disk may answer in the middle of a run, wherever it is written.
 _DISK_ERRORS = (errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS)
@@ -171,12 +176,14 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     if config is None:
         return _usage(_MISSING)
     try:
-        if _job(config) == "convert":
+        job = _job(config)
+        if job == "convert":
             return _convert(config, workdir)
-        if _imagenet_is_missing(config):
+        if job == "train" and _imagenet_is_missing(config):
             config, workdir = _quick_start(config, workdir, argv)
         workdir = workdir or os.path.join("runs", config.name)
-        return _train(config, workdir)
+        jobs = {"evaluate": _evaluate, "train": _train, "transfer": _transfer}
+        return jobs[job](config, workdir)
     except SystemExit:
         raise
     except Exception as error:
@@ -202,33 +209,54 @@ def _convert(config: Any, workdir: str | None) -> int:
 
 
 def _train(config: Any, workdir: str) -> int:
-    import signal
+    _prepare_cpu(config)
+    from litevit_jax.train import loop, progress
 
+    outcome = loop.run(config, workdir)
+    if outcome.signal is not None:
+        return _stopped(outcome.signal)
+    if outcome.results:
+        print(progress.results_table(outcome.results))
+    print(f"done: step {outcome.step}, everything is in {workdir}")
+    return EXIT_OK
+
+
+def _evaluate(config: Any, workdir: str) -> int:
+    from litevit_jax.train import evaluate, progress
+
+    results = evaluate.run(config, workdir)
+    print(progress.results_table(results))
+    print(f"done: results are in {os.path.join(workdir, 'evals')}")
+    return EXIT_OK
+
+
+def _transfer(config: Any, workdir: str) -> int:
+    _prepare_cpu(config)
+    from litevit_jax.train import transfer
+
+    if not config.sweep.on:
+        return _train(transfer.single(config), workdir)
+    outcome = transfer.run(config, workdir)
+    print(outcome.table)
+    if outcome.signal is not None:
+        return _stopped(outcome.signal)
+    print(f"done: all points are in {os.path.join(workdir, 'sweep.json')}")
+    return EXIT_OK
+
+
+def _prepare_cpu(config: Any) -> None:
     from litevit_jax import cpu
 
     if config.batch_size and config.data.image_size:  # else the data decides
         sides = (config.data.image_size, config.data.image_width)
         values = sides[0] * (sides[1] or sides[0]) * config.data.channels
         cpu.prepare(config.batch_size // max(config.accum_steps, 1), values)
-    from litevit_jax.train import loop
-
-    outcome = loop.run(config, workdir)
-    if outcome.signal is not None:
-        terminated = outcome.signal == signal.SIGTERM
-        return EXIT_PREEMPTED if terminated else EXIT_INTERRUPTED
-    for title, result in outcome.results.items():
-        print(f"{title}: {_summary(result)}")
-    print(f"done: step {outcome.step}, everything is in {workdir}")
-    return EXIT_OK
 
 
-def _summary(result: dict[str, Any]) -> str:
-    def row(numbers: dict[str, Any]) -> str:
-        shown = (f"{k} {v:.4g}" for k, v in numbers.items() if k not in ("step", "n"))
-        return f"{'  '.join(shown)} (step {numbers['step']}, n {numbers['n']})"
+def _stopped(number: int) -> int:
+    import signal
 
-    text = f"last {row(result['last'])}"
-    return text + (f"; best {row(result['best'])}" if "best" in result else "")
+    return EXIT_PREEMPTED if number == signal.SIGTERM else EXIT_INTERRUPTED
 
 
 def _report(error: Exception) -> int:

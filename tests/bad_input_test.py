@@ -153,6 +153,33 @@ def test_a_probe_of_images_without_labels_is_refused(refuse, image_folder, tmp_p
     refuse(made, r"needs labels.*one subfolder per class")
 
 
+def test_data_of_one_class_are_refused(refuse, image_folder):
+    root = image_folder(train=8, test=4)
+    for split in ("train", "test"):
+        for path in list((root / split / "b").iterdir()):
+            path.rename(root / split / "a" / path.name)
+        (root / split / "b").rmdir()
+    made = jobs.tiny("deit_tiny", f"smoke,data=folder,path={root}", batch_size=8)
+    refuse(made, r"'supervised': all examples are of one class, 'a'; .* two classes")
+    made = folder_run(root, batch_size=8)
+    with made.unlocked():
+        made.evals.knn = {"name": "knn", "split": "eval", "every_steps": 0}
+    refuse(made, r"'knn' \(evals.knn\), split 'eval': all examples are of one class")
+
+
+def test_a_test_split_without_labels_is_refused(refuse, image_folder):
+    root = image_folder(train=8, test=4)
+    for path in list((root / "test").rglob("*.png")):
+        path.rename(root / "test" / path.name)
+    for name in "ab":
+        (root / "test" / name).rmdir()
+    made = jobs.tiny("deit_tiny", f"smoke,data=folder,path={root}", batch_size=8)
+    message = (
+        r"\(evals.test\), split 'eval' needs labels, but this split has none .*000"
+    )
+    refuse(made, message)
+
+
 def test_a_probe_of_nothing_is_refused(refuse):
     made = jobs.config("linear_probe", None)
     refuse(made, r"starts from a pre-trained encoder: .*--config.init=RUN_DIR .*random")

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from litevit_jax import cli
 from litevit_jax.data.sources import tfds
-from litevit_jax.train import loop
+from litevit_jax.train import evaluate, loop, transfer
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = str(ROOT / "configs" / "mae_tiny.py")
@@ -243,17 +243,66 @@ def test_the_exit_code_tells_how_the_run_ended(number, code, monkeypatch):
     assert run(f"--config={TINY}:smoke") == code
 
 
-def test_results_are_printed_last_and_best_with_their_steps(capsys, monkeypatch):
+def test_results_are_printed_as_a_table_of_last_and_best_with_their_steps(
+    capsys, monkeypatch
+):
     rows = [
-        {"step": 3, "top1": 75.0, "top5": 99.0, "loss": 0.5, "n": 359},
-        {"step": 6, "top1": 70.25, "top5": 98.0, "loss": 0.6, "n": 359},
+        {"step": 30, "top1": 75.0, "top5": 99.0, "loss": 0.5, "n": 359, "seconds": 1},
+        {"step": 60, "top1": 70.25, "top5": 98.0, "loss": 0.6, "n": 359, "seconds": 1},
     ]
-    results = {"test": {"last": rows[1], "best": rows[0], "history": rows}}
-    monkeypatch.setattr(loop, "run", lambda *_: loop.Outcome(6, results))
+    results = {
+        "test": {"metric": "top1", "last": rows[1], "best": rows[0]},
+        "reconstruction": {
+            "metric": "mae_loss",
+            "last": {"step": 60, "mae_loss": 0.5, "n": 1024},
+        },
+    }
+    monkeypatch.setattr(loop, "run", lambda *_: loop.Outcome(60, results))
     assert run(f"--config={TINY}:smoke") == 0
-    out = capsys.readouterr().out
-    assert "last top1 70.25  top5 98  loss 0.6 (step 6, n 359)" in out
-    assert "best top1 75  top5 99  loss 0.5 (step 3, n 359)" in out
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "evaluation      metric    last   step  best  step  n     also (last)",
+        "test            top1      70.25  60    75    30    359   top5 98  loss 0.6",
+        "reconstruction  mae_loss  0.5    60    -     -     1024",
+    ]
+
+
+def test_an_evaluation_trains_nothing_and_prints_its_table(
+    started, capsys, monkeypatch
+):
+    result = {"metric": "top1", "last": {"step": 6, "top1": 70.0, "n": 359}}
+    asked = []
+
+    def evaluated(config, workdir):
+        asked.append((config.init, workdir))
+        return {"test": result}
+
+    monkeypatch.setattr(evaluate, "run", evaluated)
+    recipe = str(ROOT / "configs" / "evaluate.py")
+    assert run(f"--config={recipe}", "--config.init=RUN") == 0
+    assert asked == [("RUN", os.path.join("runs", "evaluate"))] and started == []
+    assert "test        top1    70    6     -" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "code"), [(None, 0), (signal.SIGTERM, 42)])
+def test_a_transfer_is_a_sweep_unless_that_is_off(
+    number, code, started, capsys, monkeypatch
+):
+    swept = []
+
+    def sweep(config, workdir):
+        swept.append(workdir)
+        return transfer.Outcome("the table", number)
+
+    monkeypatch.setattr(transfer, "run", sweep)
+    recipe = str(ROOT / "configs" / "transfer.py")
+    assert run(f"--config={recipe}:pets", "--config.init=RUN") == code
+    assert swept == [os.path.join("runs", "transfer-pets")] and started == []
+    assert "the table" in capsys.readouterr().out
+    arguments = ("--config.init=RUN", "--config.sweep.on=False")
+    assert run(f"--config={recipe}:pets", *arguments) == 0
+    [(config, workdir)] = started
+    assert len(swept) == 1 and workdir == os.path.join("runs", "transfer-pets")
+    assert (config.job, config.data.name) == ("train", "oxford_iiit_pet")
 
 
 def failing(error):

@@ -1,4 +1,4 @@
-"""A part of a source, drawn by seed: few images of every class, or a share of all."""
+"""Parts of a source, drawn by seed, and several sources as one."""
 
 from __future__ import annotations
 
@@ -26,12 +26,89 @@ class Subset(base.Source):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self._source[int(self._rows[index])]
 
+    def label_of(self, index: int) -> int:
+        return self._source.label_of(int(self._rows[index]))
+
     def name_of(self, index: int) -> str:
         return self._source.name_of(int(self._rows[index]))
 
     def fingerprint(self) -> str:
         rows = self._rows.astype("<i8").tobytes()
         return base.digest([self._source.fingerprint().encode(), rows])
+
+
+class Joined(base.Source):
+    """Several sources of the same classes, one after the other."""
+
+    def __init__(self, sources: list[base.Source]):
+        self._sources = sources
+        self._ends = np.cumsum([len(source) for source in sources])
+
+    @property
+    def classes(self) -> list[str]:
+        return self._sources[0].classes
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        source, row = self._place(index)
+        return source[row]
+
+    def label_of(self, index: int) -> int:
+        source, row = self._place(index)
+        return source.label_of(row)
+
+    def name_of(self, index: int) -> str:
+        source, row = self._place(index)
+        return source.name_of(row)
+
+    def fingerprint(self) -> str:
+        return base.digest(source.fingerprint().encode() for source in self._sources)
+
+    def _place(self, index: int) -> tuple[base.Source, int]:
+        """The source that holds example `index`, and its number there."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[number - 1]) if number else 0
+        return self._sources[number], index - start
+
+
+def join(sources: list[base.Source]) -> base.Source:
+    """All examples of `sources`; of a single one, itself.
+
+    Raises:
+      ValueError: their classes differ.
+    """
+    if len(sources) == 1:
+        return sources[0]
+    for number, source in enumerate(sources[1:], start=2):
+        if source.classes != sources[0].classes:
+            raise ValueError(
+                f"the splits cannot be joined: number {number} has "
+                f"{len(source.classes)} classes, the first {len(sources[0].classes)}, "
+                "or they have other names; expected the same classes"
+            )
+    return Joined(sources)
+
+
+def divide(
+    source: base.Source, share: float, seed: int
+) -> tuple[base.Source, base.Source]:
+    """(rest, part): a share of the examples is drawn by `seed` and held out.
+
+    Raises:
+      ValueError: the share leaves one of them empty.
+    """
+    held = round(share * len(source))
+    if not 0 < held < len(source):
+        raise ValueError(
+            f"data.validation_share={share} of {len(source)} training examples holds "
+            f"out {held}; expected a share that leaves examples on both sides"
+        )
+    # Another stream than that of `take`: the parts have nothing to do with it.
+    order = np.random.default_rng([seed, 1]).permutation(len(source))
+    rest, part = np.sort(order[held:]), np.sort(order[:held])
+    return Subset(source, rest), Subset(source, part)
 
 
 def take(

@@ -49,9 +49,11 @@ def training(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Shapes:
     return _augmented(ops, batch)
 
 
-def evaluation(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Shapes:
-    """An evaluation batch as `predict` sees it: one image, no augmentation."""
-    image = (*image_size(config.data), config.data.channels)
+def evaluation(
+    config: ConfigDict, ops: tuple[augment.Op, ...], size: tuple[int, int]
+) -> Shapes:
+    """An evaluation batch as `predict` sees it: images (H, W) without augmentation."""
+    image = (*size, config.data.channels)
     batch = {
         "image": _shape(config, *image, dtype=jnp.uint8),
         "label": _shape(config),

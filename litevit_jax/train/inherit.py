@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -66,7 +67,7 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
     encoder = config.objective.encoder
     loaded = None
     if config.init and config.init != "random":
-        loaded = _read("init", config.init, "objective.encoder", encoder)
+        loaded = read_flag("init", config.init, "objective.encoder", encoder)
     like = None if loaded is None else loaded.config
     if config.like:
         like = _run_config(config.like)
@@ -74,7 +75,7 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
         theirs = encoder_of(like)
         _take_encoder("objective.encoder", encoder, theirs, config.init or config.like)
         if config.data.source is None:
-            _take_data(config, like)
+            take_data(config, like)
     elif "encoder_default" in config:
         open_fields = {
             k: v for k, v in config.encoder_default.items() if not encoder[k]
@@ -103,7 +104,7 @@ def teacher(config: ConfigDict) -> checkpoint.Checkpoint | None:
         raise ValueError(which_teacher(config))
     if block is None:
         raise ValueError(no_teacher(config))
-    loaded = _read("teacher", config.teacher, "objective.teacher", block)
+    loaded = read_flag("teacher", config.teacher, "objective.teacher", block)
     objective = loaded.config["objective"]
     beside = {k: objective.get(k) for k in block if k not in ("encoder", "name")}
     theirs = {**without_none(beside), **encoder_of(loaded.config)}
@@ -128,7 +129,7 @@ def no_teacher(config: ConfigDict) -> str:
     )
 
 
-def _read(flag: str, path: str, name: str, block: Any) -> checkpoint.Checkpoint:
+def read_flag(flag: str, path: str, name: str, block: Any) -> checkpoint.Checkpoint:
     """`read` for a flag of the command line, with the heads that `block` gives."""
     try:
         return read(path, num_heads=block.get("num_heads"))
@@ -187,7 +188,7 @@ def _agree(field: str, ours: Any, theirs: Any) -> bool:
     return ours is None or theirs in (None, ours)
 
 
-def _take_data(config: ConfigDict, like: dict[str, Any]) -> None:
+def take_data(config: ConfigDict, like: dict[str, Any]) -> None:
     """The other run's data and normalisation; what the recipe sets stays."""
     if "data" not in like:
         raise ValueError(
@@ -242,12 +243,28 @@ def _encoder(block: Any) -> vit.Encoder:
 
 
 def fill(params: Any, loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:
-    """`params` with those that `init_load` names replaced by `init`'s."""
+    """`params` with those that `init_load` names replaced by `init`'s.
+
+    Those of `init_load_if_there` are replaced if the checkpoint has them.
+    """
     try:
         found = _with_positions(params, loaded, config, config.objective.encoder)
-        return checkpoint.fill(
-            params, found, load=config.init_load, skip=config.init_skip
-        )
+        optional = [
+            re.escape(name)
+            for name in found
+            if any(re.fullmatch(p, name) for p in config.init_load_if_there)
+        ]
+        load = (*config.init_load, *optional)
+        return checkpoint.fill(params, found, load=load, skip=config.init_skip)
+    except ValueError as error:
+        raise ValueError(f"--config.init={config.init}: {error}") from None
+
+
+def fill_all(shapes: Any, loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:
+    """Every leaf of `shapes`, on the host, from `init`; none of it may stay unused."""
+    try:
+        found = _with_positions(shapes, loaded, config, config.objective.encoder)
+        return checkpoint.fill(shapes, found, load=(".*",), skip=("decoder/.*",))
     except ValueError as error:
         raise ValueError(f"--config.init={config.init}: {error}") from None
 

@@ -18,9 +18,8 @@ from ml_collections import ConfigDict
 
 from litevit_jax import checkpoint
 from litevit_jax.data import device
-from litevit_jax.train import progress, setup
+from litevit_jax.train import evaluation, progress, setup
 from litevit_jax.train import stop as stops
-from litevit_jax.train import workdir as workdirs
 
 
 @dataclasses.dataclass
@@ -48,7 +47,7 @@ class Run:
         self.writer = progress.Writer(
             job.workdir, tensorboard=log["tensorboard"] and self.primary
         )
-        self.results: dict[str, dict[str, Any]] = {}
+        self.evaluations = evaluation.Evaluations(job, self.write, self.line.say)
         self.pending: tuple[int, Any, np.ndarray] | None = None
 
     def start(self) -> Any:
@@ -102,24 +101,8 @@ class Run:
     def evaluate(self, state: Any, step: int, titles: list[str]) -> None:
         """Runs evaluators; keeps last and best in evals/<title>/result.json."""
         self.flush()
-        for title in titles:
-            evaluator, _ = self.job.evaluators[title]
-            start = time.perf_counter()
-            numbers = evaluator.run(state, step=step)
-            seconds = time.perf_counter() - start
-            self.results[title] = workdirs.record_result(
-                self.job.workdir, title, {"step": step, **numbers}, evaluator.best
-            )
-            self.write(step, {f"{title}/{k}": v for k, v in numbers.items()})
-            said = "  ".join(f"{k} {_short(v)}" for k, v in numbers.items())
-            self.line.say(f"step {step}  {title}: {said}  ({seconds:.1f} s)")
+        self.evaluations.run(state, step, titles)
         self.clock.reset()
-
-    def due(self, step: int) -> list[str]:
-        """Titles of the evaluators that run after update `step`."""
-        last = step == self.job.total_steps
-        evaluators = self.job.evaluators.items()
-        return [t for t, (_, n) in evaluators if last or (n and step % n == 0)]
 
     def train(self, state: Any, stop: stops.Stop) -> Any:
         """Updates `state` until the run is complete or a signal came."""
@@ -139,7 +122,8 @@ class Run:
                     self.pending = (step, metrics, fed.index)
                     if step % every == 0 or step == self.job.total_steps:
                         self.save(state)
-                    titles = self.due(step)
+                    last = step == self.job.total_steps
+                    titles = self.evaluations.due(step, last=last)
                     if titles:
                         self.evaluate(state, step, titles)
                 self.flush()
@@ -152,24 +136,14 @@ class Run:
 
     def finish(self, state: Any) -> None:
         """Results of a complete run; runs what an earlier stop left out."""
-        step, missing = int(state.step), []
-        for title in self.job.evaluators:
-            result = workdirs.read_result(self.job.workdir, title)
-            if result is None or result["last"]["step"] != step:
-                missing.append(title)
-            else:
-                self.results[title] = result
-        self.evaluate(state, step, missing)
+        step = int(state.step)
+        self.evaluate(state, step, self.evaluations.missing(step))
 
     def close(self) -> None:
         """Waits for the last checkpoint and closes the logs."""
         self.checkpoints.wait()
         self.checkpoints.close()
         self.writer.close()
-
-
-def _short(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
@@ -191,8 +165,8 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
                 this.checkpoints.wait()
                 saved = f"saved step {step}" if step else "nothing to save yet"
                 this.line.say(f"stopped by signal {stop.signal}; {saved}")
-                return Outcome(step, this.results, stop.signal)
+                return Outcome(step, this.evaluations.results, stop.signal)
             this.finish(state)
-            return Outcome(step, this.results)
+            return Outcome(step, this.evaluations.results)
     finally:
         this.close()

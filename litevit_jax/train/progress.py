@@ -163,6 +163,37 @@ def progress_text(row: dict[str, float], step: int, total_steps: int) -> str:
     return "  ".join(parts)
 
 
+def columns(rows: list[list[str]]) -> str:
+    """Rows of cells under each other; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+_STAMPS = ("step", "n", "params", "time", "seconds", "share_of_run")
+
+
+def results_table(results: dict[str, dict[str, Any]]) -> str:
+    """All evaluations of a run: last and best of the primary metric, in columns."""
+    rows = [
+        ["evaluation", "metric", "last", "step", "best", "step", "n", "also (last)"]
+    ]
+    for title, result in results.items():
+        metric, last = result["metric"], result["last"]
+        best = result.get("best")
+        others = {k: v for k, v in last.items() if k not in (metric, *_STAMPS)}
+        best_cells = ["-", "-"]
+        if best is not None:
+            best_cells = [f"{best[metric]:.4g}", str(best["step"])]
+        also = "  ".join(f"{k} {v:.4g}" for k, v in others.items())
+        cells = [f"{last[metric]:.4g}", str(last["step"]), *best_cells, str(last["n"])]
+        rows.append([title, metric, *cells, also])
+    return columns(rows)
+
+
 def announce(job: Any, line: Line) -> None:
     """Says what runs where; writes the environment and the parameter table."""
     summary, table = describe(job)

@@ -18,9 +18,8 @@ from ml_collections import ConfigDict
 
 from litevit_jax import augment, checkpoint, registry, sharding
 from litevit_jax.data import ops as data_ops
-from litevit_jax.data import pipeline, subset
-from litevit_jax.evaluators import base as evaluators_base
-from litevit_jax.train import batches, inherit
+from litevit_jax.data import pipeline
+from litevit_jax.train import batches, evaluation, inherit, inputs
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
@@ -55,14 +54,16 @@ class Job:
     create: Callable[[], states.TrainState]
     step: Callable[..., Any]
     stream: Callable[[int], Any]
-    evaluators: dict[str, tuple[evaluators_base.Evaluator, int]]
+    evaluators: evaluation.Evaluators
     resumes: bool
     total_steps: int
     steps_per_epoch: int
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
+def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) -> Job:
     """Resolves `config`, checks it and builds the run.
+
+    With `begin` False the workdir is left as it is: all else is checked alone.
 
     Raises:
       ValueError, KeyError, OSError: the user's mistake, named in the message.
@@ -71,19 +72,16 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     _check_intervals(config)
     mesh = sharding.make_mesh(**config.mesh)
     loaded, taught = inherit.inherit(config), inherit.teacher(config)
-    source = functools.cache(functools.partial(_source, config.data))
+    source = functools.cache(functools.partial(inputs.source, config.data))
     lr_batch = config.batch_size
     if lr_batch is None:
         config.batch_size = _batch_size(config, len(source("train")), mesh)
         lr_batch = config.lr.get("batch_if_chosen", config.batch_size)
     sharding.check_batch(config.batch_size, mesh, config.accum_steps)
     _derive(config, source("train"), lr_batch)
-    transforms = {
-        "train": data_ops.train_ops(**_image_block(config.data)),
-        "eval": data_ops.eval_ops(**_image_block(config.data)),
-    }
+    transform = data_ops.train_ops(**inputs.image_block(config.data))
     ops = augment.make(config.augment.to_dict())
-    objective = _objective(config, mesh)
+    objective = _objective(config, mesh, source)
     batch = _batch(config, objective, ops)
     variables = states.abstract_variables(objective, batch)
     fixed = _fixed(config, objective, variables, taught)
@@ -92,15 +90,17 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     state = _abstract_state(create, shardings)
     inherit.check(state.params, loaded, config)
     plain = workdirs.plain(config.to_dict())
-    context = _context(config, objective, source, transforms["eval"], mesh, workdir)
-    evaluators = _evaluators(config, context, objective, variables)
+    evaluators = evaluation.make(
+        config, objective, variables, source, mesh=mesh, workdir=workdir
+    )
     jitted = _step(config, objective, optimizer, ops, shardings)
     # Traces the whole step by shapes: a model that does not fit fails here.
     jax.eval_shape(jitted, state, batches.host(config))
     saved = [getattr(state, part) for part in checkpoint.PARTS if part not in fixed]
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(saved))
     workdirs.check_space(workdir, size, config.checkpoint.keep)
-    resumes = workdirs.open_run(workdir, plain)  # last: only a sound run is begun
+    # Last: only a sound run is begun.
+    resumes = begin and workdirs.open_run(workdir, plain)
     return Job(
         config=plain,
         workdir=workdir,
@@ -110,7 +110,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         fixed=fixed,
         create=functools.partial(_start, create, state, loaded, fixed, config),
         step=jitted,
-        stream=functools.partial(_stream, config, source("train"), transforms["train"]),
+        stream=functools.partial(_stream, config, source("train"), transform),
         evaluators=evaluators,
         resumes=resumes,
         total_steps=config.derived.total_steps,
@@ -136,24 +136,6 @@ def _check_intervals(config: ConfigDict) -> None:
             value = value[key]
         if value < bound:
             raise ValueError(f"{name}={value}; expected {bound} or more")
-
-
-def _source(data: ConfigDict, split: str) -> Any:
-    name = data.train_split if split == "train" else data.eval_split
-    registry.check("split", split, ["eval", "train"])
-    source = registry.make(
-        "data.sources",
-        data.source,
-        split=name,
-        dir=data.dir,
-        name=data.name,
-        holdout=data.holdout,
-    )
-    if split == "eval":
-        return source
-    return subset.take(
-        source, shots=data.shots, fraction=data.fraction, seed=data.subset_seed
-    )
 
 
 def _batch_size(config: ConfigDict, examples: int, mesh: Mesh) -> int:
@@ -188,32 +170,11 @@ def _derive(config: ConfigDict, source: Any, lr_batch: int) -> None:
     }
 
 
-def _image_block(data: ConfigDict) -> dict[str, Any]:
-    return {
-        "image_size": batches.image_size(data),
-        "channels": data.channels,
-        "max_pixels": data.max_pixels,
-        "crop_scale": tuple(data.crop_scale),
-        "crop_ratio": tuple(data.crop_ratio),
-        "interpolation": data.interpolation,
-        "single_draw": data.single_draw,
-        "flip": data.flip,
-        "views": data.views,
-        "randaugment": data.randaugment.to_dict(),
-        "eval_crop_fraction": data.eval_crop_fraction,
-    }
-
-
-def _objective(config: ConfigDict, mesh: Mesh) -> Any:
+def _objective(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Any:
     block = inherit.without_none(config.objective.to_dict())
     if "num_classes" in config.objective:
         found = config.derived.num_classes
-        if not found:
-            raise ValueError(
-                f"objective {block['name']!r} needs labels, but data.source="
-                f"{config.data.source!r} at {config.data.dir} has no classes: give a "
-                "folder with one subfolder per class"
-            )
+        inputs.check_labels(source("train"), f"objective {block['name']!r}")
         if block.setdefault("num_classes", found) < found:
             raise ValueError(
                 f"objective.num_classes={block['num_classes']}, but the data has "
@@ -324,63 +285,3 @@ def _stream(config: ConfigDict, source: Any, transform: Any, start_step: int) ->
         threads=config.data.threads,
         max_bad_fraction=config.data.max_bad_fraction,
     )
-
-
-def _context(
-    config: ConfigDict,
-    objective: Any,
-    source: Callable[[str], Any],
-    transform: Any,
-    mesh: Mesh,
-    workdir: pathlib.Path,
-) -> evaluators_base.Context:
-    normalize = config.augment.normalize
-    ops = augment.make({"normalize": normalize.to_dict()})
-
-    def predict(params: Any, model_state: Any, batch: dict[str, Any]) -> Any:
-        batch = augment.apply(ops, jax.random.key(0), batch)
-        return objective.predict(params, model_state, batch)
-
-    # No larger than training's: what fits there fits here.
-    size = min(config.batch_size, max(256, mesh.size))
-    size = max(size // mesh.size, 1) * mesh.size
-    batches = functools.partial(
-        pipeline.eval_batches,
-        transform=transform,
-        batch_size=size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=config.data.workers,
-        threads=config.data.threads,
-        max_bad_fraction=config.data.max_bad_fraction,
-    )
-    return evaluators_base.Context(
-        predict=predict,
-        source=source,
-        batches=batches,
-        mesh=mesh,
-        outdir=workdir / "pictures",
-        mean=tuple(normalize.mean),
-        std=tuple(normalize.std),
-        num_classes=config.derived.num_classes,
-    )
-
-
-def _evaluators(
-    config: ConfigDict, context: Any, objective: Any, variables: Any
-) -> dict[str, tuple[evaluators_base.Evaluator, int]]:
-    made = {}
-    ops = augment.make({"normalize": config.augment.normalize.to_dict()})
-    batch = batches.evaluation(config, ops)
-    predicted = jax.eval_shape(
-        objective.predict, variables.params, variables.model_state, batch
-    )
-    for title, block in config.evals.items():
-        kwargs = block.to_dict()
-        name, every = kwargs.pop("name"), kwargs.pop("every_steps")
-        evaluator = registry.make("evaluators", name, context=context, **kwargs)
-        evaluators_base.check(name, evaluator, predicted, config.objective.name)
-        for split in {kwargs.get(key) for key in ("split", "bank")} - {None}:
-            context.source(split)  # a missing split is found now, not after hours
-        made[title] = (evaluator, every)
-    return made

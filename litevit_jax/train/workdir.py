@@ -54,8 +54,12 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, An
     return [] if old == new else [(prefix, old, new)]
 
 
-def open_run(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
+def open_run(
+    workdir: pathlib.Path, config: dict[str, Any], *, free: tuple[str, ...] = ()
+) -> bool:
     """Makes `workdir` this run's; True if it holds the run already (resume).
+
+    `free`: keys that may differ from the saved config's, besides FREE_TO_CHANGE.
 
     Raises:
       ValueError: it holds another run, or files that are not a run's.
@@ -76,7 +80,7 @@ def open_run(workdir: pathlib.Path, config: dict[str, Any]) -> bool:
         return False
     old = json.loads(path.read_text())
     changed = differences(old, config)
-    refused = [c for c in changed if not _may_change(c[0])]
+    refused = [c for c in changed if c[0] not in free and not _may_change(c[0])]
     if refused:
         rows = "\n".join(f"  {k}: {_short(a)} -> {_short(b)}" for k, a, b in refused)
         raise ValueError(
@@ -173,7 +177,11 @@ def read_result(workdir: pathlib.Path, title: str) -> dict[str, Any] | None:
 
 
 def record_result(
-    workdir: pathlib.Path, title: str, row: dict[str, Any], best: str | None
+    workdir: pathlib.Path,
+    title: str,
+    row: dict[str, Any],
+    best: str | None,
+    about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Saves `row` as the last result of `title`, and as the best if it is.
 
@@ -182,12 +190,15 @@ def record_result(
       title: of the evaluator.
       row: its numbers and the step they belong to.
       best: the number to maximise, or None if there is no best.
+      about: what stands above the rows: metric, seed, config...
     """
     result = read_result(workdir, title) or {}
     # Results of later steps come from a run that went on elsewhere: forget them.
     history = [r for r in result.get("history", []) if r["step"] < row["step"]]
-    result = {"last": row, "history": [*history, row]}
+    last = {key: row[key] for key in ("n", "step", "params", "time") if key in row}
+    result = {**(about or {}), **last, "last": row}
     if best is not None:
-        result["best"] = max(result["history"], key=lambda r: r[best])
+        result["best"] = max([*history, row], key=lambda r: r[best])
+    result["history"] = [*history, row]
     write_json(workdir / "evals" / title / "result.json", result)
     return result

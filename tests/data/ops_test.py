@@ -1,5 +1,6 @@
 """Crop, resize and flip agree with their definitions and with PIL."""
 
+import io
 import math
 
 import numpy as np
@@ -209,3 +210,31 @@ def test_wrong_settings_are_explained(wrong, message):
 def test_unknown_setting_is_named():
     with pytest.raises(TypeError, match="flipp"):
         ops.eval_ops(image_size=(8, 8), flipp=1)
+
+
+def _reference_view(data):
+    """What ImageNet is evaluated on: shorter side to 256, bicubic, the central 224."""
+    image = PIL.Image.open(io.BytesIO(data)).convert("RGB")
+    short = min(image.size)
+    # The longer side is rounded down, the offset to the nearest, as in torchvision.
+    size = tuple(int(256 * side / short) for side in image.size)
+    image = image.resize(size, BICUBIC)
+    left, top = (round((side - 224) / 2) for side in size)
+    return np.asarray(image.crop((left, top, left + 224, top + 224)))
+
+
+@pytest.mark.parametrize("width, height", [(1001, 667), (333, 500), (120, 97)])
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_the_eval_view_of_a_file_is_that_of_pil_within_a_grey_level(
+    width, height, format
+):
+    pixels = np.asarray(_image(width // 8, height // 8).resize((width, height)))
+    grain = np.random.default_rng(0).normal(0, 12, pixels.shape)
+    pixels = np.clip(pixels + grain, 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, format)
+    view = ops.eval_ops(image_size=(224, 224))(file.getvalue(), _rng())
+    wanted = _reference_view(file.getvalue())
+    assert wanted.std() > 20
+    assert np.abs(view.astype(float) - wanted).mean() < 1.0
+    assert np.abs(view[1:].astype(float) - wanted[:-1]).mean() > 1.0  # a row off shows

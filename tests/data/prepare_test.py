@@ -15,6 +15,7 @@ import pytest
 
 from litevit_jax.data import ops, pipeline, prepare
 from litevit_jax.data.sources import tfds
+from litevit_jax.train import inputs
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDNET_IDS = ("n01440764", "n01443537")
@@ -112,6 +113,19 @@ def test_prepared_images_are_the_archives_bytes_with_their_labels(imagenet):
         assert source.classes[source[i]["label"]] == name.partition("_")[0]
     assert len(_read(folder / "prepared", "validation")) == 3
     assert len(_read(folder / "prepared", "train[:50%]")) == 3
+
+
+def test_splits_are_joined_in_the_order_that_is_said(imagenet):
+    dir = str(imagenet[0] / "prepared")
+    data = {"source": "tfds", "name": "imagenet2012", "dir": dir, "holdout": 0.0}
+    data |= {"train_split": "train + validation[:2]", "validation_share": 0.0}
+    data |= {"shots": None, "fraction": 1.0, "subset_seed": 0}
+    both = inputs.source(data, "train")
+    parts = [_read(dir, split) for split in ("train", "validation[:2]")]
+    images = [part[i]["image"] for part in parts for i in range(len(part))]
+    assert [both[i]["image"] for i in range(8)] == images and len(both) == 8
+    with pytest.raises(ValueError, match=r"'test' unknown; choose from train, valid"):
+        inputs.source({**data, "train_split": "train+test"}, "train")
 
 
 def test_source_is_picklable_and_feeds_the_pipeline(imagenet):

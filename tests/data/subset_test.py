@@ -110,3 +110,36 @@ def test_what_cannot_be_drawn_is_explained(kwargs, message):
 def test_shots_without_classes_are_refused():
     with pytest.raises(ValueError, match=r"data.shots=1 needs labels.*data.fraction"):
         take(Counted(classes=()), shots=1)
+
+
+def test_a_held_out_part_and_the_rest_are_all_examples_by_the_seed_alone():
+    rest, part = subset.divide(Counted(), 0.25, seed=0)
+    assert (len(rest), len(part)) == (9, 3)
+    assert sorted(rows(rest) + rows(part)) == list(range(12))
+    assert rows(subset.divide(Counted(), 0.25, seed=0)[1]) == rows(part)
+    others = {tuple(rows(subset.divide(Counted(), 0.25, seed=s)[1])) for s in range(5)}
+    assert len(others) > 1
+    assert rest.fingerprint() != part.fingerprint()
+    assert [part.label_of(i) for i in range(3)] == [part[i]["label"] for i in range(3)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 1.0, -0.5])
+def test_a_share_that_leaves_a_side_empty_is_refused(share):
+    with pytest.raises(ValueError, match=rf"validation_share={share} of 12 .*both"):
+        subset.divide(Counted(), share, seed=0)
+
+
+def test_joined_sources_follow_each_other():
+    rest, part = subset.divide(Counted(), 0.25, seed=0)
+    both = subset.join([part, rest])
+    assert rows(both) == rows(part) + rows(rest)
+    labels = [both.label_of(i) for i in range(12)]
+    assert labels == [Counted.labels[row] for row in rows(both)]
+    assert both.name_of(3) == f"row {rows(rest)[0]}"
+    assert both.fingerprint() != subset.join([rest, part]).fingerprint()
+    assert subset.join([rest]) is rest
+
+
+def test_sources_of_other_classes_are_not_joined():
+    with pytest.raises(ValueError, match=r"cannot be joined: number 2 has 3 classes"):
+        subset.join([Counted(), Counted(("a", "b", "d"))])

@@ -59,3 +59,21 @@ def test_examples_without_a_label_are_not_counted():
     logits = np.eye(4, dtype=np.float32)
     got = evaluate(logits, np.array([0, -1, 3, -1]))
     assert (got["n"], got["top1"]) == (2, 50.0)
+
+
+def test_mean_per_class_weighs_classes_alike_and_leaves_out_those_without_examples():
+    labels = np.array([0, 0, 0, 0, 0, 0, 1, 1, 3, -1])
+    called = np.array([0, 0, 0, 0, 0, 0, 1, 0, 2, 2])
+    got = evaluate(np.eye(5, dtype=np.float32)[called], labels)
+    assert got["n"] == 9
+    assert got["top1"] == pytest.approx(100 * 7 / 9)
+    assert got["mean_per_class"] == pytest.approx(100 * (1 + 0.5 + 0) / 3)
+
+
+def test_the_primary_metric_is_the_one_asked_for():
+    made = common.context(None, num_classes=3)
+    for metric in ("top1", "mean_per_class"):
+        assert classification.make(context=made, metric=metric).best == metric
+    assert classification.make(context=made).best == "top1"
+    with pytest.raises(ValueError, match=r"'top2' unknown; did you mean top1"):
+        classification.make(context=made, metric="top2")

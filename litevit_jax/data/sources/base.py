@@ -36,6 +36,10 @@ class Source(abc.ABC):
           `label`: int, -1 when the example has none.
         """
 
+    def label_of(self, index: int) -> int:
+        """Label of example `index`, -1 without; at best its image is not read."""
+        return int(self[index]["label"])
+
     @abc.abstractmethod
     def name_of(self, index: int) -> str:
         """Where example `index` comes from, for messages; does not raise."""

@@ -7,7 +7,8 @@
 Without a split layout, `holdout` keeps a share of the images as 'test'; with one,
 `holdout` is ignored. 'test', 'val' and 'validation' name the same thing: of those
 that exist, the one asked for is read, else the first in that order. Hidden files
-are ignored, links are followed. The order is that of the sorted relative paths.
+are ignored, links are followed. The order is that of the sorted relative paths;
+classes that are all numbers are in the order of these.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ class Folder(base.Source):
         with open(os.path.join(self._root, self._names[index]), "rb") as file:
             image = file.read()
         return {"image": image, "label": int(self._labels[index])}
+
+    def label_of(self, index: int) -> int:
+        return int(self._labels[index])
 
     def name_of(self, index: int) -> str:
         return self._names[index]
@@ -206,7 +210,7 @@ def _labels_of(
             f"subfolders ({inside!r}): with labels or without? Move all of them into "
             "class folders, or the class folders elsewhere"
         )
-    classes = sorted(set(owners))
+    classes = _in_order(set(owners))
     empty = sorted(set(_subfolders(top)) - set(classes))
     if empty:
         _log.warning("folders of %s without images, ignored: %s", top, ", ".join(empty))
@@ -222,7 +226,14 @@ def _class_of(name: str, depth: int) -> str:
 
 def _class_folders(top: pathlib.Path) -> list[str]:
     """Class folders of `top` that hold an image."""
-    return [name for name in _subfolders(top) if _has_image(top / name)]
+    return _in_order(name for name in _subfolders(top) if _has_image(top / name))
+
+
+def _in_order(classes: Iterable[str]) -> list[str]:
+    """By name; by number if all are numbers, as in ImageNet-V2 (2 before 10)."""
+    names = sorted(classes)
+    numbers = all(name.isdecimal() for name in names)
+    return sorted(names, key=int) if numbers else names
 
 
 def _subfolders(top: pathlib.Path) -> list[str]:

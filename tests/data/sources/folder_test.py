@@ -187,3 +187,22 @@ def test_holdout_that_leaves_nothing_is_an_error(fill):
 
 def test_digest_tells_parts_apart():
     assert base.digest([b"ab", b"c"]) != base.digest([b"a", b"bc"])
+
+
+def test_classes_that_are_numbers_are_in_their_order(fill):
+    numbers = [str(n) for n in range(12)]
+    source = folder.make(split="train", dir=fill(*(f"{n}/a.jpg" for n in numbers)))
+    assert source.classes == numbers
+    by_name = {source.name_of(i): source.label_of(i) for i in range(12)}
+    assert by_name == {f"{n}/a.jpg": int(n) for n in numbers}
+
+
+def test_one_name_among_the_numbers_makes_all_of_them_names(fill):
+    source = folder.make(split="train", dir=fill("2/a.jpg", "10/a.jpg", "x/a.jpg"))
+    assert source.classes == ["10", "2", "x"]
+
+
+def test_splits_agree_on_the_order_of_classes_that_are_numbers(fill):
+    dir = fill("train/2/a.jpg", "train/10/a.jpg", "test/10/a.jpg")
+    source = folder.make(split="test", dir=dir)
+    assert source.classes == ["2", "10"] and _labels(source) == [1]

@@ -1,0 +1,238 @@
+"""The job 'evaluate': the numbers of a checkpoint or a file of weights, no training.
+
+What is evaluated is the whole model that the checkpoint holds: its encoder, and its
+decoder or head with running statistics. A file of weights is a classifier if it has a
+head, else an encoder whose features can be compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from litevit_jax import augment, checkpoint, registry, sharding
+from litevit_jax.models import vit
+from litevit_jax.objectives import base as objectives
+from litevit_jax.train import batches, evaluation, inherit, inputs, progress
+from litevit_jax.train import state as states
+from litevit_jax.train import workdir as workdirs
+
+_HEAD = "head/fc/kernel"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An evaluation, ready to start: what `evaluation.Evaluations` needs, and more.
+
+    Attributes:
+      config: resolved; plain dict as it is saved.
+      workdir: where results go.
+      evaluators: title -> (evaluator, every_steps).
+      step: of the checkpoint; 0 for a file.
+      place: () -> what holds its `params` and `model_state`, on the mesh.
+    """
+
+    config: dict[str, Any]
+    workdir: pathlib.Path
+    evaluators: evaluation.Evaluators
+    step: int
+    place: Callable[[], Any]
+
+
+def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Evaluates `config.init` with `config.evals`; title -> its result.
+
+    Raises:
+      ValueError, KeyError, OSError: a mistake of the user's, before any compile.
+    """
+    job = prepare(config, pathlib.Path(workdir))
+    line = progress.Line()
+    primary = jax.process_index() == 0
+    writer = progress.Writer(job.workdir, tensorboard=False)
+
+    def write(step: int, row: dict[str, Any]) -> None:
+        if primary:
+            writer.write(step, row)
+
+    evaluations = evaluation.Evaluations(job, write, line.say)
+    evaluations.run(job.place(), job.step, list(job.evaluators))
+    return evaluations.results
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
+    """Resolves `config`, checks it and reads what is evaluated.
+
+    Raises:
+      ValueError, OSError: the user's mistake, named in the message.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    if not config.init or config.init == "random":
+        raise ValueError(
+            f"{config.name}: what is evaluated? Give a run with --config.init=RUN_DIR "
+            "(or a step in it, RUN_DIR/checkpoints/STEP), or a file of weights"
+        )
+    asked = config.objective.to_dict()
+    loaded = inherit.read_flag(
+        "init", config.init, "objective.encoder", asked["encoder"]
+    )
+    complete = _from_run if "data" in loaded.config else _from_file
+    known_classes = complete(config, loaded)
+    _take_asked(config, asked)
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch(config.batch_size, mesh)
+    source = functools.cache(functools.partial(inputs.source, config.data))
+    config.derived = {"num_classes": len(source("eval").classes)}
+    objective = _objective(config)
+    variables = states.abstract_variables(objective, _batch(config, objective))
+    evaluators = evaluation.make(
+        config,
+        objective,
+        variables,
+        source,
+        mesh=mesh,
+        workdir=workdir,
+        known_classes=known_classes,
+    )
+    model = {
+        "params": inherit.fill_all(variables.params, loaded, config),
+        "model_state": checkpoint.fill(
+            variables.model_state, loaded.model_state, load=(".*",), skip=()
+        ),
+    }
+    plain = workdirs.plain(config.to_dict())
+    workdirs.open_run(workdir, plain)
+    place = functools.partial(_place, model, mesh)
+    return Job(plain, workdir, evaluators, loaded.step, place)
+
+
+def _from_run(config: ConfigDict, loaded: checkpoint.Checkpoint) -> int:
+    """Takes objective, data and evaluators of the run; returns its classes."""
+    run = loaded.config
+    config.objective = _tuples(run["objective"])
+    if "momentum_steps" in config.objective and not config.objective.momentum_steps:
+        config.objective.momentum_steps = run["derived"]["total_steps"]
+    if config.data.source is None:
+        inherit.take_data(config, run)
+    else:
+        _take_view(config, run["data"], run["augment"]["normalize"])
+    if not config.evals:
+        config.evals = _tuples(run["evals"])
+    return run["derived"]["num_classes"]
+
+
+def _from_file(config: ConfigDict, loaded: checkpoint.Checkpoint) -> int:
+    """An objective that predicts what the file's parameters can; its classes."""
+    if config.data.source is None:
+        inherit.take_data(config, loaded.config)  # says that there is none
+    encoder = dict(loaded.config["objective"]["encoder"])
+    rows, columns = encoder.pop("grid")
+    side, params = encoder["patch_size"], loaded.params
+    channels = params["encoder/patch_embed/kernel"].shape[0] // side**2
+    view = {"image_size": rows * side, "channels": channels}
+    if rows != columns:
+        view["image_width"] = columns * side
+    _take_view(config, view, config.file_normalize.to_dict())
+    encoder["final_norm"] = "encoder/norm/scale" in params
+    config.objective = {"name": "encoder", "encoder": encoder}
+    evaluator = {"name": "knn", "split": "eval", "every_steps": 0}
+    kernel = params.get(_HEAD)
+    if kernel is not None:
+        pool = "avg" if "head/fc_norm/scale" in params else "cls"
+        config.objective.update(
+            name="supervised", pool=pool, num_classes=kernel.shape[1]
+        )
+        evaluator["name"] = "classification"
+    if any(name.startswith("head_dist/") for name in params):
+        # Two heads are read with the second one's teacher; none of it is loaded.
+        config.objective.update(teacher=dict(encoder), distill={})
+    if not config.evals:
+        config.evals = {"test": evaluator}
+    return 0 if kernel is None else kernel.shape[1]
+
+
+def _take_view(config: ConfigDict, data: Any, normalize: Any) -> None:
+    """The images that the model knows, of whatever data; what is set stays."""
+    for name in ("image_size", "image_width", "channels"):
+        if config.data[name] is None:
+            config.data[name] = data.get(name)
+    for name in ("mean", "std"):
+        if config.augment.normalize[name] is None:
+            config.augment.normalize[name] = tuple(normalize[name])
+
+
+def _take_asked(config: ConfigDict, asked: dict[str, Any]) -> None:
+    """What the command line says of the objective, where a checkpoint can differ."""
+    if asked["dtype"] is not None:
+        config.objective.dtype = asked["dtype"]
+    heads, given = asked["encoder"]["num_heads"], config.objective.encoder
+    if heads is not None and given.get("num_heads") not in (None, heads):
+        raise ValueError(
+            f"objective.encoder.num_heads={heads}, but the checkpoint {config.init} "
+            f"has {given.num_heads}; leave it out"
+        )
+
+
+def _objective(config: ConfigDict) -> Any:
+    block = inherit.without_none(config.objective.to_dict())
+    name = block.pop("name")
+    if name == "encoder":
+        return Encoder(vit.make_encoder(**block["encoder"]))
+    return registry.make("objectives", name, **block)
+
+
+def _batch(config: ConfigDict, objective: Any) -> batches.Shapes:
+    """A batch that the objective's parameters are made for, by shape."""
+    normalize = augment.make({"normalize": config.augment.normalize.to_dict()})
+    batch = batches.evaluation(config, normalize, batches.image_size(config.data))
+    image, views = batch["image"], objective.num_views
+    if views > 1:
+        shape = (views, *image.shape)
+        batch["views"] = jax.ShapeDtypeStruct(shape, image.dtype)
+    return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What a file without a head predicts: features."""
+
+    encoder: vit.Encoder
+    num_views: ClassVar[int] = 1
+
+    def init(self, key: jax.Array, batch: dict[str, Any]) -> objectives.Variables:
+        """Parameters {'encoder'}."""
+        image = jax.numpy.zeros((1, *batch["image"].shape[1:]))
+        params = {"encoder": self.encoder.init(key, image)["params"]}
+        return objectives.Variables(params, {}, {})
+
+    def predict(
+        self, params: Any, model_state: Any, batch: dict[str, Any]
+    ) -> dict[str, jax.Array]:
+        """'features' and 'features_avg' `[B, D]`: class token, mean of patches."""
+        del model_state
+        tokens: Any = self.encoder.apply({"params": params["encoder"]}, batch["image"])
+        return {
+            "features": vit.pool_tokens(tokens[0], "cls"),
+            "features_avg": vit.pool_tokens(tokens[0], "avg"),
+        }
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, which JSON makes of tuples, as tuples again, at any depth."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def _place(model: dict[str, Any], mesh: Mesh) -> Any:
+    placed = jax.device_put(model, sharding.tree_sharding(mesh, model))
+    return SimpleNamespace(**placed)

@@ -1,0 +1,233 @@
+"""The evaluators of a config: made, run, recorded in evals/<title>/result.json.
+
+An evaluator reads the data of the run, or a labelled set of its own: the block `data`
+beside its settings. It never touches what training reads or writes, so that a run
+with it and one without are the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from litevit_jax import augment, checkpoint, registry
+from litevit_jax.evaluators import base
+from litevit_jax.train import batches, inputs
+from litevit_jax.train import workdir as workdirs
+
+Evaluators = dict[str, tuple[base.Evaluator, int]]
+
+
+def make(
+    config: ConfigDict,
+    objective: Any,
+    variables: Any,
+    source: Callable[[str], Any],
+    *,
+    mesh: Mesh,
+    workdir: pathlib.Path,
+    known_classes: int | None = None,
+) -> Evaluators:
+    """Title -> (evaluator, every_steps) for each block of `config.evals`.
+
+    Args:
+      config: resolved; `derived.num_classes` are those of the run's own data.
+      objective: what predicts.
+      variables: its Variables, by shape.
+      source: 'train' or 'eval' -> the run's own data.
+      mesh: where batches go.
+      workdir: where pictures go.
+      known_classes: those that the model was trained on; None: the run's own.
+
+    Raises:
+      ValueError: an evaluator that the objective, or the data, has nothing for.
+      OSError: data that is not there.
+    """
+    if known_classes is None:
+        known_classes = config.derived.num_classes
+    maker = _Maker(
+        config,
+        objective,
+        variables,
+        source,
+        mesh=mesh,
+        workdir=workdir,
+        known_classes=known_classes,
+    )
+    return {title: maker.make(title) for title in config.evals}
+
+
+class _Maker:
+    """Makes the evaluators of one run; what predicts is the same for all of them."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        objective: Any,
+        variables: Any,
+        source: Callable[[str], Any],
+        *,
+        mesh: Mesh,
+        workdir: pathlib.Path,
+        known_classes: int,
+    ) -> None:
+        self._known_classes = known_classes
+        self._config, self._objective, self._variables = config, objective, variables
+        self._source, self._mesh, self._workdir = source, mesh, workdir
+        self._normalize = config.augment.normalize
+        self._ops = augment.make({"normalize": self._normalize.to_dict()})
+
+    def make(self, title: str) -> tuple[base.Evaluator, int]:
+        """(evaluator, every_steps) of block `title`."""
+        config = self._config
+        kwargs = config.evals[title].to_dict()
+        name, every = kwargs.pop("name"), kwargs.pop("every_steps")
+        block, data = kwargs.pop("data", None), config.data.to_dict()
+        source, classes = self._source, config.derived.num_classes
+        if block is not None:
+            data = inputs.own(title, block, config.data)
+            source = functools.cache(functools.partial(inputs.source, data))
+            classes = len(source(kwargs.get("split", "eval")).classes)
+        context = base.Context(
+            predict=self._predict,
+            source=source,
+            batches=inputs.evaluation_batches(data, config.batch_size, self._mesh),
+            mesh=self._mesh,
+            outdir=self._workdir / "pictures",
+            mean=tuple(self._normalize.mean),
+            std=tuple(self._normalize.std),
+            num_classes=classes,
+        )
+        evaluator = registry.make("evaluators", name, context=context, **kwargs)
+        size = batches.image_size(data)
+        base.check(name, evaluator, self._predicted(title, size), config.objective.name)
+        if "logits" in evaluator.reads:
+            _check_classes(title, context, self._known_classes)
+        self._check_splits(f"evaluator {name!r} (evals.{title})", evaluator, kwargs)
+        return evaluator, every
+
+    def _predict(self, params: Any, model_state: Any, batch: dict[str, Any]) -> Any:
+        batch = augment.apply(self._ops, jax.random.key(0), batch)
+        return self._objective.predict(params, model_state, batch)
+
+    def _predicted(self, title: str, size: tuple[int, int]) -> dict[str, Any]:
+        """What the objective predicts for images (H, W), by shape."""
+        batch = batches.evaluation(self._config, self._ops, size)
+        variables = self._variables
+        try:
+            return jax.eval_shape(
+                self._objective.predict, variables.params, variables.model_state, batch
+            )
+        except (TypeError, ValueError) as error:
+            ours = batches.image_size(self._config.data)
+            if ours == size:
+                raise
+            raise ValueError(
+                f"evals.{title}.data: images of {size[0]}x{size[1]}, but the model "
+                f"learns from {ours[0]}x{ours[1]} and takes no others ({error}); leave "
+                "image_size out"
+            ) from None
+
+    def _check_splits(self, what: str, evaluator: Any, kwargs: dict[str, Any]) -> None:
+        """A split that is missing or has no labels is found now, not after hours."""
+        for key in ("split", "bank"):
+            split = kwargs.get(key, getattr(evaluator, key, None))
+            if split is None:
+                continue
+            found = evaluator.context.source(split)
+            if evaluator.labelled:
+                inputs.check_labels(found, f"{what}, split {split!r}")
+
+
+def _check_classes(title: str, context: base.Context, known: int) -> None:
+    if context.num_classes != known:
+        raise ValueError(
+            f"evals.{title}: the data has {context.num_classes} classes, but the "
+            f"classifier was trained on {known}; give the data that it knows, or "
+            "compare features alone with evaluator 'knn'"
+        )
+
+
+class Evaluations:
+    """Runs a job's evaluators and records what they say and what they cost.
+
+    `results`: title -> what is in its result.json, of those that ran or are complete.
+    """
+
+    def __init__(
+        self,
+        job: Any,
+        write: Callable[[int, dict[str, Any]], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._evaluators: Evaluators = job.evaluators
+        self._config, self._workdir = job.config, job.workdir
+        self._write, self._say = write, say
+        self._start = time.perf_counter()
+        self._spent = dict.fromkeys(job.evaluators, 0.0)
+        self.results: dict[str, dict[str, Any]] = {}
+
+    def due(self, step: int, *, last: bool) -> list[str]:
+        """Titles of the evaluators that run after update `step`."""
+        evaluators = self._evaluators.items()
+        return [t for t, (_, n) in evaluators if last or (n and step % n == 0)]
+
+    def missing(self, step: int) -> list[str]:
+        """Titles without a result at `step`; the results of the others are read."""
+        missing = []
+        for title in self._evaluators:
+            result = workdirs.read_result(self._workdir, title)
+            if result is None or result["last"]["step"] != step:
+                missing.append(title)
+            else:
+                self.results[title] = result
+        return missing
+
+    def run(self, state: Any, step: int, titles: list[str]) -> None:
+        """Evaluates `state`, which has done `step` updates."""
+        if not titles:
+            return
+        params = checkpoint.fingerprint(state)
+        for title in titles:
+            evaluator, _ = self._evaluators[title]
+            start = time.perf_counter()
+            numbers = evaluator.run(state, step=step)
+            cost = self._cost(title, time.perf_counter() - start)
+            stamp = {"params": params, "time": time.time()}
+            row = {"step": step, **numbers, **cost, **stamp}
+            self.results[title] = workdirs.record_result(
+                self._workdir, title, row, evaluator.best, self._about(title, numbers)
+            )
+            logged = {**numbers, **cost}
+            self._write(step, {f"{title}/{k}": v for k, v in logged.items()})
+            said = "  ".join(f"{k} {_short(v)}" for k, v in numbers.items())
+            self._say(f"step {step}  {title}: {said}  ({cost['seconds']:.1f} s)")
+
+    def _cost(self, title: str, seconds: float) -> dict[str, float]:
+        """Seconds of this evaluation; share that all of `title` took of the time since
+        the run started, or was resumed."""
+        self._spent[title] += seconds
+        share = self._spent[title] / (time.perf_counter() - self._start)
+        return {"seconds": seconds, "share_of_run": share}
+
+    def _about(self, title: str, numbers: dict[str, float]) -> dict[str, Any]:
+        """What a result is of, whichever of its rows is read."""
+        evaluator, _ = self._evaluators[title]
+        return {
+            "name": title,
+            "evaluator": self._config["evals"][title]["name"],
+            "metric": evaluator.best or next(iter(numbers)),
+            "seed": self._config["seed"],
+            "config": self._config,
+        }
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"

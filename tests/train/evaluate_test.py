@@ -1,0 +1,225 @@
+"""Evaluation without training: the numbers are the run's, the files' their own."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from litevit_jax import checkpoint, sharding, weights
+from litevit_jax.train import evaluate, loop
+from litevit_jax.weights import model as models
+from tests import bad_input_test, jobs
+
+FILES = pathlib.Path(__file__).parents[1] / "weights" / "fixtures"
+SAME = ("top1", "top5", "mean_per_class", "n", "params", "step")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+    """One device compiles sooner."""
+    make_mesh, one = sharding.make_mesh, jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(1, 1, one))
+        yield
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory):
+    """A linear probe with running statistics, at steps 1 and 2; its results."""
+    workdir = tmp_path_factory.mktemp("probe") / "run"
+    sizes = {"encoder_default__width": 24, "encoder_default__depth": 1}
+    sizes |= {"steps": 2, "checkpoint__every_steps": 1}
+    made = jobs.config("linear_probe", "smoke", **sizes)
+    with made.unlocked():
+        del made.evals.knn
+        made.evals.test.every_steps = 1
+    return workdir, loop.run(made, workdir).results["test"]
+
+
+def config(arg=None, **overrides):
+    return _config(arg, overrides)
+
+
+def _config(arg, overrides):
+    import configs.evaluate
+
+    made = configs.evaluate.get_config(arg)
+    with made.unlocked():
+        for name, value in overrides.items():
+            made[name] = value
+    return made
+
+
+def same(row, other):
+    for key in SAME:
+        assert row[key] == other[key], key
+    # Batches of another size are added up in another order.
+    assert row["loss"] == pytest.approx(other["loss"], rel=1e-7)
+
+
+def test_a_run_is_evaluated_as_it_was_in_training(probe, tmp_path):
+    run, trained = probe
+    got = evaluate.run(config(init=str(run)), tmp_path / "last")["test"]
+    same(got["last"], trained["last"])
+    assert got["config"]["init"] == str(run) and got["metric"] == "top1"
+    assert json.loads((tmp_path / "last/evals/test/result.json").read_text()) == got
+    first = config(init=str(run / "checkpoints" / "1"))
+    got = evaluate.run(first, tmp_path / "first")["test"]
+    same(got["last"], trained["history"][0])
+    assert trained["history"][0]["params"] != trained["last"]["params"]
+    assert not (tmp_path / "last" / "checkpoints").exists()
+
+
+def test_running_statistics_are_read_with_the_parameters(probe):
+    found = checkpoint.read_params(str(probe[0]))
+    assert set(found.model_state) == {"head/bn/mean", "head/bn/var"}
+    assert (found.model_state["head/bn/mean"] != 0).any()
+
+
+@pytest.fixture
+def images(tmp_path):
+    """(labels) -> file of as many 16 x 16 images, of five classes; their pixels."""
+
+    def make(labels):
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (len(labels), 16, 16, 3), dtype=np.uint8)
+        arrays = {"image": pixels, "label": np.asarray(labels) % 5}
+        splits = {f"{s}_{k}": v for s in ("train", "test") for k, v in arrays.items()}
+        np.savez(tmp_path / "images.npz", **splits)
+        return tmp_path / "images.npz", pixels
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "name", ["mae_lite_classifier.pth.tar", "timm.pth", "deit.pth"]
+)
+def test_a_file_is_the_classifier_that_it_is_elsewhere(name, images, tmp_path):
+    found = weights.read(FILES / name, num_heads=4)
+    reference = models.make(found.params, found.encoder, image_size=(16, 16))
+    assert reference.output == "logits"
+    path, pixels = images(range(40))
+    made = config(f"data=arrays,path={path}", init=str(FILES / name))
+    mean, std = (np.array(made.file_normalize[key]) for key in ("mean", "std"))
+    normal = jax.numpy.asarray((pixels / 255 - mean) / std, "float32")
+    logits, label = np.asarray(reference.apply(normal), float), np.arange(40) % 5
+    log_sum = np.log(np.exp(logits).sum(axis=1))
+    with made.unlocked():
+        made.objective.encoder.num_heads = 4
+        made.data.eval_crop_fraction = 1.0  # the images as they are
+    got = evaluate.run(made, tmp_path / "run")["test"]["last"]
+    assert (got["n"], got["step"]) == (40, 0)
+    hits = logits.argmax(axis=1) == label
+    assert got["top1"] == pytest.approx(100 * hits.mean())
+    loss = (log_sum - logits[np.arange(40), label]).mean()
+    assert got["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_file_without_a_head_is_compared_by_its_features(images, tmp_path):
+    path, _ = images(range(40))
+    made = config(f"data=arrays,path={path}", init=str(FILES / "mae_encoder.pth"))
+    with made.unlocked():
+        made.objective.encoder.num_heads = 4
+        made.evals.nearest = {"name": "knn", "k": 1, "split": "eval", "every_steps": 0}
+    got = evaluate.run(made, tmp_path / "run")
+    assert set(got) == {"nearest"}
+    assert got["nearest"]["last"]["top1"] == 100.0  # the bank holds the same images
+
+
+@pytest.fixture
+def refuse(tmp_path):
+    """(config, message): refused so, before compiling, leaving no trace."""
+
+    def check(made, message):
+        bad_input_test.COMPILED.clear()
+        with pytest.raises((ValueError, OSError), match=message):
+            evaluate.prepare(made, tmp_path / "refused")
+        assert bad_input_test.COMPILED == []
+        assert not (tmp_path / "refused").exists()
+
+    return check
+
+
+def test_what_is_evaluated_must_be_said_and_there(refuse, tmp_path):
+    refuse(config(), r"what is evaluated\? Give a run with --config.init=RUN_DIR")
+    refuse(config(init="random"), r"what is evaluated\?")
+    refuse(config(init=str(tmp_path / "nope")), r"nope: no run directory there")
+    file = config(init=str(FILES / "mae_lite_classifier.pth.tar"))
+    with file.unlocked():
+        file.objective.encoder.num_heads = 4
+    refuse(
+        file, r"a file of weights says nothing about data; name some: .*evaluate.py:"
+    )
+
+
+def test_data_of_other_classes_are_refused(refuse, probe, image_folder):
+    root = image_folder(train=4, test=2)
+    made = config(f"classification,data=folder,path={root}", init=str(probe[0]))
+    refuse(made, r"the data has 2 classes, but the classifier was trained on 10")
+
+
+def test_a_test_split_without_labels_is_refused(refuse, probe, image_folder):
+    root = image_folder(train=4, test=2)
+    for path in list((root / "test").rglob("*.png")):
+        path.rename(root / "test" / path.name)
+    for name in "ab":
+        shutil.rmtree(root / "test" / name)
+    made = config(f"knn,data=folder,path={root}", init=str(probe[0]))
+    refuse(
+        made, r"'knn' \(evals.knn\), split 'eval' needs labels, but this split has n"
+    )
+
+
+def test_named_files_that_are_absent_are_refused(refuse, probe, tmp_path):
+    made = config(f"digits,real={tmp_path}/real.json", init=str(probe[0]))
+    refuse(made, r"real.json: no file of ReaL labels there")
+    made = config(f"digits,v2={tmp_path}/v2", init=str(probe[0]))
+    refuse(made, r"v2' does not exist; expected a folder")
+    (tmp_path / "real.json").write_text("[[1], [")
+    made = config(f"digits,real={tmp_path}/real.json", init=str(probe[0]))
+    refuse(made, r"real.json: cannot be read as JSON")
+
+
+def test_an_evaluator_that_the_checkpoint_has_nothing_for_is_refused(refuse, probe):
+    made = config("reconstruction", init=str(probe[0]))
+    refuse(made, r"'reconstruction' reads 'mae_loss', .* 'supervised' predicts feature")
+
+
+def test_another_checkpoint_does_not_get_the_same_directory(probe, tmp_path):
+    run = probe[0]
+    evaluate.prepare(config(init=str(run)), tmp_path / "run")
+    other = config(init=str(run / "checkpoints" / "1"))
+    with pytest.raises(ValueError, match=r"(?s)another config.*\n  init: "):
+        evaluate.prepare(other, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return jobs.teacher()
+
+
+@pytest.mark.parametrize("objective", jobs.RECIPES)
+def test_a_run_of_every_objective_can_be_evaluated(
+    objective, teacher, tmp_path, monkeypatch
+):
+    job = jobs.prepare(tmp_path / "run", jobs.tiny(jobs.RECIPES[objective]))
+    parts = (job.state.params, job.state.model_state)
+    arrays = [
+        {
+            name.replace(".", "/"): np.zeros(x.shape, x.dtype)
+            for name, x in checkpoint.flatten(part).items()
+        }
+        for part in parts
+    ]
+    made = checkpoint.Checkpoint(arrays[0], job.config, 6, tmp_path, arrays[1])
+    monkeypatch.setattr(checkpoint, "read_params", lambda _: made)
+    got = evaluate.prepare(config("knn", init="RUN"), tmp_path / "evaluated")
+    assert set(got.evaluators) == {"knn"} and got.step == 6
+    placed = got.place()
+    assert checkpoint.flatten(placed.params).keys() == {
+        name.replace("/", ".") for name in arrays[0]
+    }
+    assert got.config["objective"]["name"] == objective
