@@ -181,6 +181,22 @@ def test_layer_decay_and_weight_decay_make_28_groups(classifier_params):
         assert decayed == path.endswith("kernel"), path
 
 
+def test_position_tables_are_decayed_and_learn_as_their_block():
+    encoder = {"variant": "tiny", "rpe_style": "v2023"}
+    params = params_of("supervised", encoder=encoder, num_classes=7)
+    spared = ("encoder/(cls_token|pos_embed)",)
+    decay = optimizer.decay_mask(params, decay_1d=False, skip=spared)["encoder"]
+    scales = optimizer.layer_scales(params, 0.85)["encoder"]
+    for number in range(12):
+        own, rate = decay[f"blocks_{number}"], scales[f"blocks_{number}"]
+        assert own["attn"].pop("relative_position_bias_table")
+        want = float(SCALES[0.85].split()[number + 1])
+        assert set(jax.tree.leaves(rate)) == {pytest.approx(want, abs=6e-7)}
+        for name in ("q_bias", "v_bias"):
+            assert not own["attn"][name]
+        assert not own["gamma_1"] and not own["gamma_2"]
+
+
 def test_the_final_norm_of_an_encoder_is_in_the_last_group(mae_params):
     scales = optimizer.layer_scales(mae_params, 0.5)
     assert set(jax.tree.leaves(scales["encoder"]["norm"])) == {1.0}
