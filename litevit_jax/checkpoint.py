@@ -287,12 +287,15 @@ def _locate(path: str) -> tuple[pathlib.Path, int | None]:
     return place, None
 
 
-def read_params(path: str) -> Checkpoint:
+def read_params(path: str, *, average: bool = False) -> Checkpoint:
     """Parameters and config of a run directory (newest step) or a step inside it.
+
+    With `average`, the trained ones are those that the optimizer averaged.
 
     Raises:
       FileNotFoundError: no run, or no such step, there.
       CorruptCheckpoint: the files are damaged.
+      ValueError: an average is asked for, and the run kept none.
     """
     run, step = _locate(path)
     if not (run / "checkpoints").is_dir():
@@ -309,7 +312,10 @@ def read_params(path: str) -> Checkpoint:
                 f"{path}: step {step} is not saved; {run} has steps {steps or 'none'}"
             )
         try:
-            params, meta = _read_params(manager, step)
+            meta = _read(manager, step, {"meta": ocp.args.JsonRestore()})["meta"]
+            params = _read_part(manager, step, meta, "params")
+            if average:
+                params |= _average(_read_part(manager, step, meta, "opt_state"), path)
         except CorruptCheckpoint as error:
             others = [str(run / "checkpoints" / str(s)) for s in steps if s != step]
             raise CorruptCheckpoint(
@@ -319,21 +325,29 @@ def read_params(path: str) -> Checkpoint:
     return Checkpoint(params, meta["config"], step, run)
 
 
-def _read_params(manager: ocp.CheckpointManager, step: int) -> tuple[Any, Any]:
-    """('encoder/norm/scale' -> array, meta) of a saved step."""
-    meta = _read(manager, step, {"meta": ocp.args.JsonRestore()})["meta"]
+def _read_part(manager: ocp.CheckpointManager, step: int, meta: Any, part: str) -> Any:
+    """'encoder/norm/scale' -> array, of one part of a saved state."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
-        name.removeprefix("params."): jax.ShapeDtypeStruct(
+        name.removeprefix(f"{part}."): jax.ShapeDtypeStruct(
             tuple(shape), dtype, sharding=device
         )
         for name, (shape, dtype) in meta["arrays"].items()
-        if name.startswith("params.")
+        if name.startswith(f"{part}.")
     }
-    flat = _read(manager, step, {"params": ocp.args.StandardRestore(wanted)})
+    flat = _read(manager, step, {part: ocp.args.StandardRestore(wanted)})
     _check_bits(flat, meta)
-    found = {k.replace(".", "/"): np.asarray(v) for k, v in flat["params"].items()}
-    return found, meta
+    return {k.replace(".", "/"): np.asarray(v) for k, v in flat[part].items()}
+
+
+def _average(opt_state: dict[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
+    found = {k[4:]: x for k, x in opt_state.items() if k.startswith("ema/")}
+    if not found:
+        raise ValueError(
+            f"{path}: the run kept no average of its parameters (its optimizer had "
+            "ema_decay=None); leave the flag out to take the parameters themselves"
+        )
+    return found
 
 
 def fill(

@@ -105,7 +105,7 @@ class Run:
         for title in titles:
             evaluator, _ = self.job.evaluators[title]
             start = time.perf_counter()
-            numbers = evaluator.run(state, step=step)
+            numbers = self.job.measure(title, state, step)
             seconds = time.perf_counter() - start
             self.results[title] = workdirs.record_result(
                 self.job.workdir, title, {"step": step, **numbers}, evaluator.best

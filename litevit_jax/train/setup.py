@@ -36,6 +36,7 @@ class Job:
       workdir: of the run.
       mesh: devices.
       objective: what is learned.
+      optimizer: how.
       state: abstract TrainState with shardings.
       fixed: part of the state -> host arrays that never change and are not saved.
       create: () -> the initial TrainState on the mesh.
@@ -50,6 +51,7 @@ class Job:
     workdir: pathlib.Path
     mesh: Mesh
     objective: Any
+    optimizer: optimizers.Optimizer
     state: states.TrainState
     fixed: dict[str, Any]
     create: Callable[[], states.TrainState]
@@ -59,6 +61,18 @@ class Job:
     resumes: bool
     total_steps: int
     steps_per_epoch: int
+
+    def measure(self, title: str, state: Any, step: int) -> dict[str, Any]:
+        """Numbers of an evaluator: of averaged parameters, if an average is kept.
+
+        `ema_decay` among them says so.
+        """
+        evaluator, decay = self.evaluators[title][0], self.optimizer.ema_decay
+        if decay is None:
+            return evaluator.run(state, step=step)
+        params = self.optimizer.average(state.opt_state, state.params)
+        numbers = evaluator.run(state.replace(params=params), step=step)
+        return {**numbers, "ema_decay": decay}
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
@@ -106,9 +120,12 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         workdir=workdir,
         mesh=mesh,
         objective=objective,
+        optimizer=optimizer,
         state=state,
         fixed=fixed,
-        create=functools.partial(_start, create, state, loaded, fixed, config),
+        create=functools.partial(
+            inherit.start, create, state, loaded, fixed, config, optimizer
+        ),
         step=jitted,
         stream=functools.partial(_stream, config, source("train"), transforms["train"]),
         evaluators=evaluators,
@@ -299,16 +316,6 @@ def _abstract_state(create: Any, shardings: Any) -> states.TrainState:
         abstract,
         shardings,
     )
-
-
-def _start(
-    create: Any, abstract: Any, loaded: Any, fixed: dict[str, Any], config: ConfigDict
-) -> states.TrainState:
-    """The initial state, on the mesh, with what `init` and `teacher` give in place."""
-    state, given = create(jax.random.key(config.seed)), dict(fixed)
-    if loaded is not None:
-        given["params"] = inherit.fill(state.params, loaded, config)
-    return checkpoint.place(state, given, abstract)
 
 
 def _stream(config: ConfigDict, source: Any, transform: Any, start_step: int) -> Any:

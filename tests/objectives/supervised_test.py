@@ -184,6 +184,15 @@ def test_frozen_encoder_gets_no_gradient():
     assert abs(grads["head"]["fc"]["kernel"]).max() > 0
 
 
+def test_predictions_are_float32_whatever_trains():
+    half, full = make(dtype="bfloat16"), make(dtype="float32")
+    params = jax.jit(full.init)(KEY, BATCH).params
+    got, want = (jax.jit(o.predict)(params, {}, BATCH) for o in (half, full))
+    assert half.encoder.dtype == "bfloat16"
+    for name, value in want.items():
+        np.testing.assert_array_equal(got[name], value)
+
+
 def test_soft_labels_equal_hard_ones():
     objective = make(label_smoothing=0.1)
     params = jax.jit(objective.init)(KEY, BATCH).params
