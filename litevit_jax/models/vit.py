@@ -219,11 +219,7 @@ class Encoder(nn.Module):
           ValueError: `ids_keep` with a relative position bias, which has one table of
             offsets for a whole grid.
         """
-        if ids_keep is not None and self.rpe_style != "none":
-            raise ValueError(
-                f"encoder: rpe_style={self.rpe_style!r} needs all patches, but some "
-                "are left out; expected rpe_style='none' for masked pre-training"
-            )
+        self._check_whole(ids_keep)
         grid = layers.grid_of(image.shape, self.patch_size)
         table = self._pos_table(grid)
         patches, pos = layers.patchify(image, self.patch_size), table[:, 1:]
@@ -245,6 +241,13 @@ class Encoder(nn.Module):
         if self.final_norm:
             x = layers.LayerNorm(self.dtype, name="norm")(x)
         return x, found
+
+    def _check_whole(self, ids_keep):
+        if ids_keep is not None and self.rpe_style != "none":
+            raise ValueError(
+                f"encoder: rpe_style={self.rpe_style!r} needs all patches, but some "
+                "are left out; expected rpe_style='none' for masked pre-training"
+            )
 
     def _blocks(self, x, found, drop_keys, grid):
         rates = np.linspace(0, self.drop_path, self.depth)
