@@ -43,13 +43,27 @@ def table_rows(grid: tuple[int, int]) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + _OF_CLS
 
 
+def index(grid: tuple[int, int]) -> np.ndarray:
+    """The row of a table that each query and key read, int64 `[T, T]`.
+
+    (r_i - r_j + R - 1)(2C - 1) + c_i - c_j + C - 1 for patches at rows r and columns c
+    of R x C; the last three rows where one of the two is the class token.
+    """
+    rows, cols = grid
+    row, col = np.divmod(np.arange(rows * cols), cols)
+    down, right = row[:, None] - row + rows - 1, col[:, None] - col + cols - 1
+    found = np.pad(down * (2 * cols - 1) + right, ((1, 0), (1, 0)))
+    last = table_rows(grid) - _OF_CLS
+    found[0], found[1:, 0], found[0, 0] = last, last + 1, last + 2
+    return found
+
+
 def expand(table: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """The bias of every query and key `[A, T, T]` from a table `[rows, A]`, float32.
 
-    It is a lookup: of patches by (r_i - r_j + R - 1)(2C - 1) + c_i - c_j + C - 1 for a
-    query at row r_i and column c_i of R x C, of the class token by the last three
-    rows. It is written as products with zeros and ones, rows and columns apart: the
-    gradient of a lookup adds up in an order of its own on GPUs, and slowly on TPUs.
+    It is `table[index(grid)]`, written as products with zeros and ones, rows and
+    columns apart: the gradient of a lookup adds up in an order of its own on GPUs, so
+    that a run would not repeat bit for bit, and one by one on TPUs.
 
     Args:
       table: offsets of patches, row-major, then the class token's rows.

@@ -23,7 +23,8 @@ from litevit_jax.train import state as states
 from litevit_jax.weights import positions
 
 # What a file of weights knows of its encoder; the rest is the recipe's to say.
-_FILE_FIELDS = ("width", "depth", "num_heads", "patch_size", "mlp_ratio", "pos_embed")
+_SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
+_FILE_FIELDS = (*_SIZES, "pos_embed", "rpe_style")
 _POS_EMBED = "encoder/pos_embed"
 
 
