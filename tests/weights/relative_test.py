@@ -101,6 +101,13 @@ def test_tables_read_in_another_order_or_of_another_grid_are_refused(tmp_path):
         weights.read(to_file(tmp_path / "c.safetensors", arrays), num_heads=2)
 
 
+def test_other_programs_have_no_place_for_tables():
+    """An export is refused: without its tables it were another function."""
+    message = r"(?s)not those of a plain .*bias_table \[52, 4\]: has no counterpart"
+    with pytest.raises(ValueError, match=message):
+        models.make(classifier("fused"), SIZES, image_size=(8, 8))
+
+
 def test_a_classifier_of_such_a_file_is_fine_tuned_as_it_is(tmp_path):
     params = classifier("v2023")
     path = to_file(tmp_path / "a.safetensors", arrays_of(params))
