@@ -88,17 +88,6 @@ def test_attention_of_large_logits_stays_finite():
     assert all(np.isfinite(x).all() for x in grads(jnp.ones_like(out)))
 
 
-def test_no_bias_leaves_the_program_as_it_was():
-    x = jnp.ones((1, 1, 3, 4))
-
-    def program(*bias):
-        grad = jax.grad(lambda x: ops.attend(x, x, x, 0.5, *bias).sum())
-        return jax.jit(grad).lower(x).as_text()
-
-    assert program(None) == program()
-    assert program(jnp.zeros((1, 3, 3))) != program()
-
-
 def test_the_gradient_of_the_bias_is_summed_in_float32():
     keys = jax.random.split(jax.random.key(2), 3)
     q, k, v = (jax.random.normal(key, (64, 1, 3, 4)) for key in keys)
