@@ -1,12 +1,15 @@
-"""Images per second of one MAE training step on this machine, ours and PyTorch's.
+"""Images per second of one training step on this machine, ours and PyTorch's.
 
     python benchmarks/train_step.py --batch=64 --steps=3 --rounds=7
+    python benchmarks/train_step.py --job=finetune --batch=32 --steps=2 --rounds=7
 
-A step is forward, backward and AdamW (betas 0.9 and 0.95, weight decay 0.05 on
-matrices) of the tiny model in float32, on normalised images that are already in
-memory. Ours is the step that training runs. The other side, where torch is
-installed, is the same step as the original writes it: all patches are embedded
-before masking, tokens are put back in order, every patch is predicted.
+A step is forward, backward and AdamW (weight decay 0.05 on matrices) of ViT-Tiny with
+12 heads in float32, on normalised images that are already in memory. Ours is the step
+that training runs; the other side, where torch is installed, is the same step plainly
+written. `mae`: there, all patches are embedded before masking, tokens are put back in
+order, every patch is predicted. `finetune`: mixup 0.2, average pooling and a norm
+before 1000 classes, soft-target cross-entropy, layer decay 0.85; --rpe=fused adds
+relative position bias to both sides.
 
 Each side lives in its own process, ours as main.py sets it up, torch as it comes
 with as many threads as there are cores; they take turns within a round, so that a
@@ -21,6 +24,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pathlib
 import platform
 import resource
 import statistics
@@ -38,15 +42,27 @@ SIDE = flags.DEFINE_integer("image_size", 224, "Height and width of an image.")
 STEPS = flags.DEFINE_integer("steps", 3, "Steps per measurement.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of each side.")
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+JOB = flags.DEFINE_enum("job", "mae", ["mae", "finetune"], "What a step learns.")
+RPE = flags.DEFINE_enum("rpe", "none", ["none", "fused"], "Position bias of finetune.")
 WORKER = flags.DEFINE_enum("worker", None, ["jax", "torch"], "Internal: be a side.")
 
-LR, BETAS, WEIGHT_DECAY = 1e-4, (0.9, 0.95), 0.05
+ROOT = str(pathlib.Path(__file__).parents[1])
+LR, CLASSES, MIXUP = 1e-4, 1000, 0.2
+ADAMW = {
+    "mae": {"b1": 0.9, "b2": 0.95, "weight_decay": 0.05, "layer_decay": 1.0},
+    "finetune": {"b1": 0.9, "b2": 0.999, "weight_decay": 0.05, "layer_decay": 0.85},
+}
 
 
 def images() -> np.ndarray:
     """Normalised images `[B, H, W, 3]`."""
     shape = (BATCH.value, SIDE.value, SIDE.value, 3)
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def labels() -> np.ndarray:
+    """A class for each image `[B]`."""
+    return np.random.default_rng(1).integers(CLASSES, size=BATCH.value, dtype=np.int32)
 
 
 def jax_side() -> tuple[Callable[[int], float], str]:
@@ -56,29 +72,33 @@ def jax_side() -> tuple[Callable[[int], float], str]:
     cpu.prepare(BATCH.value, 3 * SIDE.value**2)  # as main.py does
     import jax
 
-    from litevit_jax import sharding
-    from litevit_jax.objectives import mae
+    from litevit_jax import augment, sharding
+    from litevit_jax.objectives import mae, supervised
     from litevit_jax.train import optimizer as optimizers
     from litevit_jax.train import state as states
     from litevit_jax.train import step
 
-    tiny = {"variant": "tiny"}
-    objective = mae.make(encoder=tiny, decoder=tiny, dtype="float32")
+    tiny: dict[str, Any] = {"variant": "tiny"}
+    settings: dict[str, Any] = {**ADAMW[JOB.value]}
+    blocks: dict[str, dict[str, Any]] = {}
+    if JOB.value == "mae":
+        objective = mae.make(encoder=tiny, decoder=tiny, dtype="float32")
+    else:
+        tiny |= {"pos_embed": "learned_sincos", "rpe_style": RPE.value}
+        objective = supervised.make(encoder=tiny, num_classes=CLASSES, dtype="float32")
+        settings["no_decay"] = ("encoder/(cls_token|pos_embed)",)
+        blocks["mix"] = {"mixup": MIXUP}
     mesh = sharding.make_mesh()
     rows = {"image": images(), "index": np.arange(BATCH.value, dtype=np.int32)}
-    batch = sharding.global_batch(rows, mesh)
+    batch = sharding.global_batch(rows | {"label": labels()}, mesh)
     params = states.abstract_variables(objective, batch).params
-    betas: dict[str, Any] = {
-        "b1": BETAS[0],
-        "b2": BETAS[1],
-        "weight_decay": WEIGHT_DECAY,
-    }
     optimizer = optimizers.make(
-        params, lambda _: jax.numpy.float32(LR), name="adamw", **betas
+        params, lambda _: jax.numpy.float32(LR), name="adamw", **settings
     )
     create, shardings = states.creator(objective, optimizer, batch, mesh)
+    ops = augment.make(blocks)
     train_step = step.make_train_step(
-        objective, optimizer, (), seed=0, mesh=mesh, state_sharding=shardings
+        objective, optimizer, ops, seed=0, mesh=mesh, state_sharding=shardings
     )
     state = create(jax.random.key(0))
 
@@ -95,109 +115,36 @@ def jax_side() -> tuple[Callable[[int], float], str]:
 def torch_side() -> tuple[Callable[[int], float], str]:
     """(run this many steps and return the last loss, versions)."""
     torch = importlib.import_module("torch")  # optional: no dependency of ours
+    from benchmarks import torch_models
 
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
-    model = torch_mae(torch, SIDE.value // 16)
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": WEIGHT_DECAY},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=BETAS)
+    settings, patches = ADAMW[JOB.value], SIDE.value // 16
+    if JOB.value == "mae":
+        model = torch_models.mae(torch, patches)
+    else:
+        model = torch_models.classifier(torch, patches, CLASSES, RPE.value != "none")
+    groups = torch_models.groups(model, LR, **settings)
+    betas = (settings["b1"], settings["b2"])
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=betas)
     batch = torch.from_numpy(images().transpose(0, 3, 1, 2).copy())
+    target = torch.from_numpy(labels()).long()
+
+    def loss_of_step() -> Any:
+        if JOB.value == "mae":
+            return model(batch)
+        return torch_models.mixed_loss(torch, model, batch, target, MIXUP)
 
     def run(steps: int) -> float:
+        loss = None
         for _ in range(steps):
-            loss = model(batch)
+            loss = loss_of_step()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return float(loss.detach())
+        return float(loss.detach())  # type: ignore[union-attr]
 
     return run, f"torch {torch.__version__}"
-
-
-def torch_block(torch: Any, width: int, num_heads: int) -> Any:
-    """A pre-norm block with attention written out."""
-    nn = torch.nn
-
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6) for _ in "12")
-            self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-            self.fc1 = nn.Linear(width, 4 * width)
-            self.fc2 = nn.Linear(4 * width, width)
-
-        def forward(self, x):
-            size, tokens, _ = x.shape
-            shape = (size, tokens, 3, num_heads, width // num_heads)
-            q, k, v = self.qkv(self.norm1(x)).reshape(shape).permute(2, 0, 3, 1, 4)
-            logits = (q @ k.transpose(-2, -1)) * (width // num_heads) ** -0.5
-            out = (logits.softmax(dim=-1) @ v).transpose(1, 2)
-            x = x + self.proj(out.reshape(size, tokens, width))
-            return x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
-
-    return Block()
-
-
-def torch_mae(torch: Any, side: int) -> Any:
-    """The tiny MAE as He et al. order it, on `side` x `side` patches; gives a loss."""
-    from litevit_jax.models.layers import sincos_table
-
-    nn, num_patches = torch.nn, side**2
-
-    class Mae(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.patch_embed = nn.Conv2d(3, 192, 16, 16)
-            self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, 192))
-            self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, 96))
-            self.blocks = nn.Sequential(
-                *[torch_block(torch, 192, 12) for _ in "x" * 12]
-            )
-            self.norm = nn.LayerNorm(192, eps=1e-6)
-            self.embed = nn.Linear(192, 96)
-            self.decoder = torch_block(torch, 96, 3)
-            self.decoder_norm = nn.LayerNorm(96, eps=1e-6)
-            self.pred = nn.Linear(96, 768)
-            for name, width in (("pos", 192), ("decoder_pos", 96)):
-                table = sincos_table((side, side), width, "sincos")
-                self.register_buffer(name, torch.from_numpy(table)[None])
-
-        def forward(self, image):
-            latent, restore, mask = self.encode(image)
-            pred = self.decode(latent, restore)
-            shape = (len(image), 3, side, 16, side, 16)
-            target = image.reshape(shape).permute(0, 2, 4, 3, 5, 1)
-            target = target.reshape(len(image), num_patches, 768)
-            var = target.var(dim=-1, keepdim=True)
-            target = (target - target.mean(dim=-1, keepdim=True)) / (var + 1e-6).sqrt()
-            error = ((pred - target) ** 2).mean(dim=-1)
-            return (error * mask).sum() / mask.sum()
-
-        def encode(self, image):
-            x = self.patch_embed(image).flatten(2).transpose(1, 2) + self.pos[:, 1:]
-            size, kept = len(x), num_patches // 4
-            ids = torch.rand(size, num_patches).argsort(dim=1)
-            restore = ids.argsort(dim=1)
-            index = ids[:, :kept, None].expand(-1, -1, 192)
-            cls = self.cls_token.expand(size, -1, -1)
-            x = torch.cat([cls, x.gather(1, index)], dim=1)
-            return self.norm(self.blocks(x)), restore, (restore >= kept).float()
-
-        def decode(self, latent, restore):
-            x = self.embed(latent)
-            missing = num_patches + 1 - x.shape[1]
-            masked = self.mask_token.expand(len(x), missing, -1)
-            patches = torch.cat([x[:, 1:], masked], dim=1)
-            patches = patches.gather(1, restore.unsqueeze(-1).expand(-1, -1, 96))
-            x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos
-            return self.pred(self.decoder_norm(self.decoder(x)))[:, 1:]
-
-    return Mae()
 
 
 def worker() -> None:
@@ -223,10 +170,11 @@ class Side:
     def __init__(self, name: str):
         command = [sys.executable, __file__, f"--worker={name}"]
         command += [f"--batch={BATCH.value}", f"--image_size={SIDE.value}"]
+        command += [f"--job={JOB.value}", f"--rpe={RPE.value}"]
         pipe = subprocess.PIPE
         self.name, self.rates, self.cpu, self.peak_mib = name, [], [], 0.0
         env = os.environ | {"JAX_PLATFORMS": "cpu"}
-        env["PYTHONPATH"] = os.pathsep.join(p for p in [os.getcwd(), *sys.path] if p)
+        env["PYTHONPATH"] = os.pathsep.join(p for p in [ROOT, *sys.path] if p)
         self._process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, text=True, env=env
         )
@@ -292,12 +240,17 @@ def compare(names: list[str]) -> dict[str, Any]:
     return figures
 
 
+def what() -> str:
+    """The job, with what is added to it."""
+    return JOB.value if RPE.value == "none" else f"{JOB.value} with position bias"
+
+
 def describe(figures: dict[str, Any]) -> str:
     """The figures as text."""
     load = os.getloadavg()[0]
     lines = [f"{cpu_model()}, {os.cpu_count()} cores, load {load:.1f} at the end"]
     lines.append(
-        f"python {platform.python_version()}; MAE tiny, {SIDE.value} px, "
+        f"python {platform.python_version()}; {what()}, ViT-Tiny, {SIDE.value} px, "
         f"batch {BATCH.value}, float32; {ROUNDS.value} x {STEPS.value} steps, "
         "median (min..max)"
     )
@@ -316,6 +269,10 @@ def describe(figures: dict[str, Any]) -> str:
 
 
 def main(_: list[str]) -> None:
+    if JOB.value == "mae" and RPE.value != "none":
+        raise app.UsageError("--rpe goes with --job=finetune")
+    if JOB.value == "finetune" and BATCH.value % 2:
+        raise app.UsageError(f"--batch={BATCH.value} is odd, and mixup pairs images")
     if WORKER.value:
         return worker()
     names = ["jax", "torch"] if importlib.util.find_spec("torch") else ["jax"]
@@ -323,6 +280,7 @@ def main(_: list[str]) -> None:
     print(describe(figures))
     if JSON.value:
         about = {"cpu": cpu_model(), "cores": os.cpu_count(), "batch": BATCH.value}
+        about |= {"job": what(), "image_size": SIDE.value}
         with open(JSON.value, "w") as file:
             json.dump(figures | about, file, indent=2)
 

@@ -96,6 +96,8 @@ def base(name):
     config.steps = config_dict.placeholder(int)  # overrides epochs
     config.init = config_dict.placeholder(str)  # run, step in it, weights, random
     config.like = config_dict.placeholder(str)  # run to take encoder and data from
+    config.init_ema = False  # its average of the parameters, not the last ones
+    config.init_rename = ()  # of its entries, as 'encoder/norm/=head/fc_norm/'
     config.init_load = (".*",)  # parameters that `init` must provide
     config.init_load_if_there = ()  # taken from `init` where it has them
     config.init_skip = ()  # its entries that may stay unused
@@ -321,6 +323,7 @@ def use_finetuning(config):
         "weight_decay": 0.05,
         "layer_decay": 0.85,
         "clip_norm": config_dict.placeholder(float),
+        "ema_decay": config_dict.placeholder(float),  # of an average, which is tested
         "freeze": (),
         "no_decay": ("encoder/(cls_token|pos_embed)",),
     }

@@ -34,6 +34,7 @@ def get_config(arg=None):
     config.part = "all"  # 'encoder' leaves a classifier's last layer out
     config.num_heads = config_dict.placeholder(int)  # where a file does not tell
     config.branch = config_dict.placeholder(str)  # of MoCo: or 'momentum_encoder'
+    config.ema = False  # a run's average of its parameters, not the last ones
     config.allow_half = False  # takes float16 and bfloat16 files
     config.image_size = config_dict.placeholder(int)  # other: positions are resized
     config.tolerance = 2e-5  # largest difference of outputs, relative above 1

@@ -44,6 +44,7 @@ def get_config(arg=None):
     config.seed = 0
     config.batch_size = 256  # images at once, over all devices
     config.init = placeholder(str)  # run, step in it, or file of weights
+    config.init_ema = False  # a run's average of its parameters, not the last ones
     config.objective = {
         "encoder": {"num_heads": placeholder(int)},  # of a file that does not tell
         "dtype": placeholder(str),  # None: the run's; auto

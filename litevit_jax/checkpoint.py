@@ -2,9 +2,8 @@
 
 On disk, under `<workdir>/checkpoints/<step>/`: one item for each part of the state
 (`params`, `opt_state`, ...), a flat dict 'encoder.norm.scale' -> array, and `meta`
-(JSON): the resolved config, shape and dtype of every array, and a fingerprint of
-its bits, by which a damaged file is noticed at restore. Writing is asynchronous
-and atomic: a step directory appears under its name only when it is complete.
+(JSON): the resolved config; shape, dtype and fingerprint of every array, by which
+damage is noticed. Writing is asynchronous and atomic: a complete step has its name.
 """
 
 from __future__ import annotations
@@ -285,11 +284,13 @@ def _check_arrays(saved: dict, wanted: dict, place: pathlib.Path) -> None:
             problems.append(f"{name}: only in the checkpoint")
         elif list(saved[name]) != wanted[name]:
             problems.append(f"{name}: saved {saved[name]}, expected {wanted[name]}")
+    _refuse(f"{place} does not fit this model and optimizer", problems)
+
+
+def _refuse(what: str, problems: list[str]) -> None:
     if problems:
-        raise ValueError(
-            f"{place} does not fit this model and optimizer "
-            f"({len(problems)} differences):\n  " + "\n  ".join(problems[:10])
-        )
+        rows = "".join(f"\n  {row}" for row in problems[:10])
+        raise ValueError(f"{what} ({len(problems)} differences):{rows}")
 
 
 def _locate(path: str) -> tuple[pathlib.Path, int | None]:
@@ -300,12 +301,15 @@ def _locate(path: str) -> tuple[pathlib.Path, int | None]:
     return place, None
 
 
-def read_params(path: str) -> Checkpoint:
+def read_params(path: str, *, average: bool = False) -> Checkpoint:
     """Parameters and config of a run directory (newest step) or a step inside it.
+
+    With `average`, the trained ones are those that the optimizer averaged.
 
     Raises:
       FileNotFoundError: no run, or no such step, there.
       CorruptCheckpoint: the files are damaged.
+      ValueError: an average is asked for, and the run kept none.
     """
     run, step = _locate(path)
     if not (run / "checkpoints").is_dir():
@@ -315,41 +319,49 @@ def read_params(path: str) -> Checkpoint:
         )
     with ocp.CheckpointManager(run / "checkpoints") as manager:
         steps = sorted(manager.all_steps())
-        if step is None and steps:
-            step = steps[-1]
+        step = max(steps, default=None) if step is None else step
         if step is None or step not in steps:
             raise FileNotFoundError(
                 f"{path}: step {step} is not saved; {run} has steps {steps or 'none'}"
             )
         try:
-            params, model_state, meta = _read_params(manager, step)
+            meta = _read(manager, step, {"meta": ocp.args.JsonRestore()})["meta"]
+            params = _read_part(manager, step, meta, "params")
+            model_state = _read_part(manager, step, meta, "model_state")
+            if average:
+                params |= _average(_read_part(manager, step, meta, "opt_state"), path)
         except CorruptCheckpoint as error:
-            others = [str(run / "checkpoints" / str(s)) for s in steps if s != step]
+            others = ", ".join(f"{run}/checkpoints/{s}" for s in steps if s != step)
             raise CorruptCheckpoint(
-                f"{path}: step {step} is damaged ({error}); other steps of this run: "
-                f"{', '.join(others) or 'none'}"
+                f"{path}: step {step} is damaged ({error}); others: {others or 'none'}"
             ) from error
     return Checkpoint(params, meta["config"], step, run, model_state)
 
 
-def _read_params(manager: ocp.CheckpointManager, step: int) -> tuple[Any, Any, Any]:
-    """('encoder/norm/scale' -> array, the same of model_state, meta) of a step."""
-    meta = _read(manager, step, {"meta": ocp.args.JsonRestore()})["meta"]
+def _read_part(manager: ocp.CheckpointManager, step: int, meta: Any, part: str) -> Any:
+    """'encoder/norm/scale' -> array, of one part of a saved state."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = {"params": {}, "model_state": {}}
-    for name, (shape, dtype) in meta["arrays"].items():
-        part, _, name = name.partition(".")
-        if part in wanted:
-            leaf = jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=device)
-            wanted[part][name] = leaf
-    items = {k: ocp.args.StandardRestore(flat) for k, flat in wanted.items() if flat}
-    flat = _read(manager, step, items)
-    _check_bits(flat, meta)
-    found = {
-        part: {k.replace(".", "/"): np.asarray(v) for k, v in flat[part].items()}
-        for part in items
+    leaf = jax.ShapeDtypeStruct
+    wanted = {
+        name.removeprefix(f"{part}."): leaf(tuple(shape), dtype, sharding=device)
+        for name, (shape, dtype) in meta["arrays"].items()
+        if name.startswith(f"{part}.")
     }
-    return found["params"], found.get("model_state", {}), meta
+    if not wanted:
+        return {}
+    flat = _read(manager, step, {part: ocp.args.StandardRestore(wanted)})
+    _check_bits(flat, meta)
+    return {k.replace(".", "/"): np.asarray(v) for k, v in flat[part].items()}
+
+
+def _average(opt_state: dict[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
+    found = {k[4:]: x for k, x in opt_state.items() if k.startswith("ema/")}
+    if not found:
+        raise ValueError(
+            f"{path}: the run kept no average of its parameters (its optimizer had "
+            "ema_decay=None); leave the flag out to take the parameters themselves"
+        )
+    return found
 
 
 def fill(
@@ -384,9 +396,5 @@ def fill(
     for name in sorted(found.keys() - used):
         if not any(re.fullmatch(p, name) for p in skip):
             problems.append(f"{name} {list(found[name].shape)}: in the checkpoint only")
-    if problems:
-        raise ValueError(
-            f"the checkpoint does not fit this model ({len(problems)} differences):\n"
-            "  " + "\n  ".join(problems[:10])
-        )
+    _refuse("the checkpoint does not fit this model", problems)
     return filled

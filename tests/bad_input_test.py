@@ -196,16 +196,91 @@ def test_a_checkpoint_that_is_not_there_is_refused(refuse, tmp_path):
 
 @pytest.fixture
 def lend(monkeypatch, tmp_path):
-    """(**overrides) -> pretends that `init` is a tiny MAE run with these fields."""
+    """(**fields) -> entries of a tiny run (MAE's by default), which `init` then is."""
 
-    def make(**overrides):
-        job = jobs.prepare(tmp_path / "lender", jobs.tiny(**overrides))
+    def make(name="mae_tiny", **overrides):
+        job = jobs.prepare(tmp_path / "lender", jobs.tiny(name, **overrides))
         flat = checkpoint.flatten(job.state.params)
         found = {k.replace(".", "/"): np.zeros(x.shape) for k, x in flat.items()}
         run = checkpoint.Checkpoint(found, job.config, 6, tmp_path / "lender")
         monkeypatch.setattr(inherit.checkpoint, "read_params", lambda _: run)
+        return found
 
     return make
+
+
+def finetune(arg="digits", **overrides):
+    return jobs.config("finetune", arg, init="RUN", **overrides)
+
+
+def test_a_head_of_other_classes_is_not_loaded(lend, refuse, tmp_path):
+    lend(name="deit_tiny", objective__num_classes=12)
+    every = {"init_load": (".*",), "init_skip": ()}
+    message = (
+        r"--config.init=RUN: its head/fc/kernel tells 12 classes apart, this run 10; "
+        r"leave the head out of --config.init_load .*objective.num_classes=12"
+    )
+    refuse(finetune(**every), message)
+    twelve = finetune(**every, objective__num_classes=12)
+    job = setup.prepare(twelve, tmp_path / "accepted")
+    assert job.objective.head.num_classes == 12
+
+
+def test_entries_that_are_missing_or_too_many_are_listed(lend, refuse):
+    found = lend()
+    table = found.pop("encoder/blocks_0/mlp/fc1/kernel")
+    found["encoder/blocks_0/attn/extra"] = table
+    message = (
+        r"(?s)--config.init=RUN: .*\(2 differences\):\n"
+        r"  encoder/blocks_0/mlp/fc1/kernel \[24, 96\]: not in the checkpoint\n"
+        r"  encoder/blocks_0/attn/extra \[24, 96\]: in the checkpoint only"
+    )
+    refuse(finetune(), message)
+    refuse(jobs.config("finetune_rpe", "digits", init="RUN"), message)
+
+
+@pytest.mark.parametrize("width", [None, 12])
+def test_position_tables_of_another_grid_are_not_loaded(width, lend, refuse):
+    lend(name="finetune_rpe", data__image_width=width)
+    theirs = "4x6" if width else "4x4"  # a table of 4x6 has the size of one of 6x4
+    made = finetune(data__image_size=12, data__image_width=8)
+    message = (
+        rf"init=RUN: its encoder/blocks_0/attn/relative_position_bias_table is for "
+        rf"{theirs} patches, this run has 6x4; .*not resized.*data.image_size"
+    )
+    refuse(made, message)
+
+
+def test_position_tables_are_loaded_only_where_the_config_says(lend, refuse, tmp_path):
+    lend(name="finetune_rpe")
+    made = jobs.config("finetune_rpe", "digits", init="RUN")
+    message = r"relative_position_bias_table \[52, 2\]: in the checkpoint only"
+    refuse(made, message)
+    job = setup.prepare(finetune(), tmp_path / "accepted")  # takes all of the encoder
+    assert job.config["objective"]["encoder"]["rpe_style"] == "fused"
+
+
+def test_a_masked_encoder_has_no_position_bias(lend, refuse):
+    made = jobs.tiny()
+    with made.unlocked():
+        made.objective.encoder.rpe_style = "fused"
+    refuse(made, r"rpe_style='fused' needs all patches, but some are left out")
+
+
+def test_an_odd_batch_is_not_mixed(refuse, monkeypatch):
+    make_mesh = setup.sharding.make_mesh
+    one = lambda **_: make_mesh(1, 1, jax.devices()[:1])  # noqa: E731
+    monkeypatch.setattr(setup.sharding, "make_mesh", one)
+    made = jobs.tiny("finetune_rpe", batch_size=33)
+    refuse(made, r"batch_size=33 is odd.*augment.mix pairs .*--config.batch_size=34")
+
+
+def test_colour_jitter_beside_randaugment_is_refused(refuse):
+    made = jobs.tiny("deit_tiny")
+    with made.unlocked():
+        made.augment.color_jitter = {"brightness": 0.3}
+        made.data.randaugment.layers = 2
+    refuse(made, r"color_jitter beside data.randaugment.layers=2: .*leave color_jit")
 
 
 def probe(**overrides):

@@ -59,13 +59,22 @@ DISTILL = PLAIN | {
     "objective.distill.tau": 1.0,
     "objective.distill.hard": True,
 }
+RPE = IMPROVED | {
+    "epochs": 1000,
+    "objective.head": "linear_small",
+    "objective.encoder.init_style": "rpe",
+    "objective.encoder.rpe_style": "fused",
+    "objective.encoder.pos_embed": "learned_sincos",
+}
 RECIPES = [
-    ("finetune", None, IMPROVED),
+    ("finetune", None, IMPROVED | {"optimizer.ema_decay": None, "init_rename": ()}),
     ("finetune", "scratch", IMPROVED),
     ("deit_tiny", None, IMPROVED),
     ("finetune", "small", IMPROVED | {"optimizer.layer_decay": 0.75}),
     ("finetune", "plain", PLAIN),
     ("finetune", "distill", DISTILL),
+    ("finetune_rpe", None, RPE),
+    ("finetune_rpe", "style=v2023", RPE | {"objective.encoder.rpe_style": "v2023"}),
 ]
 
 
@@ -77,6 +86,7 @@ def test_recipes_have_the_published_values(name, arg, values):
         for key in path.split("."):
             block = block[key]
         assert block == value, path
+    assert "color_jitter" not in made.augment  # RandAugment takes its place
 
 
 @pytest.mark.parametrize(
@@ -101,6 +111,18 @@ def test_variants_name_their_runs():
     assert len(names) == 5
     assert config("plain,digits,shots=10").name == "finetune-plain-digits-10shots"
     assert config("digits,shots=10").data.shots == 10
+    assert config("style=v2023,digits", "finetune_rpe").name == (
+        "finetune_rpe-v2023-digits"
+    )
+
+
+def test_variants_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match=r"style='v2022' unknown; did you mean v2023"):
+        config("style=v2022", "finetune_rpe")
+    with pytest.raises(
+        ValueError, match=r"copy_norm needs a checkpoint; leave scratch"
+    ):
+        config("copy_norm,scratch")
 
 
 @pytest.mark.parametrize("value", ["0", "few", "-1"])
@@ -117,8 +139,8 @@ def mae(tmp_path_factory):
     return workdir
 
 
-def prepared(workdir, arg, **fields):
-    job = setup.prepare(jobs.config("finetune", arg, **fields), workdir)
+def prepared(workdir, arg, name="finetune", **fields):
+    job = setup.prepare(jobs.config(name, arg, **fields), workdir)
     return job, checkpoint.flatten(jax.device_get(job.create()).params)
 
 
@@ -135,6 +157,75 @@ def test_an_mae_gives_its_encoder_and_nothing_else(mae, tmp_path):
     assert (got["head.fc_norm.scale"] == 1).all() and (got["head.fc.bias"] == 0).all()
     encoder = job.config["objective"]["encoder"]
     assert (encoder["num_heads"], encoder["pos_embed"]) == (2, "learned_sincos")
+
+
+FRESH = {  # and what of the checkpoint's blocks stays unused
+    "fused": {"attn.relative_position_bias_table"},
+    "qv_bias": {"attn.relative_position_bias_table", "attn.q_bias", "attn.v_bias"},
+}
+FRESH["v2023"] = FRESH["qv_bias"] | {"gamma_1", "gamma_2"}
+
+
+@pytest.mark.parametrize("style", FRESH)
+def test_with_position_bias_all_starts_as_pre_trained_but_what_the_config_lists(
+    style, mae, tmp_path
+):
+    job, got = prepared(
+        tmp_path / "run", f"digits,style={style}", "finetune_rpe", init=str(mae)
+    )
+    theirs = checkpoint.read_params(str(mae)).params
+    own = {k.removeprefix("encoder.") for k in got if k.startswith("encoder.")}
+    fresh = {f"blocks_0.{name}" for name in FRESH[style]}
+    assert fresh < own and "norm.scale" not in own
+    for name in own - fresh - {"pos_embed"}:
+        path = "encoder/" + name.replace(".", "/")
+        np.testing.assert_array_equal(got[f"encoder.{name}"], theirs[path])
+    assert ("blocks_0.attn.qkv.bias" in own) == (style == "fused")
+    for name in fresh:
+        want = np.float32(0.1 if "gamma" in name else 0)
+        np.testing.assert_array_equal(got[f"encoder.{name}"], want)
+    assert got["encoder.blocks_0.attn.relative_position_bias_table"].shape == (52, 2)
+    assert 0 < np.abs(got["head.fc.kernel"]).max() < 1e-4
+    encoder = job.config["objective"]["encoder"]
+    assert (encoder["rpe_style"], encoder["num_heads"]) == (style, 2)
+
+
+def test_biases_that_v2023_has_no_place_for_are_lost_only_by_permission(mae, tmp_path):
+    made = jobs.config("finetune_rpe", "digits,style=v2023", init=str(mae))
+    assert r"encoder/blocks_\d+/attn/qkv/bias" in made.init_skip
+    made.init_skip = made.init_skip[:2]
+    message = r"encoder/blocks_0/attn/qkv/bias \[72\]: in the checkpoint only"
+    with pytest.raises(ValueError, match=message):
+        setup.prepare(made, tmp_path / "run")
+
+
+def test_the_final_norm_goes_where_the_config_says(mae, tmp_path):
+    theirs = checkpoint.read_params(str(mae)).params
+    norm = theirs["encoder/norm/bias"]
+    assert norm.any()  # it learned something
+    _, fresh = prepared(tmp_path / "fresh", "digits", init=str(mae))
+    assert not fresh["head.fc_norm.bias"].any()
+    _, copied = prepared(tmp_path / "copied", "digits,copy_norm", init=str(mae))
+    np.testing.assert_array_equal(copied["head.fc_norm.bias"], norm)
+    np.testing.assert_array_equal(
+        copied["head.fc_norm.scale"], theirs["encoder/norm/scale"]
+    )
+    cls = {"init": str(mae), "objective__pool": "cls"}
+    _, pooled = prepared(tmp_path / "cls", "digits", **cls)
+    np.testing.assert_array_equal(pooled["encoder.norm.bias"], norm)
+    assert "head.fc_norm.bias" not in pooled
+
+
+def test_a_rule_of_names_that_fits_nothing_or_something_else_is_explained(
+    mae, tmp_path
+):
+    for rule, message in (
+        ("encoder/nrom/=head/fc_norm/", r"nothing has that name; expected 'OLD/=NEW/'"),
+        ("encoder/norm/", r"init_rename='encoder/norm/': nothing has that name"),
+        ("encoder/norm/=decoder/norm/", r"decoder/norm/bias is there already"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepared(tmp_path / "run", "digits", init=str(mae), init_rename=(rule,))
 
 
 def test_shots_leave_that_many_images_and_another_seed_draws_others(mae, tmp_path):

@@ -43,6 +43,8 @@ class Mix:
         """
         if "image" not in batch:
             raise ValueError("augment.mix needs one image an example: data.views=1")
+        if not (self.mixup or self.cutmix):
+            return batch
         image = batch["image"]
         size, height, width = image.shape[:3]
         if size % 2:
@@ -50,8 +52,6 @@ class Mix:
                 f"batch_size={size} is odd, but augment.mix pairs the examples of a "
                 f"batch; try --config.batch_size={size + 1}"
             )
-        if not (self.mixup or self.cutmix):
-            return batch
         weight, share = self.weights(key, height, width)
         weight = weight[:, :, None].astype(image.dtype)
         return {

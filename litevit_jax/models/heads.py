@@ -9,12 +9,18 @@ import jax.numpy as jnp
 from litevit_jax.models import layers, vit
 
 # name -> (standard deviation of the kernel, BatchNorm before it). 'probe' is the
-# linear probe of MoCo v3, 'probe_bn' that of MAE.
-HEADS = {"linear": (0.02, False), "probe": (0.01, False), "probe_bn": (0.01, True)}
+# linear probe of MoCo v3, 'probe_bn' that of MAE; 'linear_small' that of encoders with
+# relative position bias, a thousandth of 'linear' (recipes 1.4).
+HEADS = {
+    "linear": (0.02, False),
+    "linear_small": (2e-5, False),
+    "probe": (0.01, False),
+    "probe_bn": (0.01, True),
+}
 
 
 def make_head(*, head: str, num_classes: int, fc_norm: bool) -> Classifier:
-    """Builds a head: 'linear', 'probe' or 'probe_bn'.
+    """Builds a head: 'linear', 'linear_small', 'probe' or 'probe_bn'.
 
     Raises:
       ValueError: an unknown head, or no classes.

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from litevit_jax.models import relative
 from litevit_jax.models.ops import attend, gelu, linear, normalize
 
-INIT_STYLES = ("mae", "classifier", "moco")
+INIT_STYLES = ("mae", "classifier", "moco", "rpe")
 POS_EMBEDS = (
     "sincos",
     "sincos_moco",
@@ -54,7 +55,19 @@ def xavier(fan_in: int, fan_out: int) -> Initializer:
 
 def dense_init(style: str, fan_in: int, fan_out: int) -> Initializer:
     """The initializer of a linear layer's kernel `[fan_in, fan_out]`."""
-    return normal(0.02) if style == "classifier" else xavier(fan_in, fan_out)
+    if style in ("classifier", "rpe"):
+        return normal(0.02)
+    return xavier(fan_in, fan_out)
+
+
+def branch_init(style: str, fan_in: int, fan_out: int, block: int) -> Initializer:
+    """That of a layer that ends a residual branch, in block number `block` from 0.
+
+    'rpe' divides it by sqrt(2 i) in the i-th block, counted from 1 (recipes 1.4).
+    """
+    if style == "rpe":
+        return normal(0.02 / math.sqrt(2 * (block + 1)))
+    return dense_init(style, fan_in, fan_out)
 
 
 def patch_inits(style: str, patch_dim: int, width: int) -> tuple[Initializer, ...]:
@@ -63,6 +76,8 @@ def patch_inits(style: str, patch_dim: int, width: int) -> tuple[Initializer, ..
     MAE leaves the bias of the convolution at PyTorch's default, which is uniform
     and not zero; the classifier leaves the kernel there too.
     """
+    if style == "rpe":
+        return normal(0.02), nn.initializers.zeros
     torch_default = uniform(1 / math.sqrt(patch_dim))
     kernel = torch_default if style == "classifier" else xavier(patch_dim, width)
     bias = nn.initializers.zeros if style == "moco" else torch_default
@@ -166,10 +181,19 @@ class Linear(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
-        """Maps `[..., D]` to `[..., features]`, or to some `columns` of them."""
+    def __call__(
+        self,
+        x: jax.Array,
+        columns: slice = slice(None),
+        bias: jax.Array | None = None,
+    ) -> jax.Array:
+        """Maps `[..., D]` to `[..., features]`, or to some `columns` of them.
+
+        A `bias` `[features]` that is given takes the place of the layer's own.
+        """
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", self.bias_init, (self.features,))
+        if bias is None:
+            bias = self.param("bias", self.bias_init, (self.features,))
         return linear(x.astype(self.dtype), kernel[:, columns], bias[columns])
 
 
@@ -190,11 +214,25 @@ def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one stored kernel for q, k and v."""
+    """Multi-head self-attention with one stored kernel for q, k and v.
+
+    Attributes:
+      num_heads: A.
+      init_style: of the kernels.
+      dtype: of the computation.
+      block: number of its block, from 0.
+      fused_bias: whether q, k and v have one stored bias; else q and v have their
+        own, and k has none.
+      grid: of the patches behind the class token, for a relative position bias;
+        None: without.
+    """
 
     num_heads: int
     init_style: str
     dtype: str
+    block: int = 0
+    fused_bias: bool = True
+    grid: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(
@@ -206,25 +244,21 @@ class Attention(nn.Module):
         that of the others alone, `[B, T - first_query, D]`.
         """
         width = x.shape[-1]
-        fan_out = width if self.init_style == "moco" else 3 * width
-        kernel_init = dense_init(self.init_style, width, fan_out)
-        qkv = Linear(3 * width, self.dtype, kernel_init, name="qkv")
-        if first_query:
-            rest = qkv(x, columns=slice(width, None))
-            parts = (
-                qkv(x[:, first_query:], slice(width)),
-                *jnp.split(rest, 2, axis=-1),
-            )
-        else:
-            parts = jnp.split(qkv(x), 3, axis=-1)
-        q, k, v = (split_heads(part, self.num_heads) for part in parts)
-        scale = (width // self.num_heads) ** -0.5
-        out = attend(q, k, v, scale).swapaxes(1, 2)  # [B, A, T, D/A] -> [B, T, A, D/A]
+        q, k, v = self._project(x, first_query)
+        scale, bias = (width // self.num_heads) ** -0.5, self._position_bias()
+        if bias is not None:
+            bias = bias[:, first_query:]
+        out = attend(q, k, v, scale, bias).swapaxes(
+            1, 2
+        )  # [B, A, T, E] -> [B, T, A, E]
         logits = jnp.einsum(
             "bhnd,bhmd->bhnm", q * scale, k, preferred_element_type=jnp.float32
         )
+        if bias is not None:
+            logits = logits + bias
         probs = jax.nn.softmax(logits)
-        out = dense("proj", self.init_style, (width, width), self.dtype)(
+        init = branch_init(self.init_style, width, width, self.block)
+        out = Linear(width, self.dtype, init, name="proj")(
             out.reshape(*out.shape[:2], width)
         )
         found = {
@@ -237,6 +271,38 @@ class Attention(nn.Module):
         }
         return out, found
 
+    def _project(self, x, first_query):
+        """Queries `[B, A, T - first_query, D/A]`, keys and values `[B, A, T, D/A]`."""
+        width = x.shape[-1]
+        fan_out = width if self.init_style == "moco" else 3 * width
+        kernel_init = dense_init(self.init_style, width, fan_out)
+        qkv = Linear(3 * width, self.dtype, kernel_init, name="qkv")
+        bias = None if self.fused_bias else self._bias_of_two(width)
+        if first_query:
+            rest = qkv(x, slice(width, None), bias)
+            parts = (
+                qkv(x[:, first_query:], slice(width), bias),
+                *jnp.split(rest, 2, axis=-1),
+            )
+        else:
+            parts = jnp.split(qkv(x, bias=bias), 3, axis=-1)
+        return (split_heads(part, self.num_heads) for part in parts)
+
+    def _bias_of_two(self, width):
+        """The bias `[3 D]` of q, k and v, of which that of k is 0 for good."""
+        q, v = (
+            self.param(name, nn.initializers.zeros, (width,))
+            for name in ("q_bias", "v_bias")
+        )
+        return jnp.concatenate([q, jnp.zeros_like(q), v])
+
+    def _position_bias(self):
+        if self.grid is None:
+            return None
+        shape = (relative.table_rows(self.grid), self.num_heads)
+        table = self.param("relative_position_bias_table", nn.initializers.zeros, shape)
+        return relative.expand(table, self.grid)
+
 
 class Mlp(nn.Module):
     """Two linear layers with a GELU between them, `[B, T, D]` to `[B, T, D]`."""
@@ -244,22 +310,39 @@ class Mlp(nn.Module):
     mlp_dim: int
     init_style: str
     dtype: str
+    block: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        sizes = (x.shape[-1], self.mlp_dim)
-        x = gelu(dense("fc1", self.init_style, sizes, self.dtype)(x))
-        return dense("fc2", self.init_style, sizes[::-1], self.dtype)(x)
+        width = x.shape[-1]
+        x = gelu(dense("fc1", self.init_style, (width, self.mlp_dim), self.dtype)(x))
+        init = branch_init(self.init_style, self.mlp_dim, width, self.block)
+        return Linear(width, self.dtype, init, name="fc2")(x)
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: attention, then MLP (recipes 1.1)."""
+    """A pre-norm transformer block: attention, then MLP (recipes 1.1, 1.5).
+
+    Attributes:
+      num_heads: A.
+      mlp_dim: hidden width of the MLP.
+      init_style: of the kernels.
+      dtype: of the computation.
+      drop_rate: of drop path.
+      block: its number in the encoder, from 0, on which initial values may depend.
+      fused_bias, grid: as of `Attention`.
+      layer_scale: initial factor of each channel of both branches; None: no factor.
+    """
 
     num_heads: int
     mlp_dim: int
     init_style: str
     dtype: str
     drop_rate: float = 0.0
+    block: int = 0
+    fused_bias: bool = True
+    grid: tuple[int, int] | None = None
+    layer_scale: float | None = None
 
     @nn.compact
     def __call__(
@@ -278,14 +361,31 @@ class Block(nn.Module):
         """
         found = {"in": x}
         found["norm1"] = LayerNorm(self.dtype, name="norm1")(x)
-        attention = Attention(self.num_heads, self.init_style, self.dtype, name="attn")
+        attention = Attention(
+            self.num_heads,
+            self.init_style,
+            self.dtype,
+            self.block,
+            self.fused_bias,
+            self.grid,
+            name="attn",
+        )
         branch, inside = attention(found["norm1"], first_query)
+        branch = self._scaled("gamma_1", branch)
+        found |= inside | {"attn": branch}
         x = x[:, first_query:] + self._drop(branch, drop_keys, 0)
         found["norm2"] = LayerNorm(self.dtype, name="norm2")(x)
-        mlp = Mlp(self.mlp_dim, self.init_style, self.dtype, name="mlp")
-        found["mlp"] = mlp(found["norm2"])
+        mlp = Mlp(self.mlp_dim, self.init_style, self.dtype, self.block, name="mlp")
+        found["mlp"] = self._scaled("gamma_2", mlp(found["norm2"]))
         x = x + self._drop(found["mlp"], drop_keys, 1)
-        return x, found | inside | {"out": x}
+        return x, found | {"out": x}
+
+    def _scaled(self, name, branch):
+        if self.layer_scale is None:
+            return branch
+        init = nn.initializers.constant(self.layer_scale)
+        gamma = self.param(name, init, (branch.shape[-1],))
+        return branch * gamma.astype(branch.dtype)
 
     def _drop(self, branch, drop_keys, index):
         if drop_keys is None or not self.drop_rate:

@@ -127,39 +127,51 @@ linear.defvjp(_linear_forward, _linear_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
-    """softmax(scale * q k^T) v: `[B, A, S, E], 2 x [B, A, T, E] -> [B, A, S, E]`.
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    scale: float,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """softmax(scale q k^T + bias) v: `[B, A, S, E], 2 x [B, A, T, E] -> [B, A, S, E]`.
 
-    Softmax in float32. The one place to plug another attention kernel in: it has to
-    pass the tests of this function.
+    Softmax in float32. `bias` `[A, S, T]`, float32, is the same for every example and
+    has a gradient; None adds nothing and costs nothing. The one place to plug another
+    attention kernel in: it has to pass the tests of this function.
     """
-    return _attend_forward(q, k, v, scale)[0]
+    return _attend_forward(q, k, v, scale, bias)[0]
 
 
-def _attend_forward(q, k, v, scale):
+def _attend_forward(q, k, v, scale, bias):
     q, k, v = _materialize(q * scale, k, v)
     logits = jnp.einsum("basd,batd->bast", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + bias
     exps = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     inverse = 1 / exps.sum(axis=-1, keepdims=True)
     exps = exps.astype(v.dtype)
     # Normalised after the product: [S, E] has fewer elements than [S, T].
     out = jnp.einsum("bast,batd->basd", exps, v, preferred_element_type=jnp.float32)
     out = (out * inverse).astype(v.dtype)
-    return out, (q, k, v, exps, inverse, out)
+    biased = None if bias is None else ()  # a structure, since arrays alone are saved
+    return out, (q, k, v, exps, inverse, out, biased)
 
 
 def _attend_backward(scale, saved, grad):
-    q, k, v, exps, inverse, out = saved
+    q, k, v, exps, inverse, out, biased = saved
     # d softmax = p * (dp - sum(p * dp)), and that sum is out . grad.
     along = (out * grad).astype(jnp.float32).sum(axis=-1, keepdims=True) * inverse
     grad = (grad * inverse).astype(v.dtype)
     grad, grad_t, q_t = _materialize(grad, grad.swapaxes(2, 3), q.swapaxes(2, 3))
     grad_p = jnp.einsum("basd,batd->bast", grad, v, preferred_element_type=jnp.float32)
-    grad_logits = (exps * (grad_p - along)).astype(v.dtype)
+    grad_logits = exps * (grad_p - along)
+    grad_bias = None if biased is None else grad_logits.sum(axis=0)
+    grad_logits = grad_logits.astype(v.dtype)
     grad_q = jnp.einsum("bast,batd->basd", grad_logits, k) * scale
     grad_k = jnp.einsum("bads,bast->badt", q_t, grad_logits).swapaxes(2, 3)
     grad_v = jnp.einsum("bads,bast->badt", grad_t, exps).swapaxes(2, 3)
-    return grad_q, grad_k, grad_v
+    return grad_q, grad_k, grad_v, grad_bias
 
 
 def _materialize(*arrays):

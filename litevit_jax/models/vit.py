@@ -6,6 +6,7 @@ the authors' MAE and with timm 0.4.12's `VisionTransformer`.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from litevit_jax.models import layers, partial_block
+from litevit_jax.models import layers, partial_block, relative
 
 # The `_std` variants have the head counts of timm and DeiT. They hold the same
 # parameter shapes as their namesakes but compute another function.
@@ -77,6 +78,7 @@ def make_encoder(
     drop_path: float = 0.0,
     final_norm: bool = True,
     init_style: str = "mae",
+    rpe_style: str = "none",
     dtype: str = "float32",
 ) -> Encoder:
     """Builds an encoder; explicit sizes override those of the variant.
@@ -93,6 +95,7 @@ def make_encoder(
     sizes = sizes_of("encoder", VARIANTS, variant, given)
     check_choice("pos_embed", pos_embed, layers.POS_EMBEDS)
     check_choice("init_style", init_style, layers.INIT_STYLES)
+    check_choice("rpe_style", rpe_style, ("none", *relative.STYLES))
     if "sincos" in pos_embed and sizes["width"] % 4:
         raise ValueError(
             f"encoder: width={sizes['width']} is not a multiple of 4, which "
@@ -107,6 +110,7 @@ def make_encoder(
         drop_path=drop_path,
         final_norm=final_norm,
         init_style=init_style,
+        rpe_style=rpe_style,
         dtype=str(dtype),
     )
 
@@ -126,7 +130,9 @@ class Encoder(nn.Module):
       drop_path: rate of the last block; it grows linearly from 0 over the blocks.
       final_norm: whether the tokens returned went through the final LayerNorm. A
         classifier with average pooling has none (recipes 1.3).
-      init_style: 'mae', 'classifier' or 'moco' (recipes 1.4).
+      init_style: 'mae', 'classifier', 'moco' or 'rpe' (recipes 1.4).
+      rpe_style: 'none', or one of `relative.STYLES`: each block adds a bias of its
+        own, by the offset of the patches, to its attention logits (recipes 1.5).
       dtype: of the computation; parameters are float32, and so are softmax and
         the statistics of LayerNorm.
       last_block: how much of the last block there is; see `cut`.
@@ -141,6 +147,7 @@ class Encoder(nn.Module):
     drop_path: float = 0.0
     final_norm: bool = True
     init_style: str = "mae"
+    rpe_style: str = "none"
     dtype: str = "float32"
     last_block: str = "full"
 
@@ -160,6 +167,11 @@ class Encoder(nn.Module):
           ValueError: more blocks than there are, or an unknown part.
         """
         check_choice("last_block", last_block, ("full", *partial_block.PARTS))
+        if self.rpe_style != "none" and last_block in ("logits", "qkv"):
+            raise ValueError(
+                f"encoder: cut to the {last_block} of a block with rpe_style="
+                f"{self.rpe_style!r}: only those of plain blocks can be taken alone"
+            )
         if not 0 < depth <= self.depth:
             raise ValueError(
                 f"encoder: cut to {depth} blocks, expected 1 to {self.depth}"
@@ -202,7 +214,12 @@ class Encoder(nn.Module):
           q, k, v `[B, A, T, D/A]`; attn_logits and attn_probs `[B, A, T, T]`,
           float32, the logits scaled and before the softmax.
           What nobody reads, jit removes.
+
+        Raises:
+          ValueError: `ids_keep` with a relative position bias, which has one table of
+            offsets for a whole grid.
         """
+        self._check_whole(ids_keep)
         grid = layers.grid_of(image.shape, self.patch_size)
         table = self._pos_table(grid)
         patches, pos = layers.patchify(image, self.patch_size), table[:, 1:]
@@ -218,13 +235,21 @@ class Encoder(nn.Module):
             x = jnp.where(hide[0][..., None] > 0, hide[1].astype(x.dtype), x)
         x = x + jnp.asarray(pos, self.dtype)
         x = jnp.concatenate([self._cls(table, x.shape[0]), x], axis=1)
-        x = self._blocks(x, found, drop_keys if self._drops(drop_keys, train) else None)
+        keys = drop_keys if self._drops(drop_keys, train) else None
+        x = self._blocks(x, found, keys, grid)
         found["pre_norm"] = x
         if self.final_norm:
             x = layers.LayerNorm(self.dtype, name="norm")(x)
         return x, found
 
-    def _blocks(self, x, found, drop_keys):
+    def _check_whole(self, ids_keep):
+        if ids_keep is not None and self.rpe_style != "none":
+            raise ValueError(
+                f"encoder: rpe_style={self.rpe_style!r} needs all patches, but some "
+                "are left out; expected rpe_style='none' for masked pre-training"
+            )
+
+    def _blocks(self, x, found, drop_keys, grid):
         rates = np.linspace(0, self.drop_path, self.depth)
         for i, rate in enumerate(rates):
             if i + 1 == self.depth and self.last_block != "full":
@@ -236,6 +261,8 @@ class Encoder(nn.Module):
                 self.init_style,
                 self.dtype,
                 drop_rate=float(rate),
+                block=i,
+                **self._relative(grid),
                 name=f"blocks_{i}",
             )
             keys = None
@@ -244,6 +271,12 @@ class Encoder(nn.Module):
             x, inside = block(x, keys)
             found |= _numbered(i, inside)
         return x
+
+    def _relative(self, grid):
+        if self.rpe_style == "none":
+            return {}
+        style = relative.STYLES[self.rpe_style]
+        return {"grid": grid, **dataclasses.asdict(style)}
 
     def _partial_block(self, i):
         return partial_block.PartialBlock(

@@ -236,7 +236,7 @@ class Supervised(base.Objective):
         `partner_label [B]` and `label_share [B]` that mix is made here.
         """
         drop_keys = base.example_keys(key, batch)
-        tokens = self._encode(params, batch["image"], drop_keys=drop_keys, train=True)
+        tokens = self._encode(params, batch["image"], drop_keys)
         logits, _, model_state = self._classify(params, model_state, tokens, True)
         target = self._target(batch)
         loss = _cross_entropy(logits, target)
@@ -258,17 +258,22 @@ class Supervised(base.Objective):
     def predict(self, params, model_state, batch):
         """'logits' `[B, K]` and 'features' `[B, D]`, those that the head reads.
 
-        Logits of two heads are averaged.
+        Logits of two heads are averaged. All in float32, whatever trains: results are
+        those of the parameters as they are saved (recipes 5.1).
         """
-        tokens = self._encode(params, batch["image"])
+        encoder = self.encoder.clone(dtype="float32")
+        tokens, _ = encoder.apply({"params": params["encoder"]}, batch["image"])
         logits, features, _ = self._classify(params, model_state, tokens, False)
         if self.distill is not None:
             logits = (logits + self._second_logits(params, tokens)) / 2
         return {"logits": logits, "features": features}
 
-    def _encode(self, params, image, **kwargs):
+    def _encode(self, params, image, drop_keys):
+        """Tokens `[B, T, D]` in training."""
         variables = {"params": params["encoder"]}
-        tokens, _ = self.encoder.apply(variables, image, **kwargs)
+        tokens, _ = self.encoder.apply(
+            variables, image, drop_keys=drop_keys, train=True
+        )
         return jax.lax.stop_gradient(tokens) if self.frozen_encoder else tokens
 
     def _second_logits(self, params, tokens):

@@ -41,7 +41,18 @@ def host(config: ConfigDict) -> Shapes:
 
 
 def training(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Shapes:
-    """A training batch as the objective sees it: augmented by `ops`."""
+    """A training batch as the objective sees it: augmented by `ops`.
+
+    Raises:
+      ValueError: colour jitter together with RandAugment.
+    """
+    layers = config.data.randaugment.layers
+    if "color_jitter" in config.augment and layers:
+        raise ValueError(
+            f"augment.color_jitter beside data.randaugment.layers={layers}: recipes "
+            "have one or the other, as RandAugment changes colours itself; leave "
+            "color_jitter out, or set --config.data.randaugment.layers=0"
+        )
     batch = host(config) | {"slot": _shape(config)}
     if "views" in batch:
         size, views, *image = batch["views"].shape

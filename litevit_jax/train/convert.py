@@ -131,6 +131,11 @@ def read(config: ConfigDict) -> tuple[models.Model, Source]:
 
 
 def _from_file(config: ConfigDict) -> Source:
+    if config.ema:
+        raise ValueError(
+            "a file of weights holds one set of parameters and no average; leave "
+            "--config.ema out"
+        )
     found = weights.read(
         config.source,
         num_heads=config.num_heads,
@@ -154,7 +159,7 @@ def _from_file(config: ConfigDict) -> Source:
 
 
 def _from_run(config: ConfigDict) -> Source:
-    found = checkpoint.read_params(config.source)
+    found = checkpoint.read_params(config.source, average=config.ema)
     objective, data = found.config["objective"], found.config["data"]
     encoder = _sizes(objective["encoder"])
     num_heads = vit.make_encoder(**encoder).num_heads
@@ -172,7 +177,8 @@ def _from_run(config: ConfigDict) -> Source:
     params = {name.replace("/", "."): value for name, value in found.params.items()}
     normalize = found.config["augment"]["normalize"]
     notes = {k: json.dumps(v) for k, v in normalize.items()}
-    notes["source"] = f"{found.config['name']}, step {found.step}"
+    averaged = ", averaged parameters" if config.ema else ""
+    notes["source"] = f"{found.config['name']}, step {found.step}{averaged}"
     if "decoder.mask_token" in params and "decoder" in objective:
         block = {k: v for k, v in objective["decoder"].items() if v is not None}
         heads = mae_decoder.make_decoder(**block).num_heads

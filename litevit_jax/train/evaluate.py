@@ -45,6 +45,7 @@ class Job:
     evaluators: evaluation.Evaluators
     step: int
     place: Callable[[], Any]
+    optimizer: ClassVar[None] = None
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -81,7 +82,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         )
     asked = config.objective.to_dict()
     loaded = inherit.read_flag(
-        "init", config.init, "objective.encoder", asked["encoder"]
+        "init", config.init, asked["encoder"], average=config.init_ema
     )
     complete = _from_run if "data" in loaded.config else _from_file
     known_classes = complete(config, loaded)

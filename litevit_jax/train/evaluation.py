@@ -169,6 +169,7 @@ class Evaluations:
     ) -> None:
         self._evaluators: Evaluators = job.evaluators
         self._config, self._workdir = job.config, job.workdir
+        self._optimizer = job.optimizer  # None: there is nothing to average
         self._write, self._say = write, say
         self._start = time.perf_counter()
         self._spent = dict.fromkeys(job.evaluators, 0.0)
@@ -191,14 +192,24 @@ class Evaluations:
         return missing
 
     def run(self, state: Any, step: int, titles: list[str]) -> None:
-        """Evaluates `state`, which has done `step` updates."""
+        """Evaluates `state`, which has done `step` updates.
+
+        Of the averaged parameters, if the optimizer keeps an average: then `ema_decay`
+        is among the numbers.
+        """
         if not titles:
             return
+        decay = self._optimizer and self._optimizer.ema_decay
+        if decay is not None:
+            params = self._optimizer.average(state.opt_state, state.params)
+            state = state.replace(params=params)
         params = checkpoint.fingerprint(state)
         for title in titles:
             evaluator, _ = self._evaluators[title]
             start = time.perf_counter()
             numbers = evaluator.run(state, step=step)
+            if decay is not None:
+                numbers = {**numbers, "ema_decay": decay}
             cost = self._cost(title, time.perf_counter() - start)
             stamp = {"params": params, "time": time.time()}
             row = {"step": step, **numbers, **cost, **stamp}

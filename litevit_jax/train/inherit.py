@@ -19,15 +19,19 @@ from ml_collections import ConfigDict
 
 from litevit_jax import checkpoint, weights
 from litevit_jax.models import layers, vit
-from litevit_jax.train import batches
+from litevit_jax.train import batches, entries
+from litevit_jax.train import state as states
 from litevit_jax.weights import positions
 
 # What a file of weights knows of its encoder; the rest is the recipe's to say.
-_FILE_FIELDS = ("width", "depth", "num_heads", "patch_size", "mlp_ratio", "pos_embed")
+_SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
+_FILE_FIELDS = (*_SIZES, "pos_embed", "rpe_style")
 _POS_EMBED = "encoder/pos_embed"
 
 
-def read(path: str, *, num_heads: int | None = None) -> checkpoint.Checkpoint:
+def read(
+    path: str, *, num_heads: int | None = None, average: bool = False
+) -> checkpoint.Checkpoint:
     """Parameters and config of a run, of a step in it, or of a file of weights.
 
     The config of a file has no more than `objective.encoder`, and there its `grid`
@@ -36,13 +40,22 @@ def read(path: str, *, num_heads: int | None = None) -> checkpoint.Checkpoint:
     Args:
       path: of a run directory, a step inside it, or a file.
       num_heads: of the file's encoder, if the file does not record it.
+      average: the run's average of its parameters instead of the last ones.
 
     Raises:
       FileNotFoundError: nothing is there.
-      ValueError: the file cannot be read, or does not say how many heads it has.
+      ValueError: the file cannot be read, or does not say how many heads it has; or
+        there is no average.
     """
     if not pathlib.Path(path).is_file():
+        if average:
+            return checkpoint.read_params(path, average=True)
         return checkpoint.read_params(path)
+    if average:
+        raise ValueError(
+            f"{path}: a file of weights holds one set of parameters and no average; "
+            "leave --config.init_ema out"
+        )
     found = weights.read(path, num_heads=num_heads)
     params = {name.replace(".", "/"): value for name, value in found.params.items()}
     config = {"objective": {"encoder": {**found.encoder, "grid": found.grid}}}
@@ -67,7 +80,8 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
     encoder = config.objective.encoder
     loaded = None
     if config.init and config.init != "random":
-        loaded = read_flag("init", config.init, "objective.encoder", encoder)
+        average = bool(config.init_ema)
+        loaded = read_flag("init", config.init, encoder, average=average)
     like = None if loaded is None else loaded.config
     if config.like:
         like = _run_config(config.like)
@@ -104,7 +118,7 @@ def teacher(config: ConfigDict) -> checkpoint.Checkpoint | None:
         raise ValueError(which_teacher(config))
     if block is None:
         raise ValueError(no_teacher(config))
-    loaded = read_flag("teacher", config.teacher, "objective.teacher", block)
+    loaded = read_flag("teacher", config.teacher, block)
     objective = loaded.config["objective"]
     beside = {k: objective.get(k) for k in block if k not in ("encoder", "name")}
     theirs = {**without_none(beside), **encoder_of(loaded.config)}
@@ -129,10 +143,12 @@ def no_teacher(config: ConfigDict) -> str:
     )
 
 
-def read_flag(flag: str, path: str, name: str, block: Any) -> checkpoint.Checkpoint:
+def read_flag(
+    flag: str, path: str, block: Any, average: bool = False
+) -> checkpoint.Checkpoint:
     """`read` for a flag of the command line, with the heads that `block` gives."""
     try:
-        return read(path, num_heads=block.get("num_heads"))
+        return read(path, num_heads=block.get("num_heads"), average=average)
     except FileNotFoundError as error:
         if flag == "init":
             raise
@@ -142,8 +158,13 @@ def read_flag(flag: str, path: str, name: str, block: Any) -> checkpoint.Checkpo
     except ValueError as error:
         hint = ""
         if "num_heads" in str(error) and not block.get("num_heads"):
-            hint = f"; here: --config.{name}.num_heads=A"
+            hint = f"; here: --config.{_block_of(flag)}.num_heads=A"
         raise ValueError(f"--config.{flag}={error}{hint}") from None
+
+
+def _block_of(flag: str) -> str:
+    """The config block of the encoder that a flag of the command line reads."""
+    return "objective.encoder" if flag == "init" else "objective.teacher"
 
 
 def encoder_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -223,7 +244,7 @@ def check(params: Any, loaded: Any, config: ConfigDict) -> None:
 
 
 def _check_heads(flag: str, where: str, block: ConfigDict, theirs: dict) -> None:
-    name = "objective.encoder" if flag == "init" else "objective.teacher"
+    name = _block_of(flag)
     try:
         ours, given = _encoder(block).num_heads, _encoder(theirs).num_heads
     except TypeError:  # a field that encoders do not have: the objective names it
@@ -249,12 +270,14 @@ def fill(params: Any, loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:
     """
     try:
         found = _with_positions(params, loaded, config, config.objective.encoder)
+        found = entries.rename(found, config.init_rename)
         optional = [
             re.escape(name)
             for name in found
             if any(re.fullmatch(p, name) for p in config.init_load_if_there)
         ]
         load = (*config.init_load, *optional)
+        _check_meaning(entries.taken(params, found, load), loaded, config)
         return checkpoint.fill(params, found, load=load, skip=config.init_skip)
     except ValueError as error:
         raise ValueError(f"--config.init={config.init}: {error}") from None
@@ -264,9 +287,30 @@ def fill_all(shapes: Any, loaded: checkpoint.Checkpoint, config: ConfigDict) -> 
     """Every leaf of `shapes`, on the host, from `init`; none of it may stay unused."""
     try:
         found = _with_positions(shapes, loaded, config, config.objective.encoder)
+        _check_meaning(entries.taken(shapes, found, (".*",)), loaded, config)
         return checkpoint.fill(shapes, found, load=(".*",), skip=("decoder/.*",))
     except ValueError as error:
         raise ValueError(f"--config.init={config.init}: {error}") from None
+
+
+def _check_meaning(taken: dict[str, Any], loaded: Any, config: ConfigDict) -> None:
+    """What is taken must mean the same here, beside having the same shape."""
+    entries.check_classes(taken)
+    grids = _their_grid(loaded), _grid(config.data, config.objective.encoder)
+    entries.check_tables(taken, *grids)
+
+
+def start(
+    create: Any, abstract: Any, loaded: Any, fixed: Any, config: Any, optimizer: Any
+) -> states.TrainState:
+    """The initial state, on the mesh, with what `init` and `teacher` give in place."""
+    state, given = create(jax.random.key(config.seed)), dict(fixed)
+    if loaded is not None:
+        given["params"] = fill(state.params, loaded, config)
+    state = checkpoint.place(state, given, abstract)
+    if loaded is None or optimizer.ema_decay is None:
+        return state
+    return states.restart_optimizer(state, optimizer)  # the average starts there too
 
 
 def fill_teacher(shapes: Any, loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:

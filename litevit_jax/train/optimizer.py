@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -215,6 +215,13 @@ def clip_by_norm(limit: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
+class Averaged(NamedTuple):
+    """State of an optimizer that also averages the parameters it trains."""
+
+    inner: optax.OptState
+    ema: PyTree
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """How parameters move.
@@ -224,25 +231,40 @@ class Optimizer:
       schedule: step -> learning rate.
       trainable: the leaves that it trains (tree of bool).
       scales: factor of each trainable leaf's learning rate; None: all are 1.
+      ema_decay: d of the average e <- d e + (1 - d) p of the trained parameters,
+        which starts from where they start; None: no average.
     """
 
     transformation: optax.GradientTransformation
     schedule: Callable[[Any], jax.Array]
     trainable: PyTree
     scales: PyTree = None
+    ema_decay: float | None = None
 
     def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
         """(trainable, frozen) halves of `params`."""
         return partition(params, self.trainable)
 
-    def init(self, params: PyTree) -> optax.OptState:
+    def init(self, params: PyTree) -> Any:
         """Optimizer state of the trainable leaves only."""
-        return self.transformation.init(self.split(params)[0])
+        trained = self.split(params)[0]
+        inner = self.transformation.init(trained)
+        if self.ema_decay is None:
+            return inner
+        return Averaged(inner, jax.tree.map(jnp.copy, trained))
 
     def update(
-        self, grads: PyTree, opt_state: optax.OptState, params: PyTree, step: jax.Array
-    ) -> tuple[PyTree, optax.OptState]:
+        self, grads: PyTree, opt_state: Any, params: PyTree, step: jax.Array
+    ) -> tuple[PyTree, Any]:
         """One update of the trainable half `params` with its gradients."""
+        if self.ema_decay is None:
+            return self._move(grads, opt_state, params, step)
+        moved, inner = self._move(grads, opt_state.inner, params, step)
+        keep = self.ema_decay
+        ema = jax.tree.map(lambda e, p: keep * e + (1 - keep) * p, opt_state.ema, moved)
+        return moved, Averaged(inner, ema)
+
+    def _move(self, grads, opt_state, params, step):
         updates, opt_state = self.transformation.update(grads, opt_state, params)
         lr = self.schedule(step)
         if self.scales is None:
@@ -251,6 +273,12 @@ class Optimizer:
             lambda p, u, s: p - (lr * s) * u, params, updates, self.scales
         )
         return moved, opt_state
+
+    def average(self, opt_state: Any, params: PyTree) -> PyTree:
+        """All of `params`, the trained ones averaged; as they are without average."""
+        if self.ema_decay is None:
+            return params
+        return merge(opt_state.ema, self.split(params)[1])
 
 
 def make(
@@ -263,6 +291,7 @@ def make(
     decay_1d: bool = False,
     layer_decay: float = 1.0,
     clip_norm: float | None = None,
+    ema_decay: float | None = None,
     **kwargs: Any,
 ) -> Optimizer:
     """Builds the optimizer of a config block for (abstract) `params`.
@@ -277,6 +306,7 @@ def make(
       layer_decay: factor of the learning rate from a layer to the one below it; from
         1 on it does nothing.
       clip_norm: largest norm of all gradients together; None: no limit.
+      ema_decay: of an average of the trained parameters; None: no average.
 
     Raises:
       ValueError: unknown name, setting or pattern, or nothing left to train.
@@ -295,10 +325,12 @@ def make(
         _expect_positive("clip_norm", clip_norm)
         transformation = optax.chain(clip_by_norm(clip_norm), transformation)
     _expect_positive("layer_decay", layer_decay)
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"optimizer.ema_decay={ema_decay}; expected 0 <= decay < 1")
     scales = None
     if layer_decay < 1:
         scales = partition(layer_scales(params, layer_decay), trainable)[0]
-    return Optimizer(transformation, schedule, trainable, scales)
+    return Optimizer(transformation, schedule, trainable, scales, ema_decay)
 
 
 def _expect_positive(name: str, value: float) -> None:

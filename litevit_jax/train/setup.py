@@ -35,6 +35,7 @@ class Job:
       workdir: of the run.
       mesh: devices.
       objective: what is learned.
+      optimizer: how.
       state: abstract TrainState with shardings.
       fixed: part of the state -> host arrays that never change and are not saved.
       create: () -> the initial TrainState on the mesh.
@@ -49,6 +50,7 @@ class Job:
     workdir: pathlib.Path
     mesh: Mesh
     objective: Any
+    optimizer: optimizers.Optimizer
     state: states.TrainState
     fixed: dict[str, Any]
     create: Callable[[], states.TrainState]
@@ -106,9 +108,12 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
         workdir=workdir,
         mesh=mesh,
         objective=objective,
+        optimizer=optimizer,
         state=state,
         fixed=fixed,
-        create=functools.partial(_start, create, state, loaded, fixed, config),
+        create=functools.partial(
+            inherit.start, create, state, loaded, fixed, config, optimizer
+        ),
         step=jitted,
         stream=functools.partial(_stream, config, source("train"), transform),
         evaluators=evaluators,
@@ -260,16 +265,6 @@ def _abstract_state(create: Any, shardings: Any) -> states.TrainState:
         abstract,
         shardings,
     )
-
-
-def _start(
-    create: Any, abstract: Any, loaded: Any, fixed: dict[str, Any], config: ConfigDict
-) -> states.TrainState:
-    """The initial state, on the mesh, with what `init` and `teacher` give in place."""
-    state, given = create(jax.random.key(config.seed)), dict(fixed)
-    if loaded is not None:
-        given["params"] = inherit.fill(state.params, loaded, config)
-    return checkpoint.place(state, given, abstract)
 
 
 def _stream(config: ConfigDict, source: Any, transform: Any, start_step: int) -> Any:

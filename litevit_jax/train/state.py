@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -61,6 +62,13 @@ def creator(objective: Any, optimizer: optimizers.Optimizer, batch: Any, mesh: M
     abstract = jax.eval_shape(init, abstract_key())
     shardings = sharding.tree_sharding(mesh, abstract)
     return jax.jit(init, out_shardings=shardings), shardings
+
+
+def restart_optimizer(state: TrainState, optimizer: optimizers.Optimizer) -> TrainState:
+    """`state` with the optimizer at its start, for parameters that were put in."""
+    shardings = jax.tree.map(lambda x: x.sharding, state.opt_state)
+    init = jax.jit(optimizer.init, out_shardings=shardings)
+    return dataclasses.replace(state, opt_state=init(state.params))
 
 
 def abstract_of(state: TrainState) -> TrainState:

@@ -192,6 +192,7 @@ class Sweep:
                 inherit.read(
                     self._config.init,
                     num_heads=self._config.objective.encoder.num_heads,
+                    average=self._config.init_ema,
                 ).params
             )
         plain = {**self._config.to_dict(), "derived": derived}

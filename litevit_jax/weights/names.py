@@ -57,11 +57,23 @@ _BLOCK = {
     "mlp.fc2.weight": "mlp.fc2.kernel",
     "mlp.fc2.bias": "mlp.fc2.bias",
 }
+# Of blocks with relative position bias (recipes 1.5), besides those above.
+_RELATIVE = {
+    "attn.q_bias": "attn.q_bias",
+    "attn.v_bias": "attn.v_bias",
+    "attn.relative_position_bias_table": "attn.relative_position_bias_table",
+    "gamma_1": "gamma_1",
+    "gamma_2": "gamma_2",
+}
 _TOP_BACK = {ours: key for key, ours in _TOP.items()}
-_BLOCK_BACK = {ours: key for key, ours in _BLOCK.items()}
+_BLOCK_BACK = {ours: key for key, ours in (_BLOCK | _RELATIVE).items()}
 
 # Leaves of one block by timm's names; both encoder and decoder have them all.
 BLOCK_KEYS = tuple(_BLOCK)
+
+# Which row of the bias table two tokens read: computed here, and no parameter.
+BIAS_TABLE = ".attn.relative_position_bias_table"
+BIAS_INDEX = ".attn.relative_position_index"
 
 # A table and no parameter: our decoder computes it (recipes 1.2).
 DECODER_POS_EMBED = "decoder_pos_embed"
@@ -73,7 +85,7 @@ def to_ours(key: str) -> str | None:
     if not found:
         return _TOP.get(key)
     part = "decoder" if found[1] else "encoder"
-    leaf = _BLOCK.get(found[3])
+    leaf = _BLOCK.get(found[3]) or _RELATIVE.get(found[3])
     return leaf and f"{part}.blocks_{found[2]}.{leaf}"
 
 

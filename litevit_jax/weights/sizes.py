@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from litevit_jax.models import mae_decoder, vit
+from litevit_jax.models import mae_decoder, relative, vit
 from litevit_jax.weights import names, sources
 from litevit_jax.weights.base import Entry, WeightsError
 
@@ -69,12 +70,16 @@ def measure(
     entries = dict(source.entries)
     encoder, channels = _encoder_sizes(entries)
     grid = _grid(entries, metadata, grid)
+    style, bias_heads = _relative(entries, grid)
     recorded = _recorded(
         {"metadata": metadata.get(names.NUM_HEADS)},
+        {"relative_position_bias_table": bias_heads},
         {"config.json": config.get("num_attention_heads")},
         {source.name: _known(sources.HEADS.get(source.name, {}), encoder)},
     )
     encoder["num_heads"] = _heads("num_heads", encoder["width"], num_heads, recorded)
+    if style is not None:
+        encoder["rpe_style"] = style
     kind = _pos_kind(entries, metadata, grid)
     encoder["pos_embed"] = kind
     if kind != "learned":
@@ -148,6 +153,36 @@ def _grid(
     if grid[0] * grid[1] != patches:
         raise WeightsError(f"pos_embed has {patches} patches, expected grid {grid}")
     return grid[0], grid[1]
+
+
+def _relative(
+    entries: dict[str, Entry], grid: tuple[int, int]
+) -> tuple[str | None, int | None]:
+    """The `rpe_style` of `vit.make_encoder`, and the heads that its tables tell.
+
+    The index of a table's rows, which PyTorch saves and we compute, leaves `entries`.
+
+    Raises:
+      WeightsError: tables that are read in another order than ours.
+    """
+    tables = [key for key in entries if key.endswith(names.BIAS_TABLE)]
+    if not tables:
+        return None, None
+    rows, shape = relative.table_rows(grid), entries[tables[0]].shape
+    if len(shape) != 2 or shape[0] != rows:
+        raise WeightsError(
+            f"{tables[0]}: got shape {list(shape)}, expected [{rows}, heads] for "
+            f"{grid[0]}x{grid[1]} patches and a class token"
+        )
+    ours = relative.index(grid)
+    for key in [key for key in entries if key.endswith(names.BIAS_INDEX)]:
+        if not np.array_equal(entries.pop(key).read(), ours):
+            raise WeightsError(
+                f"{key} is not the order of rows that this package reads"
+            )
+    own = {key.removeprefix("blocks.0.") for key in entries}
+    style = "v2023" if "gamma_1" in own else "qv_bias"
+    return "fused" if "attn.qkv.bias" in own else style, shape[1]
 
 
 def _pos_kind(

@@ -175,9 +175,10 @@ def _plain_name(entries: dict[str, Entry], container: str | None) -> str:
             "it has a dist_token: DeiT's distilled models have two extra tokens, ours "
             "one; take the model without distillation"
         )
-    if any("relative_position" in key for key in entries):
+    if any(re.fullmatch(r"(blocks\.\d+\.attn\.)?rel_pos.*", key) for key in entries):
         raise WeightsError(
-            "it has relative position biases, which this package's encoder has not"
+            "it has relative positions of another kind than this package's encoder, "
+            "whose blocks have a relative_position_bias_table each"
         )
     if is_classifier(entries):
         return "deit" if container == "model" else "timm"

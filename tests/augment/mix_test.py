@@ -114,6 +114,11 @@ def test_an_odd_batch_is_refused():
         run(batch=odd, mixup=0.2)
 
 
+def test_an_odd_batch_that_is_not_mixed_passes():
+    odd = {name: x[:7] for name, x in BATCH.items()}
+    np.testing.assert_array_equal(run(batch=odd)["image"], odd["image"])
+
+
 def test_two_views_are_refused():
     with pytest.raises(ValueError, match=r"augment.mix needs one image .*views=1"):
         augment.make({"mix": {}})[0](jax.random.key(0), {"views": 0})

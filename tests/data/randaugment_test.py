@@ -160,6 +160,38 @@ def test_two_operations_are_drawn_with_replacement_and_half_are_applied(monkeypa
     assert max(seen.values()) < 2 * min(seen.values())
 
 
+def test_an_operation_may_be_drawn_twice(monkeypatch):
+    pairs = []
+
+    def recorder(number):
+        def operation(image, level, rng):
+            pairs[-1].append(number)
+            return image
+
+        return operation
+
+    counted = tuple(recorder(number) for number in range(15))
+    monkeypatch.setattr(randaugment, "_OPERATIONS_IN_ORDER", counted)
+    op, rng = randaugment.RandAugment(probability=1.0), rng_of(3)
+    for _ in range(3000):
+        pairs.append([])
+        op(picture(), rng)
+    twice = np.mean([one == other for one, other in pairs])
+    assert abs(twice - 1 / 15) < 0.015
+
+
+@pytest.mark.parametrize("name", sorted(randaugment.OPERATIONS))
+def test_both_directions_are_drawn_alike_where_there_are_two(name):
+    rng, image = rng_of(5), picture()
+    seen = collections.Counter(
+        np.asarray(randaugment.OPERATIONS[name](image, 6.0, rng)).tobytes()
+        for _ in range(200)
+    )
+    one_way = ("auto_contrast", "equalize", "invert", "posterize")
+    assert len(seen) == 1 + (not name.startswith(("solarize", *one_way)))
+    assert min(seen.values()) > 70
+
+
 def test_training_crops_and_flips_before_randaugment():
     image = np.asarray(picture(size=(40, 30)))
     settings = {"image_size": (16, 16), "randaugment": {"layers": 2}}

@@ -35,12 +35,31 @@ def attend(q, k, v):
     return ops.attend(q, k, v, 1 / 3)
 
 
+def plain_biased_attention(q, k, v, bias):
+    probs = jax.nn.softmax(q @ k.swapaxes(2, 3) / 3 + bias)
+    return jnp.einsum("bast,batd->basd", probs, v)
+
+
+def attend_with(q, k, v, bias):
+    return ops.attend(q, k, v, 1 / 3, bias)
+
+
 CASES = {
     "wide linear": (ops.linear, plain_linear, [(3, 5, 8), (8, 12), (12,)]),
     "tall linear": (ops.linear, plain_linear, [(3, 5, 8), (8, 4), (4,)]),
     "norm": (ops.normalize, plain_norm, [(3, 5, 8), (8,), (8,)]),
     "attention": (attend, plain_attention, [(2, 3, 5, 4)] * 3),
     "few queries": (attend, plain_attention, [(2, 3, 2, 4)] + [(2, 3, 5, 4)] * 2),
+    "biased attention": (
+        attend_with,
+        plain_biased_attention,
+        [*[(2, 3, 5, 4)] * 3, (3, 5, 5)],
+    ),
+    "few biased queries": (
+        attend_with,
+        plain_biased_attention,
+        [(2, 3, 2, 4), *[(2, 3, 5, 4)] * 2, (3, 2, 5)],
+    ),
 }
 
 
@@ -67,6 +86,20 @@ def test_attention_of_large_logits_stays_finite():
     out, grads = jax.vjp(lambda *x: ops.attend(*x, 1.0), q, k, v)
     np.testing.assert_allclose(out[0, 0, 0], v[0, 0, 0])
     assert all(np.isfinite(x).all() for x in grads(jnp.ones_like(out)))
+
+
+def test_the_gradient_of_the_bias_is_summed_in_float32():
+    keys = jax.random.split(jax.random.key(2), 3)
+    q, k, v = (jax.random.normal(key, (64, 1, 3, 4)) for key in keys)
+    bias = jnp.zeros((1, 3, 3))
+
+    def grad(*args):
+        return jax.grad(lambda b: attend_with(*args, b).sum(dtype=jnp.float32))(bias)
+
+    half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    found, want = grad(*half), grad(*(x.astype(jnp.float32) for x in half))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, want, atol=0.01 * abs(want).max())
 
 
 def test_tokens_that_ask_nothing_change_no_answer():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from litevit_jax.models import layers
 from litevit_jax.objectives import mae, supervised
 from tests import golden
 
@@ -69,6 +70,41 @@ def test_parameter_counts_with_1000_classes(variant, total, with_two_heads):
         image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
         params = jax.eval_shape(objective.init, KEY, {"image": image}).params
         assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == count
+
+
+RPE = {"variant": "tiny", "pos_embed": "learned_sincos", "init_style": "rpe"}
+
+
+def test_recorded_logits_with_relative_position_bias():
+    """Of the authors' model of 2023, all its parameters filled."""
+    objective = make(encoder=RPE | {"rpe_style": "v2023"}, num_classes=1000)
+    image = golden.images(2)
+    start = jax.eval_shape(objective.init, KEY, {"image": image}).params
+    params = golden.params_like(start)
+    table = layers.sincos_table((14, 14), 192, "sincos")
+    params["encoder"]["pos_embed"] = table[None]
+    logits = jax.jit(objective.predict)(params, {}, {"image": image})["logits"]
+    golden.assert_close(logits[0, :4], [0.498319, 0.503558, 0.0260327, 0.59535])
+    golden.assert_close(logits[1, 996:], [-0.221547, 0.756007, 0.802523, -0.35248])
+    assert logits.argmax(axis=1).tolist() == [802, 802]
+
+
+@pytest.mark.parametrize(
+    ("style", "total"),
+    [("v2023", 5_825_128), ("qv_bias", 5_820_520), ("fused", 5_822_824)],
+)
+def test_parameter_counts_with_relative_position_bias(style, total):
+    objective = make(encoder=RPE | {"rpe_style": style}, num_classes=1000)
+    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    params = jax.eval_shape(objective.init, KEY, {"image": image}).params
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == total
+
+
+def test_the_small_head_starts_at_a_thousandth():
+    objective = make(head="linear_small", num_classes=200)
+    fc = jax.jit(objective.init)(KEY, BATCH).params["head"]["fc"]
+    np.testing.assert_allclose(fc["kernel"].std(), 2e-5, rtol=0.05)
+    np.testing.assert_array_equal(fc["bias"], 0)
 
 
 @pytest.fixture(scope="module", params=["linear", "probe", "probe_bn"])
@@ -146,6 +182,15 @@ def test_frozen_encoder_gets_no_gradient():
     )
     assert all(not leaf.any() for leaf in jax.tree.leaves(grads["encoder"]))
     assert abs(grads["head"]["fc"]["kernel"]).max() > 0
+
+
+def test_predictions_are_float32_whatever_trains():
+    half, full = make(dtype="bfloat16"), make(dtype="float32")
+    params = jax.jit(full.init)(KEY, BATCH).params
+    got, want = (jax.jit(o.predict)(params, {}, BATCH) for o in (half, full))
+    assert half.encoder.dtype == "bfloat16"
+    for name, value in want.items():
+        np.testing.assert_array_equal(got[name], value)
 
 
 def test_soft_labels_equal_hard_ones():

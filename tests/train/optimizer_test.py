@@ -181,6 +181,22 @@ def test_layer_decay_and_weight_decay_make_28_groups(classifier_params):
         assert decayed == path.endswith("kernel"), path
 
 
+def test_position_tables_are_decayed_and_learn_as_their_block():
+    encoder = {"variant": "tiny", "rpe_style": "v2023"}
+    params = params_of("supervised", encoder=encoder, num_classes=7)
+    spared = ("encoder/(cls_token|pos_embed)",)
+    decay = optimizer.decay_mask(params, decay_1d=False, skip=spared)["encoder"]
+    scales = optimizer.layer_scales(params, 0.85)["encoder"]
+    for number in range(12):
+        own, rate = decay[f"blocks_{number}"], scales[f"blocks_{number}"]
+        assert own["attn"].pop("relative_position_bias_table")
+        want = float(SCALES[0.85].split()[number + 1])
+        assert all(s == pytest.approx(want, abs=6e-7) for s in jax.tree.leaves(rate))
+        for name in ("q_bias", "v_bias"):
+            assert not own["attn"][name]
+        assert not own["gamma_1"] and not own["gamma_2"]
+
+
 def test_the_final_norm_of_an_encoder_is_in_the_last_group(mae_params):
     scales = optimizer.layer_scales(mae_params, 0.5)
     assert set(jax.tree.leaves(scales["encoder"]["norm"])) == {1.0}
@@ -210,6 +226,24 @@ def test_layer_decay_scales_rate_least_rate_and_weight_decay(name):
         block, head = now["encoder"]["blocks_0"]["kernel"], now["head"]["kernel"]
         np.testing.assert_allclose(block, scaled["head"]["kernel"], rtol=1e-6)
         np.testing.assert_allclose(head, plain["head"]["kernel"], rtol=1e-6)
+
+
+def test_the_least_rate_of_a_layer_is_scaled_too():
+    """At the last update of recipe 5.1 everything moves by 1e-6 times its scale."""
+    params = {
+        "encoder": {f"blocks_{i}": {"kernel": jnp.zeros((2, 2))} for i in range(12)}
+    }
+    params["encoder"]["cls_token"] = jnp.zeros((1, 1, 2))
+    params["head"] = {"kernel": jnp.zeros((2, 2))}
+    schedule = optimizer.warmcos(
+        peak=4e-3, total_steps=375_300, warmup_steps=6255, start=0.0, end=1e-6
+    )
+    made = optimizer.make(params, schedule, name="sgd", momentum=0.0, layer_decay=0.85)
+    grads = jax.tree.map(jnp.ones_like, params)
+    moved, _ = made.update(grads, made.init(params), params, jnp.int32(375_299))
+    for path, leaf in zip(optimizer.paths(moved), jax.tree.leaves(moved), strict=True):
+        scale = float(SCALES[0.85].split()[layer_of(path)])
+        np.testing.assert_allclose(leaf, -1e-6 * scale, rtol=1e-4, err_msg=path)
 
 
 def test_layer_decay_of_1_or_more_does_nothing():
@@ -249,6 +283,8 @@ def test_clipping_limits_the_norm_of_all_gradients_together(size):
         ({"layer_decay": 0.0}, r"optimizer.layer_decay=0.0; expected a positive"),
         ({"layer_decay": 0.5}, r"layer_decay=0.5 needs an encoder with blocks"),
         ({"clip_norm": -1.0}, r"optimizer.clip_norm=-1.0; expected a positive"),
+        ({"ema_decay": 1.0}, r"optimizer.ema_decay=1.0; expected 0 <= decay < 1"),
+        ({"ema_decay": -0.1}, r"optimizer.ema_decay=-0.1; expected 0 <= decay < 1"),
     ],
 )
 def test_wrong_layer_decay_and_clipping_are_explained(kwargs, message):
@@ -307,3 +343,33 @@ def test_frozen_leaves_stay_bit_identical_under_weight_decay():
     )[-1]
     assert (last["a"] == params["a"]).all()
     assert (last["b"] != params["b"]).all()
+
+
+def test_an_average_is_of_trained_leaves_alone_and_starts_where_they_start():
+    params = {"a": jnp.full((2, 2), 0.5), "b": jnp.full((2, 2), 0.5)}
+    made = optimizer.make(
+        params, lambda _: 0.1, name="sgd", momentum=0.0, freeze=("b",), ema_decay=0.75
+    )
+    trained, _ = made.split(params)
+    state = made.init(params)
+    np.testing.assert_array_equal(state.ema["a"], params["a"])
+    assert state.ema["b"] is None
+    want = moving = np.full((2, 2), 0.5)
+    for step in range(3):
+        trained, state = made.update(
+            {"a": jnp.ones((2, 2)), "b": None}, state, trained, step
+        )
+        moving = moving - 0.1
+        want = 0.75 * want + 0.25 * moving
+    whole = made.average(state, {"a": trained["a"], "b": params["b"]})
+    np.testing.assert_allclose(whole["a"], want, rtol=1e-6)
+    np.testing.assert_array_equal(whole["b"], params["b"])
+
+
+def test_without_an_average_the_state_is_that_of_the_transformation():
+    params = {"a": jnp.ones((2, 2))}
+    made = optimizer.make(params, lambda _: 0.1, name="adamw")
+    state = made.init(params)
+    alone = made.transformation.init(params)
+    assert jax.tree.structure(state) == jax.tree.structure(alone)
+    assert made.average(state, params) is params

@@ -61,7 +61,7 @@ def views_of(step_number, **kwargs):
     return batch | {"views": np.stack([image + shift, image - shift], axis=1)}
 
 
-def build(mesh, *, accum_steps=1, freeze=("frozen",), seed=0, **health):
+def build(mesh, *, accum_steps=1, freeze=("frozen",), seed=0, ema_decay=None, **health):
     objective = Linear()
     abstract = jax.eval_shape(lambda: batch_of(0))
     variables = state.abstract_variables(objective, abstract)
@@ -72,6 +72,7 @@ def build(mesh, *, accum_steps=1, freeze=("frozen",), seed=0, **health):
         eps=1e-3,  # an Adam step near zero gradient is a coin toss otherwise
         weight_decay=0.1,
         freeze=freeze,
+        ema_decay=ema_decay,
     )
     create, shardings = state.creator(objective, made, abstract, mesh)
     run = step.make_train_step(
@@ -191,6 +192,28 @@ def test_the_teacher_follows_its_closed_form(reference):
         before, _ = train(mesh_of("1x1"), steps=number)
         teacher = 0.9 * teacher + 0.1 * np.asarray(before.params["w"])
     np.testing.assert_allclose(reference[0].teacher["w"], teacher, rtol=1e-5)
+
+
+def test_the_average_follows_its_closed_form_and_changes_nothing_else(reference):
+    got, _ = train(mesh_of("4x2"), ema_decay=0.75)
+    same(got.params, reference[0].params, rtol=1e-4, atol=1e-6)
+    first, _ = build(mesh_of("1x1"))
+    want = np.asarray(first.params["w"])
+    for number in (1, 2, 3):
+        after, _ = train(mesh_of("1x1"), steps=number)
+        want = 0.75 * want + 0.25 * np.asarray(after.params["w"])
+    np.testing.assert_allclose(got.opt_state.ema["w"], want, rtol=1e-4, atol=1e-6)
+    assert got.opt_state.ema["frozen"] is None
+    assert got.opt_state.ema["w"].sharding == got.params["w"].sharding
+
+
+def test_a_nonfinite_step_leaves_the_average_alone():
+    before, _ = train(mesh_of("1x1"), steps=1, ema_decay=0.75)
+    after, _ = train(mesh_of("1x1"), steps=2, bad=(1,), ema_decay=0.75)
+    same(after.opt_state, before.opt_state, rtol=0, atol=0)
+    first, _ = train(mesh_of("1x1"), steps=1, bad=(0,), ema_decay=0.75)
+    start, _ = build(mesh_of("1x1"), ema_decay=0.75)
+    same(first.opt_state.ema, start.params | {"frozen": None}, rtol=0, atol=0)
 
 
 def test_seed_and_step_decide_the_noise(reference):

@@ -308,7 +308,9 @@ CHANGES = {
     "dist token": (lambda a: a.update({"dist_token": np.ones((1, 1, 16))}),
         r"dist_token: .*two extra tokens"),
     "rpe": (lambda a: a.update({"blocks.0.attn.relative_position_bias_table":
-        np.ones(3)}), r"relative position biases"),
+        np.ones(3)}), r"table: got shape \[3\], expected \[52, heads\] for 4x4"),
+    "other rpe": (lambda a: a.update({"blocks.0.attn.rel_pos_h": np.ones((3, 4))}),
+        r"relative positions of another kind"),
     "positions": (lambda a: a.update({"pos_embed": np.ones((1, 19, 16))}),
         r"pos_embed has 18 patches, no square; give grid"),
     "no patches": (lambda a: a.pop("patch_embed.proj.weight"),

@@ -1,0 +1,172 @@
+"""The models and steps of the other side of train_step.py, plainly written in PyTorch.
+
+`torch` is an argument, because it is no dependency of the package.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+
+def block(torch: Any, width: int, num_heads: int, side: int | None = None) -> Any:
+    """A pre-norm block with attention written out.
+
+    With `side`, it has a relative position bias for `side` x `side` patches.
+    """
+    nn = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-6) for _ in "12")
+            self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.fc1 = nn.Linear(width, 4 * width)
+            self.fc2 = nn.Linear(4 * width, width)
+            self.table = None
+            if side:
+                self.table = nn.Parameter(
+                    torch.zeros((2 * side - 1) ** 2 + 3, num_heads)
+                )
+                self.register_buffer("index", torch.from_numpy(bias_index(side)))
+
+        def forward(self, x):
+            size, tokens, _ = x.shape
+            shape = (size, tokens, 3, num_heads, width // num_heads)
+            q, k, v = self.qkv(self.norm1(x)).reshape(shape).permute(2, 0, 3, 1, 4)
+            logits = (q @ k.transpose(-2, -1)) * (width // num_heads) ** -0.5
+            if self.table is not None:
+                logits = logits + self.table[self.index].permute(2, 0, 1)
+            out = (logits.softmax(dim=-1) @ v).transpose(1, 2)
+            x = x + self.proj(out.reshape(size, tokens, width))
+            return x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
+
+    return Block()
+
+
+def mae(torch: Any, side: int) -> Any:
+    """The tiny MAE as He et al. order it, on `side` x `side` patches; gives a loss."""
+    from litevit_jax.models.layers import sincos_table
+
+    nn, num_patches = torch.nn, side**2
+
+    class Mae(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch_embed = nn.Conv2d(3, 192, 16, 16)
+            self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, 192))
+            self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, 96))
+            self.blocks = nn.Sequential(*[block(torch, 192, 12) for _ in "x" * 12])
+            self.norm = nn.LayerNorm(192, eps=1e-6)
+            self.embed = nn.Linear(192, 96)
+            self.decoder = block(torch, 96, 3)
+            self.decoder_norm = nn.LayerNorm(96, eps=1e-6)
+            self.pred = nn.Linear(96, 768)
+            for name, width in (("pos", 192), ("decoder_pos", 96)):
+                table = sincos_table((side, side), width, "sincos")
+                self.register_buffer(name, torch.from_numpy(table)[None])
+
+        def forward(self, image):
+            latent, restore, mask = self.encode(image)
+            pred = self.decode(latent, restore)
+            shape = (len(image), 3, side, 16, side, 16)
+            target = image.reshape(shape).permute(0, 2, 4, 3, 5, 1)
+            target = target.reshape(len(image), num_patches, 768)
+            var = target.var(dim=-1, keepdim=True)
+            target = (target - target.mean(dim=-1, keepdim=True)) / (var + 1e-6).sqrt()
+            error = ((pred - target) ** 2).mean(dim=-1)
+            return (error * mask).sum() / mask.sum()
+
+        def encode(self, image):
+            x = self.patch_embed(image).flatten(2).transpose(1, 2) + self.pos[:, 1:]
+            size, kept = len(x), num_patches // 4
+            ids = torch.rand(size, num_patches).argsort(dim=1)
+            restore = ids.argsort(dim=1)
+            index = ids[:, :kept, None].expand(-1, -1, 192)
+            cls = self.cls_token.expand(size, -1, -1)
+            x = torch.cat([cls, x.gather(1, index)], dim=1)
+            return self.norm(self.blocks(x)), restore, (restore >= kept).float()
+
+        def decode(self, latent, restore):
+            x = self.embed(latent)
+            missing = num_patches + 1 - x.shape[1]
+            masked = self.mask_token.expand(len(x), missing, -1)
+            patches = torch.cat([x[:, 1:], masked], dim=1)
+            patches = patches.gather(1, restore.unsqueeze(-1).expand(-1, -1, 96))
+            x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos
+            return self.pred(self.decoder_norm(self.decoder(x)))[:, 1:]
+
+    return Mae()
+
+
+def bias_index(side: int) -> np.ndarray:
+    """Rows of a table of relative positions that tokens read, class token first."""
+    row, column = np.divmod(np.arange(side**2), side)
+    down, right = row[:, None] - row, column[:, None] - column
+    index = np.empty((side**2 + 1,) * 2, np.int64)
+    index[1:, 1:] = (down + side - 1) * (2 * side - 1) + right + side - 1
+    last = (2 * side - 1) ** 2
+    index[0], index[1:, 0], index[0, 0] = last, last + 1, last + 2
+    return index
+
+
+def classifier(torch: Any, side: int, classes: int, biased: bool) -> Any:
+    """ViT-Tiny with 12 heads on `side` x `side` patches, averaged; gives logits."""
+    from litevit_jax.models.layers import sincos_table
+
+    nn, table = torch.nn, sincos_table((side, side), 192, "sincos")
+
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch_embed = nn.Conv2d(3, 192, 16, 16)
+            self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, 192))
+            self.pos_embed = nn.Parameter(torch.from_numpy(table)[None])
+            grid = side if biased else None
+            self.blocks = nn.Sequential(
+                *[block(torch, 192, 12, grid) for _ in "x" * 12]
+            )
+            self.fc_norm = nn.LayerNorm(192, eps=1e-6)
+            self.head = nn.Linear(192, classes)
+
+        def forward(self, image):
+            x = self.patch_embed(image).flatten(2).transpose(1, 2)
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = self.blocks(x + self.pos_embed)
+            return self.head(self.fc_norm(x[:, 1:].mean(dim=1)))
+
+    return Classifier()
+
+
+def mixed_loss(torch: Any, model: Any, image: Any, label: Any, alpha: float) -> Any:
+    """Soft-target cross-entropy of a batch whose images are mixed with its mirror."""
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    mixed = share * image + (1 - share) * image.flip(0)
+    logits = model(mixed)
+    target = torch.nn.functional.one_hot(label, logits.shape[1]).float()
+    target = share * target + (1 - share) * target.flip(0)
+    return -(target * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def groups(
+    model: Any, lr: float, *, weight_decay: float, layer_decay: float, **_: float
+) -> list[dict[str, Any]]:
+    """Groups of parameters for AdamW: decayed or not, and a rate for each layer."""
+    made: dict[tuple[int, bool], dict[str, Any]] = {}
+    depth = len(model.blocks)
+    for name, value in model.named_parameters():
+        found = re.match(r"blocks\.(\d+)\.", name)
+        layer = int(found[1]) + 1 if found else depth + 1
+        if name.startswith(("cls_token", "pos_embed", "patch_embed")):
+            layer = 0
+        spared = layer_decay < 1 and name in ("cls_token", "pos_embed")
+        decayed = value.ndim > 1 and not spared
+        if layer_decay >= 1:
+            layer = depth + 1
+        group = made.setdefault((layer, decayed), {"params": []})
+        group["params"].append(value)
+        group["weight_decay"] = weight_decay if decayed else 0.0
+        group["lr"] = lr * layer_decay ** (depth + 1 - layer)
+    return list(made.values())
