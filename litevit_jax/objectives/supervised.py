@@ -258,13 +258,15 @@ class Supervised(base.Objective):
     def predict(self, params, model_state, batch):
         """'logits' `[B, K]` and 'features' `[B, D]`, those that the head reads.
 
-        Logits of two heads are averaged.
+        Logits of two heads are averaged. Of every block there are 'features_blocks'
+        and 'features_blocks_avg' `[B, L, D]`, see `vit.blocks_of`.
         """
-        tokens = self._encode(params, batch["image"])
+        variables = {"params": params["encoder"]}
+        tokens, found = self.encoder.apply(variables, batch["image"])
         logits, features, _ = self._classify(params, model_state, tokens, False)
         if self.distill is not None:
             logits = (logits + self._second_logits(params, tokens)) / 2
-        return {"logits": logits, "features": features}
+        return {"logits": logits, "features": features} | vit.blocks_of(found)
 
     def _encode(self, params, image, **kwargs):
         variables = {"params": params["encoder"]}

@@ -36,6 +36,11 @@ class Source(abc.ABC):
           `label`: int, -1 when the example has none.
         """
 
+    def label(self, index: int) -> int:
+        """Label of example `index`, -1 if it has none; a source that need not read the
+        image for it says so by a method of its own."""
+        return int(self[index]["label"])
+
     @abc.abstractmethod
     def name_of(self, index: int) -> str:
         """Where example `index` comes from, for messages; does not raise."""

@@ -60,6 +60,9 @@ class Folder(base.Source):
             image = file.read()
         return {"image": image, "label": int(self._labels[index])}
 
+    def label(self, index: int) -> int:
+        return int(self._labels[index])
+
     def name_of(self, index: int) -> str:
         return self._names[index]
 
