@@ -122,7 +122,9 @@ def imagenet():
     data.holdout = 0.0  # share of an undivided folder kept for evaluation
     data.shots = config_dict.placeholder(int)  # training images of each class
     data.fraction = 1.0  # of the training images, over all classes
-    data.subset_seed = 0  # of drawing them
+    data.select_fraction = 0.0  # of them, kept to choose settings by ('select')
+    data.select_at_most = 20_000
+    data.subset_seed = 0  # of drawing all of these
     data.image_size = 224
     data.image_width = config_dict.placeholder(int)  # None: square
     data.channels = 3

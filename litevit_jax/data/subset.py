@@ -60,7 +60,8 @@ def take(
         )
     if shots is not None:
         _check_shots(source, shots)
-        rows = draw(source, count=shots, seed=seed, what=f"data.shots={shots}")
+        what = f"data.shots={shots}"
+        rows = draw(source, count=shots, seed=seed, what=what, lower="data.shots")
         return Subset(source, np.sort(rows.ravel()))
     if not 0 < fraction < 1 or round(fraction * len(source)) < 1:
         raise ValueError(
@@ -81,14 +82,17 @@ def _check_shots(source: base.Source, shots: int) -> None:
         )
 
 
-def draw(source: base.Source, *, count: int, seed: int, what: str) -> np.ndarray:
+def draw(
+    source: base.Source, *, count: int, seed: int, what: str, lower: str
+) -> np.ndarray:
     """Rows `[K, count]` of each class, in the order in which they are drawn.
 
     Args:
       source: labelled examples.
       count: rows of each class.
       seed: of the order. The first rows of a longer drawing are the shorter one.
-      what: the setting that asks for so many, for the message.
+      what: that asks for so many, and
+      lower: which setting to lower, both for the message.
 
     Raises:
       ValueError: a class has fewer than `count` images.
@@ -100,7 +104,7 @@ def draw(source: base.Source, *, count: int, seed: int, what: str) -> np.ndarray
         raise ValueError(
             f"{what}, but class {source.classes[few[0][0]]!r} has only {few[0][1]} "
             f"images ({len(few)} of {len(found)} classes have too few); lower "
-            f"{what.partition('=')[0]}"
+            f"{lower}"
         )
     return np.array(found)
 

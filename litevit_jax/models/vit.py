@@ -299,9 +299,7 @@ def pool_tokens(tokens: jax.Array, pool: str) -> jax.Array:
     return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(axis=1)
 
 
-def features_of(
-    tokens: jax.Array, found: layers.Intermediates
-) -> dict[str, jax.Array]:
+def features_of(tokens: jax.Array, found: layers.Intermediates) -> dict[str, jax.Array]:
     """All pooled features of an encoder's results, in float32, by name.
 
     Args:

@@ -262,7 +262,8 @@ class Supervised(base.Objective):
         and 'features_blocks_avg' `[B, L, D]`, see `vit.blocks_of`.
         """
         variables = {"params": params["encoder"]}
-        tokens, found = self.encoder.apply(variables, batch["image"])
+        encoded: Any = self.encoder.apply(variables, batch["image"])
+        tokens, found = encoded
         logits, features, _ = self._classify(params, model_state, tokens, False)
         if self.distill is not None:
             logits = (logits + self._second_logits(params, tokens)) / 2

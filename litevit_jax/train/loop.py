@@ -111,7 +111,8 @@ class Run:
                 self.job.workdir, title, {"step": step, **numbers}, evaluator.best
             )
             self.write(step, {f"{title}/{k}": v for k, v in numbers.items()})
-            said = "  ".join(f"{k} {_short(v)}" for k, v in numbers.items())
+            shown = ((k, v) for k, v in numbers.items() if not isinstance(v, list))
+            said = "  ".join(f"{k} {_short(v)}" for k, v in shown)
             self.line.say(f"step {step}  {title}: {said}  ({seconds:.1f} s)")
         self.clock.reset()
 
@@ -168,8 +169,8 @@ class Run:
         self.writer.close()
 
 
-def _short(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from litevit_jax import registry
@@ -215,6 +216,42 @@ def clip_by_norm(limit: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
+def one_by_one(
+    transformation: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """`transformation` for each row of the leaves' first axis by itself.
+
+    Norms over a leaf, as LARS and clipping take them, are then those of a row, and a
+    row of a stacked bias has one dimension, as a bias has.
+    """
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
+        return jax.vmap(transformation.update)(updates, state, params)
+
+    return optax.GradientTransformation(jax.vmap(transformation.init), update)
+
+
+def row_scales(params: PyTree, factors: Sequence[float]) -> PyTree:
+    """`factors` in the shape that scales the rows of each leaf.
+
+    Raises:
+      ValueError: a leaf has another number of rows.
+    """
+
+    def scale(keys: Any, leaf: Any) -> np.ndarray:
+        if leaf.shape[:1] != (len(factors),):
+            raise ValueError(
+                f"optimizer.lr_factors has {len(factors)} factors, but parameter "
+                f"{path_of(keys)} is {list(leaf.shape)}; expected {len(factors)} on "
+                "its first axis, or to find it in optimizer.freeze"
+            )
+        return np.reshape(
+            np.asarray(factors, np.float32), (-1,) + (1,) * (len(leaf.shape) - 1)
+        )
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """How parameters move.
@@ -223,7 +260,8 @@ class Optimizer:
       transformation: of the gradients.
       schedule: step -> learning rate.
       trainable: the leaves that it trains (tree of bool).
-      scales: factor of each trainable leaf's learning rate; None: all are 1.
+      scales: factors of each trainable leaf's learning rate, a number or an array
+        that broadcasts to the leaf; None: all are 1.
     """
 
     transformation: optax.GradientTransformation
@@ -263,6 +301,7 @@ def make(
     decay_1d: bool = False,
     layer_decay: float = 1.0,
     clip_norm: float | None = None,
+    lr_factors: Sequence[float] = (),
     **kwargs: Any,
 ) -> Optimizer:
     """Builds the optimizer of a config block for (abstract) `params`.
@@ -277,9 +316,12 @@ def make(
       layer_decay: factor of the learning rate from a layer to the one below it; from
         1 on it does nothing.
       clip_norm: largest norm of all gradients together; None: no limit.
+      lr_factors: of the learning rates of models stacked on the first axis of every
+        trained leaf, each of which moves as if it were alone; (): one model.
 
     Raises:
-      ValueError: unknown name, setting or pattern, or nothing left to train.
+      ValueError: unknown name, setting or pattern, nothing left to train, or leaves
+        that do not hold as many models as there are factors.
     """
     registry.check("optimizer", name, sorted(TRANSFORMATIONS))
     trainable = jax.tree.map(lambda frozen: not frozen, match(freeze, params))
@@ -298,6 +340,13 @@ def make(
     scales = None
     if layer_decay < 1:
         scales = partition(layer_scales(params, layer_decay), trainable)[0]
+    if lr_factors:
+        if scales is not None:
+            raise ValueError(
+                "optimizer.lr_factors and optimizer.layer_decay < 1: give one"
+            )
+        transformation = one_by_one(transformation)
+        scales = row_scales(partition(params, trainable)[0], lr_factors)
     return Optimizer(transformation, schedule, trainable, scales)
 
 

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 
 from litevit_jax import augment, checkpoint, registry, sharding
 from litevit_jax.data import ops as data_ops
-from litevit_jax.data import pipeline, subset
+from litevit_jax.data import pipeline
 from litevit_jax.evaluators import base as evaluators_base
-from litevit_jax.train import batches, inherit
+from litevit_jax.train import batches, inherit, splits
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
@@ -71,7 +71,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     _check_intervals(config)
     mesh = sharding.make_mesh(**config.mesh)
     loaded, taught = inherit.inherit(config), inherit.teacher(config)
-    source = functools.cache(functools.partial(_source, config.data))
+    source = splits.sources(config.data)
     lr_batch = config.batch_size
     if lr_batch is None:
         config.batch_size = _batch_size(config, len(source("train")), mesh)
@@ -136,24 +136,6 @@ def _check_intervals(config: ConfigDict) -> None:
             value = value[key]
         if value < bound:
             raise ValueError(f"{name}={value}; expected {bound} or more")
-
-
-def _source(data: ConfigDict, split: str) -> Any:
-    name = data.train_split if split == "train" else data.eval_split
-    registry.check("split", split, ["eval", "train"])
-    source = registry.make(
-        "data.sources",
-        data.source,
-        split=name,
-        dir=data.dir,
-        name=data.name,
-        holdout=data.holdout,
-    )
-    if split == "eval":
-        return source
-    return subset.take(
-        source, shots=data.shots, fraction=data.fraction, seed=data.subset_seed
-    )
 
 
 def _batch_size(config: ConfigDict, examples: int, mesh: Mesh) -> int:
@@ -380,7 +362,8 @@ def _evaluators(
         name, every = kwargs.pop("name"), kwargs.pop("every_steps")
         evaluator = registry.make("evaluators", name, context=context, **kwargs)
         evaluators_base.check(name, evaluator, predicted, config.objective.name)
-        for split in {kwargs.get(key) for key in ("split", "bank")} - {None}:
+        for split in {kwargs.get(key) for key in ("split", "bank", "select")} - {None}:
             context.source(split)  # a missing split is found now, not after hours
+        evaluator.check_data()
         made[title] = (evaluator, every)
     return made
