@@ -327,7 +327,13 @@ def make(
     trainable = jax.tree.map(lambda frozen: not frozen, match(freeze, params))
     if not any(jax.tree.leaves(trainable)):
         raise ValueError(f"optimizer.freeze={tuple(freeze)} leaves nothing to train")
-    decay = decay_mask(params, decay_1d=decay_1d, skip=no_decay)
+    scales, single = None, params
+    if lr_factors:
+        scales = row_scales(partition(params, trainable)[0], lr_factors)
+        single = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params
+        )
+    decay = decay_mask(single, decay_1d=decay_1d, skip=no_decay)
     decay = partition(decay, trainable)[0]
     try:
         transformation = TRANSFORMATIONS[name](decay=decay, **kwargs)
@@ -337,16 +343,12 @@ def make(
         _expect_positive("clip_norm", clip_norm)
         transformation = optax.chain(clip_by_norm(clip_norm), transformation)
     _expect_positive("layer_decay", layer_decay)
-    scales = None
-    if layer_decay < 1:
-        scales = partition(layer_scales(params, layer_decay), trainable)[0]
+    if layer_decay < 1 and lr_factors:
+        raise ValueError("optimizer.lr_factors and optimizer.layer_decay < 1: give one")
     if lr_factors:
-        if scales is not None:
-            raise ValueError(
-                "optimizer.lr_factors and optimizer.layer_decay < 1: give one"
-            )
         transformation = one_by_one(transformation)
-        scales = row_scales(partition(params, trainable)[0], lr_factors)
+    elif layer_decay < 1:
+        scales = partition(layer_scales(params, layer_decay), trainable)[0]
     return Optimizer(transformation, schedule, trainable, scales)
 
 

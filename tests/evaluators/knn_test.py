@@ -30,7 +30,7 @@ def evaluate(bank, bank_label, query, label, *, num_classes, **kwargs):
             rows = np.where(inside, index, 0)
             labels = made.source(split).labels[rows]
             yield (
-                {"mask": inside.astype(np.float32), "label": labels},
+                {"mask": inside.astype(np.float32), "label": labels, "index": rows},
                 {name: table[split][rows]},
             )
 

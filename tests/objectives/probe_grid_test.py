@@ -168,7 +168,10 @@ def test_what_nobody_reads_costs_nothing():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"features": ("cls", "max")}, r"'max' unknown; the encoder has cls, avg, cls_"),
+        (
+            {"features": ("cls", "max")},
+            r"'max' unknown; the encoder has cls, avg, cls_",
+        ),
         ({"features": ("cls_last3",)}, r"last 3 blocks, but the encoder has 2.*last2"),
         ({"features": ("cls_last0",)}, r"last 0 blocks, but the encoder has 2"),
         ({"features": ()}, r"expected different features"),
@@ -187,5 +190,5 @@ def test_mixed_labels_are_refused():
     objective = make()
     params, state, _ = jax.eval_shape(objective.init, KEY, BATCH)
     batch = BATCH | {"partner_label": BATCH["label"]}
-    with pytest.raises(ValueError, match="labels are mixed; take augment.mix out"):
+    with pytest.raises(ValueError, match=r"labels are mixed; take augment\.mix out"):
         jax.eval_shape(objective.loss, params, state, {}, batch, KEY)
