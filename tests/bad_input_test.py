@@ -71,7 +71,7 @@ FIELDS = {
     "eval split": ({"data__eval_split": "tets"}, r"'tets' unknown; did you mean test"),
     "optimizer": ({"optimizer__name": "adam"}, r"optimizer 'adam' .*mean adamw"),
     "evaluator": ({"evals__reconstruction__name": "recon"},
-        r"evaluator 'recon' unknown; .*classification, knn"),
+        r"evaluator 'recon' unknown; .*classification, fewshot, knn, lay"),
     "evaluator's split": ({"evals__reconstruction__split": "test"},
         r"split 'test' unknown; choose from eval, train"),
     "wrong evaluator": ({"evals": {"t": {"name": "classification", "every_steps": 0}}},
@@ -151,6 +151,73 @@ def test_a_probe_of_images_without_labels_is_refused(refuse, image_folder, tmp_p
         shutil.rmtree(root / split / "b")
     made = jobs.tiny("linear_probe", f"smoke,data=folder,path={root}", batch_size=8)
     refuse(made, r"needs labels.*one subfolder per class")
+
+
+def arrays_file(tmp_path, **arrays):
+    """A variant of data whose images are noise; `train` and `test` are labels."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for split, label in arrays.items():
+        found[f"{split}_image"] = rng.integers(
+            0, 256, (len(label), 16, 16, 3), np.uint8
+        )
+        if min(label) >= 0:
+            found[f"{split}_label"] = np.asarray(label)
+    np.savez(tmp_path / "noise.npz", **found)
+    return f"smoke,data=arrays,path={tmp_path / 'noise.npz'}"
+
+
+FROZEN = pytest.mark.parametrize("name", ["linear_probe", "layer_probe"])
+
+
+@FROZEN
+def test_a_probe_on_test_images_without_labels_is_refused(name, refuse, tmp_path):
+    arg = arrays_file(tmp_path, train=np.arange(80) % 2, test=np.full(9, -1))
+    message = r"none of the 9 images of split 'eval' has a label.*data.eval_split="
+    refuse(jobs.tiny(name, arg, batch_size=8), message)
+
+
+@FROZEN
+@pytest.mark.parametrize("label", [0, 3])
+def test_a_probe_of_a_single_class_is_refused(name, label, refuse, tmp_path):
+    arg = arrays_file(tmp_path, train=np.full(80, label), test=np.full(9, label))
+    message = rf"images of split 'train' are of one class, '{label}'.*two classes"
+    refuse(jobs.tiny(name, arg, batch_size=8), message)
+
+
+def test_more_shots_than_images_are_refused(refuse, tmp_path):
+    label = np.arange(80) % 2
+    label[:3] = 2
+    arg = arrays_file(tmp_path, train=label, test=np.arange(9) % 3)
+    message = r"shots=25 and held_out=5 .*class '2' has only 3 images \(1 of 3 classes"
+    refuse(jobs.tiny("layer_probe", arg, batch_size=8), message)
+
+
+GRID = {
+    "features": ({"objective__features": ("cls", "token")},
+        r"feature 'token' unknown; the encoder has cls, avg, cls_last1 to cls_last1,"),
+    "blocks": ({"objective__features": ("cls_last4",)},
+        r"'cls_last4' reads the last 4 blocks, but the encoder has 1"),
+    "held-out share": ({"data__select_fraction": 0.001},
+        r"select_fraction=0.001 of 1438 .* 10 classes leaves nothing .*raise --config"),
+    "no held-out share": ({"data__select_fraction": 0.0},
+        r"'select' is a part of the training images.*data.select_fraction=0.1"),
+    "too large a share": ({"data__select_fraction": 0.9}, r"a share in \(0, 0.5"),
+    "the test images": ({"evals__test__select": "eval"}, r"select are both 'eval'"),
+    "other features": ({"evals__knn__features": "cls"},
+        r"reads 'cls', objective 'probe_grid' predicts features, features_avg, feat"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRID)
+def test_a_bad_grid_of_probes_is_refused(name, refuse):
+    overrides, message = GRID[name]
+    refuse(jobs.tiny("linear_probe", "smoke,grid", **overrides), message)
+
+
+def test_layers_without_images_to_choose_by_are_refused(refuse):
+    made = jobs.tiny("layer_probe", evals__layers__select_fraction=1e-4)
+    refuse(made, r"layers: select_fraction=0.0001 of 1438 images .*leaves nothing")
 
 
 def test_a_probe_of_nothing_is_refused(refuse):

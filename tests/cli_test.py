@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from litevit_jax import cli
 from litevit_jax.data.sources import tfds
-from litevit_jax.train import loop
+from litevit_jax.train import evaluate, loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = str(ROOT / "configs" / "mae_tiny.py")
@@ -293,3 +293,30 @@ def test_help_answers_without_loading_jax_tensorflow_or_torch():
     assert "--workdir" in done.stdout and "configs/mae_tiny.py:digits" in done.stdout
     assert "absl.flags" in loaded
     assert loaded.isdisjoint({"tensorflow", "torch", "jax", "grain", "flax"})
+
+
+def test_a_recipe_of_evaluations_is_not_trained(started, monkeypatch, capsys):
+    row = {
+        "step": 0,
+        "top1": 81.25,
+        "block": 3,
+        "lr": 0.02,
+        "n": 9,
+        "table": [{"l2": 1}],
+    }
+    result = {"last": row | {"feature": "avg"}}
+    evaluated = []
+
+    def evaluating(config, workdir):
+        evaluated.append((config.name, workdir))
+        return loop.Outcome(0, {"layers": result})
+
+    monkeypatch.setattr(evaluate, "run", evaluating)
+    recipe = ROOT / "configs" / "layer_probe.py"
+    assert run(f"--config={recipe}:digits", "--config.init=random") == 0
+    name = "layer_probe-digits"
+    assert (evaluated, started) == ([(name, os.path.join("runs", name))], [])
+    said = capsys.readouterr().out
+    assert (
+        "layers: last top1 81.25  block 3  lr 0.02  feature avg (step 0, n 9)" in said
+    )
