@@ -204,7 +204,8 @@ GRID = {
         r"'select' is a part of the training images.*data.select_fraction=0.1"),
     "too large a share": ({"data__select_fraction": 0.9}, r"a share in \(0, 0.5"),
     "the test images": ({"evals__test__select": "eval"}, r"select are both 'eval'"),
-    "other features": ({"evals__knn__features": "cls"},
+    "other features": (
+        {"evals__knn": {"name": "knn", "features": "cls", "every_steps": 0}},
         r"reads 'cls', objective 'probe_grid' predicts features, features_avg, feat"),
 }  # fmt: skip
 
