@@ -56,8 +56,9 @@ def get_config(arg=None):
         interpolation="bicubic", single_draw=protocol == "mae", holdout=0.0
     )
     _PROTOCOLS[protocol](config)
-    # The norm of averaged tokens is part of the features: MAE trains BN and fc alone.
-    config.optimizer.freeze = ("encoder/.*", "head/fc_norm/.*")
+    # The norm of averaged tokens, where there is one, is part of the features: MAE
+    # trains BN and fc alone.
+    config.optimizer.freeze = ("(?!head/fc/).*",)
     config.optimizer.no_decay = ()
     config.evals.test = {"name": "classification", "split": "eval", "every_steps": 0}
     config.evals.knn = {"name": "knn", "split": "eval", "every_steps": 0}
@@ -113,7 +114,7 @@ def _grid(config, protocol):
     )
     # What is given for one of them holds for all.
     lrs, features = (config.objective.get_ref(name) for name in ("lrs", "features"))
-    config.optimizer.lr_factors = lrs
+    config.optimizer.update(lr_factors=lrs, freeze=("encoder/.*",))
     config.data.select_fraction = 0.1
     config.evals.test = {
         "name": "probe_grid",
