@@ -31,7 +31,7 @@ def get_config(arg=None):
     """`arg`: imagenet2012, digits, smoke, data=folder,path=DIR."""
     said = common.parse_arg(arg)
     config = common.base("layer_probe")
-    config.update(job="evaluate", batch_size=256, epochs=1, init_required=True)
+    config.update(job="probe", batch_size=256, epochs=1, init_required=True)
     config.init_load = ("encoder/.*",)
     config.init_skip = ("(?!encoder/).*", "encoder/norm/.*")
     config.objective = {

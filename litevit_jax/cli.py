@@ -24,7 +24,7 @@ EXIT_INTERRUPTED = 130  # Ctrl-C: saved as well
 _HOST_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
 _HOST_LISTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
-_JOBS = ("convert", "evaluate", "train")  # what a recipe's field `job` may name
+_JOBS = ("convert", "probe", "train")  # what a recipe's field `job` may name
 
 # What a disk may answer in the middle of a run, wherever it is written.
 _DISK_ERRORS = (errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS)
@@ -210,9 +210,9 @@ def _train(config: Any, workdir: str) -> int:
         sides = (config.data.image_size, config.data.image_width)
         values = sides[0] * (sides[1] or sides[0]) * config.data.channels
         cpu.prepare(config.batch_size // max(config.accum_steps, 1), values)
-    from litevit_jax.train import evaluate, loop
+    from litevit_jax.train import loop, probe
 
-    job = evaluate if _job(config) == "evaluate" else loop
+    job = probe if _job(config) == "probe" else loop
     outcome = job.run(config, workdir)
     if outcome.signal is not None:
         terminated = outcome.signal == signal.SIGTERM

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from litevit_jax import cli
 from litevit_jax.data.sources import tfds
-from litevit_jax.train import evaluate, loop
+from litevit_jax.train import loop, probe
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = str(ROOT / "configs" / "mae_tiny.py")
@@ -311,7 +311,7 @@ def test_a_recipe_of_evaluations_is_not_trained(started, monkeypatch, capsys):
         evaluated.append((config.name, workdir))
         return loop.Outcome(0, {"layers": result})
 
-    monkeypatch.setattr(evaluate, "run", evaluating)
+    monkeypatch.setattr(probe, "run", evaluating)
     recipe = ROOT / "configs" / "layer_probe.py"
     assert run(f"--config={recipe}:digits", "--config.init=random") == 0
     name = "layer_probe-digits"

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from litevit_jax.train import evaluate, loop
+from litevit_jax.train import loop, probe
 from tests import jobs
 
 SMALL = {
@@ -21,7 +21,7 @@ def both(tmp_path_factory):
     made = jobs.tiny(steps=2, evals=SMALL)
     trained = loop.run(made, root / "mae")
     made = jobs.config("layer_probe", None, init=str(root / "mae"), evals=SMALL)
-    found = evaluate.run(made, root / "probe")
+    found = probe.run(made, root / "probe")
     return trained.results, found, root / "probe"
 
 
@@ -49,7 +49,7 @@ def test_nothing_is_trained_and_what_is_done_is_not_done_again(both, monkeypatch
     )
     init = str(workdir.parent / "mae")
     config = jobs.config("layer_probe", None, init=init, evals=SMALL)
-    assert evaluate.run(config, workdir).results == found.results
+    assert probe.run(config, workdir).results == found.results
 
 
 def test_tables_are_recorded_but_not_said(both, capsys):
@@ -61,7 +61,7 @@ def test_tables_are_recorded_but_not_said(both, capsys):
     shutil.rmtree(workdir / "evals" / "fewshot")
     init = str(workdir.parent / "mae")
     made = jobs.config("layer_probe", None, init=init, evals=SMALL)
-    assert evaluate.run(made, workdir).results == found.results
+    assert probe.run(made, workdir).results == found.results
     said = capsys.readouterr().out
     assert "nothing is trained" in said and "step 0  fewshot: top1" in said
     assert "table" not in said.partition("fewshot:")[2] and "layers:" not in said
