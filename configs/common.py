@@ -126,7 +126,9 @@ def imagenet():
     data.validation_share = 0.0  # of the training split, in place of eval_split
     data.shots = config_dict.placeholder(int)  # training images of each class
     data.fraction = 1.0  # of the training images, over all classes
-    data.subset_seed = 0  # of drawing them
+    data.select_fraction = 0.0  # of them, kept to choose settings by ('select')
+    data.select_at_most = 20_000
+    data.subset_seed = 0  # of drawing all of these
     data.image_size = 224
     data.image_width = config_dict.placeholder(int)  # None: square
     data.channels = 3
@@ -220,10 +222,43 @@ def leave_data_open(config):
     """Data and normalisation are those of the run named by `init` or `like`."""
     for name in OPEN_DATA:
         config.data[name] = config_dict.placeholder(type(config.data[name]))
-    config.augment.normalize = {
-        "mean": config_dict.placeholder(tuple),
-        "std": config_dict.placeholder(tuple),
+    config.augment.normalize = _open_normalize()
+
+
+def _open_normalize():
+    return {key: config_dict.placeholder(tuple) for key in ("mean", "std")}
+
+
+def evaluation(name, said):
+    """The fields of recipes that evaluate and do not train: the job 'evaluate'."""
+    config = ml_collections.ConfigDict()
+    config.name = name
+    config.job = "evaluate"
+    config.seed = 0
+    config.batch_size = 256  # images at once, over all devices
+    config.init = config_dict.placeholder(str)  # run, step in it, file, or random
+    config.init_ema = False  # a run's average of its parameters, not the last ones
+    config.like = config_dict.placeholder(str)  # run whose model starts at random
+    config.objective = {
+        "encoder": {"num_heads": config_dict.placeholder(int)},  # if a file is silent
+        "dtype": config_dict.placeholder(str),  # None: the run's; auto
     }
+    config.data = imagenet()
+    config.augment = {"normalize": {}}
+    config.mesh = {"data": -1, "fsdp": 1}
+    config.file_normalize = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    config.evals = {}
+    if said["data"] or said["smoke"]:
+        use_data(config, said)
+        config.data.image_size = config_dict.placeholder(int)
+        config.data.channels = config_dict.placeholder(int)
+        config.augment.normalize = _open_normalize()
+    else:
+        leave_data_open(config)
+        config.data.update(flip=0.0, crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3))
+    if said["smoke"]:
+        config.update(name=f"{config.name}-smoke", batch_size=32)
+    return config
 
 
 def small_model(config):

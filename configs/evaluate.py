@@ -9,9 +9,12 @@
 
 `init` is a run directory (pre-trained, fine-tuned, a probe), a step inside it
 (RUN_DIR/checkpoints/STEP), or a file of weights that the package reads; one without a
-recorded head count needs --config.objective.encoder.num_heads=A. Without a variant the
-data are those of the run, its test split. Image size, channels and normalisation are
-the model's; of a file: its grid of patches and ImageNet's statistics.
+recorded head count needs --config.objective.encoder.num_heads=A. With
+--config.init_ema=True it is the average that a run kept of its parameters, of which
+its own evaluations were; `random`, with --config.like=RUN_DIR, is the model of a run
+before its training. Without a variant the data are those of the run, its test split.
+Image size, channels and normalisation are the model's; of a file: its grid of patches
+and ImageNet's statistics.
 
 What is measured: the evaluators said as variants, `classification`, `knn`,
 `reconstruction`; if none is said, those of the run (of a file: classification if it
@@ -26,7 +29,6 @@ expect: what the training run recorded at that step; 78.0 % top-1 for the fine-t
 MAE-Tiny (the authors' README).
 """
 
-import ml_collections
 from ml_collections.config_dict import placeholder
 
 from configs import common
@@ -38,51 +40,21 @@ def get_config(arg=None):
     """`arg`: evaluators; real=FILE, v2, v2=DIR; imagenet2012, digits, smoke,
     data=folder,path=DIR."""
     said = common.parse_arg(arg, flags=(*EVALUATORS, "v2"), values=("real", "v2"))
-    config = ml_collections.ConfigDict()
-    config.name = "evaluate"
-    config.job = "evaluate"
-    config.seed = 0
-    config.batch_size = 256  # images at once, over all devices
-    config.init = placeholder(str)  # run, step in it, or file of weights
-    config.init_ema = False  # a run's average of its parameters, not the last ones
-    config.objective = {
-        "encoder": {"num_heads": placeholder(int)},  # of a file that does not tell
-        "dtype": placeholder(str),  # None: the run's; auto
-    }
-    config.data = common.imagenet()
-    config.augment = {"normalize": {}}
-    config.mesh = {"data": -1, "fsdp": 1}
-    config.file_normalize = {"mean": common.IMAGENET_MEAN, "std": common.IMAGENET_STD}
-    config.evals = {}
+    config = common.evaluation("evaluate", said)
     for name in EVALUATORS:
         if said[name]:
-            config.evals[name] = {"name": name, "split": "eval", "every_steps": 0}
-    if said["data"] or said["smoke"]:
-        common.use_data(config, said)
-        config.data.image_size = placeholder(int)
-        config.data.channels = placeholder(int)
-        config.augment.normalize = _open()
-    else:
-        common.leave_data_open(config)
-        config.data.update(flip=0.0, crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3))
+            config.evals[name] = _block(name)
     if said["real"]:
         config.evals.real = _block("real", labels=said["real"])
     if said["v2"]:
         config.evals.v2 = _block("classification", data=_imagenet_v2(said["v2"]))
     if (said["real"] or said["v2"]) and not said["classification"]:
         config.evals.test = _block("classification")
-    if said["smoke"]:
-        config.name = f"{config.name}-smoke"
-        config.batch_size = 32
     return config.lock()
 
 
 def _block(name, **fields):
     return {"name": name, "split": "eval", "every_steps": 0, **fields}
-
-
-def _open():
-    return {"mean": placeholder(tuple), "std": placeholder(tuple)}
 
 
 def _imagenet_v2(place):

@@ -2,6 +2,7 @@
 
     python main.py --config=configs/linear_probe.py --config.init=RUN_DIR
     python main.py --config=configs/linear_probe.py:protocol=moco --config.init=RUN_DIR
+    python main.py --config=configs/linear_probe.py:grid --config.init=RUN_DIR
     python main.py --config=configs/linear_probe.py --config.init=random \\
         --config.like=RUN_DIR
 
@@ -11,7 +12,17 @@ Two published protocols (recipes section 7): `mae` (default), BatchNorm without
 affine and LARS, lr 0.1 per 256 images, 10 warm-up epochs of 90, batch 16384; `moco`,
 a plain linear layer and SGD, lr 3 per 256 images, batch 1024. On small data the batch
 is a power of two that leaves at least 8 updates an epoch, and the LARS peak stays 6.4.
-A k-NN vote on the same features comes with both. On ImageNet the authors publish no
+A k-NN vote on the same features comes with both.
+
+`grid` (also with protocol=moco) trains a head for each of 12 learning rates
+(`objective.lrs`, per 256 images) and of 4 choices of features (`objective.features`:
+class token, mean of the patch tokens, and both of the last blocks, concatenated) at
+once: every batch is encoded once. The winner is chosen on a tenth of the training
+images, at most 20,000 (`data.select_fraction`, `data.select_at_most`), which no head
+is trained on; its test accuracy and the table of all heads are in
+evals/test/result.json.
+
+On ImageNet the authors publish no
 linear-probe number for ViT-Tiny; on the digits it takes about half a minute on 2 CPU
 cores.
 """
@@ -22,8 +33,9 @@ from configs import common
 
 
 def get_config(arg=None):
-    """`arg`: protocol=mae|moco, imagenet2012, digits, smoke, data=folder,path=DIR."""
-    said = common.parse_arg(arg, values=("protocol",))
+    """`arg`: grid, protocol=mae|moco, imagenet2012, digits, smoke,
+    data=folder,path=DIR."""
+    said = common.parse_arg(arg, flags=("grid",), values=("protocol",))
     protocol = said["protocol"] or "mae"
     if protocol not in _PROTOCOLS:
         raise ValueError(common.unknown("protocol", protocol, list(_PROTOCOLS)))
@@ -44,11 +56,14 @@ def get_config(arg=None):
         interpolation="bicubic", single_draw=protocol == "mae", holdout=0.0
     )
     _PROTOCOLS[protocol](config)
-    # All but the linear layer: a norm of averaged tokens is part of the features.
+    # The norm of averaged tokens, where there is one, is part of the features: MAE
+    # trains BN and fc alone.
     config.optimizer.freeze = ("(?!head/fc/).*",)
     config.optimizer.no_decay = ()
     config.evals.test = {"name": "classification", "split": "eval", "every_steps": 0}
     config.evals.knn = {"name": "knn", "split": "eval", "every_steps": 0}
+    if said["grid"]:
+        _grid(config, protocol)
     if said["data"] or said["smoke"]:
         common.use_data(config, said)
     else:
@@ -86,4 +101,34 @@ def _moco(config):
     config.optimizer = {"name": "sgd", "momentum": 0.9}
 
 
+def _grid(config, protocol):
+    """Heads for many learning rates and features in place of one."""
+    config.name = f"{config.name}-grid"
+    config.lr.base = 1.0  # the learning rates of the heads are its factors
+    del config.objective.pool
+    config.objective.update(
+        name="probe_grid",
+        lrs=_LRS[protocol],
+        features=("cls", "avg", "cls_last4", "avg_last4"),
+        final_norm=True,
+    )
+    # What is given for one of them holds for all.
+    lrs, features = (config.objective.get_ref(name) for name in ("lrs", "features"))
+    config.optimizer.update(lr_factors=lrs, freeze=("encoder/.*",))
+    config.data.select_fraction = 0.1
+    config.evals.test = {
+        "name": "probe_grid",
+        "split": "eval",
+        "select": "select",
+        "lrs": lrs,
+        "features": features,
+        "every_steps": 0,
+    }
+
+
 _PROTOCOLS = {"mae": _mae, "moco": _moco}
+# Of the grid, per 256 images, around those of the protocols.
+_LRS = {
+    "mae": (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+    "moco": (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0),
+}

@@ -358,8 +358,7 @@ def _average(opt_state: dict[str, np.ndarray], path: str) -> dict[str, np.ndarra
     found = {k[4:]: x for k, x in opt_state.items() if k.startswith("ema/")}
     if not found:
         raise ValueError(
-            f"{path}: the run kept no average of its parameters (its optimizer had "
-            "ema_decay=None); leave the flag out to take the parameters themselves"
+            f"{path}: the run kept no average of its parameters; leave the flag out"
         )
     return found
 

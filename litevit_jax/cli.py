@@ -24,12 +24,8 @@ EXIT_INTERRUPTED = 130  # Ctrl-C: saved as well
 _HOST_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
 _HOST_LISTS = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
 
-_JOBS = (
-    "convert",
-    "evaluate",
-    "train",
-    "transfer",
-)  # what a recipe's field `job` may name
+# What a recipe's field `job` may name.
+_JOBS = ("convert", "evaluate", "train", "transfer")
 
 # What a disk may answer in the middle of a run, wherever it is written.
 _DISK_ERRORS = (errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS)

@@ -14,7 +14,7 @@ import pkgutil
 from typing import Any
 
 _ROOT = pathlib.Path(__file__).parent
-_NOT_PLUGINS = ("base", "health", "masking")
+_NOT_PLUGINS = ("base", "frozen", "health", "masking")
 
 
 def choices(folder: str) -> list[str]:

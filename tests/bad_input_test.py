@@ -71,7 +71,7 @@ FIELDS = {
     "eval split": ({"data__eval_split": "tets"}, r"'tets' unknown; did you mean test"),
     "optimizer": ({"optimizer__name": "adam"}, r"optimizer 'adam' .*mean adamw"),
     "evaluator": ({"evals__reconstruction__name": "recon"},
-        r"evaluator 'recon' unknown; .*classification, knn"),
+        r"evaluator 'recon' unknown; .*classification, fewshot, knn, lay"),
     "evaluator's split": ({"evals__reconstruction__split": "test"},
         r"split 'test' unknown; choose from eval, train"),
     "wrong evaluator": ({"evals": {"t": {"name": "classification", "every_steps": 0}}},
@@ -160,11 +160,12 @@ def test_data_of_one_class_are_refused(refuse, image_folder):
             path.rename(root / split / "a" / path.name)
         (root / split / "b").rmdir()
     made = jobs.tiny("deit_tiny", f"smoke,data=folder,path={root}", batch_size=8)
-    refuse(made, r"'supervised': all examples are of one class, 'a'; .* two classes")
+    message = r"'supervised', split 'train': all images are of one class, 'a'; .* two c"
+    refuse(made, message)
     made = folder_run(root, batch_size=8)
     with made.unlocked():
         made.evals.knn = {"name": "knn", "split": "eval", "every_steps": 0}
-    refuse(made, r"'knn' \(evals.knn\), split 'eval': all examples are of one class")
+    refuse(made, r"evals.knn: split 'train': all images are of one class, 'a'")
 
 
 def test_a_test_split_without_labels_is_refused(refuse, image_folder):
@@ -174,10 +175,86 @@ def test_a_test_split_without_labels_is_refused(refuse, image_folder):
     for name in "ab":
         (root / "test" / name).rmdir()
     made = jobs.tiny("deit_tiny", f"smoke,data=folder,path={root}", batch_size=8)
-    message = (
-        r"\(evals.test\), split 'eval' needs labels, but this split has none .*000"
-    )
+    message = r"evals.test: split 'eval' needs labels, but none of its 4 .*000"
     refuse(made, message)
+
+
+def arrays_file(tmp_path, **arrays):
+    """A variant of data whose images are noise; `train` and `test` are labels."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for split, label in arrays.items():
+        found[f"{split}_image"] = rng.integers(
+            0, 256, (len(label), 16, 16, 3), np.uint8
+        )
+        if min(label) >= 0:
+            found[f"{split}_label"] = np.asarray(label)
+    np.savez(tmp_path / "noise.npz", **found)
+    return f"smoke,data=arrays,path={tmp_path / 'noise.npz'}"
+
+
+LAYERS = {
+    "layers": {"name": "layers", "select_fraction": 0.1, "every_steps": 0},
+    "fewshot": {"name": "fewshot", "every_steps": 0},
+}
+FROZEN = pytest.mark.parametrize("evals", [{}, LAYERS], ids=["probe", "layers"])
+
+
+def frozen(arg="smoke", evals=(), **overrides):
+    """A probe; with `evals`, or with its own evaluations."""
+    given = {"evals": dict(evals)} if evals else {}
+    return jobs.tiny("linear_probe", arg, **(given | overrides))
+
+
+@FROZEN
+def test_a_probe_on_test_images_without_labels_is_refused(evals, refuse, tmp_path):
+    arg = arrays_file(tmp_path, train=np.arange(80) % 2, test=np.full(9, -1))
+    message = r"split 'eval' needs labels, but none of its 9 .*config.data.eval_split="
+    refuse(frozen(arg, evals, batch_size=8), message)
+
+
+@pytest.mark.parametrize("label", [0, 3])
+def test_a_probe_of_a_single_class_is_refused(label, refuse, tmp_path):
+    arg = arrays_file(tmp_path, train=np.full(80, label), test=np.full(9, label))
+    message = rf"split 'train': all images are of one class, '{label}'.*two classes"
+    refuse(frozen(arg, batch_size=8), message)
+
+
+def test_more_shots_than_images_are_refused(refuse, tmp_path):
+    label = np.arange(80) % 2
+    label[:3] = 2
+    arg = arrays_file(tmp_path, train=label, test=np.arange(9) % 3)
+    message = r"shots=25 and held_out=5 .*class '2' has only 3 images \(1 of 3 classes"
+    refuse(frozen(arg, LAYERS, batch_size=8), message)
+
+
+GRID = {
+    "features": ({"objective__features": ("cls", "token")},
+        r"feature 'token' unknown; the encoder has cls, avg, cls_last1 to cls_last1,"),
+    "blocks": ({"objective__features": ("cls_last4",)},
+        r"'cls_last4' reads the last 4 blocks, but the encoder has 1"),
+    "held-out share": ({"data__select_fraction": 0.001},
+        r"select_fraction=0.001 of 1438 .* 10 classes leaves nothing .*raise --config"),
+    "no held-out share": ({"data__select_fraction": 0.0},
+        r"'select' is a part of the training images.*data.select_fraction=0.1"),
+    "too large a share": ({"data__select_fraction": 0.9}, r"a share in \(0, 0.5"),
+    "the test images": ({"evals__test__select": "eval"}, r"select are both 'eval'"),
+    "other features": (
+        {"evals__knn": {"name": "knn", "features": "cls", "every_steps": 0}},
+        r"reads 'cls', objective 'probe_grid' predicts features, features_avg, feat"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRID)
+def test_a_bad_grid_of_probes_is_refused(name, refuse):
+    overrides, message = GRID[name]
+    refuse(jobs.tiny("linear_probe", "smoke,grid", **overrides), message)
+
+
+def test_layers_without_images_to_choose_by_are_refused(refuse):
+    layers = {"name": "layers", "select_fraction": 1e-4, "every_steps": 0}
+    made = frozen(evals={"layers": layers})
+    refuse(made, r"layers: select_fraction=0.0001 of 1438 images .*leaves nothing")
 
 
 def test_a_probe_of_nothing_is_refused(refuse):

@@ -263,7 +263,7 @@ def test_reading_damaged_parameters_is_refused(copy):
         meta["fingerprints"]["params.head.b"] ^= 1
 
     rewrite_meta(copy, 5, flip)
-    damaged = r"step 5 is damaged .*params\.head\.b.*; other steps .*checkpoints/3"
+    damaged = r"step 5 is damaged .*params\.head\.b.*; others: .*checkpoints/3"
     with pytest.raises(checkpoint.CorruptCheckpoint, match=damaged):
         checkpoint.read_params(str(copy))
     shutil.rmtree(copy / "checkpoints" / "3" / "params")

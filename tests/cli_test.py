@@ -342,3 +342,15 @@ def test_help_answers_without_loading_jax_tensorflow_or_torch():
     assert "--workdir" in done.stdout and "configs/mae_tiny.py:digits" in done.stdout
     assert "absl.flags" in loaded
     assert loaded.isdisjoint({"tensorflow", "torch", "jax", "grain", "flax"})
+
+
+def test_names_are_shown_beside_numbers_but_tables_are_not(monkeypatch, capsys):
+    last = {"step": 0, "top1": 81.25, "block": 3, "lr": 0.02, "n": 9, "feature": "avg"}
+    last["table"] = [{"l2": 1}]
+    results = {"layers": {"metric": "top1", "last": last, "best": last}}
+    monkeypatch.setattr(evaluate, "run", lambda config, workdir: results)
+    recipe = ROOT / "configs" / "layer_probe.py"
+    assert run(f"--config={recipe}:digits", "--config.init=RUN") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"layers +top1 +81.25 +0 .* block 3  lr 0.02  feature avg\n", said)
+    assert "table" not in said and "l2" not in said

@@ -130,6 +130,24 @@ def test_transfer_goes_to_one_data_set():
         module("transfer").get_config("pets,cars")
 
 
+@pytest.mark.parametrize("protocol", ["mae", "moco"])
+def test_the_grid_of_a_probe_follows_its_protocol(protocol):
+    one, grid = (
+        module("linear_probe").get_config(f"protocol={protocol}{more}")
+        for more in ("", ",grid")
+    )
+    assert grid.optimizer.name == one.optimizer.name
+    assert grid.objective.head == one.objective.head
+    lrs = grid.objective.lrs
+    assert len(lrs) == 12 and min(lrs) < one.lr.base < max(lrs)
+    assert one.lr.base in lrs
+    with grid.unlocked():
+        grid.objective.lrs = (0.5, 0.25)
+        grid.objective.features = ("avg",)
+    assert grid.optimizer.lr_factors == grid.evals.test.lrs == (0.5, 0.25)
+    assert grid.evals.test.features == ("avg",)
+
+
 def leaves(block, prefix=""):
     """('a.b', value, type) of every field."""
     for key in block:
@@ -196,11 +214,13 @@ def mae(tmp_path_factory):
 
 # mae_tiny's smoke form is the run above; tests/train/loop_test.py resumes it.
 # An evaluation does not train: tests/train/evaluate_test.py.
-SMOKE = [(name, "smoke") for name in RECIPES if name not in ("evaluate", "mae_tiny")]
+NOT_HERE = ("evaluate", "layer_probe", "mae_tiny")
+SMOKE = [(name, "smoke") for name in RECIPES if name not in NOT_HERE]
 
 
 @pytest.mark.parametrize(
-    ("name", "arg"), [*SMOKE, ("linear_probe", "smoke,protocol=moco")]
+    ("name", "arg"),
+    [*SMOKE, ("linear_probe", "smoke,protocol=moco"), ("linear_probe", "smoke,grid")],
 )
 def test_the_smoke_form_trains_saves_resumes_and_evaluates(
     name, arg, tmp_path, monkeypatch
@@ -211,6 +231,8 @@ def test_the_smoke_form_trains_saves_resumes_and_evaluates(
     sizes = {"steps": 2, "checkpoint__every_steps": 1}
     if name == "linear_probe":
         sizes |= {"encoder_default__width": 24, "encoder_default__depth": 1}
+        if "grid" in arg:
+            sizes["objective__features"] = ("cls", "avg_last1")
         config = jobs.config(name, arg, **sizes)
     else:
         config = jobs.tiny(name, arg, **sizes)

@@ -36,6 +36,8 @@ def tiny(name="mae_tiny", arg="smoke", **overrides):
             "objective__decoder__width": 16,
             "objective__decoder__num_heads": 2,
         }
+    if "grid" in arg:
+        sizes["objective__features"] = ("cls", "avg", "avg_last1")
     if name.startswith("moco"):
         sizes |= {"objective__mlp_dim": 32, "objective__embed_dim": 16}
     if "distill" in name or name.startswith("feature"):
@@ -71,8 +73,10 @@ RECIPES = {
     "feature": "feature_tiny",
     "mae": "mae_tiny",
     "moco_v3": "mocov3_tiny",
+    "probe_grid": "linear_probe",
     "simmim": "simmim_tiny",
     "supervised": "deit_tiny",
 }
+VARIANTS = {"probe_grid": "smoke,grid"}  # of the recipe, where it is not 'smoke'
 # Those whose loss draws nothing: a new key leaves it as it is.
-WITHOUT_CHANCE = ("feature",)
+WITHOUT_CHANCE = ("feature", "probe_grid")

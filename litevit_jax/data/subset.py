@@ -132,23 +132,21 @@ def take(
         raise ValueError(
             f"data.shots={shots} and data.fraction={fraction}: give one of them"
         )
-    order = np.random.default_rng(seed).permutation(len(source))
     if shots is not None:
-        return Subset(source, _of_each_class(source, order, shots))
+        _check_shots(source, shots)
+        what = f"data.shots={shots}"
+        rows = draw(source, count=shots, seed=seed, what=what, lower="data.shots")
+        return Subset(source, np.sort(rows.ravel()))
     if not 0 < fraction < 1 or round(fraction * len(source)) < 1:
         raise ValueError(
             f"data.fraction={fraction} of {len(source)} examples; expected a share in "
             "(0, 1] that leaves at least one"
         )
+    order = np.random.default_rng(seed).permutation(len(source))
     return Subset(source, np.sort(order[: round(fraction * len(source))]))
 
 
-def _of_each_class(source: base.Source, order: np.ndarray, shots: int) -> np.ndarray:
-    """The first `shots` rows of each class in `order`, sorted.
-
-    Labels are read in that order and only until every class is complete, which for a
-    few images of each takes a small part of a large data set.
-    """
+def _check_shots(source: base.Source, shots: int) -> None:
     if shots < 1:
         raise ValueError(f"data.shots={shots}; expected at least 1 image of each class")
     if not source.classes:
@@ -156,18 +154,93 @@ def _of_each_class(source: base.Source, order: np.ndarray, shots: int) -> np.nda
             f"data.shots={shots} needs labels, but the data has no classes; use "
             "data.fraction, or give a folder with one subfolder per class"
         )
-    left = np.full(len(source.classes), shots)
-    rows = []
+
+
+def draw(
+    source: base.Source, *, count: int, seed: int, what: str, lower: str
+) -> np.ndarray:
+    """Rows `[K, count]` of each class, in the order in which they are drawn.
+
+    Args:
+      source: labelled examples.
+      count: rows of each class.
+      seed: of the order. The first rows of a longer drawing are the shorter one.
+      what: that asks for so many, and
+      lower: which setting to lower, both for the message.
+
+    Raises:
+      ValueError: a class has fewer than `count` images.
+    """
+    order = np.random.default_rng(seed).permutation(len(source))
+    found = _first_of_each(source, order, count)
+    few = [(k, len(rows)) for k, rows in enumerate(found) if len(rows) < count]
+    if few:
+        raise ValueError(
+            f"{what}, but class {source.classes[few[0][0]]!r} has only {few[0][1]} "
+            f"images ({len(few)} of {len(found)} classes have too few); lower "
+            f"{lower}"
+        )
+    return np.array(found)
+
+
+def _first_of_each(
+    source: base.Source, order: np.ndarray, count: int
+) -> list[list[int]]:
+    """For each class its first `count` rows in `order`, or fewer if it has no more.
+
+    Labels are read in that order and only until every class is complete, which for a
+    few images of each takes a small part of a large data set.
+    """
+    found: list[list[int]] = [[] for _ in source.classes]
+    lacking = len(found)
     for row in order:
-        label = source[int(row)]["label"]
-        if label >= 0 and left[label]:
-            left[label] -= 1
-            rows.append(row)
-            if not left.any():
-                return np.sort(rows)
-    lacking = int(np.argmax(left))
-    raise ValueError(
-        f"data.shots={shots}, but class {source.classes[lacking]!r} has only "
-        f"{shots - left[lacking]} images ({np.count_nonzero(left)} of {len(left)} "
-        "classes have too few); lower data.shots"
-    )
+        label = source.label_of(int(row))
+        if label < 0 or len(found[label]) == count:
+            continue
+        found[label].append(int(row))
+        lacking -= len(found[label]) == count
+        if not lacking:
+            break
+    return found
+
+
+def hold_out(
+    source: base.Source, *, fraction: float, at_most: int, seed: int
+) -> tuple[base.Source, base.Source]:
+    """(the rest, a part for choosing settings) of the training images.
+
+    Every class gives the same number of images to that part, but no more than half
+    of its own; images without a label stay in the rest. Where nothing is labelled,
+    the part is drawn from all.
+
+    Args:
+      source: all training examples.
+      fraction: share of them to hold out, in (0, 0.5].
+      at_most: no more than so many, of a large set.
+      seed: of the drawing.
+
+    Raises:
+      ValueError: a value out of range, or nothing would be held out.
+    """
+    where = f"data.select_fraction={fraction} of {len(source)} training images"
+    if not 0 < fraction <= 0.5 or at_most < 1:
+        raise ValueError(
+            f"{where} and data.select_at_most={at_most}; expected a share in (0, 0.5] "
+            "and at least 1"
+        )
+    wanted = min(round(fraction * len(source)), at_most)
+    # Another drawing than that of `take`, whose order is seeded by `seed` alone.
+    order = np.random.default_rng([seed, 1]).permutation(len(source))
+    held = order[:wanted]
+    if source.classes:
+        each = round(wanted / len(source.classes))
+        found = _first_of_each(source, order, 2 * each)
+        held = np.array([row for r in found for row in r[: min(each, len(r) // 2)]])
+    if not len(held) or len(held) == len(source):
+        raise ValueError(
+            f"{where} in {len(source.classes)} classes leaves nothing to choose by, or "
+            "nothing to train on; raise --config.data.select_fraction (at most 0.5) or "
+            "give more images of each class"
+        )
+    rest = np.setdiff1d(np.arange(len(source)), held)
+    return Subset(source, rest), Subset(source, np.sort(held))

@@ -105,8 +105,50 @@ class Evaluator(abc.ABC):
         """Names of the predictions that it needs."""
 
     @abc.abstractmethod
-    def run(self, state: Any, *, step: int) -> dict[str, float]:
-        """Numbers of `state`; `step` names files that are written."""
+    def run(self, state: Any, *, step: int) -> dict[str, Any]:
+        """Numbers of `state`; `step` names files that are written.
+
+        Names (str) and tables (lists of dicts) beside them are recorded, not plotted.
+        """
+
+    def check_data(self) -> None:
+        """Raises ValueError if its splits lack what it needs; nothing is compiled.
+
+        A labelled evaluator needs one labelled image to count, and two classes to
+        learn from. No more labels are read than it takes to find them.
+        """
+        if self.labelled:
+            for field, least in (("bank", 2), ("select", 1), ("split", 1)):
+                split = getattr(self, field, None)
+                if split is not None:
+                    check_labels(self.context.source(split), f"split {split!r}", least)
+
+
+def check_labels(source: Any, what: str, least: int = 2) -> None:
+    """Raises ValueError if fewer than `least` classes occur in a data source.
+
+    No more labels are read than it takes to find them.
+    """
+    if not source.classes:
+        raise ValueError(
+            f"{what} needs labels, but the data has none: give a folder with one "
+            "subfolder per class"
+        )
+    found: set[int] = set()
+    for row in np.random.default_rng(0).permutation(len(source)):
+        found |= {source.label_of(int(row))} - {-1}
+        if len(found) >= least:
+            return
+    if not found:
+        raise ValueError(
+            f"{what} needs labels, but none of its {len(source)} images has one, such "
+            f"as {source.name_of(0)}; name a labelled split, for example with "
+            "--config.data.eval_split=, or give a folder with one subfolder per class"
+        )
+    raise ValueError(
+        f"{what}: all images are of one class, {source.classes[min(found)]!r}; there "
+        "is nothing to tell apart: expected two classes or more"
+    )
 
 
 def check(name: str, evaluator: Evaluator, predicted: dict[str, Any], by: str) -> None:

@@ -79,16 +79,21 @@ class ByClass(Classification):
 
 
 def _score(logits: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
-    """Per-example hits and loss of logits [B, K] for label [B].
-
-    The rank counts classes that do not score lower, of equal ones those before the
-    label; so constant logits are not called right, nor are those that are no numbers.
-    """
-    rows = np.arange(len(label))
-    own = logits[rows, label][:, None]
-    after = np.arange(logits.shape[1])[None] > label[:, None]
-    beaten = (logits < own) | ((logits == own) & after)
-    rank = logits.shape[1] - 1 - beaten.sum(axis=1)
+    """Per-example hits and loss of logits [B, K] for label [B]."""
+    own = logits[np.arange(len(label)), label]
+    before = rank(logits, label)
     top = logits.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
-    return {"top1": rank < 1, "top5": rank < 5, "loss": log_sum - own[:, 0]}
+    return {"top1": before < 1, "top5": before < 5, "loss": log_sum - own}
+
+
+def rank(scores: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """How many classes come before label [B] in scores [B, K]: int [B].
+
+    It counts classes that do not score lower, of equal ones those before the label;
+    so constant scores are not called right, nor are those that are no numbers.
+    """
+    own = scores[np.arange(len(label)), label][:, None]
+    after = np.arange(scores.shape[1])[None] > label[:, None]
+    beaten = (scores < own) | ((scores == own) & after)
+    return scores.shape[1] - 1 - beaten.sum(axis=1)

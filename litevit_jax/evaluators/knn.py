@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from litevit_jax.evaluators import base
+from litevit_jax.evaluators import base, classification, frozen
 
 
 def make(
@@ -64,35 +64,54 @@ class Knn(base.Evaluator):
 
     def run(self, state: Any, *, step: int) -> dict[str, float]:
         """top1, top5 (percent) and n, the examples counted."""
-        bank, bank_label = self._features(state, self.bank)
-        query, label = self._features(state, self.split)
-        hits = np.zeros(2)
-        for start in range(0, len(query), 1024):
-            part = slice(start, start + 1024)
-            votes = _vote(
-                query[part],
-                bank,
-                bank_label,
-                k=min(self.k, len(bank)),
-                temperature=self.temperature,
-                num_classes=self.context.num_classes,
-            )
-            order = np.argsort(-np.asarray(votes), axis=1, kind="stable")[:, :5]
-            right = order == label[part][:, None]
-            hits += right[:, 0].sum(), right.any(axis=1).sum()
-        top1, top5 = 100 * hits / max(len(query), 1)
-        return {"top1": float(top1), "top5": float(top5), "n": len(query)}
+        del step
+        bank, bank_label, _ = frozen.gather(
+            self.context, state, self.bank, self.features
+        )
+        query, label, _ = frozen.gather(self.context, state, self.split, self.features)
+        scores = votes(
+            query,
+            bank,
+            bank_label,
+            k=self.k,
+            temperature=self.temperature,
+            num_classes=self.context.num_classes,
+        )
+        before = classification.rank(scores, label)
+        top1, top5 = (100 * float((before < most).mean()) for most in (1, 5))
+        return {"top1": top1, "top5": top5, "n": len(query)}
 
-    def _features(self, state: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Unit features [n, D] and labels [n] of the labelled images of a split."""
-        features, labels = [], []
-        for batch, out in self.context.over(state, split, self.reads):
-            keep = (batch["mask"] > 0) & (batch["label"] >= 0)
-            features.append(out[self.features][keep].astype(np.float32))
-            labels.append(batch["label"][keep])
-        stacked = np.concatenate(features)
-        norm = np.linalg.norm(stacked, axis=1, keepdims=True)
-        return stacked / np.maximum(norm, 1e-12), np.concatenate(labels)
+
+def votes(
+    query: np.ndarray,
+    bank: np.ndarray,
+    bank_label: np.ndarray,
+    *,
+    k: int,
+    temperature: float,
+    num_classes: int,
+) -> np.ndarray:
+    """Votes [n, K] of the neighbours of queries [n, D] in a bank [m, D].
+
+    All of the bank votes if there are fewer than k. Features that are no numbers
+    get votes that are none either.
+    """
+    # As many queries at a time as keep their similarities below half a gigabyte.
+    rows = int(min(1024, max(1, 2**27 // len(bank)), len(query)))
+    settings = {"k": min(k, len(bank)), "temperature": temperature}
+    unit, found = jnp.asarray(_unit(bank)), []
+    for start in range(0, len(query), rows):
+        part = _unit(query[start : start + rows])
+        full = np.zeros((rows, part.shape[1]), np.float32)  # one shape compiles once
+        full[: len(part)] = part
+        some = _vote(full, unit, bank_label, num_classes=num_classes, **settings)
+        found.append(np.asarray(some)[: len(part)])
+    return np.concatenate(found)
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(norm, 1e-12)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "temperature", "num_classes"))

@@ -330,3 +330,36 @@ def pool_tokens(tokens: jax.Array, pool: str) -> jax.Array:
     check_choice("pool", pool, ("avg", "cls"))
     tokens = tokens.astype(jnp.float32)
     return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(axis=1)
+
+
+def features_of(tokens: jax.Array, found: layers.Intermediates) -> dict[str, jax.Array]:
+    """All pooled features of an encoder's results, in float32, by name.
+
+    Args:
+      tokens: `[B, T, D]`, the class token first.
+      found: the encoder's intermediates.
+
+    Returns:
+      'features' `[B, D]`: the class token; 'features_avg' `[B, D]`: the mean of the
+      patch tokens; and those of `blocks_of`.
+    """
+    pooled = {"features": pool_tokens(tokens, "cls")}
+    pooled["features_avg"] = pool_tokens(tokens, "avg")
+    return pooled | blocks_of(found)
+
+
+def blocks_of(found: layers.Intermediates) -> dict[str, jax.Array]:
+    """Pooled tokens as they leave each block, before any norm, float32.
+
+    Args:
+      found: the encoder's intermediates.
+
+    Returns:
+      'features_blocks' `[B, L, D]`, class tokens, and 'features_blocks_avg'
+      `[B, L, D]`, means of the patch tokens; the first block first.
+    """
+    outs = [found[name] for name in sorted(found) if name.endswith("/out")]
+    return {
+        name: jnp.stack([pool_tokens(x, pool) for x in outs], axis=1)
+        for name, pool in (("features_blocks", "cls"), ("features_blocks_avg", "avg"))
+    }

@@ -100,12 +100,10 @@ class Feature(base.Objective):
         return {**found, "teacher_agreement": _cosine(x[:, 0], y[:, 0]).mean()}
 
     def predict(self, params, model_state, batch):
-        """'features' `[B, D]`, the class token, and 'features_avg', the patches'."""
-        tokens, _ = self.encoder.apply({"params": params["encoder"]}, batch["image"])
-        return {
-            name: vit.pool_tokens(tokens, pool)
-            for name, pool in (("features", "cls"), ("features_avg", "avg"))
-        }
+        """The student's features, see `vit.features_of`."""
+        weights = {"params": params["encoder"]}
+        encoded: Any = self.encoder.apply(weights, batch["image"])
+        return vit.features_of(*encoded)
 
     def _compare(self, params, teacher, image):
         """The student's tokens, mapped, and the teacher's: two `[B, T, E]`."""

@@ -171,6 +171,7 @@ class Mae(base.Objective):
         Returns:
           'features' `[B, D]`: class token after the final norm, nothing masked;
           'features_avg' `[B, D]`: mean of the patch tokens there;
+          'features_blocks', 'features_blocks_avg' `[B, L, D]`: after every block;
           'mae_loss' `[B]`: each example's loss;
           'masked' `[B, H, W, C]`: masked patches are 0, the data set's mean;
           'reconstruction' `[B, H, W, C]`: masked patches are predictions, given
@@ -182,12 +183,12 @@ class Mae(base.Objective):
         slot = {"slot": batch["index"]} if "index" in batch else {}
         keys = base.example_keys(jax.random.key(0), {"image": image} | slot)
         ids = self.draw_masks(keys, image)
-        tokens, _ = self.encoder.apply({"params": params["encoder"]}, image)
+        encoded: Any = self.encoder.apply({"params": params["encoder"]}, image)
         return {
-            "features": vit.pool_tokens(tokens, "cls"),
-            "features_avg": vit.pool_tokens(tokens, "avg"),
+            **vit.features_of(*encoded),
             "mae_loss": self.example_losses(params, image, ids),
-        } | self._pictures(params, image, ids)
+            **self._pictures(params, image, ids),
+        }
 
     def _pictures(self, params, image, ids_shuffle):
         masked = self._masked_patches(image, ids_shuffle)

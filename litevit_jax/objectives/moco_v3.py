@@ -177,18 +177,9 @@ class MoCoV3(base.Objective):
         return queries, keys, state
 
     def predict(self, params, model_state, batch):
-        """The student's features after its final norm.
-
-        Returns:
-          'features' `[B, D]`: class token; 'features_avg' `[B, D]`: mean of the patch
-          tokens.
-        """
+        """The student's features after its final norm, see `vit.features_of`."""
         del model_state
-        tokens = self._tokens(params, batch["image"])[0]
-        return {
-            "features": vit.pool_tokens(tokens, "cls"),
-            "features_avg": vit.pool_tokens(tokens, "avg"),
-        }
+        return vit.features_of(*self._tokens(params, batch["image"]))
 
     def health(self, params, model_state, teacher, batch, key):
         """Spread and rank of the projections, attention, agreement of the branches.

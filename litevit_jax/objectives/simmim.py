@@ -100,10 +100,10 @@ class SimMim(base.Objective):
         return health.of_encoder(self.encoder, params["encoder"], batch)
 
     def predict(self, params, model_state, batch):
-        """'features' `[B, D]` and 'features_avg' `[B, D]` of unmasked images."""
-        tokens, _ = self.encoder.apply({"params": params["encoder"]}, batch["image"])
-        features, average = (vit.pool_tokens(tokens, pool) for pool in ("cls", "avg"))
-        return {"features": features, "features_avg": average}
+        """Features of unmasked images, see `vit.features_of`."""
+        variables = {"params": params["encoder"]}
+        encoded: Any = self.encoder.apply(variables, batch["image"])
+        return vit.features_of(*encoded)
 
     def _forward(self, params, image, mask):
         """Predicted patches `[B, N, P*P*C]`, float32."""

@@ -258,15 +258,18 @@ class Supervised(base.Objective):
     def predict(self, params, model_state, batch):
         """'logits' `[B, K]` and 'features' `[B, D]`, those that the head reads.
 
-        Logits of two heads are averaged. All in float32, whatever trains: results are
-        those of the parameters as they are saved (recipes 5.1).
+        Logits of two heads are averaged. Of every block there are 'features_blocks'
+        and 'features_blocks_avg' `[B, L, D]`, see `vit.blocks_of`. All in float32,
+        whatever trains: results are those of the parameters as they are saved
+        (recipes 5.1).
         """
         encoder = self.encoder.clone(dtype="float32")
-        tokens, _ = encoder.apply({"params": params["encoder"]}, batch["image"])
+        encoded: Any = encoder.apply({"params": params["encoder"]}, batch["image"])
+        tokens, found = encoded
         logits, features, _ = self._classify(params, model_state, tokens, False)
         if self.distill is not None:
             logits = (logits + self._second_logits(params, tokens)) / 2
-        return {"logits": logits, "features": features}
+        return {"logits": logits, "features": features} | vit.blocks_of(found)
 
     def _encode(self, params, image, drop_keys):
         """Tokens `[B, T, D]` in training."""

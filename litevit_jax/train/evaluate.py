@@ -75,24 +75,18 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
       ValueError, OSError: the user's mistake, named in the message.
     """
     config = config.copy_and_resolve_references().unlock()
-    if not config.init or config.init == "random":
-        raise ValueError(
-            f"{config.name}: what is evaluated? Give a run with --config.init=RUN_DIR "
-            "(or a step in it, RUN_DIR/checkpoints/STEP), or a file of weights"
-        )
     asked = config.objective.to_dict()
-    loaded = inherit.read_flag(
-        "init", config.init, asked["encoder"], average=config.init_ema
-    )
+    loaded = _read(config, asked["encoder"])
     complete = _from_run if "data" in loaded.config else _from_file
     known_classes = complete(config, loaded)
     _take_asked(config, asked)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, mesh)
-    source = functools.cache(functools.partial(inputs.source, config.data))
+    source = inputs.sources(config.data)
     config.derived = {"num_classes": len(source("eval").classes)}
     objective = _objective(config)
-    variables = states.abstract_variables(objective, _batch(config, objective))
+    batch = _batch(config, objective)
+    variables = states.abstract_variables(objective, batch)
     evaluators = evaluation.make(
         config,
         objective,
@@ -102,16 +96,31 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         workdir=workdir,
         known_classes=known_classes,
     )
-    model = {
-        "params": inherit.fill_all(variables.params, loaded, config),
-        "model_state": checkpoint.fill(
-            variables.model_state, loaded.model_state, load=(".*",), skip=()
-        ),
-    }
+    if config.init == "random":
+        place = functools.partial(_place_random, objective, batch, config.seed, mesh)
+    else:
+        params = inherit.fill_all(variables.params, loaded, config)
+        theirs = loaded.model_state
+        state = checkpoint.fill(variables.model_state, theirs, load=(".*",), skip=())
+        place = functools.partial(_place, params, state, mesh)
     plain = workdirs.plain(config.to_dict())
     workdirs.open_run(workdir, plain)
-    place = functools.partial(_place, model, mesh)
     return Job(plain, workdir, evaluators, loaded.step, place)
+
+
+def _read(config: ConfigDict, encoder: dict[str, Any]) -> checkpoint.Checkpoint:
+    """What `init` names; of `random` the config of `like`, without parameters."""
+    if not config.init or (config.init == "random" and not config.like):
+        raise ValueError(
+            f"{config.name}: what is evaluated? Give a run with --config.init=RUN_DIR "
+            "(or a step in it, RUN_DIR/checkpoints/STEP), or a file of weights; or "
+            "--config.init=random --config.like=RUN_DIR for its model before training"
+        )
+    if config.init != "random":
+        average = bool(config.init_ema)
+        return inherit.read_flag("init", config.init, encoder, average=average)
+    like = inherit.run_config(config.like)
+    return checkpoint.Checkpoint({}, like, 0, pathlib.Path(config.like))
 
 
 def _from_run(config: ConfigDict, loaded: checkpoint.Checkpoint) -> int:
@@ -216,13 +225,10 @@ class Encoder:
     def predict(
         self, params: Any, model_state: Any, batch: dict[str, Any]
     ) -> dict[str, jax.Array]:
-        """'features' and 'features_avg' `[B, D]`: class token, mean of patches."""
+        """Features, see `vit.features_of`."""
         del model_state
-        tokens: Any = self.encoder.apply({"params": params["encoder"]}, batch["image"])
-        return {
-            "features": vit.pool_tokens(tokens[0], "cls"),
-            "features_avg": vit.pool_tokens(tokens[0], "avg"),
-        }
+        found: Any = self.encoder.apply({"params": params["encoder"]}, batch["image"])
+        return vit.features_of(*found)
 
 
 def _tuples(value: Any) -> Any:
@@ -234,6 +240,19 @@ def _tuples(value: Any) -> Any:
     return value
 
 
-def _place(model: dict[str, Any], mesh: Mesh) -> Any:
+def _place(params: Any, model_state: Any, mesh: Mesh) -> Any:
+    model = {"params": params, "model_state": model_state}
     placed = jax.device_put(model, sharding.tree_sharding(mesh, model))
     return SimpleNamespace(**placed)
+
+
+def _place_random(objective: Any, batch: batches.Shapes, seed: int, mesh: Mesh) -> Any:
+    """What a run with this seed starts from."""
+
+    def init(key: jax.Array) -> tuple[Any, Any]:
+        zeros = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), batch)
+        made = objective.init(key, zeros)
+        return made.params, made.model_state
+
+    params, model_state = jax.jit(init)(jax.random.key(seed))
+    return _place(params, model_state, mesh)

@@ -7,7 +7,6 @@ with it and one without are the same, bit for bit.
 
 from __future__ import annotations
 
-import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -93,7 +92,7 @@ class _Maker:
         source, classes = self._source, config.derived.num_classes
         if block is not None:
             data = inputs.own(title, block, config.data)
-            source = functools.cache(functools.partial(inputs.source, data))
+            source = inputs.sources(data)
             classes = len(source(kwargs.get("split", "eval")).classes)
         context = base.Context(
             predict=self._predict,
@@ -110,7 +109,7 @@ class _Maker:
         base.check(name, evaluator, self._predicted(title, size), config.objective.name)
         if "logits" in evaluator.reads:
             _check_classes(title, context, self._known_classes)
-        self._check_splits(f"evaluator {name!r} (evals.{title})", evaluator, kwargs)
+        _check_data(title, evaluator, kwargs)
         return evaluator, every
 
     def _predict(self, params: Any, model_state: Any, batch: dict[str, Any]) -> Any:
@@ -135,15 +134,17 @@ class _Maker:
                 "image_size out"
             ) from None
 
-    def _check_splits(self, what: str, evaluator: Any, kwargs: dict[str, Any]) -> None:
-        """A split that is missing or has no labels is found now, not after hours."""
-        for key in ("split", "bank"):
-            split = kwargs.get(key, getattr(evaluator, key, None))
-            if split is None:
-                continue
-            found = evaluator.context.source(split)
-            if evaluator.labelled:
-                inputs.check_labels(found, f"{what}, split {split!r}")
+
+def _check_data(title: str, evaluator: Any, kwargs: dict[str, Any]) -> None:
+    """A split that is missing or has no labels is found now, not after hours."""
+    for key in ("split", "bank", "select"):
+        split = kwargs.get(key, getattr(evaluator, key, None))
+        if split is not None:
+            evaluator.context.source(split)
+    try:
+        evaluator.check_data()
+    except ValueError as error:
+        raise ValueError(f"evals.{title}: {error}") from None
 
 
 def _check_classes(title: str, context: base.Context, known: int) -> None:
@@ -218,7 +219,8 @@ class Evaluations:
             )
             logged = {**numbers, **cost}
             self._write(step, {f"{title}/{k}": v for k, v in logged.items()})
-            said = "  ".join(f"{k} {_short(v)}" for k, v in numbers.items())
+            shown = ((k, v) for k, v in numbers.items() if not isinstance(v, list))
+            said = "  ".join(f"{k} {_short(v)}" for k, v in shown)
             self._say(f"step {step}  {title}: {said}  ({cost['seconds']:.1f} s)")
 
     def _cost(self, title: str, seconds: float) -> dict[str, float]:
@@ -240,5 +242,5 @@ class Evaluations:
         }
 
 
-def _short(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.4g}"
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

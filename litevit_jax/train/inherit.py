@@ -84,7 +84,7 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
         loaded = read_flag("init", config.init, encoder, average=average)
     like = None if loaded is None else loaded.config
     if config.like:
-        like = _run_config(config.like)
+        like = run_config(config.like)
     if like is not None:
         theirs = encoder_of(like)
         _take_encoder("objective.encoder", encoder, theirs, config.init or config.like)
@@ -184,7 +184,8 @@ def _take_encoder(name: str, block: ConfigDict, theirs: dict, where: str) -> Non
         block.pos_embed = theirs.get("pos_embed")
 
 
-def _run_config(path: str) -> dict[str, Any]:
+def run_config(path: str) -> dict[str, Any]:
+    """The config of the run that `like` names."""
     file = pathlib.Path(path) / "config.json"
     if not file.exists():
         raise FileNotFoundError(

@@ -7,17 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from litevit_jax import registry
 from litevit_jax.data import ops as data_ops
 from litevit_jax.data import pipeline, subset
-from litevit_jax.data.sources import base as sources
+from litevit_jax.data.sources import base as sources_base
 from litevit_jax.train import batches
-
-SPLITS = ("eval", "train")
-_PROBED = 64  # examples that are asked for their labels
 
 # What says which examples a block means; the rest is how they are read.
 _WHICH = {
@@ -30,33 +26,67 @@ _WHICH = {
     "validation_share": 0.0,
     "shots": None,
     "fraction": 1.0,
+    "select_fraction": 0.0,
+    "select_at_most": 20_000,
     "subset_seed": 0,
 }
 _HOW = ("image_size", "image_width", "eval_crop_fraction", "max_bad_fraction")
 
 
-def source(data: Any, split: str) -> sources.Source:
-    """The examples of 'train' or 'eval', by what `data` says of splits and parts.
+def sources(data: Any) -> Callable[[str], sources_base.Source]:
+    """Split -> its examples, by what `data` says of splits and parts.
 
-    `a+b` joins splits. With `validation_share`, 'eval' is a part of the training
-    split, drawn by `subset_seed`, and 'train' the rest.
+    Splits are 'train', 'eval', and 'select', which `select_fraction` keeps out of
+    'train' to choose settings by. `a+b` joins splits of the data set. With
+    `validation_share`, 'eval' is a part of the training split, drawn by
+    `subset_seed`, and 'train' the rest. Each is opened once, when it is asked for.
 
     Raises:
-      ValueError, OSError: no such data, split or part.
+      ValueError, OSError: (when asked) no such data, split or part.
     """
-    registry.check("split", split, list(SPLITS))
-    share, seed = data["validation_share"], data["subset_seed"]
-    if split == "eval":
-        if not share:
-            return _open(data, data["eval_split"])
-        return subset.divide(_open(data, data["train_split"]), share, seed)[1]
+    parts = functools.cache(functools.partial(_training_parts, data))
+    return functools.cache(functools.partial(_source, data, parts))
+
+
+def source(data: Any, split: str) -> sources_base.Source:
+    """One split of `sources`."""
+    return sources(data)(split)
+
+
+def _source(data: Any, parts: Callable[[], Any], split: str) -> Any:
+    if split == "select" and not data["select_fraction"]:
+        raise ValueError(
+            "split 'select' is a part of the training images, but "
+            f"data.select_fraction={data['select_fraction']}; keep a share of them for "
+            "it with --config.data.select_fraction=0.1"
+        )
+    known = ["eval", "train"] + ["select"] * bool(data["select_fraction"])
+    registry.check("split", split, sorted(known))
+    if split != "eval":
+        return parts()[split == "select"]
+    share = data["validation_share"]
+    if not share:
+        return _open(data, data["eval_split"])
     whole = _open(data, data["train_split"])
-    if share:
-        whole = subset.divide(whole, share, seed)[0]
-    return subset.take(whole, shots=data["shots"], fraction=data["fraction"], seed=seed)
+    return subset.divide(whole, share, data["subset_seed"])[1]
 
 
-def _open(data: Any, splits: str) -> sources.Source:
+def _training_parts(data: Any) -> tuple[Any, Any]:
+    """The images to train on, and those of them that are kept to choose by."""
+    whole, seed = _open(data, data["train_split"]), data["subset_seed"]
+    if data["validation_share"]:
+        whole = subset.divide(whole, data["validation_share"], seed)[0]
+    whole = subset.take(
+        whole, shots=data["shots"], fraction=data["fraction"], seed=seed
+    )
+    fraction = data["select_fraction"]
+    if not fraction:
+        return whole, None
+    most = data["select_at_most"]
+    return subset.hold_out(whole, fraction=fraction, at_most=most, seed=seed)
+
+
+def _open(data: Any, splits: str) -> sources_base.Source:
     kwargs = {key: data[key] for key in ("dir", "name", "holdout")}
     return subset.join(
         [
@@ -115,28 +145,3 @@ def evaluation_batches(data: Any, batch_size: int, mesh: Mesh) -> Callable[..., 
         threads=data["threads"],
         max_bad_fraction=data["max_bad_fraction"],
     )
-
-
-def check_labels(found: sources.Source, what: str) -> None:
-    """Raises ValueError if `found` has no labels, or nothing to tell apart.
-
-    A few examples all over it are asked: data without labels has none at all.
-    """
-    if not found.classes:
-        raise ValueError(
-            f"{what} needs labels, but the data has none: give a folder with one "
-            "subfolder per class"
-        )
-    if len(found.classes) == 1:
-        raise ValueError(
-            f"{what}: all examples are of one class, {found.classes[0]!r}; there is "
-            "nothing to tell apart: expected two classes or more"
-        )
-    probed = np.linspace(0, len(found) - 1, min(len(found), _PROBED)).astype(int)
-    if all(found.label_of(int(index)) < 0 for index in probed):
-        raise ValueError(
-            f"{what} needs labels, but this split has none (as {len(probed)} of its "
-            f"{len(found)} examples say, such as {found.name_of(int(probed[0]))}); "
-            "name a labelled split, for example the validation split where the test "
-            "labels are kept secret"
-        )

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from litevit_jax import registry
@@ -222,6 +223,42 @@ class Averaged(NamedTuple):
     ema: PyTree
 
 
+def one_by_one(
+    transformation: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """`transformation` for each row of the leaves' first axis by itself.
+
+    Norms over a leaf, as LARS and clipping take them, are then those of a row, and a
+    row of a stacked bias has one dimension, as a bias has.
+    """
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
+        return jax.vmap(transformation.update)(updates, state, params)
+
+    return optax.GradientTransformation(jax.vmap(transformation.init), update)
+
+
+def row_scales(params: PyTree, factors: Sequence[float]) -> PyTree:
+    """`factors` in the shape that scales the rows of each leaf.
+
+    Raises:
+      ValueError: a leaf has another number of rows.
+    """
+
+    def scale(keys: Any, leaf: Any) -> np.ndarray:
+        if leaf.shape[:1] != (len(factors),):
+            raise ValueError(
+                f"optimizer.lr_factors has {len(factors)} factors, but parameter "
+                f"{path_of(keys)} is {list(leaf.shape)}; expected {len(factors)} on "
+                "its first axis, or to find it in optimizer.freeze"
+            )
+        return np.reshape(
+            np.asarray(factors, np.float32), (-1,) + (1,) * (len(leaf.shape) - 1)
+        )
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """How parameters move.
@@ -230,7 +267,8 @@ class Optimizer:
       transformation: of the gradients.
       schedule: step -> learning rate.
       trainable: the leaves that it trains (tree of bool).
-      scales: factor of each trainable leaf's learning rate; None: all are 1.
+      scales: factors of each trainable leaf's learning rate, a number or an array
+        that broadcasts to the leaf; None: all are 1.
       ema_decay: d of the average e <- d e + (1 - d) p of the trained parameters,
         which starts from where they start; None: no average.
     """
@@ -292,6 +330,7 @@ def make(
     layer_decay: float = 1.0,
     clip_norm: float | None = None,
     ema_decay: float | None = None,
+    lr_factors: Sequence[float] = (),
     **kwargs: Any,
 ) -> Optimizer:
     """Builds the optimizer of a config block for (abstract) `params`.
@@ -307,15 +346,24 @@ def make(
         1 on it does nothing.
       clip_norm: largest norm of all gradients together; None: no limit.
       ema_decay: of an average of the trained parameters; None: no average.
+      lr_factors: of the learning rates of models stacked on the first axis of every
+        trained leaf, each of which moves as if it were alone; (): one model.
 
     Raises:
-      ValueError: unknown name, setting or pattern, or nothing left to train.
+      ValueError: unknown name, setting or pattern, nothing left to train, or leaves
+        that do not hold as many models as there are factors.
     """
     registry.check("optimizer", name, sorted(TRANSFORMATIONS))
     trainable = jax.tree.map(lambda frozen: not frozen, match(freeze, params))
     if not any(jax.tree.leaves(trainable)):
         raise ValueError(f"optimizer.freeze={tuple(freeze)} leaves nothing to train")
-    decay = decay_mask(params, decay_1d=decay_1d, skip=no_decay)
+    scales, single = None, params
+    if lr_factors:
+        scales = row_scales(partition(params, trainable)[0], lr_factors)
+        single = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params
+        )
+    decay = decay_mask(single, decay_1d=decay_1d, skip=no_decay)
     decay = partition(decay, trainable)[0]
     try:
         transformation = TRANSFORMATIONS[name](decay=decay, **kwargs)
@@ -324,13 +372,20 @@ def make(
     if clip_norm is not None:
         _expect_positive("clip_norm", clip_norm)
         transformation = optax.chain(clip_by_norm(clip_norm), transformation)
-    _expect_positive("layer_decay", layer_decay)
-    if ema_decay is not None and not 0 <= ema_decay < 1:
-        raise ValueError(f"optimizer.ema_decay={ema_decay}; expected 0 <= decay < 1")
-    scales = None
-    if layer_decay < 1:
+    _check_decays(ema_decay, layer_decay, lr_factors)
+    if lr_factors:
+        transformation = one_by_one(transformation)
+    elif layer_decay < 1:
         scales = partition(layer_scales(params, layer_decay), trainable)[0]
     return Optimizer(transformation, schedule, trainable, scales, ema_decay)
+
+
+def _check_decays(ema: float | None, layer: float, lr_factors: Sequence) -> None:
+    _expect_positive("layer_decay", layer)
+    if layer < 1 and lr_factors:
+        raise ValueError("optimizer.lr_factors and optimizer.layer_decay < 1: give one")
+    if ema is not None and not 0 <= ema < 1:
+        raise ValueError(f"optimizer.ema_decay={ema}; expected 0 <= decay < 1")
 
 
 def _expect_positive(name: str, value: float) -> None:

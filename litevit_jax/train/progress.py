@@ -184,14 +184,22 @@ def results_table(results: dict[str, dict[str, Any]]) -> str:
     for title, result in results.items():
         metric, last = result["metric"], result["last"]
         best = result.get("best")
-        others = {k: v for k, v in last.items() if k not in (metric, *_STAMPS)}
+        others = {
+            k: v
+            for k, v in last.items()
+            if k not in (metric, *_STAMPS) and not isinstance(v, list)
+        }
         best_cells = ["-", "-"]
         if best is not None:
             best_cells = [f"{best[metric]:.4g}", str(best["step"])]
-        also = "  ".join(f"{k} {v:.4g}" for k, v in others.items())
+        also = "  ".join(f"{k} {_short(v)}" for k, v in others.items())
         cells = [f"{last[metric]:.4g}", str(last["step"]), *best_cells, str(last["n"])]
         rows.append([title, metric, *cells, also])
     return columns(rows)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
 def announce(job: Any, line: Line) -> None:

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from litevit_jax import augment, checkpoint, registry, sharding
 from litevit_jax.data import ops as data_ops
 from litevit_jax.data import pipeline
+from litevit_jax.evaluators import base as evaluators
 from litevit_jax.train import batches, evaluation, inherit, inputs
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
@@ -74,7 +75,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
     _check_intervals(config)
     mesh = sharding.make_mesh(**config.mesh)
     loaded, taught = inherit.inherit(config), inherit.teacher(config)
-    source = functools.cache(functools.partial(inputs.source, config.data))
+    source = inputs.sources(config.data)
     lr_batch = config.batch_size
     if lr_batch is None:
         config.batch_size = _batch_size(config, len(source("train")), mesh)
@@ -92,7 +93,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
     state = _abstract_state(create, shardings)
     inherit.check(state.params, loaded, config)
     plain = workdirs.plain(config.to_dict())
-    evaluators = evaluation.make(
+    made = evaluation.make(
         config, objective, variables, source, mesh=mesh, workdir=workdir
     )
     jitted = _step(config, objective, optimizer, ops, shardings)
@@ -116,7 +117,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
         ),
         step=jitted,
         stream=functools.partial(_stream, config, source("train"), transform),
-        evaluators=evaluators,
+        evaluators=made,
         resumes=resumes,
         total_steps=config.derived.total_steps,
         steps_per_epoch=config.derived.steps_per_epoch,
@@ -179,7 +180,8 @@ def _objective(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> 
     block = inherit.without_none(config.objective.to_dict())
     if "num_classes" in config.objective:
         found = config.derived.num_classes
-        inputs.check_labels(source("train"), f"objective {block['name']!r}")
+        what = f"objective {block['name']!r}, split 'train'"
+        evaluators.check_labels(source("train"), what)
         if block.setdefault("num_classes", found) < found:
             raise ValueError(
                 f"objective.num_classes={block['num_classes']}, but the data has "

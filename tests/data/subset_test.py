@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from litevit_jax.data import subset
-from litevit_jax.data.sources import base, digits
+from litevit_jax.data.sources import arrays, base, digits, folder
 
 
 class Counted(base.Source):
@@ -143,3 +143,79 @@ def test_joined_sources_follow_each_other():
 def test_sources_of_other_classes_are_not_joined():
     with pytest.raises(ValueError, match=r"cannot be joined: number 2 has 3 classes"):
         subset.join([Counted(), Counted(("a", "b", "d"))])
+
+
+def hold_out(source=None, *, fraction=0.5, at_most=100, seed=0):
+    return subset.hold_out(
+        source or Counted(), fraction=fraction, at_most=at_most, seed=seed
+    )
+
+
+def test_both_parts_make_up_the_source_and_every_class_gives_its_share():
+    for seed in range(5):
+        rest, held = hold_out(seed=seed)
+        assert sorted(rows(rest) + rows(held)) == list(range(12))
+        labels = [held[i]["label"] for i in range(len(held))]
+        # Two of each; of 2 images a class gives no more than one.
+        assert np.bincount(labels).tolist() == [2, 2, 1]
+        assert [held.label_of(i) for i in range(len(held))] == labels
+
+
+def test_the_seed_decides_what_is_held_out():
+    drawn = {tuple(rows(hold_out(seed=seed)[1])) for seed in range(8)}
+    assert len(drawn) > 1
+    assert rows(hold_out(seed=3)[1]) == rows(hold_out(seed=3)[1])
+
+
+def test_no_more_are_held_out_than_allowed_and_few_labels_are_read():
+    source = digits.make(split="train")
+    counted = Counted([str(d) for d in range(10)])
+    counted.labels = [source.label_of(i) for i in range(len(source))]
+    Length = type("Length", (Counted,), {"__len__": lambda self: len(self.labels)})
+    counted.__class__ = Length
+    rest, held = hold_out(counted, at_most=20)
+    assert (len(rest), len(held)) == (1418, 20)
+    assert counted.reads < 200
+    labels = [counted.labels[i] for i in rows(held)]
+    assert np.bincount(labels).tolist() == [2] * 10
+
+
+def test_without_classes_the_held_out_part_is_drawn_from_all():
+    rest, held = hold_out(Counted(classes=()), fraction=0.25)
+    assert (len(rest), len(held)) == (9, 3)
+
+
+def test_images_without_a_label_are_kept_for_training():
+    source = Counted()
+    source.labels = tuple(-1 if i < 6 else k for i, k in enumerate(source.labels))
+    _, held = hold_out(source)
+    assert len(held) and min(rows(held)) >= 6
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.6, 1.0, -0.1])
+def test_a_share_that_cannot_be_held_out_is_refused(fraction):
+    message = rf"data.select_fraction={fraction} of 12 .*(leaves nothing|\(0, 0.5\])"
+    with pytest.raises(ValueError, match=message):
+        hold_out(fraction=fraction)
+
+
+def test_classes_of_one_image_cannot_be_divided():
+    source = Counted()
+    source.labels = (0, 1, 2)
+    source.__class__ = type("Short", (Counted,), {"__len__": lambda self: 3})
+    with pytest.raises(ValueError, match=r"of 3 training images in 3 classes leaves"):
+        hold_out(source)
+
+
+def test_labels_are_read_without_the_images(image_folder, tmp_path):
+    root = image_folder(train=6, test=2)
+    source = folder.make(split="train", dir=str(root))
+    labels = [source[i]["label"] for i in range(6)]
+    for path in (root / "train").rglob("*.png"):
+        path.unlink()
+    part = subset.Subset(source, np.array([5, 0]))
+    assert [source.label_of(i) for i in range(6)] == labels
+    assert [part.label_of(0), part.label_of(1)] == [labels[5], labels[0]]
+    np.savez(tmp_path / "x.npz", image=np.zeros((3, 2, 2), np.uint8), label=[2, 0, 1])
+    held = arrays.make(split="train", dir=str(tmp_path / "x.npz"))
+    assert [held.label_of(i) for i in range(3)] == [2, 0, 1]

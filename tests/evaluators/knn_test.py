@@ -30,7 +30,7 @@ def evaluate(bank, bank_label, query, label, *, num_classes, **kwargs):
             rows = np.where(inside, index, 0)
             labels = made.source(split).labels[rows]
             yield (
-                {"mask": inside.astype(np.float32), "label": labels},
+                {"mask": inside.astype(np.float32), "label": labels, "index": rows},
                 {name: table[split][rows]},
             )
 
@@ -98,3 +98,20 @@ def test_features_are_read_through_the_mesh():
     assert evaluator.reads == ("tokens",)
     got = evaluator.run(common.state(bank), step=0)
     assert got == {"top1": 100.0, "top5": 100.0, "n": 21}
+
+
+def test_more_queries_than_are_compared_at_a_time():
+    bank, query = features(20, 6), features(1500, 7)
+    bank_label = np.arange(20) % 3
+    settings = {"k": 3, "temperature": 0.07, "num_classes": 3}
+    got = knn.votes(query, bank, bank_label, **settings)
+    want = brute_force(bank, bank_label, query, 3, 0.07, 3)
+    assert got.shape == (1500, 3)
+    np.testing.assert_array_equal(np.argmax(got, axis=1), want[:, 0])
+
+
+def test_features_that_are_no_numbers_are_not_called_right():
+    bank, label = features(8, 8), np.zeros(8, int)
+    broken = np.full_like(bank, np.nan)
+    got = evaluate(bank, label, broken, label, num_classes=7, k=1)
+    assert (got["top1"], got["top5"]) == (0.0, 0.0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from typing import Any
 
 import jax
@@ -23,6 +24,8 @@ FIELDS: dict[str, Any] = {
     "lr__warmup_epochs": 0.0,
     "log__every_steps": STEPS,
 }
+# A probe trains its heads alone, by its own rule.
+PROBE = {k: v for k, v in FIELDS.items() if not k.startswith("optimizer__")}
 MESHES = {"1x1": (1, 1), "8x1": (8, 1), "4x2": (4, 2)}
 
 every_objective = pytest.mark.parametrize("name", jobs.RECIPES)
@@ -46,7 +49,9 @@ def prepare(name, mesh, workdir, **fields):
         devices = jax.devices()[: data * fsdp]
         patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(data, fsdp, devices))
         patch.setattr(sharding, "_MIN_SHARDED_SIZE", 64)
-        made = jobs.tiny(jobs.RECIPES[name], **FIELDS, **fields)
+        rules = PROBE if name == "probe_grid" else FIELDS
+        recipe, arg = jobs.RECIPES[name], jobs.VARIANTS.get(name, "smoke")
+        made = jobs.tiny(recipe, arg, **rules, **fields)
         return setup.prepare(made, workdir)
 
 
@@ -109,7 +114,8 @@ def same_bits(got, want):
 def test_every_objective_is_listed():
     assert sorted(jobs.RECIPES) == registry.choices("objectives")
     for name, recipe in jobs.RECIPES.items():
-        assert jobs.config(recipe).objective.name == name
+        arg = jobs.VARIANTS.get(name, "smoke")
+        assert jobs.config(recipe, arg).objective.name == name
 
 
 @every_objective
@@ -120,7 +126,14 @@ def test_training_moves_what_is_not_frozen_and_compiles_once(name, train):
     before, after = (flat(state) for state in (run.first, run.last))
     same = [k for k in before if np.array_equal(before[k], after[k])]
     moving = {k for k in before if k.startswith(("params.", "step."))}
-    assert set(same) & moving == {"params.encoder.cls_token"}  # weight decay is on
+    patterns = run.job.config["optimizer"]["freeze"]
+    frozen = {k for k in moving if any(re.fullmatch(p, _path(k)) for p in patterns)}
+    assert "params.encoder.cls_token" in frozen
+    assert set(same) & moving == frozen  # weight decay is on
+
+
+def _path(name):
+    return name.removeprefix("params.").replace(".", "/")
 
 
 @every_objective

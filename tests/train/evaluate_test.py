@@ -1,5 +1,6 @@
 """Evaluation without training: the numbers are the run's, the files' their own."""
 
+import importlib
 import json
 import pathlib
 import shutil
@@ -43,10 +44,8 @@ def config(arg=None, **overrides):
     return _config(arg, overrides)
 
 
-def _config(arg, overrides):
-    import configs.evaluate
-
-    made = configs.evaluate.get_config(arg)
+def _config(arg, overrides, name="evaluate"):
+    made = importlib.import_module(f"configs.{name}").get_config(arg)
     with made.unlocked():
         for name, value in overrides.items():
             made[name] = value
@@ -168,9 +167,7 @@ def test_a_test_split_without_labels_is_refused(refuse, probe, image_folder):
     for name in "ab":
         shutil.rmtree(root / "test" / name)
     made = config(f"knn,data=folder,path={root}", init=str(probe[0]))
-    refuse(
-        made, r"'knn' \(evals.knn\), split 'eval' needs labels, but this split has n"
-    )
+    refuse(made, r"evals.knn: split 'eval' needs labels, but none of its 2 images has")
 
 
 def test_named_files_that_are_absent_are_refused(refuse, probe, tmp_path):
@@ -205,7 +202,8 @@ def teacher():
 def test_a_run_of_every_objective_can_be_evaluated(
     objective, teacher, tmp_path, monkeypatch
 ):
-    job = jobs.prepare(tmp_path / "run", jobs.tiny(jobs.RECIPES[objective]))
+    arg = jobs.VARIANTS.get(objective, "smoke")
+    job = jobs.prepare(tmp_path / "run", jobs.tiny(jobs.RECIPES[objective], arg))
     parts = (job.state.params, job.state.model_state)
     arrays = [
         {
@@ -223,3 +221,55 @@ def test_a_run_of_every_objective_can_be_evaluated(
         name.replace("/", ".") for name in arrays[0]
     }
     assert got.config["objective"]["name"] == objective
+
+
+FROZEN = {
+    "layers": {"name": "layers", "every_steps": 0},
+    "fewshot": {"name": "fewshot", "shots": (1, 5), "seeds": 2, "every_steps": 0},
+}
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """A pre-training that averages its parameters, and its results."""
+    workdir = tmp_path_factory.mktemp("averaged") / "run"
+    made = jobs.tiny(steps=2, evals=FROZEN)
+    with made.unlocked():
+        made.optimizer.ema_decay = 0.5
+    return workdir, loop.run(made, workdir).results
+
+
+def test_blocks_and_few_images_give_the_numbers_of_the_run(averaged, tmp_path, capsys):
+    run, trained = averaged
+    fields = {"init": str(run), "evals": FROZEN, "init_ema": True}
+    got = evaluate.run(_config(None, fields, "layer_probe"), tmp_path / "run")
+    assert got.keys() == trained.keys()
+    for title, result in got.items():
+        ours, theirs = result["last"], trained[title]["last"]
+        assert theirs.pop("ema_decay") == 0.5
+        assert ours["params"] == theirs["params"] and ours["n"] == 359
+        numbers = {k: v for k, v in theirs.items() if k.startswith("top1")}
+        assert len(numbers) >= 1
+        for name, value in numbers.items():  # batches of another size round otherwise
+            assert ours[name] == pytest.approx(value, abs=0.6), name
+    said = capsys.readouterr().out
+    assert "step 2  fewshot: top1" in said and "table" not in said
+    rows = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").open()]
+    tables = [row["layers/table"] for row in rows if "layers/table" in row]
+    assert tables == [got["layers"]["last"]["table"]]
+
+
+def test_without_asking_the_parameters_themselves_are_evaluated(averaged, tmp_path):
+    run, trained = averaged
+    nearest = {"knn": {"name": "knn", "every_steps": 0}}
+    got = evaluate.run(config(init=str(run), evals=nearest), tmp_path / "run")
+    assert got["knn"]["last"]["params"] != trained["layers"]["last"]["params"]
+
+
+def test_a_model_at_random_is_that_with_which_its_run_started(averaged, tmp_path):
+    run, _ = averaged
+    nearest = {"knn": {"name": "knn", "every_steps": 0}}
+    made = config(init="random", like=str(run), evals=nearest)
+    got = evaluate.run(made, tmp_path / "run")["knn"]["last"]
+    started = jobs.prepare(tmp_path / "again").create()
+    assert got["step"] == 0 and got["params"] == checkpoint.fingerprint(started)

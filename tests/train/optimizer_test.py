@@ -1,5 +1,7 @@
 """Schedules, decay masks and update rules against closed forms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -373,3 +375,43 @@ def test_without_an_average_the_state_is_that_of_the_transformation():
     alone = made.transformation.init(params)
     assert jax.tree.structure(state) == jax.tree.structure(alone)
     assert made.average(state, params) is params
+
+
+def test_stacked_models_move_as_if_each_were_alone():
+    """The recorded LARS updates, in a stack with a model of other sizes and lr."""
+    params = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "b": jnp.array([1.0, -1.0])}
+    grads = {"w": jnp.array([[0.1, 0.2], [0.3, 0.4]]), "b": jnp.array([0.5, -0.5])}
+    stacked = [
+        jax.tree.map(lambda x: jnp.stack([x, 9 * x**2]), t) for t in (params, grads)
+    ]
+    settings = {"steps": 2, "weight_decay": 0.1, "clip_norm": 0.7}
+    got = run("lars", *stacked, lr=2.0, lr_factors=(0.5, 2.0), **settings)
+    for place, lr in enumerate((1.0, 4.0)):
+        alone = [jax.tree.map(lambda x, p=place: x[p], t) for t in stacked]
+        want = run("lars", *alone, lr=lr, **settings)
+        for mine, theirs in zip(got, want, strict=True):
+            for name in params:
+                np.testing.assert_allclose(mine[name][place], theirs[name], rtol=1e-6)
+    free = {"steps": 2, "weight_decay": 0.1}
+    two = run("lars", *stacked, lr=2.0, lr_factors=(0.5, 2.0), **free)[-1]
+    np.testing.assert_allclose(
+        two["w"][0], [[0.997101, 1.994202], [2.991303, 3.988404]], rtol=1e-6
+    )
+    np.testing.assert_allclose(two["b"][0], [-0.45, 0.45], rtol=1e-5)
+
+
+def test_as_many_models_as_learning_rates_are_expected():
+    params = {"heads": jnp.ones((2, 3)), "other": jnp.ones((4, 3))}
+    make = functools.partial(optimizer.make, params, lambda _: 1.0, name="sgd")
+    message = r"2 factors, but parameter other is \[4, 3\]; .*optimizer.freeze"
+    with pytest.raises(ValueError, match=message):
+        make(lr_factors=(1.0, 2.0))
+    assert make(lr_factors=(1.0, 2.0), freeze=("other",)).scales["other"] is None
+    with pytest.raises(ValueError, match=r"lr_factors and .*layer_decay < 1: give one"):
+        optimizer.make(
+            {"encoder": {"blocks_0": jnp.ones((2, 2))}},
+            lambda _: 1.0,
+            name="sgd",
+            layer_decay=0.5,
+            lr_factors=(1.0, 2.0),
+        )

@@ -63,6 +63,9 @@ class Arrays(base.Source):
         row = self._rows[index]
         return {"image": np.array(self._images[row]), "label": int(self._labels[row])}
 
+    def label_of(self, index: int) -> int:
+        return int(self._labels[self._rows[index]])
+
     def name_of(self, index: int) -> str:
         path, name = self._key
         return f"{path.name}{':' * bool(name)}{name}[{self._rows[index]}]"

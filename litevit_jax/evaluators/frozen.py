@@ -1,0 +1,109 @@
+"""Features of frozen encoders on the host, and the linear classifier in closed form.
+
+Shared by the evaluators that learn from features without training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from litevit_jax.data import subset
+from litevit_jax.evaluators import base
+
+# Strengths of regularisation to choose from, for features of mean square norm 1.
+L2 = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+def gather(
+    context: base.Context, state: Any, split: str, name: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features [n, ...], labels [n] and indices [n] of a split's labelled images.
+
+    In the order of the split, whatever the batches; `name` is the prediction's.
+    """
+    features, labels, index = [], [], []
+    for batch, out in context.over(state, split, (name,)):
+        keep = (batch["mask"] > 0) & (batch["label"] >= 0)
+        features.append(out[name][keep].astype(np.float32))
+        labels.append(batch["label"][keep])
+        index.append(batch["index"][keep])
+    return np.concatenate(features), np.concatenate(labels), np.concatenate(index)
+
+
+def part(context: base.Context, split: str, rows: np.ndarray) -> base.Context:
+    """`context` with no more than `rows` [n] of `split`, which are numbered anew."""
+    chosen = subset.Subset(context.source(split), rows)
+    return dataclasses.replace(context, source=lambda _: chosen)
+
+
+def check_l2(name: str, l2: tuple[float, ...]) -> None:
+    """Raises ValueError unless there are strengths and all are positive."""
+    if not l2 or min(l2) <= 0:
+        raise ValueError(
+            f"{name}: l2={tuple(l2)}; expected one or more positive numbers"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ridge:
+    """Least-squares regression onto classes, for several strengths at once.
+
+    Attributes:
+      mean [D], scale: features are centred and divided by.
+      weights [R, D, K], bias [K]: for each of R strengths.
+    """
+
+    mean: np.ndarray
+    scale: float
+    weights: np.ndarray
+    bias: np.ndarray
+
+    def scores(self, features: np.ndarray, place: int) -> np.ndarray:
+        """Class scores [n, K] of features [n, D] with strength number `place`."""
+        x = (features.astype(np.float64) - self.mean) / self.scale
+        return x @ self.weights[place] + self.bias
+
+
+def fit(
+    features: np.ndarray, label: np.ndarray, num_classes: int, l2: tuple[float, ...]
+) -> Ridge:
+    """Minimises mean |x W + b - y|^2 + l2 |W|^2 over W [D, K] and b [K].
+
+    y is one-hot; x are the features, centred and divided by their root mean square
+    norm, so that `l2` means the same for any width. In float64, through the smaller
+    of the two Gram matrices.
+
+    Args:
+      features: [n, D].
+      label: [n].
+      num_classes: K.
+      l2: R strengths, each positive.
+    """
+    mean = features.mean(axis=0, dtype=np.float64)
+    x = features.astype(np.float64) - mean
+    scale = max(float(np.sqrt(np.square(x).sum(axis=1).mean())), 1e-12)
+    x = x / scale
+    target = np.eye(num_classes)[label]
+    bias = target.mean(axis=0)
+    count, width = x.shape
+    few = count < width
+    values, vectors = np.linalg.eigh((x @ x.T if few else x.T @ x) / count)
+    values = np.maximum(values, 0.0)
+    inner = vectors.T @ ((target - bias) if few else x.T @ (target - bias)) / count
+    solved = [vectors @ (inner / (values + s)[:, None]) for s in l2]
+    weights = np.stack([x.T @ w if few else w for w in solved])
+    return Ridge(mean, scale, weights, bias)
+
+
+def choose(ridge: Ridge, features: np.ndarray, label: np.ndarray) -> tuple[int, float]:
+    """(place of the best strength on held-out [n, D] and [n], its accuracy in percent).
+
+    Of equally good ones it is the last, the strongest where they ascend.
+    """
+    scores = (ridge.scores(features, place) for place in range(len(ridge.weights)))
+    right = np.array([(s.argmax(axis=1) == label).mean() for s in scores])
+    best = len(right) - 1 - int(np.argmax(right[::-1]))
+    return best, 100 * float(right[best])

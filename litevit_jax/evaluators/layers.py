@@ -1,0 +1,146 @@
+"""What each block of an encoder knows of the classes: linear and k-NN, layer by layer.
+
+The linear classifier is fitted in closed form (`frozen.fit`) to the features that
+leave the block, and the vote is that of `knn`. Nothing is trained, so that it can run
+beside a pre-training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import numpy as np
+
+from litevit_jax.evaluators import base, classification, frozen, knn
+
+_POOLS = {"cls": "features_blocks", "avg": "features_blocks_avg"}
+
+
+def make(
+    *,
+    context: base.Context,
+    split: str = "eval",
+    bank: str = "train",
+    pool: str = "cls",
+    examples: int = 50_000,
+    select_fraction: float = 0.1,
+    seed: int = 0,
+    l2: tuple[float, ...] = frozen.L2,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> Layers:
+    """Builds the evaluator.
+
+    Args:
+      context: see base.
+      split: the images that are classified.
+      bank: the images that are learned from.
+      pool: 'cls' or 'avg', the mean of the patch tokens.
+      examples: at most so many images of the bank, drawn by `seed`.
+      select_fraction: share of these on which `l2` and the block are chosen.
+      seed: of the drawing.
+      l2: strengths of regularisation to choose from, see `frozen.fit`.
+      k, temperature: of the vote, see `knn`.
+
+    Raises:
+      ValueError: a value out of range.
+    """
+    if pool not in _POOLS:
+        raise ValueError(f"layers: pool {pool!r} unknown; choose from {list(_POOLS)}")
+    if examples < 2 or not 0 < select_fraction < 1:
+        raise ValueError(
+            f"layers: {examples=}, {select_fraction=}; expected at least 2 images and "
+            "a share in (0, 1)"
+        )
+    if k < 1 or temperature <= 0:
+        raise ValueError(f"layers: {k=} must be >= 1 and {temperature=} > 0")
+    frozen.check_l2("layers", l2)
+    fields = {"examples": examples, "select_fraction": select_fraction, "seed": seed}
+    vote = {"k": k, "temperature": temperature}
+    return Layers(
+        context, split=split, bank=bank, pool=pool, **fields, l2=tuple(l2), vote=vote
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layers(base.Evaluator):
+    """Probes the pooled tokens that leave every block; see `make` for the fields."""
+
+    split: str
+    bank: str
+    pool: str
+    examples: int
+    select_fraction: float
+    seed: int
+    l2: tuple[float, ...]
+    vote: dict[str, Any]
+
+    best: ClassVar[str | None] = "top1"
+    labelled: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Pooled tokens of every block."""
+        return (_POOLS[self.pool],)
+
+    def check_data(self) -> None:
+        """As for every evaluator; and the share to choose by must not be empty."""
+        super().check_data()
+        count = min(self.examples, len(self.context.source(self.bank)))
+        if not 0 < self._held_out(count) < count:
+            raise ValueError(
+                f"layers: select_fraction={self.select_fraction} of {count} images of "
+                f"split {self.bank!r} leaves nothing to choose by, or nothing to learn "
+                "from; choose another share, or give more images"
+            )
+
+    def _held_out(self, count: int) -> int:
+        return round(self.select_fraction * count)
+
+    def run(self, state: Any, *, step: int) -> dict[str, Any]:
+        """Percent of `split` that is right, by block.
+
+        Returns:
+          'top1': linear, after 'block', the best one on held-out training images;
+          'linear_LL' and 'knn_LL': after block LL (from 00, as parameters count);
+          'n': images counted; 'table': the same, with 'l2' and the held-out accuracy.
+        """
+        del step
+        order = np.random.default_rng(self.seed).permutation(
+            len(self.context.source(self.bank))
+        )
+        some = frozen.part(self.context, self.bank, order[: self.examples])
+        bank, bank_label, _ = frozen.gather(some, state, self.bank, *self.reads)
+        test, label, _ = frozen.gather(self.context, state, self.split, *self.reads)
+        table = []
+        for block in range(bank.shape[1]):
+            learn = (bank[:, block], bank_label)
+            row = self._linear(*learn, test[:, block], label)
+            found = knn.votes(
+                test[:, block],
+                *learn,
+                num_classes=self.context.num_classes,
+                **self.vote,
+            )
+            table.append({"block": block, **row, "knn": _top1(found, label)})
+        best = max(table, key=lambda row: row["selected_by"])
+        numbers = {"top1": best["linear"], "block": best["block"]}
+        for kind in ("linear", "knn"):
+            numbers |= {f"{kind}_{row['block']:02d}": row[kind] for row in table}
+        return numbers | {"n": len(label), "table": table}
+
+    def _linear(self, bank, bank_label, test, label) -> dict[str, float]:
+        """l2, its accuracy on held-out images, and that on `split`."""
+        held, classes = self._held_out(len(bank)), self.context.num_classes
+        ridge = frozen.fit(bank[held:], bank_label[held:], classes, self.l2)
+        place, selected_by = frozen.choose(ridge, bank[:held], bank_label[:held])
+        chosen = self.l2[place]
+        ridge = frozen.fit(bank, bank_label, classes, (chosen,))
+        top1 = _top1(ridge.scores(test, 0), label)
+        return {"l2": chosen, "selected_by": selected_by, "linear": top1}
+
+
+def _top1(scores: np.ndarray, label: np.ndarray) -> float:
+    """Percent of label [n] that is first in scores [n, K]."""
+    return 100 * float((classification.rank(scores, label) < 1).mean())
