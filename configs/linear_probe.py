@@ -11,7 +11,8 @@ Encoder and data are those of that run unless a variant or field says otherwise.
 Two published protocols (recipes section 7): `mae` (default), BatchNorm without
 affine and LARS, lr 0.1 per 256 images, 10 warm-up epochs of 90, batch 16384; `moco`,
 a plain linear layer and SGD, lr 3 per 256 images, batch 1024. On small data the batch
-is a power of two that leaves at least 8 updates an epoch, and the LARS peak stays 6.4.
+is a power of two that leaves at least 16 updates an epoch, the LARS peak stays 6.4, and
+there are at least 2,000 updates (`--config.steps=N` says how many instead).
 A k-NN vote on the same features comes with both.
 
 `grid` (also with protocol=moco) trains a head for each of 12 learning rates
@@ -41,7 +42,8 @@ def get_config(arg=None):
         raise ValueError(common.unknown("protocol", protocol, list(_PROTOCOLS)))
     config = common.base("linear_probe")
     config.update(epochs=90, init_load=("encoder/.*",))
-    config.batch_size = placeholder(int)
+    config.batch_size = placeholder(int)  # None: chosen by the size of the data
+    config.steps_at_least = 2000  # then; few epochs of little data leave it undecided
     config.init_required = True
     config.init_skip = ("(?!encoder/).*", "encoder/norm/.*")
     config.objective = {

@@ -76,12 +76,13 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
     mesh = sharding.make_mesh(**config.mesh)
     loaded, taught = inherit.inherit(config), inherit.teacher(config)
     source = inputs.sources(config.data)
-    lr_batch = config.batch_size
+    lr_batch, steps_at_least = config.batch_size, 0
     if lr_batch is None:
         config.batch_size = _batch_size(config, len(source("train")), mesh)
         lr_batch = config.lr.get("batch_if_chosen", config.batch_size)
+        steps_at_least = config.steps_at_least
     sharding.check_batch(config.batch_size, mesh, config.accum_steps)
-    _derive(config, source("train"), lr_batch)
+    _derive(config, source("train"), lr_batch, steps_at_least)
     transform = data_ops.train_ops(**inputs.image_block(config.data))
     ops = augment.make(config.augment.to_dict())
     objective = _objective(config, mesh, source)
@@ -145,25 +146,26 @@ def _check_intervals(config: ConfigDict) -> None:
 
 
 def _batch_size(config: ConfigDict, examples: int, mesh: Mesh) -> int:
-    """A power of two (times the devices) with at least 8 updates an epoch."""
+    """A power of two (times the devices) with at least 16 updates an epoch."""
     size = mesh.size
-    while size * 2 <= min(config.batch_size_at_most, examples // 8):
+    while size * 2 <= min(config.batch_size_at_most, examples // 16):
         size *= 2
     return size
 
 
-def _derive(config: ConfigDict, source: Any, lr_batch: int) -> None:
+def _derive(
+    config: ConfigDict, source: Any, lr_batch: int, steps_at_least: int
+) -> None:
     """Adds config.derived: what follows from the data and the settings."""
     per_epoch = max(len(source) // config.batch_size, 1)
-    total = config.steps
-    if total is None:
-        total = round(config.epochs * per_epoch)
+    by_epochs = round(config.epochs * per_epoch)
+    total = max(by_epochs, steps_at_least) if config.steps is None else config.steps
     if total < 1 or config.epochs <= 0:
         raise ValueError(
             f"steps={config.steps}, epochs={config.epochs}: a run needs at least one"
         )
     warmup = round(config.lr.warmup_epochs * per_epoch)
-    if config.steps is not None:  # a run of another length keeps its proportions
+    if total != by_epochs:  # a run of another length keeps its proportions
         warmup = round(total * config.lr.warmup_epochs / config.epochs)
     config.derived = {
         "train_examples": len(source),
