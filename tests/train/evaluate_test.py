@@ -254,7 +254,8 @@ def test_blocks_and_few_images_give_the_numbers_of_the_run(averaged, tmp_path, c
             assert ours[name] == pytest.approx(value, abs=0.6), name
     said = capsys.readouterr().out
     assert "step 2  fewshot: top1" in said and "table" not in said
-    rows = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").open()]
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(x) for x in lines]
     tables = [row["layers/table"] for row in rows if "layers/table" in row]
     assert tables == [got["layers"]["last"]["table"]]
 
