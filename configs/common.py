@@ -136,8 +136,10 @@ def imagenet():
     data.eval_crop_fraction = 0.875
     data.max_pixels = 100_000_000
     data.max_bad_fraction = 0.001
-    data.workers = 0  # processes; 0: threads only
-    data.threads = 8
+    data.decoder = "auto"  # fast (libjpeg-turbo, OpenCV) if installed, else pillow
+    data.cache = config_dict.placeholder(float)  # GiB of decoded images to keep
+    data.workers = config_dict.placeholder(int)  # processes; None: by the cores
+    data.threads = config_dict.placeholder(int)  # over all processes; None likewise
     return data
 
 
@@ -172,6 +174,7 @@ def use_data(config, said):
             crop_scale=(0.6, 1.0),
             flip=0.0,
             eval_crop_fraction=1.0,
+            workers=0,
             threads=2,
         )
         config.augment.normalize = {"mean": (0.305,), "std": (0.376,)}

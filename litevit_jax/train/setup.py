@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import augment, checkpoint, registry, sharding
+from litevit_jax.data import fast, pipeline, subset
 from litevit_jax.data import ops as data_ops
-from litevit_jax.data import pipeline, subset
 from litevit_jax.evaluators import base as evaluators_base
 from litevit_jax.train import batches, inherit
 from litevit_jax.train import optimizer as optimizers
@@ -78,11 +78,12 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         lr_batch = config.lr.get("batch_if_chosen", config.batch_size)
     sharding.check_batch(config.batch_size, mesh, config.accum_steps)
     _derive(config, source("train"), lr_batch)
+    config.data.decoder = fast.choose(config.data.decoder)
     transforms = {
         "train": data_ops.train_ops(**_image_block(config.data)),
         "eval": data_ops.eval_ops(**_image_block(config.data)),
     }
-    ops = augment.make(config.augment.to_dict())
+    ops = augment.make(batches.augmentation(config))
     objective = _objective(config, mesh)
     batch = _batch(config, objective, ops)
     variables = states.abstract_variables(objective, batch)
@@ -134,7 +135,7 @@ def _check_intervals(config: ConfigDict) -> None:
         value: Any = config
         for key in name.split("."):
             value = value[key]
-        if value < bound:
+        if value is not None and value < bound:  # None: chosen later
             raise ValueError(f"{name}={value}; expected {bound} or more")
 
 
@@ -197,7 +198,8 @@ def _image_block(data: ConfigDict) -> dict[str, Any]:
         "crop_ratio": tuple(data.crop_ratio),
         "interpolation": data.interpolation,
         "single_draw": data.single_draw,
-        "flip": data.flip,
+        "flip": data.flip if batches.flips_on_host(data) else 0.0,
+        "decoder": data.decoder,
         "views": data.views,
         "randaugment": data.randaugment.to_dict(),
         "eval_crop_fraction": data.eval_crop_fraction,
