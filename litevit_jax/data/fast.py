@@ -212,7 +212,10 @@ def _prefilter(steps: int, cubic: bool) -> np.ndarray:
         shifted = [_triangle(x - k) for k in range(-reach, reach + 1)]
     half = np.stack(shifted[reach:], axis=1)
     half[:, 1:] += np.stack(shifted[:reach][::-1], axis=1)  # symmetric
-    taps = np.linalg.lstsq(half, wanted, rcond=None)[0]
+    # Normal equations by einsum: a BLAS would wake its threads, which then compete
+    # with those that decode.
+    square = np.einsum("xi,xj->ij", half, half)
+    taps = np.linalg.solve(square, np.einsum("xi,x->i", half, wanted))
     taps = np.concatenate([taps[:0:-1], taps])
     return (taps / taps.sum()).astype(np.float32)
 

@@ -205,7 +205,8 @@ class Transform:
     ) -> list[Image]:
         """The first op, for each view, of an image decoded once."""
         crop, pixels, shrink = self.ops[0], None, 1
-        header = None if isinstance(image, np.ndarray) else fast.read_header(image)
+        encoded = b"" if isinstance(image, np.ndarray) else image
+        header = fast.read_header(encoded)
         if header is None:
             pixels = self._pixels(image)
             height, width = pixels.shape[:2]
@@ -218,7 +219,7 @@ class Transform:
             sides = [(bottom - top, right - left) for left, top, right, bottom in boxes]
             shrink = fast.shrink(sides, self.size)
             channels = self.decode.channels
-            pixels = fast.decode(image, header, channels=channels, shrink=shrink)
+            pixels = fast.decode(encoded, header, channels=channels, shrink=shrink)
         if pixels is None:
             pixels, shrink = self._pixels(image), 1
             if pixels.shape[:2] != (height, width):
@@ -239,7 +240,7 @@ class Transform:
         """A crop at its final size; PIL's image if PIL's operations follow."""
         scale = max(s / t for s, t in zip(part.shape[:2], self.size, strict=True))
         if scale > fast.MAX_SCALE:
-            part = _resize(part, self.size, _RESAMPLING[interpolation])
+            part = np.asarray(_resize(part, self.size, _RESAMPLING[interpolation]))
         else:
             part = fast.resize(part, self.size, interpolation)
         if part.shape[2] in (1, 3) and any(

@@ -82,7 +82,7 @@ def train_batches(
     share = Share(batch_size, process_index, process_count, first_step=start_step)
     examples = TrainExamples(source, transform, share, seed)
     limit = _BadLimit(max_bad_fraction, len(source))
-    reading = _Reading(share.size, *reading_counts(workers, threads))
+    reading = _Reading(share.size, *reading_counts(source, workers, threads))
     return Stream(examples, masked=False, limit=limit, reading=reading)
 
 
@@ -108,11 +108,13 @@ def eval_batches(
     share = Share(batch_size, process_index, process_count)
     examples = EvalExamples(source, transform, share)
     limit = _BadLimit(max_bad_fraction, len(source))
-    reading = _Reading(share.size, *reading_counts(workers, threads))
+    reading = _Reading(share.size, *reading_counts(source, workers, threads))
     return Stream(examples, masked=True, limit=limit, reading=reading)
 
 
-def reading_counts(workers: int | None, threads: int | None) -> tuple[int, int]:
+def reading_counts(
+    source: Source, workers: int | None, threads: int | None
+) -> tuple[int, int]:
     """(workers, threads), those that are None chosen by the cores of this process.
 
     Decoding releases the interpreter's lock, so threads of one process fill up to
@@ -122,7 +124,7 @@ def reading_counts(workers: int | None, threads: int | None) -> tuple[int, int]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     cores = cores or os.cpu_count() or 1
     if workers is None:
-        workers = 0 if cores <= 8 else cores // 4
+        workers = 0 if cores <= 8 or source.in_memory else cores // 4
     # A few more than cores where there are few: some wait for the disk.
     return workers, max(cores, 4, workers) if threads is None else threads
 

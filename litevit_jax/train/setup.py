@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import augment, checkpoint, registry, sharding
-from litevit_jax.data import fast, pipeline, subset
+from litevit_jax.data import cache, fast, pipeline, subset
 from litevit_jax.data import ops as data_ops
 from litevit_jax.evaluators import base as evaluators_base
 from litevit_jax.train import batches, inherit
@@ -150,11 +150,11 @@ def _source(data: ConfigDict, split: str) -> Any:
         name=data.name,
         holdout=data.holdout,
     )
-    if split == "eval":
-        return source
-    return subset.take(
-        source, shots=data.shots, fraction=data.fraction, seed=data.subset_seed
-    )
+    if split == "train":
+        source = subset.take(
+            source, shots=data.shots, fraction=data.fraction, seed=data.subset_seed
+        )
+    return cache.keep_if_asked(source, data)
 
 
 def _batch_size(config: ConfigDict, examples: int, mesh: Mesh) -> int:

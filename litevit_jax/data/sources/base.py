@@ -19,6 +19,11 @@ class Source(abc.ABC):
     """Raw examples of one split; picklable, and safe to read from many threads."""
 
     @property
+    def in_memory(self) -> bool:
+        """Whether a worker process would hold a copy, and have nothing to decode."""
+        return False
+
+    @property
     @abc.abstractmethod
     def classes(self) -> list[str]:
         """Names of the classes by label; [] when the data has no labels."""
