@@ -106,6 +106,8 @@ class Clock:
         """Counts one step that waited `wait_s` for its batch."""
         self._steps += 1
         self._wait += wait_s
+        if self._told:
+            return
         now = time.perf_counter()
         spent, self._last = now - self._last, now
         if self._window is None:  # readers and the compiler were starting
@@ -118,10 +120,9 @@ class Clock:
             self._window, self._window_wait = 0.0, 0.0
 
     def _tell(self, share: float) -> None:
-        if self._told or share <= self._TOO_MUCH:
-            return
-        self._told = True
-        logging.warning("%s", data_wait_advice(share, self._data))
+        if share > self._TOO_MUCH:
+            self._told = True
+            logging.warning("%s", data_wait_advice(share, self._data))
 
     def read(self, batch_size: int) -> dict[str, float]:
         """images_per_s, data_wait (0..1) and step_s of the interval."""
