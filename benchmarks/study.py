@@ -10,6 +10,12 @@ a linear probe and k nearest neighbours on averaged patch tokens, and fine-tunin
 images of each class. All are ordinary runs of main.py under --out, `--jobs` at a time,
 each on cores of its own; a second call goes on where the first stopped. Prints a table
 in Markdown and writes every figure to results.json in --out.
+
+    python benchmarks/study.py --data=DIR --out=runs/study-cifar --table=labels
+
+fine-tunes the same encoders, and a random one, on all, 10 % and 1 % of the labels;
+writes labels.json and, with matplotlib at hand, the curves of the test images as
+labels.png.
 """
 
 from __future__ import annotations
@@ -31,6 +37,9 @@ from absl import app, flags
 DATA = flags.DEFINE_string("data", "digits", "'digits', or the folder of CIFAR-10.")
 OUT = flags.DEFINE_string("out", None, "Where the runs go.", required=True)
 SEEDS = flags.DEFINE_integer("seeds", 3, "How often everything is done.")
+TABLE = flags.DEFINE_enum(
+    "table", "methods", ["methods", "labels"], "What is judged and printed."
+)
 JOBS = flags.DEFINE_integer("jobs", 2, "Runs at the same time.")
 DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Print the commands, run nothing.")
 
@@ -45,11 +54,20 @@ METHODS = {
     "distill": "D-MAE",
     "distill_d2": "D2-MAE",
 }
-# Evaluation -> (evaluator whose last top-1 counts, column).
+# Table -> evaluation -> (evaluator whose last top-1 counts, column).
 COLUMNS = {
-    "probe": (("test", "linear probe"), ("knn", "k-NN")),
-    "shots": (("test", "10-shot fine-tuning"),),
+    "methods": {
+        "probe": (("test", "linear probe"), ("knn", "k-NN")),
+        "shots": (("test", "10-shot fine-tuning"),),
+    },
+    "labels": {
+        "all": (("test", "all labels"),),
+        "tenth": (("test", "10 %"),),
+        "hundredth": (("test", "1 %"),),
+    },
 }
+# Whoever learned from all labels has nothing to show with fewer.
+LEFT_OUT = {"methods": (), "labels": ("supervised",)}
 
 Fields = dict[str, Any]
 
@@ -158,8 +176,27 @@ def cifar(folder: str) -> Setting:
                 "data.randaugment.layers": 0,
                 "evals.test.every_steps": 0,
             },
-        },
+        }
+        | _shares({"all": (1.0, 3), "tenth": (0.1, 15), "hundredth": (0.01, 80)}),
     )
+
+
+def _shares(epochs: dict[str, tuple[float, int]]) -> dict[str, Fields]:
+    """Fine-tuning on a share of the labels: evaluation -> (share, epochs)."""
+    return {
+        name: {
+            "batch_size": 128,
+            "data.fraction": share,
+            "epochs": count,
+            "lr.base": 5e-3,
+            "lr.warmup_epochs": count / 10,
+            "data.randaugment.layers": 0,
+            # Five times, the last of them at the end.
+            "evals.test.every_steps": int(50_000 * share // 128) * count // 5,
+            "log.health": False,
+        }
+        for name, (share, count) in epochs.items()
+    }
 
 
 _RECIPES = {
@@ -181,17 +218,21 @@ class Run:
     after: tuple[str, ...] = ()
 
 
-def plan(setting: Setting, seeds: int, out: pathlib.Path) -> list[Run]:
-    """All runs, each behind those it needs."""
+def methods_of(table: str) -> list[str]:
+    """The rows of a table."""
+    return [method for method in METHODS if method not in LEFT_OUT[table]]
+
+
+def plan(setting: Setting, table: str, seeds: int, out: pathlib.Path) -> list[Run]:
+    """All runs of a table, each behind those it needs."""
     runs = [_pretraining(setting, "teacher", 0, out)]
     for seed in range(seeds):
-        methods = [m for m in METHODS if m != "random"]
+        methods = [m for m in methods_of(table) if m != "random"]
         runs += [_pretraining(setting, method, seed, out) for method in methods]
     for seed in range(seeds):
-        for method in METHODS:
+        for method in methods_of(table):
             runs += [
-                _evaluation(setting, name, method, seed, out)
-                for name in setting.evaluations
+                _evaluation(setting, name, method, seed, out) for name in COLUMNS[table]
             ]
     return runs
 
@@ -223,12 +264,15 @@ def _evaluation(
         fields |= {"init": "random", "like": out / before}
     else:
         fields["init"] = out / before
+    recipe, variant = "finetune", setting.variant
     if name == "probe":
-        recipe, variant = "linear_probe", setting.variant
+        recipe = "linear_probe"
         fields["objective.pool"] = "avg"
     else:
-        recipe, variant = "finetune", f"{setting.variant},shots=10"
+        variant += ",shots=10" if name == "shots" else ""
         fields["data.subset_seed"] = seed
+        if method == "random" and name != "shots":  # nothing that must be kept
+            fields["optimizer.layer_decay"] = 1.0
     return Run(f"{name}-{method}-{seed}", _flags(recipe, variant, **fields), (before,))
 
 
@@ -290,19 +334,19 @@ class Runner:
         return True
 
 
-def collect(out: pathlib.Path, seeds: int) -> dict[str, Any]:
+def collect(table: str, seeds: int, out: pathlib.Path) -> dict[str, Any]:
     """Last top-1 (percent) of each seed, by method and column."""
-    table: dict[str, Any] = {}
-    for method in METHODS:
-        table[method] = row = {}
-        for name, columns in COLUMNS.items():
+    rows: dict[str, Any] = {}
+    for method in methods_of(table):
+        rows[method] = row = {}
+        for name, columns in COLUMNS[table].items():
             for evaluator, column in columns:
                 paths = (
                     out / f"{name}-{method}-{s}/evals/{evaluator}/result.json"
                     for s in range(seeds)
                 )
                 row[column] = [json.loads(p.read_text())["last"]["top1"] for p in paths]
-    return table
+    return rows
 
 
 def describe(table: dict[str, Any]) -> str:
@@ -318,10 +362,50 @@ def describe(table: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def curve(name: str, method: str, seeds: int, out: pathlib.Path) -> list[Any]:
+    """(step, top-1 in percent of every seed) of the test images, in order of steps."""
+    seen: dict[int, list[float]] = {}
+    for seed in range(seeds):
+        path = out / f"{name}-{method}-{seed}/metrics.jsonl"
+        for record in map(json.loads, path.read_text().splitlines()):
+            if "test/top1" in record:
+                seen.setdefault(record["step"], []).append(record["test/top1"])
+    return sorted(seen.items())
+
+
+def draw(seeds: int, out: pathlib.Path) -> None:
+    """Curves of the test images, one panel a share of labels, as labels.png."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        print("no curves drawn: pip install matplotlib")
+        return
+    names = COLUMNS["labels"]
+    figure, panels = pyplot.subplots(1, len(names), figsize=(10, 3.4), sharey=True)
+    for panel, (name, ((_, title),)) in zip(panels, names.items(), strict=True):
+        for method in methods_of("labels"):
+            points = curve(name, method, seeds, out)
+            steps = [step for step, _ in points]
+            mean = [statistics.mean(values) for _, values in points]
+            (line,) = panel.plot(steps, mean, marker="o", ms=3, label=METHODS[method])
+            low, high = zip(*((min(v), max(v)) for _, v in points), strict=True)
+            panel.fill_between(steps, low, high, alpha=0.15, color=line.get_color())
+        panel.set(title=title, xlabel="fine-tuning step")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("top-1 on the test images, %")
+    panels[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(out / "labels.png", dpi=110)
+    print(f"curves: {out / 'labels.png'}")
+
+
 def main(_: list[str]) -> None:
     out = pathlib.Path(OUT.value).absolute()
     setting = digits() if DATA.value == "digits" else cifar(DATA.value)
-    runs = plan(setting, SEEDS.value, out)
+    table = TABLE.value
+    if absent := [n for n in COLUMNS[table] if n not in setting.evaluations]:
+        sys.exit(f"--table={table} --data={DATA.value}: has no {', '.join(absent)}")
+    runs = plan(setting, table, SEEDS.value, out)
     if DRY_RUN.value:
         for run in runs:
             command = [
@@ -337,9 +421,12 @@ def main(_: list[str]) -> None:
     runner.run()
     if runner.failed:
         sys.exit(f"failed: {', '.join(runner.failed)}; run again to go on")
-    table = collect(out, SEEDS.value)
-    (out / "results.json").write_text(json.dumps(table, indent=2))
-    print(describe(table))
+    rows = collect(table, SEEDS.value, out)
+    file = "results.json" if table == "methods" else f"{table}.json"
+    (out / file).write_text(json.dumps(rows, indent=2))
+    print(describe(rows))
+    if table == "labels":
+        draw(SEEDS.value, out)
 
 
 if __name__ == "__main__":
