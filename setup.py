@@ -26,10 +26,12 @@ setuptools.setup(
         "jax>=0.10.0",
         "ml_collections>=1.1",
         "numpy>=2",
+        "opencv-python-headless>=4.10",  # data.decoder=fast, with simplejpeg
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12.1,<1.0",
         "pillow>=11",
         "scikit-learn>=1.5",  # the embedded digits
+        "simplejpeg>=1.8.2",
         "tensorboardX>=2.6.2",
         "tensorflow-datasets>=4.9.10",
     ],
@@ -45,6 +47,12 @@ setuptools.setup(
         ],
         # ONNX and StableHLO files; safetensors need none of it.
         "export": EXPORT,
+        # Other input pipelines, for benchmarks/input_pipeline.py to compare with.
+        "bench": [
+            "torchvision>=0.20",
+            "tensorflow-cpu>=2.20; python_version < '3.14'"
+            " and platform_machine == 'x86_64' and sys_platform == 'linux'",
+        ],
         "dev": [
             *EXPORT,
             "pytest>=8",

@@ -21,6 +21,7 @@ labels.png.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
@@ -376,7 +377,7 @@ def curve(name: str, method: str, seeds: int, out: pathlib.Path) -> list[Any]:
 def draw(seeds: int, out: pathlib.Path) -> None:
     """Curves of the test images, one panel a share of labels, as labels.png."""
     try:
-        from matplotlib import pyplot
+        pyplot: Any = importlib.import_module("matplotlib.pyplot")
     except ImportError:
         print("no curves drawn: pip install matplotlib")
         return

@@ -23,7 +23,9 @@ OPEN_DATA = (
     "eval_crop_fraction",
 )
 
-DATA_VARIANTS = ("imagenet2012", "digits", "folder", "arrays")
+# Variants with a place: data=NAME,path=DIR.
+PLACED = ("folder", "arrays", "packed", "tar")
+DATA_VARIANTS = ("imagenet2012", "digits", *PLACED)
 
 
 def parse_arg(arg, flags=(), values=()):
@@ -77,10 +79,11 @@ def _check_data(said):
         said["data"] = data = "folder"
     if data is not None and data not in DATA_VARIANTS:
         raise ValueError(unknown("data", data, DATA_VARIANTS))
-    if data in ("folder", "arrays") and not path:
+    if data in PLACED and not path:
         raise ValueError(f"variant data={data} needs a place: data={data},path=DIR")
-    if path and data not in ("folder", "arrays"):
-        raise ValueError(f"variant path={path} goes with data=folder or data=arrays")
+    if path and data not in PLACED:
+        choices = ", ".join(f"data={name}" for name in PLACED)
+        raise ValueError(f"variant path={path} goes with one of {choices}")
     return said
 
 
@@ -142,8 +145,11 @@ def imagenet():
     data.eval_crop_fraction = 0.875
     data.max_pixels = 100_000_000
     data.max_bad_fraction = 0.001
-    data.workers = 0  # processes; 0: threads only
-    data.threads = 8
+    data.decoder = "auto"  # fast (libjpeg-turbo, OpenCV) if installed, else pillow
+    data.cache = False  # decodes all images once, into memory: for small sets
+    data.cache_gib = 8.0  # that they may take there
+    data.workers = config_dict.placeholder(int)  # processes; None: by the cores
+    data.threads = config_dict.placeholder(int)  # over all processes; None likewise
     return data
 
 
@@ -164,7 +170,7 @@ def use_data(config, said):
         kind = "digits"
     if kind == "imagenet2012":
         config.data.required = True
-    elif kind in ("folder", "arrays"):
+    elif kind in PLACED:
         config.data.update(
             source=kind, name="", dir=path, required=True, eval_split="test"
         )
@@ -178,6 +184,7 @@ def use_data(config, said):
             crop_scale=(0.6, 1.0),
             flip=0.0,
             eval_crop_fraction=1.0,
+            workers=0,
             threads=2,
         )
         config.augment.normalize = {"mean": (0.305,), "std": (0.376,)}
@@ -312,7 +319,7 @@ def mae(name, size, arg):
         "images": 8,
     }
     use_data(config, said)
-    if config.data.source in ("folder", "arrays"):
+    if config.data.source in PLACED:
         # A folder is rarely a million images: a batch that one machine can hold.
         config.update(batch_size=256)
         config.evals.reconstruction.update(split="train", every_steps=500)
@@ -373,7 +380,7 @@ def use_finetuning(config):
 def use_finetuning_data(config, said):
     """As `use_data`; fine-tuning on data smaller than ImageNet has other sizes."""
     use_data(config, said)
-    if config.data.source in ("folder", "arrays"):
+    if config.data.source in PLACED:
         config.update(batch_size=256)
         config.evals.test.every_steps = 500
     if config.data.source == "digits" or said["smoke"]:

@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("[!_]*.py"))
 RECIPES = [path.stem for path in FILES if path.stem not in ("common", "convert")]
 VARIANTS = [None, "digits", "smoke", "data=folder,path=DIR", "imagenet2012"]
+VARIANTS += ["data=packed,path=DIR", "data=tar,path=DIR/*.tar"]
 
 
 def module(name):

@@ -86,9 +86,9 @@ class Decode:
 
     def _from_bytes(self, encoded: bytes) -> PIL.Image.Image:
         with PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-            self._check_pixels(*image.size)
+            self.check_pixels(*image.size)
             image.load()
-            upright = _UNDO_ORIENTATION.get(_orientation(image.info.get("exif")))
+            upright = _UNDO_ORIENTATION.get(orientation(image.info.get("exif")))
             plain = _to_rgb_or_grey(image)
         plain = plain.convert("RGB" if self.channels == 3 else "L")
         return plain if upright is None else plain.transpose(upright)
@@ -103,7 +103,7 @@ class Decode:
             raise DecodeError(f"array of shape {image.shape} has no pixel")
         image = image.reshape(*image.shape[:2], -1)
         height, width, channels = image.shape
-        self._check_pixels(width, height)
+        self.check_pixels(width, height)
         if channels != self.channels and {channels, self.channels} != {1, 3}:
             raise DecodeError(
                 f"array with {channels} channels; expected data.channels="
@@ -114,7 +114,8 @@ class Decode:
         pixels = PIL.Image.fromarray(image if channels == 3 else image[:, :, 0])
         return pixels.convert("RGB" if self.channels == 3 else "L")
 
-    def _check_pixels(self, width: int, height: int) -> None:
+    def check_pixels(self, width: int, height: int) -> None:
+        """Raises a DecodeError if an image of this size is not to be expanded."""
         if width * height > self.max_pixels:
             raise DecodeError(
                 f"image of {width} x {height} = {width * height} pixels, more than "
@@ -145,7 +146,7 @@ def _scaled_to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.fromarray(scaled.astype(np.uint8))
 
 
-def _orientation(exif: Any) -> int:
+def orientation(exif: Any) -> int:
     """EXIF orientation 1..8 of the main image; 1 if absent or unreadable.
 
     Read by hand: PIL parses every entry, and warns of damage in any.

@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from litevit_jax.data import decode
+from litevit_jax.data.journal import Journal
 from litevit_jax.data.sources.base import Source
 
 # Positions are bounded only because a random-access data set needs a length.
@@ -79,6 +80,8 @@ class Examples(abc.ABC):
     source: Source
     transform: Transform
     share: Share
+    _: dataclasses.KW_ONLY
+    journal: Journal | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -89,6 +92,13 @@ class Examples(abc.ABC):
         """`image` (None: nothing to show), `label`, `index`, and `bad` on the way."""
 
     def _read(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """As `_read_one`, noted in the journal if there is one."""
+        if self.journal is None:
+            return self._read_one(index, rng)
+        with self.journal.reading(index):
+            return self._read_one(index, rng)
+
+    def _read_one(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         """Example `index`, with `image` None and a reason in `bad` if unreadable.
 
         Raises:

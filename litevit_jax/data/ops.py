@@ -15,7 +15,8 @@ import numpy as np
 import PIL.Image
 
 from litevit_jax import registry
-from litevit_jax.data.decode import DEFAULT_MAX_PIXELS, Decode, Image
+from litevit_jax.data import fast
+from litevit_jax.data.decode import DEFAULT_MAX_PIXELS, Decode, DecodeError, Image
 from litevit_jax.data.randaugment import RandAugment
 
 _RESAMPLING = {
@@ -52,11 +53,17 @@ class RandomResizedCrop:
     _ATTEMPTS: ClassVar[int] = 10
 
     def __call__(self, image: Image, rng: np.random.Generator) -> Image:
-        box = self.box(*_width_height(image), rng)
-        name = self.interpolation
+        box, name = self.draw(*_width_height(image), rng)
+        return _resize(_crop(image, box), self.size, _RESAMPLING[name])
+
+    def draw(
+        self, width: int, height: int, rng: np.random.Generator
+    ) -> tuple[Box, str]:
+        """The part of an image to keep, and the interpolation."""
+        box, name = self.box(width, height, rng), self.interpolation
         if name == "random":
             name = ("bilinear", "bicubic")[rng.integers(2)]
-        return _resize(_crop(image, box), self.size, _RESAMPLING[name])
+        return box, name
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
         """The part of an image of `width` x `height` pixels to keep."""
@@ -153,12 +160,17 @@ class Transform:
 
     With several `views` the ops run once for each, on the same decoded image and
     with chance of their own, and the result is [V, H, W, C].
+
+    With `fast` the first op is a RandomResizedCrop. All crops are drawn from the size
+    in the header, and the image is decoded once, as small as the smallest crop
+    allows, by `fast.decode` where it can.
     """
 
     decode: Decode
     ops: tuple[Any, ...]
     size: tuple[int, int]
     views: int = 1
+    fast: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -177,17 +189,72 @@ class Transform:
         Raises:
           decode.DecodeError: the image is damaged, too large, or none at all.
         """
-        decoded: Any = self.decode(image)
-        if self.views == 1:
-            return self._view(decoded, rng)
         start: Any = rng.bit_generator
-        rngs = [np.random.Generator(start.jumped(v)) for v in range(self.views)]
-        return np.stack([self._view(decoded, own) for own in rngs])
+        rngs = [rng]
+        if self.views > 1:
+            rngs = [np.random.Generator(start.jumped(v)) for v in range(self.views)]
+        if self.fast:
+            images, ops = self._crops(image, rngs), self.ops[1:]
+        else:
+            images, ops = [self.decode(image)] * self.views, self.ops
+        views = [_run(ops, *view) for view in zip(images, rngs, strict=True)]
+        return views[0] if self.views == 1 else np.stack(views)
 
-    def _view(self, decoded: Any, rng: np.random.Generator) -> np.ndarray:
-        for op in self.ops:
-            decoded = op(decoded, rng) if op.random else op(decoded)
-        return decoded
+    def _crops(
+        self, image: bytes | np.ndarray, rngs: list[np.random.Generator]
+    ) -> list[Image]:
+        """The first op, for each view, of an image decoded once."""
+        crop, pixels, shrink = self.ops[0], None, 1
+        encoded = b"" if isinstance(image, np.ndarray) else image
+        header = fast.read_header(encoded)
+        if header is None:
+            pixels = self._pixels(image)
+            height, width = pixels.shape[:2]
+        else:
+            self.decode.check_pixels(header.width, header.height)
+            width, height = header.upright
+        drawn = [crop.draw(width, height, rng) for rng in rngs]
+        if pixels is None and header is not None:
+            boxes = [box for box, _ in drawn]
+            sides = [(bottom - top, right - left) for left, top, right, bottom in boxes]
+            shrink = fast.shrink(sides, self.size)
+            channels = self.decode.channels
+            pixels = fast.decode(encoded, header, channels=channels, shrink=shrink)
+        if pixels is None:
+            pixels, shrink = self._pixels(image), 1
+            if pixels.shape[:2] != (height, width):
+                raise DecodeError(
+                    f"the header says {width} x {height} pixels, the image has "
+                    f"{pixels.shape[1]} x {pixels.shape[0]}"
+                )
+        return [
+            self._resized(fast.cut(pixels, box, shrink), name) for box, name in drawn
+        ]
+
+    def _pixels(self, image: bytes | np.ndarray) -> np.ndarray:
+        """uint8 [H, W, C] of what Pillow decodes, and of arrays."""
+        pixels = np.asarray(self.decode(image))
+        return pixels.reshape(*pixels.shape[:2], self.decode.channels)
+
+    def _resized(self, part: np.ndarray, interpolation: str) -> Image:
+        """A crop at its final size; PIL's image if PIL's operations follow."""
+        scale = max(s / t for s, t in zip(part.shape[:2], self.size, strict=True))
+        if scale > fast.MAX_SCALE:
+            part = np.asarray(_resize(part, self.size, _RESAMPLING[interpolation]))
+        else:
+            part = fast.resize(part, self.size, interpolation)
+        if part.shape[2] in (1, 3) and any(
+            isinstance(o, RandAugment) for o in self.ops
+        ):
+            return PIL.Image.fromarray(part if part.shape[2] == 3 else part[..., 0])
+        return part
+
+
+def _run(ops: tuple[Any, ...], image: Any, rng: np.random.Generator) -> Any:
+    """What `ops`, one after the other, make of an image."""
+    for op in ops:
+        image = op(image, rng) if op.random else op(image)
+    return image
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,6 +272,7 @@ class ImageSettings:
     randaugment: dict[str, Any] | None = None
     views: int = 1
     eval_crop_fraction: float = 0.875
+    decoder: str = "pillow"
 
     def __post_init__(self):
         registry.check("data.interpolation", self.interpolation, list(INTERPOLATIONS))
@@ -234,8 +302,9 @@ def train_ops(**data: Any) -> Transform:
     ops = [crop, RandomFlip(settings.flip)]
     randaugment = RandAugment(**(settings.randaugment or {"layers": 0}))
     ops += [randaugment] if randaugment.layers else []
+    quick = fast.choose(settings.decoder) == "fast"
     transform = _transform(settings, *ops)
-    return dataclasses.replace(transform, views=settings.views)
+    return dataclasses.replace(transform, views=settings.views, fast=quick)
 
 
 def eval_ops(**data: Any) -> Transform:

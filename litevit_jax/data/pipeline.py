@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 import weakref
 from typing import Any
 
@@ -18,6 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from litevit_jax.data import journal
 from litevit_jax.data.examples import (
     MAX_REPLACEMENTS,
     EvalExamples,
@@ -26,12 +28,17 @@ from litevit_jax.data.examples import (
     TrainExamples,
     Transform,
 )
+from litevit_jax.data.sources import base
 from litevit_jax.data.sources.base import Source
 
 _log = logging.getLogger(__name__)
 
 _MAX_PREFETCHED = 256
 _MAX_NAMED = 20
+
+
+class WorkerError(RuntimeError):
+    """A worker process was killed, by the system or by a library's crash."""
 
 
 class BadDataError(ValueError):
@@ -47,8 +54,8 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    workers: int = 0,
-    threads: int = 8,
+    workers: int | None = None,
+    threads: int | None = None,
     max_bad_fraction: float = 0.001,
 ) -> Stream:
     """Endless batches from step `start_step` on, a fresh permutation each epoch.
@@ -63,8 +70,8 @@ def train_batches(
       process_index: which part of each batch to read.
       process_count: in how many parts batches are read.
       workers: worker processes, each with `threads / workers` threads; 0 reads in
-        threads of this process.
-      threads: that read and transform at the same time.
+        threads of this process; None: as many as suit the cores.
+      threads: that read and transform at the same time; None: by the cores.
       max_bad_fraction: share of the source that may be unreadable.
 
     Yields:
@@ -76,7 +83,7 @@ def train_batches(
     share = Share(batch_size, process_index, process_count, first_step=start_step)
     examples = TrainExamples(source, transform, share, seed)
     limit = _BadLimit(max_bad_fraction, len(source))
-    reading = _Reading(share.size, workers, threads)
+    reading = _Reading(share.size, *reading_counts(source, workers, threads))
     return Stream(examples, masked=False, limit=limit, reading=reading)
 
 
@@ -87,8 +94,8 @@ def eval_batches(
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
-    workers: int = 0,
-    threads: int = 8,
+    workers: int | None = None,
+    threads: int | None = None,
     max_bad_fraction: float = 0.001,
 ) -> Stream:
     """Every example once, in the order of the source; arguments as for training.
@@ -102,8 +109,25 @@ def eval_batches(
     share = Share(batch_size, process_index, process_count)
     examples = EvalExamples(source, transform, share)
     limit = _BadLimit(max_bad_fraction, len(source))
-    reading = _Reading(share.size, workers, threads)
+    reading = _Reading(share.size, *reading_counts(source, workers, threads))
     return Stream(examples, masked=True, limit=limit, reading=reading)
+
+
+def reading_counts(
+    source: Source, workers: int | None, threads: int | None
+) -> tuple[int, int]:
+    """(workers, threads), those that are None chosen by the cores of this process.
+
+    Decoding releases the interpreter's lock, so threads of one process fill up to
+    eight cores; beyond, the little that does not would hold them up, and one process
+    serves four.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    cores = cores or os.cpu_count() or 1
+    if workers is None:
+        workers = 0 if cores <= 8 or source.in_memory else cores // 4
+    # A few more than cores where there are few: some wait for the disk.
+    return workers, max(cores, 4, workers) if threads is None else threads
 
 
 class Stream:
@@ -127,9 +151,12 @@ class Stream:
         self._masked = masked
         self._limit = limit
         self._batch_size = reading.batch_size
+        self._journal = journal.Journal.make() if reading.workers else None
+        examples = dataclasses.replace(examples, journal=self._journal)
+        self._name_of = examples.source.name_of
         self._iterators = [iter(reading.dataset(examples))]
         # Also when the stream is dropped, or the program ends without closing it.
-        self._close = weakref.finalize(self, _close_all, self._iterators)
+        self._close = weakref.finalize(self, _close_all, self._iterators, self._journal)
 
     def __iter__(self) -> Stream:
         return self
@@ -143,9 +170,25 @@ class Stream:
             for row in range(self._batch_size):
                 self._put(batch, row, next(self._iterators[0]))
             return batch
-        except BaseException:
+        except BaseException as error:
+            lost = self._lost(error)
             self.close()
+            if lost is not None:
+                raise lost from error
             raise
+
+    def _lost(self, error: BaseException) -> BaseException | None:
+        """What to raise if `error` says that a worker process was killed."""
+        if self._journal is None or "terminated unexpectedly" not in str(error):
+            return None
+        indices = self._journal.unfinished()
+        names = [base.printable(self._name_of(index)) for index in indices]
+        return WorkerError(
+            f"a worker process that reads data ended ({error}). It was reading "
+            f"{', '.join(names) or 'nothing yet'}. If the machine ran out of memory, "
+            "lower --config.data.workers or data.threads; if it happens with the same "
+            "file again, remove that file"
+        )
 
     def close(self) -> None:
         """Stops reading ahead; the stream is then at its end."""
@@ -176,6 +219,7 @@ class Stream:
             )
 
     def _record(self, name: str, reason: str) -> None:
+        name = base.printable(name)
         if name in self.bad:
             return
         self.bad[name] = reason
@@ -184,10 +228,14 @@ class Stream:
             raise BadDataError(self._limit.describe(self.bad))
 
 
-def _close_all(iterators: list[grain.DatasetIterator]) -> None:
+def _close_all(
+    iterators: list[grain.DatasetIterator], kept: journal.Journal | None
+) -> None:
     # Emptied, because Grain's iterators complain if they outlive Grain.
     while iterators:
         iterators.pop().close()
+    if kept is not None:
+        kept.remove()
 
 
 @dataclasses.dataclass(frozen=True)

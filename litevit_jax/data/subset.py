@@ -20,6 +20,10 @@ class Subset(base.Source):
     def classes(self) -> list[str]:
         return self._source.classes
 
+    @property
+    def in_memory(self) -> bool:
+        return self._source.in_memory
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -20,6 +20,32 @@ def image_size(data: Any) -> tuple[int, int]:
     return data["image_size"], data.get("image_width") or data["image_size"]
 
 
+def flips_on_host(data: Any) -> bool:
+    """Whether `data.flip` is done where images are decoded.
+
+    It is where RandAugment must follow it; else the device flips, in the same share
+    of the images.
+    """
+    return data["randaugment"]["layers"] > 0
+
+
+def augmentation(config: ConfigDict) -> dict[str, Any]:
+    """Blocks of the ops that the device runs: `config.augment`, and `data.flip`.
+
+    Raises:
+      ValueError: both ask for a flip.
+    """
+    blocks = config.augment.to_dict()
+    if not config.data.flip or flips_on_host(config.data):
+        return blocks
+    if "flip" in blocks:
+        raise ValueError(
+            f"data.flip={config.data.flip} and augment.flip both swap left and right; "
+            "set --config.data.flip=0"
+        )
+    return blocks | {"flip": {"probability": config.data.flip}}
+
+
 def host(config: ConfigDict) -> Shapes:
     """A training batch of the host, of all processes together.
 

@@ -10,8 +10,8 @@ import jax
 from jax.sharding import Mesh
 
 from litevit_jax import registry
+from litevit_jax.data import cache, pipeline, subset
 from litevit_jax.data import ops as data_ops
-from litevit_jax.data import pipeline, subset
 from litevit_jax.data.sources import base as sources_base
 from litevit_jax.train import batches
 
@@ -34,7 +34,7 @@ _HOW = ("image_size", "image_width", "eval_crop_fraction", "max_bad_fraction")
 
 
 def sources(data: Any) -> Callable[[str], sources_base.Source]:
-    """Split -> its examples, by what `data` says of splits and parts.
+    """Split -> its examples, by what `data` says of splits, parts and caching.
 
     Splits are 'train', 'eval', and 'select', which `select_fraction` keeps out of
     'train' to choose settings by. `a+b` joins splits of the data set. With
@@ -45,7 +45,9 @@ def sources(data: Any) -> Callable[[str], sources_base.Source]:
       ValueError, OSError: (when asked) no such data, split or part.
     """
     parts = functools.cache(functools.partial(_training_parts, data))
-    return functools.cache(functools.partial(_source, data, parts))
+    return functools.cache(
+        lambda split: cache.keep_if_asked(_source(data, parts, split), data)
+    )
 
 
 def source(data: Any, split: str) -> sources_base.Source:
@@ -124,7 +126,8 @@ def image_block(data: Any) -> dict[str, Any]:
         "crop_ratio": tuple(data["crop_ratio"]),
         "interpolation": data["interpolation"],
         "single_draw": data["single_draw"],
-        "flip": data["flip"],
+        "flip": data["flip"] if batches.flips_on_host(data) else 0.0,
+        "decoder": data["decoder"],
         "views": data["views"],
         "randaugment": dict(data["randaugment"]),
         "eval_crop_fraction": data["eval_crop_fraction"],

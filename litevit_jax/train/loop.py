@@ -39,7 +39,7 @@ class Run:
         self.config = job.config
         self.primary = jax.process_index() == 0
         self.line = progress.Line()
-        self.clock = progress.Clock()
+        self.clock = progress.Clock(job.config["data"])
         self.guard = progress.Guard(**self.config["nonfinite"])
         keep, fixed = self.config["checkpoint"]["keep"], job.fixed
         self.checkpoints = checkpoint.Checkpoints(job.workdir, keep=keep, fixed=fixed)

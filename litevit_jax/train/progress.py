@@ -7,6 +7,7 @@ finite, names the examples of their batch, and stops the run after too many in a
 from __future__ import annotations
 
 import math
+import os
 import pathlib
 import sys
 import time
@@ -81,19 +82,47 @@ class Line:
 
 
 class Clock:
-    """Images per second and share of time spent waiting for data, since `reset`."""
+    """Images per second and share of time spent waiting for data, since `reset`.
 
-    def __init__(self) -> None:
+    If the share exceeds a tenth over a minute of training, it says so, once.
+    """
+
+    _WINDOW_S = 60.0
+    _TOO_MUCH = 0.1
+
+    def __init__(self, data: Any = None) -> None:
+        self._data = data  # the config's block, for what to change
+        self._told = self._data is None
+        self._window: float | None = None  # no step yet
+        self._window_wait = 0.0
         self.reset()
 
     def reset(self) -> None:
         """Starts a new interval."""
         self._start, self._steps, self._wait = time.perf_counter(), 0, 0.0
+        self._last = self._start
 
     def tick(self, wait_s: float) -> None:
         """Counts one step that waited `wait_s` for its batch."""
         self._steps += 1
         self._wait += wait_s
+        if self._told:
+            return
+        now = time.perf_counter()
+        spent, self._last = now - self._last, now
+        if self._window is None:  # readers and the compiler were starting
+            self._window = 0.0
+            return
+        self._window += spent
+        self._window_wait += wait_s
+        if self._window >= self._WINDOW_S:
+            self._tell(self._window_wait / self._window)
+            self._window, self._window_wait = 0.0, 0.0
+
+    def _tell(self, share: float) -> None:
+        if share > self._TOO_MUCH:
+            self._told = True
+            logging.warning("%s", data_wait_advice(share, self._data))
 
     def read(self, batch_size: int) -> dict[str, float]:
         """images_per_s, data_wait (0..1) and step_s of the interval."""
@@ -103,6 +132,25 @@ class Clock:
             "data_wait": min(self._wait / spent, 1.0),
             "step_s": spent / max(self._steps, 1),
         }
+
+
+def data_wait_advice(share: float, data: Any) -> str:
+    """One line: what to change if a `share` of the time is spent waiting for data."""
+    cores = os.cpu_count() or 1
+    now = f"data.workers={data['workers']}, data.threads={data['threads']}"
+    if data["decoder"] == "pillow":
+        way = "install the quick decoder: pip install simplejpeg opencv-python-headless"
+    elif (data["threads"] or cores) < cores:
+        way = f"raise --config.data.threads to the {cores} cores of this machine"
+    elif data["source"] != "packed" and not data["cache"]:
+        way = (
+            "resize the images once with python -m litevit_jax.data.pack and read them "
+            "with data=packed, or keep a small set in memory with "
+            "--config.data.cache=True"
+        )
+    else:
+        way = "use a host with more cores, or a model that takes longer for an image"
+    return f"waited for data {100 * share:.0f}% of the last minute ({now}): {way}"
 
 
 class Guard:
@@ -227,8 +275,8 @@ def describe(job: Any) -> tuple[str, str]:
     text = (
         f"{job.config['name']}: {sum(counts.values()):,} parameters ({parts}; table in "
         f"{job.workdir}/parameters.txt)\n{derived['train_examples']:,} training images "
-        f"({data['source']}{place}), {job.total_steps:,} steps of "
-        f"{job.config['batch_size']} on {job.mesh.size} {jax.default_backend()} "
-        f"device(s), workdir {job.workdir}"
+        f"({data['source']}{place}, decoder {data['decoder']}), "
+        f"{job.total_steps:,} steps of {job.config['batch_size']} on {job.mesh.size} "
+        f"{jax.default_backend()} device(s), workdir {job.workdir}"
     )
     return text, parameter_overview.get_parameter_overview(params, include_stats=False)

@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import augment, checkpoint, registry, sharding
+from litevit_jax.data import fast, pipeline
 from litevit_jax.data import ops as data_ops
-from litevit_jax.data import pipeline
 from litevit_jax.evaluators import base as evaluators
 from litevit_jax.train import batches, evaluation, inherit, inputs
 from litevit_jax.train import optimizer as optimizers
@@ -72,7 +72,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
       ValueError, KeyError, OSError: the user's mistake, named in the message.
     """
     config = config.copy_and_resolve_references().unlock()
-    _check_intervals(config)
+    _settle(config)
     mesh = sharding.make_mesh(**config.mesh)
     loaded, taught = inherit.inherit(config), inherit.teacher(config)
     source = inputs.sources(config.data)
@@ -84,7 +84,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
     sharding.check_batch(config.batch_size, mesh, config.accum_steps)
     _derive(config, source("train"), lr_batch, steps_at_least)
     transform = data_ops.train_ops(**inputs.image_block(config.data))
-    ops = augment.make(config.augment.to_dict())
+    ops = augment.make(batches.augmentation(config))
     objective = _objective(config, mesh, source)
     batch = _batch(config, objective, ops)
     variables = states.abstract_variables(objective, batch)
@@ -125,7 +125,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
     )
 
 
-def _check_intervals(config: ConfigDict) -> None:
+def _settle(config: ConfigDict) -> None:
+    """Checks numbers that have a bound, and puts what 'auto' means in its place."""
+    config.data.decoder = fast.choose(config.data.decoder)
     least = {
         "checkpoint.every_steps": 1,
         "checkpoint.keep": 1,
@@ -141,7 +143,7 @@ def _check_intervals(config: ConfigDict) -> None:
         value: Any = config
         for key in name.split("."):
             value = value[key]
-        if value < bound:
+        if value is not None and value < bound:  # None: chosen later
             raise ValueError(f"{name}={value}; expected {bound} or more")
 
 

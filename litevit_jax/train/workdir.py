@@ -23,6 +23,7 @@ from typing import Any
 # Changes that leave the numbers of a run alone (mesh: up to float rounding).
 FREE_TO_CHANGE = (
     "checkpoint.*",
+    "data.cache_gib",
     "data.dir",  # the data's fingerprint is compared instead
     "data.max_bad_fraction",
     "data.required",

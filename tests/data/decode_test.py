@@ -144,7 +144,7 @@ def test_orientation_is_applied(kind, orientation):
     "exif", [b"", b"Exif\0\0II*\0", b"Exif\0\0MM\0*\xff\xff\xff\xff"]
 )
 def test_damaged_exif_means_upright(exif):
-    assert decode._orientation(exif) == 1
+    assert decode.orientation(exif) == 1
 
 
 def test_first_frame_of_an_animation_is_taken():

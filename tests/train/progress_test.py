@@ -101,3 +101,41 @@ def test_the_guard_stops_after_too_many_in_a_row_but_not_in_all():
     message = r"2 updates in a row .* step 6 \(examples \[5, 7, 9\].*lower --config.lr"
     with pytest.raises(FloatingPointError, match=message):
         guard.check(6, True, INDEX)
+
+
+DATA = {
+    "source": "folder",
+    "decoder": "fast",
+    "cache": False,
+    "workers": None,
+    "threads": None,
+}
+
+
+def _waiting(monkeypatch, wait_s, **data):
+    """Warnings of 200 steps of a second each, that waited `wait_s` for data."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    said = []
+    monkeypatch.setattr(progress.logging, "warning", lambda _, text: said.append(text))
+    clock = progress.Clock(DATA | data)
+    for step in range(200):
+        now[0] += 1
+        clock.tick(40.0 if step == 0 else wait_s)  # the first waits for the start
+        if step % 7 == 0:
+            clock.reset()  # as after a logged row
+    return said
+
+
+def test_waiting_for_data_is_told_once_with_what_to_change(monkeypatch):
+    assert _waiting(monkeypatch, 0.05) == []
+    [said] = _waiting(monkeypatch, 0.25)
+    assert "waited for data 25% of the last minute" in said
+    assert "litevit_jax.data.pack" in said and "data.cache=True" in said
+    [said] = _waiting(monkeypatch, 0.25, decoder="pillow")
+    assert "pip install simplejpeg" in said
+    monkeypatch.setattr(progress.os, "cpu_count", lambda: 8)
+    [said] = _waiting(monkeypatch, 0.25, threads=2)
+    assert "--config.data.threads to the 8 cores" in said
+    [said] = _waiting(monkeypatch, 0.25, source="packed")
+    assert "more cores" in said

@@ -56,6 +56,10 @@ class Arrays(base.Source):
     def classes(self) -> list[str]:
         return list(self._classes)
 
+    @property
+    def in_memory(self) -> bool:
+        return True
+
     def __len__(self) -> int:
         return len(self._rows)
 

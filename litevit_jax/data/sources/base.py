@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +18,11 @@ from litevit_jax import registry
 
 class Source(abc.ABC):
     """Raw examples of one split; picklable, and safe to read from many threads."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether a worker process would hold a copy, and have nothing to decode."""
+        return False
 
     @property
     @abc.abstractmethod
@@ -47,6 +53,11 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """Short hex digest of what the data is, wherever it lies."""
+
+
+def printable(name: str) -> str:
+    """`name` as text that any log can hold; bytes that are no UTF-8 are spelled out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def check_split(split: str, known: Iterable[str], where: str) -> str:

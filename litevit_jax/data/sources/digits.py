@@ -28,6 +28,10 @@ class Digits(base.Source):
     def classes(self) -> list[str]:
         return [str(digit) for digit in range(10)]
 
+    @property
+    def in_memory(self) -> bool:
+        return True
+
     def __len__(self) -> int:
         return len(self._images)
 

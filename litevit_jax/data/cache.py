@@ -1,0 +1,104 @@
+"""A source whose images are decoded once and kept in memory: for small sets."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+from typing import Any
+
+import numpy as np
+
+from litevit_jax.data.decode import Decode, DecodeError
+from litevit_jax.data.sources import base
+
+_GIB = 2**30
+_AT_ONCE = 256  # images decoded before their size is counted
+
+
+class Cached(base.Source):
+    """The examples of `source`, their images as uint8 [H, W, C]."""
+
+    def __init__(self, source: base.Source):
+        self._source = source
+        self._images: list[np.ndarray | Exception] = []
+        self._labels: list[int] = []
+
+    @property
+    def classes(self) -> list[str]:
+        return self._source.classes
+
+    @property
+    def in_memory(self) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = self._images[index]
+        if isinstance(image, Exception):
+            raise DecodeError(str(image))
+        return {"image": image, "label": self._labels[index]}
+
+    def name_of(self, index: int) -> str:
+        return self._source.name_of(index)
+
+    def fingerprint(self) -> str:
+        return self._source.fingerprint()
+
+
+def keep_if_asked(source: base.Source, data: Any) -> base.Source:
+    """`source`, in memory if the config's `data` block says cache."""
+    if not data["cache"]:
+        return source
+    return keep(
+        source,
+        channels=data["channels"],
+        max_pixels=data["max_pixels"],
+        gib=data["cache_gib"],
+        threads=data["threads"] or os.cpu_count() or 1,
+    )
+
+
+def keep(
+    source: base.Source, *, channels: int, max_pixels: int, gib: float, threads: int
+) -> Cached:
+    """Decodes all of `source`; what cannot be read is an error when it is asked for.
+
+    Args:
+      source: the examples.
+      channels, max_pixels: as for `Decode`.
+      gib: the most that the decoded images may take.
+      threads: that decode.
+
+    Raises:
+      ValueError: they take more.
+    """
+    decode = Decode(channels=channels, max_pixels=max_pixels)
+
+    def read(index: int) -> tuple[Any, int]:
+        try:
+            example = source[index]
+            pixels = np.asarray(decode(example["image"]))
+        except Exception as error:  # told by the run, which counts what is bad
+            return error, -1
+        return pixels.reshape(*pixels.shape[:2], channels), int(example["label"])
+
+    cached = Cached(source)
+    size, count = 0, len(source)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for start in range(0, count, _AT_ONCE):
+            for image, label in pool.map(
+                read, range(start, min(start + _AT_ONCE, count))
+            ):
+                cached._images.append(image)
+                cached._labels.append(label)
+                size += image.nbytes if isinstance(image, np.ndarray) else 0
+            if size > gib * _GIB:
+                raise ValueError(
+                    f"data.cache: the first {len(cached)} of {count} images take "
+                    f"{size / _GIB:.2f} GiB decoded, more than data.cache_gib={gib}; "
+                    "raise it, or leave the cache off (--config.data.cache=False) and "
+                    "pack the images: python -m litevit_jax.data.pack"
+                )
+    return cached

@@ -1,0 +1,232 @@
+"""Quick decoding and resizing of training images: libjpeg-turbo and OpenCV.
+
+Both release the interpreter's lock, so threads use all cores. What libjpeg-turbo does
+not take (other formats, CMYK, damage) is Pillow's, with the meaning it has there;
+evaluation is Pillow's alone.
+
+Shrinking is antialiased: as Pillow does, the kernel of the interpolation is stretched
+by the scale. It is made of two parts, a filter on the pixel grid and OpenCV's
+interpolation, fitted together to Pillow's kernel by least squares. Over random crops
+of photographs the result differs from Pillow's by 0.6 of 255 levels in the mean.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from litevit_jax import registry
+from litevit_jax.data.decode import orientation as orientation_of
+
+DECODERS = ("auto", "fast", "pillow")
+_LIBRARIES = {"cv2": "opencv-python-headless", "simplejpeg": "simplejpeg"}
+
+# A decoder that halves (by computing fewer frequencies of each block) leaves this
+# many pixels of a crop for each pixel of the result, so that resizing still averages.
+_SPARE = 1.5
+_SHRINKS = (8, 4, 2)
+_STEPS = 32  # of a scale of 1: kernels are kept, so scales are rounded
+# Beyond it kernels are long: Pillow is as quick. JPEGs never get there.
+MAX_SCALE = 4.0
+
+
+class Header(NamedTuple):
+    """What a JPEG says about itself before its pixels."""
+
+    width: int
+    height: int
+    orientation: int  # EXIF, 1 to 8
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height after the orientation is undone."""
+        turned = self.orientation > 4
+        return (self.height, self.width) if turned else (self.width, self.height)
+
+
+def choose(decoder: str) -> str:
+    """'fast' or 'pillow' for a config's data.decoder; 'auto' is what is installed.
+
+    Raises:
+      ValueError: unknown, or 'fast' without the libraries it needs.
+    """
+    registry.check("data.decoder", decoder, list(DECODERS))
+    missing = [
+        package
+        for module, package in _LIBRARIES.items()
+        if importlib.util.find_spec(module) is None
+    ]
+    if decoder == "fast" and missing:
+        raise ValueError(
+            f"data.decoder=fast needs {' and '.join(missing)}: pip install "
+            f"{' '.join(missing)}, or use --config.data.decoder=pillow"
+        )
+    if decoder == "auto":
+        return "pillow" if missing else "fast"
+    return decoder
+
+
+@functools.cache
+def _load(module: str) -> Any:
+    loaded: Any = importlib.import_module(module)
+    if module == "cv2":
+        loaded.setNumThreads(0)  # images are spread over our threads already
+    return loaded
+
+
+def read_header(encoded: bytes) -> Header | None:
+    """Size and orientation of an 8-bit grey or colour JPEG; None for all else."""
+    if encoded[:3] != b"\xff\xd8\xff":
+        return None
+    place, exif = 2, b""
+    while place + 4 <= len(encoded) and encoded[place] == 0xFF:
+        marker = encoded[place + 1]
+        if marker == 0xFF:  # a filler
+            place += 1
+            continue
+        size = int.from_bytes(encoded[place + 2 : place + 4], "big")
+        body = encoded[place + 4 : place + 2 + size]
+        if marker == 0xE1 and body[:6] == b"Exif\0\0":
+            exif = exif + body[6:] if exif else body
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return _frame(body, exif)
+        elif marker == 0xDA:
+            return None
+        place += 2 + size
+    return None
+
+
+def _frame(body: bytes, exif: bytes) -> Header | None:
+    height, width = (int.from_bytes(body[i : i + 2], "big") for i in (1, 3))
+    if len(body) < 6 or body[0] != 8 or body[5] not in (1, 3) or not width * height:
+        return None
+    orientation = orientation_of(exif)
+    return Header(width, height, orientation if 1 <= orientation <= 8 else 1)
+
+
+def shrink(sides: list[tuple[int, int]], size: tuple[int, int]) -> int:
+    """By how much a decoder may shrink an image for all crops of it.
+
+    Args:
+      sides: (height, width) of each crop, in pixels of the whole image.
+      size: (H, W) that each is resized to.
+
+    Returns:
+      8, 4, 2, or 1: not at all.
+    """
+    least = min(s / t for side in sides for s, t in zip(side, size, strict=True))
+    return next((f for f in _SHRINKS if least >= f * _SPARE), 1)
+
+
+def decode(
+    encoded: bytes, header: Header, *, channels: int, shrink: int
+) -> np.ndarray | None:
+    """Pixels uint8 [H, W, C], upright; None if Pillow has to decide.
+
+    Each side is divided by `shrink`, rounded up.
+    """
+    try:
+        pixels = _load("simplejpeg").decode_jpeg(
+            encoded, "RGB" if channels == 3 else "GRAY", min_factor=shrink, strict=True
+        )
+    except (ValueError, MemoryError):  # damaged, or not what it seems
+        return None
+    expected = [math.ceil(side / shrink) for side in (header.height, header.width)]
+    if list(pixels.shape[:2]) != expected:
+        return None
+    return _turn(pixels.reshape(*pixels.shape[:2], channels), header.orientation)
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels [H, W, C] as an EXIF orientation means them; a view."""
+    if orientation > 4:
+        pixels = pixels.swapaxes(0, 1)
+    down, left = {2: (0, 1), 3: (1, 1), 4: (1, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}.get(
+        orientation, (0, 0)
+    )
+    return pixels[:: -1 if down else 1, :: -1 if left else 1]
+
+
+def cut(pixels: np.ndarray, box: tuple[int, int, int, int], shrink: int) -> np.ndarray:
+    """The part `box` (left, top, right, bottom of the whole image) of [H, W, C].
+
+    In an image shrunk on decoding the sides fall on its own pixels: the nearest.
+    """
+    if shrink == 1:
+        left, top, right, bottom = box
+    else:
+        left, top, right, bottom = (round(side / shrink) for side in box)
+    return pixels[top:bottom, left:right]
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """uint8 [h, w, C], shrunk at most `MAX_SCALE` times, -> uint8 [H, W, C].
+
+    Args:
+      pixels: a crop, of any number of channels.
+      size: (H, W).
+      interpolation: 'bilinear' or 'bicubic'.
+    """
+    cv2, cubic = _load("cv2"), interpolation == "bicubic"
+    channels = pixels.shape[2]
+    pixels = np.ascontiguousarray(pixels)
+    # A larger image is interpolated as it is, like one of the same size.
+    rows, columns = (
+        max(_STEPS, round(_STEPS * side / target))
+        for side, target in zip(pixels.shape[:2], size, strict=True)
+    )
+    if cubic or rows > _STEPS or columns > _STEPS:
+        pixels = cv2.sepFilter2D(
+            pixels,
+            -1,
+            _prefilter(columns, cubic),
+            _prefilter(rows, cubic),
+            borderType=cv2.BORDER_REPLICATE,
+        )
+    kind = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
+    resized = cv2.resize(pixels, (size[1], size[0]), interpolation=kind)
+    return resized.reshape(*size, channels)
+
+
+@functools.lru_cache(maxsize=1024)
+def _prefilter(steps: int, cubic: bool) -> np.ndarray:
+    """The filter, of odd length, that OpenCV's kernel needs to be Pillow's.
+
+    Args:
+      steps: scale times `_STEPS`, at least `_STEPS`.
+      cubic: bicubic; else bilinear.
+    """
+    scale = steps / _STEPS
+    x = np.linspace(-16, 16, 32 * 32 + 1)
+    if cubic:
+        # OpenCV's cubic is sharper (-0.75) than Pillow's (-0.5).
+        wanted, reach = _keys(x / scale, -0.5) / scale, math.ceil(2 * scale) - 1
+        shifted = [_keys(x - k, -0.75) for k in range(-reach, reach + 1)]
+    else:
+        wanted, reach = _triangle(x / scale) / scale, math.ceil(scale)
+        shifted = [_triangle(x - k) for k in range(-reach, reach + 1)]
+    half = np.stack(shifted[reach:], axis=1)
+    half[:, 1:] += np.stack(shifted[:reach][::-1], axis=1)  # symmetric
+    # Normal equations by einsum: a BLAS would wake its threads, which then compete
+    # with those that decode.
+    square = np.einsum("xi,xj->ij", half, half)
+    taps = np.linalg.solve(square, np.einsum("xi,x->i", half, wanted))
+    taps = np.concatenate([taps[:0:-1], taps])
+    return (taps / taps.sum()).astype(np.float32)
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0)
+
+
+def _keys(x: np.ndarray, a: float) -> np.ndarray:
+    """The cubic kernel of Keys (1981) with slope `a` at 1."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x**2 + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x < 1, near, np.where(x < 2, far, 0))

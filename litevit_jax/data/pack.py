@@ -1,0 +1,325 @@
+"""Packs images, resized once, into a few large files that are quick to read.
+
+    python -m litevit_jax.data.pack SRC DST --short-side=256 --quality=90
+    python -m litevit_jax.data.pack DATA_DIR DST --source=tfds --name=imagenet2012 \\
+        --split=train --shard=$TASK/16
+    python -m litevit_jax.data.pack DST DST --verify
+
+SRC is what data.dir is for data.source=folder (or --source). The shorter side of
+every image becomes --short-side, if it is longer; a JPEG that is small enough already
+keeps its bytes. Labels, class names and file names are kept. A shard that is complete
+is not written again, so an interrupted command goes on where it stopped; the result
+depends on SRC and the settings alone. With --shard=I/N the I-th of N jobs (from 0)
+writes its part, so that an array job packs a large set. Train with
+--config=...:data=packed,path=DST.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import hashlib
+import io
+import json
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import PIL.Image
+
+from litevit_jax import registry
+from litevit_jax.data import decode as decoding
+from litevit_jax.data import fast
+from litevit_jax.data.sources import base, packed
+
+_PER_SHARD = 10_000
+_SPLITS = ("train", "test")
+
+
+def shrink(image: bytes | Any, *, short_side: int, quality: int) -> bytes:
+    """An image as a JPEG, grey or RGB, upright, its shorter side at most `short_side`.
+
+    Raises:
+      decode.DecodeError: damaged, too large, or no image.
+    """
+    header = None if not isinstance(image, bytes) else fast.read_header(image)
+    decoded: Any = decoding.Decode(channels=_channels(image))(image)
+    width, height = decoded.size
+    short = min(width, height)
+    if header is not None and header.orientation == 1 and short <= short_side:
+        return image
+    if short > short_side:
+        size = tuple(
+            max(round(side * short_side / short), short_side)
+            for side in (width, height)
+        )
+        decoded = decoded.resize(size, PIL.Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    decoded.save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def _channels(image: bytes | Any) -> int:
+    """1 for grey, else 3."""
+    if not isinstance(image, bytes):
+        return 1 if image.ndim == 2 or image.shape[2] == 1 else 3
+    try:
+        with PIL.Image.open(io.BytesIO(image)) as opened:
+            return 1 if opened.mode in ("1", "L", "LA", "I;16", "I", "F") else 3
+    except Exception:  # Decode says what is wrong
+        return 3
+
+
+def pack(
+    source: base.Source,
+    target: pathlib.Path,
+    *,
+    split: str,
+    short_side: int = 256,
+    quality: int = 90,
+    shards: int | None = None,
+    part: tuple[int, int] = (0, 1),
+    threads: int = 4,
+    max_bad_fraction: float = 0.001,
+) -> int:
+    """Writes the shards of `part` that are not there yet; returns how many.
+
+    Args:
+      source: the examples.
+      target: folder to write to.
+      split: name of the split there.
+      short_side, quality: of the JPEGs.
+      shards: files of the split; None: one for 10,000 images.
+      part: (i, n): those shards whose number is i modulo n.
+      threads: that decode and encode.
+      max_bad_fraction: share of a shard (at least one image) that may be unreadable.
+
+    Raises:
+      ValueError: `target` holds other settings, or too many images are unreadable.
+    """
+    if not 0 <= part[0] < part[1]:
+        raise ValueError(f"--shard={part[0]}/{part[1]}; expected I/N with 0 <= I < N")
+    if short_side < 1 or not 1 <= quality <= 100:
+        raise ValueError(
+            f"--short-side={short_side}, --quality={quality}; expected at least 1 "
+            "pixel and a quality from 1 to 100"
+        )
+    shards = shards or max(math.ceil(len(source) / _PER_SHARD), 1)
+    about = {
+        "examples": len(source),
+        "shards": shards,
+        "short_side": short_side,
+        "quality": quality,
+        "classes": source.classes,
+        "source": source.fingerprint(),
+    }
+    target.mkdir(parents=True, exist_ok=True)
+    _describe(target / f"{split}.json", about)
+    written = 0
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        for shard in range(part[0], shards, part[1]):
+            stem = target / packed.shard_name(split, shard, shards)
+            if _complete(stem):
+                continue
+            rows = range(
+                shard * len(source) // shards, (shard + 1) * len(source) // shards
+            )
+            limit = max(max_bad_fraction * len(rows), 1 if max_bad_fraction else 0)
+            images = _images(source, rows, pool, short_side, quality)
+            _write_shard(stem, images, limit)
+            written += 1
+    return written
+
+
+def _describe(path: pathlib.Path, about: dict[str, Any]) -> None:
+    """Writes the manifest of a split, or checks that it is the same."""
+    if path.exists():
+        old = json.loads(path.read_text())
+        changed = [k for k in about if old.get(k) != about[k]]
+        if changed:
+            key = changed[0]
+            raise ValueError(
+                f"{path} was begun with another {key} ({_short(old.get(key))}, now "
+                f"{_short(about[key])}); pack into an empty folder, or repeat the "
+                "first command"
+            )
+        return
+    _write_json(path, about)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    # Jobs that run at the same time write the same; the last one stays.
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)
+
+
+def _complete(stem: pathlib.Path) -> bool:
+    manifest = stem.with_name(f"{stem.name}.json")
+    file = stem.with_name(f"{stem.name}.{packed.EXTENSION}")
+    if not manifest.exists() or not file.exists():
+        return False
+    return file.stat().st_size == json.loads(manifest.read_text())["bytes"]
+
+
+def _images(
+    source: base.Source, rows: range, pool: Any, short_side: int, quality: int
+) -> Iterator[tuple[str, int, bytes | Exception]]:
+    """Name, label and JPEG (or what went wrong) of each row, in order."""
+
+    def one(row: int) -> tuple[str, int, bytes | Exception]:
+        name = source.name_of(row)
+        try:
+            example = source[row]
+            image = shrink(example["image"], short_side=short_side, quality=quality)
+            return name, int(example["label"]), image
+        except Exception as error:  # whatever a file system or a format may raise
+            return name, -1, error
+
+    for start in range(rows.start, rows.stop, 256):  # a few in memory at a time
+        yield from pool.map(one, range(start, min(start + 256, rows.stop)))
+
+
+def _write_shard(
+    stem: pathlib.Path,
+    images: Iterator[tuple[str, int, bytes | Exception]],
+    most_bad: float,
+) -> None:
+    """Writes one shard and, when it is complete, its manifest."""
+    from array_record.python import array_record_module
+
+    file = stem.with_name(f"{stem.name}.{packed.EXTENSION}")
+    partial = file.with_name(f"{file.name}.{os.getpid()}.part")
+    # group_size 1: records are read one at a time. A JPEG is compressed already.
+    writer = array_record_module.ArrayRecordWriter(
+        os.fspath(partial), "group_size:1,uncompressed"
+    )
+    labels, bad = [], []
+    try:
+        for name, label, image in images:
+            if isinstance(image, Exception):
+                bad.append([base.printable(name), f"{type(image).__name__}: {image}"])
+                print(f"unreadable, skipped: {bad[-1][0]}: {bad[-1][1]}", flush=True)
+                if len(bad) > most_bad:
+                    raise ValueError(_too_many(bad, most_bad))
+                continue
+            writer.write(packed.encode(label, name, image))
+            labels.append(label)
+    finally:
+        writer.close()
+    manifest = {
+        "count": len(labels),
+        "bytes": partial.stat().st_size,
+        "sha256": _checksum(partial),
+        "labels": labels,
+        "bad": bad,
+    }
+    partial.replace(file)
+    _write_json(stem.with_name(f"{stem.name}.json"), manifest)
+    print(f"{file.name}: {len(labels)} images, {manifest['bytes']:,} bytes", flush=True)
+
+
+def _too_many(bad: list[list[str]], most: float) -> str:
+    listed = "\n".join(f"  {name}: {reason}" for name, reason in bad[:20])
+    return (
+        f"{len(bad)} images of one shard cannot be read, at most {math.floor(most)} "
+        f"may; repair or remove them, or raise --max-bad-fraction:\n{listed}"
+    )
+
+
+def _checksum(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(folder: pathlib.Path) -> list[str]:
+    """What is wrong with the shards in `folder`, compared with their manifests."""
+    wrong = []
+    for manifest in sorted(folder.glob("*-of-*.json")):
+        file = manifest.with_suffix(f".{packed.EXTENSION}")
+        said = json.loads(manifest.read_text())
+        if not file.exists():
+            wrong.append(f"{file.name}: missing")
+        elif _checksum(file) != said["sha256"]:
+            wrong.append(f"{file.name}: its checksum is not the manifest's")
+    return wrong
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m litevit_jax.data.pack",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("src", metavar="SRC")
+    parser.add_argument("dst", metavar="DST", type=pathlib.Path)
+    parser.add_argument("--source", default="folder", help="folder, tfds, tar, arrays")
+    parser.add_argument("--name", default="", help="TFDS name: imagenet2012")
+    parser.add_argument("--split", action="append", help="default: train and test")
+    parser.add_argument("--short-side", type=int, default=256)
+    parser.add_argument("--quality", type=int, default=90, help="of JPEG, 1 to 100")
+    parser.add_argument("--shards", type=int, help="default: one for 10,000 images")
+    parser.add_argument("--shard", default="0/1", help="I/N: this job's part")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--max-bad-fraction", type=float, default=0.001)
+    parser.add_argument("--verify", action="store_true", help="check DST's checksums")
+    args = parser.parse_args(argv)
+    try:
+        index, count = args.shard.split("/")
+        args.shard = int(index), int(count)
+    except ValueError:
+        parser.error(f"--shard={args.shard}; expected I/N, for example 0/16")
+    return args
+
+
+def _pack_splits(args: argparse.Namespace) -> None:
+    """Packs each split asked for; by default a missing 'test' is no error."""
+    for split in args.split or _SPLITS:
+        try:
+            source = registry.make(
+                "data.sources", args.source, split=split, dir=args.src, name=args.name
+            )
+        except ValueError as error:
+            if args.split or split == _SPLITS[0]:
+                raise
+            print(f"no split {split!r}: {error}")
+            continue
+        pack(
+            source,
+            args.dst,
+            split=split,
+            short_side=args.short_side,
+            quality=args.quality,
+            shards=args.shards,
+            part=args.shard,
+            threads=args.threads,
+            max_bad_fraction=args.max_bad_fraction,
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    args = _parse(argv)
+    try:
+        if args.verify:
+            wrong = verify(args.dst)
+            print("\n".join(wrong) or f"{args.dst}: all checksums agree")
+            return 1 if wrong else 0
+        _pack_splits(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"train with --config=configs/mae_tiny.py:data=packed,path={args.dst}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

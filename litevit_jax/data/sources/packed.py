@@ -1,0 +1,192 @@
+"""Images packed by `python -m litevit_jax.data.pack`: ArrayRecord and manifests.
+
+    DIR/train.json                           classes, number of shards, settings
+    DIR/train-00000-of-00004.array_record    a record for each image
+    DIR/train-00000-of-00004.json            count, size, checksum, labels
+
+A record is the label (int32), the length of the name (uint16), the name, the JPEG;
+numbers are little-endian. Without a test split, `holdout` keeps a share of the
+examples, by their number, as 'test'.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import struct
+from typing import Any
+
+import numpy as np
+
+from litevit_jax.data.sources import base
+
+EXTENSION = "array_record"
+_EVAL_SPLITS = ("test", "val", "validation")
+_HEAD = struct.Struct("<iH")
+
+
+def encode(label: int, name: str, image: bytes) -> bytes:
+    """One record."""
+    encoded = os.fsencode(name)[-65535:]
+    return _HEAD.pack(label, len(encoded)) + encoded + image
+
+
+def decode(record: bytes) -> tuple[int, str, bytes]:
+    """Label, name and image of one record.
+
+    Raises:
+      ValueError: it is too short.
+    """
+    if len(record) < _HEAD.size:
+        raise ValueError(f"a record of {len(record)} bytes; expected {_HEAD.size}")
+    label, length = _HEAD.unpack_from(record)
+    end = _HEAD.size + length
+    return label, os.fsdecode(record[_HEAD.size : end]), record[end:]
+
+
+def shard_name(split: str, shard: int, shards: int) -> str:
+    """File name of a shard, without extension."""
+    return f"{split}-{shard:05d}-of-{shards:05d}"
+
+
+class Packed(base.Source):
+    """Rows `rows` of the shards of one split, with labels of all."""
+
+    def __init__(
+        self,
+        files: list[str],
+        labels: np.ndarray,
+        *,
+        rows: np.ndarray,
+        classes: list[str],
+        checksums: list[str],
+    ):
+        self._files = files
+        self._labels = labels
+        self._rows = rows
+        self._classes = classes
+        self._checksums = checksums
+
+    @functools.cached_property
+    def _records(self) -> Any:
+        from array_record.python import array_record_data_source
+
+        return array_record_data_source.ArrayRecordDataSource(self._files)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files do not travel to worker processes: those open their own.
+        return {k: v for k, v in self.__dict__.items() if k != "_records"}
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = int(self._rows[index])
+        label, _, image = decode(self._records[row])
+        if label != self._labels[row]:
+            raise ValueError(f"label {label}; its manifest says {self._labels[row]}")
+        return {"image": image, "label": label}
+
+    def name_of(self, index: int) -> str:
+        row = int(self._rows[index])
+        place = f"packed record {row}"
+        try:
+            return f"{place} {decode(self._records[row])[1]}"
+        except Exception:  # the record is what cannot be read
+            return place
+
+    def fingerprint(self) -> str:
+        rows = self._rows.astype("<i8").tobytes()
+        return base.digest([*(c.encode() for c in self._checksums), rows])
+
+
+def make(
+    *,
+    split: str,
+    dir: str | None = None,
+    name: str | None = None,
+    holdout: float = 0.0,
+) -> Packed:
+    """One split of the packed folder `dir`.
+
+    Args:
+      split: as it was packed; 'test', 'val' and 'validation' name the same thing.
+      dir: the folder.
+      name: ignored.
+      holdout: share of the examples kept as 'test', where there is no test split.
+
+    Raises:
+      FileNotFoundError: no such folder, or a shard is missing.
+      ValueError: no such split, or a shard was cut short.
+    """
+    del name
+    root = _check_root(dir)
+    splits = [path.stem for path in root.glob("*.json") if "-of-" not in path.stem]
+    if not splits:
+        raise ValueError(
+            f"{root} holds no packed images (no SPLIT.json); make them with "
+            f"python -m litevit_jax.data.pack FOLDER {root}"
+        )
+    has_test = any(known in splits for known in _EVAL_SPLITS)
+    if has_test or split in splits:
+        base.check_split(split, {*splits, *_EVAL_SPLITS * has_test}, f"packed {root}")
+        chosen = next(s for s in (split, *_EVAL_SPLITS) if s in splits)
+    else:
+        split = base.check_holdout_split(split, holdout, f"packed {root}")
+        chosen = "train"
+    return _read(root, chosen, split, 0.0 if has_test else holdout)
+
+
+def _check_root(dir: str | None) -> pathlib.Path:
+    if not dir:
+        raise ValueError("source 'packed' needs data.dir: a folder of packed images")
+    root = pathlib.Path(dir).expanduser().absolute()
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"data.dir={dir!r} is no folder; expected one that python -m "
+            "litevit_jax.data.pack wrote"
+        )
+    return root
+
+
+def _read(root: pathlib.Path, chosen: str, split: str, holdout: float) -> Packed:
+    about = json.loads((root / f"{chosen}.json").read_text())
+    names = [shard_name(chosen, i, about["shards"]) for i in range(about["shards"])]
+    missing = [name for name in names if not (root / f"{name}.json").exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{root} lacks {len(missing)} of the {len(names)} shards of {chosen!r}, "
+            f"the first {missing[0]}; run the packing again, it goes on where it "
+            "stopped"
+        )
+    shards = [json.loads((root / f"{name}.json").read_text()) for name in names]
+    files = [root / f"{name}.{EXTENSION}" for name in names]
+    for file, shard in zip(files, shards, strict=True):
+        size = file.stat().st_size if file.exists() else 0
+        if size != shard["bytes"]:
+            raise ValueError(
+                f"{file} has {size} bytes, its manifest says {shard['bytes']}: it was "
+                "cut short or changed; copy it again, or remove it and pack again"
+            )
+    # A shard of nothing but unreadable files is empty: its reader has no place for it.
+    filled = [pair for pair in zip(files, shards, strict=True) if pair[1]["count"]]
+    if not filled:
+        raise ValueError(f"{root}: no image of {chosen!r} could be packed")
+    labels = np.concatenate([np.array(s["labels"], np.int32) for _, s in filled])
+    is_test = [
+        base.in_holdout(str(row).encode(), holdout) for row in range(len(labels))
+    ]
+    rows = np.flatnonzero(np.array(is_test) == (split == "test" and holdout > 0))
+    return Packed(
+        [os.fspath(file) for file, _ in filled],
+        labels,
+        rows=rows,
+        classes=about["classes"],
+        checksums=[shard["sha256"] for shard in shards],
+    )

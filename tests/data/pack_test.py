@@ -1,0 +1,150 @@
+"""Packed images are the same images, smaller; packing goes on where it stopped."""
+
+import io
+import json
+import os
+import pickle
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from litevit_jax.data import decode, ops, pack, pipeline
+from litevit_jax.data.sources import folder, packed
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """train: 3 + 3 images of two classes, one small, one PNG; test: 1 + 1."""
+    root = tmp_path / "photos"
+    for split, count in (("train", 3), ("test", 1)):
+        for kind in ("cat", "dog"):
+            (root / split / kind).mkdir(parents=True)
+            for i in range(count):
+                width, height = (60, 50) if i == 0 else (90, 130 + i)
+                y, x = np.mgrid[:height, :width]
+                pixels = np.stack([x, y, x + y], -1) % 256
+                image = PIL.Image.fromarray(pixels.astype(np.uint8))
+                name = f"{i}.png" if i == 1 else f"{i}.jpg"
+                image.save(root / split / kind / name)
+    return root
+
+
+def _pack(photos, target, *arguments):
+    return pack.main([str(photos), str(target), "--short-side=64", *arguments])
+
+
+def _files(target):
+    return {p.name: p.read_bytes() for p in sorted(target.iterdir())}
+
+
+def test_packed_images_are_the_folders_at_the_short_side(photos, tmp_path):
+    target = tmp_path / "packed"
+    assert _pack(photos, target, "--shards=2") == 0
+    for split, count in (("train", 6), ("test", 2), ("val", 2)):
+        ours = packed.make(split=split, dir=str(target))
+        theirs = folder.make(split=split, dir=str(photos))
+        assert len(ours) == len(theirs) == count
+        assert ours.classes == theirs.classes == ["cat", "dog"]
+        for i in range(count):
+            assert ours[i]["label"] == theirs[i]["label"]
+            assert theirs.name_of(i) in ours.name_of(i)
+            image = PIL.Image.open(io.BytesIO(ours[i]["image"]))
+            whole = decode.Decode()(theirs[i]["image"])
+            assert image.format == "JPEG"
+            if min(whole.size) <= 64:
+                assert ours[i]["image"] == theirs[i]["image"]
+                continue
+            assert min(image.size) == 64
+            expected = whole.resize(image.size, PIL.Image.Resampling.BICUBIC)
+            difference = np.abs(np.asarray(image).astype(int) - np.asarray(expected))
+            assert difference.mean() < 4
+    copy = pickle.loads(pickle.dumps(ours))
+    assert copy.fingerprint() == ours.fingerprint() and copy[0] == ours[0]
+
+
+def test_jobs_of_an_array_and_interruptions_give_the_same_bytes(photos, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert _pack(photos, whole, "--shards=3") == 0
+    assert _pack(photos, parts, "--shards=3", "--shard=1/2", "--threads=1") == 0
+    with pytest.raises(FileNotFoundError, match="lacks 2 of the 3 shards of 'train'"):
+        packed.make(split="train", dir=str(parts))
+    assert _pack(photos, parts, "--shards=3", "--shard=0/2") == 0
+    assert _files(whole) == _files(parts)
+    name = "train-00001-of-00003"
+    (parts / f"{name}.array_record").write_bytes(b"half of it")
+    before = {n: os.stat(parts / n).st_ino for n in _files(parts)}
+    assert _pack(photos, parts, "--shards=3") == 0
+    assert _files(whole) == _files(parts)
+    changed = {n for n in before if os.stat(parts / n).st_ino != before[n]}
+    assert changed == {f"{name}.array_record", f"{name}.json"}
+
+
+def test_other_settings_are_not_mixed_in(photos, tmp_path, capsys):
+    target = tmp_path / "packed"
+    assert _pack(photos, target) == 0
+    assert _pack(photos, target, "--quality=70") == 1
+    assert "begun with another quality (90, now 70)" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_named_counted_and_bounded(photos, tmp_path, capsys):
+    bad = photos / "train" / "cat" / "bad.jpg"
+    bad.write_bytes(b"<html>")
+    assert _pack(photos, tmp_path / "one") == 0
+    assert "cat/bad.jpg" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "one/train-00000-of-00001.json").read_text())
+    assert manifest["count"] == 6 and len(manifest["bad"]) == 1
+    assert len(packed.make(split="train", dir=str(tmp_path / "one"))) == 6
+    assert _pack(photos, tmp_path / "none", "--max-bad-fraction=0") == 1
+    assert "at most 0 may" in capsys.readouterr().err
+    assert not (tmp_path / "none/train-00000-of-00001.json").exists()
+
+
+def test_a_shard_cut_or_changed_is_noticed(photos, tmp_path, capsys):
+    target = tmp_path / "packed"
+    assert _pack(photos, target) == 0
+    file = target / "train-00000-of-00001.array_record"
+    content = file.read_bytes()
+    assert pack.main([str(target), str(target), "--verify"]) == 0
+    middle = content.index(packed.make(split="train", dir=str(target))[2]["image"])
+    file.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
+    assert pack.main([str(target), str(target), "--verify"]) == 1
+    assert "train-00000-of-00001.array_record: its checksum" in capsys.readouterr().out
+    # Of the same size: the images concerned are named and counted in the run.
+    source = packed.make(split="train", dir=str(target))
+    made = ops.eval_ops(image_size=(8, 8))
+    stream = pipeline.eval_batches(source, made, batch_size=2, max_bad_fraction=1.0)
+    mask = np.concatenate([batch["mask"] for batch in stream])
+    assert 0 < len(stream.bad) == len(source) - mask.sum() < len(source)
+    assert all(name.startswith("packed record") for name in stream.bad)
+    file.write_bytes(content[:middle])
+    with pytest.raises(ValueError, match=rf"has {middle} bytes, its manifest says"):
+        packed.make(split="train", dir=str(target))
+
+
+def test_wrong_arguments_are_explained(photos, tmp_path, capsys):
+    for wrong, message in (
+        (["--shard=2/2"], "--shard=2/2; expected I/N"),
+        (["--quality=0"], "--quality=0; expected"),
+        (["--source=foldr"], "did you mean folder"),
+    ):
+        assert _pack(photos, tmp_path / "x", *wrong) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        _pack(photos, tmp_path / "x", "--shard=half")
+    with pytest.raises(ValueError, match="holds no packed images"):
+        packed.make(split="train", dir=str(photos))
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        packed.make(split="train", dir=str(tmp_path / "nowhere"))
+
+
+def test_a_holdout_of_packed_images_is_disjoint(photos, tmp_path):
+    target = tmp_path / "packed"
+    assert _pack(photos / "train", target) == 0
+    made = [
+        packed.make(split=s, dir=str(target), holdout=0.4) for s in ("train", "test")
+    ]
+    rows = [set(m._rows.tolist()) for m in made]
+    assert rows[0] | rows[1] == set(range(6)) and not rows[0] & rows[1]
+    with pytest.raises(ValueError, match="has no 'test' split"):
+        packed.make(split="test", dir=str(target))
