@@ -219,7 +219,10 @@ class Transform:
             sides = [(bottom - top, right - left) for left, top, right, bottom in boxes]
             shrink = fast.shrink(sides, self.size)
             channels = self.decode.channels
-            pixels = fast.decode(encoded, header, channels=channels, shrink=shrink)
+            bottom = max(box[3] for box in boxes)
+            pixels = fast.decode(
+                encoded, header, channels=channels, shrink=shrink, bottom=bottom
+            )
         if pixels is None:
             pixels, shrink = self._pixels(image), 1
             if pixels.shape[:2] != (height, width):

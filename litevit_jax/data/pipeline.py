@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import weakref
+from collections.abc import Generator
 from typing import Any
 
 import grain
@@ -24,6 +25,7 @@ from litevit_jax.data.examples import (
     MAX_REPLACEMENTS,
     EvalExamples,
     Examples,
+    Runs,
     Share,
     TrainExamples,
     Transform,
@@ -34,6 +36,7 @@ from litevit_jax.data.sources.base import Source
 _log = logging.getLogger(__name__)
 
 _MAX_PREFETCHED = 256
+_MAX_RUN = 8  # examples that a thread reads before it hands them over
 _MAX_NAMED = 20
 
 
@@ -155,20 +158,21 @@ class Stream:
         examples = dataclasses.replace(examples, journal=self._journal)
         self._name_of = examples.source.name_of
         self._iterators = [iter(reading.dataset(examples))]
+        self._examples = _flatten(self._iterators)
         # Also when the stream is dropped, or the program ends without closing it.
-        self._close = weakref.finalize(self, _close_all, self._iterators, self._journal)
+        self._close = weakref.finalize(
+            self, _close_all, self._examples, self._iterators, self._journal
+        )
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if not self._iterators:
-            raise StopIteration
         try:
             # A finite stream ends at a first row: its length is whole batches.
             batch = self._empty_batch()
             for row in range(self._batch_size):
-                self._put(batch, row, next(self._iterators[0]))
+                self._put(batch, row, next(self._examples))
             return batch
         except BaseException as error:
             lost = self._lost(error)
@@ -228,9 +232,22 @@ class Stream:
             raise BadDataError(self._limit.describe(self.bad))
 
 
+def _flatten(iterators: list[grain.DatasetIterator]) -> Generator[dict[str, Any]]:
+    """Examples of the runs that the iterator yields; ends when it is taken away."""
+    while iterators:
+        try:
+            run = next(iterators[0])
+        except StopIteration:
+            return
+        yield from run
+
+
 def _close_all(
-    iterators: list[grain.DatasetIterator], kept: journal.Journal | None
+    examples: Generator[dict[str, Any]],
+    iterators: list[grain.DatasetIterator],
+    kept: journal.Journal | None,
 ) -> None:
+    examples.close()  # it may hold memory that is shared with workers
     # Emptied, because Grain's iterators complain if they outlive Grain.
     while iterators:
         iterators.pop().close()
@@ -278,15 +295,19 @@ class _Reading:
             )
 
     def dataset(self, examples: Examples) -> grain.IterDataset:
-        """Examples in order, prefetched, about two batches ahead at most."""
+        """Runs of examples in order, prefetched, about two batches ahead at most."""
         processes = max(1, self.workers)
         threads = math.ceil(self.threads / processes)
-        ahead = min(2 * self.batch_size, _MAX_PREFETCHED) // processes
+        # Whole runs make a batch, and each thread has a share in it.
+        most = min(_MAX_RUN, math.ceil(self.batch_size / (threads * processes)))
+        run = next(n for n in range(most, 0, -1) if not self.batch_size % n)
+        ahead = min(2 * self.batch_size, _MAX_PREFETCHED) // (processes * run)
         # Grain warns if a thread has no place in the buffer to write to.
         options = grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=max(ahead, threads)
         )
-        dataset = grain.MapDataset.source(examples).to_iter_dataset(options)
+        runs = Runs(examples, run)
+        dataset = grain.MapDataset.source(runs).to_iter_dataset(options)
         if not self.workers:
             return dataset
         if not flags.FLAGS.is_parsed():  # Grain reads a flag; notebooks parse none
@@ -294,7 +315,8 @@ class _Reading:
         # Shared memory is small in containers: only a few examples wait there.
         return dataset.mp_prefetch(
             grain.MultiprocessingOptions(
-                num_workers=self.workers, per_worker_buffer_size=8
+                num_workers=self.workers,
+                per_worker_buffer_size=max(_MAX_RUN // run, 1),
             )
         )
 
