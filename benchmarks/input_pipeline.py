@@ -1,7 +1,7 @@
 """Images per second of the input pipelines on this machine: ours and others'.
 
     python benchmarks/input_pipeline.py --folder=DIR
-    python benchmarks/input_pipeline.py --folder=DIR --soak=10
+    python benchmarks/input_pipeline.py --soak=30
 
 Each side makes batches of 128 random crops (8 to 100 % of the area, flipped at
 random) at 224 of the JPEGs in DIR, on two cores, in a process of its own; they take
@@ -17,8 +17,8 @@ machine changes least.
     tf.data      decode_and_crop_jpeg, bilinear with antialias, autotuned
 
 The last two need pip install -e ".[bench]"; what is not installed is left out, and
-said. --soak reads many small files at random for some minutes and tells how the
-process grows.
+said. --soak reads many small files at random for some minutes and tells how much CPU
+time an image takes and how the process grows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ BATCHES = flags.DEFINE_integer("batches", 4, "Batches per measurement.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each side.")
 SIDES = flags.DEFINE_list("sides", None, "Only these; default: all.")
 SOAK = flags.DEFINE_float("soak", 0.0, "Minutes of reading small files instead.")
-SOAK_FILES = flags.DEFINE_integer("soak_files", 20_000, "Files to read then.")
+SOAK_FILES = flags.DEFINE_integer("soak_files", 60_000, "Files to read then.")
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 WORKER = flags.DEFINE_string("worker", None, "Internal: be this side.")
 PACKED = flags.DEFINE_string("packed", None, "Internal: the packed images.")
@@ -286,16 +286,22 @@ def soak() -> None:
             batch_size=BATCH,
             seed=0,
         )
-        sizes, images, begin = [], 0, time.monotonic()
+        next(stream)
+        sizes, images, begin, cpu = [], 0, time.monotonic(), time.process_time()
         for part in range(10):
             while time.monotonic() - begin < (part + 1) * SOAK.value * 6:
                 next(stream)
                 images += BATCH
             sizes.append(resident_mib())
-            print(f"{images:,} images, {sizes[-1]:.0f} MiB resident", flush=True)
+            each = 1000 * (time.process_time() - cpu) / images
+            print(
+                f"{images:,} images, {sizes[-1]:.1f} MiB resident, {each:.3f} ms of "
+                "CPU time each",
+                flush=True,
+            )
         stream.close()
-        growth = sizes[-1] - sizes[0]
-        print(f"growth after the first tenth: {growth:.1f} MiB")
+        growth = sizes[-1] / sizes[0] - 1
+        print(f"growth after the first tenth: {100 * growth:.2f} %")
 
 
 def resident_mib() -> float:

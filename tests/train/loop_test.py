@@ -15,6 +15,11 @@ from litevit_jax.train import loop, progress, setup
 from tests import jobs
 
 
+def tiny(**overrides):
+    """With the chance that the device deals out, too."""
+    return jobs.tiny(data__flip=0.5, **overrides)
+
+
 def rows(workdir):
     text = (workdir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in text]
@@ -38,7 +43,7 @@ def same(one, other):
 def whole(tmp_path_factory):
     """An uninterrupted run of 6 steps, saved at 3 and 6."""
     workdir = tmp_path_factory.mktemp("whole")
-    outcome = loop.run(jobs.tiny(), workdir)
+    outcome = loop.run(tiny(), workdir)
     assert outcome.step == 6 and outcome.signal is None
     return workdir
 
@@ -75,7 +80,7 @@ def test_a_run_leaves_what_the_readme_says(whole):
 
 
 def test_tensorboard_events_are_written_when_asked_for(tmp_path):
-    loop.run(jobs.tiny(log__tensorboard=True, steps=1), tmp_path)
+    loop.run(tiny(log__tensorboard=True, steps=1), tmp_path)
     assert list((tmp_path / "tensorboard").glob("events.out.*"))
 
 
@@ -91,9 +96,9 @@ def test_a_stopped_run_resumes_to_the_same_bits(number, whole, tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(progress.Clock, "tick", tick)
-        outcome = loop.run(jobs.tiny(), tmp_path)
+        outcome = loop.run(tiny(), tmp_path)
     assert (outcome.step, outcome.signal) == (4, number)
-    outcome = loop.run(jobs.tiny(), tmp_path)
+    outcome = loop.run(tiny(), tmp_path)
     assert (outcome.step, outcome.signal) == (6, None)
     same(params(tmp_path), params(whole))
     assert losses(tmp_path) == losses(whole)
@@ -102,13 +107,13 @@ def test_a_stopped_run_resumes_to_the_same_bits(number, whole, tmp_path, monkeyp
 
 def test_a_run_resumes_from_any_of_its_checkpoints_to_the_same_bits(whole, copy):
     forget(copy, 6)
-    assert loop.run(jobs.tiny(), copy).step == 6
+    assert loop.run(tiny(), copy).step == 6
     same(params(copy), params(whole))
 
 
 def test_a_complete_run_does_nothing_more(copy):
     before = (copy / "metrics.jsonl").read_text()
-    outcome = loop.run(jobs.tiny(), copy)
+    outcome = loop.run(tiny(), copy)
     assert outcome.results["reconstruction"]["last"]["step"] == 6
     added = (copy / "metrics.jsonl").read_text().removeprefix(before)
     assert [json.loads(line)["event"] for line in added.splitlines()] == ["resume"]
@@ -116,7 +121,7 @@ def test_a_complete_run_does_nothing_more(copy):
 
 def test_a_complete_run_makes_up_for_a_missing_evaluation(copy):
     shutil.rmtree(copy / "evals")
-    outcome = loop.run(jobs.tiny(), copy)
+    outcome = loop.run(tiny(), copy)
     assert outcome.results["reconstruction"]["last"]["step"] == 6
 
 
@@ -125,7 +130,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(whole, copy, c
     for file in files:
         if file.parent.name == "d":
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    outcome = loop.run(jobs.tiny(), copy)
+    outcome = loop.run(tiny(), copy)
     assert outcome.step == 6
     assert "checkpoint of step 6 is damaged" in caplog.text
     assert (copy / "corrupt" / "6-0").is_dir()
@@ -136,7 +141,7 @@ def test_a_checkpoint_whose_bits_changed_is_noticed(copy, monkeypatch, caplog):
     meta = json.loads((copy / "checkpoints/6/meta/metadata").read_text())
     meta["fingerprints"]["params.encoder.cls_token"] ^= 1
     (copy / "checkpoints/6/meta/metadata").write_text(json.dumps(meta))
-    assert loop.run(jobs.tiny(), copy).step == 6
+    assert loop.run(tiny(), copy).step == 6
     assert "bits differ from those saved in params.encoder.cls_token" in caplog.text
 
 
@@ -144,22 +149,22 @@ def test_a_run_without_any_readable_checkpoint_says_so(copy):
     for step in (3, 6):
         shutil.rmtree(copy / f"checkpoints/{step}/params")
     with pytest.raises(checkpoint.CorruptCheckpoint, match=r"no checkpoint .*\[6, 3\]"):
-        loop.run(jobs.tiny(), copy)
+        loop.run(tiny(), copy)
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(copy):
     with pytest.raises(ValueError, match=r"(?s)lr.base: 0.003 -> 0.1.*seed: 0 -> 7"):
-        setup.prepare(jobs.tiny(seed=7, lr__base=0.1), copy)
+        setup.prepare(tiny(seed=7, lr__base=0.1), copy)
 
 
 def test_changes_that_cannot_matter_are_allowed(copy):
-    made = jobs.tiny(log__every_steps=2, checkpoint__keep=5, data__workers=1)
+    made = tiny(log__every_steps=2, checkpoint__keep=5, data__workers=1)
     assert setup.prepare(made, copy).resumes
     assert json.loads((copy / "config.json").read_text())["log"]["every_steps"] == 2
 
 
 def test_the_step_compiles_once(tmp_path):
-    job = jobs.prepare(tmp_path)
+    job = jobs.prepare(tmp_path, tiny())
     loop_run = loop.Run(job)
     state = loop_run.train(job.create(), loop.stops.Stop())
     loop_run.close()
@@ -168,31 +173,31 @@ def test_the_step_compiles_once(tmp_path):
 
 
 def test_evaluation_does_not_change_training_by_a_bit(whole, tmp_path):
-    made = jobs.tiny(evals__reconstruction__every_steps=1)
+    made = tiny(evals__reconstruction__every_steps=1)
     loop.run(made, tmp_path)
     same(params(tmp_path), params(whole))
 
 
 def test_workers_and_threads_do_not_change_training_by_a_bit(whole, tmp_path):
-    loop.run(jobs.tiny(data__threads=1, data__workers=2), tmp_path)
+    loop.run(tiny(data__threads=1, data__workers=2), tmp_path)
     same(params(tmp_path), params(whole))
 
 
 def test_health_is_logged_with_the_rest_and_changes_no_bit(whole, tmp_path):
-    loop.run(jobs.tiny(log__every_steps=4), tmp_path / "some")
+    loop.run(tiny(log__every_steps=4), tmp_path / "some")
     logged = [r for r in rows(tmp_path / "some") if "loss" in r]
     assert [r["step"] for r in logged] == [4, 6]
     for row in logged:  # a number that is not finite would be a string
         assert 1 <= row["effective_rank"] <= 24 and 0 <= row["feature_std"] <= 1.5
         assert 0 <= row["attn_entropy/head_01"] <= np.log(17)
-    loop.run(jobs.tiny(log__health=False), tmp_path / "none")
+    loop.run(tiny(log__health=False), tmp_path / "none")
     assert not any("effective_rank" in r for r in rows(tmp_path / "none"))
     for workdir in (tmp_path / "some", tmp_path / "none"):
         same(params(workdir), params(whole))
 
 
 def test_numbers_that_stay_nonfinite_stop_the_run_and_lose_nothing(tmp_path):
-    made = jobs.tiny(lr__base=1e30, lr__warmup_epochs=0.0, nonfinite__max_in_a_row=2)
+    made = tiny(lr__base=1e30, lr__warmup_epochs=0.0, nonfinite__max_in_a_row=2)
     with pytest.raises(FloatingPointError, match="2 updates in a row"):
         loop.run(made, tmp_path)
     assert (tmp_path / "checkpoints").is_dir()
