@@ -313,6 +313,11 @@ def read_params(path: str, *, average: bool = False) -> Checkpoint:
     """
     run, step = _locate(path)
     if not (run / "checkpoints").is_dir():
+        if not run.exists() and run.suffix:
+            raise FileNotFoundError(
+                f"{path}: no such file; give one of weights (.pth, .safetensors), or "
+                "the --workdir of a finished or running pre-training"
+            )
         raise FileNotFoundError(
             f"{path}: no run directory there (expected {run / 'checkpoints'}); give "
             "the --workdir of a finished or running pre-training, or a file of weights"

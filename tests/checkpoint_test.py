@@ -249,6 +249,8 @@ def test_an_earlier_step_has_its_own_parameters(saved):
 
 
 def test_reading_says_where_there_is_no_run_or_no_such_step(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"w\.pth: no such file; .*--workdir"):
+        checkpoint.read_params(str(tmp_path / "w.pth"))
     with pytest.raises(FileNotFoundError, match=r"no run directory there .*--workdir"):
         checkpoint.read_params(str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"step 4 is not saved; .*\[3, 5\]"):
