@@ -313,14 +313,10 @@ def read_params(path: str, *, average: bool = False) -> Checkpoint:
     """
     run, step = _locate(path)
     if not (run / "checkpoints").is_dir():
-        if not run.exists() and run.suffix:
-            raise FileNotFoundError(
-                f"{path}: no such file; give one of weights (.pth, .safetensors), or "
-                "the --workdir of a finished or running pre-training"
-            )
+        what = f"no run directory there (expected {run / 'checkpoints'})"
         raise FileNotFoundError(
-            f"{path}: no run directory there (expected {run / 'checkpoints'}); give "
-            "the --workdir of a finished or running pre-training, or a file of weights"
+            f"{path}: {what if run.exists() or not run.suffix else 'no such file'}; "
+            "give the --workdir of a run that has begun, or a file of weights"
         )
     with ocp.CheckpointManager(run / "checkpoints") as manager:
         steps = sorted(manager.all_steps())

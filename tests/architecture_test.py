@@ -66,7 +66,7 @@ def test_a_stage_imports_only_stages_to_its_left(path):
 
 @names
 def test_modules_and_functions_stay_small(path):
-    assert len(path.read_text().splitlines()) < 400
+    assert len(path.read_text().splitlines()) <= 400
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.FunctionDef):
             lines = node.end_lineno - node.lineno + 1

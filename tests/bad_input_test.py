@@ -266,7 +266,7 @@ def test_a_probe_of_nothing_is_refused(refuse):
 
 def test_a_checkpoint_that_is_not_there_is_refused(refuse, tmp_path):
     made = jobs.config("linear_probe", None, init=str(tmp_path / "nope"))
-    refuse(made, r"nope: no run directory there .*--workdir of a finished or running")
+    refuse(made, r"nope: no run directory there .*--workdir of a run that has begun")
     made = jobs.config("linear_probe", None, init="random", like=str(tmp_path / "nope"))
     refuse(made, r"--config.like=.*nope: no run directory there")
 

@@ -10,6 +10,7 @@ import abc
 import dataclasses
 import functools
 import math
+import threading
 from typing import Any, Protocol
 
 import grain
@@ -35,7 +36,11 @@ class Transform(Protocol):
         """(H, W, C) or (V, H, W, C) of every result."""
         ...
 
-    def __call__(self, image: Any, rng: np.random.Generator) -> np.ndarray: ...
+    def __call__(
+        self, image: Any, rng: np.random.Generator, place: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The result; at best written to `place`, if that is given, and returned."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +94,23 @@ class Examples(abc.ABC):
         """Examples of this process, a multiple of its part of a batch."""
 
     @abc.abstractmethod
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`image` (None: nothing to show), `label`, `index`, and `bad` on the way."""
+    def read(self, number: int, place: np.ndarray | None) -> dict[str, Any]:
+        """`image` (None: nothing to show), `label`, `index`, and `bad` on the way.
 
-    def _read(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        `number` counts the examples of this process; the image is written to `place`,
+        if that is given.
+        """
+
+    def _read(self, index: int, *how: Any) -> dict[str, Any]:
         """As `_read_one`, noted in the journal if there is one."""
         if self.journal is None:
-            return self._read_one(index, rng)
+            return self._read_one(index, *how)
         with self.journal.reading(index):
-            return self._read_one(index, rng)
+            return self._read_one(index, *how)
 
-    def _read_one(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    def _read_one(
+        self, index: int, rng: np.random.Generator, place: np.ndarray | None
+    ) -> dict[str, Any]:
         """Example `index`, with `image` None and a reason in `bad` if unreadable.
 
         Raises:
@@ -111,8 +122,10 @@ class Examples(abc.ABC):
         except Exception as error:  # whatever a file system or a format may raise
             return bad | {"bad": [(self.source.name_of(index), _reason(error))]}
         try:
-            image = self.transform(raw["image"], rng)
+            image = self.transform(raw["image"], rng, place)
             _check_shape(image, self.transform.shape)
+            if place is not None and image is not place:
+                place[:] = image
         except decode.DecodeError as error:
             return bad | {"bad": [(self.source.name_of(index), str(error))]}
         except Exception as error:
@@ -135,12 +148,12 @@ class TrainExamples(Examples):
     def __len__(self) -> int:
         return _ENDLESS
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        position = self.share.position(index)
+    def read(self, number: int, place: np.ndarray | None) -> dict[str, Any]:
+        position = self.share.position(number)
         rng = _rng(self.seed, position)
         chosen, bad = self._index(position), []
         for _ in range(MAX_REPLACEMENTS):
-            example = self._read(chosen, rng)
+            example = self._read(chosen, rng, place)
             bad += example["bad"]
             if example["image"] is not None:
                 break
@@ -165,11 +178,11 @@ class EvalExamples(Examples):
     def __len__(self) -> int:
         return math.ceil(len(self.source) / self.share.batch_size) * self.share.size
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        position = self.share.position(index)
+    def read(self, number: int, place: np.ndarray | None) -> dict[str, Any]:
+        position = self.share.position(number)
         if position >= len(self.source):
             return {"image": None, "label": 0, "index": -1, "bad": []}
-        return self._read(position, _rng(0, position))
+        return self._read(position, _rng(0, position), place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,13 +194,40 @@ class Runs:
 
     examples: Examples
     size: int
+    batches: Batches | None = None  # to write the images to
 
     def __len__(self) -> int:
         return len(self.examples) // self.size
 
     def __getitem__(self, index: int) -> list[dict[str, Any]]:
-        first = index * self.size
-        return [self.examples[first + i] for i in range(self.size)]
+        numbers = range(index * self.size, (index + 1) * self.size)
+        if self.batches is None:
+            return [self.examples.read(number, None) for number in numbers]
+        places = self.batches.rows(numbers)
+        pairs = zip(numbers, places, strict=True)
+        return [self.examples.read(number, place) for number, place in pairs]
+
+
+class Batches:
+    """Images of batches that threads are writing, by number from 0 on."""
+
+    def __init__(self, size: int, shape: tuple[int, ...]):
+        self._shape = (size, *shape)
+        self._lock = threading.Lock()
+        self._begun: dict[int, np.ndarray] = {}
+
+    def rows(self, numbers: range) -> np.ndarray:
+        """Where the examples of these numbers, all of one batch, are to be written."""
+        batch, row = divmod(numbers.start, self._shape[0])
+        with self._lock:
+            if batch not in self._begun:
+                self._begun[batch] = np.empty(self._shape, np.uint8)
+            return self._begun[batch][row : row + len(numbers)]
+
+    def take(self, number: int) -> np.ndarray:
+        """Batch `number`, whose examples have all been read; not kept any longer."""
+        with self._lock:
+            return self._begun.pop(number)
 
 
 @functools.lru_cache(maxsize=4)

@@ -149,8 +149,8 @@ def decode(
         place = header.height_at
         encoded = encoded[:place] + rows.to_bytes(2, "big") + encoded[place + 2 :]
     height, width = math.ceil(rows / shrink), math.ceil(header.width / shrink)
+    pixels = np.empty((height, width, channels), np.uint8)
     try:
-        pixels = np.empty((height, width, channels), np.uint8)
         decoded = _load("simplejpeg").decode_jpeg(
             encoded,
             "RGB" if channels == 3 else "GRAY",
@@ -205,13 +205,19 @@ def cut(pixels: np.ndarray, box: tuple[int, int, int, int], shrink: int) -> np.n
     return pixels[top:bottom, left:right]
 
 
-def resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+def resize(
+    pixels: np.ndarray,
+    size: tuple[int, int],
+    interpolation: str,
+    place: np.ndarray | None = None,
+) -> np.ndarray:
     """uint8 [h, w, C], shrunk at most `MAX_SCALE` times, -> uint8 [H, W, C].
 
     Args:
       pixels: a crop, of any number of channels.
       size: (H, W).
       interpolation: 'bilinear' or 'bicubic'.
+      place: uint8 [H, W, C] to write to, and to return.
     """
     cv2, cubic = _load("cv2"), interpolation == "bicubic"
     channels = pixels.shape[2]
@@ -230,8 +236,21 @@ def resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.
             borderType=cv2.BORDER_REPLICATE,
         )
     kind = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
-    resized = cv2.resize(pixels, (size[1], size[0]), interpolation=kind)
+    resized = cv2.resize(pixels, (size[1], size[0]), place, interpolation=kind)
     return resized.reshape(*size, channels)
+
+
+@functools.cache
+def _installed() -> bool:
+    return choose("auto") == "fast"
+
+
+def mirror(pixels: np.ndarray) -> np.ndarray:
+    """[H, W, C] with left and right swapped, in memory of its own."""
+    if not _installed():
+        return np.ascontiguousarray(pixels[:, ::-1])
+    flipped = _load("cv2").flip(np.ascontiguousarray(pixels), 1)
+    return flipped.reshape(pixels.shape)
 
 
 @functools.lru_cache(maxsize=1024)

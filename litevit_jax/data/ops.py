@@ -102,7 +102,7 @@ class RandomFlip:
         if rng.random() >= self.probability:
             return image
         if isinstance(image, np.ndarray):
-            return image[:, ::-1]
+            return fast.mirror(image)
         return image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
 
 
@@ -179,12 +179,16 @@ class Transform:
         return shape if self.views == 1 else (self.views, *shape)
 
     def __call__(
-        self, image: bytes | np.ndarray, rng: np.random.Generator
+        self,
+        image: bytes | np.ndarray,
+        rng: np.random.Generator,
+        place: np.ndarray | None = None,
     ) -> np.ndarray:
         """Bytes, or uint8 [H, W] or [H, W, C] -> uint8 [H, W, C] or [V, H, W, C].
 
-        View v draws from `rng` moved on by v times 2^128 numbers: what it shows
-        depends neither on the other views nor on their number.
+        With `place` the result is written there, and `place` returned. View v draws
+        from `rng` moved on by v times 2^128 numbers: what it shows depends neither on
+        the other views nor on their number.
 
         Raises:
           decode.DecodeError: the image is damaged, too large, or none at all.
@@ -193,17 +197,25 @@ class Transform:
         rngs = [rng]
         if self.views > 1:
             rngs = [np.random.Generator(start.jumped(v)) for v in range(self.views)]
+        result = np.empty(self.shape, np.uint8) if place is None else place
+        places = result[None] if self.views == 1 else result
         if self.fast:
-            images, ops = self._crops(image, rngs), self.ops[1:]
+            images, ops = self._crops(image, rngs, places), self.ops[1:]
         else:
             images, ops = [self.decode(image)] * self.views, self.ops
-        views = [_run(ops, *view) for view in zip(images, rngs, strict=True)]
-        return views[0] if self.views == 1 else np.stack(views)
+        for at, view, chance in zip(places, images, rngs, strict=True):
+            made = _run(ops, view, chance)
+            if not _is_at(made, at):
+                at[:] = made
+        return result
 
     def _crops(
-        self, image: bytes | np.ndarray, rngs: list[np.random.Generator]
+        self,
+        image: bytes | np.ndarray,
+        rngs: list[np.random.Generator],
+        places: np.ndarray,
     ) -> list[Image]:
-        """The first op, for each view, of an image decoded once."""
+        """The first op, for each view, of an image decoded once; at best in place."""
         crop, pixels, shrink = self.ops[0], None, 1
         encoded = b"" if isinstance(image, np.ndarray) else image
         header = fast.read_header(encoded)
@@ -231,7 +243,8 @@ class Transform:
                     f"{pixels.shape[1]} x {pixels.shape[0]}"
                 )
         return [
-            self._resized(fast.cut(pixels, box, shrink), name) for box, name in drawn
+            self._resized(fast.cut(pixels, box, shrink), name, place)
+            for (box, name), place in zip(drawn, places, strict=True)
         ]
 
     def _pixels(self, image: bytes | np.ndarray) -> np.ndarray:
@@ -239,18 +252,28 @@ class Transform:
         pixels = np.asarray(self.decode(image))
         return pixels.reshape(*pixels.shape[:2], self.decode.channels)
 
-    def _resized(self, part: np.ndarray, interpolation: str) -> Image:
+    def _resized(
+        self, part: np.ndarray, interpolation: str, place: np.ndarray
+    ) -> Image:
         """A crop at its final size; PIL's image if PIL's operations follow."""
         scale = max(s / t for s, t in zip(part.shape[:2], self.size, strict=True))
         if scale > fast.MAX_SCALE:
             part = np.asarray(_resize(part, self.size, _RESAMPLING[interpolation]))
         else:
-            part = fast.resize(part, self.size, interpolation)
+            part = fast.resize(part, self.size, interpolation, place)
         if part.shape[2] in (1, 3) and any(
             isinstance(o, RandAugment) for o in self.ops
         ):
             return PIL.Image.fromarray(part if part.shape[2] == 3 else part[..., 0])
         return part
+
+
+def _is_at(array: Any, place: np.ndarray) -> bool:
+    """Whether `array` is the memory `place`, in the same order."""
+    return (
+        array.strides == place.strides
+        and array.__array_interface__["data"] == place.__array_interface__["data"]
+    )
 
 
 def _run(ops: tuple[Any, ...], image: Any, rng: np.random.Generator) -> Any:

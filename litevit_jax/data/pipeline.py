@@ -23,6 +23,7 @@ from absl import flags
 from litevit_jax.data import journal
 from litevit_jax.data.examples import (
     MAX_REPLACEMENTS,
+    Batches,
     EvalExamples,
     Examples,
     Runs,
@@ -123,14 +124,13 @@ def reading_counts(
 
     Decoding releases the interpreter's lock, so threads of one process fill up to
     eight cores; beyond, the little that does not would hold them up, and one process
-    serves four.
+    serves four. A thread a core: a few more gained nothing where files are at hand.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
     cores = cores or os.cpu_count() or 1
     if workers is None:
         workers = 0 if cores <= 8 or source.in_memory else cores // 4
-    # A few more than cores where there are few: some wait for the disk.
-    return workers, max(cores, 4, workers) if threads is None else threads
+    return workers, max(cores, 2, workers) if threads is None else threads
 
 
 class Stream:
@@ -155,9 +155,14 @@ class Stream:
         self._limit = limit
         self._batch_size = reading.batch_size
         self._journal = journal.Journal.make() if reading.workers else None
+        # Threads write training images where they are to be; of evaluation some are
+        # missing, and worker processes have a memory of their own.
+        own = not (masked or reading.workers)
+        self._batches = Batches(self._batch_size, self._shape) if own else None
+        self._count = 0  # of batches yielded
         examples = dataclasses.replace(examples, journal=self._journal)
         self._name_of = examples.source.name_of
-        self._iterators = [iter(reading.dataset(examples))]
+        self._iterators = [iter(reading.dataset(examples, self._batches))]
         self._examples = _flatten(self._iterators)
         # Also when the stream is dropped, or the program ends without closing it.
         self._close = weakref.finalize(
@@ -173,6 +178,9 @@ class Stream:
             batch = self._empty_batch()
             for row in range(self._batch_size):
                 self._put(batch, row, next(self._examples))
+            if self._batches is not None:
+                batch[self._name] = self._batches.take(self._count)
+                self._count += 1
             return batch
         except BaseException as error:
             lost = self._lost(error)
@@ -200,11 +208,12 @@ class Stream:
 
     def _empty_batch(self) -> dict[str, np.ndarray]:
         size = self._batch_size
-        batch = {
-            self._name: np.zeros((size, *self._shape), np.uint8),
+        batch: dict[str, np.ndarray] = {
             "label": np.zeros(size, np.int32),
             "index": np.full(size, -1, np.int32),
         }
+        if self._batches is None:
+            batch[self._name] = np.zeros((size, *self._shape), np.uint8)
         return batch | ({"mask": np.zeros(size, np.float32)} if self._masked else {})
 
     def _put(self, batch: dict[str, np.ndarray], row: int, example: Any) -> None:
@@ -212,7 +221,8 @@ class Stream:
             self._record(name, reason)
         batch["index"][row] = example["index"]
         if example["image"] is not None:
-            batch[self._name][row] = example["image"]
+            if self._batches is None:
+                batch[self._name][row] = example["image"]
             batch["label"][row] = example["label"]
             if self._masked:
                 batch["mask"][row] = 1
@@ -294,7 +304,9 @@ class _Reading:
                 "0 or more workers and at least 1 thread"
             )
 
-    def dataset(self, examples: Examples) -> grain.IterDataset:
+    def dataset(
+        self, examples: Examples, batches: Batches | None = None
+    ) -> grain.IterDataset:
         """Runs of examples in order, prefetched, about two batches ahead at most."""
         processes = max(1, self.workers)
         threads = math.ceil(self.threads / processes)
@@ -306,7 +318,7 @@ class _Reading:
         options = grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=max(ahead, threads)
         )
-        runs = Runs(examples, run)
+        runs = Runs(examples, run, batches)
         dataset = grain.MapDataset.source(runs).to_iter_dataset(options)
         if not self.workers:
             return dataset
