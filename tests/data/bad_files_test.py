@@ -112,10 +112,19 @@ def test_more_than_the_limit_ends_the_run_with_the_list(root):
     assert all(name in str(error.value) for name in stream.bad)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_named(root):
-    (root / "page.jpg").chmod(0)
+def test_a_file_without_permission_is_named_and_counted(root, monkeypatch):
+    (root / "grey.jpg").chmod(0)
+    if os.geteuid() == 0:  # root may read everything: what the others are told
+
+        def refuse(path, *args, **kwargs):
+            if os.fspath(path).endswith("grey.jpg"):
+                raise PermissionError(13, "Permission denied", os.fspath(path))
+            return open(path, *args, **kwargs)
+
+        monkeypatch.setattr(folder, "open", refuse, raising=False)
     source = folder.make(split="train", dir=str(root))
-    row = [source.name_of(i) for i in range(len(source))].index("page.jpg")
-    with pytest.raises(PermissionError, match=r"page\.jpg"):
-        source[row]
+    made = ops.eval_ops(image_size=(16, 16), max_pixels=10**6)
+    stream = pipeline.eval_batches(source, made, batch_size=8, max_bad_fraction=1.0)
+    mask = sum(batch["mask"].sum() for batch in stream)
+    assert "Permission denied" in stream.bad["grey.jpg"]
+    assert mask == len(source) - len(stream.bad)

@@ -13,8 +13,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from litevit_jax.data import ops, pipeline, prepare
-from litevit_jax.data.sources import tfds
+from litevit_jax.data import ops, pack, pipeline, prepare
+from litevit_jax.data.sources import packed, tfds
 from litevit_jax.train import inputs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -127,6 +127,21 @@ def test_splits_are_joined_in_the_order_that_is_said(imagenet):
     assert [both[i]["image"] for i in range(8)] == images and len(both) == 8
     with pytest.raises(ValueError, match=r"'test' unknown; choose from train, valid"):
         inputs.source({**data, "train_split": "train+test"}, "train")
+
+
+def test_a_prepared_split_is_packed(imagenet, tmp_path):
+    place = str(imagenet[0] / "prepared")
+    options = ["--source=tfds", "--name=imagenet2012", "--short-side=12"]
+    splits = ["--split=train", "--split=validation"]
+    assert pack.main([place, str(tmp_path), *options, *splits]) == 0
+    for split in ("train", "validation"):
+        ours = packed.make(split=split, dir=str(tmp_path))
+        theirs = _read(place, split)
+        assert ours.classes == theirs.classes and len(ours) == len(theirs)
+        for i in range(len(ours)):
+            assert ours[i]["label"] == theirs[i]["label"]
+            image = PIL.Image.open(io.BytesIO(ours[i]["image"]))
+            assert image.size == (16, 12)
 
 
 def test_source_is_picklable_and_feeds_the_pipeline(imagenet):
