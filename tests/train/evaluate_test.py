@@ -136,7 +136,9 @@ def refuse(tmp_path):
         bad_input_test.COMPILED.clear()
         with pytest.raises((ValueError, OSError), match=message):
             evaluate.prepare(made, tmp_path / "refused")
-        assert bad_input_test.COMPILED == []
+        # Reading a checkpoint compares its bits, by a program of its own.
+        names = {info["fun_name"] for info in bad_input_test.COMPILED}
+        assert names <= {"jit(_inspect)"}
         assert not (tmp_path / "refused").exists()
 
     return check
