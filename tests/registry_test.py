@@ -15,7 +15,9 @@ def test_every_folder_lists_its_plug_ins():
 def test_a_typo_lists_near_matches_and_choices():
     with pytest.raises(ValueError, match=r"objective 'mea' unknown; did you mean mae"):
         registry.make("objectives", "mea")
-    with pytest.raises(ValueError, match=r"source 'foldr' .* digits, .*folder, packed, tar, tfds"):
+    with pytest.raises(
+        ValueError, match=r"source 'foldr' .* digits, .*folder, packed, tar, tfds"
+    ):
         registry.make("data.sources", "foldr")
 
 

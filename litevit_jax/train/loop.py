@@ -151,7 +151,8 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
 
     Raises:
       ValueError, KeyError, OSError: a mistake of the user's, before any compile.
-      BadDataError, FloatingPointError: during the run; the state is saved first.
+      BadDataError, WorkerError, FloatingPointError: during the run; the state is
+        saved first.
     """
     job = setup.prepare(config, pathlib.Path(workdir))
     this = Run(job)
