@@ -40,6 +40,9 @@ class Cached(base.Source):
             raise DecodeError(str(image))
         return {"image": image, "label": self._labels[index]}
 
+    def label_of(self, index: int) -> int:
+        return self._source.label_of(index)
+
     def name_of(self, index: int) -> str:
         return self._source.name_of(index)
 

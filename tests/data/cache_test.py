@@ -51,6 +51,16 @@ def test_nothing_is_read_again(source, monkeypatch):
     assert kept[3]["image"].shape == (23, 30, 3) and kept[3]["label"] == -1
 
 
+def test_labels_are_known_without_images_also_of_bad_files(image_folder):
+    root = image_folder(train=2)
+    (root / "train/b/001.png").write_bytes(b"")
+    source = folder.make(split="train", dir=str(root))
+    kept = _keep(source)
+    labels = [kept.label_of(i) for i in range(len(kept))]
+    assert labels == [source.label_of(i) for i in range(len(source))]
+    assert labels == [0, 1]
+
+
 def test_the_bound_is_kept(source):
     with pytest.raises(ValueError, match=r"more than data\.cache_gib=1e-06"):
         _keep(source, gib=1e-6)

@@ -138,6 +138,14 @@ def test_wrong_arguments_are_explained(photos, tmp_path, capsys):
         packed.make(split="train", dir=str(tmp_path / "nowhere"))
 
 
+def test_labels_are_known_without_reading_a_record(photos, tmp_path, monkeypatch):
+    target = tmp_path / "packed"
+    assert _pack(photos, target) == 0
+    source = packed.make(split="train", dir=str(target))
+    monkeypatch.setattr(packed, "decode", lambda _: pytest.fail("read"))
+    assert [source.label_of(i) for i in range(6)] == [0, 0, 0, 1, 1, 1]
+
+
 def test_a_holdout_of_packed_images_is_disjoint(photos, tmp_path):
     target = tmp_path / "packed"
     assert _pack(photos / "train", target) == 0

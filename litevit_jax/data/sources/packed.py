@@ -93,6 +93,9 @@ class Packed(base.Source):
             raise ValueError(f"label {label}; its manifest says {self._labels[row]}")
         return {"image": image, "label": label}
 
+    def label_of(self, index: int) -> int:
+        return int(self._labels[self._rows[index]])
+
     def name_of(self, index: int) -> str:
         row = int(self._rows[index])
         place = f"packed record {row}"

@@ -64,6 +64,9 @@ class Tar(base.Source):
             raise OSError(f"{len(image)} of {size} bytes: the tar file was cut short")
         return {"image": image, "label": int(self._labels[index])}
 
+    def label_of(self, index: int) -> int:
+        return int(self._labels[index])
+
     def name_of(self, index: int) -> str:
         file = os.path.basename(self._files[int(self._places[index][0])])
         return f"{file}:{self._names[index]}"

@@ -122,6 +122,13 @@ def test_bad_tars_are_refused_by_name(tmp_path):
         tar.make(split="train", dir=str(tmp_path / "none"))
 
 
+def test_labels_are_known_without_reading_an_image(tmp_path, monkeypatch):
+    write(tmp_path / "one.tar", labelled(range(5)))
+    source = tar.make(split="train", dir=str(tmp_path))
+    monkeypatch.setattr(tar.Tar, "__getitem__", lambda *_: pytest.fail("read"))
+    assert [source.label_of(i) for i in range(5)] == [0, 1, 2, 0, 1]
+
+
 def test_a_tar_that_is_cut_after_its_index_names_the_image(tmp_path):
     path = write(tmp_path / "a.tar", {f"{i}.png": os.urandom(3000) for i in range(9)})
     source = tar.make(split="train", dir=str(path))
