@@ -1,6 +1,7 @@
 """Images per second of the input pipelines on this machine: ours and others'.
 
     python benchmarks/input_pipeline.py --folder=DIR
+    python benchmarks/input_pipeline.py --folder=DIR --difference
     python benchmarks/input_pipeline.py --soak=30
 
 Each side makes batches of 128 random crops (8 to 100 % of the area, flipped at
@@ -17,8 +18,9 @@ machine changes least.
     tf.data      decode_and_crop_jpeg, bilinear with antialias, autotuned
 
 The last two need pip install -e ".[bench]"; what is not installed is left out, and
-said. --soak reads many small files at random for some minutes and tells how much CPU
-time an image takes and how the process grows.
+said. --difference compares random crops of the quick decoder with Pillow's. --soak reads
+many small files at random for some minutes and tells how much CPU time an image takes
+and how the process grows.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ BATCHES = flags.DEFINE_integer("batches", 4, "Batches per measurement.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each side.")
 SIDES = flags.DEFINE_list("sides", None, "Only these; default: all.")
 SOAK = flags.DEFINE_float("soak", 0.0, "Minutes of reading small files instead.")
+DIFFERENCE = flags.DEFINE_boolean("difference", False, "Compare pixels instead.")
 SOAK_FILES = flags.DEFINE_integer("soak_files", 60_000, "Files to read then.")
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 WORKER = flags.DEFINE_string("worker", None, "Internal: be this side.")
@@ -268,6 +271,29 @@ def report(rows: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     return figures
 
 
+def difference() -> None:
+    """Prints how far crops of each file are from Pillow's, in levels of 255."""
+    from litevit_jax.data import ops
+
+    files = [pathlib.Path(path).read_bytes() for path in jpegs()]
+    for side in (224, 96, 32):
+        quick, slow = (
+            ops.train_ops(image_size=(side, side), flip=0.0, decoder=name)
+            for name in ("fast", "pillow")
+        )
+        found = []
+        for number, file in enumerate(files):
+            one, two = (
+                make(file, np.random.Generator(np.random.Philox(number))).astype(int)
+                for make in (quick, slow)
+            )
+            found.append(np.abs(one - two).mean())
+        print(
+            f"{side} px: mean absolute difference {np.mean(found):.2f}, largest of one "
+            f"image {np.max(found):.2f}, {len(found)} images"
+        )
+
+
 def soak() -> None:
     """Reads small files at random and prints the resident size, ten times."""
     import PIL.Image
@@ -320,6 +346,8 @@ def main(argv: list[str]) -> None:
         return soak()
     if not FOLDER.value or not jpegs():
         raise app.UsageError(f"--folder={FOLDER.value}: no JPEG there")
+    if DIFFERENCE.value:
+        return difference()
     there = [n for n, module in PEERS.items() if importlib.util.find_spec(module)]
     missing = [n for n in PEERS if n not in there]
     print(
