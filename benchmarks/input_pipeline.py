@@ -18,9 +18,9 @@ machine changes least.
     tf.data      decode_and_crop_jpeg, bilinear with antialias, autotuned
 
 The last two need pip install -e ".[bench]"; what is not installed is left out, and
-said. --difference compares random crops of the quick decoder with Pillow's. --soak reads
-many small files at random for some minutes and tells how much CPU time an image takes
-and how the process grows.
+said. --difference compares random crops of the quick decoder with Pillow's. --soak
+reads many small files at random for some minutes and tells how much CPU time an image
+takes and how the process grows.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from litevit_jax.data.sources import base
 _IMAGE = ("image", "images", "x")
 _LABEL = ("label", "labels", "y")
 _SPLITS = ("train", "test", "val", "validation")
-_EVAL_SPLITS = ("test", "val", "validation")
 
 _Key = tuple[pathlib.Path, str]  # a file, and an array's name in it
 
@@ -105,11 +104,11 @@ def make(
     del name
     path = _check_path(dir)
     layout = _layout(path)
-    has_test = any(known in layout for known in _EVAL_SPLITS)
+    has_test = any(known in layout for known in base.EVAL_SPLITS)
     if has_test:
-        base.check_split(split, {*layout, *_EVAL_SPLITS}, f"arrays {path}")
+        base.check_split(split, {*layout, *base.EVAL_SPLITS}, f"arrays {path}")
         if split not in layout:
-            split = next(known for known in _EVAL_SPLITS if known in layout)
+            split = next(known for known in base.EVAL_SPLITS if known in layout)
     else:
         split = base.check_holdout_split(split, holdout, f"arrays {path}")
     images, labels = layout[split if has_test else "train"]

@@ -15,6 +15,9 @@ from typing import Any
 
 from litevit_jax import registry
 
+# Names of the split to test on, in the order in which a set is asked for them.
+EVAL_SPLITS = ("test", "val", "validation")
+
 
 class Source(abc.ABC):
     """Raw examples of one split; picklable, and safe to read from many threads."""

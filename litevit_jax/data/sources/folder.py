@@ -30,7 +30,6 @@ _log = logging.getLogger(__name__)
 EXTENSIONS = frozenset(
     ["bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "png", "tif", "tiff", "webp"]
 )
-_EVAL_SPLITS = ("test", "val", "validation")
 
 
 class Folder(base.Source):
@@ -156,7 +155,7 @@ def _check_dir(dir: str | None) -> pathlib.Path:
 def _split_layout(root: pathlib.Path) -> list[str]:
     """Names of the split folders of `root`, or [] if they are not splits."""
     folders = _subfolders(root)
-    splits = [name for name in ("train", *_EVAL_SPLITS) if name in folders]
+    splits = [name for name in ("train", *base.EVAL_SPLITS) if name in folders]
     if "train" not in splits or len(splits) < 2 or _images_in(root):
         return []
     others = (name for name in folders if name not in splits)
@@ -170,9 +169,9 @@ def _holds_only_train(root: pathlib.Path) -> bool:
 
 def _make_split(root: pathlib.Path, split: str, layout: list[str]) -> Folder:
     """Split `split` of a folder with splits, with the classes of its train."""
-    base.check_split(split, {*layout, *_EVAL_SPLITS}, f"folder {root}")
+    base.check_split(split, {*layout, *base.EVAL_SPLITS}, f"folder {root}")
     if split not in layout:
-        split = next(name for name in _EVAL_SPLITS if name in layout)
+        split = next(name for name in base.EVAL_SPLITS if name in layout)
     names = _walk_sorted(root, (split,))
     labels, classes = _labels_of(root, names, depth=1)
     if split == "train" or not classes:

@@ -23,7 +23,6 @@ import numpy as np
 from litevit_jax.data.sources import base
 
 EXTENSION = "array_record"
-_EVAL_SPLITS = ("test", "val", "validation")
 _HEAD = struct.Struct("<iH")
 
 
@@ -136,10 +135,12 @@ def make(
             f"{root} holds no packed images (no SPLIT.json); make them with "
             f"python -m litevit_jax.data.pack FOLDER {root}"
         )
-    has_test = any(known in splits for known in _EVAL_SPLITS)
+    has_test = any(known in splits for known in base.EVAL_SPLITS)
     if has_test or split in splits:
-        base.check_split(split, {*splits, *_EVAL_SPLITS * has_test}, f"packed {root}")
-        chosen = next(s for s in (split, *_EVAL_SPLITS) if s in splits)
+        base.check_split(
+            split, {*splits, *base.EVAL_SPLITS * has_test}, f"packed {root}"
+        )
+        chosen = next(s for s in (split, *base.EVAL_SPLITS) if s in splits)
     else:
         split = base.check_holdout_split(split, holdout, f"packed {root}")
         chosen = "train"

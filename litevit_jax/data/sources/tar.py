@@ -25,7 +25,6 @@ import numpy as np
 from litevit_jax.data.sources import base
 from litevit_jax.data.sources.folder import EXTENSIONS
 
-_EVAL_SPLITS = ("test", "val", "validation")
 _SPLIT = re.compile(r"(?<![a-z])(train|test|validation|val)(?![a-z])")
 _INDEX = ".litevit-index"
 _VERSION = 1
@@ -106,10 +105,10 @@ def make(
     for file in files:
         found = _SPLIT.findall(os.path.relpath(file, root).lower())
         groups.setdefault(found[-1] if found else "train", []).append(file)
-    has_test = any(known in groups for known in _EVAL_SPLITS)
+    has_test = any(known in groups for known in base.EVAL_SPLITS)
     if has_test:
-        base.check_split(split, {*groups, *_EVAL_SPLITS}, f"tar files {dir}")
-        split = next(s for s in (split, *_EVAL_SPLITS) if s in groups)
+        base.check_split(split, {*groups, *base.EVAL_SPLITS}, f"tar files {dir}")
+        split = next(s for s in (split, *base.EVAL_SPLITS) if s in groups)
         return _source(groups[split], files, lambda key: True)
     split = base.check_holdout_split(split, holdout, f"tar files {dir}")
     test = split == "test"
