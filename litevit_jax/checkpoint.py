@@ -8,17 +8,19 @@ damage is noticed. Writing is asynchronous and atomic: a complete step has its n
 
 from __future__ import annotations
 
-import hashlib
 import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+
+from litevit_jax import distributed, paths, sharding, trees
+from litevit_jax.trees import fingerprint as fingerprint
+from litevit_jax.trees import flatten as flatten
 
 PARTS = ("step", "params", "model_state", "teacher", "opt_state")
 
@@ -37,74 +39,13 @@ class Checkpoint(NamedTuple):
     model_state: dict[str, np.ndarray] = {}  # noqa: RUF012  running statistics
 
 
-def flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by dotted path; a bare array gets the name 'value'."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(keys, simple=True, separator=".") or "value": leaf
-        for keys, leaf in leaves
-    }
-
-
-def _fingerprint(x: jax.Array) -> jax.Array:
-    """uint32 sum of hashes, one of each word of the array together with its place.
-
-    Integer arithmetic modulo 2^32: the same on any mesh and in any order.
-    """
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-    place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-    mixed = words.astype(jnp.uint32) ^ (place * jnp.uint32(0x9E3779B9))
-    # The finalizer of MurmurHash3, so that changes of two words cannot cancel.
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
-
-
-@jax.jit
-def _inspect(flat: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    def finite(x: jax.Array) -> Any:
-        floating = jnp.issubdtype(x.dtype, jnp.floating)
-        return jnp.all(jnp.isfinite(x)) if floating else jnp.bool_(True)
-
-    prints = {name: _fingerprint(x) for name, x in flat.items()}
-    return prints, {name: finite(x) for name, x in flat.items()}
-
-
-def _describe(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {
-        f"{part}.{name}": [list(x.shape), str(x.dtype)]
-        for part, flat in parts.items()
-        for name, x in flat.items()
-    }
-
-
-def _inspect_parts(parts: dict[str, dict[str, Any]]) -> tuple[Any, list[str]]:
-    flat = {f"{p}.{name}": x for p, part in parts.items() for name, x in part.items()}
-    prints, finite = jax.device_get(_inspect(flat))
-    bad = [name for name, ok in finite.items() if not ok]
-    return {name: int(value) for name, value in prints.items()}, bad
-
-
-def fingerprint(state: Any) -> str:
-    """16 hex digits of what predicts: parameters and model state, on any mesh.
-
-    Equal for equal bits, in training as in a saved step that was read.
-    """
-    parts = {name: flatten(getattr(state, name)) for name in ("params", "model_state")}
-    prints, _ = _inspect_parts(parts)
-    lines = "".join(f"{name} {value};" for name, value in sorted(prints.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()[:16]
-
-
 def place(state: Any, given: dict[str, Any], abstract: Any) -> Any:
     """`state` with the parts `given`, host arrays, put where `abstract` has them."""
     shardings = {
         name: jax.tree.map(lambda x: x.sharding, getattr(abstract, name))
         for name in given
     }
-    return state.replace(**jax.device_put(given, shardings))
+    return state.replace(**sharding.put(given, shardings))
 
 
 class Checkpoints:
@@ -122,7 +63,7 @@ class Checkpoints:
         fixed: dict[str, Any] | None = None,
     ) -> None:
         self._fixed = fixed or {}
-        self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
+        self.directory = paths.absolute(paths.path(workdir)) / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
@@ -141,7 +82,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         parts = self._parts(state)
-        prints, bad = _inspect_parts(parts)
+        prints, bad = trees.inspect_parts(parts)
         if bad:
             raise FloatingPointError(
                 f"step {step}: the state is not finite in {', '.join(bad[:5])} "
@@ -152,7 +93,7 @@ class Checkpoints:
             **meta,
             "step": step,
             "config": config,
-            "arrays": _describe(parts),
+            "arrays": trees.describe(parts),
             "fingerprints": prints,
         }
         items = {name: ocp.args.StandardSave(flat) for name, flat in parts.items()}
@@ -181,15 +122,15 @@ class Checkpoints:
         """
         tried = []
         for step in reversed(self.steps()):
-            try:
-                return self._restore_step(step, abstract)
-            except CorruptCheckpoint as error:
-                tried.append(step)
-                place = self._set_aside(step)
-                logging.warning(
-                    "checkpoint of step %d is damaged (%s); moved to %s, trying the "
-                    "one before it", step, error, place
-                )  # fmt: skip
+            found, error = self._try_step(step, abstract)
+            if error is None:
+                return found
+            tried.append(step)
+            place = self._set_aside(step)
+            logging.warning(
+                "checkpoint of step %d is damaged (%s); moved to %s, trying the one "
+                "before it", step, error, place
+            )  # fmt: skip
         if tried:
             raise CorruptCheckpoint(
                 f"{self.directory}: no checkpoint can be read (steps {tried} are "
@@ -198,10 +139,20 @@ class Checkpoints:
             )
         return None
 
+    def _try_step(self, step: int, abstract: Any) -> tuple[Any, str | None]:
+        """(state and meta, None), or (None, why not) if any process cannot read it."""
+        found, error = None, None
+        try:
+            found = self._restore_step(step, abstract)
+        except CorruptCheckpoint as damage:
+            error = str(damage)
+        errors = [e for e in distributed.gather(error) if e is not None]
+        return (None, errors[0]) if errors else (found, None)
+
     def _restore_step(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
         parts = self._parts(abstract)
         meta = _read(self._manager, step, {"meta": ocp.args.JsonRestore()})["meta"]
-        _check_arrays(meta["arrays"], _describe(parts), self.directory / str(step))
+        _check_arrays(meta["arrays"], trees.describe(parts), self.directory / str(step))
         items = {name: ocp.args.StandardRestore(flat) for name, flat in parts.items()}
         flat = _read(self._manager, step, items)
         _check_bits(flat, meta)
@@ -220,18 +171,25 @@ class Checkpoints:
         parts = {name: flatten(getattr(state, name)) for name in names}
         return {name: flat for name, flat in parts.items() if flat}
 
-    def _set_aside(self, step: int) -> pathlib.Path:
-        place = self.directory.parent / "corrupt"
-        place.mkdir(exist_ok=True)
-        number = sum(1 for _ in place.glob(f"{step}-*"))
-        target = place / f"{step}-{number}"
-        (self.directory / str(step)).rename(target)
+    def _set_aside(self, step: int) -> str:
+        """Moves step's directory to corrupt/, once for all processes; where to."""
+
+        def move() -> str:
+            place = self.directory.parent / "corrupt"
+            paths.make_folder(place)
+            number = sum(1 for _ in place.glob(f"{step}-*"))
+            target = place / f"{step}-{number}"
+            (self.directory / str(step)).rename(target)
+            return str(target)
+
+        target = distributed.from_primary(move)
         self._manager.reload()
         return target
 
     def _set_aside_leftover(self, step: int) -> None:
         """Moves away a directory of that step which no finished save wrote."""
-        if (self.directory / str(step)).exists():
+        there = self.directory / str(step)
+        if distributed.from_primary(there.exists):
             logging.warning("moved an incomplete step %d to corrupt/", step)
             self._set_aside(step)
 
@@ -269,7 +227,7 @@ def _read(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> A
 
 
 def _check_bits(flat: Any, meta: dict[str, Any]) -> None:
-    prints, _ = _inspect_parts(dict(flat.items()))
+    prints, _ = trees.inspect_parts(dict(flat.items()))
     wrong = [k for k, v in prints.items() if meta["fingerprints"].get(k) != v]
     if wrong:
         raise CorruptCheckpoint(f"bits differ from those saved in {wrong[0]}")
@@ -294,7 +252,7 @@ def _refuse(what: str, problems: list[str]) -> None:
 
 
 def _locate(path: str) -> tuple[pathlib.Path, int | None]:
-    place = pathlib.Path(path).absolute()
+    place = paths.absolute(paths.path(path))
     if place.name.isdigit() and not (place / "checkpoints").exists():
         run = place.parent
         return (run.parent if run.name == "checkpoints" else run), int(place.name)

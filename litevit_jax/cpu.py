@@ -9,6 +9,7 @@ benchmarks/train_step.py; small steps, which fit into the caches, are left alone
 from __future__ import annotations
 
 import ctypes
+import glob
 import importlib.util
 import os
 import sys
@@ -18,6 +19,7 @@ import sys
 LARGE = 1_200_000
 
 _MOST_DEVICES = 8
+_TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 # Parameters of mallopt(3): of the arenas only the main one has room for large
 # blocks; they come from its heap, whose top is not given back.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -58,11 +60,21 @@ def count_devices(batch_size: int) -> int:
 
 
 def _on_cpu() -> bool:
-    """Whether JAX is told to use CPUs, or has no plugin for anything else."""
+    """Whether JAX is told to use CPUs, or has nothing else to use.
+
+    libtpu without a TPU is here for its compiler (litevit_jax/plan).
+    """
     platforms = os.environ.get("JAX_PLATFORMS")
     if platforms:
         return platforms == "cpu"
-    return not any(map(importlib.util.find_spec, ("libtpu", "jax_plugins")))
+    if importlib.util.find_spec("jax_plugins"):
+        return False
+    return not (importlib.util.find_spec("libtpu") and _tpu_is_here())
+
+
+def _tpu_is_here() -> bool:
+    """Whether this machine has a chip that libtpu could open."""
+    return any(glob.glob(pattern) for pattern in _TPU_FILES)
 
 
 def _keep_freed_memory() -> None:

@@ -7,18 +7,24 @@ written for the global batch and jit inserts the collectives.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 # Below this many elements a parameter costs less to keep than to gather.
 _MIN_SHARDED_SIZE = 2**14
+_AXES = ("data", "fsdp")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Any = None) -> Mesh:
     """Mesh with axes ('data', 'fsdp') over all devices; -1 takes the rest.
+
+    The devices of a process stand beside each other, processes in their order: its
+    rows of a batch are one piece, and the data do not depend on the topology.
 
     Raises:
       ValueError: data x fsdp is not the number of devices.
@@ -35,9 +41,26 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Any = None) -> Mesh:
             f"found {count}; set --config.mesh.data and --config.mesh.fsdp so that "
             "their product is the device count (-1 takes the rest)"
         )
-    return jax.make_mesh(
-        (data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
-    )
+    auto = (AxisType.Auto,) * 2
+    mesh = jax.make_mesh((data, fsdp), _AXES, axis_types=auto, devices=devices)
+    owners = [device.process_index for device in mesh.devices.flat]
+    if owners == sorted(owners):
+        return mesh
+    order = np.argsort(owners, kind="stable")
+    grid = mesh.devices.reshape(-1)[order].reshape(data, fsdp)
+    return Mesh(grid, _AXES, axis_types=auto)
+
+
+def check_fsdp(mesh: Mesh, tree: Any) -> None:
+    """Raises ValueError if `fsdp` divides no array of `tree`, as it is too large."""
+    sizes = [n for leaf in jax.tree.leaves(tree) for n in leaf.shape]
+    ways, largest = mesh.shape["fsdp"], max(sizes, default=1)
+    if ways > largest:
+        raise ValueError(
+            f"mesh.fsdp={ways} is larger than any dimension of the state (at most "
+            f"{largest}): nothing could be divided; set --config.mesh.fsdp={largest} "
+            "or less, --config.mesh.data=-1 takes the rest"
+        )
 
 
 def check_batch(batch_size: int, mesh: Mesh, accum_steps: int = 1) -> None:
@@ -96,3 +119,31 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
         name: jax.make_array_from_process_local_data(sharding, rows)
         for name, rows in batch.items()
     }
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has whole, on the host -> placed as `shardings` say.
+
+    Each process copies the parts of its own devices; nothing is compared or sent.
+    """
+
+    def one(x: Any, target: NamedSharding) -> jax.Array:
+        on_mesh = isinstance(x, jax.Array) and not x.is_fully_addressable
+        if on_mesh or target.is_fully_addressable:
+            return jax.device_put(x, target)
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, target, lambda index: x[index])
+
+    return jax.tree.map(one, tree, shardings)
+
+
+def most(mesh: Mesh, number: int) -> jax.Array:
+    """The largest of the numbers that the processes give, on all of them."""
+    mine = np.full(len(mesh.local_devices), number, np.int32)
+    flags = jax.make_array_from_process_local_data(batch_sharding(mesh), mine)
+    return _largest(mesh)(flags)
+
+
+@functools.cache
+def _largest(mesh: Mesh) -> Any:
+    return jax.jit(jnp.max, out_shardings=replicated(mesh))

@@ -16,17 +16,21 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "registry": set(),
     "sharding": set(),
+    "commandline": set(),
     "cpu": set(),
     "models": set(),
     "augment": set(),
-    "checkpoint": {"sharding"},
+    "distributed": set(),
+    "trees": set(),
+    "paths": set(),
+    "checkpoint": {"distributed", "paths", "sharding", "trees"},
     "weights": {"models"},
-    "data": {"registry", "sharding"},
+    "data": {"paths", "registry", "sharding"},
     "objectives": {"models", "weights", "registry"},
-    "evaluators": {"data", "registry", "sharding"},
+    "evaluators": {"data", "distributed", "paths", "registry", "sharding"},
 }
 MAY_IMPORT["train"] = set(MAY_IMPORT) | {"train"}
-MAY_IMPORT["analysis"] = set(MAY_IMPORT) - {"train"}
+MAY_IMPORT["analysis"] = {*MAY_IMPORT, "analysis"}
 MAY_IMPORT["plan"] = set(MAY_IMPORT) - {"analysis"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "cli"}
 

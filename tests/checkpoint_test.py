@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from litevit_jax import checkpoint, sharding
+from litevit_jax import checkpoint, sharding, trees
 from litevit_jax.train import state as states
 
 MESHES = {"1": (1, 1), "8": (8, 1), "4x2": (4, 2), "2x4": (2, 4)}
@@ -131,12 +131,12 @@ def test_a_flipped_bit_is_noticed_and_the_step_before_is_used(copy, caplog):
 def test_a_fingerprint_sees_bits_and_places():
     x = np.arange(6, dtype=np.float32)
     prints = {
-        int(checkpoint._fingerprint(jnp.asarray(v)))
+        int(trees._fingerprint(jnp.asarray(v)))
         for v in (x, x[::-1].copy(), -x, np.where(x == 0, -0.0, x).astype(np.float32))
     }
     assert len(prints) == 4
     for dtype in (np.int8, np.bool_, ml_dtypes.bfloat16, np.uint32):
-        checkpoint._fingerprint(jnp.asarray(x.astype(dtype)))
+        trees._fingerprint(jnp.asarray(x.astype(dtype)))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -10,15 +10,23 @@ import sys
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
 
-from litevit_jax import cli
+from litevit_jax import cli, distributed
 from litevit_jax.data.sources import tfds
+from litevit_jax.distributed import detect
 from litevit_jax.train import evaluate, loop, transfer
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = str(ROOT / "configs" / "mae_tiny.py")
 PROBE = str(ROOT / "configs" / "linear_probe.py")
+
+# Variables that announce several hosts, if nothing else is said.
+ANNOUNCE = {
+    "SLURM_NTASKS": "2",
+    "OMPI_COMM_WORLD_SIZE": "16",
+    "JAX_NUM_PROCESSES": "2",
+    "TPU_WORKER_HOSTNAMES": "host-0,host-1",
+}
 
 # ml_collections loads recipes in a way that Python will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -27,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 @pytest.fixture(autouse=True)
 def somewhere_without_data(tmp_path, monkeypatch):
     """An empty working directory and home; nothing is said by the environment."""
-    for name in ("TFDS_DATA_DIR", *cli._HOST_COUNTS, *cli._HOST_LISTS):
+    for name in ("TFDS_DATA_DIR", *detect.VARIABLES.values(), *ANNOUNCE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -50,9 +58,7 @@ def started(monkeypatch):
 
 def parsed(*arguments):
     argv = ["main.py", *arguments]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    cli.define(values := flags.FlagValues(), argv)
     cli.parse(argv, values)
     return argv, values
 
@@ -146,24 +152,31 @@ def test_a_named_place_without_data_is_an_error_that_lists_the_ways_on(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("SLURM_NTASKS", "2"),
-        ("OMPI_COMM_WORLD_SIZE", "16"),
-        ("JAX_NUM_PROCESSES", "2"),
-        ("TPU_WORKER_HOSTNAMES", "host-0,host-1"),
-    ],
-)
-def test_several_hosts_never_fall_back_to_the_digits(
+@pytest.mark.parametrize(("name", "value"), ANNOUNCE.items())
+def test_what_announces_several_hosts_and_does_not_tell_them_apart_is_refused(
     name, value, started, capsys, monkeypatch
 ):
     monkeypatch.setenv(name, value)
+    assert run(f"--config={TINY}") == 2
+    assert started == []
+    err = capsys.readouterr().err
+    assert "missing" in err and "--num_processes=1" in err
+    assert name in err or "num_processes=2 given" in err
+
+
+def test_several_hosts_never_fall_back_to_the_digits(started, capsys, monkeypatch):
+    monkeypatch.setattr(distributed, "count", lambda: 2)
     assert run(f"--config={TINY}") != 0
     assert started == []
     err = capsys.readouterr().err
     assert "imagenet2012 was not found" in err and "for a single host" in err
     assert "litevit_jax.data.prepare" in err
+
+
+def test_limits_of_the_watch_are_checked_before_anything_starts(started, capsys):
+    assert run(f"--config={TINY}:digits", "--config.watchdog.peer_s=0") == 2
+    assert started == []
+    assert "watchdog.peer_s=0.0; expected more than 0" in capsys.readouterr().err
 
 
 def test_one_task_of_a_scheduler_is_a_single_host(started, monkeypatch):
@@ -215,7 +228,7 @@ MISTAKES = {
         r"expected one of its fields: --config.mesh.data=, --config.mesh.fsdp="),
     "no config": (["--config.lr.base=1"], r"--config is missing, for example"),
     "flag": ([f"--config={TINY}", "--work_dir=x"],
-        r"flag 'work_dir'.*the flags are --config=, --config.FIELD= and --workdir="),
+        r"flag 'work_dir'.*the flags are --config=, --config.FIELD=, --workdir="),
     "positional": ([f"--config={TINY}", "x"], r"unexpected argument 'x'"),
 }  # fmt: skip
 

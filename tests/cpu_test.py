@@ -47,3 +47,25 @@ def test_a_number_of_devices_that_was_asked_for_stays():
 def test_devices_divide_the_batch(cores, batch_size, expected, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), False)
     assert cpu.count_devices(batch_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("installed", "here", "expected"),
+    [
+        ([], False, True),
+        (["libtpu"], False, True),  # its compiler alone is used
+        (["libtpu"], True, False),
+        (["jax_plugins"], False, False),
+    ],
+)
+def test_a_library_for_tpus_without_one_leaves_this_a_machine_of_cpus(
+    installed, here, expected, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(
+        cpu.importlib.util, "find_spec", lambda n: n if n in installed else None
+    )
+    monkeypatch.setattr(cpu, "_TPU_FILES", (str(tmp_path / "accel*"),))
+    if here:
+        (tmp_path / "accel0").touch()
+    assert cpu._on_cpu() == expected

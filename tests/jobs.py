@@ -13,7 +13,8 @@ def config(name="mae_tiny", arg="smoke", **overrides):
     """Recipe `name:arg`; a__b=value overrides field a.b."""
     made = importlib.import_module(f"configs.{name}").get_config(arg)
     with made.unlocked():
-        made.log.tensorboard = False
+        if "log" in made:
+            made.log.tensorboard = False
         for key, value in overrides.items():
             block = made
             *blocks, field = key.split("__")

@@ -34,3 +34,23 @@ def test_a_global_batch_keeps_its_rows_in_order():
     placed = sharding.global_batch(rows, sharding.make_mesh(4, 2))["index"]
     np.testing.assert_array_equal(jax.device_get(placed), rows["index"])
     assert placed.sharding.shard_shape((16,)) == (2,)
+
+
+def test_more_ways_than_any_dimension_has_are_refused():
+    mesh = sharding.make_mesh(1, 8)
+    state = {"a": jax.ShapeDtypeStruct((4, 3), "float32"), "b": np.zeros(())}
+    match = r"mesh.fsdp=8 is larger than any dimension .*at most 4.*mesh.fsdp=4"
+    with pytest.raises(ValueError, match=match):
+        sharding.check_fsdp(mesh, state)
+    sharding.check_fsdp(mesh, state | {"c": np.zeros(9)})
+    sharding.check_fsdp(sharding.make_mesh(4, 2), state)
+
+
+def test_host_arrays_are_put_where_they_belong_and_votes_are_counted():
+    mesh = sharding.make_mesh(2, 4)
+    tree = {"w": np.arange(2**15, dtype=np.float32).reshape(128, 256)}
+    shardings = sharding.tree_sharding(mesh, tree)
+    placed = sharding.put(tree, shardings)["w"]
+    assert placed.sharding.shard_shape((128, 256)) == (128, 64)
+    np.testing.assert_array_equal(placed, tree["w"])
+    assert int(sharding.most(mesh, 15)) == 15

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from litevit_jax import registry
 from litevit_jax.data.sources import base
 
 
@@ -115,39 +116,122 @@ def divide(
     return Subset(source, rest), Subset(source, part)
 
 
+FRACTIONS = ("images", "balanced", "classes")
+
+
 def take(
-    source: base.Source, *, shots: int | None, fraction: float, seed: int
+    source: base.Source,
+    *,
+    shots: int | None,
+    fraction: float,
+    seed: int,
+    of: str | None = None,
+    long_tail: float | None = None,
 ) -> base.Source:
-    """The part of `source` that a config's data.shots and data.fraction ask for.
+    """The part of `source` that a config's data block asks for.
 
     Args:
       source: all examples.
       shots: images of each class; None: no such limit.
-      fraction: share of the examples, over all classes, in (0, 1].
+      fraction: share of the examples, in (0, 1].
       seed: of the drawing. A smaller part is contained in a larger one.
+      of: what `fraction` is a share of: 'images' over all classes (None too),
+        'balanced', the same share of every class and at least one image of it, or
+        'classes', all images of that share of the classes. Labels keep their numbers.
+      long_tail: how many times more images the most frequent class keeps than the
+        rarest, classes between them in a geometric row whose order is drawn; before
+        `fraction`. None: as the data are.
 
     Raises:
-      ValueError: both are given, a value is out of range, there are no classes, or a
-        class has fewer images than `shots`.
+      ValueError: settings that exclude each other, a value out of range, there are no
+        classes, or a class has fewer images than asked for.
     """
-    if shots is None and fraction == 1:
-        return source
-    if shots is not None and fraction != 1:
-        raise ValueError(
-            f"data.shots={shots} and data.fraction={fraction}: give one of them"
-        )
+    if shots is not None and (fraction != 1 or long_tail is not None):
+        other = "data.fraction" if fraction != 1 else "data.long_tail"
+        value = fraction if fraction != 1 else long_tail
+        raise ValueError(f"data.shots={shots} and {other}={value}: give one of them")
     if shots is not None:
         _check_shots(source, shots)
         what = f"data.shots={shots}"
         rows = draw(source, count=shots, seed=seed, what=what, lower="data.shots")
         return Subset(source, np.sort(rows.ravel()))
+    if of is not None:
+        registry.check("data.fraction_of", of, list(FRACTIONS))
+    if long_tail is not None:
+        source = _long_tail(source, long_tail, seed)
+    if fraction == 1:
+        return source
     if not 0 < fraction < 1 or round(fraction * len(source)) < 1:
         raise ValueError(
             f"data.fraction={fraction} of {len(source)} examples; expected a share in "
             "(0, 1] that leaves at least one"
         )
+    if of == "balanced":
+        rows = _balanced(source, fraction, seed)
+    elif of == "classes":
+        rows = _of_classes(source, fraction, seed)
+    else:
+        order = np.random.default_rng(seed).permutation(len(source))
+        rows = order[: round(fraction * len(source))]
+    return Subset(source, np.sort(rows))
+
+
+def by_class(source: base.Source, seed: int, what: str) -> list[np.ndarray]:
+    """Rows of each class in the order in which they are drawn; it reads all labels.
+
+    Raises:
+      ValueError: there are no classes; `what` asked for them.
+    """
+    if not source.classes:
+        raise ValueError(
+            f"{what} needs labels, but the data has no classes; leave it out, or give "
+            "a folder with one subfolder per class"
+        )
     order = np.random.default_rng(seed).permutation(len(source))
-    return Subset(source, np.sort(order[: round(fraction * len(source))]))
+    labels = np.array([source.label_of(int(row)) for row in order])
+    return [order[labels == k] for k in range(len(source.classes))]
+
+
+def _balanced(source: base.Source, fraction: float, seed: int) -> np.ndarray:
+    rows = by_class(source, seed, "data.fraction_of=balanced")
+    return np.concatenate([r[: max(round(fraction * len(r)), 1)] for r in rows])
+
+
+def _of_classes(source: base.Source, fraction: float, seed: int) -> np.ndarray:
+    rows = by_class(source, seed, "data.fraction_of=classes")
+    kept = np.random.default_rng([seed, 2]).permutation(len(rows))
+    count = round(fraction * len(rows))
+    if count < 1:
+        raise ValueError(
+            f"data.fraction={fraction} of {len(rows)} classes keeps none; expected a "
+            "share that leaves at least one"
+        )
+    return np.concatenate([rows[k] for k in kept[:count]])
+
+
+def _long_tail(source: base.Source, ratio: float, seed: int) -> base.Source:
+    """Class i of K, in a drawn order, keeps n ratio^(-i / (K - 1)) of its images.
+
+    n is the size of the smallest class, so that no class is asked for more than it
+    has and the tail has the ratio that was said; every class keeps an image.
+    """
+    if not ratio >= 1:
+        raise ValueError(
+            f"data.long_tail={ratio}; expected how many times more images the most "
+            "frequent class keeps than the rarest, from 1"
+        )
+    rows = by_class(source, seed, f"data.long_tail={ratio}")
+    most = min(len(r) for r in rows)
+    if not most:
+        raise ValueError(
+            f"data.long_tail={ratio}: a class of {len(rows)} has no images at all; "
+            "expected images of each"
+        )
+    rank = np.random.default_rng([seed, 3]).permutation(len(rows))
+    steps = max(len(rows) - 1, 1)
+    sizes = np.maximum(np.round(most * float(ratio) ** (-rank / steps)), 1).astype(int)
+    kept = [r[:size] for r, size in zip(rows, sizes, strict=True)]
+    return Subset(source, np.sort(np.concatenate(kept)))
 
 
 def _check_shots(source: base.Source, shots: int) -> None:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from litevit_jax import sharding
+from litevit_jax import distributed, sharding
 from litevit_jax.data import device, pipeline
 
 Rows = dict[str, np.ndarray]
@@ -60,6 +60,7 @@ class Context:
         predict = _only(self.predict, reads, images, self.mesh)
         host = _first(self.batches(self.source(split)), limit)
         for fed in device.feed(host, self.mesh):
+            distributed.beat(f"evaluation on {split!r}", grace=True)
             yield jax.device_get(predict(state.params, state.model_state, fed.batch))
 
 
@@ -70,7 +71,7 @@ def _first(batches: pipeline.Stream, limit: int | None) -> Iterator[Rows]:
         for batch in batches:
             yield batch
             # Not the mask's sum: hosts that disagree would wait for each other.
-            seen += len(batch["mask"]) * jax.process_count()
+            seen += len(batch["mask"]) * distributed.count()
             if limit is not None and seen >= limit:
                 return
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from litevit_jax import distributed, paths
 from litevit_jax.evaluators import base
 
 _COLUMNS = ("original", "masked", "reconstructed")
@@ -66,9 +67,11 @@ class Reconstruction(base.Evaluator):
             for i in np.flatnonzero(mask)[: self.images - len(drawn)]:
                 pair = (out[name][i] for name in ("masked", "reconstruction"))
                 drawn.append([batch["image"][i], *map(self._pixels, pair)])
-        path = self.context.outdir / f"reconstruction_{step:07d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grid(drawn)).save(path)
+        if distributed.primary():
+            path = self.context.outdir / f"reconstruction_{step:07d}.png"
+            paths.make_folder(path.parent)
+            with path.open("wb") as file:
+                Image.fromarray(grid(drawn)).save(file, format="png")
         return {"mae_loss": total / max(n, 1), "n": n}
 
     def _pixels(self, image: np.ndarray) -> np.ndarray:
@@ -97,14 +100,14 @@ def grid(rows: list[list[np.ndarray]], *, least: int = 96) -> np.ndarray:
             x = half * block + column * (width + _GAP)
             if line == 0:
                 draw.text((x + 2, 2), _COLUMNS[column], fill="black")
-            tile = Image.fromarray(_rgb(image)).resize(
+            tile = Image.fromarray(rgb(image)).resize(
                 (width, height), Image.Resampling.NEAREST
             )
             canvas.paste(tile, (x, _TITLE + line * (height + _GAP)))
     return np.asarray(canvas)
 
 
-def _rgb(image: np.ndarray) -> np.ndarray:
+def rgb(image: np.ndarray) -> np.ndarray:
     """[H, W, C] -> [H, W, 3]: grey repeated, further channels left out."""
     if image.shape[2] in (1, 2):
         return np.repeat(image[..., :1], 3, axis=2)

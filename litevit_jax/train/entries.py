@@ -15,8 +15,18 @@ from litevit_jax import checkpoint
 Shape = tuple[int, ...]
 Grid = tuple[int, int]
 
+_DRAWN = ("fraction_of", "long_tail")
 _BIAS_TABLE = "relative_position_bias_table"
 _CLASSES = re.compile(r"head(_dist)?/fc/kernel")
+
+
+def data_of(run: dict[str, Any]) -> dict[str, Any]:
+    """The data block of a run's saved config, for another run to take.
+
+    Which part of the images was drawn to learn from is that run's own affair.
+    """
+    block = {k: v for k, v in run["data"].items() if k not in _DRAWN}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in block.items()}
 
 
 def rename(found: dict[str, Any], rules: Sequence[str]) -> dict[str, Any]:
@@ -74,3 +84,37 @@ def check_tables(
             f"{ours[0]}x{ours[1]}; tables of relative positions are not resized: give "
             "images of the size that it was trained with (--config.data.image_size)"
         )
+
+
+def check_donor(where: str, ours: Any, theirs: Any, fields: Sequence[str]) -> None:
+    """Raises a ValueError unless two encoders have the same sizes, so that a block of
+    one can stand in the other."""
+    for field in fields:
+        one, other = getattr(ours, field), getattr(theirs, field)
+        if one != other:
+            raise ValueError(
+                f"{where}: its encoder has {field}={other}, that of --config.init "
+                f"{field}={one}; blocks can be swapped between encoders of the same "
+                "sizes alone"
+            )
+
+
+def merge(
+    found: dict[str, Any], donor: dict[str, Any], load: Sequence[str], where: str
+) -> dict[str, Any]:
+    """`found` with the entries that `load` names replaced by the donor's.
+
+    Raises:
+      ValueError: one of them lacks an entry that the other has.
+    """
+    taken = {
+        side: {k for k in given if any(re.fullmatch(p, k) for p in load)}
+        for side, given in (("ours", found), ("theirs", donor))
+    }
+    apart = sorted(taken["ours"] ^ taken["theirs"])
+    if apart:
+        raise ValueError(
+            f"{where}: {apart[0]} is in one of the two checkpoints alone "
+            f"({len(apart)} such entries); their blocks cannot be swapped"
+        )
+    return {**found, **{name: donor[name] for name in taken["theirs"]}}

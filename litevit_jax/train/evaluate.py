@@ -18,7 +18,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import augment, checkpoint, registry, sharding
+from litevit_jax import augment, checkpoint, distributed, paths, registry, sharding
 from litevit_jax.models import vit
 from litevit_jax.objectives import base as objectives
 from litevit_jax.train import batches, evaluation, inherit, inputs, progress
@@ -54,17 +54,17 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, 
     Raises:
       ValueError, KeyError, OSError: a mistake of the user's, before any compile.
     """
-    job = prepare(config, pathlib.Path(workdir))
+    job = prepare(config, paths.path(workdir))
     line = progress.Line()
-    primary = jax.process_index() == 0
     writer = progress.Writer(job.workdir, tensorboard=False)
 
     def write(step: int, row: dict[str, Any]) -> None:
-        if primary:
+        if distributed.primary():
             writer.write(step, row)
 
     evaluations = evaluation.Evaluations(job, write, line.say)
     evaluations.run(job.place(), job.step, list(job.evaluators))
+    writer.close()
     return evaluations.results
 
 
@@ -126,9 +126,7 @@ def _read(config: ConfigDict, encoder: dict[str, Any]) -> checkpoint.Checkpoint:
 def _from_run(config: ConfigDict, loaded: checkpoint.Checkpoint) -> int:
     """Takes objective, data and evaluators of the run; returns its classes."""
     run = loaded.config
-    config.objective = _tuples(run["objective"])
-    if "momentum_steps" in config.objective and not config.objective.momentum_steps:
-        config.objective.momentum_steps = run["derived"]["total_steps"]
+    config.objective = _block_of(run)
     if config.data.source is None:
         inherit.take_data(config, run)
     else:
@@ -190,6 +188,18 @@ def _take_asked(config: ConfigDict, asked: dict[str, Any]) -> None:
         )
 
 
+def objective_of(run: dict[str, Any]) -> Any:
+    """The objective of a run's saved config."""
+    return _objective(ConfigDict({"objective": _block_of(run)}))
+
+
+def _block_of(run: dict[str, Any]) -> dict[str, Any]:
+    block = _tuples(run["objective"])
+    if "momentum_steps" in block and not block["momentum_steps"]:
+        block["momentum_steps"] = run["derived"]["total_steps"]
+    return block
+
+
 def _objective(config: ConfigDict) -> Any:
     block = inherit.without_none(config.objective.to_dict())
     name = block.pop("name")
@@ -242,7 +252,7 @@ def _tuples(value: Any) -> Any:
 
 def _place(params: Any, model_state: Any, mesh: Mesh) -> Any:
     model = {"params": params, "model_state": model_state}
-    placed = jax.device_put(model, sharding.tree_sharding(mesh, model))
+    placed = sharding.put(model, sharding.tree_sharding(mesh, model))
     return SimpleNamespace(**placed)
 
 

@@ -7,6 +7,7 @@ with it and one without are the same, bit for bit.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import augment, checkpoint, registry
+from litevit_jax import augment, checkpoint, distributed, registry
 from litevit_jax.evaluators import base
 from litevit_jax.train import batches, inputs
 from litevit_jax.train import workdir as workdirs
@@ -185,7 +186,8 @@ class Evaluations:
         """Titles without a result at `step`; the results of the others are read."""
         missing = []
         for title in self._evaluators:
-            result = workdirs.read_result(self._workdir, title)
+            read = functools.partial(workdirs.read_result, self._workdir, title)
+            result = distributed.from_primary(read)
             if result is None or result["last"]["step"] != step:
                 missing.append(title)
             else:
@@ -208,15 +210,18 @@ class Evaluations:
         for title in titles:
             evaluator, _ = self._evaluators[title]
             start = time.perf_counter()
+            distributed.beat(f"evaluation {title!r}", grace=True)
             numbers = evaluator.run(state, step=step)
             if decay is not None:
                 numbers = {**numbers, "ema_decay": decay}
             cost = self._cost(title, time.perf_counter() - start)
             stamp = {"params": params, "time": time.time()}
             row = {"step": step, **numbers, **cost, **stamp}
-            self.results[title] = workdirs.record_result(
-                self._workdir, title, row, evaluator.best, self._about(title, numbers)
+            about = self._about(title, numbers)
+            record = functools.partial(
+                workdirs.record_result, self._workdir, title, row, evaluator.best, about
             )
+            self.results[title] = distributed.from_primary(record)
             logged = {**numbers, **cost}
             self._write(step, {f"{title}/{k}": v for k, v in logged.items()})
             shown = ((k, v) for k, v in numbers.items() if not isinstance(v, list))

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from litevit_jax import checkpoint, weights
+from litevit_jax import checkpoint, paths, weights
 from litevit_jax.models import layers, vit
 from litevit_jax.train import batches, entries
 from litevit_jax.train import state as states
@@ -47,7 +47,7 @@ def read(
       ValueError: the file cannot be read, or does not say how many heads it has; or
         there is no average.
     """
-    if not pathlib.Path(path).is_file():
+    if not paths.path(path).is_file():
         if average:
             return checkpoint.read_params(path, average=True)
         return checkpoint.read_params(path)
@@ -56,7 +56,7 @@ def read(
             f"{path}: a file of weights holds one set of parameters and no average; "
             "leave --config.init_ema out"
         )
-    found = weights.read(path, num_heads=num_heads)
+    found = weights.read(str(paths.local_file(path)), num_heads=num_heads)
     params = {name.replace(".", "/"): value for name, value in found.params.items()}
     config = {"objective": {"encoder": {**found.encoder, "grid": found.grid}}}
     return checkpoint.Checkpoint(params, config, 0, pathlib.Path(path))
@@ -82,6 +82,7 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
     if config.init and config.init != "random":
         average = bool(config.init_ema)
         loaded = read_flag("init", config.init, encoder, average=average)
+        loaded = _with_donor(loaded, config)
     like = None if loaded is None else loaded.config
     if config.like:
         like = run_config(config.like)
@@ -102,6 +103,18 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
             "--config.like=RUN_DIR (its encoder and data) or a variant (:digits)"
         )
     return loaded
+
+
+def _with_donor(loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:
+    """`loaded`, with what `init_donor_load` names of another checkpoint instead."""
+    if not config.get("init_donor"):
+        return loaded
+    donor = read_flag("init_donor", config.init_donor, config.objective.encoder)
+    ours, theirs = (_encoder(encoder_of(x.config)) for x in (loaded, donor))
+    where = f"--config.init_donor={config.init_donor}"
+    entries.check_donor(where, ours, theirs, _SIZES)
+    params = entries.merge(loaded.params, donor.params, config.init_donor_load, where)
+    return loaded._replace(params=params)
 
 
 def teacher(config: ConfigDict) -> checkpoint.Checkpoint | None:
@@ -186,7 +199,7 @@ def _take_encoder(name: str, block: ConfigDict, theirs: dict, where: str) -> Non
 
 def run_config(path: str) -> dict[str, Any]:
     """The config of the run that `like` names."""
-    file = pathlib.Path(path) / "config.json"
+    file = paths.path(path) / "config.json"
     if not file.exists():
         raise FileNotFoundError(
             f"--config.like={path}: no run directory there (no config.json)"
@@ -219,10 +232,7 @@ def take_data(config: ConfigDict, like: dict[str, Any]) -> None:
             ":data=folder,path=DIR"
         )
     ours = {k: v for k, v in config.data.items() if v is not None}
-    theirs = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in like["data"].items()
-    }
-    config.data.update({**theirs, **ours})
+    config.data.update({**entries.data_of(like), **ours})
     config.augment.normalize.update(
         {k: tuple(v) for k, v in like["augment"]["normalize"].items()}
     )

@@ -6,10 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from litevit_jax import registry
+from litevit_jax import distributed, paths, registry
 from litevit_jax.data import cache, pipeline, subset
 from litevit_jax.data import ops as data_ops
 from litevit_jax.data.sources import base as sources_base
@@ -26,10 +25,13 @@ _WHICH = {
     "validation_share": 0.0,
     "shots": None,
     "fraction": 1.0,
+    "fraction_of": None,
+    "long_tail": None,
     "select_fraction": 0.0,
     "select_at_most": 20_000,
     "subset_seed": 0,
 }
+_IN_STORES = ("arrays", "folder", "tfds")  # sources that read gs://
 _HOW = ("image_size", "image_width", "eval_crop_fraction", "max_bad_fraction")
 
 
@@ -79,7 +81,12 @@ def _training_parts(data: Any) -> tuple[Any, Any]:
     if data["validation_share"]:
         whole = subset.divide(whole, data["validation_share"], seed)[0]
     whole = subset.take(
-        whole, shots=data["shots"], fraction=data["fraction"], seed=seed
+        whole,
+        shots=data["shots"],
+        fraction=data["fraction"],
+        seed=seed,
+        of=data["fraction_of"],
+        long_tail=data["long_tail"],
     )
     fraction = data["select_fraction"]
     if not fraction:
@@ -90,6 +97,14 @@ def _training_parts(data: Any) -> tuple[Any, Any]:
 
 def _open(data: Any, splits: str) -> sources_base.Source:
     kwargs = {key: data[key] for key in ("dir", "name", "holdout")}
+    if not paths.is_local(data["dir"] or ""):
+        paths.path(data["dir"])  # says what is missing to reach it
+        if data["source"] not in _IN_STORES:
+            raise ValueError(
+                f"data.dir={data['dir']}: source {data['source']!r} reads local files; "
+                "copy them to each host or mount the bucket (gcsfuse). Straight from a "
+                f"store are read: {', '.join(_IN_STORES)}"
+            )
     return subset.join(
         [
             registry.make("data.sources", data["source"], split=split.strip(), **kwargs)
@@ -142,8 +157,8 @@ def evaluation_batches(data: Any, batch_size: int, mesh: Mesh) -> Callable[..., 
         pipeline.eval_batches,
         transform=data_ops.eval_ops(**image_block(data)),
         batch_size=size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=distributed.index(),
+        process_count=distributed.count(),
         workers=data["workers"],
         threads=data["threads"],
         max_bad_fraction=data["max_bad_fraction"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from litevit_jax import checkpoint
+from litevit_jax import checkpoint, distributed, paths
 from litevit_jax.data import device
 from litevit_jax.train import evaluation, progress, setup
 from litevit_jax.train import stop as stops
@@ -37,7 +38,7 @@ class Run:
     def __init__(self, job: setup.Job) -> None:
         self.job = job
         self.config = job.config
-        self.primary = jax.process_index() == 0
+        self.primary = distributed.primary()
         self.line = progress.Line()
         self.clock = progress.Clock(job.config["data"])
         self.guard = progress.Guard(**self.config["nonfinite"])
@@ -70,6 +71,8 @@ class Run:
     def save(self, state: Any) -> None:
         """Starts an asynchronous checkpoint of `state`."""
         self.flush()
+        self.writer.flush()
+        distributed.beat("saving", grace=True)
         self.checkpoints.save(
             state, config=self.config, skipped_steps=self.guard.skipped
         )
@@ -106,14 +109,17 @@ class Run:
 
     def train(self, state: Any, stop: stops.Stop) -> Any:
         """Updates `state` until the run is complete or a signal came."""
-        step = int(state.step)
+        first = step = int(state.step)
         every = self.config["checkpoint"]["every_steps"]
         feed = device.feed(self.job.stream(step), self.job.mesh)
         try:
             with contextlib.closing(feed):
                 self.clock.reset()
-                while step < self.job.total_steps and stop.signal is None:
+                while step < self.job.total_steps and not stop.agreed(self.job.mesh):
+                    new = step < first + 2  # the step is compiled
+                    distributed.beat(f"data of step {step + 1}", grace=new)
                     fed = next(feed)
+                    distributed.beat(f"step {step + 1}", grace=new)
                     with jax.transfer_guard("disallow"):
                         state, metrics = self.job.step(state, fed.batch)
                     step += 1
@@ -128,9 +134,11 @@ class Run:
                         self.evaluate(state, step, titles)
                 self.flush()
         finally:
-            # Also when bad data or numbers end the run: what was learned is kept.
+            # Also when bad data or numbers end the run: what was learned is kept. One
+            # of several processes cannot save alone: the last checkpoint stands.
             self.pending = None
-            if not state.step.is_deleted() and int(state.step) > 0:
+            kept = distributed.together(sys.exception())
+            if kept and not state.step.is_deleted() and int(state.step) > 0:
                 self.save(state)
         return state
 
@@ -141,8 +149,9 @@ class Run:
 
     def close(self) -> None:
         """Waits for the last checkpoint and closes the logs."""
-        self.checkpoints.wait()
-        self.checkpoints.close()
+        if distributed.together(sys.exception()):
+            self.checkpoints.wait()
+            self.checkpoints.close()
         self.writer.close()
 
 
@@ -154,11 +163,12 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
       BadDataError, WorkerError, FloatingPointError: during the run; the state is
         saved first.
     """
-    job = setup.prepare(config, pathlib.Path(workdir))
+    job = setup.prepare(config, paths.path(workdir))
     this = Run(job)
     progress.announce(job, this.line)
     try:
         with stops.Stop().listening() as stop:
+            distributed.beat("restoring or creating the state", grace=True)
             state = this.start()
             state = this.train(state, stop)
             step = int(state.step)

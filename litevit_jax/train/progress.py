@@ -6,6 +6,7 @@ finite, names the examples of their batch, and stops the run after too many in a
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import pathlib
@@ -17,25 +18,43 @@ import jax
 import numpy as np
 from absl import logging
 
+from litevit_jax import distributed, paths
 from litevit_jax.train import workdir as workdirs
 
 
 class Writer:
-    """Appends rows to metrics.jsonl and, if asked, TensorBoard events."""
+    """Appends rows to metrics.jsonl and, if asked, TensorBoard events.
+
+    A store cannot append: there both are written anew, every half minute.
+    """
+
+    _STORE_EVERY_S = 30.0
 
     def __init__(self, workdir: pathlib.Path, *, tensorboard: bool) -> None:
         self._path = workdir / "metrics.jsonl"
-        self._events = None
+        self._local = paths.is_local(workdir)
+        self._rows: list[dict[str, Any]] = []  # not yet in the store
+        self._written = time.monotonic()
+        self._events = self._mirror = None
         if tensorboard:
             import tensorboardX  # slow to import
 
-            self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+            folder = workdir / "tensorboard"
+            if not self._local:
+                self._mirror = paths.Mirror(folder)
+                folder = self._mirror.folder
+            self._events = tensorboardX.SummaryWriter(str(folder))
 
     def write(self, step: int, row: dict[str, Any]) -> None:
         """One row at `step`; numbers also go to TensorBoard."""
         # JSON has no NaN: a value that is not finite is written as its name.
         safe = {k: _json_number(v) for k, v in row.items()}
-        workdirs.append_line(self._path, {"step": step, **safe})
+        if self._local:
+            workdirs.append_line(self._path, {"step": step, **safe})
+        else:
+            self._rows.append({"step": step, **safe})
+            if time.monotonic() - self._written > self._STORE_EVERY_S:
+                self.flush()
         if self._events is not None:
             for name, value in row.items():
                 if isinstance(value, int | float) and name != "time":
@@ -46,10 +65,22 @@ class Writer:
         if self._events is not None:
             self._events.add_image(name, image, step, dataformats="HWC")
 
+    def flush(self) -> None:
+        """Writes what a store has not got yet."""
+        if self._rows:
+            lines = (json.dumps(row) + "\n" for row in self._rows)
+            paths.append(self._path, "".join(lines).encode())
+            self._rows.clear()
+        if self._mirror is not None and self._events is not None:
+            self._events.flush()
+            self._mirror.copy()
+        self._written = time.monotonic()
+
     def close(self) -> None:
-        """Flushes the events."""
+        """Writes what is not written yet."""
         if self._events is not None:
             self._events.close()
+        self.flush()
 
 
 def _json_number(value: Any) -> Any:
@@ -59,7 +90,10 @@ def _json_number(value: Any) -> Any:
 
 
 class Line:
-    """One line that is redrawn on a terminal, plain lines elsewhere."""
+    """One line that is redrawn on a terminal, plain lines elsewhere.
+
+    Of several processes only the first one says anything.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
@@ -68,6 +102,8 @@ class Line:
 
     def show(self, text: str, *, keep: bool = False) -> None:
         """Shows `text` in place of the last line; `keep` leaves it standing."""
+        if not distributed.primary():
+            return
         if not self._live:
             print(text, file=self._stream, flush=True)
             return
@@ -253,10 +289,11 @@ def _short(value: Any) -> str:
 def announce(job: Any, line: Line) -> None:
     """Says what runs where; writes the environment and the parameter table."""
     summary, table = describe(job)
-    if jax.process_index() == 0:
+    if distributed.primary():
         (job.workdir / "parameters.txt").write_text(table + "\n")
         devices = [str(d) for d in jax.devices()]
         environment = workdirs.environment(devices)
+        environment["processes"] = distributed.count()
         workdirs.append_line(job.workdir / "environment.jsonl", environment)
     line.say(summary)
 
@@ -272,11 +309,13 @@ def describe(job: Any) -> tuple[str, str]:
     }
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     place = f" in {data['dir']}" if data["dir"] else ""
+    processes = distributed.count()
+    hosts = f" of {processes} processes" if processes > 1 else ""
     text = (
         f"{job.config['name']}: {sum(counts.values()):,} parameters ({parts}; table in "
         f"{job.workdir}/parameters.txt)\n{derived['train_examples']:,} training images "
         f"({data['source']}{place}, decoder {data['decoder']}), "
         f"{job.total_steps:,} steps of {job.config['batch_size']} on {job.mesh.size} "
-        f"{jax.default_backend()} device(s), workdir {job.workdir}"
+        f"{jax.default_backend()} device(s){hosts}, workdir {job.workdir}"
     )
     return text, parameter_overview.get_parameter_overview(params, include_stats=False)

@@ -9,17 +9,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import augment, checkpoint, registry, sharding
+from litevit_jax import augment, checkpoint, distributed, registry, sharding
 from litevit_jax.data import fast, pipeline
 from litevit_jax.data import ops as data_ops
-from litevit_jax.evaluators import base as evaluators
+from litevit_jax.evaluators import base as evaluators_base
 from litevit_jax.train import batches, evaluation, inherit, inputs
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
@@ -63,6 +63,71 @@ class Job:
     steps_per_epoch: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """What is learned and how, by shapes alone: no example is read, nothing placed.
+
+    Attributes:
+      objective, optimizer, create, step: as in `Job`.
+      variables: abstract Variables of the objective.
+      state: abstract TrainState with shardings.
+      batch: the host's batch by shape; `step.lower(state, batch)` is the program.
+    """
+
+    objective: Any
+    optimizer: optimizers.Optimizer
+    variables: Any
+    state: states.TrainState
+    batch: batches.Shapes
+    create: Callable[[], states.TrainState]
+    step: Any  # of jax.jit
+
+
+def design(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Design:
+    """Designs a run on `mesh`; fills what `config` leaves to be derived.
+
+    Args:
+      config: unlocked and settled; it gets `derived`, and a batch size if it has none.
+      mesh: of real devices, or of those of a topology that is only planned for.
+      source: split -> its examples; of 'train', their number and classes are used.
+
+    Raises:
+      ValueError, KeyError: the user's mistake, named in the message.
+    """
+    lr_batch, steps_at_least = config.batch_size, 0
+    if lr_batch is None:
+        config.batch_size = _batch_size(config, len(source("train")), mesh)
+        lr_batch = config.lr.get("batch_if_chosen", config.batch_size)
+        steps_at_least = config.steps_at_least
+    sharding.check_batch(config.batch_size, mesh, config.accum_steps)
+    _derive(config, source("train"), lr_batch, steps_at_least)
+    ops = augment.make(batches.augmentation(config))
+    objective = _objective(config, mesh, source)
+    batch = _batch(config, objective, ops)
+    variables = states.abstract_variables(objective, batch)
+    optimizer = _optimizer(config, variables.params)
+    create, shardings = states.creator(objective, optimizer, batch, mesh)
+    state = _abstract_state(create, shardings)
+    jitted = _step(config, objective, optimizer, ops, shardings)
+    # Traces the whole step by shapes: a model that does not fit fails here.
+    jax.eval_shape(jitted, state, batches.host(config))
+    return Design(
+        objective=objective,
+        optimizer=optimizer,
+        variables=variables,
+        state=state,
+        batch=batches.host(config),
+        create=create,
+        step=jitted,
+    )
+
+
+def saved_bytes(state: states.TrainState, fixed: Iterable[str]) -> int:
+    """Bytes of a checkpoint of `state` without its parts `fixed`."""
+    parts = [getattr(state, part) for part in checkpoint.PARTS if part not in fixed]
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts))
+
+
 def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) -> Job:
     """Resolves `config`, checks it and builds the run.
 
@@ -72,36 +137,19 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
       ValueError, KeyError, OSError: the user's mistake, named in the message.
     """
     config = config.copy_and_resolve_references().unlock()
-    _settle(config)
+    settle(config)
     mesh = sharding.make_mesh(**config.mesh)
     loaded, taught = inherit.inherit(config), inherit.teacher(config)
     source = inputs.sources(config.data)
-    lr_batch, steps_at_least = config.batch_size, 0
-    if lr_batch is None:
-        config.batch_size = _batch_size(config, len(source("train")), mesh)
-        lr_batch = config.lr.get("batch_if_chosen", config.batch_size)
-        steps_at_least = config.steps_at_least
-    sharding.check_batch(config.batch_size, mesh, config.accum_steps)
-    _derive(config, source("train"), lr_batch, steps_at_least)
+    made = design(config, mesh, source)
     transform = data_ops.train_ops(**inputs.image_block(config.data))
-    ops = augment.make(batches.augmentation(config))
-    objective = _objective(config, mesh, source)
-    batch = _batch(config, objective, ops)
-    variables = states.abstract_variables(objective, batch)
-    fixed = _fixed(config, objective, variables, taught)
-    optimizer = _optimizer(config, variables.params)
-    create, shardings = states.creator(objective, optimizer, batch, mesh)
-    state = _abstract_state(create, shardings)
-    inherit.check(state.params, loaded, config)
+    fixed = _fixed(config, made.objective, made.variables, taught)
+    inherit.check(made.state.params, loaded, config)
     plain = workdirs.plain(config.to_dict())
-    made = evaluation.make(
-        config, objective, variables, source, mesh=mesh, workdir=workdir
+    evaluators = evaluation.make(
+        config, made.objective, made.variables, source, mesh=mesh, workdir=workdir
     )
-    jitted = _step(config, objective, optimizer, ops, shardings)
-    # Traces the whole step by shapes: a model that does not fit fails here.
-    jax.eval_shape(jitted, state, batches.host(config))
-    saved = [getattr(state, part) for part in checkpoint.PARTS if part not in fixed]
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(saved))
+    size = saved_bytes(made.state, fixed)
     workdirs.check_space(workdir, size, config.checkpoint.keep)
     # Last: only a sound run is begun.
     resumes = begin and workdirs.open_run(workdir, plain)
@@ -109,24 +157,31 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
         config=plain,
         workdir=workdir,
         mesh=mesh,
-        objective=objective,
-        optimizer=optimizer,
-        state=state,
+        objective=made.objective,
+        optimizer=made.optimizer,
+        state=made.state,
         fixed=fixed,
         create=functools.partial(
-            inherit.start, create, state, loaded, fixed, config, optimizer
+            inherit.start,
+            made.create,
+            made.state,
+            loaded,
+            fixed,
+            config,
+            made.optimizer,
         ),
-        step=jitted,
+        step=made.step,
         stream=functools.partial(_stream, config, source("train"), transform),
-        evaluators=made,
+        evaluators=evaluators,
         resumes=resumes,
         total_steps=config.derived.total_steps,
         steps_per_epoch=config.derived.steps_per_epoch,
     )
 
 
-def _settle(config: ConfigDict) -> None:
+def settle(config: ConfigDict) -> None:
     """Checks numbers that have a bound, and puts what 'auto' means in its place."""
+    distributed.check_joined()
     config.data.decoder = fast.choose(config.data.decoder)
     least = {
         "checkpoint.every_steps": 1,
@@ -185,7 +240,7 @@ def _objective(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> 
     if "num_classes" in config.objective:
         found = config.derived.num_classes
         what = f"objective {block['name']!r}, split 'train'"
-        evaluators.check_labels(source("train"), what)
+        evaluators_base.check_labels(source("train"), what)
         if block.setdefault("num_classes", found) < found:
             raise ValueError(
                 f"objective.num_classes={block['num_classes']}, but the data has "
@@ -266,6 +321,7 @@ def _optimizer(config: ConfigDict, params: Any) -> optimizers.Optimizer:
 
 def _abstract_state(create: Any, shardings: Any) -> states.TrainState:
     abstract = jax.eval_shape(create, states.abstract_key())
+    sharding.check_fsdp(shardings.step.mesh, abstract)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         abstract,
@@ -280,8 +336,8 @@ def _stream(config: ConfigDict, source: Any, transform: Any, start_step: int) ->
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=distributed.index(),
+        process_count=distributed.count(),
         workers=config.data.workers,
         threads=config.data.threads,
         max_bad_fraction=config.data.max_bad_fraction,

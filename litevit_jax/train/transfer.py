@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from litevit_jax import registry
-from litevit_jax.train import inherit, inputs, loop, progress, setup
+from litevit_jax import paths, registry
+from litevit_jax.train import inherit, inputs, loop, parts, progress, setup
 from litevit_jax.train import workdir as workdirs
 
 # The axes of the grid may grow in the same directory; what a point is may not change.
@@ -66,19 +65,18 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
       ValueError, OSError: a mistake in the config or data, before any compile.
       Exception: whatever ended a point's run; the sweep goes on from there.
     """
-    workdir = pathlib.Path(workdir)
-    sweep = Sweep(config, workdir)
+    sweep, line = Sweep(config, paths.path(workdir)), progress.Line()
     for place, point in enumerate(sweep.points, start=1):
-        if point.name in sweep.known:
+        if point.name in sweep.parts:
             continue
-        print(f"point {place} of {len(sweep.points)}: {point.name}", flush=True)
+        line.say(f"point {place} of {len(sweep.points)}: {point.name}")
         outcome = loop.run(sweep.config_of(point), sweep.place(point))
         if outcome.signal is not None:
             return Outcome(sweep.table(), outcome.signal)
         sweep.record(point, outcome.results)
     best = sweep.best()
-    if sweep.final.get("winner") != best.name:
-        print(f"best on validation: {best.name}; now on all training data", flush=True)
+    if sweep.parts.rest.get("winner") != best.name:
+        line.say(f"best on validation: {best.name}; now on all training data")
         place = sweep.place(best, final=True)
         outcome = loop.run(sweep.config_of(best, final=True), place)
         if outcome.signal is not None:
@@ -90,8 +88,8 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
 class Sweep:
     """The grid of a config, and what is known of its points.
 
-    `sweep.json` in `workdir`: the metric, a list of points with their settings and
-    validation results, the winner and its test results.
+    `parts` is `sweep.json` in `workdir`: the metric, a list of points with their
+    settings and validation results, the winner and its test results.
     """
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -103,13 +101,7 @@ class Sweep:
         )
         self.points = _grid(self._sweep)
         self._check_and_open()
-        self._path = workdir / "sweep.json"
-        self.known: dict[str, dict[str, Any]] = {}
-        self.final: dict[str, Any] = {}
-        if self._path.exists():
-            found = json.loads(self._path.read_text())
-            self.known = {row["name"]: row for row in found["points"]}
-            self.final = {k: found[k] for k in ("winner", "test") if k in found}
+        self.parts = parts.Parts(workdir / "sweep.json", metric=self._metric)
 
     def config_of(self, point: Point, *, final: bool = False) -> ConfigDict:
         """The run of a point: on a part of the training data, or the final one."""
@@ -127,35 +119,33 @@ class Sweep:
 
     def record(self, point: Point, results: dict[str, dict[str, Any]]) -> None:
         """Keeps what a point's run found on the validation part."""
-        row = {"name": point.name, **dataclasses.asdict(point)}
-        row |= {
-            "peak_lr": self._peak(point),
-            "validation": results[self._title]["last"],
-        }
-        self.known[point.name] = row
-        self._write()
+        self.parts.add(
+            point.name,
+            **dataclasses.asdict(point),
+            peak_lr=self._peak(point),
+            validation=results[self._title]["last"],
+        )
 
     def record_final(self, point: Point, results: dict[str, dict[str, Any]]) -> None:
         """Keeps what the final run found on the test split."""
         test = {title: result["last"] for title, result in results.items()}
-        self.final = {"winner": point.name, "test": test}
-        self._write()
+        self.parts.close(winner=point.name, test=test)
 
     def best(self) -> Point:
         """The point whose last evaluation is best; of equal ones the first."""
-        metric = self._metric
-        return max(self.points, key=lambda p: self.known[p.name]["validation"][metric])
+        rows, metric = self.parts.rows, self._metric
+        return max(self.points, key=lambda p: rows[p.name]["validation"][metric])
 
     def table(self) -> str:
         """All points, and the final run on the test split, in columns."""
         rows = [["data", "peak lr", "layer decay", "epochs", "warm-up", "n", *_SHOWN]]
         for point in self.points:
-            if point.name in self.known:
-                row = self.known[point.name]["validation"]
+            if point.name in self.parts:
+                row = self.parts.rows[point.name]["validation"]
                 rows.append(["validation", *self._cells(point), *_numbers(row)])
         for point in self.points:
-            if point.name == self.final.get("winner"):
-                row = self.final["test"][self._title]
+            if point.name == self.parts.rest.get("winner"):
+                row = self.parts.rest["test"][self._title]
                 rows.append(["test", *self._cells(point), *_numbers(row)])
         return f"chosen by {self._metric}\n{progress.columns(rows)}"
 
@@ -169,12 +159,6 @@ class Sweep:
     def _cells(self, point: Point) -> list[str]:
         values = (self._peak(point), point.layer_decay, point.epochs)
         return [f"{value:g}" for value in (*values, point.warmup_epochs)]
-
-    def _write(self) -> None:
-        # Points that the grid no longer asks for stay: they cost as much.
-        rows = list(self.known.values())
-        found = {"metric": self._metric, "points": rows, **self.final}
-        workdirs.write_json(self._path, found)
 
     def _check_and_open(self) -> None:
         """Refuses what a point or the final run would; makes the workdir the sweep's.

@@ -4,6 +4,7 @@ config.json        the resolved config        environment.jsonl  a line per star
 metrics.jsonl      a line per logged step     parameters.txt     every array
 tensorboard/       the same as events         pictures/          grids of images
 checkpoints/STEP/  resumable states           evals/NAME/result.json
+report/            a page of all of it        analysis/          of the encoder, for it
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import sys
 import time
 from typing import Any
 
+from litevit_jax import distributed, paths
+
 # Changes that leave the numbers of a run alone (mesh: up to float rounding).
 FREE_TO_CHANGE = (
     "checkpoint.*",
@@ -34,7 +37,10 @@ FREE_TO_CHANGE = (
     "mesh.*",
     "nonfinite.*",
     "teacher",  # its fingerprint is compared instead
+    "watchdog*",
 )
+
+_PATIENCE_S = 15.0  # until a shared file system shows a new file
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -60,17 +66,29 @@ def open_run(
 ) -> bool:
     """Makes `workdir` this run's; True if it holds the run already (resume).
 
-    `free`: keys that may differ from the saved config's, besides FREE_TO_CHANGE.
+    Of several processes the first one does it, and all come to the same.
+
+    Args:
+      workdir: of the run.
+      config: as it will be saved.
+      free: keys that may differ from the saved config's, besides FREE_TO_CHANGE.
 
     Raises:
-      ValueError: it holds another run, or files that are not a run's.
+      ValueError: it holds another run, or files that are not a run's; or not all
+        processes see it.
       OSError: it cannot be written.
     """
-    config = plain(config)
+    if distributed.count() > 1:
+        _check_shared(workdir)
+    return distributed.from_primary(lambda: _open(workdir, plain(config), free))
+
+
+def _open(workdir: pathlib.Path, config: Any, free: tuple[str, ...]) -> bool:
     _check_writable(workdir)
     path = workdir / "config.json"
     if not path.exists():
-        strangers = [p.name for p in workdir.iterdir() if not p.name.startswith(".")]
+        there = workdir.iterdir() if workdir.exists() else ()
+        strangers = [p.name for p in there if not p.name.startswith(".")]
         if strangers:
             raise ValueError(
                 f"--workdir={workdir} is not empty and not a run of this program "
@@ -103,16 +121,55 @@ def _may_change(key: str) -> bool:
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in FREE_TO_CHANGE)
 
 
+def _check_shared(workdir: pathlib.Path) -> None:
+    """Raises ValueError unless all processes see what the first one writes there."""
+
+    def leave_mark() -> str:
+        _check_writable(workdir)
+        name = f".mark-{os.getpid()}-{time.time_ns()}"
+        (workdir / name).write_text(name)
+        return name
+
+    name = distributed.from_primary(leave_mark)
+    seen = distributed.gather(_sees(workdir / name))
+    distributed.from_primary((workdir / name).unlink)
+    if not all(seen):
+        blind = ", ".join(str(i) for i, there in enumerate(seen) if not there)
+        raise ValueError(
+            f"--workdir={workdir}: what process 0 writes there is not seen by "
+            f"process {blind}: it is a directory of each host's own. All "
+            "hosts need the same one: give a shared file system or a bucket (gs://...)"
+        )
+
+
+def _sees(mark: pathlib.Path) -> bool:
+    """Whether `mark` appears; shared file systems take a while to show it."""
+    until = time.monotonic() + _PATIENCE_S
+    while not mark.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.2)
+        if mark.parent.exists():  # makes NFS list it anew
+            list(mark.parent.iterdir())
+    return True
+
+
 def _check_writable(workdir: pathlib.Path) -> None:
+    local = paths.is_local(workdir)
+    # A store's library may raise anything for what is forbidden or not there.
+    kinds: Any = OSError if local else Exception
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(workdir)
         probe = workdir / f".probe-{os.getpid()}"
         probe.write_bytes(b"x" * 4096)
         probe.unlink()
-    except OSError as error:
+    except kinds as error:
+        way = "a directory with write permission and free space"
+        if not local:
+            way = "a bucket that exists and that you may write to and delete from"
+        why = getattr(error, "strerror", None) or error
         raise OSError(
-            f"--workdir={workdir} cannot be written: {error.strerror or error}; give "
-            "a directory with write permission and free space"
+            f"--workdir={workdir} cannot be written: {why}; give {way}"
         ) from error
 
 
@@ -121,6 +178,8 @@ def check_space(workdir: pathlib.Path, state_bytes: int, keep: int) -> None:
 
     Nothing is written; `workdir` need not exist. Those it holds already count.
     """
+    if not paths.is_local(workdir):  # a bucket has no end
+        return
     there = next(p for p in (workdir, *workdir.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(there).free
     saved = sum(1 for _ in workdir.glob("checkpoints/[0-9]*"))
@@ -136,10 +195,7 @@ def check_space(workdir: pathlib.Path, state_bytes: int, keep: int) -> None:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes `value` so that a reader sees the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # hidden, should a kill leave it
-    temporary.write_text(json.dumps(value, indent=1, default=list) + "\n")
-    temporary.replace(path)
+    paths.replace_text(path, json.dumps(value, indent=1, default=list) + "\n")
 
 
 def environment(devices: list[str]) -> dict[str, Any]:
@@ -163,12 +219,7 @@ def environment(devices: list[str]) -> dict[str, Any]:
 
 def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:
     """Adds one JSON line; a line cut by an earlier kill is closed first."""
-    with open(path, "ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(row).encode() + b"\n")
+    paths.append(path, json.dumps(row).encode() + b"\n")
 
 
 def read_result(workdir: pathlib.Path, title: str) -> dict[str, Any] | None:

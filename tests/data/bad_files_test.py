@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from litevit_jax.data import fast, ops, pipeline
+from litevit_jax.data import fast, filetree, ops, pipeline
 from litevit_jax.data.sources import folder
 
 DECODERS = ["pillow", "fast"]
@@ -121,7 +121,7 @@ def test_a_file_without_permission_is_named_and_counted(root, monkeypatch):
                 raise PermissionError(13, "Permission denied", os.fspath(path))
             return open(path, *args, **kwargs)
 
-        monkeypatch.setattr(folder, "open", refuse, raising=False)
+        monkeypatch.setattr(filetree, "open", refuse, raising=False)
     source = folder.make(split="train", dir=str(root))
     made = ops.eval_ops(image_size=(16, 16), max_pixels=10**6)
     stream = pipeline.eval_batches(source, made, batch_size=8, max_bad_fraction=1.0)

@@ -120,6 +120,7 @@ def test_splits_are_joined_in_the_order_that_is_said(imagenet):
     data = {"source": "tfds", "name": "imagenet2012", "dir": dir, "holdout": 0.0}
     data |= {"train_split": "train + validation[:2]", "validation_share": 0.0}
     data |= {"shots": None, "fraction": 1.0, "subset_seed": 0}
+    data |= {"fraction_of": None, "long_tail": None}
     data |= {"select_fraction": 0.0, "cache": False}
     both = inputs.source(data, "train")
     parts = [_read(dir, split) for split in ("train", "validation[:2]")]

@@ -33,9 +33,9 @@ class Counted(base.Source):
         return "counted"
 
 
-def take(source=None, *, shots=None, fraction=1.0, seed=0):
+def take(source=None, *, shots=None, fraction=1.0, seed=0, **more):
     source = source or Counted()
-    return subset.take(source, shots=shots, fraction=fraction, seed=seed)
+    return subset.take(source, shots=shots, fraction=fraction, seed=seed, **more)
 
 
 def rows(source):
@@ -100,6 +100,13 @@ def test_reading_stops_when_every_class_is_complete():
         ({"fraction": 0.0}, r"data.fraction=0.0 of 12 examples; expected a share"),
         ({"fraction": 0.01}, r"leaves at least one"),
         ({"fraction": 1.5}, r"data.fraction=1.5"),
+        ({"shots": 1, "long_tail": 9.0}, r"data.shots=1 and data.long_tail=9.0"),
+        (
+            {"fraction": 0.5, "of": "class"},
+            r"fraction_of 'class' unknown; did you mean",
+        ),
+        ({"fraction": 0.1, "of": "classes"}, r"0.1 of 3 classes keeps none"),
+        ({"long_tail": 0.5}, r"data.long_tail=0.5; expected how many times"),
     ],
 )
 def test_what_cannot_be_drawn_is_explained(kwargs, message):
@@ -219,3 +226,65 @@ def test_labels_are_read_without_the_images(image_folder, tmp_path):
     np.savez(tmp_path / "x.npz", image=np.zeros((3, 2, 2), np.uint8), label=[2, 0, 1])
     held = arrays.make(split="train", dir=str(tmp_path / "x.npz"))
     assert [held.label_of(i) for i in range(3)] == [2, 0, 1]
+
+
+class Many(Counted):
+    """Ten classes of 60 examples, in an order of its own."""
+
+    labels = tuple(np.random.default_rng(7).permutation(np.repeat(np.arange(10), 60)))
+
+    def __init__(self):
+        super().__init__([str(k) for k in range(10)])
+
+    def label_of(self, index):
+        return int(self.labels[index])
+
+
+def counts(part):
+    return np.bincount([part.label_of(i) for i in range(len(part))], minlength=10)
+
+
+@pytest.mark.parametrize("of", subset.FRACTIONS)
+def test_a_smaller_fraction_is_part_of_a_larger_one(of):
+    parts = [take(Many(), fraction=f, of=of, seed=2) for f in (0.1, 0.5, 1.0)]
+    drawn = [set(rows(part)) for part in parts]
+    assert drawn[0] < drawn[1] < drawn[2]
+    assert [len(d) for d in drawn] == [60, 300, 600]
+    assert rows(take(Many(), fraction=0.5, of=of, seed=3)) != rows(parts[1])
+    assert parts[0].classes == [str(k) for k in range(10)]
+
+
+def test_fractions_are_of_images_of_every_class_or_of_classes():
+    def of(what, fraction=0.1):
+        return counts(take(Many(), fraction=fraction, of=what)).tolist()
+
+    assert of("balanced") == [6] * 10
+    assert sorted(of("classes")) == [0] * 9 + [60]
+    assert len(set(of("images"))) > 2  # over all classes: as it falls
+    assert of("balanced", 0.001 * 2) == [1] * 10  # at least one of each
+
+
+def test_nothing_said_draws_as_it_always_did():
+    assert rows(take(fraction=0.5)) == rows(take(fraction=0.5, of="images"))
+
+
+def test_a_long_tail_falls_geometrically_over_a_drawn_order_of_classes():
+    found = counts(take(Many(), long_tail=20.0, seed=1))
+    want = [60 * 20 ** (-k / 9) for k in range(10)]
+    np.testing.assert_allclose(sorted(found, reverse=True), want, atol=0.5)
+    assert found.max() / found.min() == 20
+    other = counts(take(Many(), long_tail=20.0, seed=2))
+    assert sorted(other) == sorted(found) and list(other) != list(found)
+    flat = take(Many(), long_tail=1.0)
+    assert counts(flat).tolist() == [60] * 10
+    half = take(Many(), long_tail=20.0, seed=1, fraction=0.5, of="balanced")
+    np.testing.assert_allclose(counts(half), found / 2, atol=1)
+    assert set(rows(half)) < set(rows(take(Many(), long_tail=20.0, seed=1)))
+
+
+@pytest.mark.parametrize(
+    "more", [{"long_tail": 2.0}, {"fraction": 0.5, "of": "classes"}]
+)
+def test_parts_by_class_need_classes(more):
+    with pytest.raises(ValueError, match="needs labels, but the data has no classes"):
+        take(Counted(classes=()), **more)

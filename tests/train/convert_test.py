@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from litevit_jax import checkpoint, cli, weights
+from litevit_jax import checkpoint, cli, commandline, weights
 from litevit_jax.models import layers
 from litevit_jax.train import convert, loop, state
 from litevit_jax.weights import export
@@ -182,7 +182,7 @@ def test_a_target_is_never_overwritten_and_must_be_writable(classifier, tmp_path
 
 def started(*arguments):
     argv = ["main.py", *arguments]
-    values = cli._define(argv)
+    values = commandline.flags_for(argv)
     cli.parse(argv, values)
     return cli.run(argv, values)
 

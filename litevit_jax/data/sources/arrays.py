@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from litevit_jax import paths
 from litevit_jax.data.sources import base
 
 _IMAGE = ("image", "images", "x")
@@ -131,6 +132,13 @@ def make(
 def _check_path(dir: str | None) -> pathlib.Path:
     if not dir:
         raise ValueError("source 'arrays' needs data.dir: a .npz or .npy file")
+    if not paths.is_local(dir):
+        if not dir.endswith((".npz", ".npy")):
+            raise ValueError(
+                f"data.dir={dir!r}: in a store, source 'arrays' reads one file; give "
+                "the .npz or .npy file itself"
+            )
+        return paths.local_file(dir)
     path = pathlib.Path(dir).expanduser().absolute()
     if not path.exists():
         raise FileNotFoundError(

@@ -15,6 +15,7 @@ import pathlib
 import numpy as np
 
 from litevit_jax import registry
+from litevit_jax.data import filetree
 from litevit_jax.data.sources import base, folder
 
 SPLITS = ("test", "train", "trainval", "val")
@@ -62,7 +63,9 @@ def make(
         )
     labels = np.array([number[name] for name in listed.values()], np.int32)
     names = [f"{image}.jpg" for image in listed]
-    return folder.Folder(root / "images", names, labels=labels, classes=classes)
+    return folder.Folder(
+        filetree.LocalTree(str(root / "images")), names, labels=labels, classes=classes
+    )
 
 
 def _root(dir: str | None) -> pathlib.Path:

@@ -17,12 +17,13 @@ import collections
 import itertools
 import logging
 import os
-import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from litevit_jax import paths
+from litevit_jax.data import filetree
 from litevit_jax.data.sources import base
 
 _log = logging.getLogger(__name__)
@@ -37,13 +38,13 @@ class Folder(base.Source):
 
     def __init__(
         self,
-        root: pathlib.Path,
+        tree: filetree.Tree,
         names: list[str],
         *,
         labels: np.ndarray,
         classes: list[str],
     ):
-        self._root = str(root)
+        self._tree = tree
         self._names = _PackedNames(names)
         self._labels = labels
         self._classes = classes
@@ -56,8 +57,7 @@ class Folder(base.Source):
         return len(self._names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        with open(os.path.join(self._root, self._names[index]), "rb") as file:
-            image = file.read()
+        image = self._tree.read(self._names[index])
         return {"image": image, "label": int(self._labels[index])}
 
     def label_of(self, index: int) -> int:
@@ -70,8 +70,7 @@ class Folder(base.Source):
         """Digest of relative names, labels and file sizes; asks the size of each."""
         sizes = np.empty(len(self), np.int64)
         for index in range(len(self)):
-            path = os.path.join(self._root, self._names[index])
-            sizes[index] = os.stat(path).st_size
+            sizes[index] = self._tree.size(self._names[index])
         labels = self._labels.astype("<i4").tobytes()
         return base.digest([self._names.blob, labels, sizes.astype("<i8").tobytes()])
 
@@ -116,14 +115,14 @@ def make(
       ValueError: no image there, no such split, or an ambiguous layout.
     """
     del name
-    root = _check_dir(dir)
+    root = filetree.open_tree(_check_dir(dir))
     layout = _split_layout(root)
     if layout:
         return _make_split(root, split, layout)
     split = base.check_holdout_split(split, holdout, f"folder {root}")
-    top = ("train",) if _holds_only_train(root) else ()
+    top = "train" if _holds_only_train(root) else ""
     names = _walk_sorted(root, top)
-    labels, classes = _labels_of(root, names, depth=len(top))
+    labels, classes = _labels_of(root, names, top)
     is_test = [base.in_holdout(os.fsencode(name), holdout) for name in names]
     keep = np.asarray(is_test) == (split == "test")
     if not keep.any():
@@ -135,13 +134,14 @@ def make(
     return Folder(root, names, labels=labels[keep], classes=classes)
 
 
-def _check_dir(dir: str | None) -> pathlib.Path:
+def _check_dir(dir: str | None) -> Any:
     if not dir:
         raise ValueError(
             "source 'folder' needs the folder of images: "
             "--config=configs/mae_tiny.py:data=folder,path=DIR"
         )
-    root = pathlib.Path(dir).expanduser()
+    root = paths.path(dir)
+    root = root.expanduser() if paths.is_local(root) else root
     if not root.exists():
         raise FileNotFoundError(f"data.dir={dir!r} does not exist; expected a folder")
     if not root.is_dir():
@@ -152,36 +152,36 @@ def _check_dir(dir: str | None) -> pathlib.Path:
     return root
 
 
-def _split_layout(root: pathlib.Path) -> list[str]:
+def _split_layout(root: filetree.Tree) -> list[str]:
     """Names of the split folders of `root`, or [] if they are not splits."""
-    folders = _subfolders(root)
+    folders = root.folders("")
     splits = [name for name in ("train", *base.EVAL_SPLITS) if name in folders]
     if "train" not in splits or len(splits) < 2 or _images_in(root):
         return []
     others = (name for name in folders if name not in splits)
-    return [] if any(_has_image(root / name) for name in others) else splits
+    return [] if any(_has_image(root, name) for name in others) else splits
 
 
-def _holds_only_train(root: pathlib.Path) -> bool:
+def _holds_only_train(root: filetree.Tree) -> bool:
     """Whether `train` is all there is: a split without a test, not a class."""
-    return _subfolders(root) == ["train"] and not _images_in(root)
+    return root.folders("") == ["train"] and not _images_in(root)
 
 
-def _make_split(root: pathlib.Path, split: str, layout: list[str]) -> Folder:
+def _make_split(root: filetree.Tree, split: str, layout: list[str]) -> Folder:
     """Split `split` of a folder with splits, with the classes of its train."""
     base.check_split(split, {*layout, *base.EVAL_SPLITS}, f"folder {root}")
     if split not in layout:
         split = next(name for name in base.EVAL_SPLITS if name in layout)
-    names = _walk_sorted(root, (split,))
-    labels, classes = _labels_of(root, names, depth=1)
+    names = _walk_sorted(root, split)
+    labels, classes = _labels_of(root, names, split)
     if split == "train" or not classes:
-        known = classes if split == "train" else _class_folders(root / "train")
+        known = classes if split == "train" else _class_folders(root, "train")
         return Folder(root, names, labels=labels, classes=known)
-    known = _class_folders(root / "train")
+    known = _class_folders(root, "train")
     unknown = sorted(set(classes) - set(known))
     if unknown:
         raise ValueError(
-            f"{root / split} has classes that {root / 'train'} has not: "
+            f"{root.place(split)} has classes that {root.place('train')} has not: "
             f"{', '.join(unknown[:10])} ({len(unknown)} of {len(classes)}); the "
             "class folders of the splits must have the same names"
         )
@@ -190,29 +190,29 @@ def _make_split(root: pathlib.Path, split: str, layout: list[str]) -> Folder:
 
 
 def _labels_of(
-    root: pathlib.Path, names: list[str], *, depth: int
+    root: filetree.Tree, names: list[str], top: str
 ) -> tuple[np.ndarray, list[str]]:
-    """Labels int32 [N] and class names, from component `depth` of each name.
+    """Labels int32 [N] and class names, from the folder of each name below `top`.
 
     Raises:
       ValueError: some images are in class folders and some are not.
     """
-    owners = [_class_of(name, depth) for name in names]
+    owners = [_class_of(name, depth=1 if top else 0) for name in names]
     loose = [name for name, owner in zip(names, owners, strict=True) if not owner]
     if len(loose) == len(names):
         return np.full(len(names), -1, np.int32), []
-    top = root.joinpath(*pathlib.PurePath(names[0]).parts[:depth])
     if loose:
         inside = next(name for name, owner in zip(names, owners, strict=True) if owner)
         raise ValueError(
-            f"{top} holds images directly ({loose[0]!r}, {len(loose)} in all) and in "
-            f"subfolders ({inside!r}): with labels or without? Move all of them into "
-            "class folders, or the class folders elsewhere"
+            f"{root.place(top)} holds images directly ({loose[0]!r}, {len(loose)} in "
+            f"all) and in subfolders ({inside!r}): with labels or without? Move all of "
+            "them into class folders, or the class folders elsewhere"
         )
     classes = _in_order(set(owners))
-    empty = sorted(set(_subfolders(top)) - set(classes))
+    empty = sorted(set(root.folders(top)) - set(classes))
     if empty:
-        _log.warning("folders of %s without images, ignored: %s", top, ", ".join(empty))
+        named, place = ", ".join(empty), root.place(top)
+        _log.warning("folders of %s without images, ignored: %s", place, named)
     number = {name: label for label, name in enumerate(classes)}
     return np.array([number[owner] for owner in owners], np.int32), classes
 
@@ -223,9 +223,10 @@ def _class_of(name: str, depth: int) -> str:
     return parts[depth] if len(parts) > depth + 1 else ""
 
 
-def _class_folders(top: pathlib.Path) -> list[str]:
+def _class_folders(root: filetree.Tree, top: str) -> list[str]:
     """Class folders of `top` that hold an image."""
-    return _in_order(name for name in _subfolders(top) if _has_image(top / name))
+    below = root.folders(top)
+    return _in_order(name for name in below if _has_image(root, f"{top}/{name}"))
 
 
 def _in_order(classes: Iterable[str]) -> list[str]:
@@ -235,22 +236,12 @@ def _in_order(classes: Iterable[str]) -> list[str]:
     return sorted(names, key=int) if numbers else names
 
 
-def _subfolders(top: pathlib.Path) -> list[str]:
-    with os.scandir(top) as entries:
-        return sorted(e.name for e in entries if not _hidden(e.name) and e.is_dir())
+def _images_in(root: filetree.Tree) -> bool:
+    return any(_is_image(name) for name in root.files(""))
 
 
-def _images_in(top: pathlib.Path) -> bool:
-    with os.scandir(top) as entries:
-        return any(_is_image(e.name) and e.is_file() for e in entries)
-
-
-def _has_image(top: pathlib.Path) -> bool:
-    return any(_is_image(name) for name in _walk(top))
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".")
+def _has_image(root: filetree.Tree, top: str) -> bool:
+    return any(_is_image(name) for name in root.walk(top))
 
 
 def _is_image(name: str) -> bool:
@@ -261,53 +252,28 @@ def _extension(name: str) -> str:
     return name.rpartition("/")[2].rpartition(".")[2].lower()
 
 
-def _walk_sorted(root: pathlib.Path, top: tuple[str, ...]) -> list[str]:
-    """Names, relative to `root`, of the images below `root/top`.
+def _walk_sorted(root: filetree.Tree, top: str) -> list[str]:
+    """Names, relative to `root`, of the images below its folder `top`.
 
     Raises:
       ValueError: there is none; the message counts what there is instead.
     """
-    prefix = "".join(f"{part}/" for part in top)
+    prefix = f"{top}/" if top else ""
     names, others = [], collections.Counter()
-    for name in _walk(root.joinpath(*top)):
+    for name in root.walk(top):
         if _is_image(name):
             names.append(prefix + name)
         else:
             others[_extension(name)] += 1
     if not names:
-        raise ValueError(_no_images(root.joinpath(*top), others))
+        raise ValueError(_no_images(root.place(top), others))
     return sorted(names)
 
 
-def _no_images(top: pathlib.Path, others: Iterable[str]) -> str:
+def _no_images(top: str, others: Iterable[str]) -> str:
     counts = collections.Counter(others).most_common(5)
     found = ", ".join(f"{count} .{extension}" for extension, count in counts)
     return (
         f"no image below {top}; found {found or 'no file at all'}, expected one of "
         + ", ".join(f".{extension}" for extension in sorted(EXTENSIONS))
     )
-
-
-def _walk(top: pathlib.Path) -> Iterator[str]:
-    """Names of all files below `top`, relative to it, with '/' between parts.
-
-    A link back to a folder that contains it is not followed.
-    """
-    pending = [("", str(top), frozenset())]
-    while pending:
-        prefix, path, above = pending.pop()
-        with os.scandir(path) as entries:
-            visible = [entry for entry in entries if not _hidden(entry.name)]
-        identity = os.stat(path)
-        above = above | {(identity.st_dev, identity.st_ino)}
-        for entry in visible:
-            name = prefix + entry.name
-            if not entry.is_dir():
-                yield name
-            elif not entry.is_symlink() or _identity(entry.path) not in above:
-                pending.append((name + "/", entry.path, above))
-
-
-def _identity(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino

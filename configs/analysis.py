@@ -1,0 +1,81 @@
+"""What encoders attend to and how alike their layers are: several checkpoints at once.
+
+    python main.py --config=configs/analysis.py --config.models=mae=RUN,moco=RUN
+    python main.py --config=configs/analysis.py:data=folder,path=DIR \\
+        --config.models=mae=RUN,deit=FILE --workdir=DIR
+    python main.py --config=configs/analysis.py:compat=paper --config.models=mae=RUN
+    python main.py --config=configs/analysis.py:report --config.models=RUN
+    python main.py --config=configs/analysis.py:report --config.models=a=RUN,b=RUN
+    python main.py --config=configs/analysis.py:advice --config.models=a=PROBE,b=PROBE
+
+`models` names checkpoints: a run directory, a step inside it (RUN/checkpoints/STEP),
+a file of weights (timm, DeiT, MAE, MoCo v3, Hugging Face), or `random:RUN`, the model
+of a run before its training. All see the same images, each at its own size: those of
+the first run, its test split, unless a variant or field says otherwise.
+
+In the workdir: `analysis.json` with every number, and the page `report/index.html`,
+which needs no network: CKA within and between models (minibatches of `batch_size`),
+attention distance and entropy of every head, attention maps, spectrum, effective rank,
+token similarity, reconstructions of those with a decoder; of runs also their curves and
+evaluations, side by side. `report` leaves out what needs the models: of one run it
+draws the page into the run's own directory, as the end of its training did.
+
+`advice` reads directories that configs/layer_probe.py wrote on your own images, one for
+each encoder, and says in two sentences which one to start from and how many layers to
+tune, with the numbers that this rests on.
+
+`compat=paper` takes the authors' protocol: distances of patches times 14 in place of
+the patch size, their logarithm, the first 1,152 images in order, minibatches of 128.
+
+1,024 images of ViT-Tiny at 224 pixels: benchmarks/analysis.py has the minutes on 2 CPU
+cores; not timed by us on accelerators. Expected (the paper's figures, read by eye): MAE
+attends more locally than supervised training does, in its lower layers above all.
+"""
+
+from ml_collections.config_dict import placeholder
+
+from configs import common
+
+
+def get_config(arg=None):
+    """`arg`: report, advice; compat=paper; imagenet2012, digits, smoke,
+    data=folder,path=DIR."""
+    said = common.parse_arg(arg, flags=("advice", "report"), values=("compat",))
+    if said["compat"] not in (None, "exact", "paper"):
+        raise ValueError(common.unknown("compat", said["compat"], ("exact", "paper")))
+    config = common.evaluation("analysis", said)
+    for name in ("init", "like", "objective", "augment", "evals"):
+        del config[name]
+    if not (said["data"] or said["smoke"]):
+        config.data.eval_crop_fraction = placeholder(float)
+    config.job = "report" if said["report"] else "analyse"
+    if said["advice"]:
+        config.job = "advise"
+    config.models = placeholder(str)  # NAME=PATH,NAME=PATH
+    config.probe = "layers"  # of `advice`: layers or layers_avg
+    config.num_heads = placeholder(int)  # of files that do not tell
+    config.decoder_num_heads = placeholder(int)  # likewise
+    config.split = "eval"
+    config.images = 1024
+    config.order = "random"  # drawn by seed; or 'first'
+    config.batch_size = 64  # images of a minibatch, by which CKA is estimated
+    config.cka = {"on": True}
+    config.attention = {"on": True, "compat": "exact"}
+    config.features = {"on": True, "place": "norm1", "pool": "avg"}
+    # Images of maps and reconstructions by number in the split; none: the first drawn.
+    config.rows = ()
+    config.maps = {
+        "images": 4,  # 0: no attention maps
+        "layers": (-1,),  # from 1; -1 is the last
+        "heads": (),  # from 1; none: all
+        "queries": ("cls", "center"),  # or 'ROW/COLUMN' of a patch, from 0
+    }
+    config.reconstruction = {"images": 8}  # 0: none
+    if said["compat"] == "paper":
+        config.update(order="first", images=1152, batch_size=128)
+        config.attention.compat = "paper"
+    if said["smoke"]:
+        config.update(images=48, batch_size=16)
+        config.maps.images = 2
+        config.reconstruction.images = 2
+    return config.lock()

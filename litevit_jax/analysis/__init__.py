@@ -1,0 +1,1 @@
+"""Checkpoints and runs -> figures, tables and one report."""

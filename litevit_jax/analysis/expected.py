@@ -1,0 +1,152 @@
+"""What a recipe of the paper should reach, and how far a run is from that recipe.
+
+Numbers are those of the authors' repository (recipes, sections 10.1 and 10.2), in
+percent of ImageNet's validation images. Recalled or unpublished ones are not here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pathlib
+import pkgutil
+from typing import Any
+
+from litevit_jax.analysis import record
+from litevit_jax.train import workdir as workdirs
+
+_README = "README of the authors' repository, 2023"
+_NOTES = "MoCo notes of the authors' repository, 2023"
+_LATER = "the authors' repository, 2025 (arXiv 2404.12210)"
+_FINETUNED = "ImageNet top-1 after 300 epochs of fine-tuning"
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """A published number.
+
+    Attributes:
+      value: in percent.
+      what: is measured, after what.
+      source: where it is published.
+    """
+
+    value: float
+    what: str
+    source: str
+
+
+# By the recipe of the pre-training. `deit_tiny` has none: it is the training itself.
+AFTER_FINETUNING = {
+    "mae_tiny": Expected(78.0, _FINETUNED, _README),
+    "mae_small": Expected(82.1, f"{_FINETUNED}, layer decay 0.75", _README),
+    "mae_tiny_distill": Expected(78.4, _FINETUNED, _README),
+    "mae_small_distill": Expected(82.5, f"{_FINETUNED}, layer decay 0.75", _README),
+    "mae_tiny_distill_d2": Expected(78.7, _FINETUNED, _LATER),
+    "mocov3_tiny": Expected(76.8, f"{_FINETUNED}, layer decay 0.75", _NOTES),
+}
+FROM_SCRATCH = {
+    "deit_tiny": Expected(75.8, "ImageNet top-1 after 300 epochs", _README),
+}
+WITH_BIAS = Expected(
+    79.0,
+    "ImageNet top-1 of MAE after 1000 epochs of fine-tuning with relative position "
+    "bias",
+    _README,
+)
+
+
+def recipe_of(config: dict[str, Any]) -> str | None:
+    """The file in configs/ that a run's config was made by, or None."""
+    import configs
+
+    names = [m.name for m in pkgutil.iter_modules(configs.__path__)]
+    said = str(config.get("name", ""))
+    fits = [n for n in names if said == n or said.startswith(f"{n}-")]
+    return max(fits, key=len, default=None)
+
+
+def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(field, the recipe's value, the run's) wherever a run departs from its recipe.
+
+    The recipe is that for ImageNet, as its file gives it without a variant. Fields that
+    the run's config lacks, being older than they are, are no departure.
+    """
+    name = recipe_of(config)
+    if name is None:
+        return []
+    plain = importlib.import_module(f"configs.{name}").get_config(None)
+    theirs = workdirs.plain(plain.copy_and_resolve_references().to_dict())
+    ours = {key: value for key, value in config.items() if key != "derived"}
+    found = workdirs.differences(theirs, ours)
+    return [(k, a, b) for k, a, b in found if b is not None or _has(ours, k)]
+
+
+def _has(block: Any, field: str) -> bool:
+    for key in field.split("."):
+        if not isinstance(block, dict) or key not in block:
+            return False
+        block = block[key]
+    return True
+
+
+def of(run: record.Run) -> dict[str, Any] | None:
+    """What is published for a run's recipe, and what the run reached.
+
+    Returns:
+      'expected', 'what', 'source'; 'reached' (None: this run does not measure it) with
+      its 'result' and 'key'; 'comparable', and 'why' not. None: nothing is published.
+    """
+    recipe = recipe_of(run.config)
+    first = _pretraining(run.config)
+    expected = None
+    if recipe in ("finetune", "finetune_rpe"):
+        known = AFTER_FINETUNING.get(first or "")
+        expected = WITH_BIAS if recipe == "finetune_rpe" else known
+    elif recipe is not None:
+        expected = AFTER_FINETUNING.get(recipe) or FROM_SCRATCH.get(recipe)
+    if expected is None:
+        return None
+    row: dict[str, Any] = {
+        "expected": expected.value,
+        "what": expected.what,
+        "source": expected.source,
+        "reached": None,
+        "result": None,
+    }
+    result = run.results.get("test")
+    if result is not None and "top1" in result["last"] and recipe != "linear_probe":
+        row |= {"reached": result["last"]["top1"], "result": "test"}
+    return row | _comparable(run, row["reached"] is not None)
+
+
+def _pretraining(config: dict[str, Any]) -> str | None:
+    """The recipe of the run that `init` names, if it is still there."""
+    init = config.get("init")
+    if not init:
+        return None
+    for place in (pathlib.Path(init), *pathlib.Path(init).parents[:2]):
+        path = place / "config.json"
+        if path.is_file():
+            other = record.read(place.name, place).config
+            return recipe_of(other)
+    return None
+
+
+def _comparable(run: record.Run, measured: bool) -> dict[str, Any]:
+    data, derived = run.config.get("data", {}), run.config.get("derived", {})
+    if not measured:
+        why = "fine-tune this run with configs/finetune.py to measure it"
+    elif data.get("name") != "imagenet2012":
+        why = f"this run's data are {data.get('name') or data.get('source')}"
+    elif run.last_step < (derived.get("total_steps") or 0):
+        why = "this run is not finished"
+    else:
+        fields = [k for k, *_ in differences(run.config) if _matters(k)]
+        why = f"these fields differ: {', '.join(fields)}" if fields else ""
+    return {"comparable": not why, "why": why}
+
+
+def _matters(field: str) -> bool:
+    quiet = ("name", "init", "seed", "log.", "checkpoint.", "mesh.", "evals.", "like")
+    return not field.startswith((*quiet, "data.dir", "data.threads", "data.workers"))

@@ -1,0 +1,62 @@
+"""What a layer's features are like: spectrum, rank, how much its tokens differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def token_similarity(tokens: jax.Array) -> jax.Array:
+    """Mean cosine between different tokens of an image: `[B]`; 1 if all are alike.
+
+    Args:
+      tokens: of patches, without the class token, `[B, N, D]`.
+    """
+    x = tokens.astype(jnp.float32)
+    norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
+    total = (x / jnp.maximum(norm, 1e-12)).sum(axis=1)
+    n = tokens.shape[1]
+    return (jnp.square(total).sum(axis=-1) - n) / max(n * (n - 1), 1)
+
+
+class Moments:
+    """Sums of features and of their products: all that their spectrum needs.
+
+    Memory is that of the products of dimensions, however many examples are counted.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum: Any = 0.0
+        self._products: Any = 0.0
+
+    def add(self, features: np.ndarray, mask: np.ndarray) -> None:
+        """Counts rows of `features [B, L, D]` whose `mask [B]` is set."""
+        x = np.asarray(features, np.float64)[mask].swapaxes(0, 1)
+        self.count += x.shape[1]
+        self._sum = self._sum + x.sum(axis=1)
+        self._products = self._products + x.swapaxes(1, 2) @ x
+
+    def spectrum(self) -> np.ndarray:
+        """Eigenvalues of the covariance of each layer `[L, D]`, the largest first."""
+        mean = self._sum / self.count
+        outer = mean[:, :, None] * mean[:, None, :]
+        values = np.linalg.eigvalsh(self._products / self.count - outer)
+        return np.maximum(values, 0)[:, ::-1]
+
+    def effective_rank(self) -> np.ndarray:
+        """Dimensions in use `[L]`, from 1 to D: RankMe (arXiv 2210.02885).
+
+        The exponential of the entropy of the singular values of the features, not
+        centred, which are made to sum to 1; as `effective_rank` in metrics.jsonl.
+        """
+        squares = np.maximum(np.linalg.eigvalsh(self._products), 0)
+        # Float32 features: below this an eigenvalue is rounding.
+        noise = squares.max(axis=1, keepdims=True) * np.finfo(np.float32).eps ** 2
+        values = np.sqrt(np.where(squares > noise, squares, 0))
+        share = values / np.maximum(values.sum(axis=1, keepdims=True), 1e-300)
+        logs = np.log(np.where(share > 0, share, 1))
+        return np.exp(-(share * logs).sum(axis=1))

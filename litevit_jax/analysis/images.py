@@ -1,0 +1,126 @@
+"""The images that an analysis looks at, as each of its models sees them."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from litevit_jax.analysis import models
+from litevit_jax.data import ops as data_ops
+from litevit_jax.data import pipeline, subset
+from litevit_jax.train import entries, inputs
+
+_IF_OPEN = {"flip": 0.0, "crop_scale": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3)}
+_CROP = 0.875  # of files of weights, which do not record it: ImageNet's usual one
+
+
+def take_data(config: ConfigDict, read: list[models.Model]) -> None:
+    """Of the first model that is a run, unless the config names some.
+
+    Raises:
+      ValueError: neither says which images.
+    """
+    if config.data.source is None:
+        run = next((model.config for model in read if model.config), None)
+        if run is None:
+            raise ValueError(
+                f"{config.name}: which images? No run among --config.models says it; "
+                "name some: --config=configs/analysis.py:digits, :imagenet2012 or "
+                ":data=folder,path=DIR"
+            )
+        size = (config.data.image_size, config.data.image_width)
+        theirs = {k: v for k, v in entries.data_of(run).items() if k in config.data}
+        ours = {k: v for k, v in config.data.items() if v is not None}
+        config.data.update({**theirs, **_IF_OPEN, **ours})
+        config.data.update(image_size=size[0], image_width=size[1])
+
+
+def choose(config: ConfigDict) -> subset.Subset:
+    """The images of `config.split`, the first or drawn by seed, in that order.
+
+    Raises:
+      ValueError, OSError: no such data or split.
+    """
+    source = inputs.source(config.data, config.split)
+    if config.images < 1:
+        raise ValueError(f"images={config.images}; expected 1 or more")
+    order = np.arange(len(source))
+    if config.order == "random":
+        order = np.random.default_rng(config.seed).permutation(order)
+    return subset.Subset(source, order[: config.images])
+
+
+def chosen(config: ConfigDict, source: subset.Subset) -> subset.Subset:
+    """The images that pictures are made of: `config.rows` of the split, or `source`.
+
+    Raises:
+      ValueError: the split has no such image.
+    """
+    if not config.rows:
+        return source
+    whole = inputs.source(config.data, config.split)
+    if not all(0 <= row < len(whole) for row in config.rows):
+        raise ValueError(
+            f"rows={tuple(config.rows)}: split {config.split!r} has images 0 to "
+            f"{len(whole) - 1}"
+        )
+    return subset.Subset(whole, np.array(config.rows))
+
+
+def streams(
+    config: ConfigDict, read: list[models.Model], source: subset.Subset
+) -> tuple[dict[models.View, int], list[pipeline.Stream]]:
+    """View -> its place among streams of the same images, each as one view sees them.
+
+    Batches of all streams have the same examples in the same rows.
+    """
+    places: dict[models.View, int] = {}
+    made: dict[Any, int] = {}
+    opened = []
+    for view in dict.fromkeys(model.view for model in read):
+        block = _block(config, view)
+        key = (view.size, view.channels, block["eval_crop_fraction"])
+        if key not in made:
+            made[key] = len(opened)
+            opened.append(_stream(config, block, source))
+        places[view] = made[key]
+    return places, opened
+
+
+def first(
+    config: ConfigDict, read: list[models.Model], source: subset.Subset, count: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """The first images by model's name: uint8 'image' and 'index' in `source`."""
+    few = subset.Subset(source, np.arange(min(count, len(source))))
+    places, opened = streams(config, read, few)
+    taken = []
+    with contextlib.ExitStack() as stack:
+        for stream in opened:
+            stack.callback(stream.close)
+            batch = next(stream)
+            kept = batch["mask"] > 0
+            taken.append({k: batch[k][kept] for k in ("image", "index")})
+    return {model.name: taken[places[model.view]] for model in read}
+
+
+def _block(config: ConfigDict, view: models.View) -> dict[str, Any]:
+    block = config.data.to_dict()
+    crop = block["eval_crop_fraction"] or view.crop or _CROP
+    block |= {"image_size": view.size[0], "image_width": view.size[1]}
+    return block | {"channels": view.channels, "views": 1, "eval_crop_fraction": crop}
+
+
+def _stream(
+    config: ConfigDict, block: dict[str, Any], source: subset.Subset
+) -> pipeline.Stream:
+    return pipeline.eval_batches(
+        source,
+        data_ops.eval_ops(**inputs.image_block(block)),
+        batch_size=config.batch_size,
+        workers=block["workers"],
+        threads=block["threads"],
+        max_bad_fraction=block["max_bad_fraction"],
+    )

@@ -1,0 +1,184 @@
+"""The jobs that look into checkpoints and runs, and what the end of a run draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from litevit_jax.analysis import advice, layers, measure, models, page, record, report
+from litevit_jax.train import progress
+from litevit_jax.train import workdir as workdirs
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a job says at its end, and the signal that stopped it."""
+
+    text: str
+    signal: int | None = None
+
+
+def run(name: str, config: ConfigDict, workdir: str | None) -> Outcome:
+    """Runs job 'advise', 'analyse', 'layers' or 'report'.
+
+    Args:
+      name: of the job.
+      config: of it.
+      workdir: None: runs/<name of the config>, or a single run's own for its report.
+
+    Raises:
+      ValueError, OSError: a mistake of the user's, before any compile.
+    """
+    if name == "report":
+        return Outcome(f"report: {draw(config, workdir)}")
+    place = workdir or f"runs/{config.name}"
+    if name == "advise":
+        return Outcome(advise(config, place))
+    if name == "analyse":
+        found = analyse(config, place)
+        return Outcome(f"report: {found}\nall numbers: {place}/analysis.json")
+    outcome = layers.run(config, place)
+    text = f"{outcome.table}\nreport: {outcome.page}\nall parts: {place}/layers.json"
+    return Outcome(text, outcome.signal)
+
+
+def analyse(config: ConfigDict, workdir: str) -> pathlib.Path:
+    """Analyses `config.models` in `workdir`; returns the page.
+
+    Raises:
+      ValueError, OSError: a mistake of the user's, before any compile.
+    """
+    place = pathlib.Path(workdir)
+    found = measure.run(config, place)
+    runs = []
+    for name, about in found["models"].items():
+        if about["run"] is not None:
+            runs.append(record.read(name, pathlib.Path(about["run"])))
+    names = ", ".join(found["models"])
+    title = f"Analysis of {names}"
+    return report.build(
+        runs, place / "report", title=title, analysis=found, place=place
+    )
+
+
+def draw(config: ConfigDict, workdir: str | None) -> pathlib.Path:
+    """Draws the report of the runs that `config.models` names; returns the page.
+
+    Of one run it is put into the run's own directory, unless `workdir` is given.
+
+    Raises:
+      ValueError, FileNotFoundError: they are no runs.
+    """
+    runs = [
+        record.read(name, _run(name, path))
+        for name, path in models.named(config.models).items()
+    ]
+    if len(runs) == 1:
+        place = pathlib.Path(workdir) if workdir else runs[0].place
+        title = f"{runs[0].config.get('name', 'run')}: {runs[0].place.name}"
+        return report.build(runs, place / "report", title=title)
+    place = pathlib.Path(workdir or f"runs/{config.name}")
+    title = f"{', '.join(run.name for run in runs)} side by side"
+    return report.build(runs, place / "report", title=title)
+
+
+def advise(config: ConfigDict, workdir: str) -> str:
+    """Which encoder and how many layers to tune, from results of layer probes.
+
+    `config.models` names directories of configs/layer_probe.py; `config.probe` the
+    evaluation in them. Writes advice.json and a page into `workdir`.
+
+    Raises:
+      ValueError, FileNotFoundError: a directory has no such result, or they are of
+        different images.
+    """
+    probes, prints = {}, {}
+    for name, path in models.named(config.models).items():
+        run = record.read(name, _run(name, path))
+        result = run.results.get(config.probe)
+        if result is None:
+            raise ValueError(
+                f"--config.models={name}={path}: no evals/{config.probe}/result.json "
+                "there; make one with configs/layer_probe.py"
+            )
+        probes[name], prints[name] = result["last"], _data(run.config)
+    if len(set(prints.values())) > 1:
+        said = "; ".join(f"{name}: {data}" for name, data in prints.items())
+        raise ValueError(
+            f"--config.models: probes of different data cannot be compared ({said})"
+        )
+    text, rows = advice.of_probes(probes)
+    place = pathlib.Path(workdir)
+    workdirs.write_json(place / "advice.json", {"advice": text, "encoders": rows})
+    head = list(rows[0])
+    cells = [
+        [
+            page.Number(row[k], f"advice.json {row['name']} {k}")
+            if k != "name"
+            else row[k]
+            for k in head
+        ]
+        for row in rows
+    ]
+    report.build_figures(
+        [],
+        place / "report",
+        title="Which encoder, how many layers",
+        notes=[text],
+        table=page.table(head, cells),
+    )
+    shown = [[page.rounded(r[k]) if k != "name" else r[k] for k in head] for r in rows]
+    return f"{text}\n{progress.columns([head, *shown])}"
+
+
+def _data(config: dict[str, Any]) -> str:
+    """Which images a probe learned from and told."""
+    fields = ("source", "name", "dir", "train_split", "eval_split", "shots", "fraction")
+    return ", ".join(f"{k} {config['data'].get(k)}" for k in fields)
+
+
+def _run(name: str, path: str) -> pathlib.Path:
+    place = pathlib.Path(path)
+    if place.is_file() or path.startswith("random:"):
+        raise ValueError(
+            f"--config.models={name}={path}: a report is of runs; to look into a file "
+            "of weights or a model at random use configs/analysis.py without :report"
+        )
+    if place.name.isdigit() and place.parent.name == "checkpoints":
+        return place.parent.parent
+    return place
+
+
+def after_training(config: ConfigDict, workdir: str) -> pathlib.Path:
+    """The report of a run that is complete, with an analysis of its encoder.
+
+    The analysis looks at `log.report_images` images (0: none) and is kept in the run's
+    directory `analysis`.
+    """
+    place = pathlib.Path(workdir)
+    run = record.read(place.name, place)
+    if config.log.report_images:
+        measure.run(_small(config, run), place / "analysis")
+        run = record.read(place.name, place)
+    title = f"{config.name}: {place.name}"
+    return report.build([run], place / "report", title=title)
+
+
+def _small(config: ConfigDict, run: record.Run) -> ConfigDict:
+    """The analysis of one run's own images, the split that its evaluations read."""
+    recipe: Any = importlib.import_module("configs.analysis")
+    small = recipe.get_config(None)
+    own = [block for block in run.config["evals"].values() if "data" not in block]
+    splits = [block.get("split", "eval") for block in own]
+    with small.unlocked():
+        small.models = f"{models.plain(run.name)}={run.place}"
+        small.images = config.log.report_images
+        small.split = splits[0] if splits else "train"  # which every run has
+        small.mesh = config.mesh
+        small.seed = config.seed
+        small.data.update(workers=config.data.workers, threads=config.data.threads)
+    return small

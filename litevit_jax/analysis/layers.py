@@ -1,0 +1,253 @@
+"""The job 'layers': which blocks of a checkpoint a task profits from.
+
+Parts are ordinary runs of one short fine-tuning recipe that differ in the blocks which
+start from the checkpoint, and in those that never change. What is finished is in
+layers.json, so that a study that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from ml_collections import ConfigDict
+
+from litevit_jax import registry
+from litevit_jax.analysis import advice, charts, figures, report
+from litevit_jax.models import vit
+from litevit_jax.train import inherit, loop, parts, progress, setup
+from litevit_jax.train import workdir as workdirs
+
+KINDS = ("keep_first", "keep_last", "freeze", "swap")
+_EMBEDDINGS = "encoder/(cls_token|pos_embed|patch_embed/.*)"
+_TITLES = {
+    "keep_first": "The first k blocks kept, the others at random",
+    "keep_last": "The last k blocks kept, the others at random",
+    "freeze": "The first k blocks frozen",
+    "swap": "The first k blocks kept, the others the donor's",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One run: what is done to which blocks, with how much data."""
+
+    kind: str
+    k: int
+    setting: str
+
+    @property
+    def name(self) -> str:
+        """Of its directory."""
+        return f"{self.setting}-{self.kind}-{self.k:02d}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a study ended: its table, its page, and the signal that stopped it."""
+
+    table: str
+    page: pathlib.Path
+    signal: int | None = None
+
+
+def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
+    """Runs the parts that are not finished, then draws all.
+
+    Raises:
+      ValueError, OSError: a mistake in the config or data, before any compile.
+      Exception: whatever ended a part's run; the study goes on from there.
+    """
+    study = Study(config, pathlib.Path(workdir))
+    for place, part in enumerate(study.planned, start=1):
+        if part.name in study.parts:
+            continue
+        print(f"part {place} of {len(study.planned)}: {part.name}", flush=True)
+        outcome = loop.run(study.config_of(part), study.place(part))
+        if outcome.signal is not None:
+            return Outcome(study.table(), study.draw(), outcome.signal)
+        last = outcome.results["test"]["last"]
+        study.parts.add(part.name, **dataclasses.asdict(part), result=last)
+    return Outcome(study.table(), study.draw())
+
+
+class Study:
+    """The parts of a config, and what is known of them in `layers.json`."""
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+        self._config = config.copy_and_resolve_references().unlock()
+        self._workdir = workdir
+        self._depth = self._check()
+        self.planned = self._plan()
+        self._open()
+        self.parts = parts.Parts(workdir / "layers.json", depth=self._depth)
+
+    def config_of(self, part: Part) -> ConfigDict:
+        """The run of a part."""
+        config = self._config.copy_and_resolve_references().unlock()
+        config.job = "train"
+        del config.study
+        donor = config.init_donor
+        config.init_donor = None
+        config.data.fraction = self._config.study[part.setting]
+        if part.setting == "poor" and config.steps is None:
+            # As many updates as with all images: only what is seen differs.
+            longer = self._config.study.rich / self._config.study.poor
+            config.epochs = round(config.epochs * longer)
+            config.lr.warmup_epochs *= longer
+        if part.kind == "random":
+            return self._at_random(config)
+        if part.kind == "freeze":
+            config.optimizer.freeze = (_EMBEDDINGS, *self._blocks(0, part.k))
+        elif part.kind == "swap":
+            config.init_donor = donor
+            config.init_donor_load = self._blocks(part.k, self._depth)
+        else:
+            ends = (0, part.k)
+            if part.kind == "keep_last":
+                ends = (self._depth - part.k, self._depth)
+            config.init_load = (_EMBEDDINGS, *self._blocks(*ends))
+            config.init_skip = (".*",)
+        return config
+
+    def place(self, part: Part) -> pathlib.Path:
+        """The directory of a part's run."""
+        return self._workdir / "parts" / part.name
+
+    def curves(self, metric: str) -> dict[str, dict[str, dict[int, float]]]:
+        """kind -> setting -> {k: number} of what is finished.
+
+        With k the depth, both forms of keeping are the whole checkpoint, as is
+        freezing nothing: that run was made once and stands in all of them.
+        """
+        found: dict[str, dict[str, dict[int, float]]] = {}
+        for row in self.parts.rows.values():
+            by_k = found.setdefault(row["kind"], {}).setdefault(row["setting"], {})
+            by_k[row["k"]] = row["result"][metric]
+        for setting, whole in found.get("keep_first", {}).items():
+            if self._depth in whole:
+                for kind, k in (("keep_last", self._depth), ("freeze", 0)):
+                    if setting in found.get(kind, {}):
+                        found[kind][setting].setdefault(k, whole[self._depth])
+        return found
+
+    def table(self) -> str:
+        """All finished parts, in columns."""
+        metric = self._config.study.metric
+        rows = [["data", "what", "k", metric, "n"]]
+        for part in self.planned:
+            if part.name in self.parts:
+                result = self.parts.rows[part.name]["result"]
+                number = f"{result[metric]:.2f}"
+                rows.append(
+                    [part.setting, part.kind, str(part.k), number, str(result["n"])]
+                )
+        return progress.columns(rows)
+
+    def draw(self) -> pathlib.Path:
+        """Writes the page of what is finished."""
+        metric, study = self._config.study.metric, self._config.study
+        found = self.curves(metric)
+        drawn = []
+        for kind, settings in found.items():
+            if kind == "random":
+                continue
+            lines, data = {}, {}
+            for setting, by_k in settings.items():
+                ks = sorted(by_k)
+                lines[f"{setting}: {100 * study[setting]:g} % of the images"] = (
+                    ks,
+                    [by_k[k] for k in ks],
+                )
+                data[setting] = {"k": ks, "values": [by_k[k] for k in ks]}
+            axes = charts.Axes("k, blocks", metric, whole_x=True)
+            drawn.append(
+                figures.Figure(
+                    name=f"layers-{kind}",
+                    section="layers",
+                    title=_TITLES[kind],
+                    caption="results of the parts in layers.json",
+                    data=data,
+                    canvas=charts.curves(lines, axes),
+                )
+            )
+        notes = advice.of_layers(found, self._depth)
+        missing = len([p for p in self.planned if p.name not in self.parts])
+        if missing:
+            notes.append(f"{missing} of {len(self.planned)} parts are not finished.")
+        title = f"Layers of {self._config.init}"
+        return report.build_figures(
+            drawn, self._workdir / "report", title=title, notes=notes
+        )
+
+    def _plan(self) -> list[Part]:
+        study, depth = self._config.study, self._depth
+        ks = list(study.depths) or [*range(depth + 1)]
+        found = []
+        for setting in ("rich", "poor"):
+            found.append(Part("random", 0, setting))
+            for kind in study.kinds:
+                for k in ks:
+                    part = self._part(kind, k, setting)
+                    if part is not None and part not in found:
+                        found.append(part)
+        return found
+
+    def _part(self, kind: str, k: int, setting: str) -> Part | None:
+        """A part; those that are one and the same run are made once."""
+        if kind == "swap" and not self._config.init_donor:
+            return None
+        whole = (
+            (kind == "keep_last" and k == self._depth)
+            or (kind == "freeze" and k == 0)
+            or (kind == "swap" and k == self._depth)
+        )
+        if whole:
+            return Part("keep_first", self._depth, setting)
+        if kind == "keep_last" and k == 0:
+            return Part("keep_first", 0, setting)
+        return Part(kind, k, setting)
+
+    def _blocks(self, start: int, stop: int) -> tuple[str, ...]:
+        return tuple(f"encoder/blocks_{i}/.*" for i in range(start, stop))
+
+    def _at_random(self, config: ConfigDict) -> ConfigDict:
+        """The same encoder without any of the checkpoint's parameters."""
+        if config.init != "random":
+            config.init_load = ()
+            config.init_skip = (".*",)
+        return config
+
+    def _check(self) -> int:
+        """The depth of the encoder; refuses what no part could do."""
+        study = self._config.study
+        for kind in study.kinds:
+            registry.check("study.kinds", kind, list(KINDS))
+        for name in ("rich", "poor"):
+            if not 0 < study[name] <= 1:
+                raise ValueError(
+                    f"study.{name}={study[name]}; expected a share of the training "
+                    "images, above 0 and at most 1"
+                )
+        probe = self._config.copy_and_resolve_references().unlock()
+        inherit.inherit(probe)
+        block = inherit.without_none(probe.objective.encoder.to_dict())
+        depth = block.get("depth") or vit.VARIANTS[block["variant"]]["depth"]
+        for k in study.depths:
+            if not 0 <= k <= depth:
+                raise ValueError(
+                    f"study.depths={tuple(study.depths)}: the encoder has {depth} "
+                    "blocks; expected numbers from 0 to that"
+                )
+        return depth
+
+    def _open(self) -> None:
+        """Refuses what any part would; makes the workdir the study's."""
+        kinds = {(part.kind, part.setting): part for part in self.planned}
+        few = [p for (kind, s), p in kinds.items() if s == "rich" or kind == "random"]
+        for part in few:  # the others differ from these by k alone
+            setup.prepare(self.config_of(part), self.place(part), begin=False)
+        plain = workdirs.plain(self._config.to_dict())
+        workdirs.open_run(
+            self._workdir, plain, free=("study.depths", "study.kinds", "init_donor")
+        )

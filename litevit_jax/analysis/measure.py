@@ -1,0 +1,307 @@
+"""The job 'analyse': several checkpoints over the same images, one pass, then figures.
+
+Nothing is kept of an image but sums, so that memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from litevit_jax import registry, sharding
+from litevit_jax.analysis import (
+    attention,
+    capture,
+    cka,
+    features,
+    images,
+    models,
+    pictures,
+)
+from litevit_jax.data import fast, subset
+from litevit_jax.train import inherit
+from litevit_jax.train import workdir as workdirs
+
+ORDERS = ("random", "first")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An analysis, ready to start.
+
+    Attributes:
+      config: resolved.
+      workdir: where its results go.
+      mesh: devices.
+      models: in the order in which they were named.
+      source: the images that are looked at, in their order.
+      wanted: what is taken of each.
+    """
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    mesh: Mesh
+    models: list[models.Model]
+    source: subset.Subset
+    wanted: capture.Wanted
+
+
+def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+    """Analyses `config.models`; writes and returns what analysis.json holds.
+
+    Raises:
+      ValueError, OSError: a mistake of the user's, before any compile.
+    """
+    job = prepare(config, pathlib.Path(workdir))
+    found = measure(job)
+    found |= pictures.draw_all(job.config, job.models, job.source, job.workdir)
+    workdirs.write_json(job.workdir / "analysis.json", found)
+    return found
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
+    """Reads models and lists images; refuses what cannot be analysed.
+
+    Raises:
+      ValueError, OSError: the user's mistake, named in the message.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    config.data.decoder = fast.choose(config.data.decoder)
+    wanted = _wanted(config)
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{config.name}: analyses run in one process, here are "
+            f"{jax.process_count()}; start it on one host"
+        )
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch(config.batch_size, mesh)
+    read = [
+        models.read(
+            name,
+            path,
+            num_heads=config.num_heads,
+            decoder_num_heads=config.decoder_num_heads,
+            average=config.init_ema,
+            normalize=config.file_normalize.to_dict(),
+            seed=config.seed,
+        )
+        for name, path in models.named(config.models).items()
+    ]
+    images.take_data(config, read)
+    source = images.choose(config)
+    images.chosen(config, source)
+    _check_count(config, len(source))
+    for model in read:  # traces by shapes: a model that does not fit fails here
+        capture.check(model, wanted, config.batch_size, mesh)
+    pictures.check(config, read)
+    plain = workdirs.plain(config.to_dict())
+    _open(workdir, plain)
+    return Job(config, workdir, mesh, read, source, wanted)
+
+
+def _open(workdir: pathlib.Path, plain: dict[str, Any]) -> None:
+    """Makes `workdir` this analysis', in place of an earlier one: all is made anew.
+
+    Raises:
+      ValueError: it holds something else.
+    """
+    path = workdir / "config.json"
+    if path.exists() and json.loads(path.read_text()).get("job") == plain["job"]:
+        workdirs.write_json(path, plain)
+    workdirs.open_run(workdir, plain)
+
+
+def _wanted(config: ConfigDict) -> capture.Wanted:
+    compat, place = config.attention.compat, config.features.place
+    registry.check("attention.compat", compat, list(attention.COMPAT))
+    registry.check("features.place", place, list(capture.PLACES))
+    registry.check("features.pool", config.features.pool, ["avg", "cls"])
+    registry.check("order", config.order, list(ORDERS))
+    return capture.Wanted(
+        cka=config.cka.on,
+        attention=config.attention.on,
+        features=config.features.on,
+        place=place,
+        compat=compat,
+        pool=config.features.pool,
+    )
+
+
+def _check_count(config: ConfigDict, count: int) -> None:
+    least = min(count, config.batch_size)
+    if config.cka.on and least < cka.LEAST:
+        raise ValueError(
+            f"cka needs {cka.LEAST} images or more in a minibatch: split "
+            f"{config.split!r} gives {count} (images={config.images}), batch_size="
+            f"{config.batch_size}; give more, or leave it out: --config.cka.on=False"
+        )
+
+
+class _Sums:
+    """What is kept of all images: similarities, and means of each model."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.similar = cka.Minibatches()
+        self.means = {model.name: attention.Means() for model in job.models}
+        self.moments = {model.name: features.Moments() for model in job.models}
+        self.seen, self.left_out = 0, 0
+        self._size = min(job.config.batch_size, len(job.source))
+
+    def add(self, outs: dict[str, Any], mask: np.ndarray) -> None:
+        """Counts one batch of all models; `mask [B]` is of images that were read."""
+        self.seen += int(mask.sum())
+        for name, out in outs.items():
+            kept = {
+                k: out[k] for k in ("entropy", "distance", "similarity") if k in out
+            }
+            self.means[name].add(kept, mask)
+            if "pooled" in out:
+                self.moments[name].add(out["pooled"], mask)
+        if self.job.wanted.cka:
+            if mask.sum() != self._size:
+                self.left_out += int(mask.sum())
+                return
+            grams = np.concatenate([out["grams"] for out in outs.values()])
+            self.similar.add(grams[:, mask][:, :, mask])
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """The pass over all images, and what follows from it; see `run`."""
+    sums = _Sums(job)
+    looks = {m.name: capture.passes(m, job.wanted, job.mesh) for m in job.models}
+    places, opened = images.streams(job.config, job.models, job.source)
+    batch_sharding = sharding.batch_sharding(job.mesh)
+    with contextlib.ExitStack() as stack:
+        for stream in opened:
+            stack.callback(stream.close)
+        for batches in zip(*opened, strict=True):
+            mask = np.all([batch["mask"] > 0 for batch in batches], axis=0)
+            outs = {}
+            for model in job.models:
+                image = batches[places[model.view]]["image"]
+                outs[model.name] = looks[model.name](
+                    jax.device_put(jnp.asarray(image), batch_sharding)
+                )
+            sums.add(outs, mask)
+    return _about(job, sums) | _numbers(job, sums)
+
+
+def _about(job: Job, sums: _Sums) -> dict[str, Any]:
+    config = job.config
+    return {
+        "images": sums.seen,
+        "order": config.order,
+        "seed": config.seed,
+        "split": config.split,
+        "data": {k: config.data[k] for k in ("source", "name", "dir")},
+        "fingerprint": job.source.fingerprint(),
+        "models": {model.name: _describe(model) for model in job.models},
+        "notes": _notes(job, sums),
+    }
+
+
+def _describe(model: models.Model) -> dict[str, Any]:
+    encoder = model.encoder
+    return {
+        "path": model.path,
+        "run": None if model.run is None else str(model.run),
+        "step": model.step,
+        "width": encoder.width,
+        "depth": encoder.depth,
+        "num_heads": encoder.num_heads,
+        "patch_size": encoder.patch_size,
+        "image_size": list(model.view.size),
+        "last_norm": model.last_norm,
+        "fingerprint": inherit.fingerprint(model.params),
+    }
+
+
+def _numbers(job: Job, sums: _Sums) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    wanted, names = job.wanted, list(sums.means)
+    if wanted.cka and sums.similar.count:
+        found["cka"] = {
+            "place": wanted.place,
+            "minibatches": sums.similar.count,
+            "size": sums.similar.size,
+            "pairs": _pairs(job.models, sums.similar.cka()),
+        }
+    if wanted.attention:
+        kinds = ("entropy", "distance")
+        found["attention"] = {
+            n: {kind: sums.means[n].mean(kind).tolist() for kind in kinds}
+            for n in names
+        }
+        found["attention_compat"] = wanted.compat
+    if wanted.features:
+        found["features_of"] = {"place": wanted.place, "pool": wanted.pool}
+        found["features"] = {
+            n: {
+                "effective_rank": sums.moments[n].effective_rank().tolist(),
+                "token_similarity": sums.means[n].mean("similarity").tolist(),
+                "spectrum": sums.moments[n].spectrum().tolist(),
+            }
+            for n in names
+        }
+    return found
+
+
+def _pairs(read: list[models.Model], matrix: np.ndarray) -> list[dict[str, Any]]:
+    """The blocks of a matrix of all layers of all models, each pair once."""
+    ends = np.cumsum([0, *(model.encoder.depth + 1 for model in read)])
+    pairs = []
+    for i, one in enumerate(read):
+        for j, other in list(enumerate(read))[i:]:
+            block = matrix[ends[i] : ends[i + 1], ends[j] : ends[j + 1]]
+            values = [[x if np.isfinite(x) else None for x in row] for row in block]
+            pairs.append({"rows": one.name, "columns": other.name, "values": values})
+    return pairs
+
+
+def _notes(job: Job, sums: _Sums) -> list[str]:
+    """What a reader must know before comparing."""
+    notes, read = [], job.models
+    if sums.left_out:
+        notes.append(
+            f"CKA: {sums.left_out} of {sums.seen} images did not fill a minibatch of "
+            f"{min(job.config.batch_size, len(job.source))} and are in all other "
+            "figures alone."
+        )
+    if sums.seen < len(job.source):
+        notes.append(f"{len(job.source) - sums.seen} images could not be read.")
+    for what, values in {
+        "depths": {m.name: m.encoder.depth for m in read},
+        "patch sizes": {m.name: m.encoder.patch_size for m in read},
+        "image sizes": {m.name: "x".join(map(str, m.view.size)) for m in read},
+        "head counts": {m.name: m.encoder.num_heads for m in read},
+    }.items():
+        if len(set(values.values())) > 1:
+            said = ", ".join(f"{name} {value}" for name, value in values.items())
+            notes.append(f"The models have different {what} ({said}): {_MEANS[what]}.")
+    for model in read:
+        if model.last_norm == "none" and job.wanted.place == "norm1":
+            notes.append(
+                f"{model.name} has no norm after its last block: its last layer is "
+                "shown through a LayerNorm without parameters."
+            )
+    return notes
+
+
+_MEANS = {
+    "depths": "their layers are compared all with all, not by number",
+    "patch sizes": "entropies have different upper bounds, the logarithms of their "
+    "numbers of patches, and attention maps different grids",
+    "image sizes": "the same images, each resized; distances in pixels are of each "
+    "model's own images and cannot be compared",
+    "head counts": "heads cannot be compared by number",
+}

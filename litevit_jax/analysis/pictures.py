@@ -1,0 +1,210 @@
+"""Sheets of images: what is attended to, and what a decoder makes of masked images."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image, ImageDraw
+
+from litevit_jax import registry
+from litevit_jax.analysis import capture, draw, images, models
+from litevit_jax.data import subset
+from litevit_jax.evaluators import reconstruction
+
+_TILE, _GAP, _HEAD = 112, 4, 24
+FOLDER = "figures"
+
+
+def draw_all(
+    config: ConfigDict,
+    read: list[models.Model],
+    source: subset.Subset,
+    workdir: pathlib.Path,
+) -> dict[str, Any]:
+    """Draws what `config.maps` and `config.reconstruction` ask for, into `workdir`.
+
+    Returns:
+      'maps' and 'reconstructions', lists of what was drawn, with its 'file'; and
+      'picture_notes', what was not.
+    """
+    few, many = config.maps.images, config.reconstruction.images
+    found: dict[str, list] = {"maps": [], "reconstructions": [], "picture_notes": []}
+    if not max(few, many):
+        return found
+    (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
+    source = images.chosen(config, source)
+    shown = images.first(config, read, source, max(few, many))
+    for model in read:
+        rows = shown[model.name]
+        if few:
+            found["maps"] += _maps(config, model, rows["image"][:few], workdir)
+        if many and model.painter is None:
+            found["picture_notes"].append(
+                f"{model.name}: no reconstructions, as its checkpoint has no decoder"
+                + " (or does not tell its heads: --config.decoder_num_heads)"
+                * (not model.config)
+                + "."
+            )
+        elif many:
+            part = {k: x[:many] for k, x in rows.items()}
+            found["reconstructions"].append(_sheet(model, part, workdir))
+    return found
+
+
+def check(config: ConfigDict, read: list[models.Model]) -> None:
+    """Raises ValueError for layers, heads or queries that a model does not have."""
+    for model in read:
+        depth, heads = model.encoder.depth, model.encoder.num_heads
+        for layer in config.maps.layers:
+            if not -depth <= layer <= depth or layer == 0:
+                raise ValueError(
+                    f"maps.layers={tuple(config.maps.layers)}: {model.name} has layers "
+                    f"1 to {depth} (or -1, the last, to -{depth})"
+                )
+        for head in config.maps.heads:
+            if not 1 <= head <= heads:
+                raise ValueError(
+                    f"maps.heads={tuple(config.maps.heads)}: {model.name} has heads 1 "
+                    f"to {heads}"
+                )
+        for query in config.maps.queries:
+            _query(query, model.grid)
+
+
+def _query(query: str, grid: tuple[int, int]) -> int:
+    """The token of 'cls', 'center', or 'ROW/COLUMN' of a patch, counted from 0."""
+    rows, columns = grid
+    row, slash, column = str(query).partition("/")
+    if query == "cls":
+        return 0
+    if query == "center":
+        return 1 + rows // 2 * columns + columns // 2
+    if slash and row.isdigit() and column.isdigit():
+        place = (int(row), int(column))
+        if place[0] < rows and place[1] < columns:
+            return 1 + place[0] * columns + place[1]
+        raise ValueError(
+            f"maps.queries: {query!r} is outside of the {rows}x{columns} patches"
+        )
+    known = ["cls", "center", "ROW/COLUMN"]
+    raise ValueError(f"maps.queries: {registry.suggest(query, known)} (got {query!r})")
+
+
+def _maps(
+    config: ConfigDict, model: models.Model, shown: np.ndarray, workdir: pathlib.Path
+) -> list[dict[str, Any]]:
+    """A sheet for each query: rows are images, columns heads of a layer."""
+    found = []
+    heads = list(config.maps.heads) or [*range(1, model.encoder.num_heads + 1)]
+    tokens = [_query(query, model.grid) for query in config.maps.queries]
+    rows = capture.attention_rows(model, shown, tokens)
+    for place, query in enumerate(config.maps.queries):
+        for layer in config.maps.layers:
+            number = layer if layer > 0 else model.encoder.depth + 1 + layer
+            sheet = attention_sheet(
+                shown,
+                rows[number - 1, :, :, place],
+                model.grid,
+                heads=heads,
+                token=tokens[place],
+            )
+            name = f"{FOLDER}/attention-{model.name}-layer{number}-"
+            name += f"{str(query).replace('/', '_')}.png"
+            Image.fromarray(sheet).save(workdir / name, optimize=True)
+            found.append(
+                {
+                    "model": model.name,
+                    "layer": number,
+                    "query": str(query),
+                    "heads": heads,
+                    "images": len(shown),
+                    "file": name,
+                }
+            )
+    return found
+
+
+def attention_sheet(
+    shown: np.ndarray,
+    rows: np.ndarray,
+    grid: tuple[int, int],
+    *,
+    heads: list[int],
+    token: int,
+) -> np.ndarray:
+    """uint8 picture: each image, then the mean over heads, then single heads.
+
+    Args:
+      shown: uint8 `[B, H, W, C]`.
+      rows: attention of one query `[B, A, N]`.
+      grid: rows and columns of patches.
+      heads: those drawn, counted from 1.
+      token: the query; 0 is the class token, a patch gets a white frame.
+    """
+    titles = ["image", "mean", *(f"head {head}" for head in heads)]
+    width = len(titles) * (_TILE + _GAP)
+    canvas = draw.Canvas(width / 2, (_HEAD + len(shown) * (_TILE + _GAP)) / 2)
+    for column, title in enumerate(titles):
+        canvas.text((column * (_TILE + _GAP) + 2) / 2, 8.5, title, size=8.5)
+    sheet = Image.fromarray(canvas.image())
+    for line, (image, row) in enumerate(zip(shown, rows, strict=True)):
+        tile = _tile(image)
+        maps = [row.mean(axis=0), *(row[head - 1] for head in heads)]
+        tiles = [tile, *(_overlay(tile, x.reshape(grid)) for x in maps)]
+        for column, picture in enumerate(tiles):
+            if token:
+                _frame(picture, token - 1, grid)
+            at = (column * (_TILE + _GAP), _HEAD + line * (_TILE + _GAP))
+            sheet.paste(picture, at)
+    return np.asarray(sheet)
+
+
+def _tile(image: np.ndarray) -> Image.Image:
+    pixels = reconstruction.rgb(image)
+    small = max(pixels.shape[:2]) < _TILE
+    way = Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
+    return Image.fromarray(pixels).resize((_TILE, _TILE), way)
+
+
+def _overlay(tile: Image.Image, weights: np.ndarray) -> Image.Image:
+    """Colours of `weights [R, C]`, the largest brightest, over a grey image."""
+    colors = draw.ramp(weights / max(float(weights.max()), 1e-12))
+    size, way = (_TILE, _TILE), Image.Resampling.NEAREST
+    colored = Image.fromarray(colors).resize(size, way)
+    return Image.blend(tile.convert("L").convert("RGB"), colored, 0.6)
+
+
+def _frame(picture: Image.Image, patch: int, grid: tuple[int, int]) -> None:
+    row, column = divmod(patch, grid[1])
+    high, wide = _TILE / grid[0], _TILE / grid[1]
+    box = (column * wide, row * high, (column + 1) * wide - 1, (row + 1) * high - 1)
+    ImageDraw.Draw(picture).rectangle(box, outline="white", width=2)
+
+
+def _sheet(
+    model: models.Model, rows: dict[str, np.ndarray], workdir: pathlib.Path
+) -> dict[str, Any]:
+    """Original, masked and reconstructed images, side by side."""
+    out = capture.reconstructions(model, rows["image"], rows["index"])
+    mean, std = (np.asarray(x) for x in (model.view.mean, model.view.std))
+
+    def pixels(image: np.ndarray) -> np.ndarray:
+        return np.clip(np.round((image * std + mean) * 255), 0, 255).astype(np.uint8)
+
+    drawn = [
+        [image, pixels(masked), pixels(painted)]
+        for image, masked, painted in zip(
+            rows["image"], out["masked"], out["reconstruction"], strict=True
+        )
+    ]
+    name = f"{FOLDER}/reconstruction-{model.name}.png"
+    Image.fromarray(reconstruction.grid(drawn)).save(workdir / name, optimize=True)
+    return {
+        "model": model.name,
+        "images": len(drawn),
+        "mae_loss": [float(x) for x in out["mae_loss"]],
+        "file": name,
+    }

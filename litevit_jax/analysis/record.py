@@ -1,0 +1,219 @@
+"""A run's directory -> what it recorded, with its gaps named and never filled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+# Of evaluations' results: what says when and how, not how well.
+STAMPS = ("step", "n", "params", "time", "seconds", "share_of_run")
+_NAMES = ("nan", "inf", "-inf")  # how metrics.jsonl writes what JSON cannot
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run's directory holds.
+
+    Attributes:
+      name: that it is shown by.
+      place: its directory.
+      config: as saved.
+      steps: metric -> {step: number}, of metrics.jsonl; NaN where it was not finite.
+      events: rows of metrics.jsonl with an 'event'.
+      results: title of an evaluation -> its result.json.
+      starts: rows of environment.jsonl, one for each start.
+      pictures: of the reconstruction evaluator, by step.
+      analysis: of its analysis.json, or {}.
+      notes: what is missing or damaged.
+    """
+
+    name: str
+    place: pathlib.Path
+    config: dict[str, Any]
+    steps: dict[str, dict[int, float]]
+    events: list[dict[str, Any]]
+    results: dict[str, dict[str, Any]]
+    starts: list[dict[str, Any]]
+    pictures: list[pathlib.Path]
+    analysis: dict[str, Any]
+    notes: list[str]
+
+    @property
+    def last_step(self) -> int:
+        """Of the last row of training; 0 if there is none."""
+        return max((max(v) for v in self.steps.values() if v), default=0)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Updates that the config asks for; None if it trains nothing."""
+        return self.config.get("derived", {}).get("total_steps")
+
+
+def read(name: str, place: pathlib.Path) -> Run:
+    """Reads a run, finished or not.
+
+    Raises:
+      FileNotFoundError: there is no run directory.
+      ValueError: its config.json is no JSON.
+    """
+    path = place / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{place}: no run directory there (no config.json); a report is of a "
+            "run's --workdir"
+        )
+    notes: list[str] = []
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON ({error}); is it a run of ours?") from None
+    rows = _rows(place / "metrics.jsonl", notes)
+    steps, events = _by_metric(rows, notes)
+    run = Run(
+        name=name,
+        place=place,
+        config=config,
+        steps=steps,
+        events=events,
+        results=_results(place, notes),
+        starts=_rows(place / "environment.jsonl", []),
+        pictures=sorted((place / "pictures").glob("reconstruction_*.png")),
+        analysis=_analysis(place, notes),
+        notes=notes,
+    )
+    notes += _state(run)
+    return run
+
+
+def _rows(path: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Lines of a .jsonl file; a line that a kill cut is counted and left out."""
+    if not path.exists():
+        notes.append(f"{path.name} is not there.")
+        return []
+    rows, cut = [], 0
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif line.strip():
+            cut += 1
+    if cut:
+        notes.append(f"{path.name}: {cut} lines could not be read and are left out.")
+    return rows
+
+
+def _by_metric(
+    rows: list[dict[str, Any]], notes: list[str]
+) -> tuple[dict[str, dict[int, float]], list[dict[str, Any]]]:
+    """Metric -> {step: number}; a step that was done again counts as done last."""
+    steps: dict[str, dict[int, float]] = {}
+    events, broken, again = [], 0, 0
+    for row in rows:
+        step = row.get("step")
+        if not isinstance(step, int):
+            continue
+        if "event" in row:
+            events.append(row)
+            continue
+        again += step in steps.get("loss", {}) and "loss" in row
+        for key, value in row.items():
+            if key in ("step", "time"):
+                continue
+            number = _number(value)
+            if number is not None:
+                broken += not math.isfinite(number)
+                steps.setdefault(key, {})[step] = number
+    if broken:
+        notes.append(f"metrics.jsonl: {broken} numbers are not finite: gaps in curves.")
+    if again:
+        notes.append(
+            f"{again} logged steps were done again after a stop: the last count."
+        )
+    ordered = {key: dict(sorted(found.items())) for key, found in steps.items()}
+    return ordered, events
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str):
+        return float(value) if value in _NAMES else None
+    return value
+
+
+def _results(place: pathlib.Path, notes: list[str]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in sorted((place / "evals").glob("*/result.json")):
+        try:
+            result = json.loads(path.read_text())
+            last = dict(result["last"])
+            metric = result.get("metric") or _metric(last)  # older runs name none
+            found[path.parent.name] = {**result, "last": last, "metric": metric}
+        except (ValueError, KeyError, TypeError):
+            notes.append(f"evals/{path.parent.name}/result.json cannot be read.")
+    return found
+
+
+def _metric(last: dict[str, Any]) -> str:
+    names = [k for k, v in last.items() if isinstance(v, int | float)]
+    names = [k for k in names if k not in STAMPS]
+    return "top1" if "top1" in names else next(iter(names), "n")
+
+
+def _analysis(place: pathlib.Path, notes: list[str]) -> dict[str, Any]:
+    path = place / "analysis" / "analysis.json"
+    path = path if path.exists() else place / "analysis.json"
+    if not path.exists():
+        return {}
+    try:
+        return {**json.loads(path.read_text()), "place": str(path.parent)}
+    except ValueError:
+        notes.append(f"{path.name} cannot be read.")
+        return {}
+
+
+def _state(run: Run) -> list[str]:
+    """What is to be said of how far the run came."""
+    if run.total_steps is None:
+        return []
+    if not run.last_step:
+        return ["No update was logged yet: there are no curves."]
+    if run.last_step < run.total_steps:
+        return [
+            f"Unfinished: {run.last_step:,} of {run.total_steps:,} updates are logged. "
+            "The same command goes on; numbers are those so far."
+        ]
+    return []
+
+
+def series(found: dict[int, float], most: int = 1200) -> tuple[list[int], list[Any]]:
+    """(steps, numbers) of a metric, all of them or `most` that keep its extremes.
+
+    Long curves are cut into intervals of which the smallest and the largest number
+    stay, so every point is one that was logged. What is not finite is None.
+    """
+    pairs = [(s, v if math.isfinite(v) else None) for s, v in found.items()]
+    if len(pairs) > most:
+        pairs = _thinned(pairs, most)
+    return [s for s, _ in pairs], [v for _, v in pairs]
+
+
+def _thinned(pairs: list[tuple[int, Any]], most: int) -> list[tuple[int, Any]]:
+    kept = [pairs[0]]
+    size = -(-2 * len(pairs) // (most - 2))
+    for start in range(0, len(pairs), size):
+        part = pairs[start : start + size]
+        known = [pair for pair in part if pair[1] is not None]
+        if not known:
+            kept.append(part[0])
+            continue
+        ends = {min(known, key=lambda p: p[1]), max(known, key=lambda p: p[1])}
+        kept += sorted(ends)
+    kept.append(pairs[-1])
+    return sorted(dict(kept).items())

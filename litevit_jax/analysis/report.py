@@ -1,0 +1,353 @@
+"""One report of a run, or of several side by side: a page, its numbers, its pictures.
+
+`index.html` opens from disk and asks nothing of any network; `report.json` holds every
+figure's numbers; a PNG of each figure lies beside.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from PIL import Image
+
+from litevit_jax.analysis import draw, expected, figures, page, record
+from litevit_jax.train import workdir as workdirs
+
+_FOOT = (
+    "Drawn by litevit_jax. Rounded numbers show all their digits under the pointer; "
+    "report.json has them, and a PNG of every figure lies beside this page."
+)
+_MOST_PHOTOS = 2_500_000  # bytes of markup for photographs: the page stays small
+
+_SECTIONS = (
+    ("curves", "Training", "What was logged, point by point, in updates."),
+    ("probes", "Evaluations over time", ""),
+    ("speed", "Speed", "Between logged updates; the first interval compiles."),
+    ("pictures", "Reconstructions", ""),
+    (
+        "attention",
+        "Attention: distance and entropy",
+        "Of each head, over all images and queries. A head that looks at all patches "
+        "alike has the largest entropy, the logarithm of their number.",
+    ),
+    ("maps", "Attention maps", ""),
+    (
+        "cka",
+        "Similarity of layers",
+        "Linear CKA: 1 where two layers say the same of the images up to rotation and "
+        "scale, 0 where they have nothing in common. Each cell is a pair of layers.",
+    ),
+    ("features", "Features", ""),
+)
+
+
+def build(
+    runs: Sequence[record.Run],
+    out: pathlib.Path,
+    *,
+    title: str,
+    analysis: dict[str, Any] | None = None,
+    place: pathlib.Path | None = None,
+) -> pathlib.Path:
+    """Writes the report of `runs` into `out`; returns the page.
+
+    Args:
+      runs: as read; the analysis of each stands in the page unless one of all is given.
+      out: directory, whose files of an earlier report are replaced.
+      title: of the page.
+      analysis: of all models together, as analysis.json holds it.
+      place: the directory of that analysis.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = figures.of_runs(runs)
+    if analysis is not None and place is not None:
+        drawn += figures.of_analysis(analysis, place)
+    else:
+        for run in runs:
+            if run.analysis:
+                where = pathlib.Path(run.analysis["place"])
+                drawn += figures.of_analysis(run.analysis, where)
+        analysis = runs[0].analysis if len(runs) == 1 else None
+    for figure in drawn:
+        Image.fromarray(figure.image()).save(out / f"{figure.name}.png")
+    (out / "index.html").write_text(_page(runs, drawn, title, analysis or {}))
+    workdirs.write_json(out / "report.json", _numbers(runs, drawn, title, analysis))
+    return out / "index.html"
+
+
+def build_figures(
+    drawn: Sequence[figures.Figure],
+    out: pathlib.Path,
+    *,
+    title: str,
+    notes: Sequence[str],
+    table: str = "",
+) -> pathlib.Path:
+    """Writes a report of figures alone, with `notes` above them; returns the page."""
+    out.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for figure in drawn:
+        Image.fromarray(figure.image()).save(out / f"{figure.name}.png")
+        body = figure.embedded()
+        parts.append(page.figure(figure.name, figure.title, body, figure.caption))
+    sections = [("summary", "Summary", page.notes(notes) + table)]
+    sections.append(("figures", "Figures", page.grid(parts) if parts else ""))
+    (out / "index.html").write_text(page.page(title, "", sections, _FOOT))
+    numbers = {"title": title, "notes": list(notes), "figures": _figures(drawn)}
+    workdirs.write_json(out / "report.json", numbers)
+    return out / "index.html"
+
+
+def _figures(drawn: Sequence[figures.Figure]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": figure.name,
+            "section": figure.section,
+            "title": figure.title,
+            "file": f"{figure.name}.png",
+            "data": figure.data,
+        }
+        for figure in drawn
+    ]
+
+
+def _numbers(
+    runs: Sequence[record.Run],
+    drawn: Sequence[figures.Figure],
+    title: str,
+    analysis: dict[str, Any] | None,
+) -> dict[str, Any]:
+    about = {k: v for k, v in (analysis or {}).items() if k in ("images", "models")}
+    return {
+        "title": title,
+        "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "runs": [
+            {
+                "name": run.name,
+                "place": str(run.place),
+                "recipe": expected.recipe_of(run.config),
+                "last_step": run.last_step,
+                "total_steps": run.total_steps,
+                "results": {t: _result(r) for t, r in run.results.items()},
+                "expected": expected.of(run),
+                "differences": [
+                    {"field": k, "recipe": a, "run": b}
+                    for k, a, b in expected.differences(run.config)
+                ],
+                "config": run.config,
+                "notes": run.notes,
+            }
+            for run in runs
+        ],
+        "analysis": about,
+        "figures": _figures(drawn),
+    }
+
+
+def _result(result: dict[str, Any]) -> dict[str, Any]:
+    return {k: result[k] for k in ("metric", "last", "best", "history") if k in result}
+
+
+def _page(
+    runs: Sequence[record.Run],
+    drawn: Sequence[figures.Figure],
+    title: str,
+    analysis: dict[str, Any],
+) -> str:
+    sections = [("summary", "Summary", _summary(runs, analysis))]
+    sections.append(("results", "Results", _results(runs)))
+    left = _MOST_PHOTOS
+    for name, heading, said in _SECTIONS:
+        parts = []
+        for figure in (f for f in drawn if f.section == name):
+            markup = figure.embedded()
+            if figure.pixels is not None and len(markup) > left:
+                markup = f"<p>{figure.name}.png lies beside this page.</p>"
+            elif figure.pixels is not None:
+                left -= len(markup)
+            wide = figure.pixels is not None
+            parts.append(
+                page.figure(
+                    figure.name, figure.title, markup, figure.caption, wide=wide
+                )
+            )
+        text = f"<p>{page.text(said)}</p>" * bool(said)
+        sections.append((name, heading, text + page.grid(parts) if parts else ""))
+    sections.append(("recipe", "Recipe", _recipe(runs)))
+    sections.append(("origin", "How it was made", _origin(runs, analysis)))
+    under = ", ".join(str(run.place) for run in runs) or "no runs: files of weights"
+    return page.page(title, under, sections, _FOOT)
+
+
+def _summary(runs: Sequence[record.Run], analysis: dict[str, Any]) -> str:
+    parts = []
+    for place, run in enumerate(runs):
+        if len(runs) > 1:
+            parts.append(f"<h3>{page.swatch(draw.color_of(place), run.name).html}</h3>")
+        parts.append(page.cards(_cards(run)))
+        parts.append(page.notes(run.notes))
+    said = [*analysis.get("notes", []), *analysis.get("picture_notes", [])]
+    return "".join(parts) + page.notes(said)
+
+
+def _cards(run: record.Run) -> list[tuple[str, Any]]:
+    """The few numbers that one looks for first."""
+    found: list[tuple[str, Any]] = []
+    if run.total_steps:
+        name = f"of {run.total_steps:,} updates"
+        found.append((name, page.Number(run.last_step, "metrics.jsonl last step")))
+    for key, said in (("loss", "loss, last"), ("images_per_s", "images/s, last")):
+        if run.steps.get(key):
+            step = max(run.steps[key])
+            source = f"metrics.jsonl {run.name} {step} {key}"
+            found.append((said, page.Number(run.steps[key][step], source)))
+    for title, result in run.results.items():
+        metric = result.get("metric")
+        value = result["last"].get(metric)
+        if isinstance(value, int | float):
+            source = f"result.json {run.name}/{title} last.{metric}"
+            found.append((f"{title}: {metric}, last", page.Number(value, source)))
+    return found
+
+
+def _results(runs: Sequence[record.Run]) -> str:
+    several = len(runs) > 1
+    rows = []
+    for run in runs:
+        for title, result in run.results.items():
+            rows += _result_rows(run, title, result)
+    body = ""
+    if rows:
+        head = ["run", "evaluation", "number", "last", "at update", "best", "at update"]
+        if not several:
+            head, rows = head[1:], [row[1:] for row in rows]
+        body += page.table(head, rows)
+    published = [(run, row) for run in runs if (row := expected.of(run)) is not None]
+    if published:
+        body += "<h3>Expected and reached</h3>" + page.table(
+            ["run", "expected", "what", "source", "reached", "to be compared?"],
+            [_published(run, row) for run, row in published],
+        )
+    return body
+
+
+def _result_rows(run: record.Run, title: str, result: dict[str, Any]) -> list[list]:
+    last, best, metric = result["last"], result.get("best"), result.get("metric")
+    names = [k for k in last if k not in record.STAMPS and k != metric]
+    names = [k for k in (metric, *names) if isinstance(last.get(k), int | float)]
+    rows = []
+    for name in names:
+        where = f"result.json {run.name}/{title}"
+        row = [run.name, title, name, page.Number(last[name], f"{where} last.{name}")]
+        row.append(page.Number(last.get("step"), f"{where} last.step"))
+        if name == metric and best is not None:
+            row += [
+                page.Number(best[name], f"{where} best.{name}"),
+                page.Number(best.get("step"), f"{where} best.step"),
+            ]
+        else:
+            row += ["", ""]
+        rows.append(row)
+    return rows
+
+
+def _published(run: record.Run, row: dict[str, Any]) -> list[Any]:
+    reached: Any = "not measured by this run"
+    if row["reached"] is not None:
+        source = f"result.json {run.name}/{row['result']} last.top1"
+        reached = page.Number(row["reached"], source)
+    verdict = "yes" if row["comparable"] else f"no: {row['why']}"
+    value = page.Number(row["expected"], f"expected.py {row['source']}")
+    return [run.name, value, row["what"], row["source"], reached, verdict]
+
+
+def _between(runs: Sequence[record.Run]) -> str:
+    """Fields of the configs in which several runs differ."""
+    flat = [dict(_leaves(run.config)) for run in runs]
+    keys = sorted({key for one in flat for key in one if not key.startswith("derived")})
+    rows = []
+    for key in keys:
+        values = [_short(one.get(key)) for one in flat]
+        if len(set(values)) > 1:
+            rows.append([key, *values])
+    head = ["field", *(run.name for run in runs)]
+    return "<h3>Where the runs differ</h3>" + page.table(head, rows) if rows else ""
+
+
+def _leaves(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in block.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _recipe(runs: Sequence[record.Run]) -> str:
+    """How each run departs from its recipe for ImageNet; whole configs folded up."""
+    parts = [_between(runs)] if len(runs) > 1 else []
+    for run in runs:
+        name = expected.recipe_of(run.config)
+        if len(runs) > 1:
+            parts.append(f"<h3>{page.text(run.name)}</h3>")
+        found = expected.differences(run.config)
+        if name is None:
+            parts.append("<p>No recipe in configs/ has this run's name.</p>")
+        elif not found:
+            parts.append(f"<p>configs/{name}.py as it stands, nothing changed.</p>")
+        else:
+            parts.append(
+                f"<p>{len(found)} fields differ from configs/{page.text(name)}.py, the "
+                "recipe for ImageNet.</p>"
+            )
+            rows = [[k, _short(a), _short(b)] for k, a, b in found]
+            found_table = page.table(["field", "recipe", "this run"], rows)
+            if len(runs) > 1:
+                found_table = page.details("These fields", found_table)
+            parts.append(found_table)
+        text = json.dumps(run.config, indent=1)
+        parts.append(page.details("The whole config", f"<pre>{page.text(text)}</pre>"))
+    return "".join(parts)
+
+
+def _origin(runs: Sequence[record.Run], analysis: dict[str, Any]) -> str:
+    rows = []
+    for run in runs:
+        for start in run.starts[:1] + run.starts[1:][-1:]:
+            versions = start.get("versions", {})
+            libraries = ", ".join(f"{k} {v}" for k, v in versions.items())
+            devices = start.get("devices", [])
+            shown = ", ".join(map(str, devices[:4])) + ", …" * (len(devices) > 4)
+            rows.append(
+                [
+                    run.name,
+                    start.get("time"),
+                    start.get("commit"),
+                    shown,
+                    libraries,
+                    " ".join(map(str, start.get("command", []))),
+                ]
+            )
+    head = ["run", "started", "commit", "devices", "libraries", "command"]
+    body = page.table(head, rows) if rows else ""
+    models = analysis.get("models", {})
+    if models:
+        keys = ("path", "step", "width", "depth", "num_heads", "patch_size")
+        size = [("x".join(map(str, one["image_size"]))) for one in models.values()]
+        body += f"<h3>Models analysed, on {analysis['images']:,} images</h3>"
+        body += page.table(
+            ["model", *keys, "image", "last norm"],
+            [
+                [name, *(one[key] for key in keys), shown, one["last_norm"]]
+                for (name, one), shown in zip(models.items(), size, strict=True)
+            ],
+        )
+    return body
+
+
+def _short(value: Any) -> str:
+    said = "–" if value is None else json.dumps(value)
+    return said if len(said) <= 120 else said[:117] + "..."

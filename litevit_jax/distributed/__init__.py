@@ -1,0 +1,30 @@
+"""Several processes, one job: who they are, what they agree on, how they end."""
+
+from litevit_jax.distributed.peers import (
+    beat,
+    check_joined,
+    count,
+    from_primary,
+    gather,
+    index,
+    leave,
+    primary,
+    start,
+    together,
+)
+from litevit_jax.distributed.watch import EXIT_STUCK, Limits
+
+__all__ = [
+    "EXIT_STUCK",
+    "Limits",
+    "beat",
+    "check_joined",
+    "count",
+    "from_primary",
+    "gather",
+    "index",
+    "leave",
+    "primary",
+    "start",
+    "together",
+]

@@ -1,0 +1,229 @@
+"""A thread that ends this process when the job cannot go on.
+
+Every second each process says what it is doing, and reads what the others said. The
+process ends, with the stacks of all its threads, if another one has ended with an
+error or is no longer heard of, or if it does not get on with what it does itself. No
+clock of another host is read: only changes count. Time in which this process was
+suspended does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+EXIT_STUCK = 43  # a process is gone or does not get on: start the same command again
+
+_EVERY_S = 1.0
+# Others that failed at the same time say so themselves, if they are given a moment.
+_PATIENCE_S = 3.0
+_LAST_S = 1.5  # from the last word of a process to its end
+ALIVE, FAILED = "litevit_jax/alive/", "litevit_jax/failed/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Seconds until a process counts as stuck or gone.
+
+    Attributes:
+      stuck_s: for one step or its data; ten times the longest step if that is more.
+      grace_s: for what may take long: compiling, evaluating, saving, listing data.
+      peer_s: without any sign of another process.
+    """
+
+    stuck_s: float = 600.0
+    grace_s: float = 3600.0
+    peer_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value <= 0:
+                raise ValueError(f"watchdog.{name}={value}; expected more than 0")
+
+
+class Watch:
+    """Watches over this process and the others; `client` holds what they say."""
+
+    def __init__(
+        self, client: Any, hosts: list[str], index: int, limits: Limits
+    ) -> None:
+        self._client, self._hosts, self._index = client, hosts, index
+        self._limits = limits
+        self._beats, self._doing, self._grace = 0, "starting", True
+        self._since, self._longest = 0.0, 0.0
+        self._now = 0.0  # seconds that this process was running, by its own count
+        self._heard: dict[int, tuple[Any, float]] = {}
+        self._done = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def beat(self, doing: str, *, grace: bool = False) -> None:
+        """Says what this process does from now on; `grace` if it may take long."""
+        now = self._now
+        if not self._grace:
+            self._longest = max(self._longest, now - self._since)
+        self._since, self._doing, self._grace = now, doing, grace
+        self._beats += 1
+
+    def finish(self) -> None:
+        """This process ends as it should; the others go on watching one another."""
+        self._done = True
+        self._publish()
+
+    def stop(self) -> None:
+        """Stops the thread."""
+        self._stop.set()
+        self._thread.join(timeout=2 * _EVERY_S)
+
+    def wait_for_verdict(self) -> None:
+        """Waits until another process must have been noticed, if one is gone."""
+        time.sleep(self._limits.peer_s + 5 * _EVERY_S)
+
+    def fail(self, code: int, text: str, wait_s: float = 4 * _PATIENCE_S) -> None:
+        """Tells the others that this process ends with an error; waits for their end.
+
+        Bounded by `wait_s`: whoever does not read it notices that this one is gone.
+        """
+        row = json.dumps({"code": code, "text": text[:2000]})
+        self._client.key_value_set(f"{FAILED}{self._index}", row, allow_overwrite=True)
+        self._done = True
+        self._publish()
+        self._linger(wait_s)
+
+    def _run(self) -> None:
+        last = time.monotonic()
+        silent_since: float | None = None
+        while not self._stop.wait(_EVERY_S):
+            now = time.monotonic()
+            self._now += min(now - last, 2 * _EVERY_S)
+            last = now
+            try:
+                self._publish()
+                heard, failed = self._read(), self._client.key_value_dir_get(FAILED)
+                silent_since = None
+            except Exception as error:
+                silent_since = self._now if silent_since is None else silent_since
+                if self._now - silent_since > self._limits.peer_s:
+                    self._end(f"process 0 does not answer any more: {error}")
+                continue
+            if not self._done:
+                self._judge(heard, failed)
+
+    def _publish(self) -> None:
+        said = {
+            "beats": self._beats,
+            "doing": self._doing,
+            "for": round(self._now - self._since),
+            "tick": self._now,
+            "done": self._done,
+        }
+        place = f"{ALIVE}{self._index}"
+        self._client.key_value_set(place, json.dumps(said), allow_overwrite=True)
+
+    def _read(self) -> dict[int, tuple[Any, float]]:
+        """Process -> (what it said last, when that was news)."""
+        for key, text in self._client.key_value_dir_get(ALIVE):
+            index, said = int(key.rpartition("/")[2]), json.loads(text)
+            old = self._heard.get(index)
+            if old is None or old[0] != said:
+                self._heard[index] = said, self._now
+        return self._heard
+
+    def _judge(self, heard: dict[int, tuple[Any, float]], failed: list) -> None:
+        for key, text in failed:
+            index, row = int(key.rpartition("/")[2]), json.loads(text)
+            if index != self._index:
+                self._follow(index, row)
+        for index in range(len(self._hosts)):
+            said, when = heard.get(index, ({"done": False, "doing": "starting"}, 0.0))
+            silent = self._now - when
+            if index == self._index or said["done"] or silent <= self._limits.peer_s:
+                continue
+            self._end(
+                f"{self._name(index)} was not heard of for {silent:.0f} s: it, or its "
+                f"host, is gone or suspended; it was doing: {said['doing']}"
+            )
+        spent, limit = self._now - self._since, self._limit()
+        if spent > limit:
+            name = "grace_s" if self._grace else "stuck_s"
+            self._end(
+                f"{self._name(self._index)} did not get on for {spent:.0f} s with: "
+                f"{self._doing} (--config.watchdog.{name}=... waits longer). "
+                f"{self._others(heard)}"
+            )
+
+    def _limit(self) -> float:
+        if self._grace:
+            return self._limits.grace_s
+        return max(self._limits.stuck_s, 10 * self._longest)
+
+    def _name(self, index: int) -> str:
+        return f"process {index} ({self._hosts[index]})"
+
+    def _others(self, heard: dict[int, tuple[Any, float]]) -> str:
+        rows = (
+            f"{self._name(i)}: {said['doing']} for {said['for']} s"
+            for i, (said, _) in sorted(heard.items())
+            if i != self._index
+        )
+        return "The others: " + "; ".join(rows)
+
+    def _follow(self, index: int, row: dict[str, Any]) -> None:
+        """Another process failed: this one cannot go on, unless it fails by itself."""
+        until = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < until:
+            if self._done or self._stop.wait(0.1):
+                return
+        self._say(f"error: {self._name(index)} ended: {row['text']}")
+        self._quit(row["code"], stacks=row["code"] == EXIT_STUCK)
+
+    def _end(self, text: str) -> None:
+        self._say(f"error: {text}")
+        try:
+            row = json.dumps({"code": EXIT_STUCK, "text": text})
+            place = f"{FAILED}{self._index}"
+            self._client.key_value_set(place, row, allow_overwrite=True)
+        except Exception as error:
+            self._say(f"(the others could not be told: {str(error)[:200]})")
+        self._quit(EXIT_STUCK, stacks=True)
+
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def _quit(self, code: int, *, stacks: bool) -> None:
+        if stacks:
+            faulthandler.dump_traceback(file=2, all_threads=True)
+        self._done = True
+        try:
+            self._publish()
+            if self._index == 0:
+                self._linger(_PATIENCE_S + 4 * _EVERY_S)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def _linger(self, wait_s: float) -> None:
+        """Waits until the others have ended too, `wait_s` at most.
+
+        Process 0 holds what all say, and JAX aborts those that outlive it: it goes
+        last.
+        """
+        others = set(range(len(self._hosts))) - {self._index}
+        until = time.monotonic() + wait_s
+        while time.monotonic() < until:
+            ended = {i for i, (said, _) in self._read().items() if said["done"]}
+            if others <= ended:
+                break
+            time.sleep(0.1)
+        if self._index == 0 and wait_s:
+            time.sleep(_LAST_S)

@@ -1,0 +1,153 @@
+"""Files here and in stores such as gs://, through one kind of path.
+
+A local path is a pathlib.Path. One in a store is an epath.Path, which reads and
+writes through fsspec (gs:// needs the package gcsfs) and never imports TensorFlow.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib.util
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+# epath would read stores through TensorFlow wherever that is installed.
+os.environ["EPATH_USE_TF"] = "false"
+
+_NEEDS = {"gs": "gcsfs", "s3": "s3fs"}
+
+
+def path(text: str | os.PathLike[str]) -> Any:
+    """The path that a flag names.
+
+    Raises:
+      ValueError: a store that cannot be reached: unknown, or its package is missing.
+    """
+    text = os.fspath(text)
+    store, found, _ = text.partition("://")
+    if not found:
+        return pathlib.Path(text)
+    if store not in _NEEDS:
+        raise ValueError(
+            f"{text}: stores of kind {store!r} are not known; expected a local path, "
+            + " or ".join(f"{name}://..." for name in _NEEDS)
+        )
+    _check_package(text, store)
+    from etils import epath  # slow to import
+
+    return epath.Path(text)
+
+
+def _check_package(text: str, store: str) -> None:
+    from fsspec.registry import registry
+
+    if store in registry:  # somebody registered a file system of theirs
+        return
+    if importlib.util.find_spec(_NEEDS[store]) is None:
+        raise ValueError(
+            f"{text}: {store}:// needs a package that is not installed: pip install "
+            f"{_NEEDS[store]}"
+        )
+
+
+def is_local(place: str | os.PathLike[str]) -> bool:
+    """Whether `place` lies in a file system of this host (which others may share)."""
+    return "://" not in os.fspath(place)
+
+
+def store(text: str) -> tuple[Any, str]:
+    """fsspec's file system of a path in a store, and the path as it names it."""
+    import fsspec
+
+    system, inside = fsspec.core.url_to_fs(text)
+    return system, inside.rstrip("/")
+
+
+def absolute(place: Any) -> Any:
+    """`place` from the root on; in a store it is already."""
+    return place.absolute() if is_local(place) else place
+
+
+def make_folder(place: Any) -> None:
+    """Makes a folder and those above it; a store needs none."""
+    if is_local(place):
+        place.mkdir(parents=True, exist_ok=True)
+
+
+def replace_text(place: Any, text: str) -> None:
+    """Writes a file so that a reader sees the old one or the new one, whole."""
+    make_folder(place.parent)
+    if not is_local(place):
+        place.write_text(text)  # an object appears when it is complete
+        return
+    temporary = place.with_name(f".{place.name}.tmp")  # hidden, should a kill leave it
+    temporary.write_text(text)
+    temporary.replace(place)
+
+
+def append(place: Any, data: bytes) -> None:
+    """Adds whole lines to a file; a line cut by an earlier kill is closed first.
+
+    In a store the file is written anew: do it seldom.
+    """
+    if not is_local(place):
+        old = place.read_bytes() if place.exists() else b""
+        place.write_bytes(old + b"\n" * bool(old and old[-1:] != b"\n") + data)
+        return
+    with open(place, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(data)
+
+
+@functools.cache
+def _copies() -> pathlib.Path:
+    """A directory that is removed when the program ends."""
+    place = tempfile.mkdtemp(prefix="litevit_jax-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return pathlib.Path(place)
+
+
+@functools.cache
+def local_file(text: str) -> pathlib.Path:
+    """The file `text` itself, or a copy of it on this host if it is in a store.
+
+    The copy, made once, has its name and lasts as long as the program.
+
+    Raises:
+      FileNotFoundError: no such file.
+      OSError: it cannot be read, or there is no room for it.
+    """
+    place = path(text)
+    if is_local(place):
+        return place
+    if not place.exists():
+        raise FileNotFoundError(f"{text} does not exist")
+    folder = _copies() / str(sum(1 for _ in _copies().iterdir()))
+    folder.mkdir()
+    with place.open("rb") as source, (folder / place.name).open("wb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+    return folder / place.name
+
+
+class Mirror:
+    """A local folder whose files are copied into a store now and then."""
+
+    def __init__(self, place: Any) -> None:
+        self._place = place
+        self.folder = pathlib.Path(tempfile.mkdtemp(dir=_copies()))
+        self._copied: dict[pathlib.Path, int] = {}
+
+    def copy(self) -> None:
+        """Copies the files that grew."""
+        for file in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+            data = file.read_bytes()
+            if self._copied.get(file) != len(data):
+                self._place.joinpath(file.relative_to(self.folder)).write_bytes(data)
+                self._copied[file] = len(data)

@@ -1,0 +1,6 @@
+"""A config and a target -> what the run would need there, before anything is paid for.
+
+The real training step is compiled for the target's topology, which takes a compiler
+(libtpu, for TPUs) and no hardware. What is printed is the compiler's own accounting;
+times are bounds computed from it, and nothing here was measured.
+"""

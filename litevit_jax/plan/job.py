@@ -1,0 +1,122 @@
+"""The job behind --plan: report, and a setting that fits where this one does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from litevit_jax.plan import program, report, topology
+
+_MOST_TRIES = 3  # of other settings, a compilation each
+_USED = re.compile(r"[Uu]sed ([\d.]+)([KMG]) of ([\d.]+)([KMG])")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def run(config: ConfigDict, target: topology.Target) -> dict[str, Any]:
+    """The report (see `report`) of `config` on `target`.
+
+    If it does not fit, `advice` says what does, as compiled too.
+
+    Raises:
+      ValueError, KeyError, OSError: the user's mistake, before anything is compiled.
+    """
+    planned = program.plan(config, target)
+    found = report.design(planned) | _compile(planned)
+    if not found["memory"]["fits"]:
+        found["advice"] = _advise(config, planned, found)
+    return found
+
+
+def write(found: dict[str, Any], path: str | None) -> None:
+    """Writes the report as JSON, if a path was given."""
+    if path:
+        pathlib.Path(path).write_text(json.dumps(found, indent=1) + "\n")
+
+
+def check_writable(path: str | None) -> None:
+    """Raises OSError if the report could not be written; before the long part."""
+    if not path:
+        return
+    place = pathlib.Path(path)
+    if place.is_dir() or not os.access(place.absolute().parent, os.W_OK):
+        raise OSError(
+            f"--plan_out={path} cannot be written; give a file in a directory that is "
+            "there and yours to write"
+        )
+
+
+def _compile(planned: program.Planned) -> dict[str, Any]:
+    try:
+        return report.compiled(planned, *program.compile_step(planned))
+    except MemoryError as error:
+        return {"memory": _refused(str(error), planned.target)}
+
+
+def _refused(message: str, target: topology.Target) -> dict[str, Any]:
+    """What a compiler says that found too little memory."""
+    used = _USED.search(message)
+    needed, available = float("nan"), target.chip.hbm
+    if used:
+        needed = float(used[1]) * _UNITS[used[2]]
+        available = float(used[3]) * _UNITS[used[4]]
+    return {"needed": needed, "available": int(available), "fits": False}
+
+
+def _advise(
+    config: ConfigDict, planned: program.Planned, found: dict[str, Any]
+) -> list[str]:
+    advice = [_what(found)]
+    for number, (flags, changes) in enumerate(_other_settings(planned, found)):
+        if number == _MOST_TRIES:
+            break
+        other = config.copy_and_resolve_references().unlock()
+        other.update_from_flattened_dict(changes)
+        tried = _compile(program.plan(other, planned.target))["memory"]
+        size = f"{tried['needed'] / 2**30:.2f} GiB a chip, as compiled"
+        if tried["fits"]:
+            return [*advice, f"{flags} fits: {size}"]
+        advice.append(f"{flags} does not fit either: {size}")
+    return [*advice, "take a larger slice: each chip then has fewer images"]
+
+
+def _what(found: dict[str, Any]) -> str:
+    memory = found["memory"]
+    over = (memory["needed"] - memory["available"]) / 2**30
+    state, images = found["state_bytes_per_chip"] / 2**30, found["slice_per_chip"]
+    return (
+        f"{over:.2f} GiB too much a chip; the state takes {state:.2f} GiB of it, "
+        f"the rest is mostly what {images:,} image(s) at once leave behind"
+    )
+
+
+def _other_settings(
+    planned: program.Planned, found: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(flags, changes of the config) that may fit, the gentlest first."""
+    memory, state = found["memory"], found["state_bytes_per_chip"]
+    config, chips = planned.config, planned.target.chips
+    changes: dict[str, Any] = {}
+    if state > memory["available"] / 2 and config.mesh.fsdp < chips:
+        changes = {"mesh.data": -1, "mesh.fsdp": chips}
+        yield _flags(changes), changes
+    left = max(memory["available"] - state, 1)
+    ratio = max((memory["needed"] - state) / left, 1.0)
+    images = found["slice_per_chip"]
+    for cut in (2**power for power in range(1, 20)):
+        if cut < ratio or images % cut:
+            continue
+        if planned.design.objective.accumulates:
+            more = {"accum_steps": config.accum_steps * cut}
+        else:  # slices would change what it learns
+            more = {"batch_size": config.batch_size // cut}
+        yield _flags(changes | more), changes | more
+
+
+def _flags(changes: dict[str, Any]) -> str:
+    return " ".join(f"--config.{name}={value}" for name, value in changes.items())

@@ -1,0 +1,107 @@
+"""A config and a target -> the training step as the target would run it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from litevit_jax import sharding
+from litevit_jax.data import ops as data_ops
+from litevit_jax.plan import examples, flops, topology
+from litevit_jax.train import inherit, inputs, setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A run by shapes, on the target's mesh.
+
+    Attributes:
+      config: resolved, with `derived`.
+      target: where.
+      mesh: of the target's devices.
+      design: what is learned, and how.
+      examples_from: 'data' that are here, or 'known' where they are not.
+    """
+
+    config: ConfigDict
+    target: topology.Target
+    mesh: Mesh
+    design: setup.Design
+    examples_from: str
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of one checkpoint, over all files."""
+        fixed = ["teacher"] if self.design.objective.frozen_teacher else []
+        return setup.saved_bytes(self.design.state, fixed)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Of the gradient that the devices add up."""
+        trained, _ = self.design.optimizer.split(self.design.state.params)
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trained))
+
+
+def plan(config: ConfigDict, target: topology.Target) -> Planned:
+    """Designs the run of `config` for `target`.
+
+    Raises:
+      ValueError, KeyError, OSError: the user's mistake, named in the message.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    setup.settle(config)
+    if not target.on_cpu and config.objective.dtype == "auto":
+        config.objective.dtype = "bfloat16"  # this process itself sees CPUs alone
+    mesh = sharding.make_mesh(**config.mesh, devices=topology.devices(target))
+    inherit.inherit(config)
+    _teach(config)
+    source, origin = examples.source(config.data)
+    data_ops.train_ops(**inputs.image_block(config.data))
+    design = setup.design(config, mesh, source)
+    return Planned(config, target, mesh, design, origin)
+
+
+def _teach(config: ConfigDict) -> None:
+    """Sizes of the teacher: from `config.teacher`, or from what its block says."""
+    block = config.objective.get("teacher")
+    if block is None or config.get("teacher"):
+        inherit.teacher(config)
+    elif not (block.get("variant") or block.get("width")):
+        raise ValueError(
+            f"{inherit.which_teacher(config)}; a plan is content with its size, as in "
+            "--config.objective.teacher.variant=large"
+        )
+
+
+def model_flops(planned: Planned) -> int:
+    """FLOPs of the matrix products of one step, over all devices.
+
+    Health metrics, taken at logged steps alone, are left out.
+    """
+    config = planned.config.copy_and_resolve_references()
+    config.log.health = False
+    source = examples.Counted(config.derived.train_examples, config.derived.num_classes)
+    quiet = setup.design(config, planned.mesh, lambda split: source)
+    return flops.count(quiet.step, quiet.state, quiet.batch)
+
+
+def compile_step(planned: Planned) -> tuple[Any, float]:
+    """(the compiled step, seconds it took).
+
+    Raises:
+      MemoryError: the compiler says that it does not fit; its words.
+    """
+    start = time.monotonic()
+    lowered = planned.design.step.lower(planned.design.state, planned.design.batch)
+    try:
+        compiled = lowered.compile(topology.compiler_options(planned.target))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(str(error)) from None
+    return compiled, time.monotonic() - start

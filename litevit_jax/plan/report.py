@@ -1,0 +1,227 @@
+"""The numbers of a planned run, as a dict for JSON and as text."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+
+from litevit_jax.plan import hlo, program
+
+_GIB = 2**30
+_MEMORY = ("arguments", "outputs", "aliased", "temporaries", "code")
+
+
+def design(planned: program.Planned) -> dict[str, Any]:
+    """What is known without a compiler."""
+    config, target, derived = planned.config, planned.target, planned.config.derived
+    per_chip = config.batch_size // target.chips
+    return {
+        "config": config.name,
+        "target": target.name,
+        "chip": target.chip.name,
+        "chips": target.chips,
+        "grid": list(target.grid),
+        "mesh": dict(planned.mesh.shape),
+        "dtype": config.objective.dtype,
+        "batch_size": config.batch_size,
+        "batch_per_chip": per_chip,
+        "accum_steps": config.accum_steps,
+        "slice_per_chip": per_chip // config.accum_steps,
+        "train_examples": derived.train_examples,
+        "examples_from": planned.examples_from,
+        "epochs": derived.total_steps / derived.steps_per_epoch,
+        "steps_per_epoch": derived.steps_per_epoch,
+        "total_steps": derived.total_steps,
+        "warmup_steps": derived.warmup_steps,
+        "lr_base": config.lr.base,
+        "lr_peak": derived.peak_lr,
+        "checkpoint_bytes": planned.checkpoint_bytes,
+        "gradient_bytes": planned.gradient_bytes,
+        "state_bytes_per_chip": state_bytes(planned),
+    }
+
+
+def state_bytes(planned: program.Planned) -> int:
+    """Of the part of the state that one device holds."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(planned.design.state)
+    )
+
+
+def compiled(planned: program.Planned, executable: Any, seconds: float) -> dict:
+    """What the compiled step says of one chip and one step, and times from that."""
+    text = executable.as_text()
+    module = hlo.Module(text, trips=planned.config.accum_steps)
+    said = executable.memory_analysis()
+    memory = {
+        "arguments": said.argument_size_in_bytes,
+        "outputs": said.output_size_in_bytes,
+        "aliased": said.alias_size_in_bytes,
+        "temporaries": said.temp_size_in_bytes,
+        "code": said.generated_code_size_in_bytes,
+    }
+    needed = sum(memory.values()) - 2 * memory["aliased"]
+    available = int(planned.target.chip.hbm)
+    cost = executable.cost_analysis() or {}  # none for GPUs that are not here
+    found = {
+        "memory": {
+            **memory,
+            "needed": needed,
+            "available": available,
+            "fits": needed <= available,
+        },
+        "aliased_outputs": hlo.aliased_outputs(text),
+        "flops": program.model_flops(planned) // planned.target.chips,
+        "xla_flops": cost.get("flops"),
+        "xla_bytes_accessed": cost.get("bytes accessed"),
+        "hbm_bytes": module.memory_traffic(),
+        "collectives": _traffic(module.collectives()),
+        "collectives_at_logged_steps": _traffic(module.collectives(sometimes=True)),
+        "compile_seconds": round(seconds, 1),
+    }
+    return found | {"estimate": estimate(planned, found)}
+
+
+def _traffic(found: dict[str, hlo.Traffic]) -> dict[str, dict[str, float]]:
+    return {
+        kind: {"count": t.count, "bytes": t.bytes, "wire_bytes": round(t.wire_bytes)}
+        for kind, t in sorted(found.items())
+    }
+
+
+def estimate(planned: program.Planned, found: dict[str, Any]) -> dict[str, Any] | None:
+    """Seconds of one step by the chip's peaks; None where no peaks are known.
+
+    `lower` is the longest of computing, main memory and links, as if all three went on
+    at once; `upper` their sum, as if one after the other. Both assume peak rates.
+    """
+    chip = planned.target.chip
+    if not chip.flops:
+        return None
+    wire = sum(kind["wire_bytes"] for kind in found["collectives"].values())
+    parts = {
+        "compute": found["flops"] / chip.flops,
+        "memory": found["hbm_bytes"] / chip.hbm_rate,
+        "links": wire / chip.link_rate,
+    }
+    lower, upper = max(parts.values()), sum(parts.values())
+    images = planned.config.batch_size
+    steps = planned.config.derived.total_steps
+    return {
+        **{f"{name}_seconds": seconds for name, seconds in parts.items()},
+        "bound_by": max(parts, key=lambda name: parts[name]),
+        "step_seconds": [lower, upper],
+        "images_per_second": [images / upper, images / lower],
+        "run_hours": [steps * lower / 3600, steps * upper / 3600],
+    }
+
+
+def text(found: dict[str, Any]) -> str:
+    """The report for a reader."""
+    rows = [*_design_rows(found)]
+    if "memory" in found:
+        rows += _memory_rows(found)
+    if "flops" in found:
+        rows += _program_rows(found)
+    rows += [("does not fit", line) for line in found.get("advice", ())]
+    width = max(len(name) for name, _ in rows) + 2
+    mesh = " x ".join(f"{axis}={n}" for axis, n in found["mesh"].items())
+    head = f"{found['config']} on {found['target']}: {found['chips']} x {found['chip']}"
+    lines = [f"{head}, mesh {mesh}; compiled, not run", ""]
+    return "\n".join(lines + [f"{name:{width}}{value}" for name, value in rows])
+
+
+def _design_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    origin = {"data": "counted", "known": "as published; the data are not here"}
+    batch = f"{found['batch_size']:,} images, {found['batch_per_chip']:,} a chip"
+    if found["accum_steps"] > 1:
+        batch += f" in {found['accum_steps']} slices of {found['slice_per_chip']:,}"
+    return [
+        ("batch", f"{batch}; {found['dtype']}"),
+        (
+            "steps",
+            f"{found['total_steps']:,} = {found['epochs']:.4g} epochs of "
+            f"{found['steps_per_epoch']:,}, warm-up {found['warmup_steps']:,}",
+        ),
+        (
+            "images",
+            f"{found['train_examples']:,} ({origin[found['examples_from']]})",
+        ),
+        ("learning rate", f"peak {found['lr_peak']:.4g}, base {found['lr_base']:.4g}"),
+        ("checkpoint", f"{_mb(found['checkpoint_bytes'])}"),
+    ]
+
+
+def _memory_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    memory = found["memory"]
+    share = memory["needed"] / memory["available"]
+    row = (
+        f"{memory['needed'] / _GIB:.2f} of {memory['available'] / _GIB:.2f} GiB "
+        f"({share:.0%})"
+    )
+    if "temporaries" in memory:
+        sizes = ", ".join(f"{name} {_mb(memory[name])}" for name in _MEMORY)
+        row += f": {sizes}"
+    return [("memory a chip", row)]
+
+
+def _program_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        (
+            "computing",
+            f"{found['flops'] / 1e9:,.1f} GFLOP a chip and step in matrix products"
+            + _beside(found["xla_flops"], "XLA: {:,.1f}", 1e9),
+        ),
+        (
+            "memory traffic",
+            f"{_mb(found['hbm_bytes'])} a chip and step in main memory"
+            + _beside(
+                found["xla_bytes_accessed"], "XLA, all memories: {:,.1f} MB", 1e6
+            ),
+        ),
+        ("collectives", _kinds(found["collectives"])),
+    ]
+    if found["collectives_at_logged_steps"]:
+        rows.append(("at logged steps", _kinds(found["collectives_at_logged_steps"])))
+    rows.append(("gradient", _mb(found["gradient_bytes"])))
+    return rows + _estimate_rows(found["estimate"])
+
+
+def _kinds(collectives: dict[str, Any]) -> str:
+    kinds = (
+        f"{t['count']} {kind} of {_mb(t['bytes'])}" for kind, t in collectives.items()
+    )
+    return ", ".join(kinds) or "none"
+
+
+def _estimate_rows(guess: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if guess is None:
+        return [("estimate", "none: no peak rates are known for this target")]
+    parts = ", ".join(
+        f"{name} {guess[f'{name}_seconds'] * 1e3:.3g} ms"
+        for name in ("compute", "memory", "links")
+    )
+    low, high = guess["step_seconds"]
+    slow, fast = guess["images_per_second"]
+    first, last = guess["run_hours"]
+    return [
+        ("estimate", f"{parts} a step, each at the chip's peak rate"),
+        (
+            "",
+            f"{low * 1e3:.3g} to {high * 1e3:.3g} ms a step, {slow:,.0f} to "
+            f"{fast:,.0f} images/s, {first:.2g} to {last:.2g} h for the run",
+        ),
+        ("", "bounds, not measurements: input and what is slower than peak add to it"),
+    ]
+
+
+def _beside(said: float | None, text: str, unit: float) -> str:
+    """XLA's own number behind ours, where it has one."""
+    return "" if said is None else f" ({text.format(said / unit)})"
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,56 @@
+"""What is finished of a job that consists of several runs, in one file.
+
+A job that was stopped reads it and goes on with the parts that are missing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from typing import Any
+
+from litevit_jax import distributed
+from litevit_jax.train import workdir as workdirs
+
+
+class Parts:
+    """Finished parts by name, each a row of JSON, and what stands beside them.
+
+    Attributes:
+      rows: name -> row, in the order in which they were finished. Parts that a job no
+        longer asks for stay: they cost as much.
+      rest: what else was recorded.
+    """
+
+    def __init__(self, path: pathlib.Path, **about: Any) -> None:
+        self._path, self._about = path, about
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.rest: dict[str, Any] = {}
+        found = distributed.from_primary(self._read)
+        if found is not None:
+            self.rows = {row["name"]: row for row in found["points"]}
+            known = {"points", *about}
+            self.rest = {k: v for k, v in found.items() if k not in known}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.rows
+
+    def add(self, name: str, **row: Any) -> None:
+        """Records a finished part."""
+        self.rows[name] = {"name": name, **row}
+        self._write()
+
+    def close(self, **rest: Any) -> None:
+        """Records what follows from all parts."""
+        self.rest = rest
+        self._write()
+
+    def _read(self) -> Any:
+        return json.loads(self._path.read_text()) if self._path.exists() else None
+
+    def _write(self) -> None:
+        rows = list(self.rows.values())
+        found = {**self._about, "points": rows, **self.rest}
+        write = functools.partial(workdirs.write_json, self._path, found)
+        distributed.from_primary(write)

@@ -1,0 +1,72 @@
+"""Trees of arrays by name: what they are, and fingerprints that tell their bits."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Leaves by dotted path; a bare array gets the name 'value'."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(keys, simple=True, separator=".") or "value": leaf
+        for keys, leaf in leaves
+    }
+
+
+def _fingerprint(x: jax.Array) -> jax.Array:
+    """uint32 sum of hashes, one of each word of the array together with its place.
+
+    Integer arithmetic modulo 2^32: the same on any mesh and in any order.
+    """
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+    mixed = words.astype(jnp.uint32) ^ (place * jnp.uint32(0x9E3779B9))
+    # The finalizer of MurmurHash3, so that changes of two words cannot cancel.
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+
+
+@jax.jit
+def _inspect(flat: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def finite(x: jax.Array) -> Any:
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return jnp.all(jnp.isfinite(x)) if floating else jnp.bool_(True)
+
+    prints = {name: _fingerprint(x) for name, x in flat.items()}
+    return prints, {name: finite(x) for name, x in flat.items()}
+
+
+def describe(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """'part.name' -> [shape, dtype] of each array."""
+    return {
+        f"{part}.{name}": [list(x.shape), str(x.dtype)]
+        for part, flat in parts.items()
+        for name, x in flat.items()
+    }
+
+
+def inspect_parts(parts: dict[str, dict[str, Any]]) -> tuple[Any, list[str]]:
+    """Fingerprint of each array by 'part.name', and names of those not finite."""
+    flat = {f"{p}.{name}": x for p, part in parts.items() for name, x in part.items()}
+    prints, finite = jax.device_get(_inspect(flat))
+    bad = [name for name, ok in finite.items() if not ok]
+    return {name: int(value) for name, value in prints.items()}, bad
+
+
+def fingerprint(state: Any) -> str:
+    """16 hex digits of what predicts: parameters and model state, on any mesh.
+
+    Equal for equal bits, in training as in a saved step that was read.
+    """
+    parts = {name: flatten(getattr(state, name)) for name in ("params", "model_state")}
+    prints, _ = inspect_parts(parts)
+    lines = "".join(f"{name} {value};" for name, value in sorted(prints.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]

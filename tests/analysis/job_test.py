@@ -1,0 +1,86 @@
+"""What the end of a run draws, and the jobs of the command line."""
+
+import json
+
+import jax
+import pytest
+
+from litevit_jax import cli, sharding
+from litevit_jax.analysis import job, measure
+from litevit_jax.train import loop
+from tests import jobs
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+    """One device compiles sooner."""
+    make_mesh, one = sharding.make_mesh, jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(1, 1, one))
+        yield
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """(config, workdir) of a run that is complete, and its report."""
+    made = jobs.tiny(steps=2, log__every_steps=1)
+    workdir = tmp_path_factory.mktemp("runs") / "mae run"
+    loop.run(made, workdir)
+    return made, workdir, job.after_training(made, str(workdir))
+
+
+def test_a_run_ends_with_a_report_of_all_that_it_is(ended):
+    _, workdir, page = ended
+    assert page == workdir / "report" / "index.html"
+    found = json.loads((page.parent / "report.json").read_text())
+    sections = {figure["section"] for figure in found["figures"]}
+    assert sections == {
+        "curves", "speed", "pictures", "attention", "maps", "cka", "features",
+    }  # fmt: skip
+    analysis = json.loads((workdir / "analysis" / "analysis.json").read_text())
+    assert analysis["images"] == 16 and list(analysis["models"]) == ["mae_run"]
+    cka = next(f for f in found["figures"] if f["section"] == "cka")
+    assert cka["data"] == analysis["cka"]["pairs"][0]
+    boxes = next(f for f in found["figures"] if f["name"].startswith("attention-dist"))
+    assert boxes["data"]["layers"] == analysis["attention"]["mae_run"]["distance"]
+
+
+def test_an_analysis_is_made_anew_in_its_own_directory_alone(ended):
+    made, workdir, _ = ended
+    with made.unlocked():
+        made.log.report_images = 8
+    job.after_training(made, str(workdir))
+    analysis = json.loads((workdir / "analysis" / "analysis.json").read_text())
+    assert analysis["images"] == 8
+    small = job._small(made, job.record.read("mae", workdir))
+    with pytest.raises(ValueError, match="holds a run with another config"):
+        measure.prepare(small, workdir)
+
+
+def test_without_images_there_is_no_analysis(ended, tmp_path):
+    made = jobs.tiny(steps=2, log__report_images=0)
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for name in ("config.json", "metrics.jsonl"):
+        (copy / name).write_bytes((ended[1] / name).read_bytes())
+    text = job.after_training(made, str(copy)).read_text()
+    assert not (copy / "analysis").exists() and "Similarity of layers" not in text
+
+
+def test_a_report_that_cannot_be_drawn_does_not_fail_a_complete_run(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(loop, "run", lambda *_: loop.Outcome(6, {}))
+    assert cli._train(jobs.tiny(), str(tmp_path / "gone")) == cli.EXIT_OK
+    said = capsys.readouterr()
+    assert "the report could not be drawn (" in said.err and "done: step 6" in said.out
+    assert "configs/analysis.py:report --config.models=" in said.err
+    assert cli._train(jobs.tiny(log__report=False), str(tmp_path)) == cli.EXIT_OK
+    assert not capsys.readouterr().err
+
+
+def test_the_command_line_starts_the_jobs(ended, tmp_path, capsys):
+    made = jobs.config("analysis", "report", models=f"mae={ended[1]}")
+    assert cli._analysis("report", made, str(tmp_path / "out")) == cli.EXIT_OK
+    assert f"report: {tmp_path}/out/report/index.html" in capsys.readouterr().out
+    assert (tmp_path / "out" / "report" / "report.json").exists()

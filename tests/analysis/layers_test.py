@@ -1,0 +1,194 @@
+"""The layer study: what each part starts from, what is frozen, and going on."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from litevit_jax import checkpoint, sharding
+from litevit_jax.analysis import layers
+from litevit_jax.train import inputs, loop, setup
+from tests import jobs
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+    """One device compiles sooner."""
+    make_mesh, one = sharding.make_mesh, jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(1, 1, one))
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Two MAE runs of two blocks that differ by their seed."""
+    place = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        made = jobs.tiny(steps=1, objective__encoder__depth=2, seed=seed)
+        loop.run(made, place / str(seed))
+    return place
+
+
+def config(checkpoints, **overrides):
+    fields = {"init": str(checkpoints / "0"), "study__poor": 0.5, "steps": 2}
+    fields |= {"init_donor": str(checkpoints / "1")}
+    return jobs.config("layer_study", "digits", **(fields | overrides))
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Runs in place of real ones, by how many blocks are loaded; `stop`: which end."""
+
+    class Runs(list):
+        stop = ()
+
+    asked = Runs()
+
+    def run(made, workdir):
+        asked.append((made, workdir))
+        if len(asked) in asked.stop:
+            return loop.Outcome(1, {}, signal.SIGTERM)
+        top1 = 50 + 10 * made.data.fraction + len(made.init_load)
+        last = {"step": 2, "top1": float(top1), "n": 359}
+        return loop.Outcome(2, {"test": {"last": last}})
+
+    monkeypatch.setattr(loop, "run", run)
+    return asked
+
+
+@pytest.fixture(scope="module")
+def study(checkpoints, tmp_path_factory):
+    return layers.Study(config(checkpoints), tmp_path_factory.mktemp("s") / "study")
+
+
+def test_every_part_runs_once_and_the_same_run_not_twice(runs, checkpoints, tmp_path):
+    outcome = layers.run(config(checkpoints), tmp_path / "run")
+    names = [workdir.name for _, workdir in runs]
+    rich = [n.removeprefix("rich-") for n in names if n.startswith("rich-")]
+    assert rich == [
+        "random-00",
+        *("keep_first-00", "keep_first-01", "keep_first-02"),
+        "keep_last-01",  # none kept, and all kept, are those above
+        *("freeze-01", "freeze-02"),
+        *("swap-00", "swap-01"),
+    ]
+    assert len(names) == 2 * len(rich) == len(set(names))
+    assert {made.job for made, _ in runs} == {"train"}
+    assert [made.data.fraction for made, _ in runs] == [1.0] * 9 + [0.5] * 9
+    found = json.loads((tmp_path / "run" / "layers.json").read_text())
+    assert len(found["points"]) == 18 and found["depth"] == 2
+    page = outcome.page.read_text()
+    assert page.count("<svg") == 4 and "With many images" in page
+    layers.run(config(checkpoints), tmp_path / "run")
+    assert len(runs) == 18
+
+
+def test_a_study_goes_on_where_it_was_stopped(runs, checkpoints, tmp_path):
+    runs.stop = (3,)
+    kinds = {"study__kinds": ("keep_first",)}
+    outcome = layers.run(config(checkpoints, **kinds), tmp_path / "run")
+    assert outcome.signal == signal.SIGTERM and len(runs) == 3
+    assert "6 of 8 parts are not finished" in outcome.page.read_text()
+    outcome = layers.run(config(checkpoints, **kinds), tmp_path / "run")
+    assert outcome.signal is None
+    assert len(runs) == 9 and runs[3][1] == runs[2][1]
+    # More parts may be asked of the same study, other data may not.
+    layers.run(config(checkpoints, study__kinds=("freeze",)), tmp_path / "run")
+    assert len(runs) == 13
+    with pytest.raises(ValueError, match=r"study.poor: 0.5 -> 0.25"):
+        layers.run(config(checkpoints, study__poor=0.25, **kinds), tmp_path / "run")
+
+
+def begun(study, kind, k, tmp_path, setting="rich"):
+    """(job, initial parameters by path) of a part."""
+    made = study.config_of(layers.Part(kind, k, setting))
+    job = setup.prepare(made, tmp_path)
+    flat = checkpoint.flatten(jax.device_get(job.create().params))
+    return job, {name.replace(".", "/"): value for name, value in flat.items()}
+
+
+def origin(params, checkpoints):
+    """For each block, and the embeddings, whose parameters they are."""
+    found = {}
+    for part in ("patch_embed", "blocks_0", "blocks_1"):
+        name = f"encoder/{part}/kernel"
+        if part != "patch_embed":
+            name = f"encoder/{part}/attn/qkv/kernel"
+        found[part] = "new"
+        for seed in "01":
+            theirs = checkpoint.read_params(str(checkpoints / seed)).params
+            if np.array_equal(params[name], theirs[name]):
+                found[part] = seed
+    return tuple(found.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "k", "want"),
+    [
+        ("random", 0, ("new", "new", "new")),
+        ("keep_first", 0, ("0", "new", "new")),
+        ("keep_first", 1, ("0", "0", "new")),
+        ("keep_first", 2, ("0", "0", "0")),
+        ("keep_last", 1, ("0", "new", "0")),
+        ("freeze", 1, ("0", "0", "0")),
+        ("swap", 0, ("0", "1", "1")),
+        ("swap", 1, ("0", "0", "1")),
+    ],
+)
+def test_a_part_starts_from_the_blocks_that_it_says(
+    kind, k, want, study, checkpoints, tmp_path
+):
+    _, params = begun(study, kind, k, tmp_path)
+    assert origin(params, checkpoints) == want
+
+
+def test_frozen_blocks_and_embeddings_never_change(study, tmp_path):
+    job, before = begun(study, "freeze", 1, tmp_path)
+    state = job.create()
+    stream = job.stream(0)
+    for _ in range(2):  # the first update has a learning rate of 0
+        batch = sharding.global_batch(next(stream), job.mesh)
+        state, _ = job.step(state, batch)
+    stream.close()
+    after = checkpoint.flatten(jax.device_get(state.params))
+    after = {name.replace(".", "/"): value for name, value in after.items()}
+    moved = {n for n, value in after.items() if not np.array_equal(value, before[n])}
+    assert moved and all(n.startswith(("encoder/blocks_1/", "head/")) for n in moved)
+    assert any(n.startswith("encoder/blocks_1/") for n in moved)
+
+
+def test_few_images_have_as_many_updates(checkpoints, tmp_path):
+    study = layers.Study(config(checkpoints, steps=None), tmp_path / "study")
+    rich, poor = (
+        setup.prepare(
+            study.config_of(layers.Part("keep_first", 2, s)), tmp_path / s, begin=False
+        )
+        for s in ("rich", "poor")
+    )
+    assert (
+        len(
+            inputs.source(
+                study.config_of(layers.Part("random", 0, "poor")).data, "train"
+            )
+        )
+        == 719
+    )
+    assert poor.total_steps == pytest.approx(rich.total_steps, rel=0.05)
+
+
+def test_what_no_part_could_do_is_refused(checkpoints, tmp_path):
+    for fields, message in (
+        (
+            {"study__kinds": ("keep",)},
+            r"study.kinds 'keep' unknown; did you mean keep_",
+        ),
+        ({"study__depths": (3,)}, r"study.depths=\(3,\): the encoder has 2 blocks"),
+        ({"study__poor": 0.0}, r"study.poor=0.0; expected a share"),
+        ({"init_donor": jobs.teacher()}, r"init_donor=.*: its encoder has width=32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layers.Study(config(checkpoints, **fields), tmp_path / "study")
+    assert not (tmp_path / "study").exists()

@@ -1,0 +1,310 @@
+"""The report of a run: whole numbers, no network, small, honest about gaps."""
+
+import html.parser
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from litevit_jax.analysis import expected, job, page, record, report
+from litevit_jax.train import workdir as workdirs
+from tests import jobs
+
+
+def write_run(place, *, logged=40, total=40, name="mae_tiny", **config):
+    """A run's directory with what a run of `name` writes, and no parameters."""
+    made = jobs.config(name, None, **config).to_dict()
+    made["derived"] = {"total_steps": total, "num_classes": 2}
+    workdirs.write_json(place / "config.json", workdirs.plain(made))
+    rng = np.random.default_rng(0)
+    for step in range(1, logged + 1):
+        row = {"step": step, "epoch": step / 10, "loss": float(rng.normal() + 2)}
+        row |= {"lr": 1e-3 * step / total, "grad_norm": float(rng.random())}
+        row |= {"attn_entropy/head_00": 1.5, "attn_entropy/head_01": float(step)}
+        row |= {"images_per_s": 312.7 + step, "data_wait": 0.01, "step_s": 0.2}
+        row |= {"time": 1.0e9 + step}
+        workdirs.append_line(place / "metrics.jsonl", row)
+        if step % 10 == 0:
+            numbers = {"top1": 100 / 3 + step, "top5": 90.5, "n": 359}
+            stamp = {"step": step, "params": "abc", "time": 1.0e9 + step}
+            about = {"name": "knn", "metric": "top1"}
+            workdirs.record_result(place, "knn", numbers | stamp, "top1", about)
+            logged_row = {f"knn/{k}": v for k, v in numbers.items()}
+            workdirs.append_line(place / "metrics.jsonl", {"step": step, **logged_row})
+    for step in (10, 40):
+        picture = place / "pictures" / f"reconstruction_{step:07d}.png"
+        picture.parent.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 255, (700, 900, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(picture)
+    start = {"time": "2026-01-01", "commit": "f00", "versions": {"jax": "1"}}
+    workdirs.append_line(
+        place / "environment.jsonl", start | {"devices": ["cpu:0"], "command": ["m"]}
+    )
+    return place
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "one")
+
+
+@pytest.fixture(scope="module")
+def drawn(run):
+    """(page, report.json) of the run."""
+    out = report.build([record.read("one", run)], run / "report", title="One")
+    return out.read_text(), json.loads((run / "report" / "report.json").read_text())
+
+
+class Page(html.parser.HTMLParser):
+    """Every address and every number that a page holds; and that its tags close."""
+
+    def __init__(self, markup):
+        super().__init__()
+        self.addresses, self.numbers, self.ids, self._open = [], [], [], []
+        self.feed(markup)
+        assert not self._open
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.addresses += [found[k] for k in ("src", "href", "srcset") if k in found]
+        self.ids += [found[k] for k in ("id",) if k in found]
+        if tag == "data":
+            self.numbers.append([found["value"], found["data-source"], ""])
+        assert tag not in ("script", "iframe", "object", "embed", "base")
+        if tag not in ("meta", "link", "img", "br"):
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.addresses += [v for k, v in attrs if k in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open and self._open[-1] == "data":
+            self.numbers[-1][2] += data
+
+
+def test_the_page_asks_nothing_of_any_network(drawn):
+    found = Page(drawn[0])
+    assert found.addresses
+    for address in found.addresses:
+        assert address.startswith(("data:", "#")), address
+    assert all(a[1:] in found.ids for a in found.addresses if a.startswith("#"))
+    assert len(set(found.ids)) == len(found.ids)
+    assert "url(" not in page.STYLE and "@import" not in page.STYLE
+    # The namespace of SVG is a name, not an address that is asked for.
+    rest = drawn[0].replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert not re.search(r'(src|href|action)="?(https?:)?//', rest)
+
+
+def test_the_page_is_small(drawn):
+    assert len(drawn[0].encode()) < 5 * 2**20
+
+
+def recorded(run, source):
+    """The number that a source names, read anew from the run's files."""
+    kind, _, rest = source.partition(" ")
+    if kind == "metrics.jsonl":
+        rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+        rows = [row for row in rows if "loss" in row]
+        if rest == "last step":
+            return rows[-1]["step"]
+        _, step, key = rest.split()
+        return next(row[key] for row in rows if row["step"] == int(step))
+    assert kind == "result.json"
+    place, path = rest.split()
+    title = place.partition("/")[2]
+    value = json.loads((run / "evals" / title / "result.json").read_text())
+    for key in path.split("."):
+        value = value[key]
+    return value
+
+
+def test_every_number_of_the_page_is_the_one_that_was_recorded(run, drawn):
+    numbers = Page(drawn[0]).numbers
+    checked = 0
+    for exact, source, shown in numbers:
+        if source.startswith("expected.py"):
+            continue
+        value = recorded(run, source)
+        assert float(exact) == value and repr(value) == exact, source
+        assert float(shown.replace(",", "")) == pytest.approx(value, rel=5e-4)
+        checked += 1
+    assert checked >= 8
+    assert {"result.json one/knn last.top1", "result.json one/knn best.top1"} <= {
+        source for _, source, _ in numbers
+    }
+
+
+def test_every_point_of_a_curve_is_one_that_was_logged(run, drawn):
+    rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    logged = {(row["step"], k): v for row in rows for k, v in row.items()}
+    seen = set()
+    for figure in drawn[1]["figures"]:
+        if figure["data"].get("source") != "metrics.jsonl":
+            continue
+        for name, points in figure["data"]["series"].items():
+            key = figure["data"].get("metric", name)
+            seen.add(key)
+            for step, value in zip(points["steps"], points["values"], strict=True):
+                assert logged[step, key] == value
+    assert {"loss", "lr", "images_per_s", "data_wait", "attn_entropy/head_01"} <= seen
+    history = next(f for f in drawn[1]["figures"] if f["section"] == "probes")
+    result = json.loads((run / "evals" / "knn" / "result.json").read_text())
+    points = history["data"]["series"]["one"]
+    assert points["values"] == [row["top1"] for row in result["history"]]
+
+
+def test_results_in_the_numbers_are_those_of_the_files(run, drawn):
+    result = json.loads((run / "evals" / "knn" / "result.json").read_text())
+    got = drawn[1]["runs"][0]["results"]["knn"]
+    assert got == {k: result[k] for k in ("metric", "last", "best", "history")}
+
+
+def test_a_picture_of_every_figure_lies_beside(run, drawn):
+    for figure in drawn[1]["figures"]:
+        with Image.open(run / "report" / figure["file"]) as picture:
+            assert min(picture.size) > 100
+
+
+def test_long_curves_keep_their_ends_and_extremes():
+    found = {step: math.sin(step / 50) for step in range(1, 30_001)}
+    found[12_345] = 7.0
+    steps, values = record.series(found, 1000)
+    assert len(steps) <= 1000 and steps == sorted(set(steps))
+    assert steps[0] == 1 and steps[-1] == 30_000
+    assert max(values) == 7.0 and min(values) == min(found.values())
+    assert all(found[s] == v for s, v in zip(steps, values, strict=True))
+
+
+def test_an_unfinished_run_is_reported_so_far_and_says_so(tmp_path):
+    run = record.read("half", write_run(tmp_path / "half", logged=15, total=40))
+    assert any("Unfinished: 15 of 40 updates" in note for note in run.notes)
+    text = report.build([run], tmp_path / "out", title="Half").read_text()
+    assert "Unfinished: 15 of 40 updates" in text and "<svg" in text
+
+
+def test_a_run_without_any_update_has_a_report_that_says_so(tmp_path):
+    write_run(tmp_path / "none", logged=0)
+    run = record.read("none", tmp_path / "none")
+    text = report.build([run], tmp_path / "out", title="None").read_text()
+    assert "No update was logged yet" in text
+    assert "metrics.jsonl is not there" in text
+
+
+def test_cut_lines_and_numbers_that_are_not_finite_are_gaps(tmp_path):
+    place = write_run(tmp_path / "gaps")
+    with open(place / "metrics.jsonl", "a") as file:
+        file.write('{"step": 41, "loss": "nan"}\n{"step": 42, "loss": 1.0}\n{"step": 4')
+    run = record.read("gaps", place)
+    assert "metrics.jsonl: 1 lines could not be read and are left out." in run.notes
+    assert any("1 numbers are not finite" in note for note in run.notes)
+    steps, values = record.series(run.steps["loss"])
+    assert values[steps.index(41)] is None and values[steps.index(42)] == 1.0
+    assert report.build([run], tmp_path / "out", title="Gaps").exists()
+
+
+def test_steps_that_were_done_again_count_as_done_last(tmp_path):
+    place = write_run(tmp_path / "again")
+    workdirs.append_line(place / "metrics.jsonl", {"step": 30, "event": "resume"})
+    workdirs.append_line(place / "metrics.jsonl", {"step": 31, "loss": 9.5})
+    run = record.read("again", place)
+    assert run.steps["loss"][31] == 9.5 and list(run.steps["loss"])[-1] == 40
+    assert any("1 logged steps were done again" in note for note in run.notes)
+
+
+def test_damaged_results_are_named_and_left_out(tmp_path):
+    place = write_run(tmp_path / "damaged")
+    (place / "evals" / "knn" / "result.json").write_text("{")
+    run = record.read("damaged", place)
+    assert "evals/knn/result.json cannot be read." in run.notes and not run.results
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no run directory there"):
+        record.read("x", tmp_path)
+    (tmp_path / "config.json").write_text("no")
+    with pytest.raises(ValueError, match=r"no JSON"):
+        record.read("x", tmp_path)
+
+
+def analysis_config(models):
+    made = jobs.config("analysis", "report", models=models)
+    made.name = "side"
+    return made
+
+
+def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
+    other = write_run(tmp_path / "other", logged=20, name="mocov3_tiny")
+    monkeypatch.chdir(tmp_path)
+    config = analysis_config(f"mae={run},moco={other}/checkpoints/20")
+    (other / "checkpoints").mkdir()
+    out = job.draw(config, None)
+    assert out.resolve() == (tmp_path / "runs/side/report/index.html").resolve()
+    found = json.loads((out.parent / "report.json").read_text())
+    loss = next(f for f in found["figures"] if f["name"] == "curves-loss")
+    assert set(loss["data"]["series"]) == {"mae", "moco"}
+    assert [r["recipe"] for r in found["runs"]] == ["mae_tiny", "mocov3_tiny"]
+    text = out.read_text()
+    Page(text)
+    assert "Unfinished: 20 of 40" in text and "mae, moco side by side" in text
+
+
+def test_a_report_of_one_run_is_put_into_its_directory(tmp_path):
+    place = write_run(tmp_path / "mine")
+    out = job.draw(analysis_config(str(place)), None)
+    assert out == place / "report" / "index.html"
+
+
+def test_a_report_of_a_file_of_weights_is_refused(tmp_path):
+    file = tmp_path / "vit.pth"
+    file.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"a report is of runs; to look into a file"):
+        job.draw(analysis_config(f"vit={file}"), None)
+
+
+def test_names_from_a_run_are_escaped(tmp_path):
+    place = write_run(tmp_path / "odd", name="mae_tiny")
+    config = json.loads((place / "config.json").read_text())
+    config["teacher"] = '<img src=x onerror="alert(1)">'
+    workdirs.write_json(place / "config.json", config)
+    run = record.read("odd", place)
+    text = report.build([run], tmp_path / "out", title="<b>").read_text()
+    assert "<img src=x" not in text and "<title>&lt;b&gt;</title>" in text
+
+
+def test_the_recipe_and_what_departs_from_it_are_found(run):
+    config = record.read("one", run).config
+    assert expected.recipe_of(config) == "mae_tiny"
+    for name, want in (
+        ("mae_tiny_distill_d2-digits", "mae_tiny_distill_d2"),
+        ("transfer-pets", "transfer"),
+        ("finetune_rpe", "finetune_rpe"),
+        ("mine", None),
+    ):
+        assert expected.recipe_of({"name": name}) == want
+    assert expected.differences(config) == [("log.tensorboard", True, False)]
+
+
+def test_a_published_number_is_compared_only_where_the_recipe_is_the_same(tmp_path):
+    place = write_run(tmp_path / "pre")
+    row = expected.of(record.read("pre", place))
+    assert row["expected"] == 78.0 and row["reached"] is None
+    assert not row["comparable"] and "configs/finetune.py" in row["why"]
+    tuned = write_run(tmp_path / "tuned", name="finetune", init=str(place))
+    stamp = {"step": 40, "n": 50_000}
+    workdirs.record_result(tuned, "test", {"top1": 77.9} | stamp, "top1", {})
+    row = expected.of(record.read("tuned", tuned))
+    assert (row["expected"], row["reached"]) == (78.0, 77.9) and row["comparable"]
+    config = json.loads((tuned / "config.json").read_text())
+    for field, value, why in (
+        ("epochs", 5, "epochs"),
+        ("data", config["data"] | {"name": "", "source": "folder"}, "folder"),
+    ):
+        workdirs.write_json(tuned / "config.json", config | {field: value})
+        row = expected.of(record.read("tuned", tuned))
+        assert not row["comparable"] and why in row["why"]

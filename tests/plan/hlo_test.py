@@ -1,0 +1,117 @@
+"""What is read from the text of a compiled program."""
+
+import pytest
+
+from litevit_jax.plan import hlo
+
+TEXT = """\
+HloModule jit_f, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-alias), \
+{1, 0}: (2, {}, must-alias) }, entry_computation_layout={()->f32[]}
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%scattered (p: f32[64]) -> f32[64] {
+  %p = f32[64]{0} parameter(0)
+  ROOT %inner = f32[64]{0} all-reduce(%p), replica_groups=[2,4]<=[8], to_apply=%sum
+}
+
+%body (t: (s32[], f32[128])) -> (s32[], f32[128]) {
+  %t = (s32[], f32[128]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %x = f32[128]{0} get-tuple-element(%t), index=1
+  %moved = f32[128]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  ROOT %next = (s32[], f32[128]{0}) tuple(%i, %moved)
+}
+
+%condition (t.1: (s32[], f32[128])) -> pred[] {
+  %t.1 = (s32[], f32[128]{0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%t.1), index=0
+  %limit = s32[] constant(5)
+  ROOT %less = pred[] compare(%i.1, %limit), direction=LT
+}
+
+%rare (r: f32[16]) -> f32[16] {
+  %r = f32[16]{0} parameter(0)
+  ROOT %seldom = f32[16]{0} all-reduce(%r), replica_groups={{0,1,2,3}}, to_apply=%sum
+}
+
+%never (r.1: f32[16]) -> f32[16] {
+  ROOT %r.1 = f32[16]{0} parameter(0)
+}
+
+ENTRY %main (q: f32[10], w: bf16[6,100], e: s32[]) -> f32[10] {
+  %q = f32[10]{0:T(128)} parameter(0)
+  %w = bf16[6,100]{1,0:T(8,128)(2,1)} parameter(1)
+  %e = s32[] parameter(2)
+  %near = bf16[6,100]{1,0:T(8,128)(2,1)S(1)} copy(%w)
+  %two = (f32[10]{0}, /*index=1*/f32[5,2]{1,0}) all-reduce(%q, %odd), \
+replica_groups=mesh['x'=4,'y'=2] {'x', 'y':(1)2}, to_apply=%sum
+  %odd = f32[5,2]{1,0} custom-call(), custom_call_target="f"
+  %go = (f32[10]{0}, f32[40]{0}) all-gather-start(%q), replica_groups=[1,4]<=[4]
+  %all = f32[40]{0} all-gather-done(%go)
+  %alone = f32[10]{0} all-reduce(%q), replica_groups=[8,1]<=[8], to_apply=%sum
+  %fused = f32[64]{0} fusion(%odd), kind=kCustom, calls=%scattered
+  %loop = (s32[], f32[128]{0}) while(%start), condition=%condition, body=%body
+  %choice = f32[16]{0} conditional(%e, %q, %q), branch_computations={%rare, %never}
+  ROOT %out = f32[10]{0} copy(%q)
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def module():
+    return hlo.Module(TEXT, trips=9)
+
+
+def test_collectives_of_a_step_are_counted_through_loops_and_fusions(module):
+    found = module.collectives()
+    # Of a tuple, and inside a fusion; not with itself alone, nor at some steps only.
+    assert (found["all-reduce"].count, found["all-reduce"].bytes) == (2, 80 + 256)
+    assert found["all-reduce"].wire_bytes == 2 * 7 / 8 * 80 + 2 * 3 / 4 * 256
+    gathered = found["all-gather"]
+    assert (gathered.count, gathered.bytes, gathered.wire_bytes) == (1, 160, 120)
+    moved = found["collective-permute"]  # five times around
+    assert (moved.count, moved.bytes, moved.wire_bytes) == (5, 5 * 512, 5 * 512)
+    assert len(found) == 3
+
+
+def test_those_of_a_branch_are_told_apart(module):
+    found = module.collectives(sometimes=True)
+    assert found.keys() == {"all-reduce"}
+    assert (found["all-reduce"].count, found["all-reduce"].bytes) == (1, 64)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [('backend_config={"known_trip_count":{"n":"3"}}', 3), ("", 9)],
+    ids=["told", "not told"],
+)
+def test_trips_of_a_loop_are_those_told_else_those_given(said, expected):
+    text = TEXT.replace("%limit = s32[] constant(5)", "%limit = s32[] add(%i.1)")
+    text = text.replace("body=%body", f"body=%body, {said}")
+    moved = hlo.Module(text, trips=9).collectives()["collective-permute"]
+    assert moved.count == expected
+
+
+def test_memory_traffic_counts_tiles_and_leaves_faster_memories_out(module):
+    tile, row = 8 * 128 * 2, 128 * 4  # of w and of q, as they are laid out
+    expected = {
+        "near": tile,  # read; what is written is in the faster memory
+        "two": 40 + 40 + row + 40,
+        "odd": 40,
+        "go": 40 + 160 + row,
+        "alone": 40 + row,
+        "fused": 256 + 40,
+        "loop": 5 * (512 + 512),
+        "out": 40 + row,
+    }
+    assert module.memory_traffic() == sum(expected.values())
+
+
+def test_results_in_the_place_of_arguments_are_counted():
+    assert hlo.aliased_outputs(TEXT) == 2
+    assert hlo.aliased_outputs("HloModule f, entry_computation_layout={()->f32[]}") == 0

@@ -1,0 +1,141 @@
+"""Steps compiled for four TPUs that are not here: memory, aliasing, traffic."""
+
+import functools
+import platform
+import re
+import sys
+
+import jax
+import pytest
+
+from litevit_jax.plan import hlo, job, program, report, topology
+from tests import jobs
+
+pytestmark = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="libtpu, the compiler, has wheels for Linux on x86_64 alone",
+)
+RECIPES = ("mae_tiny", "mocov3_tiny", "mae_tiny_distill")
+# Teacher's sizes alone: a plan reads no weights.
+TEACHER = {"objective__teacher__width": 32, "objective__teacher__num_heads": 4}
+
+
+def config(name, **changes):
+    if "distill" not in name:
+        return jobs.tiny(name, **changes)
+    teacher = TEACHER | {
+        "objective__teacher__depth": 1,
+        "objective__teacher__patch_size": 2,
+    }
+    made = jobs.tiny(name, teacher="nowhere", **teacher, **changes)
+    made.teacher = None
+    return made
+
+
+@functools.cache
+def planned(name):
+    topology.prepare(target := topology.find("v5e-4"))
+    return program.plan(config(name), target)
+
+
+@functools.cache
+def compiled(name):
+    """(planned, compiled program, report)."""
+    run = planned(name)
+    executable, seconds = program.compile_step(run)
+    found = report.design(run) | report.compiled(run, executable, seconds)
+    return run, executable, found
+
+
+@pytest.fixture(params=RECIPES)
+def recipe(request):
+    return compiled(request.param)
+
+
+def test_the_old_state_gives_its_memory_to_the_new_one(recipe):
+    run, executable, found = recipe
+    state = run.design.state
+    leaves = jax.tree.leaves(state)
+    # Every array of the state is updated in place, or handed through.
+    assert found["aliased_outputs"] == len(leaves)
+    assert found["memory"]["aliased"] >= found["state_bytes_per_chip"]
+    assert "input_output_alias" in executable.as_text().partition("\n")[0]
+
+
+def test_memory_is_the_state_the_batch_and_what_the_step_leaves_behind(recipe):
+    _, _, found = recipe
+    memory = found["memory"]
+    assert found["state_bytes_per_chip"] < memory["needed"] < memory["available"]
+    assert memory["fits"] and memory["available"] == 15.75 * 2**30
+    assert memory["needed"] == (
+        memory["arguments"]
+        + memory["outputs"]
+        - memory["aliased"]
+        + memory["temporaries"]
+        + memory["code"]
+    )
+
+
+@pytest.mark.parametrize("name", ["mae_tiny", "mae_tiny_distill"])
+def test_what_is_summed_over_chips_is_the_gradient(name):
+    found = compiled(name)[2]
+    summed = found["collectives"]["all-reduce"]["bytes"]
+    assert summed == pytest.approx(found["gradient_bytes"], rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["mae_tiny", "mae_tiny_distill"])
+def test_no_activation_of_mae_moves_between_chips(name):
+    found = compiled(name)[2]
+    assert found["collectives"].keys() == {"all-reduce"}
+
+
+def test_contrastive_negatives_are_gathered_from_all_chips():
+    run, _, found = compiled("mocov3_tiny")
+    moved = found["collectives"]
+    assert moved["all-reduce"]["bytes"] >= found["gradient_bytes"]
+    batch, width = run.config.batch_size, run.config.objective.embed_dim
+    assert moved["all-gather"]["bytes"] >= batch * width * 2  # bfloat16, at least once
+
+
+def test_the_program_computes_in_bfloat16_though_this_process_sees_cpus(recipe):
+    run, executable, _ = recipe
+    assert run.config.objective.dtype == "bfloat16"
+    assert re.search(r"bf16\[[\d,]+\]", executable.as_text())
+
+
+def test_a_split_state_takes_less_of_each_chip_and_is_gathered():
+    """Mesh(data=2, fsdp=2): an encoder wide enough to be split."""
+    wide = {"objective__encoder__width": 128}
+    target = topology.find("v5e-4")
+    run = program.plan(config("mae_tiny", mesh__fsdp=2, **wide), target)
+    assert dict(run.mesh.shape) == {"data": 2, "fsdp": 2}
+    module = hlo.Module(program.compile_step(run)[0].as_text())
+    whole = program.plan(config("mae_tiny", **wide), target)
+    assert report.state_bytes(run) < 0.7 * report.state_bytes(whole)
+    assert module.collectives()["all-gather"].bytes > run.gradient_bytes / 4
+
+
+def test_a_chip_that_is_too_small_gets_a_setting_that_fits(monkeypatch):
+    """On this machine's CPUs, as if they had less memory than the step takes."""
+    target = topology.find("cpu-2")
+    made = config("mae_tiny", batch_size=64)
+    found = job.run(made, target)
+    assert found["memory"]["fits"] and "advice" not in found
+    need, state = found["memory"]["needed"], found["state_bytes_per_chip"]
+    small = topology.Chip("small", state + (need - state) * 0.7, 0.0, 0.0, 0.0)
+    monkeypatch.setattr(topology, "_this_machine", lambda count: small)
+    found = job.run(made, topology.find("cpu-2"))
+    assert not found["memory"]["fits"]
+    *_, last = found["advice"]
+    accum = re.fullmatch(r"--config.accum_steps=(\d+) fits: .* as compiled", last)
+    assert accum, found["advice"]
+    made.accum_steps = int(accum[1])
+    assert job.run(made, topology.find("cpu-2"))["memory"]["fits"]
+
+
+def test_what_the_compiler_says_of_too_little_memory_is_understood():
+    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 31.50G of "
+    said += "15.75G hbm. Exceeded hbm capacity by 15.75G."
+    memory = job._refused(said, topology.find("v5e-8"))
+    assert memory["needed"] == 31.5 * 2**30 and not memory["fits"]
+    assert memory["available"] == 15.75 * 2**30
