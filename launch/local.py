@@ -77,8 +77,8 @@ def run(lines: list[list[str]], *, devices: int, grace_s: float) -> int:
 def _wait(running: list[subprocess.Popen], grace_s: float) -> int:
     """Waits for all; after a failure the others are told to stop, then killed."""
     failed, since = 0, 0.0
-    while any(process.poll() is None for process in running):
-        bad = [p.returncode for p in running if p.returncode not in (None, 0)]
+    while None in (codes := [process.poll() for process in running]):
+        bad = [code for code in codes if code]
         if bad and not failed:
             failed, since = bad[0], time.monotonic()
             _tell(running, signal.SIGTERM)

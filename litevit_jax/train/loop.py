@@ -123,8 +123,8 @@ class Run:
                     with jax.transfer_guard("disallow"):
                         state, metrics = self.job.step(state, fed.batch)
                     step += 1
+                    self.flush()  # of the step before; ends its interval
                     self.clock.tick(fed.wait_s)
-                    self.flush()
                     self.pending = (step, metrics, fed.index)
                     if step % every == 0 or step == self.job.total_steps:
                         self.save(state)
