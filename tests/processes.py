@@ -22,23 +22,63 @@ def flags_of(index, count, port):
     return [place, f"--num_processes={count}", f"--process_id={index}"]
 
 
-def slurm_step(index, count):
-    """What SLURM tells a process, on one node; the port follows from the job's id."""
-    return {
+# srun, as far as the launcher knows it: starts the tasks of a step, on this machine,
+# and ends with the worst of their codes. What task i says is in $LOGS-i.txt.
+_SRUN = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift; done
+for ((task = 0; task < TASKS; task++)); do
+  SLURM_NTASKS=$TASKS SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_STEP_NUM_NODES=1 \
+    SLURM_STEP_NODELIST=localhost "$@" >"$LOGS-$task.txt" 2>&1 &
+  tasks+=($!)
+done
+worst=0
+for task in "${tasks[@]}"; do
+  wait "$task"
+  code=$?
+  ((code > worst)) && worst=$code
+done
+exit $worst
+"""
+_SCONTROL = '#!/bin/sh\necho "$*" >"$LOGS-scontrol.txt"\n'
+_PYTHON = """#!/bin/sh
+cd "$CODE" && exec "$PYTHON" "$@"
+"""
+
+
+def sbatch(folder, arguments, *, count, python=_PYTHON, timeout_s=300, **environment):
+    """Runs launch/slurm/train.sbatch with `count` tasks on this machine.
+
+    Returns its exit code and what was said: by the tasks, and to scontrol.
+    """
+    files = {"srun": _SRUN, "scontrol": _SCONTROL, "code/.venv/bin/python": python}
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    # The port where they meet follows from the job's number.
+    told = {
+        "PATH": f"{folder}:{os.environ['PATH']}",
         "SLURM_JOB_ID": str(4096 + os.getpid() % 4096),
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_STEP_NUM_NODES": "1",
-        "SLURM_NTASKS": str(count),
-        "SLURM_PROCID": str(index),
-        "SLURM_LOCALID": str(index),
+        "SLURM_SUBMIT_DIR": str(folder / "code"),
+        "TASKS": str(count),
+        "LOGS": str(folder / "said"),
+        "CODE": str(ROOT),
+        "PYTHON": sys.executable,
     }
+    command = [ROOT / "launch" / "slurm" / "train.sbatch", *arguments]
+    done = subprocess.run(
+        command, env=os.environ | told | environment, timeout=timeout_s
+    )
+    said = {p.stem.removeprefix("said-"): p.read_text() for p in folder.glob("said-*")}
+    return done.returncode, said
 
 
 class Job:
-    """`count` processes of a command, of `devices` together, that flags or `slurm`
-    tell apart; what number i says is in `<log>-i.txt`."""
+    """`count` processes of a command, of `devices` together; what number i says is in
+    `<log>-i.txt`."""
 
-    def __init__(self, arguments, log, *, count=2, devices=4, slurm=False):
+    def __init__(self, arguments, log, *, count=2, devices=4):
         port = free_port()
         self.logs, self.processes = {}, {}
         for index in range(count):
@@ -47,9 +87,8 @@ class Job:
                 "PYTHONWARNINGS": "default",
                 "PYTHONPATH": str(ROOT),
                 "JAX_NUM_CPU_DEVICES": str(devices // count),
-                **(slurm_step(index, count) if slurm else {}),
             }
-            told = [] if slurm else flags_of(index, count, port)
+            told = flags_of(index, count, port)
             self.logs[index] = log.with_name(f"{log.name}-{index}.txt")
             with open(self.logs[index], "w") as out:
                 self.processes[index] = subprocess.Popen(

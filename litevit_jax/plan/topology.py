@@ -164,6 +164,9 @@ def prepare(target: Target) -> None:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    # Any type will do: it is compiled for the described one.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 
 def _find_cuda(target: Target) -> None:

