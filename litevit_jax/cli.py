@@ -67,9 +67,10 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
 
 
 def _join(values: flags.FlagValues) -> None:
-    """Waits for the other processes of this job, if there are any."""
-    from litevit_jax import distributed
+    """Starts JAX, with the other processes of this job if there are any."""
+    from litevit_jax import cpu, distributed
 
+    cpu.choose()
     config: Any = values["config"].value
     limits = distributed.Limits(**config.get("watchdog", {}))
     distributed.start(

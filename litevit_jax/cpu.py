@@ -12,6 +12,7 @@ import ctypes
 import glob
 import importlib.util
 import os
+import pathlib
 import sys
 
 # Values of a batch of images from which on a step counts as large: 224 x 224 x 3
@@ -20,6 +21,7 @@ LARGE = 1_200_000
 
 _MOST_DEVICES = 8
 _TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
+_PCI_VENDORS, _GOOGLE = "/sys/bus/pci/devices/*/vendor", "0x1ae0"
 # Parameters of mallopt(3): of the arenas only the main one has room for large
 # blocks; they come from its heap, whose top is not given back.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -48,6 +50,16 @@ def prepare(batch_size: int, values: int) -> None:
         jax.config.update("jax_num_cpu_devices", count_devices(batch_size))
 
 
+def choose() -> None:
+    """Has JAX use CPUs where it has nothing else, before it starts.
+
+    libtpu, where it is installed for its compiler, would otherwise look for a TPU and
+    say at length that there is none.
+    """
+    if _on_cpu():
+        os.environ["JAX_PLATFORMS"] = "cpu"
+
+
 def count_devices(batch_size: int) -> int:
     """The largest power of two of this process's cores that divides the batch."""
     cores = os.cpu_count() or 1
@@ -73,8 +85,11 @@ def _on_cpu() -> bool:
 
 
 def _tpu_is_here() -> bool:
-    """Whether this machine has a chip that libtpu could open."""
-    return any(glob.glob(pattern) for pattern in _TPU_FILES)
+    """Whether this machine has a chip that libtpu could open, or one of Google's."""
+    if any(glob.glob(pattern) for pattern in _TPU_FILES):
+        return True
+    vendors = map(pathlib.Path, glob.glob(_PCI_VENDORS))
+    return any(path.read_text().strip() == _GOOGLE for path in vendors)
 
 
 def _keep_freed_memory() -> None:

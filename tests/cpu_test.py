@@ -52,20 +52,23 @@ def test_devices_divide_the_batch(cores, batch_size, expected, monkeypatch):
 @pytest.mark.parametrize(
     ("installed", "here", "expected"),
     [
-        ([], False, True),
-        (["libtpu"], False, True),  # its compiler alone is used
-        (["libtpu"], True, False),
-        (["jax_plugins"], False, False),
+        ([], None, True),
+        (["libtpu"], None, True),  # its compiler alone is used
+        (["libtpu"], "accel0", False),
+        (["libtpu"], "vendor", False),
+        (["jax_plugins"], None, False),
     ],
 )
 def test_a_library_for_tpus_without_one_leaves_this_a_machine_of_cpus(
     installed, here, expected, tmp_path, monkeypatch
 ):
-    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setenv("JAX_PLATFORMS", "")
     monkeypatch.setattr(
         cpu.importlib.util, "find_spec", lambda n: n if n in installed else None
     )
     monkeypatch.setattr(cpu, "_TPU_FILES", (str(tmp_path / "accel*"),))
+    monkeypatch.setattr(cpu, "_PCI_VENDORS", str(tmp_path / "vendor"))
     if here:
-        (tmp_path / "accel0").touch()
-    assert cpu._on_cpu() == expected
+        (tmp_path / here).write_text("0x1ae0\n")
+    cpu.choose()
+    assert os.environ["JAX_PLATFORMS"] == ("cpu" if expected else "")
