@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 
 # A process for each core, at most four: each compiles for itself and needs 5 GB.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

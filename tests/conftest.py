@@ -18,6 +18,16 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import pytest
 from absl import flags
 
+# The files that take longest come first (and --no-loadscope-reorder keeps it so), or
+# one process would be busy with the last of them while the others have nothing to do.
+_LONG = ("runs_test", "configs_test", "laws_test", "loop_test", "layers_test",
+    "supervised_test", "program_test", "kill_test")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(_LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _parsed_flags():

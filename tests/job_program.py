@@ -24,9 +24,6 @@ from tests import jobs
 
 values = flags.FlagValues()
 
-# A run that something else ends.
-ENDLESS = {"steps": 50, "checkpoint__every_steps": 100, "log__health": False}
-
 
 def train(name, workdir, **overrides):
     """A whole run; its losses and results are in `workdir`."""
@@ -66,20 +63,20 @@ def unshared(folder):
         return str(error)
 
 
-def bad_data(workdir, process, at_step):
+def bad_data(workdir, process, at_step, **overrides):
     """One process cannot read its data; ends the job."""
 
     def fail():
         raise pipeline.BadDataError("7 of 9 examples cannot be read so far")
 
     with _at_batch(at_step, fail, distributed.index() == process):
-        return train("mae_tiny", workdir, **ENDLESS)
+        return train("mae_tiny", workdir, **overrides)
 
 
-def stuck(workdir, process, at_step):
+def stuck(workdir, process, at_step, **overrides):
     """One process waits for data that never come; ends the job."""
     with _at_batch(at_step, lambda: time.sleep(600), distributed.index() == process):
-        return train("mae_tiny", workdir, **ENDLESS)
+        return train("mae_tiny", workdir, **overrides)
 
 
 class _at_batch:
