@@ -79,7 +79,7 @@ def main(_: list[str]) -> None:
     rows: dict[str, list[dict[str, float]]] = {"empty": [], "warm": []}
     for _ in range(ROUNDS.value):
         with tempfile.TemporaryDirectory() as cache:
-            for name, row in rows.items():
+            for row in rows.values():
                 row.append(start(cache))
     print(f"{RECIPE.value}, {os.cpu_count()} cores of {platform.machine()}, seconds")
     print("| compilation cache | " + " | ".join(MARKS) + " |\n|---|---|---|")

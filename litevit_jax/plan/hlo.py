@@ -33,6 +33,8 @@ COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
+# Room that a matrix library may use, and hardly does, in its result's type.
+_WORKSPACE = re.compile(r"s8\[\d+\]\{0\}")
 # Moving no data, or done where their operands or callees are counted.
 _FREE = {
     "after-all",
@@ -125,6 +127,8 @@ class Module:
             written = _padded(instruction.type)
             if opcode == "copy-start":  # (target, source, ...)
                 written = _padded(_ARRAY.search(instruction.type)[0])  # pyrefly: ignore
+            if "__cublas" in instruction.attributes:
+                written = _padded(_WORKSPACE.sub("", instruction.type))
             total += times * (written + sum(map(_padded, read.values())))
         return total
 

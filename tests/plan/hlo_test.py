@@ -112,6 +112,18 @@ def test_memory_traffic_counts_tiles_and_leaves_faster_memories_out(module):
     assert module.memory_traffic() == sum(expected.values())
 
 
+def test_the_workspace_of_a_matrix_library_is_no_traffic():
+    text = """HloModule gpu
+
+ENTRY %main (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  %dot = (f32[8,8]{1,0}, s8[33554432]{0}) custom-call(%a, %a), custom_call_target="__cublas$gemm"
+  ROOT %result = f32[8,8]{1,0} get-tuple-element(%dot), index=0
+}
+"""  # noqa: E501
+    assert hlo.Module(text).memory_traffic() == 2 * 8 * 8 * 4  # a is read once
+
+
 def test_results_in_the_place_of_arguments_are_counted():
     assert hlo.aliased_outputs(TEXT) == 2
     assert hlo.aliased_outputs("HloModule f, entry_computation_layout={()->f32[]}") == 0
