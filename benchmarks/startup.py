@@ -74,9 +74,10 @@ def told(seconds: list[float]) -> str:
     return f"{statistics.median(seconds):.1f} ({low:.1f}..{high:.1f})"
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Prints the table."""
     rows: dict[str, list[dict[str, float]]] = {"empty": [], "warm": []}
+    del argv
     for _ in range(ROUNDS.value):
         with tempfile.TemporaryDirectory() as cache:
             for row in rows.values():
