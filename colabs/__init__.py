@@ -1,0 +1,1 @@
+"""Notebooks for Colab, and what they share."""

@@ -1,0 +1,267 @@
+"""What the notebooks share: where things lie, the one command, pictures.
+
+Nothing here imports JAX. A TPU belongs to one process at a time, and that is the
+command which a cell starts, never the notebook itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+import zipfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+_DRIVE = pathlib.Path("/content/drive")
+# Of a smoke run.
+FEW_STEPS = (
+    "--config.steps=4",
+    "--config.checkpoint.every_steps=2",
+    "--config.log.every_steps=1",
+    "--config.log.report_images=0",
+)
+
+
+def on_colab() -> bool:
+    """Whether this is a runtime of Colab."""
+    return "google.colab" in sys.modules
+
+
+def smoke() -> bool:
+    """Whether LITEVIT_SMOKE asks for a handful of steps with tiny models."""
+    return os.environ.get("LITEVIT_SMOKE", "0") not in ("", "0")
+
+
+def work(folder: str, *, smoke: bool = False) -> pathlib.Path:
+    """The folder of all runs, made if need be; smoke runs have one of their own.
+
+    On Colab it is in Drive, which outlives the runtime; a `folder` that begins with /
+    is where it says. Elsewhere it is in runs/. LITEVIT_WORK names another place.
+    """
+    folder += "-smoke" * smoke
+    if "LITEVIT_WORK" in os.environ:
+        place = pathlib.Path(os.environ["LITEVIT_WORK"])
+    elif on_colab() and not folder.startswith("/"):
+        from google.colab import drive  # pyrefly: ignore[missing-import]
+
+        drive.mount(str(_DRIVE))
+        place = _DRIVE / "MyDrive" / folder
+    else:
+        place = ROOT / "runs" / folder
+    place.mkdir(parents=True, exist_ok=True)
+    print(f"everything goes to {place}")
+    return place
+
+
+def main(*arguments: object) -> None:
+    """Runs main.py and shows what it says, line by line.
+
+    The stop button of a cell is passed on, once: a run saves and ends. Stopping again
+    does not wait for that.
+
+    Raises:
+      RuntimeError: the command failed.
+      KeyboardInterrupt: it was stopped.
+    """
+    command = ["main.py", *map(str, arguments)]
+    print(f"$ python {shlex.join(command)}", flush=True)
+    with subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        # Compiled programs, for a second run on the same machine.
+        env={"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), **os.environ}
+        | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # the stop button must not reach it twice
+    ) as process:
+        try:
+            _echo(process)
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            try:
+                _echo(process)
+            except KeyboardInterrupt:
+                process.kill()
+            raise
+    if process.returncode:
+        raise RuntimeError(
+            f"the command ended with code {process.returncode}; its last lines above "
+            "say why. What was saved is kept: run the cells again to go on"
+        )
+
+
+def _echo(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="", flush=True)
+
+
+def find(name: str, work: pathlib.Path) -> pathlib.Path | None:
+    """What `name` stands for: a run or file in `work` or Drive, a path, or an address.
+
+    An address (https://...) is downloaded once, into `work`/downloads.
+
+    Returns:
+      None if it is nowhere, or a run that has not saved yet.
+    """
+    if "://" in name:
+        return _download(name, work / "downloads")
+    for base in (work, _DRIVE / "MyDrive", pathlib.Path.cwd()):
+        place = base / name
+        if place.is_file():
+            return place
+        if place.is_dir():
+            empty = (place / "config.json").exists() and not steps(place)
+            return None if empty else place
+    return None
+
+
+def pretrained(name: str, work: pathlib.Path, *, smoke: bool) -> pathlib.Path:
+    """The weights called `name`, as `find` does; '': the run `pretrain`.
+
+    If there is no such run, a short one on the digits, in `work`/digits, stands in.
+
+    Raises:
+      FileNotFoundError: `name` is given and is nowhere.
+    """
+    place = find(name or "pretrain", work)
+    if place is not None:
+        return place
+    if name:
+        raise FileNotFoundError(
+            f"{name}: no run that has saved and no file of this name in {work}"
+            + f", in {_DRIVE / 'MyDrive'}" * on_colab()
+            + " or here"
+        )
+    print("no run of pretrain.ipynb here: a short one on the digits stands in")
+    variant, few = ("digits,smoke", FEW_STEPS) if smoke else ("digits", ())
+    run = work / "digits"
+    main(f"--config=configs/mae_tiny.py:{variant}", *few, f"--workdir={run}")
+    return run
+
+
+def steps(run: pathlib.Path) -> list[int]:
+    """The steps that a run has saved."""
+    found = (p.name for p in (run / "checkpoints").glob("*"))
+    return sorted(int(name) for name in found if name.isdigit())
+
+
+def _download(address: str, folder: pathlib.Path) -> pathlib.Path:
+    target = folder / address.partition("?")[0].rstrip("/").rpartition("/")[2]
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"downloading {address}", flush=True)
+        part = target.with_name(f"{target.name}.part")
+        with urllib.request.urlopen(address) as answer, open(part, "wb") as file:
+            shutil.copyfileobj(answer, file)
+        part.rename(target)
+    return target
+
+
+def images(name: str, work: pathlib.Path) -> str:
+    """The data variant of a recipe: your images, or the digits if `name` is empty.
+
+    `name` is a zip file or a folder, found as `find` does. Both are brought to the
+    machine's own disk first, since Drive is slow for many small files; a folder that is
+    there already is read where it is.
+
+    Raises:
+      FileNotFoundError: there is nothing of that name.
+      ValueError: a damaged zip file, or a path that no variant can hold.
+    """
+    if not name:
+        return "digits"
+    place = find(name, work)
+    if place is None:
+        raise FileNotFoundError(
+            f"{name}: no such zip file or folder in {work}"
+            + f", in {_DRIVE / 'MyDrive'}" * on_colab()
+            + " or here; give its path as the file browser shows it"
+        )
+    if place.is_file():
+        place = _unpack(place, _disk(work) / f"{_plain(place.stem)}-{_size(place)}")
+    elif place.is_relative_to(_DRIVE):
+        place = _copy(place, _disk(work) / _plain(place.name))
+    if "," in str(place):
+        raise ValueError(f"{place}: a path with a comma; rename the folder")
+    return f"data=folder,path={place}"
+
+
+def _disk(work: pathlib.Path) -> pathlib.Path:
+    """Where images are unpacked: not in Drive."""
+    return pathlib.Path("/content/images") if on_colab() else work / "images"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def _size(place: pathlib.Path) -> int:
+    return place.stat().st_size  # another zip file of the name has another
+
+
+def _unpack(place: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+    """The images of a zip file, without what a Mac adds and a single outer folder."""
+    if not target.exists():
+        print(f"unpacking {place}", flush=True)
+        part = target.with_name(f"{target.name}.part")
+        shutil.rmtree(part, ignore_errors=True)  # of an attempt that was cut off
+        try:
+            with zipfile.ZipFile(place) as archive:
+                names = (n for n in archive.namelist() if not n.startswith("__MACOSX/"))
+                archive.extractall(part, names)
+        except zipfile.BadZipFile as error:
+            raise ValueError(
+                f"{place}: not a whole zip file ({error}); upload it again"
+            ) from None
+        part.rename(target)
+    inside = [p for p in target.iterdir() if not p.name.startswith(".")]
+    while len(inside) == 1 and inside[0].is_dir():
+        below = [p for p in inside[0].iterdir() if not p.name.startswith(".")]
+        if inside[0].name in ("train", "test", "val"):
+            break
+        target, inside = inside[0], below
+    return target
+
+
+def _copy(place: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+    if not target.exists():
+        print(f"copying {place} (a zip file would be quicker)", flush=True)
+        part = target.with_name(f"{target.name}.part")
+        shutil.copytree(place, part, dirs_exist_ok=True)
+        part.rename(target)
+    return target
+
+
+def top1(run: pathlib.Path, evaluation: str) -> float:
+    """Last top-1 accuracy (percent) that an evaluation of a run recorded."""
+    path = run / "evals" / evaluation / "result.json"
+    return json.loads(path.read_text())["last"]["top1"]
+
+
+def show(*pictures: pathlib.Path, width: int | None = None) -> None:
+    """Shows PNG files below one another, each under its name, and says what is missing.
+
+    A short run has logged too little for some curves.
+    """
+    from IPython import display
+
+    if not pictures:
+        print("no picture is drawn yet")
+    for picture in pictures:
+        name = f"{picture.parent.name}/{picture.name}"
+        if picture.is_file():
+            print(name)
+            display.display(display.Image(data=picture.read_bytes(), width=width))
+        else:
+            print(f"{name} is not drawn: too little was logged, or it has not run yet")
