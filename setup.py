@@ -65,6 +65,10 @@ setuptools.setup(
         "dev": [
             *EXPORT,
             *PLAN,
+            # They run the notebooks of colabs/.
+            "ipykernel>=7",
+            "nbclient>=0.11",
+            "nbformat>=5.10",
             # They check what is in launch/.
             "kubernetes-validate>=1.30",
             "PyYAML>=6",
