@@ -77,6 +77,12 @@ def draw(config: ConfigDict, workdir: str | None) -> pathlib.Path:
         record.read(name, _run(name, path))
         for name, path in models.named(config.models).items()
     ]
+    if len(runs) == 1 and config.name == "compare":
+        raise ValueError(
+            f"--config.models={config.models}: one run has nothing to be compared "
+            "with; give two or more, NAME=RUN,NAME=RUN, or draw its report with "
+            "configs/analysis.py:report"
+        )
     if len(runs) == 1:
         place = pathlib.Path(workdir) if workdir else runs[0].place
         title = f"{runs[0].config.get('name', 'run')}: {runs[0].place.name}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from litevit_jax.analysis import draw, expected, figures, page, record
+from litevit_jax.analysis import analysed, draw, expected, figures, joined, page, record
 from litevit_jax.train import workdir as workdirs
 
 _FOOT = (
@@ -26,6 +26,7 @@ _MOST_PHOTOS = 2_500_000  # bytes of markup for photographs: the page stays smal
 _SECTIONS = (
     ("curves", "Training", "What was logged, point by point, in updates."),
     ("probes", "Evaluations over time", ""),
+    ("blocks", "What every block knows", "Classifiers that read one block alone."),
     ("speed", "Speed", "Between logged updates; the first interval compiles."),
     ("pictures", "Reconstructions", ""),
     (
@@ -56,25 +57,19 @@ def build(
     """Writes the report of `runs` into `out`; returns the page.
 
     Args:
-      runs: as read; the analysis of each stands in the page unless one of all is given.
+      runs: as read; their analyses stand in the page unless one of all is given.
       out: directory, whose files of an earlier report are replaced.
       title: of the page.
       analysis: of all models together, as analysis.json holds it.
       place: the directory of that analysis.
     """
     out.mkdir(parents=True, exist_ok=True)
-    drawn = figures.of_runs(runs)
-    if analysis is not None and place is not None:
-        drawn += figures.of_analysis(analysis, place)
-    else:
-        for run in runs:
-            if run.analysis:
-                where = pathlib.Path(run.analysis["place"])
-                drawn += figures.of_analysis(run.analysis, where)
-        analysis = runs[0].analysis if len(runs) == 1 else None
+    if analysis is None:
+        analysis = joined.of_runs(runs)
+    drawn = figures.of_runs(runs) + analysed.of_analysis(analysis, place or out)
     for figure in drawn:
         Image.fromarray(figure.image()).save(out / f"{figure.name}.png")
-    (out / "index.html").write_text(_page(runs, drawn, title, analysis or {}))
+    (out / "index.html").write_text(_page(runs, drawn, title, analysis))
     workdirs.write_json(out / "report.json", _numbers(runs, drawn, title, analysis))
     return out / "index.html"
 
@@ -119,9 +114,9 @@ def _numbers(
     runs: Sequence[record.Run],
     drawn: Sequence[figures.Figure],
     title: str,
-    analysis: dict[str, Any] | None,
+    analysis: dict[str, Any],
 ) -> dict[str, Any]:
-    about = {k: v for k, v in (analysis or {}).items() if k in ("images", "models")}
+    about = {k: v for k, v in analysis.items() if k in ("images", "models")}
     return {
         "title": title,
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -314,38 +309,40 @@ def _recipe(runs: Sequence[record.Run]) -> str:
 
 
 def _origin(runs: Sequence[record.Run], analysis: dict[str, Any]) -> str:
-    rows = []
+    body = ""
     for run in runs:
         for start in run.starts[:1] + run.starts[1:][-1:]:
-            versions = start.get("versions", {})
-            libraries = ", ".join(f"{k} {v}" for k, v in versions.items())
-            devices = start.get("devices", [])
-            shown = ", ".join(map(str, devices[:4])) + ", …" * (len(devices) > 4)
-            rows.append(
-                [
-                    run.name,
-                    start.get("time"),
-                    start.get("commit"),
-                    shown,
-                    libraries,
-                    " ".join(map(str, start.get("command", []))),
-                ]
-            )
-    head = ["run", "started", "commit", "devices", "libraries", "command"]
-    body = page.table(head, rows) if rows else ""
+            head = [run.name, f"started {start.get('time')}"]
+            body += page.table(head, _start(start))
     models = analysis.get("models", {})
     if models:
         keys = ("path", "step", "width", "depth", "num_heads", "patch_size")
-        size = [("x".join(map(str, one["image_size"]))) for one in models.values()]
-        body += f"<h3>Models analysed, on {analysis['images']:,} images</h3>"
-        body += page.table(
-            ["model", *keys, "image", "last norm"],
-            [
-                [name, *(one[key] for key in keys), shown, one["last_norm"]]
-                for (name, one), shown in zip(models.items(), size, strict=True)
-            ],
-        )
+        keys = (*keys, "image_size", "last_norm", "images")
+        body += "<h3>Models analysed</h3>"
+        rows = [
+            [name, *(_told(one.get(key, "–")) for key in keys)]
+            for name, one in models.items()
+        ]
+        body += page.table(["model", *(key.replace("_", " ") for key in keys)], rows)
     return body
+
+
+def _start(start: dict[str, Any]) -> list[list[str]]:
+    """What one start of a run was made with."""
+    versions, devices = start.get("versions", {}), start.get("devices", [])
+    shown = ", ".join(map(str, devices[:4])) + ", …" * (len(devices) > 4)
+    return [
+        ["commit", start.get("commit", "–")],
+        ["devices", shown],
+        ["libraries", ", ".join(f"{k} {v}" for k, v in versions.items())],
+        ["command", " ".join(map(str, start.get("command", [])))],
+    ]
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _short(value: Any) -> str:
