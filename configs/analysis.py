@@ -47,7 +47,7 @@ def get_config(arg=None):
     if said["compat"] not in (None, "exact", "paper"):
         raise ValueError(common.unknown("compat", said["compat"], ("exact", "paper")))
     config = common.evaluation("analysis", said)
-    for name in ("init", "like", "objective", "augment", "evals"):
+    for name in ("init", "like", "objective", "augment", "evals", "log"):
         del config[name]
     if not (said["data"] or said["smoke"]):
         config.data.eval_crop_fraction = placeholder(float)

@@ -33,7 +33,7 @@ def _attention(found: dict[str, Any]) -> list[figures.Figure]:
     for kind, label in names.items():
         flat = [x for one in every.values() for row in one[kind] for x in row]
         for place, (name, one) in enumerate(every.items()):
-            axes = charts.Axes("layer", label, y_range=(0, 1.05 * max(flat)))
+            axes = charts.Axes("layer", label, y_range=(0, 1.05 * max(flat) or 1))
             canvas = charts.boxes(one[kind], axes, color=draw.color_of(place))
             drawn.append(
                 figures.Figure(

@@ -44,6 +44,13 @@ def test_how_many_layers_follow_from_where_the_accuracy_stops_rising():
     assert "rises up to the last of 4 blocks" in text and "tune little" in text
 
 
+def test_a_last_block_above_the_chosen_one_loses_nothing():
+    last = probe([40.0, 70.0, 71.0, 71.4], 500)
+    text, _ = advice.of_probes({"a": last | {"top1": 71.0, "block": 2}})
+    assert "those after it add nothing (71.4 % after the last)" in text
+    assert "points less" not in text and text.count(". ") == 1
+
+
 def test_layers_that_carry_the_gain_are_counted():
     found = {
         "random": {"rich": {0: 40.0}, "poor": {0: 20.0}},

@@ -119,6 +119,8 @@ def test_what_is_left_out_and_what_cannot_be_compared_is_said(found):
     assert "8 of 40 images did not fill a minibatch of 16" in said
     assert "different depths (mae 2, deit 1)" in said
     assert "different head counts" in said
+    assert "different widths (mae 24, deit 32): effective ranks" in said
+    assert "different patches" not in said and "different crops" not in said
     assert (found["cka"]["minibatches"], found["cka"]["size"]) == (2, 16)
     assert found["images"] == 40
 

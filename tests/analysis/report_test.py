@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from litevit_jax.analysis import expected, job, page, record, report
+from litevit_jax.analysis import expected, figures, job, page, record, report
 from litevit_jax.train import workdir as workdirs
 from tests import jobs
 
@@ -37,7 +37,7 @@ def write_run(place, *, logged=40, total=40, name="mae_tiny", **config):
     for step in (10, 40):
         picture = place / "pictures" / f"reconstruction_{step:07d}.png"
         picture.parent.mkdir(exist_ok=True)
-        pixels = rng.integers(0, 255, (700, 900, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 255, (120, 160, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(picture)
     start = {"time": "2026-01-01", "commit": "f00", "versions": {"jax": "1"}}
     workdirs.append_line(
@@ -171,6 +171,20 @@ def test_a_picture_of_every_figure_lies_beside(run, drawn):
             assert min(picture.size) > 100
 
 
+def test_photographs_that_would_make_the_page_large_lie_beside_it(
+    run, tmp_path, monkeypatch
+):
+    read = [record.read("one", run)]
+    markup = len(
+        next(f for f in figures.of_runs(read) if f.pixels is not None).embedded()
+    )
+    monkeypatch.setattr(report, "_MOST_PHOTOS", markup)
+    text = report.build(read, tmp_path / "out", title="One").read_text()
+    assert text.count("<img") == 1
+    assert "<p>pictures-one-40.png lies beside this page.</p>" in text
+    assert (tmp_path / "out" / "pictures-one-40.png").exists()
+
+
 def test_long_curves_keep_their_ends_and_extremes():
     found = {step: math.sin(step / 50) for step in range(1, 30_001)}
     found[12_345] = 7.0
@@ -232,9 +246,9 @@ def test_what_is_no_run_is_refused(tmp_path):
         record.read("x", tmp_path)
 
 
-def analysis_config(models):
-    made = jobs.config("analysis", "report", models=models)
-    made.name = "side"
+def analysis_config(models, word="report"):
+    made = jobs.config("analysis", word, models=models)
+    made.name = "side" if word == "report" else made.name
     return made
 
 
@@ -308,3 +322,123 @@ def test_a_published_number_is_compared_only_where_the_recipe_is_the_same(tmp_pa
         workdirs.write_json(tuned / "config.json", config | {field: value})
         row = expected.of(record.read("tuned", tuned))
         assert not row["comparable"] and why in row["why"]
+
+
+def write_analysis(run, name, *, value=0.5, compat="exact"):
+    """What an analysis of two blocks leaves in the directory of a run."""
+    place = run / "analysis"
+    (place / "figures").mkdir(parents=True)
+    file = f"figures/attention-{name}-layer2-cls.png"
+    Image.new("RGB", (120, 120), (int(250 * value), 0, 0)).save(place / file)
+    about = {"path": str(run), "run": str(run), "step": 40, "width": 8, "depth": 2}
+    about |= {"num_heads": 2, "patch_size": 2, "image_size": [8, 8], "images": 16}
+    numbers = {"effective_rank": [value] * 3, "token_similarity": [value] * 3}
+    pair = {"rows": name, "columns": name, "values": [[1.0, value], [value, 1.0]]}
+    found = {
+        "images": 16,
+        "models": {name: about | {"last_norm": "norm"}},
+        "notes": ["CKA: 4 of 16 images did not fill a minibatch of 12."],
+        "attention": {name: {k: [[value] * 2] * 2 for k in ("entropy", "distance")}},
+        "attention_compat": compat,
+        "features_of": {"place": "norm1", "pool": "avg"},
+        "features": {name: numbers | {"spectrum": [[1.0, value]] * 3}},
+        "cka": {"minibatches": 1, "size": 12, "pairs": [pair]},
+        "maps": [{"model": name, "layer": 2, "query": "cls", "file": file}],
+        "picture_notes": [f"{name}: no reconstructions, as it has no decoder."],
+    }
+    workdirs.write_json(place / "analysis.json", found)
+
+
+@pytest.fixture
+def namesakes(tmp_path):
+    """Two runs whose directories have the same name, and their analyses."""
+    runs = []
+    for place, value in (("one", 0.25), ("two", 0.75)):
+        run = write_run(tmp_path / place / "run", logged=3)
+        write_analysis(run, "run", value=value)
+        runs.append(record.read(place, run))
+    return runs
+
+
+def test_analyses_of_namesakes_stand_side_by_side(namesakes, tmp_path):
+    text = report.build(namesakes, tmp_path / "out", title="Both").read_text()
+    found = Page(text)
+    assert len(set(found.ids)) == len(found.ids)
+    numbers = json.loads((tmp_path / "out" / "report.json").read_text())
+    drawn = {figure["name"]: figure["data"] for figure in numbers["figures"]}
+    assert len(drawn) == len(numbers["figures"])
+    ranks = drawn["features-effective_rank"]
+    assert ranks == {"one": [0.25] * 3, "two": [0.75] * 3}
+    assert drawn["cka-two-two"]["values"][0][1] == 0.75
+    assert drawn["attention-distance-one"]["layers"] == [[0.25] * 2] * 2
+    red = []
+    for name in ("one", "two"):
+        with Image.open(tmp_path / f"out/attention-{name}-layer2-cls.png") as picture:
+            red.append(picture.getpixel((0, 0)))
+    assert red == [(62, 0, 0), (187, 0, 0)]
+    assert "two: CKA: 4 of 16 images" in text
+    assert "one: no reconstructions" in text and "run: no reconstructions" not in text
+    assert list(numbers["analysis"]["models"]) == ["one", "two"]
+
+
+def test_analyses_that_mean_something_else_are_left_out(namesakes, tmp_path):
+    other = write_run(tmp_path / "paper", logged=3)
+    write_analysis(other, "paper", compat="paper")
+    runs = [*namesakes, record.read("paper", other)]
+    text = report.build(runs, tmp_path / "out", title="Three").read_text()
+    assert "paper: its analysis was made with other settings" in text
+    assert "attention_compat paper" in text and 'id="cka-paper' not in text
+
+
+def test_a_comparison_of_one_run_is_refused(run):
+    made = analysis_config(str(run), "compare")
+    with pytest.raises(ValueError, match=r"one run has nothing to be compared with"):
+        job.draw(made, None)
+    with pytest.raises(ValueError, match=r"variants advice and compare: give one"):
+        analysis_config(str(run), "compare,advice")
+    assert analysis_config(str(run), "compare").name == "compare"
+
+
+@pytest.mark.parametrize(
+    ("steps", "gap"),
+    [
+        ((10, 20, 30, 90, 100, 110), "nothing is logged between 30 and 90"),
+        ((10, 20, 30, 130, 230, 330, 340), None),  # from 30 on each 100th
+        ((1, 10, 20, 30, 31), None),
+        ((10, 90), None),
+    ],
+)
+def test_missing_updates_are_named(steps, gap, tmp_path):
+    place = write_run(tmp_path / "run", logged=0, total=steps[-1])
+    for step in steps:
+        workdirs.append_line(place / "metrics.jsonl", {"step": step, "loss": 1.0})
+    notes = " ".join(record.read("run", place).notes)
+    assert gap in notes if gap else "nothing is logged" not in notes
+
+
+def test_what_every_block_knows_is_drawn(tmp_path):
+    place = write_run(tmp_path / "probe", logged=0)
+    table = [{"block": i, "linear": 50.0 + i, "knn": 40.0 - i} for i in range(3)]
+    numbers = {"top1": 52.0, "block": 2, "n": 359, "table": table, "step": 7}
+    workdirs.record_result(place, "layers", numbers, "top1", {"metric": "top1"})
+    run = record.read("probe", place)
+    report.build([run], tmp_path / "out", title="Probe")
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    data = next(f for f in found["figures"] if f["section"] == "blocks")["data"]
+    assert data["series"]["probe"] == {
+        "block": [1, 2, 3],
+        "linear": [50.0, 51.0, 52.0],
+        "knn": [40.0, 39.0, 38.0],
+    }
+
+
+@pytest.mark.parametrize(
+    ("first", "want"), [("mae_tiny", 79.0), ("mae_tiny_distill_d2", 79.4), (None, None)]
+)
+def test_what_a_relative_bias_should_reach_depends_on_the_start(first, want, tmp_path):
+    init = None
+    if first:
+        init = str(write_run(tmp_path / "first", logged=1, name=first))
+    tuned = write_run(tmp_path / "tuned", logged=1, name="finetune_rpe", init=init)
+    row = expected.of(record.read("tuned", tuned))
+    assert (row and row["expected"]) == want
