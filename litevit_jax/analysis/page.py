@@ -106,7 +106,7 @@ def rounded(value: float | int | None) -> str:
         return f"{value:,}"
     if value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.3g}"
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def shown(value: Any) -> str:

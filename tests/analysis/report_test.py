@@ -28,7 +28,8 @@ def write_run(place, *, logged=40, total=40, name="mae_tiny", **config):
         row |= {"time": 1.0e9 + step}
         workdirs.append_line(place / "metrics.jsonl", row)
         if step % 10 == 0:
-            numbers = {"top1": 100 / 3 + step, "top5": 90.5, "n": 359}
+            top1 = 100 / 3 + (step if step < 40 else 5)  # the last is not the best
+            numbers = {"top1": top1, "top5": 90.5, "n": 359}
             stamp = {"step": step, "params": "abc", "time": 1.0e9 + step}
             about = {"name": "knn", "metric": "top1"}
             workdirs.record_result(place, "knn", numbers | stamp, "top1", about)
@@ -39,10 +40,10 @@ def write_run(place, *, logged=40, total=40, name="mae_tiny", **config):
         picture.parent.mkdir(exist_ok=True)
         pixels = rng.integers(0, 255, (120, 160, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(picture)
-    start = {"time": "2026-01-01", "commit": "f00", "versions": {"jax": "1"}}
-    workdirs.append_line(
-        place / "environment.jsonl", start | {"devices": ["cpu:0"], "command": ["m"]}
-    )
+    for commit in ("f00", "f01", "f02"):
+        start = {"time": "2026-01-01", "commit": commit, "versions": {"jax": "1"}}
+        start |= {"devices": ["cpu:0"], "command": ["main.py"]}
+        workdirs.append_line(place / "environment.jsonl", start)
     return place
 
 
@@ -64,6 +65,7 @@ class Page(html.parser.HTMLParser):
     def __init__(self, markup):
         super().__init__()
         self.addresses, self.numbers, self.ids, self._open = [], [], [], []
+        self.rows = []
         self.feed(markup)
         assert not self._open
 
@@ -71,6 +73,9 @@ class Page(html.parser.HTMLParser):
         found = dict(attrs)
         self.addresses += [found[k] for k in ("src", "href", "srcset") if k in found]
         self.ids += [found[k] for k in ("id",) if k in found]
+        if tag in ("tr", "td"):
+            target = self.rows if tag == "tr" else self.rows[-1]
+            target.append([] if tag == "tr" else [found["data-head"], ""])
         if tag == "data":
             self.numbers.append([found["value"], found["data-source"], ""])
         assert tag not in ("script", "iframe", "object", "embed", "base")
@@ -86,6 +91,8 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, data):
         if self._open and self._open[-1] == "data":
             self.numbers[-1][2] += data
+        if "td" in self._open:
+            self.rows[-1][-1][1] += data
 
 
 def test_the_page_asks_nothing_of_any_network(drawn):
@@ -138,6 +145,29 @@ def test_every_number_of_the_page_is_the_one_that_was_recorded(run, drawn):
     assert {"result.json one/knn last.top1", "result.json one/knn best.top1"} <= {
         source for _, source, _ in numbers
     }
+
+
+def test_results_and_what_they_should_be_are_in_its_tables(drawn):
+    rows = [dict(row) for row in Page(drawn[0]).rows if row]
+    results = [row for row in rows if row.get("evaluation") == "knn"]
+    assert [row["number"] for row in results] == ["top1", "top5"]
+    top1 = next(row for row in Page(drawn[0]).rows if row and row[1][1] == "top1")
+    assert [x for _, x in top1[2:]] == ["38.33", "40", "63.33", "30"]
+    (published,) = (row for row in rows if "expected" in row)
+    assert published["expected"] == "78" and "README" in published["source"]
+    assert published["reached"] == "not measured by this run"
+    assert published["to be compared?"].startswith("no: fine-tune this run")
+    commits = [r["started 2026-01-01"] for r in rows if r.get("one") == "commit"]
+    assert commits == ["f00", "f02"]  # of the first start and of the last
+
+
+def test_the_first_numbers_are_those_that_came_last(run, drawn):
+    shown = {source: text for _, source, text in Page(drawn[0]).numbers}
+    read = record.read("one", run)
+    assert shown["metrics.jsonl last step"] == "40"
+    assert shown["metrics.jsonl one 40 loss"] == page.rounded(read.steps["loss"][40])
+    assert "metrics.jsonl one 40 images_per_s" in shown
+    assert shown["result.json one/knn last.top1"] == "38.33"
 
 
 def test_every_point_of_a_curve_is_one_that_was_logged(run, drawn):
@@ -264,8 +294,18 @@ def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
     assert set(loss["data"]["series"]) == {"mae", "moco"}
     assert [r["recipe"] for r in found["runs"]] == ["mae_tiny", "mocov3_tiny"]
     text = out.read_text()
-    Page(text)
     assert "Unfinished: 20 of 40" in text and "mae, moco side by side" in text
+    rows = [dict(row) for row in Page(text).rows if row]
+    between = {row["field"]: row for row in rows if "mae" in row and "field" in row}
+    assert between["name"]["mae"] == '"mae_tiny"'
+    assert between["name"]["moco"] == '"mocov3_tiny"'
+    assert between["objective.mask_ratio"]["moco"] == "–"
+    assert "seed" not in between and "data.name" not in between
+    assert not any(field.startswith("derived") for field in between)
+    assert [row["run"] for row in rows if row.get("number") == "top1"] == [
+        "mae",
+        "moco",
+    ]
 
 
 def test_a_report_of_one_run_is_put_into_its_directory(tmp_path):
@@ -289,6 +329,49 @@ def test_names_from_a_run_are_escaped(tmp_path):
     run = record.read("odd", place)
     text = report.build([run], tmp_path / "out", title="<b>").read_text()
     assert "<img src=x" not in text and "<title>&lt;b&gt;</title>" in text
+
+
+def test_departures_from_the_recipe_are_counted_and_listed(tmp_path):
+    place = write_run(tmp_path / "own", logged=1, epochs=5, seed=3)
+    read = record.read("own", place)
+    text = report.build([read], tmp_path / "out", title="Own").read_text()
+    assert "3 fields differ from configs/mae_tiny.py" in text
+    rows = [dict(row) for row in Page(text).rows if row]
+    listed = {r["field"]: (r["recipe"], r["this run"]) for r in rows if "recipe" in r}
+    assert listed == {
+        "epochs": ("400", "5"),
+        "log.tensorboard": ("true", "false"),
+        "seed": ("0", "3"),
+    }
+    config = read.config | {"log": read.config["log"] | {"tensorboard": True}}
+    workdirs.write_json(place / "config.json", config | {"epochs": 400, "seed": 0})
+    read = record.read("own", place)
+    text = report.build([read], tmp_path / "out", title="Own").read_text()
+    assert "configs/mae_tiny.py as it stands, nothing changed." in text
+    assert report._short("x" * 118) == '"' + "x" * 118 + '"'
+    assert len(report._short("x" * 300)) == 120
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        *((None, "–"), (math.nan, "–"), (12345, "12,345"), (0.0, "0")),
+        *((1.23456, "1.235"), (12345.678, "12,346"), (123456.7, "1.23e+05")),
+        (0.00012345, "0.000123"),
+    ],
+)
+def test_numbers_are_shown_to_four_digits(value, shown):
+    assert page.rounded(value) == shown
+
+
+def test_wide_tables_are_stacked_on_phones_and_narrow_ones_are_not():
+    assert 'class="scroll flat"' in page.table(["a", "b", "c"], [[1, 2, 3]])
+    assert 'class="scroll tall"' in page.table(["a", "b", "c", "d"], [[1, 2, 3, 4]])
+
+
+def test_sections_without_content_are_left_out():
+    text = page.page("T", "", [("a", "Alpha", "x"), ("b", "Beta", "")], "")
+    assert "Alpha" in text and "Beta" not in text
 
 
 def test_the_recipe_and_what_departs_from_it_are_found(run):
