@@ -283,7 +283,7 @@ def analysis_config(models, word="report"):
 
 
 def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
-    other = write_run(tmp_path / "other", logged=20, name="mocov3_tiny")
+    other = write_run(tmp_path / "other", logged=20, total=50, name="mocov3_tiny")
     monkeypatch.chdir(tmp_path)
     config = analysis_config(f"mae={run},moco={other}/checkpoints/20")
     (other / "checkpoints").mkdir()
@@ -294,7 +294,7 @@ def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
     assert set(loss["data"]["series"]) == {"mae", "moco"}
     assert [r["recipe"] for r in found["runs"]] == ["mae_tiny", "mocov3_tiny"]
     text = out.read_text()
-    assert "Unfinished: 20 of 40" in text and "mae, moco side by side" in text
+    assert "Unfinished: 20 of 50" in text and "mae, moco side by side" in text
     rows = [dict(row) for row in Page(text).rows if row]
     between = {row["field"]: row for row in rows if "mae" in row and "field" in row}
     assert between["name"]["mae"] == '"mae_tiny"'
