@@ -151,8 +151,8 @@ class Study:
     def curves(self, metric: str) -> dict[str, dict[str, dict[int, float]]]:
         """kind -> setting -> {k: number} of what is finished.
 
-        With k the depth, both forms of keeping are the whole checkpoint, as is
-        freezing nothing: that run was made once and stands in all of them.
+        Parts that are one and the same run were made once and stand in all kinds: the
+        whole checkpoint, and none of its blocks.
         """
         found: dict[str, dict[str, dict[int, float]]] = {}
         trained = [r for r in self.parts.rows.values() if r["kind"] != "probe"]
@@ -160,10 +160,14 @@ class Study:
             by_k = found.setdefault(row["kind"], {}).setdefault(row["setting"], {})
             by_k[row["k"]] = row["result"][metric]
         for setting, whole in found.get("keep_first", {}).items():
-            if self._depth in whole:
-                for kind, k in (("keep_last", self._depth), ("freeze", 0)):
-                    if setting in found.get(kind, {}):
-                        found[kind][setting].setdefault(k, whole[self._depth])
+            for kind, k, kept in (
+                ("keep_last", self._depth, self._depth),
+                ("keep_last", 0, 0),
+                ("freeze", 0, self._depth),
+                ("swap", self._depth, self._depth),
+            ):
+                if kept in whole and setting in found.get(kind, {}):
+                    found[kind][setting].setdefault(k, whole[kept])
         return found
 
     def table(self) -> str:

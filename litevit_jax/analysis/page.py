@@ -68,14 +68,15 @@ figure.wide img{max-width:max(100%,calc(var(--native)*.55))}
 .tall td{border:0;padding:1px 0 1px 42%;position:relative;min-height:1.5em}
 .tall td:first-child{white-space:normal}.tall td:empty{display:none}
 .tall td::before{content:attr(data-head);position:absolute;left:0;width:40%;
-color:var(--muted)}.flat td,.flat td:first-child{white-space:normal}}
+color:var(--muted)}.flat td,.flat th,.flat td:first-child{white-space:normal}
+.flat td:first-child{width:42%;min-width:6.2em}}
 @media(min-width:700px){nav ul{flex-wrap:wrap}}
 @media print{nav{display:none}body{font-size:10pt}main,header{max-width:none;padding:0}
 h2,h3,section>p{break-after:avoid}h2{margin-top:18pt}
 figure,.card,.note,tr,p{break-inside:avoid}table{font-size:8.5pt}
 .grid{grid-template-columns:1fr 1fr;gap:4mm}figure{padding:2mm}
 figure.wide,.scroll{overflow:visible}td:first-child,td.n,th{white-space:normal}
-figure img{max-height:88mm;width:auto}figure svg{max-height:58mm}
+figure img{max-height:88mm;width:auto}figure svg{max-height:46mm}
 details:not([open]){display:none}pre{white-space:pre-wrap}a{color:inherit}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}@page{margin:14mm}}
 """
@@ -152,6 +153,11 @@ def cards(values: Sequence[tuple[str, Any]]) -> str:
         for name, value in values
     )
     return f'<div class="cards">{"".join(parts)}</div>'
+
+
+def field(name: str) -> Raw:
+    """The name of a config's field, which may be broken after its dots and dashes."""
+    return Raw(text(name).replace(".", ".<wbr>").replace("_", "_<wbr>"))
 
 
 def notes(said: Sequence[str]) -> str:

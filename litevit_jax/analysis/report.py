@@ -268,7 +268,7 @@ def _between(runs: Sequence[record.Run]) -> str:
     for key in keys:
         values = [_short(one.get(key)) for one in flat]
         if len(set(values)) > 1:
-            rows.append([key, *values])
+            rows.append([page.field(key), *values])
     head = ["field", *(run.name for run in runs)]
     return "<h3>Where the runs differ</h3>" + page.table(head, rows) if rows else ""
 
@@ -298,7 +298,7 @@ def _recipe(runs: Sequence[record.Run]) -> str:
                 f"<p>{len(found)} fields differ from configs/{page.text(name)}.py, the "
                 "recipe for ImageNet.</p>"
             )
-            rows = [[k, _short(a), _short(b)] for k, a, b in found]
+            rows = [[page.field(k), _short(a), _short(b)] for k, a, b in found]
             found_table = page.table(["field", "recipe", "this run"], rows)
             if len(runs) > 1:
                 found_table = page.details("These fields", found_table)

@@ -13,25 +13,6 @@ from litevit_jax.train import evaluate, inputs, loop, setup
 from tests import jobs
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """One device compiles sooner."""
-    make_mesh, one = sharding.make_mesh, jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(1, 1, one))
-        yield
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """Two MAE runs of two blocks that differ by their seed."""
-    place = tmp_path_factory.mktemp("runs")
-    for seed in (0, 1):
-        made = jobs.tiny(steps=1, objective__encoder__depth=2, seed=seed)
-        loop.run(made, place / str(seed))
-    return place
-
-
 def config(checkpoints, **overrides):
     fields = {"init": str(checkpoints / "0"), "study__poor": 0.5, "steps": 2}
     fields |= {"init_donor": str(checkpoints / "1")}
@@ -93,6 +74,15 @@ def test_every_part_runs_once_and_the_same_run_not_twice(runs, checkpoints, tmp_
     assert len(found["points"]) == 20 and found["depth"] == 2
     page = outcome.page.read_text()
     assert page.count("<svg") == 6 and "With many images" in page
+    report = json.loads((outcome.page.parent / "report.json").read_text())
+    drawn = {figure["name"]: figure["data"] for figure in report["figures"]}
+    kept = dict(zip(*drawn["layers-keep_first"]["rich"].values(), strict=True))
+    for kind, k, same in (
+        *(("keep_last", 0, 0), ("keep_last", 2, 2)),
+        *(("freeze", 0, 2), ("swap", 2, 2)),
+    ):
+        rich = drawn[f"layers-{kind}"]["rich"]
+        assert rich["k"] == [0, 1, 2] and rich["values"][k] == kept[same]
     layers.run(config(checkpoints), tmp_path / "run")
     assert len(runs) == 18 and len(runs.probes) == 2
 

@@ -79,7 +79,7 @@ class Page(html.parser.HTMLParser):
         if tag == "data":
             self.numbers.append([found["value"], found["data-source"], ""])
         assert tag not in ("script", "iframe", "object", "embed", "base")
-        if tag not in ("meta", "link", "img", "br"):
+        if tag not in ("meta", "link", "img", "wbr"):
             self._open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
