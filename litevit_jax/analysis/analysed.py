@@ -9,22 +9,30 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from litevit_jax.analysis import charts, draw, figures
+from litevit_jax.analysis import charts, figures
 
 _ROUNDING = 1e-9  # of the largest eigenvalue: LayerNorm leaves one that is 0
 
 
-def of_analysis(found: dict[str, Any], place: pathlib.Path) -> list[figures.Figure]:
-    """Figures of what analysis.json holds; `place` is its directory."""
+def of_analysis(
+    found: dict[str, Any], place: pathlib.Path, colors: dict[str, str]
+) -> list[figures.Figure]:
+    """Figures of an analysis.
+
+    Args:
+      found: what analysis.json holds.
+      place: its directory.
+      colors: name of a model -> its colour.
+    """
     return [
-        *_attention(found),
+        *_attention(found, colors),
         *_sheets(found, place),
         *_cka(found.get("cka")),
-        *_features(found),
+        *_features(found, colors),
     ]
 
 
-def _attention(found: dict[str, Any]) -> list[figures.Figure]:
+def _attention(found: dict[str, Any], colors: dict[str, str]) -> list[figures.Figure]:
     every = found.get("attention", {})
     paper = found.get("attention_compat") == "paper"
     unit = "patches x 14, as the paper" if paper else "pixels"
@@ -32,9 +40,9 @@ def _attention(found: dict[str, Any]) -> list[figures.Figure]:
     drawn = []
     for kind, label in names.items():
         flat = [x for one in every.values() for row in one[kind] for x in row]
-        for place, (name, one) in enumerate(every.items()):
+        for name, one in every.items():
             axes = charts.Axes("layer", label, y_range=(0, 1.05 * max(flat) or 1))
-            canvas = charts.boxes(one[kind], axes, color=draw.color_of(place))
+            canvas = charts.boxes(one[kind], axes, color=colors[name])
             drawn.append(
                 figures.Figure(
                     name=f"attention-{kind}-{figures.file_name(name)}",
@@ -107,8 +115,9 @@ def _cka(found: dict[str, Any] | None) -> list[figures.Figure]:
     return drawn
 
 
-def _features(found: dict[str, Any]) -> list[figures.Figure]:
+def _features(found: dict[str, Any], colors: dict[str, str]) -> list[figures.Figure]:
     every = found.get("features", {})
+    own = [colors[name] for name in every]
     if not every:
         return []
     of = found["features_of"]
@@ -133,7 +142,7 @@ def _features(found: dict[str, Any]) -> list[figures.Figure]:
                 title=title,
                 caption=f"{said}, read at {of['place']}, pool {of['pool']}",
                 data={name: one[key] for name, one in every.items()},
-                canvas=charts.curves(lines, axes),
+                canvas=charts.curves(lines, axes, colors=own),
             )
         )
     spectra: charts.Series = {}
@@ -151,7 +160,9 @@ def _features(found: dict[str, Any]) -> list[figures.Figure]:
             caption="eigenvalues of the covariance of the pooled features; those below "
             f"{_ROUNDING:g} of the largest are rounding and not drawn",
             data={name: one["spectrum"] for name, one in every.items()},
-            canvas=charts.curves(spectra, dataclasses.replace(axes, whole_x=True)),
+            canvas=charts.curves(
+                spectra, dataclasses.replace(axes, whole_x=True), colors=own
+            ),
         )
     )
     return drawn

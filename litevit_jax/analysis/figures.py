@@ -82,15 +82,20 @@ class Figure:
         return f'<img src="{address}" alt="" width="{wide}" style="--native:{wide}px">'
 
 
-def of_runs(runs: Sequence[record.Run]) -> list[Figure]:
-    """Curves of what was logged, evaluations over time, speed, and pictures."""
+def of_runs(runs: Sequence[record.Run], colors: dict[str, str]) -> list[Figure]:
+    """Curves of what was logged, evaluations over time, speed, and pictures.
+
+    Args:
+      runs: as read.
+      colors: name of a run -> the colour of its curves.
+    """
     found = []
     for key in _logged(runs):
         section = "speed" if key in _SPEED else "curves"
-        found.append(_curve(runs, key, section))
+        found.append(_curve(runs, key, section, colors))
     for run in runs:
         found += _heads(run, len(runs) > 1)
-    found += _probes(runs)
+    found += _probes(runs, colors)
     found += _blocks(runs)
     for run in runs:
         found += _pictures(run, len(runs) > 1)
@@ -110,15 +115,16 @@ def _logged(runs: Sequence[record.Run]) -> list[str]:
     return [k for k in (*_FIRST, *rest, *_SPEED) if k in keys]
 
 
-def _curve(runs: Sequence[record.Run], key: str, section: str) -> Figure:
-    drawn, data, colors = {}, {}, []
+def _curve(
+    runs: Sequence[record.Run], key: str, section: str, colors: dict[str, str]
+) -> Figure:
+    drawn, data = {}, {}
     most = max(1200 // len(runs), 100)
-    for place, run in enumerate(runs):
+    for run in runs:
         if key in run.steps:
             steps, values = record.series(run.steps[key], most)
             drawn[run.name] = (steps, values)
             data[run.name] = {"steps": steps, "values": values}
-            colors.append(draw.color_of(place))
     axes = charts.Axes("update", _UNITS.get(key, key), whole_x=True)
     if key == "data_wait":
         axes = dataclasses.replace(axes, y_range=(0, 1))
@@ -128,7 +134,7 @@ def _curve(runs: Sequence[record.Run], key: str, section: str) -> Figure:
         title=_TITLES.get(key, key),
         caption=f"{key} in metrics.jsonl",
         data={"metric": key, "source": "metrics.jsonl", "series": data},
-        canvas=charts.curves(drawn, axes, colors=colors),
+        canvas=charts.curves(drawn, axes, colors=[colors[name] for name in drawn]),
     )
 
 
@@ -165,13 +171,13 @@ def _heads(run: record.Run, several: bool) -> list[Figure]:
     return found
 
 
-def _probes(runs: Sequence[record.Run]) -> list[Figure]:
+def _probes(runs: Sequence[record.Run], colors: dict[str, str]) -> list[Figure]:
     """The main number of every evaluation that was made more than once."""
     found = []
     titles = dict.fromkeys(title for run in runs for title in run.results)
     for title in titles:
-        drawn, data, colors, metric = {}, {}, [], ""
-        for place, run in enumerate(runs):
+        drawn, data, metric = {}, {}, ""
+        for run in runs:
             result = run.results.get(title)
             if result is None or len(result.get("history", [])) < 2:
                 continue
@@ -182,7 +188,6 @@ def _probes(runs: Sequence[record.Run]) -> list[Figure]:
             steps, values = [r["step"] for r in rows], [r[metric] for r in rows]
             drawn[run.name] = (steps, values)
             data[run.name] = {"metric": metric, "steps": steps, "values": values}
-            colors.append(draw.color_of(place))
         if drawn:
             axes = charts.Axes("update", metric, whole_x=True)
             found.append(
@@ -192,7 +197,9 @@ def _probes(runs: Sequence[record.Run]) -> list[Figure]:
                     title=f"{title}: {metric}",
                     caption=f"history in evals/{title}/result.json",
                     data={"source": f"evals/{title}/result.json", "series": data},
-                    canvas=charts.curves(drawn, axes, colors=colors),
+                    canvas=charts.curves(
+                        drawn, axes, colors=[colors[name] for name in drawn]
+                    ),
                 )
             )
     return found

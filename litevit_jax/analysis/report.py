@@ -66,12 +66,23 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     if analysis is None:
         analysis = joined.of_runs(runs)
-    drawn = figures.of_runs(runs) + analysed.of_analysis(analysis, place or out)
+    colors = _colors(runs, analysis)
+    drawn = figures.of_runs(runs, colors)
+    drawn += analysed.of_analysis(analysis, place or out, colors)
     for figure in drawn:
         Image.fromarray(figure.image()).save(out / f"{figure.name}.png")
-    (out / "index.html").write_text(_page(runs, drawn, title, analysis))
+    (out / "index.html").write_text(_page(runs, drawn, title, analysis, colors))
     workdirs.write_json(out / "report.json", _numbers(runs, drawn, title, analysis))
     return out / "index.html"
+
+
+def _colors(runs: Sequence[record.Run], analysis: dict[str, Any]) -> dict[str, str]:
+    """Name -> colour, the same for a run's curves and for its encoder's figures."""
+    models = list(analysis.get("models", {}))
+    if len(runs) == 1 and len(models) < 2:  # they may be called differently
+        return dict.fromkeys([*models, runs[0].name], draw.color_of(0))
+    names = dict.fromkeys([*models, *(run.name for run in runs)])
+    return {name: draw.color_of(place) for place, name in enumerate(names)}
 
 
 def build_figures(
@@ -152,8 +163,9 @@ def _page(
     drawn: Sequence[figures.Figure],
     title: str,
     analysis: dict[str, Any],
+    colors: dict[str, str],
 ) -> str:
-    sections = [("summary", "Summary", _summary(runs, analysis))]
+    sections = [("summary", "Summary", _summary(runs, analysis, colors))]
     sections.append(("results", "Results", _results(runs)))
     left = _MOST_PHOTOS
     for name, heading, said in _SECTIONS:
@@ -178,11 +190,13 @@ def _page(
     return page.page(title, under, sections, _FOOT)
 
 
-def _summary(runs: Sequence[record.Run], analysis: dict[str, Any]) -> str:
+def _summary(
+    runs: Sequence[record.Run], analysis: dict[str, Any], colors: dict[str, str]
+) -> str:
     parts = []
-    for place, run in enumerate(runs):
+    for run in runs:
         if len(runs) > 1:
-            parts.append(f"<h3>{page.swatch(draw.color_of(place), run.name).html}</h3>")
+            parts.append(f"<h3>{page.swatch(colors[run.name], run.name).html}</h3>")
         parts.append(page.cards(_cards(run)))
         parts.append(page.notes(run.notes))
     said = [*analysis.get("notes", []), *analysis.get("picture_notes", [])]

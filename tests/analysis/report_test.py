@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from litevit_jax.analysis import expected, figures, job, page, record, report
+from litevit_jax.analysis import draw, expected, figures, job, page, record, report
 from litevit_jax.train import workdir as workdirs
 from tests import jobs
 
@@ -206,7 +206,9 @@ def test_photographs_that_would_make_the_page_large_lie_beside_it(
 ):
     read = [record.read("one", run)]
     markup = len(
-        next(f for f in figures.of_runs(read) if f.pixels is not None).embedded()
+        next(
+            f for f in figures.of_runs(read, {"one": "#000000"}) if f.pixels is not None
+        ).embedded()
     )
     monkeypatch.setattr(report, "_MOST_PHOTOS", markup)
     text = report.build(read, tmp_path / "out", title="One").read_text()
@@ -459,6 +461,11 @@ def test_analyses_of_namesakes_stand_side_by_side(namesakes, tmp_path):
         with Image.open(tmp_path / f"out/attention-{name}-layer2-cls.png") as picture:
             red.append(picture.getpixel((0, 0)))
     assert red == [(62, 0, 0), (187, 0, 0)]
+    second = draw.color_of(1)
+    for name in ("curves-loss", "features-spectrum", "attention-entropy-two"):
+        assert second in text.split(f'id="{name}"')[1].split("</figure>")[0]
+    assert f'background:{second}"></span>two' in text
+    assert second not in text.split('id="attention-entropy-one"')[1].split("<fig")[0]
     assert "two: CKA: 4 of 16 images" in text
     assert "one: no reconstructions" in text and "run: no reconstructions" not in text
     assert list(numbers["analysis"]["models"]) == ["one", "two"]
