@@ -383,10 +383,17 @@ def test_the_recipe_and_what_departs_from_it_are_found(run):
         ("mae_tiny_distill_d2-digits", "mae_tiny_distill_d2"),
         ("transfer-pets", "transfer"),
         ("finetune_rpe", "finetune_rpe"),
+        ("finetune_rpe-digits", "finetune_rpe"),
+        ("transferred", None),
         ("mine", None),
     ):
         assert expected.recipe_of({"name": name}) == want
     assert expected.differences(config) == [("log.tensorboard", True, False)]
+    older = {key: value for key, value in config.items() if key != "watchdog"}
+    assert expected.differences(older | {"accum_steps": None}) == [
+        ("accum_steps", 1, None),
+        ("log.tensorboard", True, False),
+    ]
 
 
 def test_a_published_number_is_compared_only_where_the_recipe_is_the_same(tmp_path):
@@ -400,6 +407,9 @@ def test_a_published_number_is_compared_only_where_the_recipe_is_the_same(tmp_pa
     row = expected.of(record.read("tuned", tuned))
     assert (row["expected"], row["reached"]) == (78.0, 77.9) and row["comparable"]
     config = json.loads((tuned / "config.json").read_text())
+    step = config | {"init": f"{place}/checkpoints/40"}  # a step inside the run
+    workdirs.write_json(tuned / "config.json", step)
+    assert expected.of(record.read("tuned", tuned))["expected"] == 78.0
     for field, value, why in (
         ("epochs", 5, "epochs"),
         ("data", config["data"] | {"name": "", "source": "folder"}, "folder"),
