@@ -5,7 +5,7 @@
         --config.models=mae=RUN,deit=FILE --workdir=DIR
     python main.py --config=configs/analysis.py:compat=paper --config.models=mae=RUN
     python main.py --config=configs/analysis.py:report --config.models=RUN
-    python main.py --config=configs/analysis.py:report --config.models=a=RUN,b=RUN
+    python main.py --config=configs/analysis.py:compare --config.models=a=RUN,b=RUN
     python main.py --config=configs/analysis.py:advice --config.models=a=PROBE,b=PROBE
 
 `models` names checkpoints: a run directory, a step inside it (RUN/checkpoints/STEP),
@@ -18,7 +18,8 @@ which needs no network: CKA within and between models (minibatches of `batch_siz
 attention distance and entropy of every head, attention maps, spectrum, effective rank,
 token similarity, reconstructions of those with a decoder; of runs also their curves and
 evaluations, side by side. `report` leaves out what needs the models: of one run it
-draws the page into the run's own directory, as the end of its training did.
+draws the page into the run's own directory, as the end of its training did. `compare`
+is the same of several runs, side by side in one page of `runs/compare`.
 
 `advice` reads directories that configs/layer_probe.py wrote on your own images, one for
 each encoder, and says in two sentences which one to start from and how many layers to
@@ -36,21 +37,21 @@ from ml_collections.config_dict import placeholder
 
 from configs import common
 
+_JOBS = {"advice": "advise", "compare": "report", "report": "report"}
+
 
 def get_config(arg=None):
-    """`arg`: report, advice; compat=paper; imagenet2012, digits, smoke,
+    """`arg`: report, compare, advice; compat=paper; imagenet2012, digits, smoke,
     data=folder,path=DIR."""
-    said = common.parse_arg(arg, flags=("advice", "report"), values=("compat",))
+    said = common.parse_arg(arg, flags=tuple(_JOBS), values=("compat",))
     if said["compat"] not in (None, "exact", "paper"):
         raise ValueError(common.unknown("compat", said["compat"], ("exact", "paper")))
     config = common.evaluation("analysis", said)
-    for name in ("init", "like", "objective", "augment", "evals"):
+    for name in ("init", "like", "objective", "augment", "evals", "log"):
         del config[name]
     if not (said["data"] or said["smoke"]):
         config.data.eval_crop_fraction = placeholder(float)
-    config.job = "report" if said["report"] else "analyse"
-    if said["advice"]:
-        config.job = "advise"
+    config.job = _job(config, said)
     config.models = placeholder(str)  # NAME=PATH,NAME=PATH
     config.probe = "layers"  # of `advice`: layers or layers_avg
     config.num_heads = placeholder(int)  # of files that do not tell
@@ -79,3 +80,13 @@ def get_config(arg=None):
         config.maps.images = 2
         config.reconstruction.images = 2
     return config.lock()
+
+
+def _job(config, said):
+    """What is done; a comparison has a directory of its own."""
+    words = [word for word in _JOBS if said[word]]
+    if len(words) > 1:
+        raise ValueError(f"variants {' and '.join(words)}: give one of them")
+    if said["compare"]:
+        config.name = "compare"
+    return _JOBS[words[0]] if words else "analyse"

@@ -262,6 +262,7 @@ def evaluation(name, said):
     config.mesh = {"data": -1, "fsdp": 1}
     config.watchdog = dict(WATCHDOG)
     config.file_normalize = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    config.log = {"report": True}  # at the end
     config.evals = {}
     if said["data"] or said["smoke"]:
         use_data(config, said)

@@ -5,8 +5,10 @@
         --config.init=RUN_OR_FILE --config.init_donor=OTHER_RUN
     python main.py --config=configs/layer_study.py:digits --config.init=RUN
 
-Each part fine-tunes by one short recipe and tells the test images:
+Each part tells the test images, all but the first after one short fine-tuning:
 
+    probe       nothing is trained: what a linear classifier and k-NN read from every
+                block of the checkpoint (configs/layer_probe.py)
     keep_first  the first k blocks are the checkpoint's, the others start at random
     keep_last   the last k blocks are the checkpoint's, the others start at random
     freeze      all are the checkpoint's; the first k and the embeddings never change
@@ -24,7 +26,7 @@ setting published (recipes 8.4); recipe and shares are OUR choice: fine-tuning f
 enough data the lower layers carry the gain; with few, the higher ones matter too.
 
 In the workdir: `layers.json`, a run directory for each part, and `report/index.html`
-with curves over k. It goes on where it was stopped. ViT-Tiny has 12 blocks and 2 x 37
+with curves over k. It goes on where it was stopped. ViT-Tiny has 12 blocks and 2 x 38
 parts without a donor; not timed by us on accelerators. Digits: about 15 minutes on 2
 CPU cores.
 """
@@ -33,7 +35,7 @@ from ml_collections.config_dict import placeholder
 
 from configs import common
 
-KINDS = ("keep_first", "keep_last", "freeze", "swap")
+KINDS = ("probe", "keep_first", "keep_last", "freeze", "swap")
 
 
 def get_config(arg=None):

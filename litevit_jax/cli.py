@@ -204,6 +204,8 @@ def _evaluate(config: Any, workdir: str) -> int:
 
     results = evaluate.run(config, workdir)
     _say(progress.results_table(results))
+    if config.log.report:
+        _report_at_end(config, workdir)
     _say(f"done: results are in {os.path.join(workdir, 'evals')}")
     return EXIT_OK
 

@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from litevit_jax import checkpoint, cli, sharding
-from litevit_jax.train import loop, setup
+from litevit_jax.train import inputs, loop, setup
 from tests import jobs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -52,6 +52,22 @@ def test_a_misspelt_variant_is_refused_with_near_matches(name):
         module(name).get_config("smok")
     with pytest.raises(ValueError, match=r"'dat=folder' unknown; did you mean data"):
         module(name).get_config("dat=folder")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_parts_of_the_training_images_can_be_drawn_in_every_recipe(name):
+    data = jobs.config(name, "digits").data
+    whole, counts = len(inputs.source(data, "train")), []
+    for fields in (
+        {"fraction": 0.1, "fraction_of": "classes"},
+        {"fraction": 0.1, "fraction_of": "balanced"},
+        {"long_tail": 10.0},
+    ):
+        part = data.copy_and_resolve_references().unlock()
+        part.update(fields)
+        counts.append(len(inputs.source(part, "train")))
+    np.testing.assert_allclose(counts[:2], whole / 10, atol=20)  # classes differ
+    assert counts[0] != counts[1] < counts[2] < whole / 2
 
 
 def test_the_protocols_of_the_probe_differ_as_published():

@@ -118,8 +118,11 @@ def _tuning(row: dict[str, Any]) -> str:
             "head and the last block."
         )
     loses = row["top1"] - row["last"]
+    after = f"the last {loses:.1f} points less ({row['last']:.1f} %)"
+    if loses <= row["margin"]:
+        after = f"those after it add nothing ({row['last']:.1f} % after the last)"
     return (
         f"Its block {row['enough']} of {row['depth']} already tells as much as its "
-        f"best, and the last {loses:.1f} points less ({row['last']:.1f} %), so tune "
-        f"the last {tune} block{'s' * (tune > 1)} and keep the first {row['enough']}."
+        f"best, and {after}, so tune the last {tune} block{'s' * (tune > 1)} and keep "
+        f"the first {row['enough']}."
     )

@@ -12,9 +12,10 @@ from litevit_jax.analysis import draw
 
 Series = dict[str, tuple[Sequence[float], Sequence[float | None]]]
 
-WIDTH, HEIGHT = 440, 270
-_LEFT, _RIGHT, _BOTTOM = 66, 12, 40
-_SMALL = 11.5
+# Text is as large as lets it be read where a phone shows a chart at 0.7 of its size.
+WIDTH, HEIGHT = 440, 280
+_LEFT, _RIGHT, _BOTTOM = 78, 14, 48
+_SMALL, _NAME = 14.5, 15.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,25 +98,26 @@ def heatmap(
     values = np.asarray(values, float)
     rows, columns = values.shape
     side = min(26.0, 300 / max(rows, columns))
-    width, height, left, top = columns * side, rows * side, 46.0, 12.0
-    canvas = draw.Canvas(max(left + width + 62, 240), top + height + 42)
+    width, height, left, top = columns * side, rows * side, 54.0, 12.0
+    canvas = draw.Canvas(max(left + width + 72, 240), top + height + 50)
     share = (values - span[0]) / (span[1] - span[0])
     canvas.pixels(left, top, width, height, draw.ramp(share[::-1]))
     canvas.rect(left, top, width, height, stroke=draw.MUTED)
     every = math.ceil(max(rows, columns) / 13)
     for i in range(0, columns, every):
         at = left + (i + 0.5) * side
-        canvas.text(at, top + height + 14, str(i), size=_SMALL, anchor="middle")
+        canvas.text(at, top + height + 17, str(i), size=_SMALL, anchor="middle")
     for i in range(0, rows, every):
-        at = top + height - (i + 0.5) * side + 4
+        at = top + height - (i + 0.5) * side + 5
         canvas.text(left - 5, at, str(i), size=_SMALL, anchor="end")
-    canvas.text(left + width / 2, top + height + 32, x, anchor="middle")
-    canvas.text(14, top + height / 2, y, anchor="middle", upwards=True)
+    canvas.text(left + width / 2, top + height + 40, x, size=_NAME, anchor="middle")
+    middle = top + height / 2
+    canvas.text(17, middle, y, size=_NAME, anchor="middle", upwards=True)
     bar = left + width + 14
     canvas.pixels(bar, top, 12, height, draw.ramp(np.linspace(1, 0, 64)[:, None]))
     for part in (0, 0.5, 1):
         value = span[0] + part * (span[1] - span[0])
-        at = top + height * (1 - part) + (4 if 0 < part < 1 else 10 * part)
+        at = top + height * (1 - part) + (5 if 0 < part < 1 else 11 * part)
         canvas.text(bar + 16, at, f"{value:.3g}", size=_SMALL)
     return canvas
 
@@ -165,7 +167,7 @@ class _Frame:
             canvas.line([(left, at), (right, at)], draw.FAINT)
             text = f"1e{value:g}" if self._log else f"{value:.6g}"
             canvas.text(
-                left - 6, at + 4, text, size=_SMALL, anchor="end", color=draw.MUTED
+                left - 7, at + 5, text, size=_SMALL, anchor="end", color=draw.MUTED
             )
         for value in self._x_ticks(axes.whole_x):
             at = self.x(value)
@@ -173,11 +175,12 @@ class _Frame:
             text = _thousands(value)
             anchor = "end" if at > right - 10 and len(text) > 3 else "middle"
             canvas.text(
-                at, bottom + 16, text, size=_SMALL, anchor=anchor, color=draw.MUTED
+                at, bottom + 19, text, size=_SMALL, anchor=anchor, color=draw.MUTED
             )
         canvas.line([(left, top), (left, bottom), (right, bottom)], draw.MUTED)
-        canvas.text((left + right) / 2, HEIGHT - 6, axes.x, anchor="middle")
-        canvas.text(13, (top + bottom) / 2, axes.y, anchor="middle", upwards=True)
+        name = {"size": _NAME, "anchor": "middle"}
+        canvas.text((left + right) / 2, HEIGHT - 6, axes.x, **name)
+        canvas.text(17, (top + bottom) / 2, axes.y, upwards=True, **name)
 
     def _x_ticks(self, whole: bool) -> list[float]:
         low, high = self._x
@@ -220,13 +223,13 @@ def _points(x: Sequence[float], y: Sequence, log: bool) -> list[list]:
 
 def _legend(canvas: draw.Canvas, names: list[str], colors: Sequence[str]) -> float:
     """Names with their colours above the chart; returns where the chart begins."""
-    x, y = _LEFT, 14.0
+    x, y = _LEFT, 16.0
     for name, color in zip(names, colors, strict=True):
         shown = name if len(name) <= 34 else name[:33] + "…"
-        wide = 22 + 6.4 * len(shown)
+        wide = 22 + 8 * len(shown)
         if x > _LEFT and x + wide > WIDTH - 4:
-            x, y = _LEFT, y + 16
-        canvas.line([(x, y - 4), (x + 14, y - 4)], color, 2.5)
+            x, y = _LEFT, y + 19
+        canvas.line([(x, y - 5), (x + 14, y - 5)], color, 3)
         canvas.text(x + 18, y, shown, size=_SMALL)
         x += wide + 8
-    return y + 10
+    return y + 12

@@ -48,12 +48,11 @@ AFTER_FINETUNING = {
 FROM_SCRATCH = {
     "deit_tiny": Expected(75.8, "ImageNet top-1 after 300 epochs", _README),
 }
-WITH_BIAS = Expected(
-    79.0,
-    "ImageNet top-1 of MAE after 1000 epochs of fine-tuning with relative position "
-    "bias",
-    _README,
-)
+_BIAS = "ImageNet top-1 after 1000 epochs of fine-tuning with relative position bias"
+WITH_BIAS = {
+    "mae_tiny": Expected(79.0, _BIAS, _README),
+    "mae_tiny_distill_d2": Expected(79.4, _BIAS, _LATER),
+}
 
 
 def recipe_of(config: dict[str, Any]) -> str | None:
@@ -101,8 +100,8 @@ def of(run: record.Run) -> dict[str, Any] | None:
     first = _pretraining(run.config)
     expected = None
     if recipe in ("finetune", "finetune_rpe"):
-        known = AFTER_FINETUNING.get(first or "")
-        expected = WITH_BIAS if recipe == "finetune_rpe" else known
+        known = WITH_BIAS if recipe == "finetune_rpe" else AFTER_FINETUNING
+        expected = known.get(first or "")
     elif recipe is not None:
         expected = AFTER_FINETUNING.get(recipe) or FROM_SCRATCH.get(recipe)
     if expected is None:

@@ -1,10 +1,9 @@
-"""Figures of a report: what runs logged, and what an analysis found."""
+"""Figures of what runs logged: curves, evaluations, speed, pictures."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from PIL import Image
 
 from litevit_jax.analysis import charts, draw, record
 
-_ROUNDING = 1e-9  # of the largest eigenvalue: LayerNorm leaves one that is 0
 _WIDEST = 1200  # pixels of a photograph inside the page
 _FIRST = ("loss", "mae_loss", "lr", "grad_norm", "effective_rank", "feature_std")
 _UNITS = {
@@ -45,8 +43,8 @@ class Figure:
 
     Attributes:
       name: of its file, without ending.
-      section: of the page: 'curves', 'probes', 'speed', 'pictures', 'attention',
-        'cka' or 'features'.
+      section: of the page: 'curves', 'probes', 'blocks', 'speed', 'pictures',
+        'attention', 'maps', 'cka' or 'features'.
       title, caption: what it shows.
       data: the numbers it is drawn from, as JSON takes them.
       canvas: of a chart.
@@ -80,18 +78,25 @@ class Figure:
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=88)
         address = draw.data_uri(file.getvalue(), "jpeg")
-        return f'<img src="{address}" alt="" width="{picture.width}">'
+        wide = picture.width
+        return f'<img src="{address}" alt="" width="{wide}" style="--native:{wide}px">'
 
 
-def of_runs(runs: Sequence[record.Run]) -> list[Figure]:
-    """Curves of what was logged, evaluations over time, speed, and pictures."""
+def of_runs(runs: Sequence[record.Run], colors: dict[str, str]) -> list[Figure]:
+    """Curves of what was logged, evaluations over time, speed, and pictures.
+
+    Args:
+      runs: as read.
+      colors: name of a run -> the colour of its curves.
+    """
     found = []
     for key in _logged(runs):
         section = "speed" if key in _SPEED else "curves"
-        found.append(_curve(runs, key, section))
+        found.append(_curve(runs, key, section, colors))
     for run in runs:
         found += _heads(run, len(runs) > 1)
-    found += _probes(runs)
+    found += _probes(runs, colors)
+    found += _blocks(runs)
     for run in runs:
         found += _pictures(run, len(runs) > 1)
     return found
@@ -110,25 +115,26 @@ def _logged(runs: Sequence[record.Run]) -> list[str]:
     return [k for k in (*_FIRST, *rest, *_SPEED) if k in keys]
 
 
-def _curve(runs: Sequence[record.Run], key: str, section: str) -> Figure:
-    drawn, data, colors = {}, {}, []
+def _curve(
+    runs: Sequence[record.Run], key: str, section: str, colors: dict[str, str]
+) -> Figure:
+    drawn, data = {}, {}
     most = max(1200 // len(runs), 100)
-    for place, run in enumerate(runs):
+    for run in runs:
         if key in run.steps:
             steps, values = record.series(run.steps[key], most)
             drawn[run.name] = (steps, values)
             data[run.name] = {"steps": steps, "values": values}
-            colors.append(draw.color_of(place))
     axes = charts.Axes("update", _UNITS.get(key, key), whole_x=True)
     if key == "data_wait":
         axes = dataclasses.replace(axes, y_range=(0, 1))
     return Figure(
-        name=f"{section}-{_file(key)}",
+        name=f"{section}-{file_name(key)}",
         section=section,
         title=_TITLES.get(key, key),
         caption=f"{key} in metrics.jsonl",
         data={"metric": key, "source": "metrics.jsonl", "series": data},
-        canvas=charts.curves(drawn, axes, colors=colors),
+        canvas=charts.curves(drawn, axes, colors=[colors[name] for name in drawn]),
     )
 
 
@@ -152,7 +158,7 @@ def _heads(run: record.Run, several: bool) -> list[Figure]:
         of = f" of {run.name}" * several
         found.append(
             Figure(
-                name=f"curves-{name}-{_file(run.name)}",
+                name=f"curves-{name}-{file_name(run.name)}",
                 section="curves",
                 title=f"Attention entropy of the last block{of}"
                 if name == "attn_entropy"
@@ -165,13 +171,13 @@ def _heads(run: record.Run, several: bool) -> list[Figure]:
     return found
 
 
-def _probes(runs: Sequence[record.Run]) -> list[Figure]:
+def _probes(runs: Sequence[record.Run], colors: dict[str, str]) -> list[Figure]:
     """The main number of every evaluation that was made more than once."""
     found = []
     titles = dict.fromkeys(title for run in runs for title in run.results)
     for title in titles:
-        drawn, data, colors, metric = {}, {}, [], ""
-        for place, run in enumerate(runs):
+        drawn, data, metric = {}, {}, ""
+        for run in runs:
             result = run.results.get(title)
             if result is None or len(result.get("history", [])) < 2:
                 continue
@@ -182,20 +188,62 @@ def _probes(runs: Sequence[record.Run]) -> list[Figure]:
             steps, values = [r["step"] for r in rows], [r[metric] for r in rows]
             drawn[run.name] = (steps, values)
             data[run.name] = {"metric": metric, "steps": steps, "values": values}
-            colors.append(draw.color_of(place))
         if drawn:
             axes = charts.Axes("update", metric, whole_x=True)
             found.append(
                 Figure(
-                    name=f"probes-{_file(title)}",
+                    name=f"probes-{file_name(title)}",
                     section="probes",
                     title=f"{title}: {metric}",
                     caption=f"history in evals/{title}/result.json",
                     data={"source": f"evals/{title}/result.json", "series": data},
-                    canvas=charts.curves(drawn, axes, colors=colors),
+                    canvas=charts.curves(
+                        drawn, axes, colors=[colors[name] for name in drawn]
+                    ),
                 )
             )
     return found
+
+
+def _blocks(runs: Sequence[record.Run]) -> list[Figure]:
+    """What every block knows, of evaluations with a row for each: linear and k-NN."""
+    found = []
+    for title in dict.fromkeys(title for run in runs for title in run.results):
+        tables = {
+            run.name: run.results[title]["last"]["table"]
+            for run in runs
+            if "block" in run.results.get(title, {}).get("last", {})
+        }
+        if tables:
+            found.append(of_blocks(title, tables, f"last in evals/{title}/result.json"))
+    return found
+
+
+def of_blocks(title: str, tables: dict[str, list], source: str) -> Figure:
+    """Accuracy over blocks.
+
+    Args:
+      title: of the evaluation, one of `layers`.
+      tables: name -> rows of its 'table'.
+      source: where they are recorded.
+    """
+    drawn: charts.Series = {}
+    data: dict[str, Any] = {}
+    for name, rows in tables.items():
+        of = f"{name}: " * (len(tables) > 1)
+        ks = [row["block"] + 1 for row in rows]
+        data[name] = {"block": ks}
+        for kind, said in (("linear", "linear"), ("knn", "k-NN")):
+            data[name][kind] = [row[kind] for row in rows]
+            drawn[f"{of}{said}"] = (ks, data[name][kind])
+    return Figure(
+        name=f"blocks-{file_name(title)}",
+        section="blocks",
+        title=f"{title}: accuracy after every block",
+        caption=f"percent right; {source}",
+        data={"source": source, "series": data},
+        canvas=charts.curves(drawn, charts.Axes("block", "top1", whole_x=True)),
+    )
 
 
 def _pictures(run: record.Run, several: bool) -> list[Figure]:
@@ -210,7 +258,7 @@ def _pictures(run: record.Run, several: bool) -> list[Figure]:
         step = int(path.stem.rpartition("_")[2])
         found.append(
             Figure(
-                name=f"pictures-{_file(run.name)}-{step}",
+                name=f"pictures-{file_name(run.name)}-{step}",
                 section="pictures",
                 title=f"{run.name}, after {step:,} updates",
                 caption="original, masked, reconstructed; visible patches are the "
@@ -222,146 +270,6 @@ def _pictures(run: record.Run, several: bool) -> list[Figure]:
     return found
 
 
-def of_analysis(found: dict[str, Any], place: pathlib.Path) -> list[Figure]:
-    """Figures of what analysis.json holds; `place` is its directory."""
-    return [
-        *_attention(found),
-        *_sheets(found, place),
-        *_cka(found.get("cka")),
-        *_features(found),
-    ]
-
-
-def _attention(found: dict[str, Any]) -> list[Figure]:
-    every = found.get("attention", {})
-    paper = found.get("attention_compat") == "paper"
-    unit = "patches x 14, as the paper" if paper else "pixels"
-    names = {"distance": f"attention distance ({unit})", "entropy": "entropy (nats)"}
-    figures = []
-    for kind, label in names.items():
-        flat = [x for one in every.values() for row in one[kind] for x in row]
-        for place, (name, one) in enumerate(every.items()):
-            axes = charts.Axes("layer", label, y_range=(0, 1.05 * max(flat)))
-            canvas = charts.boxes(one[kind], axes, color=draw.color_of(place))
-            figures.append(
-                Figure(
-                    name=f"attention-{kind}-{_file(name)}",
-                    section="attention",
-                    title=f"{name}: how {'far' if kind == 'distance' else 'widely'} "
-                    "heads look",
-                    caption="A box for each layer, a point for each head; the class "
-                    "token is left out.",
-                    data={"model": name, "unit": label, "layers": one[kind]},
-                    canvas=canvas,
-                )
-            )
-    return figures
-
-
-def _sheets(found: dict[str, Any], place: pathlib.Path) -> list[Figure]:
-    figures = []
-    for one in found.get("maps", []):
-        query = {"cls": "the class token", "center": "the central patch"}.get(
-            one["query"], f"patch {one['query']}"
-        )
-        figures.append(
-            Figure(
-                name=pathlib.Path(one["file"]).stem,
-                section="maps",
-                title=f"{one['model']}, layer {one['layer']}: what {query} looks at",
-                caption="The brightest patch of each map is its largest weight.",
-                data=one,
-                pixels=np.asarray(Image.open(place / one["file"]).convert("RGB")),
-            )
-        )
-    for one in found.get("reconstructions", []):
-        mean = sum(one["mae_loss"]) / len(one["mae_loss"])
-        figures.append(
-            Figure(
-                name=pathlib.Path(one["file"]).stem,
-                section="pictures",
-                title=f"{one['model']}: {one['images']} of the images analysed",
-                caption="original, masked, reconstructed; mean loss of their masked "
-                f"patches {mean:.4f}",
-                data=one,
-                pixels=np.asarray(Image.open(place / one["file"]).convert("RGB")),
-            )
-        )
-    return figures
-
-
-def _cka(found: dict[str, Any] | None) -> list[Figure]:
-    if not found:
-        return []
-    figures = []
-    for pair in found["pairs"]:
-        values = np.array(pair["values"], float)
-        one, other = pair["rows"], pair["columns"]
-        canvas = charts.heatmap(values, f"blocks of {other}", f"blocks of {one}")
-        figures.append(
-            Figure(
-                name=f"cka-{_file(one)}-{_file(other)}",
-                section="cka",
-                title=one if one == other else f"{one} and {other}",
-                caption=f"after 0 to {values.shape[0] - 1} and 0 to "
-                f"{values.shape[1] - 1} blocks; {found['minibatches']} minibatches of "
-                f"{found['size']} images",
-                data=pair,
-                canvas=canvas,
-            )
-        )
-    return figures
-
-
-def _features(found: dict[str, Any]) -> list[Figure]:
-    every = found.get("features", {})
-    if not every:
-        return []
-    of = found["features_of"]
-    what = {
-        "effective_rank": ("Effective rank", "dimensions", "RankMe of pooled tokens"),
-        "token_similarity": (
-            "Token similarity",
-            "cosine",
-            "between patches of an image",
-        ),
-    }
-    figures = []
-    for key, (title, unit, said) in what.items():
-        drawn: charts.Series = {
-            name: (range(len(one[key])), one[key]) for name, one in every.items()
-        }
-        axes = charts.Axes("blocks passed", unit, whole_x=True)
-        figures.append(
-            Figure(
-                name=f"features-{key}",
-                section="features",
-                title=title,
-                caption=f"{said}, read at {of['place']}, pool {of['pool']}",
-                data={name: one[key] for name, one in every.items()},
-                canvas=charts.curves(drawn, axes),
-            )
-        )
-    spectra: charts.Series = {}
-    for name, one in every.items():
-        last = np.array(one["spectrum"][-1])
-        share = last / max(last[0], 1e-300)
-        drawn_part = [x if x > _ROUNDING else None for x in share.tolist()]
-        spectra[name] = (range(1, len(last) + 1), drawn_part)
-    axes = charts.Axes("dimension", "eigenvalue, of the largest", log_y=True)
-    figures.append(
-        Figure(
-            name="features-spectrum",
-            section="features",
-            title="Spectrum after the last block",
-            caption="eigenvalues of the covariance of the pooled features; those below "
-            f"{_ROUNDING:g} of the largest are rounding and not drawn",
-            data={name: one["spectrum"] for name, one in every.items()},
-            canvas=charts.curves(spectra, dataclasses.replace(axes, whole_x=True)),
-        )
-    )
-    return figures
-
-
-def _file(name: str) -> str:
+def file_name(name: str) -> str:
+    """`name` with what no file should be called by replaced."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

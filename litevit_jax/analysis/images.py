@@ -106,9 +106,14 @@ def first(
     return {model.name: taken[places[model.view]] for model in read}
 
 
+def crop_of(config: ConfigDict, view: models.View) -> float:
+    """The share of the shorter side that a model sees, in the middle."""
+    return config.data.eval_crop_fraction or view.crop or _CROP
+
+
 def _block(config: ConfigDict, view: models.View) -> dict[str, Any]:
     block = config.data.to_dict()
-    crop = block["eval_crop_fraction"] or view.crop or _CROP
+    crop = crop_of(config, view)
     block |= {"image_size": view.size[0], "image_width": view.size[1]}
     return block | {"channels": view.channels, "views": 1, "eval_crop_fraction": crop}
 

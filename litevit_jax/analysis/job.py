@@ -77,6 +77,12 @@ def draw(config: ConfigDict, workdir: str | None) -> pathlib.Path:
         record.read(name, _run(name, path))
         for name, path in models.named(config.models).items()
     ]
+    if len(runs) == 1 and config.name == "compare":
+        raise ValueError(
+            f"--config.models={config.models}: one run has nothing to be compared "
+            "with; give two or more, NAME=RUN,NAME=RUN, or draw its report with "
+            "configs/analysis.py:report"
+        )
     if len(runs) == 1:
         place = pathlib.Path(workdir) if workdir else runs[0].place
         title = f"{runs[0].config.get('name', 'run')}: {runs[0].place.name}"
@@ -154,14 +160,14 @@ def _run(name: str, path: str) -> pathlib.Path:
 
 
 def after_training(config: ConfigDict, workdir: str) -> pathlib.Path:
-    """The report of a run that is complete, with an analysis of its encoder.
+    """The report of a run that is complete, with an analysis of what it trained.
 
     The analysis looks at `log.report_images` images (0: none) and is kept in the run's
-    directory `analysis`.
+    directory `analysis`. An evaluation trained nothing, and has none.
     """
     place = pathlib.Path(workdir)
     run = record.read(place.name, place)
-    if config.log.report_images:
+    if config.job != "evaluate" and config.log.report_images:
         measure.run(_small(config, run), place / "analysis")
         run = record.read(place.name, place)
     title = f"{config.name}: {place.name}"

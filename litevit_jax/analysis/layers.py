@@ -8,17 +8,20 @@ layers.json, so that a study that was stopped goes on.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import pathlib
+import tempfile
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from litevit_jax import registry
 from litevit_jax.analysis import advice, charts, figures, report
 from litevit_jax.models import vit
-from litevit_jax.train import inherit, loop, parts, progress, setup
+from litevit_jax.train import evaluate, inherit, loop, parts, progress, setup
 from litevit_jax.train import workdir as workdirs
 
-KINDS = ("keep_first", "keep_last", "freeze", "swap")
+KINDS = ("probe", "keep_first", "keep_last", "freeze", "swap")
 _EMBEDDINGS = "encoder/(cls_token|pos_embed|patch_embed/.*)"
 _TITLES = {
     "keep_first": "The first k blocks kept, the others at random",
@@ -63,6 +66,9 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
         if part.name in study.parts:
             continue
         print(f"part {place} of {len(study.planned)}: {part.name}", flush=True)
+        if part.kind == "probe":
+            study.probe(part)
+            continue
         outcome = loop.run(study.config_of(part), study.place(part))
         if outcome.signal is not None:
             return Outcome(study.table(), study.draw(), outcome.signal)
@@ -110,6 +116,34 @@ class Study:
             config.init_skip = (".*",)
         return config
 
+    def probe_of(self, part: Part) -> ConfigDict:
+        """The evaluation of a part that trains nothing: what every block knows."""
+        recipe: Any = importlib.import_module("configs.layer_probe")
+        made, ours = recipe.get_config(None), self._config
+        with made.unlocked():
+            made.init, made.init_ema = ours.init, ours.init_ema
+            made.seed, made.mesh = ours.seed, ours.mesh
+            heads = ours.objective.encoder.get("num_heads")
+            made.objective.encoder.num_heads = heads
+            for block, theirs in (
+                (made.data, ours.data),
+                (made.augment.normalize, ours.augment.normalize),
+            ):
+                given = {k: v for k, v in theirs.items() if v is not None}
+                block.update({k: v for k, v in given.items() if k in block})
+            made.data.fraction = ours.study[part.setting]
+            made.evals = {k: v for k, v in made.evals.items() if v["name"] == "layers"}
+        return made
+
+    def probe(self, part: Part) -> None:
+        """Runs and records such a part."""
+        results = evaluate.run(self.probe_of(part), self.place(part))
+        tables = {title: found["last"]["table"] for title, found in results.items()}
+        best = max((found["last"] for found in results.values()), key=_top1)
+        result = {k: best[k] for k in ("top1", "block", "n")}
+        row = dataclasses.asdict(part)
+        self.parts.add(part.name, **row, result=result, tables=tables)
+
     def place(self, part: Part) -> pathlib.Path:
         """The directory of a part's run."""
         return self._workdir / "parts" / part.name
@@ -117,18 +151,23 @@ class Study:
     def curves(self, metric: str) -> dict[str, dict[str, dict[int, float]]]:
         """kind -> setting -> {k: number} of what is finished.
 
-        With k the depth, both forms of keeping are the whole checkpoint, as is
-        freezing nothing: that run was made once and stands in all of them.
+        Parts that are one and the same run were made once and stand in all kinds: the
+        whole checkpoint, and none of its blocks.
         """
         found: dict[str, dict[str, dict[int, float]]] = {}
-        for row in self.parts.rows.values():
+        trained = [r for r in self.parts.rows.values() if r["kind"] != "probe"]
+        for row in trained:
             by_k = found.setdefault(row["kind"], {}).setdefault(row["setting"], {})
             by_k[row["k"]] = row["result"][metric]
         for setting, whole in found.get("keep_first", {}).items():
-            if self._depth in whole:
-                for kind, k in (("keep_last", self._depth), ("freeze", 0)):
-                    if setting in found.get(kind, {}):
-                        found[kind][setting].setdefault(k, whole[self._depth])
+            for kind, k, kept in (
+                ("keep_last", self._depth, self._depth),
+                ("keep_last", 0, 0),
+                ("freeze", 0, self._depth),
+                ("swap", self._depth, self._depth),
+            ):
+                if kept in whole and setting in found.get(kind, {}):
+                    found[kind][setting].setdefault(k, whole[kept])
         return found
 
     def table(self) -> str:
@@ -138,10 +177,11 @@ class Study:
         for part in self.planned:
             if part.name in self.parts:
                 result = self.parts.rows[part.name]["result"]
-                number = f"{result[metric]:.2f}"
-                rows.append(
-                    [part.setting, part.kind, str(part.k), number, str(result["n"])]
-                )
+                k, number = part.k, result.get(metric)
+                if part.kind == "probe":  # always of top1: the best block
+                    k, number = result["block"] + 1, result["top1"]
+                row = [part.setting, part.kind, str(k), f"{number:.2f}"]
+                rows.append([*row, str(result["n"])])
         return progress.columns(rows)
 
     def draw(self) -> pathlib.Path:
@@ -171,6 +211,7 @@ class Study:
                     canvas=charts.curves(lines, axes),
                 )
             )
+        drawn += self._probed()
         notes = advice.of_layers(found, self._depth)
         missing = len([p for p in self.planned if p.name not in self.parts])
         if missing:
@@ -179,6 +220,17 @@ class Study:
         return report.build_figures(
             drawn, self._workdir / "report", title=title, notes=notes
         )
+
+    def _probed(self) -> list[figures.Figure]:
+        """Curves of the probes over blocks, a figure for each way to pool tokens."""
+        tables: dict[str, dict[str, Any]] = {}
+        for row in self.parts.rows.values():
+            for title, table in row.get("tables", {}).items():
+                tables.setdefault(title, {})[row["setting"]] = table
+        return [
+            figures.of_blocks(title, found, "parts of kind probe in layers.json")
+            for title, found in tables.items()
+        ]
 
     def _plan(self) -> list[Part]:
         study, depth = self._config.study, self._depth
@@ -197,6 +249,8 @@ class Study:
         """A part; those that are one and the same run are made once."""
         if kind == "swap" and not self._config.init_donor:
             return None
+        if kind == "probe":
+            return None if self._config.init == "random" else Part(kind, 0, setting)
         whole = (
             (kind == "keep_last" and k == self._depth)
             or (kind == "freeze" and k == 0)
@@ -246,8 +300,16 @@ class Study:
         kinds = {(part.kind, part.setting): part for part in self.planned}
         few = [p for (kind, s), p in kinds.items() if s == "rich" or kind == "random"]
         for part in few:  # the others differ from these by k alone
-            setup.prepare(self.config_of(part), self.place(part), begin=False)
+            if part.kind != "probe":
+                setup.prepare(self.config_of(part), self.place(part), begin=False)
+        for part in [p for p in self.planned if p.kind == "probe"]:
+            with tempfile.TemporaryDirectory() as place:  # it opens a directory
+                evaluate.prepare(self.probe_of(part), pathlib.Path(place) / "probe")
         plain = workdirs.plain(self._config.to_dict())
         workdirs.open_run(
             self._workdir, plain, free=("study.depths", "study.kinds", "init_donor")
         )
+
+
+def _top1(found: dict[str, Any]) -> float:
+    return found["top1"]

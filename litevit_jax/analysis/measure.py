@@ -205,12 +205,12 @@ def _about(job: Job, sums: _Sums) -> dict[str, Any]:
         "split": config.split,
         "data": {k: config.data[k] for k in ("source", "name", "dir")},
         "fingerprint": job.source.fingerprint(),
-        "models": {model.name: _describe(model) for model in job.models},
+        "models": {m.name: _describe(m, sums.seen) for m in job.models},
         "notes": _notes(job, sums),
     }
 
 
-def _describe(model: models.Model) -> dict[str, Any]:
+def _describe(model: models.Model, images: int) -> dict[str, Any]:
     encoder = model.encoder
     return {
         "path": model.path,
@@ -222,6 +222,7 @@ def _describe(model: models.Model) -> dict[str, Any]:
         "patch_size": encoder.patch_size,
         "image_size": list(model.view.size),
         "last_norm": model.last_norm,
+        "images": images,
         "fingerprint": inherit.fingerprint(model.params),
     }
 
@@ -281,8 +282,12 @@ def _notes(job: Job, sums: _Sums) -> list[str]:
         notes.append(f"{len(job.source) - sums.seen} images could not be read.")
     for what, values in {
         "depths": {m.name: m.encoder.depth for m in read},
-        "patch sizes": {m.name: m.encoder.patch_size for m in read},
-        "image sizes": {m.name: "x".join(map(str, m.view.size)) for m in read},
+        "widths": {m.name: m.encoder.width for m in read},
+        "patches": {
+            m.name: f"{_by(m.grid)} of {m.encoder.patch_size} pixels" for m in read
+        },
+        "image sizes": {m.name: _by(m.view.size) for m in read},
+        "crops": {m.name: images.crop_of(job.config, m.view) for m in read},
         "head counts": {m.name: m.encoder.num_heads for m in read},
     }.items():
         if len(set(values.values())) > 1:
@@ -297,10 +302,18 @@ def _notes(job: Job, sums: _Sums) -> list[str]:
     return notes
 
 
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
 _MEANS = {
     "depths": "their layers are compared all with all, not by number",
-    "patch sizes": "entropies have different upper bounds, the logarithms of their "
+    "widths": "effective ranks have different upper bounds, and spectra different "
+    "lengths",
+    "patches": "entropies have different upper bounds, the logarithms of their "
     "numbers of patches, and attention maps different grids",
+    "crops": "they see different parts of the same images; give all the same with "
+    "--config.data.eval_crop_fraction",
     "image sizes": "the same images, each resized; distances in pixels are of each "
     "model's own images and cannot be compared",
     "head counts": "heads cannot be compared by number",

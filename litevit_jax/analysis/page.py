@@ -42,11 +42,12 @@ grid-template-columns:repeat(auto-fit,minmax(min(200px,100%),1fr))}
 .card b{display:block;font-size:1.35rem;line-height:1.25;
 font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 .card span{color:var(--muted);font-size:.85rem}
-.scroll{overflow-x:auto;margin:8px 0 14px}
+.scroll{overflow-x:auto;margin:8px 0 14px;max-width:100%}
 table{border-collapse:collapse;font-size:.9rem;min-width:100%}
 th,td{padding:6px 12px 6px 0;text-align:left;border-bottom:1px solid var(--line);
 vertical-align:top}
 th{color:var(--muted);font-weight:600;white-space:nowrap}
+td{overflow-wrap:anywhere;min-width:4.5em}
 td:first-child{white-space:nowrap}
 td.n{font-variant-numeric:tabular-nums;white-space:nowrap}
 .note{border-left:3px solid #e69f00;background:#fff8e8;padding:8px 12px;margin:8px 0;
@@ -59,13 +60,28 @@ pre{background:var(--soft);padding:12px;border-radius:8px;overflow-x:auto}
 details{margin:10px 0}summary{cursor:pointer;color:var(--accent)}
 footer{max-width:1180px;margin:40px auto 24px;padding:0 20px}
 @media(max-width:600px){body{font-size:15px}main,header,nav ul,footer{padding-left:14px;
-padding-right:14px}figure{padding:8px}h1{font-size:1.4rem}}
+padding-right:14px}figure{padding:8px}h1{font-size:1.4rem}
+figure.wide img{max-width:max(100%,calc(var(--native)*.55))}
+.cards{grid-template-columns:1fr 1fr;gap:8px}
+.tall table,.tall tbody,.tall tr,.tall td{display:block}.tall thead{display:none}
+.tall tr{padding:6px 0;border-bottom:1px solid var(--line)}
+.tall td{border:0;padding:1px 0 1px 42%;position:relative;min-height:1.5em}
+.tall td:first-child{white-space:normal}.tall td:empty{display:none}
+.tall td::before{content:attr(data-head);position:absolute;left:0;width:40%;
+color:var(--muted)}.flat td,.flat th,.flat td:first-child{white-space:normal}
+.flat td:first-child{width:42%;min-width:6.2em}}
+@media(min-width:700px){nav ul{flex-wrap:wrap}}
 @media print{nav{display:none}body{font-size:10pt}main,header{max-width:none;padding:0}
-h2,h3,section>p{break-after:avoid}h2{margin-top:18pt}figure,.card,tr{break-inside:avoid}
-.grid{grid-template-columns:1fr 1fr}figure.wide{overflow:visible}
+h2,h3,section>p{break-after:avoid}h2{margin-top:18pt}
+figure,.card,.note,tr,p{break-inside:avoid}table{font-size:8.5pt}
+.grid{grid-template-columns:1fr 1fr;gap:4mm}figure{padding:2mm}
+figure.wide,.scroll{overflow:visible}td:first-child,td.n,th{white-space:normal}
+figure img{max-height:88mm;width:auto}figure svg{max-height:46mm}
 details:not([open]){display:none}pre{white-space:pre-wrap}a{color:inherit}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}@page{margin:14mm}}
 """
+
+_COLUMNS = 3  # that fit beside each other on a phone
 
 
 class Number(NamedTuple):
@@ -91,7 +107,7 @@ def rounded(value: float | int | None) -> str:
         return f"{value:,}"
     if value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.3g}"
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
 
 
 def shown(value: Any) -> str:
@@ -112,18 +128,22 @@ class Raw(NamedTuple):
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Rows of cells under a heading; wide ones scroll sideways on a phone."""
+    """Rows of cells under a heading.
+
+    On a phone those of more than three columns stand one cell under the other.
+    """
     top = "".join(f"<th>{text(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(map(_cell, row, head))}</tr>" for row in rows)
+    kind = "tall" if len(head) > _COLUMNS else "flat"
     return (
-        f'<div class="scroll"><table><thead><tr>{top}</tr></thead>'
+        f'<div class="scroll {kind}"><table><thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, head: str) -> str:
     kind = ' class="n"' if isinstance(value, Number) else ""
-    return f"<td{kind}>{shown(value)}</td>"
+    return f'<td{kind} data-head="{text(head)}">{shown(value)}</td>'
 
 
 def cards(values: Sequence[tuple[str, Any]]) -> str:
@@ -133,6 +153,11 @@ def cards(values: Sequence[tuple[str, Any]]) -> str:
         for name, value in values
     )
     return f'<div class="cards">{"".join(parts)}</div>'
+
+
+def field(name: str) -> Raw:
+    """The name of a config's field, which may be broken after its dots and dashes."""
+    return Raw(text(name).replace(".", ".<wbr>").replace("_", "_<wbr>"))
 
 
 def notes(said: Sequence[str]) -> str:

@@ -43,15 +43,23 @@ def draw_all(
             found["maps"] += _maps(config, model, rows["image"][:few], workdir)
         if many and model.painter is None:
             found["picture_notes"].append(
-                f"{model.name}: no reconstructions, as its checkpoint has no decoder"
-                + " (or does not tell its heads: --config.decoder_num_heads)"
-                * (not model.config)
-                + "."
+                f"{model.name}: no reconstructions, as {_why_none(model)}."
             )
         elif many:
             part = {k: x[:many] for k, x in rows.items()}
             found["reconstructions"].append(_sheet(model, part, workdir))
     return found
+
+
+def _why_none(model: models.Model) -> str:
+    if model.path.startswith("random:"):
+        return "a model at random is an encoder alone"
+    if model.config:
+        return "its checkpoint has no decoder"
+    return (
+        "its file has no decoder, or does not tell its heads "
+        "(--config.decoder_num_heads)"
+    )
 
 
 def check(config: ConfigDict, read: list[models.Model]) -> None:

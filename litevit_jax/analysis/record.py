@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -84,7 +85,7 @@ def read(name: str, place: pathlib.Path) -> Run:
         analysis=_analysis(place, notes),
         notes=notes,
     )
-    notes += _state(run)
+    notes += _state(run) + _gaps(run)
     return run
 
 
@@ -190,6 +191,26 @@ def _state(run: Run) -> list[str]:
             "The same command goes on; numbers are those so far."
         ]
     return []
+
+
+def _gaps(run: Run) -> list[str]:
+    """Where updates are missing among those logged: longer than both intervals beside.
+
+    An interval that is longer from some update on is a setting, and no gap.
+    """
+    steps = list(run.steps.get("loss", {}))
+    lengths = [b - a for a, b in itertools.pairwise(steps)]
+    found = []
+    for i in range(1, len(lengths) - 1):
+        if lengths[i] > 1.5 * max(lengths[i - 1], lengths[i + 1]):
+            found.append(f"{steps[i]:,} and {steps[i + 1]:,}")
+    if not found:
+        return []
+    more = f" and {len(found) - 3} times more" * (len(found) > 3)
+    return [
+        f"metrics.jsonl: nothing is logged between {', '.join(found[:3])}{more}; "
+        "curves go straight across."
+    ]
 
 
 def series(found: dict[int, float], most: int = 1200) -> tuple[list[int], list[Any]]:

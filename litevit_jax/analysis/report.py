@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from litevit_jax.analysis import draw, expected, figures, page, record
+from litevit_jax.analysis import analysed, draw, expected, figures, joined, page, record
 from litevit_jax.train import workdir as workdirs
 
 _FOOT = (
@@ -26,6 +26,7 @@ _MOST_PHOTOS = 2_500_000  # bytes of markup for photographs: the page stays smal
 _SECTIONS = (
     ("curves", "Training", "What was logged, point by point, in updates."),
     ("probes", "Evaluations over time", ""),
+    ("blocks", "What every block knows", "Classifiers that read one block alone."),
     ("speed", "Speed", "Between logged updates; the first interval compiles."),
     ("pictures", "Reconstructions", ""),
     (
@@ -56,27 +57,32 @@ def build(
     """Writes the report of `runs` into `out`; returns the page.
 
     Args:
-      runs: as read; the analysis of each stands in the page unless one of all is given.
+      runs: as read; their analyses stand in the page unless one of all is given.
       out: directory, whose files of an earlier report are replaced.
       title: of the page.
       analysis: of all models together, as analysis.json holds it.
       place: the directory of that analysis.
     """
     out.mkdir(parents=True, exist_ok=True)
-    drawn = figures.of_runs(runs)
-    if analysis is not None and place is not None:
-        drawn += figures.of_analysis(analysis, place)
-    else:
-        for run in runs:
-            if run.analysis:
-                where = pathlib.Path(run.analysis["place"])
-                drawn += figures.of_analysis(run.analysis, where)
-        analysis = runs[0].analysis if len(runs) == 1 else None
+    if analysis is None:
+        analysis = joined.of_runs(runs)
+    colors = _colors(runs, analysis)
+    drawn = figures.of_runs(runs, colors)
+    drawn += analysed.of_analysis(analysis, place or out, colors)
     for figure in drawn:
         Image.fromarray(figure.image()).save(out / f"{figure.name}.png")
-    (out / "index.html").write_text(_page(runs, drawn, title, analysis or {}))
+    (out / "index.html").write_text(_page(runs, drawn, title, analysis, colors))
     workdirs.write_json(out / "report.json", _numbers(runs, drawn, title, analysis))
     return out / "index.html"
+
+
+def _colors(runs: Sequence[record.Run], analysis: dict[str, Any]) -> dict[str, str]:
+    """Name -> colour, the same for a run's curves and for its encoder's figures."""
+    models = list(analysis.get("models", {}))
+    if len(runs) == 1 and len(models) < 2:  # they may be called differently
+        return dict.fromkeys([*models, runs[0].name], draw.color_of(0))
+    names = dict.fromkeys([*models, *(run.name for run in runs)])
+    return {name: draw.color_of(place) for place, name in enumerate(names)}
 
 
 def build_figures(
@@ -119,9 +125,9 @@ def _numbers(
     runs: Sequence[record.Run],
     drawn: Sequence[figures.Figure],
     title: str,
-    analysis: dict[str, Any] | None,
+    analysis: dict[str, Any],
 ) -> dict[str, Any]:
-    about = {k: v for k, v in (analysis or {}).items() if k in ("images", "models")}
+    about = {k: v for k, v in analysis.items() if k in ("images", "models")}
     return {
         "title": title,
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -157,8 +163,9 @@ def _page(
     drawn: Sequence[figures.Figure],
     title: str,
     analysis: dict[str, Any],
+    colors: dict[str, str],
 ) -> str:
-    sections = [("summary", "Summary", _summary(runs, analysis))]
+    sections = [("summary", "Summary", _summary(runs, analysis, colors))]
     sections.append(("results", "Results", _results(runs)))
     left = _MOST_PHOTOS
     for name, heading, said in _SECTIONS:
@@ -183,11 +190,13 @@ def _page(
     return page.page(title, under, sections, _FOOT)
 
 
-def _summary(runs: Sequence[record.Run], analysis: dict[str, Any]) -> str:
+def _summary(
+    runs: Sequence[record.Run], analysis: dict[str, Any], colors: dict[str, str]
+) -> str:
     parts = []
-    for place, run in enumerate(runs):
+    for run in runs:
         if len(runs) > 1:
-            parts.append(f"<h3>{page.swatch(draw.color_of(place), run.name).html}</h3>")
+            parts.append(f"<h3>{page.swatch(colors[run.name], run.name).html}</h3>")
         parts.append(page.cards(_cards(run)))
         parts.append(page.notes(run.notes))
     said = [*analysis.get("notes", []), *analysis.get("picture_notes", [])]
@@ -273,7 +282,7 @@ def _between(runs: Sequence[record.Run]) -> str:
     for key in keys:
         values = [_short(one.get(key)) for one in flat]
         if len(set(values)) > 1:
-            rows.append([key, *values])
+            rows.append([page.field(key), *values])
     head = ["field", *(run.name for run in runs)]
     return "<h3>Where the runs differ</h3>" + page.table(head, rows) if rows else ""
 
@@ -303,7 +312,7 @@ def _recipe(runs: Sequence[record.Run]) -> str:
                 f"<p>{len(found)} fields differ from configs/{page.text(name)}.py, the "
                 "recipe for ImageNet.</p>"
             )
-            rows = [[k, _short(a), _short(b)] for k, a, b in found]
+            rows = [[page.field(k), _short(a), _short(b)] for k, a, b in found]
             found_table = page.table(["field", "recipe", "this run"], rows)
             if len(runs) > 1:
                 found_table = page.details("These fields", found_table)
@@ -314,38 +323,40 @@ def _recipe(runs: Sequence[record.Run]) -> str:
 
 
 def _origin(runs: Sequence[record.Run], analysis: dict[str, Any]) -> str:
-    rows = []
+    body = ""
     for run in runs:
         for start in run.starts[:1] + run.starts[1:][-1:]:
-            versions = start.get("versions", {})
-            libraries = ", ".join(f"{k} {v}" for k, v in versions.items())
-            devices = start.get("devices", [])
-            shown = ", ".join(map(str, devices[:4])) + ", …" * (len(devices) > 4)
-            rows.append(
-                [
-                    run.name,
-                    start.get("time"),
-                    start.get("commit"),
-                    shown,
-                    libraries,
-                    " ".join(map(str, start.get("command", []))),
-                ]
-            )
-    head = ["run", "started", "commit", "devices", "libraries", "command"]
-    body = page.table(head, rows) if rows else ""
+            head = [run.name, f"started {start.get('time')}"]
+            body += page.table(head, _start(start))
     models = analysis.get("models", {})
     if models:
         keys = ("path", "step", "width", "depth", "num_heads", "patch_size")
-        size = [("x".join(map(str, one["image_size"]))) for one in models.values()]
-        body += f"<h3>Models analysed, on {analysis['images']:,} images</h3>"
-        body += page.table(
-            ["model", *keys, "image", "last norm"],
-            [
-                [name, *(one[key] for key in keys), shown, one["last_norm"]]
-                for (name, one), shown in zip(models.items(), size, strict=True)
-            ],
-        )
+        keys = (*keys, "image_size", "last_norm", "images")
+        body += "<h3>Models analysed</h3>"
+        rows = [
+            [name, *(_told(one.get(key, "–")) for key in keys)]
+            for name, one in models.items()
+        ]
+        body += page.table(["model", *(key.replace("_", " ") for key in keys)], rows)
     return body
+
+
+def _start(start: dict[str, Any]) -> list[list[str]]:
+    """What one start of a run was made with."""
+    versions, devices = start.get("versions", {}), start.get("devices", [])
+    shown = ", ".join(map(str, devices[:4])) + ", …" * (len(devices) > 4)
+    return [
+        ["commit", start.get("commit", "–")],
+        ["devices", shown],
+        ["libraries", ", ".join(f"{k} {v}" for k, v in versions.items())],
+        ["command", " ".join(map(str, start.get("command", [])))],
+    ]
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _short(value: Any) -> str:

@@ -44,6 +44,26 @@ def test_how_many_layers_follow_from_where_the_accuracy_stops_rising():
     assert "rises up to the last of 4 blocks" in text and "tune little" in text
 
 
+def test_margins_of_all_and_of_none_are_not_zero():
+    for top1 in (0.0, 100.0):
+        want = 200 * (0.01 * 0.99 / 100) ** 0.5
+        assert advice.margin(100, top1) == pytest.approx(want)
+
+
+def test_the_best_block_is_the_one_that_was_chosen():
+    chosen = probe([50.0, 70.0, 40.0], 1000)
+    assert advice.of_probes({"a": chosen})[1][0]["top1"] == 70.0
+    less = advice.of_probes({"a": probe([69.0, 70.0, 69.5], 500)})[0]
+    assert "those after it add nothing" in less  # half a point is within the error
+
+
+def test_a_last_block_above_the_chosen_one_loses_nothing():
+    last = probe([40.0, 70.0, 71.0, 71.4], 500)
+    text, _ = advice.of_probes({"a": last | {"top1": 71.0, "block": 2}})
+    assert "those after it add nothing (71.4 % after the last)" in text
+    assert "points less" not in text and text.count(". ") == 1
+
+
 def test_layers_that_carry_the_gain_are_counted():
     found = {
         "random": {"rich": {0: 40.0}, "poor": {0: 20.0}},
@@ -57,6 +77,8 @@ def test_layers_that_carry_the_gain_are_counted():
     assert poor.startswith("With few images the first 2 of 2 blocks carry 100 %")
     found["keep_first"]["poor"][2] = 19.0
     assert "does not help: 19.0" in advice.of_layers(found, 2)[1]
+    found["keep_first"]["poor"][2] = 20.0  # as much as the random start
+    assert "does not help: 20.0" in advice.of_layers(found, 2)[1]
     assert advice.of_layers({}, 2) == []
 
 

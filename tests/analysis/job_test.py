@@ -1,31 +1,23 @@
 """What the end of a run draws, and the jobs of the command line."""
 
 import json
+import shutil
 
-import jax
 import pytest
 
-from litevit_jax import cli, sharding
+from litevit_jax import cli
 from litevit_jax.analysis import job, measure
 from litevit_jax.train import loop
 from tests import jobs
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """One device compiles sooner."""
-    make_mesh, one = sharding.make_mesh, jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(1, 1, one))
-        yield
+from tests.analysis import conftest
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory):
+def ended(checkpoints, tmp_path_factory):
     """(config, workdir) of a run that is complete, and its report."""
-    made = jobs.tiny(steps=2, log__every_steps=1)
+    made = conftest.shared()
     workdir = tmp_path_factory.mktemp("runs") / "mae run"
-    loop.run(made, workdir)
+    shutil.copytree(checkpoints / "0", workdir)
     return made, workdir, job.after_training(made, str(workdir))
 
 

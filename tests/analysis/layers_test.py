@@ -9,27 +9,8 @@ import pytest
 
 from litevit_jax import checkpoint, sharding
 from litevit_jax.analysis import layers
-from litevit_jax.train import inputs, loop, setup
+from litevit_jax.train import evaluate, inputs, loop, setup
 from tests import jobs
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """One device compiles sooner."""
-    make_mesh, one = sharding.make_mesh, jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(1, 1, one))
-        yield
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """Two MAE runs of two blocks that differ by their seed."""
-    place = tmp_path_factory.mktemp("runs")
-    for seed in (0, 1):
-        made = jobs.tiny(steps=1, objective__encoder__depth=2, seed=seed)
-        loop.run(made, place / str(seed))
-    return place
 
 
 def config(checkpoints, **overrides):
@@ -43,7 +24,8 @@ def runs(monkeypatch):
     """Runs in place of real ones, by how many blocks are loaded; `stop`: which end."""
 
     class Runs(list):
-        stop = ()
+        def __init__(self):
+            self.stop, self.probes = (), []
 
     asked = Runs()
 
@@ -55,7 +37,17 @@ def runs(monkeypatch):
         last = {"step": 2, "top1": float(top1), "n": 359}
         return loop.Outcome(2, {"test": {"last": last}})
 
+    def probe(made, workdir):
+        asked.probes.append((made, workdir))
+        table = [{"block": i, "linear": 10.0 + i, "knn": 20.0 + i} for i in range(2)]
+        last = {"top1": 11.0, "block": 1, "n": 359, "table": table}
+        lower = last | {"top1": 9.0, "block": 0}
+        return {"layers": {"last": lower}, "layers_avg": {"last": last}}
+
+    for module in (setup, evaluate):  # what they refuse has a test of its own
+        monkeypatch.setattr(module, "prepare", lambda *_, **__: None)
     monkeypatch.setattr(loop, "run", run)
+    monkeypatch.setattr(evaluate, "run", probe)
     return asked
 
 
@@ -79,11 +71,40 @@ def test_every_part_runs_once_and_the_same_run_not_twice(runs, checkpoints, tmp_
     assert {made.job for made, _ in runs} == {"train"}
     assert [made.data.fraction for made, _ in runs] == [1.0] * 9 + [0.5] * 9
     found = json.loads((tmp_path / "run" / "layers.json").read_text())
-    assert len(found["points"]) == 18 and found["depth"] == 2
+    assert len(found["points"]) == 20 and found["depth"] == 2
     page = outcome.page.read_text()
-    assert page.count("<svg") == 4 and "With many images" in page
+    assert page.count("<svg") == 6 and "With many images" in page
+    report = json.loads((outcome.page.parent / "report.json").read_text())
+    drawn = {figure["name"]: figure["data"] for figure in report["figures"]}
+    kept = dict(zip(*drawn["layers-keep_first"]["rich"].values(), strict=True))
+    for kind, k, same in (
+        *(("keep_last", 0, 0), ("keep_last", 2, 2)),
+        *(("freeze", 0, 2), ("swap", 2, 2)),
+    ):
+        rich = drawn[f"layers-{kind}"]["rich"]
+        assert rich["k"] == [0, 1, 2] and rich["values"][k] == kept[same]
     layers.run(config(checkpoints), tmp_path / "run")
-    assert len(runs) == 18
+    assert len(runs) == 18 and len(runs.probes) == 2
+
+
+def test_blocks_are_probed_with_the_images_of_each_setting(runs, checkpoints, tmp_path):
+    made = config(checkpoints, study__kinds=("probe",))
+    outcome = layers.run(made, tmp_path / "run")
+    assert [probe.data.fraction for probe, _ in runs.probes] == [1.0, 0.5]
+    assert [place.name for _, place in runs.probes] == [
+        "rich-probe-00",
+        "poor-probe-00",
+    ]
+    assert {probe.init for probe, _ in runs.probes} == {str(checkpoints / "0")}
+    assert [list(probe.evals) for probe, _ in runs.probes] == [
+        ["layers", "layers_avg"]
+    ] * 2
+    assert outcome.table.count("probe   2  11.00  359") == 2
+    report = json.loads((outcome.page.parent / "report.json").read_text())
+    drawn = {figure["name"]: figure["data"]["series"] for figure in report["figures"]}
+    assert list(drawn) == ["blocks-layers", "blocks-layers_avg"]
+    want = {"block": [1, 2], "linear": [10.0, 11.0], "knn": [20.0, 21.0]}
+    assert drawn["blocks-layers"] == {"rich": want, "poor": want}
 
 
 def test_a_study_goes_on_where_it_was_stopped(runs, checkpoints, tmp_path):
@@ -161,7 +182,9 @@ def test_frozen_blocks_and_embeddings_never_change(study, tmp_path):
 
 
 def test_few_images_have_as_many_updates(checkpoints, tmp_path):
-    study = layers.Study(config(checkpoints, steps=None), tmp_path / "study")
+    study = layers.Study(
+        config(checkpoints, steps=None, study__kinds=()), tmp_path / "study"
+    )
     rich, poor = (
         setup.prepare(
             study.config_of(layers.Part("keep_first", 2, s)), tmp_path / s, begin=False
@@ -187,7 +210,10 @@ def test_what_no_part_could_do_is_refused(checkpoints, tmp_path):
         ),
         ({"study__depths": (3,)}, r"study.depths=\(3,\): the encoder has 2 blocks"),
         ({"study__poor": 0.0}, r"study.poor=0.0; expected a share"),
-        ({"init_donor": jobs.teacher()}, r"init_donor=.*: its encoder has width=32"),
+        (
+            {"init_donor": jobs.teacher(), "study__kinds": ("swap",)},
+            r"init_donor=.*: its encoder has width=32",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             layers.Study(config(checkpoints, **fields), tmp_path / "study")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from litevit_jax import sharding
 from litevit_jax.analysis import (
     attention,
     capture,
@@ -22,8 +21,8 @@ from litevit_jax.analysis import (
 )
 from litevit_jax.train import loop
 from tests import jobs
+from tests.analysis.conftest import MAKE_MESH
 
-MAKE_MESH = sharding.make_mesh
 FIXTURES = pathlib.Path(__file__).parents[1] / "weights" / "fixtures"
 
 
@@ -34,22 +33,12 @@ def config(named, arg="digits", **overrides):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(checkpoints, tmp_path_factory):
     """Names of a MAE of two blocks and of a supervised run of one, wider."""
     place = tmp_path_factory.mktemp("runs")
-    loop.run(jobs.tiny(steps=1, objective__encoder__depth=2), place / "mae")
     sizes = {"objective__encoder__width": 32, "objective__encoder__num_heads": 4}
     loop.run(jobs.tiny("deit_tiny", steps=1, **sizes), place / "deit")
-    return f"mae={place}/mae,deit={place}/deit"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """One device compiles sooner; a test of its own takes all eight."""
-    one = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **_: MAKE_MESH(1, 1, one))
-        yield
+    return f"mae={checkpoints}/0,deit={place}/deit"
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +108,8 @@ def test_what_is_left_out_and_what_cannot_be_compared_is_said(found):
     assert "8 of 40 images did not fill a minibatch of 16" in said
     assert "different depths (mae 2, deit 1)" in said
     assert "different head counts" in said
+    assert "different widths (mae 24, deit 32): effective ranks" in said
+    assert "different patches" not in said and "different crops" not in said
     assert (found["cka"]["minibatches"], found["cka"]["size"]) == (2, 16)
     assert found["images"] == 40
 

@@ -1,0 +1,168 @@
+"""Figures of what an analysis found: attention, similarity, features, sheets."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from litevit_jax.analysis import charts, figures
+
+_ROUNDING = 1e-9  # of the largest eigenvalue: LayerNorm leaves one that is 0
+
+
+def of_analysis(
+    found: dict[str, Any], place: pathlib.Path, colors: dict[str, str]
+) -> list[figures.Figure]:
+    """Figures of an analysis.
+
+    Args:
+      found: what analysis.json holds.
+      place: its directory.
+      colors: name of a model -> its colour.
+    """
+    return [
+        *_attention(found, colors),
+        *_sheets(found, place),
+        *_cka(found.get("cka")),
+        *_features(found, colors),
+    ]
+
+
+def _attention(found: dict[str, Any], colors: dict[str, str]) -> list[figures.Figure]:
+    every = found.get("attention", {})
+    paper = found.get("attention_compat") == "paper"
+    unit = "patches x 14, as the paper" if paper else "pixels"
+    names = {"distance": f"attention distance ({unit})", "entropy": "entropy (nats)"}
+    drawn = []
+    for kind, label in names.items():
+        flat = [x for one in every.values() for row in one[kind] for x in row]
+        for name, one in every.items():
+            axes = charts.Axes("layer", label, y_range=(0, 1.05 * max(flat) or 1))
+            canvas = charts.boxes(one[kind], axes, color=colors[name])
+            drawn.append(
+                figures.Figure(
+                    name=f"attention-{kind}-{figures.file_name(name)}",
+                    section="attention",
+                    title=f"{name}: how {'far' if kind == 'distance' else 'widely'} "
+                    "heads look",
+                    caption="A box for each layer, a point for each head; the class "
+                    "token is left out.",
+                    data={"model": name, "unit": label, "layers": one[kind]},
+                    canvas=canvas,
+                )
+            )
+    return drawn
+
+
+def _sheets(found: dict[str, Any], place: pathlib.Path) -> list[figures.Figure]:
+    drawn = []
+    for one in found.get("maps", []):
+        mark = str(one["query"]).replace("/", "_")
+        query = {"cls": "the class token", "center": "the central patch"}.get(
+            one["query"], f"patch {one['query']}"
+        )
+        drawn.append(
+            figures.Figure(
+                name=f"attention-{figures.file_name(one['model'])}-layer{one['layer']}-{mark}",
+                section="maps",
+                title=f"{one['model']}, layer {one['layer']}: what {query} looks at",
+                caption="The brightest patch of each map is its largest weight.",
+                data=one,
+                pixels=np.asarray(Image.open(place / one["file"]).convert("RGB")),
+            )
+        )
+    for one in found.get("reconstructions", []):
+        mean = sum(one["mae_loss"]) / len(one["mae_loss"])
+        drawn.append(
+            figures.Figure(
+                name=f"reconstruction-{figures.file_name(one['model'])}",
+                section="pictures",
+                title=f"{one['model']}: {one['images']} of the images analysed",
+                caption="original, masked, reconstructed; mean loss of their masked "
+                f"patches {mean:.4f}",
+                data=one,
+                pixels=np.asarray(Image.open(place / one["file"]).convert("RGB")),
+            )
+        )
+    return drawn
+
+
+def _cka(found: dict[str, Any] | None) -> list[figures.Figure]:
+    if not found:
+        return []
+    drawn = []
+    for pair in found["pairs"]:
+        of = {**found, **pair}  # runs side by side may have looked at other numbers
+        values = np.array(pair["values"], float)
+        one, other = pair["rows"], pair["columns"]
+        canvas = charts.heatmap(values, f"blocks of {other}", f"blocks of {one}")
+        drawn.append(
+            figures.Figure(
+                name=f"cka-{figures.file_name(one)}-{figures.file_name(other)}",
+                section="cka",
+                title=one if one == other else f"{one} and {other}",
+                caption=f"after 0 to {values.shape[0] - 1} and 0 to "
+                f"{values.shape[1] - 1} blocks; {of['minibatches']} minibatches of "
+                f"{of['size']} images",
+                data=pair,
+                canvas=canvas,
+            )
+        )
+    return drawn
+
+
+def _features(found: dict[str, Any], colors: dict[str, str]) -> list[figures.Figure]:
+    every = found.get("features", {})
+    own = [colors[name] for name in every]
+    if not every:
+        return []
+    of = found["features_of"]
+    what = {
+        "effective_rank": ("Effective rank", "dimensions", "RankMe of pooled tokens"),
+        "token_similarity": (
+            "Token similarity",
+            "cosine",
+            "between patches of an image",
+        ),
+    }
+    drawn = []
+    for key, (title, unit, said) in what.items():
+        lines: charts.Series = {
+            name: (range(len(one[key])), one[key]) for name, one in every.items()
+        }
+        axes = charts.Axes("blocks passed", unit, whole_x=True)
+        drawn.append(
+            figures.Figure(
+                name=f"features-{key}",
+                section="features",
+                title=title,
+                caption=f"{said}, read at {of['place']}, pool {of['pool']}",
+                data={name: one[key] for name, one in every.items()},
+                canvas=charts.curves(lines, axes, colors=own),
+            )
+        )
+    spectra: charts.Series = {}
+    for name, one in every.items():
+        last = np.array(one["spectrum"][-1])
+        share = last / max(last[0], 1e-300)
+        drawn_part = [x if x > _ROUNDING else None for x in share.tolist()]
+        spectra[name] = (range(1, len(last) + 1), drawn_part)
+    axes = charts.Axes("dimension", "eigenvalue, of the largest", log_y=True)
+    drawn.append(
+        figures.Figure(
+            name="features-spectrum",
+            section="features",
+            title="Spectrum after the last block",
+            caption="eigenvalues of the covariance of the pooled features; those below "
+            f"{_ROUNDING:g} of the largest are rounding and not drawn",
+            data={name: one["spectrum"] for name, one in every.items()},
+            canvas=charts.curves(
+                spectra, dataclasses.replace(axes, whole_x=True), colors=own
+            ),
+        )
+    )
+    return drawn
