@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from litevit_jax.models import layers, partial_block, relative
+from litevit_jax.models import layers, partial_block, pixels, relative
 
 # The `_std` variants have the head counts of timm and DeiT. They hold the same
 # parameter shapes as their namesakes but compute another function.
@@ -186,7 +186,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        image: jax.Array,
+        image: jax.Array | pixels.Pixels,
         ids_keep: jax.Array | None = None,
         *,
         hide: tuple[jax.Array, jax.Array] | None = None,
@@ -196,7 +196,7 @@ class Encoder(nn.Module):
         """Encodes images, or only the patches of them that `ids_keep` names.
 
         Args:
-          image: normalised images `[B, H, W, C]`.
+          image: normalised images `[B, H, W, C]`, or bytes and how to normalise them.
           ids_keep: patches to encode `[B, M]`, in this order; None takes all. They
             are gathered before the projection, so the others cost nothing.
           hide: a mask `[B, N]` and a token `[1, 1, D]`; the embedding of a patch
@@ -222,9 +222,8 @@ class Encoder(nn.Module):
         self._check_whole(ids_keep)
         grid = layers.grid_of(image.shape, self.patch_size)
         table = self._pos_table(grid)
-        patches, pos = layers.patchify(image, self.patch_size), table[:, 1:]
+        patches, pos = pixels.patches(image, self.patch_size, ids_keep), table[:, 1:]
         if ids_keep is not None:
-            patches = layers.take_tokens(patches, ids_keep)
             pos = jnp.asarray(pos)[0].at[ids_keep].get(mode="promise_in_bounds")
         embed = layers.patch_embed(
             self.init_style, patches.shape[-1], self.width, self.dtype

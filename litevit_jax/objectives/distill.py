@@ -220,6 +220,11 @@ class Distill(base.Objective):
         """The teacher is another run's and stays as it is."""
         return True
 
+    @property
+    def reads_bytes(self) -> bool:
+        """Student and teacher read the same patches."""
+        return True
+
     def init(self, key: jax.Array, batch: base.Batch) -> base.Variables:
         """Parameters {'encoder', 'decoder'}, and 'adapter' and 'extra' if there are.
 
