@@ -101,6 +101,10 @@ def base(name):
     # slices of a batch are added up, so the update is the same and memory is saved.
     config.microbatch = "auto"
     config.accum_steps = 1  # the same said as a number of slices
+    # For models too large otherwise: blocks computed again in the backward pass, and
+    # compiled once and looped over. Both cost time (docs/performance.md).
+    config.remat = False
+    config.scan = False
     config.epochs = 400
     config.steps = config_dict.placeholder(int)  # overrides epochs
     config.init = config_dict.placeholder(str)  # run, step in it, weights, random

@@ -254,6 +254,9 @@ def _objective(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> 
     if "momentum_steps" in config.objective:  # None: as long as the run
         block.setdefault("momentum_steps", config.derived.total_steps)
     name = block.pop("name")
+    for part in ("encoder", "decoder"):  # how its blocks run, not what they compute
+        if part in block:
+            block[part] |= {k: True for k in ("remat", "scan") if config[k]}
     objective = registry.make("objectives", name, **block)
     least = objective.min_batch_per_device * mesh.size
     if config.batch_size < least:

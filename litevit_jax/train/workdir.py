@@ -38,6 +38,8 @@ FREE_TO_CHANGE = (
     "mesh.*",
     "microbatch",
     "nonfinite.*",
+    "remat",
+    "scan",
     "teacher",  # its fingerprint is compared instead
     "watchdog*",
 )
