@@ -40,6 +40,7 @@ ONLY = flags.DEFINE_list(
     "only", [], "Rows to compile, as mae-128-ours; all by default."
 )
 FIELDS = flags.DEFINE_list("set", [], "Changes of the config of ours, as a.b=value.")
+HLO = flags.DEFINE_bool("hlo", False, "Keep the text of each program beside its row.")
 ROW = flags.DEFINE_string("row", None, "Internal: compile this row in this process.")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -110,7 +111,10 @@ def measure(name: str) -> dict[str, Any]:
     start = time.monotonic()
     make = compile_ours if side == "ours" else compile_plain
     compiled, slices = make(job, images, target)
-    module = hlo.Module(compiled.as_text(), trips=slices)
+    text = compiled.as_text()
+    if HLO.value:
+        (pathlib.Path(OUT.value) / f"{name}.hlo.txt").write_text(text)
+    module = hlo.Module(text, trips=slices)
     said = compiled.memory_analysis()
     whole = said.argument_size_in_bytes + said.output_size_in_bytes
     whole += said.temp_size_in_bytes - said.alias_size_in_bytes
@@ -135,6 +139,7 @@ def find(name: str) -> dict[str, Any] | None:
             return None
         print(f"compiling {name}", file=sys.stderr, flush=True)
         command = [sys.executable, __file__, f"--row={name}", f"--out={OUT.value}"]
+        command += [f"--hlo={HLO.value}"]
         command += [f"--set={','.join(FIELDS.value)}"] if FIELDS.value else []
         done = subprocess.run(command, cwd=ROOT, env=_environment(), check=False)
         if done.returncode:

@@ -137,41 +137,99 @@ def attend(
     """softmax(scale q k^T + bias) v: `[B, A, S, E], 2 x [B, A, T, E] -> [B, A, S, E]`.
 
     Softmax in float32. `bias` `[A, S, T]`, float32, is the same for every example and
-    has a gradient; None adds nothing and costs nothing. The one place to plug another
-    attention kernel in: it has to pass the tests of this function.
+    has a gradient; None adds nothing and costs nothing. How it is computed depends on
+    the platform, see `KERNELS`.
     """
     return _attend_forward(q, k, v, scale, bias)[0]
 
 
 def _attend_forward(q, k, v, scale, bias):
+    ways = {
+        name: functools.partial(kernel[0], scale) for name, kernel in KERNELS.items()
+    }
+    out, saved = jax.lax.platform_dependent(q, k, v, bias, **ways)
+    biased = None if bias is None else ()  # a structure, since arrays alone are saved
+    return out, (saved, biased)
+
+
+def _attend_backward(scale, saved, grad):
+    saved, biased = saved
+    ways = {
+        name: functools.partial(kernel[1], scale) for name, kernel in KERNELS.items()
+    }
+    *grads, grad_logits = jax.lax.platform_dependent(saved, grad, **ways)
+    grad_bias = None if biased is None else grad_logits.sum(axis=0)
+    grad_q, grad_k, grad_v = grads
+    return grad_q, grad_k, grad_v, grad_bias
+
+
+def _cpu_forward(scale, q, k, v, bias):
+    """On CPUs products want their operands as they lie, and fewer elements divided."""
     q, k, v = _materialize(q * scale, k, v)
-    logits = jnp.einsum("basd,batd->bast", q, k, preferred_element_type=jnp.float32)
-    if bias is not None:
-        logits = logits + bias
+    logits = _logits(q, k, bias)
     exps = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     inverse = 1 / exps.sum(axis=-1, keepdims=True)
     exps = exps.astype(v.dtype)
     # Normalised after the product: [S, E] has fewer elements than [S, T].
     out = jnp.einsum("bast,batd->basd", exps, v, preferred_element_type=jnp.float32)
     out = (out * inverse).astype(v.dtype)
-    biased = None if bias is None else ()  # a structure, since arrays alone are saved
-    return out, (q, k, v, exps, inverse, out, biased)
+    return out, (q, k, v, exps, inverse, out)
 
 
-def _attend_backward(scale, saved, grad):
-    q, k, v, exps, inverse, out, biased = saved
+def _cpu_backward(scale, saved, grad):
+    q, k, v, exps, inverse, out = saved
     # d softmax = p * (dp - sum(p * dp)), and that sum is out . grad.
     along = (out * grad).astype(jnp.float32).sum(axis=-1, keepdims=True) * inverse
     grad = (grad * inverse).astype(v.dtype)
     grad, grad_t, q_t = _materialize(grad, grad.swapaxes(2, 3), q.swapaxes(2, 3))
     grad_p = jnp.einsum("basd,batd->bast", grad, v, preferred_element_type=jnp.float32)
     grad_logits = exps * (grad_p - along)
-    grad_bias = None if biased is None else grad_logits.sum(axis=0)
-    grad_logits = grad_logits.astype(v.dtype)
-    grad_q = jnp.einsum("bast,batd->basd", grad_logits, k) * scale
-    grad_k = jnp.einsum("bads,bast->badt", q_t, grad_logits).swapaxes(2, 3)
+    half = grad_logits.astype(v.dtype)
+    grad_q = jnp.einsum("bast,batd->basd", half, k) * scale
+    grad_k = jnp.einsum("bads,bast->badt", q_t, half).swapaxes(2, 3)
     grad_v = jnp.einsum("bads,bast->badt", grad_t, exps).swapaxes(2, 3)
-    return grad_q, grad_k, grad_v, grad_bias
+    return grad_q, grad_k, grad_v, grad_logits
+
+
+def _plain_forward(scale, q, k, v, bias):
+    """Elsewhere: normalised before the product, which a TPU fuses into the softmax."""
+    q = q * scale
+    probs = jax.nn.softmax(_logits(q, k, bias)).astype(v.dtype)
+    out = jnp.einsum("bast,batd->basd", probs, v)
+    ones = jnp.ones((*probs.shape[:3], 1), jnp.float32)  # in the place of the sums
+    return out, (q, k, v, probs, ones, out)
+
+
+def _plain_backward(scale, saved, grad):
+    q, k, v, probs, *_ = saved
+    grad_p = jnp.einsum("basd,batd->bast", grad, v, preferred_element_type=jnp.float32)
+    probs32 = probs.astype(jnp.float32)
+    along = (probs32 * grad_p).sum(axis=-1, keepdims=True)
+    grad_logits = probs32 * (grad_p - along)
+    half = grad_logits.astype(v.dtype)
+    grad_q = jnp.einsum("bast,batd->basd", half, k) * scale
+    grad_k = jnp.einsum("bast,basd->batd", half, q)
+    grad_v = jnp.einsum("bast,basd->batd", probs, grad)
+    return grad_q, grad_k, grad_v, grad_logits
+
+
+def _logits(q, k, bias):
+    logits = jnp.einsum("basd,batd->bast", q, k, preferred_element_type=jnp.float32)
+    return logits if bias is None else logits + bias
+
+
+# Platform of JAX ('cpu', 'tpu', 'cuda'), or 'default' for the others -> (forward,
+# backward) of `attend`. The one place to plug a kernel in, such as a Pallas kernel for
+# 'tpu'; it has to pass the tests of every entry (tests/models/ops_test.py).
+#   forward(scale, q, k, v, bias) -> (out, saved)
+#   backward(scale, saved, grad) -> gradients of q, k and v, and of the logits before
+#     the softmax `[B, A, S, T]`, float32, which are read if there is a bias.
+# `saved` is (q * scale, k, v, [B, A, S, T] of v's type, float32 [B, A, S, 1], out):
+# XLA removes what a backward pass does not read, so a kernel may give zeros there.
+KERNELS = {
+    "cpu": (_cpu_forward, _cpu_backward),
+    "default": (_plain_forward, _plain_backward),
+}
 
 
 def _materialize(*arrays):

@@ -63,8 +63,45 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.fixture(params=ops.KERNELS)
+def kernel(request, monkeypatch):
+    """Each way to compute attention, as if it were this platform's."""
+    monkeypatch.setattr(ops, "KERNELS", {"default": ops.KERNELS[request.param]})
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "attention" not in c])
 def test_own_gradients_are_those_of_autodiff(case):
+    same_as_autodiff(case)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "attention" in c])
+def test_every_kernel_has_the_gradients_of_autodiff(case, kernel):
+    same_as_autodiff(case)
+
+
+def test_every_kernel_keeps_the_precision_of_bfloat16(kernel):
+    """Sizes of ViT-Tiny: 12 heads of 16, 49 patches and the class token."""
+    keys = jax.random.split(jax.random.key(4), 4)
+    *args, weight = (jax.random.normal(key, (2, 12, 50, 16)) for key in keys)
+
+    def outcome(function, *args):
+        def energy(*args):
+            out = function(*args)
+            return (out.astype(jnp.float32) * weight).sum(), out
+
+        (_, out), grads = jax.value_and_grad(energy, (0, 1, 2), has_aux=True)(*args)
+        return out, *grads
+
+    half = [x.astype(jnp.bfloat16) for x in args]
+    found = outcome(attend, *half)
+    want = outcome(plain_attention, *(x.astype(jnp.float32) for x in half))
+    for got, value in zip(found, want, strict=True):
+        assert got.dtype == jnp.bfloat16
+        gap = jnp.abs(got.astype(jnp.float32) - value).max() / jnp.abs(value).max()
+        assert gap < 0.015
+
+
+def same_as_autodiff(case):
     ours, plain, shapes = CASES[case]
     keys = jax.random.split(jax.random.key(0), len(shapes))
     args = [1 + 2 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
@@ -79,7 +116,7 @@ def test_own_gradients_are_those_of_autodiff(case):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
 
 
-def test_attention_of_large_logits_stays_finite():
+def test_attention_of_large_logits_stays_finite(kernel):
     q = jnp.full((1, 1, 2, 4), 100.0)
     k = jnp.stack([jnp.full((1, 1, 4), 100.0), jnp.zeros((1, 1, 4))], axis=2)
     v = jnp.arange(8.0).reshape(1, 1, 2, 4)
@@ -88,7 +125,7 @@ def test_attention_of_large_logits_stays_finite():
     assert all(np.isfinite(x).all() for x in grads(jnp.ones_like(out)))
 
 
-def test_the_gradient_of_the_bias_is_summed_in_float32():
+def test_the_gradient_of_the_bias_is_summed_in_float32(kernel):
     keys = jax.random.split(jax.random.key(2), 3)
     q, k, v = (jax.random.normal(key, (64, 1, 3, 4)) for key in keys)
     bias = jnp.zeros((1, 3, 3))
@@ -102,7 +139,7 @@ def test_the_gradient_of_the_bias_is_summed_in_float32():
     np.testing.assert_allclose(found, want, atol=0.01 * abs(want).max())
 
 
-def test_tokens_that_ask_nothing_change_no_answer():
+def test_tokens_that_ask_nothing_change_no_answer(kernel):
     block = layers.Block(3, 48, "mae", "float32")
     x = jax.random.normal(jax.random.key(1), (2, 6, 12))
     variables = block.init(jax.random.key(0), x)
