@@ -148,19 +148,14 @@ def _attend_forward(q, k, v, scale, bias):
         name: functools.partial(kernel[0], scale) for name, kernel in KERNELS.items()
     }
     out, saved = jax.lax.platform_dependent(q, k, v, bias, **ways)
-    biased = None if bias is None else ()  # a structure, since arrays alone are saved
-    return out, (saved, biased)
+    return out, (saved, bias)
 
 
 def _attend_backward(scale, saved, grad):
-    saved, biased = saved
     ways = {
         name: functools.partial(kernel[1], scale) for name, kernel in KERNELS.items()
     }
-    *grads, grad_logits = jax.lax.platform_dependent(saved, grad, **ways)
-    grad_bias = None if biased is None else grad_logits.sum(axis=0)
-    grad_q, grad_k, grad_v = grads
-    return grad_q, grad_k, grad_v, grad_bias
+    return jax.lax.platform_dependent(*saved, grad, **ways)
 
 
 def _cpu_forward(scale, q, k, v, bias):
@@ -176,7 +171,7 @@ def _cpu_forward(scale, q, k, v, bias):
     return out, (q, k, v, exps, inverse, out)
 
 
-def _cpu_backward(scale, saved, grad):
+def _cpu_backward(scale, saved, bias, grad):
     q, k, v, exps, inverse, out = saved
     # d softmax = p * (dp - sum(p * dp)), and that sum is out . grad.
     along = (out * grad).astype(jnp.float32).sum(axis=-1, keepdims=True) * inverse
@@ -184,33 +179,32 @@ def _cpu_backward(scale, saved, grad):
     grad, grad_t, q_t = _materialize(grad, grad.swapaxes(2, 3), q.swapaxes(2, 3))
     grad_p = jnp.einsum("basd,batd->bast", grad, v, preferred_element_type=jnp.float32)
     grad_logits = exps * (grad_p - along)
-    half = grad_logits.astype(v.dtype)
-    grad_q = jnp.einsum("bast,batd->basd", half, k) * scale
-    grad_k = jnp.einsum("bads,bast->badt", q_t, half).swapaxes(2, 3)
+    grad_bias = None if bias is None else grad_logits.sum(axis=0)
+    grad_logits = grad_logits.astype(v.dtype)
+    grad_q = jnp.einsum("bast,batd->basd", grad_logits, k) * scale
+    grad_k = jnp.einsum("bads,bast->badt", q_t, grad_logits).swapaxes(2, 3)
     grad_v = jnp.einsum("bads,bast->badt", grad_t, exps).swapaxes(2, 3)
-    return grad_q, grad_k, grad_v, grad_logits
+    return grad_q, grad_k, grad_v, grad_bias
+
+
+def _plain(q, k, v, scale, bias):
+    """Elsewhere, the formula: a TPU's compiler fuses it best as autodiff has it."""
+    probs = jax.nn.softmax(_logits(q * scale, k, bias))
+    return jnp.einsum("bast,batd->basd", probs.astype(v.dtype), v)
 
 
 def _plain_forward(scale, q, k, v, bias):
-    """Elsewhere: normalised before the product, which a TPU fuses into the softmax."""
-    q = q * scale
-    probs = jax.nn.softmax(_logits(q, k, bias)).astype(v.dtype)
-    out = jnp.einsum("bast,batd->basd", probs, v)
-    ones = jnp.ones((*probs.shape[:3], 1), jnp.float32)  # in the place of the sums
-    return out, (q, k, v, probs, ones, out)
+    logits = (*q.shape[:3], k.shape[2])
+    unused = jnp.zeros(logits, v.dtype), jnp.zeros((*q.shape[:3], 1), jnp.float32)
+    out = _plain(q, k, v, scale, bias)
+    return out, (q, k, v, *unused, out)
 
 
-def _plain_backward(scale, saved, grad):
-    q, k, v, probs, *_ = saved
-    grad_p = jnp.einsum("basd,batd->bast", grad, v, preferred_element_type=jnp.float32)
-    probs32 = probs.astype(jnp.float32)
-    along = (probs32 * grad_p).sum(axis=-1, keepdims=True)
-    grad_logits = probs32 * (grad_p - along)
-    half = grad_logits.astype(v.dtype)
-    grad_q = jnp.einsum("bast,batd->basd", half, k) * scale
-    grad_k = jnp.einsum("bast,basd->batd", half, q)
-    grad_v = jnp.einsum("bast,basd->batd", probs, grad)
-    return grad_q, grad_k, grad_v, grad_logits
+def _plain_backward(scale, saved, bias, grad):
+    # Within one program XLA finds the forward pass here again, and keeps what it needs.
+    q, k, v, *_ = saved
+    _, pull = jax.vjp(lambda q, k, v, bias: _plain(q, k, v, scale, bias), q, k, v, bias)
+    return pull(grad)
 
 
 def _logits(q, k, bias):
@@ -222,10 +216,10 @@ def _logits(q, k, bias):
 # backward) of `attend`. The one place to plug a kernel in, such as a Pallas kernel for
 # 'tpu'; it has to pass the tests of every entry (tests/models/ops_test.py).
 #   forward(scale, q, k, v, bias) -> (out, saved)
-#   backward(scale, saved, grad) -> gradients of q, k and v, and of the logits before
-#     the softmax `[B, A, S, T]`, float32, which are read if there is a bias.
-# `saved` is (q * scale, k, v, [B, A, S, T] of v's type, float32 [B, A, S, 1], out):
-# XLA removes what a backward pass does not read, so a kernel may give zeros there.
+#   backward(scale, saved, bias, grad) -> gradients of q, k, v and bias
+# `saved` has six arrays of the shapes and types of (q, k, v, [B, A, S, T] like v,
+# float32 [B, A, S, 1], out); a kernel gives zeros for what it does not read, and XLA
+# removes them. A bias is None or [A, S, T], and None has no gradient.
 KERNELS = {
     "cpu": (_cpu_forward, _cpu_backward),
     "default": (_plain_forward, _plain_backward),
