@@ -126,6 +126,87 @@ def _outer_of_rows(x, grad):
 linear.defvjp(_linear_forward, _linear_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def project_heads(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, num_heads: int, first: int
+) -> tuple[jax.Array, ...]:
+    """Of x `[B, T, D]`: queries `[B, A, T - first, D/A]`, keys, values `[B, A, T, D/A]`.
+
+    They lie side by side in `kernel` `[D, 3 D]` and `bias` `[3 D]`, float32. CPUs like
+    one large product, which is then taken apart. On a TPU that reshape is a copy of
+    everything with 16 of 128 lanes used: there each is a product that gives heads.
+    """
+    ways = {k: functools.partial(way[0], num_heads, first) for k, way in HEADS.items()}
+    return jax.lax.platform_dependent(x, kernel, bias, **ways)
+
+
+def _split_heads(num_heads, first, x, kernel, bias):
+    width = x.shape[-1]
+    if first:
+        q = linear(x[:, first:], kernel[:, :width], bias[:width])
+        rest = linear(x, kernel[:, width:], bias[width:])
+        parts = (q, *jnp.split(rest, 2, axis=-1))
+    else:
+        parts = jnp.split(linear(x, kernel, bias), 3, axis=-1)
+    return tuple(
+        part.reshape(*part.shape[:2], num_heads, -1).swapaxes(1, 2) for part in parts
+    )
+
+
+def _project_heads(num_heads, first, x, kernel, bias):
+    kernel, bias = _by_heads(num_heads, x, kernel, bias)
+    rows = (x[:, first:], x, x)
+    return tuple(
+        jnp.einsum("btd,dae->bate", rows[i], kernel[:, i]) + bias[i][:, None]
+        for i in range(3)
+    )
+
+
+def _by_heads(num_heads, x, kernel, bias):
+    """The kernel as `[D, 3, A, E]` and the bias as `[3, A, E]`, of the type of x."""
+    kernel = kernel.reshape(kernel.shape[0], 3, num_heads, -1)
+    bias = bias.reshape(3, num_heads, -1)
+    return kernel.astype(x.dtype), bias.astype(x.dtype)
+
+
+def _heads_forward(x, kernel, bias, num_heads, first):
+    return project_heads(x, kernel, bias, num_heads, first), (x, kernel, bias)
+
+
+def _heads_backward(num_heads, first, saved, grads):
+    ways = {k: functools.partial(way[1], num_heads, first) for k, way in HEADS.items()}
+    return jax.lax.platform_dependent(*saved, grads, **ways)
+
+
+def _split_backward(num_heads, first, x, kernel, bias, grads):
+    split = functools.partial(_split_heads, num_heads, first)
+    return jax.vjp(split, x, kernel, bias)[1](grads)
+
+
+def _project_backward(num_heads, first, x, kernel, bias, grads):
+    halves, _ = _by_heads(num_heads, x, kernel, bias)
+    rows, grad_x, kernels, biases = (x[:, first:], x, x), [], [], []
+    for i, grad in enumerate(grads):
+        grad_x.append(jnp.einsum("bate,dae->btd", grad, halves[:, i]))
+        outer = jnp.einsum(
+            "btd,bate->dae", rows[i], grad, preferred_element_type=jnp.float32
+        )
+        kernels.append(outer)
+        biases.append(grad.astype(jnp.float32).sum((0, 2)))
+    asked = jnp.pad(grad_x[0], ((0, 0), (first, 0), (0, 0)))
+    grad_kernel = jnp.stack(kernels, axis=1).reshape(kernel.shape)
+    grad_bias = jnp.stack(biases).reshape(bias.shape)
+    return asked + grad_x[1] + grad_x[2], grad_kernel, grad_bias
+
+
+# Platform, or 'default' for the others -> (forward, backward) of `project_heads`.
+HEADS = {
+    "cpu": (_split_heads, _split_backward),
+    "default": (_project_heads, _project_backward),
+}
+project_heads.defvjp(_heads_forward, _heads_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def attend(
     q: jax.Array,

@@ -23,6 +23,20 @@ def plain_linear(x, kernel, bias):
     return jnp.einsum("btd,de->bte", x, kernel) + bias
 
 
+def plain_heads(first):
+    def project(x, kernel, bias):
+        q, k, v = jnp.split(plain_linear(x, kernel, bias), 3, axis=-1)
+        heads = [layers.split_heads(part, 2) for part in (q[:, first:], k, v)]
+        return jnp.concatenate(heads, axis=2)
+
+    return project
+
+
+def heads(first):
+    """`project_heads`, its results side by side."""
+    return lambda *args: jnp.concatenate(ops.project_heads(*args, 2, first), axis=2)
+
+
 def plain_norm(x, scale, bias):
     return jax.nn.standardize(x, epsilon=1e-6) * scale + bias
 
@@ -47,6 +61,8 @@ def attend_with(q, k, v, bias):
 CASES = {
     "wide linear": (ops.linear, plain_linear, [(3, 5, 8), (8, 12), (12,)]),
     "tall linear": (ops.linear, plain_linear, [(3, 5, 8), (8, 4), (4,)]),
+    "heads": (heads(0), plain_heads(0), [(3, 5, 8), (8, 24), (24,)]),
+    "heads of few": (heads(2), plain_heads(2), [(3, 5, 8), (8, 24), (24,)]),
     "norm": (ops.normalize, plain_norm, [(3, 5, 8), (8,), (8,)]),
     "attention": (attend, plain_attention, [(2, 3, 5, 4)] * 3),
     "few queries": (attend, plain_attention, [(2, 3, 2, 4)] + [(2, 3, 5, 4)] * 2),
@@ -69,7 +85,26 @@ def kernel(request, monkeypatch):
     monkeypatch.setattr(ops, "KERNELS", {"default": ops.KERNELS[request.param]})
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if "attention" not in c])
+@pytest.mark.parametrize("way", ops.HEADS)
+@pytest.mark.parametrize("case", ["heads", "heads of few"])
+def test_every_way_to_heads_has_the_gradients_of_autodiff(case, way, monkeypatch):
+    monkeypatch.setattr(ops, "HEADS", {"default": ops.HEADS[way]})
+    same_as_autodiff(case)
+
+
+def test_parameters_get_float32_gradients_from_bfloat16(monkeypatch):
+    x, kernel, bias = (jnp.ones(s) for s in [(64, 5, 8), (8, 24), (24,)])
+
+    def energy(x, kernel, bias):
+        return sum(y.sum() for y in ops.project_heads(x, kernel, bias, 2, 0))
+
+    for way in ops.HEADS.values():
+        monkeypatch.setattr(ops, "HEADS", {"default": way})
+        grads = jax.grad(energy, (0, 1, 2))(x.astype(jnp.bfloat16), kernel, bias)
+        assert [g.dtype for g in grads] == [jnp.bfloat16, jnp.float32, jnp.float32]
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "norm" in c or "linear" in c])
 def test_own_gradients_are_those_of_autodiff(case):
     same_as_autodiff(case)
 
@@ -89,7 +124,8 @@ def test_every_kernel_keeps_the_precision_of_bfloat16(kernel):
             out = function(*args)
             return (out.astype(jnp.float32) * weight).sum(), out
 
-        (_, out), grads = jax.value_and_grad(energy, (0, 1, 2), has_aux=True)(*args)
+        of_all = jax.jit(jax.value_and_grad(energy, (0, 1, 2), has_aux=True))
+        (_, out), grads = of_all(*args)
         return out, *grads
 
     half = [x.astype(jnp.bfloat16) for x in args]
@@ -108,7 +144,8 @@ def same_as_autodiff(case):
 
     def energy(function):
         names = tuple(range(len(args)))
-        return jax.value_and_grad(lambda *a: (function(*a) ** 3).sum(), names)(*args)
+        value_and_grad = jax.value_and_grad(lambda *a: (function(*a) ** 3).sum(), names)
+        return jax.jit(value_and_grad)(*args)
 
     (value, grads), (expected, plain_grads) = energy(ours), energy(plain)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
