@@ -130,7 +130,7 @@ linear.defvjp(_linear_forward, _linear_backward)
 def project_heads(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, num_heads: int, first: int
 ) -> tuple[jax.Array, ...]:
-    """Of x `[B, T, D]`: queries `[B, A, T - first, D/A]`, keys, values `[B, A, T, D/A]`.
+    """From `[B, T, D]` queries `[B, A, T - first, D/A]`, keys, values `[B, A, T, D/A]`.
 
     They lie side by side in `kernel` `[D, 3 D]` and `bias` `[3 D]`, float32. CPUs like
     one large product, which is then taken apart. On a TPU that reshape is a copy of

@@ -288,9 +288,13 @@ def _fixed(config: ConfigDict, objective: Any, variables: Any, taught: Any) -> A
         )
     if taught is None:
         return {}
-    arrays = inherit.fill_teacher(variables.teacher, taught, config)
+    shapes, whole = variables.teacher, jax.numpy.float32
+    read = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, whole), shapes)
+    arrays = inherit.fill_teacher(read, taught, config)
+    # Of what was read: in which type an accelerator holds it makes no other teacher.
     config.derived.teacher_fingerprint = inherit.fingerprint(arrays)
-    return {"teacher": arrays}
+    held = jax.tree.map(lambda x, like: x.astype(like.dtype), arrays, shapes)
+    return {"teacher": held}
 
 
 def _step(
