@@ -59,9 +59,9 @@ def count(config: ConfigDict, mesh: Mesh, objective: Any) -> int:
         _refuse(config, said, objective.whole_batch)
     if config.accum_steps > 1:
         return config.accum_steps
-    if said == "off" or objective.whole_batch:
+    if objective.whole_batch or said == "off":
         return 1
-    if said == "auto":
+    if isinstance(said, str):  # auto
         return per_device // _chosen(per_device, _at_once(config, mesh))
     if per_device % said:
         near = min(_divisors(per_device), key=lambda size: (abs(size - said), size))
