@@ -97,7 +97,14 @@ def base(name):
     config.job = "train"
     config.seed = 0
     config.batch_size = 4096  # images per update, over all devices and slices
-    config.accum_steps = 1  # slices of a batch, one after the other: saves memory
+    # Images that a device computes at once: auto, off or a number; gradients of the
+    # slices of a batch are added up, so the update is the same and memory is saved.
+    config.microbatch = "auto"
+    config.accum_steps = 1  # the same said as a number of slices
+    # For models too large otherwise: blocks computed again in the backward pass, and
+    # compiled once and looped over. Both cost time (docs/performance.md).
+    config.remat = False
+    config.scan = False
     config.epochs = 400
     config.steps = config_dict.placeholder(int)  # overrides epochs
     config.init = config_dict.placeholder(str)  # run, step in it, weights, random

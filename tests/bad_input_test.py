@@ -55,6 +55,10 @@ FIELDS = {
         r"--config.batch_size=96"),
     "batch and slices": ({"batch_size": 40, "accum_steps": 2},
         r"batch_size=40 .*accum_steps=2.* multiple of 16"),
+    "slice": ({"batch_size": 96, "microbatch": "5"},
+        r"microbatch=5 does not divide the 12 images of a device \(batch_size=96 over "
+        r"8\); the nearest that does is 4: set --config.microbatch=4"),
+    "slice's name": ({"microbatch": "of"}, r"microbatch=of: did you mean off"),
     "no batch": ({"batch_size": 0}, r"batch_size=0 .* at least 1"),
     "mesh": ({"mesh__data": 3}, r"mesh data=3 x fsdp=1 needs 3 devices, found 8"),
     "patch": ({"objective__encoder__patch_size": 3}, r"8.*patch.*3|patch.*3.*8"),

@@ -42,8 +42,26 @@ def make(blocks: dict[str, dict[str, Any]]) -> tuple[Op, ...]:
     return tuple(op(**blocks[name]) for name, op in OPS.items() if name in blocks)
 
 
-def apply(ops: tuple[Op, ...], key: jax.Array, batch: dict[str, Any]) -> dict[str, Any]:
-    """Runs `ops` in order, each with its own key."""
-    for place, op in enumerate(ops):
+def apply(
+    ops: tuple[Op, ...], key: jax.Array, batch: dict[str, Any], *, first: int = 0
+) -> dict[str, Any]:
+    """Runs `ops` in order, each with its own key.
+
+    `first` is the place of the first of them among all, if others ran before.
+    """
+    for place, op in enumerate(ops, start=first):
         batch = op(jax.random.fold_in(key, place), batch)
     return batch
+
+
+def split(ops: tuple[Op, ...]) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
+    """`ops` that need the whole batch, and those behind them, for any part of it.
+
+    What an op draws for an example depends on its `slot` alone, so the second kind may
+    run on slices of a batch. An op that mixes examples says so (`pairs_examples`).
+    """
+    count = 0
+    for place, op in enumerate(ops):
+        if getattr(op, "pairs_examples", False):
+            count = place + 1
+    return ops[:count], ops[count:]

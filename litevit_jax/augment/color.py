@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from litevit_jax.augment import base
 
@@ -24,9 +25,15 @@ class Normalize:
         """Replaces `image` or `views` uint8 [..., H, W, C] by float32."""
         del key  # nothing is drawn
         name = "views" if "views" in batch else "image"
-        scale = 1.0 / (255.0 * jnp.asarray(self.std, jnp.float32))
-        shift = jnp.asarray(self.mean, jnp.float32) * 255.0
+        shift, scale = (jnp.asarray(x, jnp.float32) for x in self.affine())
         return {**batch, name: (batch[name].astype(jnp.float32) - shift) * scale}
+
+    def affine(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(shift, scale) of each channel: a byte becomes (byte - shift) * scale."""
+        one, most = np.float32(1), np.float32(255)
+        scale = one / (most * np.asarray(self.std, np.float32))
+        shift = np.asarray(self.mean, np.float32) * most
+        return tuple(map(float, shift)), tuple(map(float, scale))
 
 
 def normalize(*, mean: tuple[float, ...], std: tuple[float, ...]) -> Normalize:

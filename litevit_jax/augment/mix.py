@@ -32,6 +32,11 @@ class Mix:
     cutmix: float
     switch: float
 
+    @property
+    def pairs_examples(self) -> bool:
+        """Whether an example needs others of its batch."""
+        return bool(self.mixup or self.cutmix)
+
     def __call__(self, key: jax.Array, batch: dict[str, Any]) -> dict[str, Any]:
         """Mixes `image`, float [B, H, W, C].
 

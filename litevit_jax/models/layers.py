@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from litevit_jax.models import relative
-from litevit_jax.models.ops import attend, gelu, linear, normalize
+from litevit_jax.models.ops import attend, gelu, linear, normalize, project_heads
 
 INIT_STYLES = ("mae", "classifier", "moco", "rpe")
 POS_EMBEDS = (
@@ -181,19 +181,10 @@ class Linear(nn.Module):
     bias_init: Initializer = nn.initializers.zeros
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        columns: slice = slice(None),
-        bias: jax.Array | None = None,
-    ) -> jax.Array:
-        """Maps `[..., D]` to `[..., features]`, or to some `columns` of them.
-
-        A `bias` `[features]` that is given takes the place of the layer's own.
-        """
+    def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
+        """Maps `[..., D]` to `[..., features]`, or to some `columns` of them."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        if bias is None:
-            bias = self.param("bias", self.bias_init, (self.features,))
+        bias = self.param("bias", self.bias_init, (self.features,))
         return linear(x.astype(self.dtype), kernel[:, columns], bias[columns])
 
 
@@ -211,6 +202,23 @@ def patch_embed(style: str, patch_dim: int, width: int, dtype: str) -> Linear:
 def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
     """`[B, T, D] -> [B, A, T, D/A]`."""
     return x.reshape(*x.shape[:2], num_heads, -1).swapaxes(1, 2)
+
+
+class Qkv(nn.Module):
+    """Queries, keys and values from one stored kernel; see `ops.project_heads`."""
+
+    num_heads: int
+    dtype: str
+    kernel_init: Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array, first: int, bias: jax.Array | None = None):
+        """A `bias` `[3 D]` that is given takes the place of the layer's own."""
+        width = x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (width, 3 * width))
+        if bias is None:
+            bias = self.param("bias", nn.initializers.zeros, (3 * width,))
+        return project_heads(x.astype(self.dtype), kernel, bias, self.num_heads, first)
 
 
 class Attention(nn.Module):
@@ -276,17 +284,9 @@ class Attention(nn.Module):
         width = x.shape[-1]
         fan_out = width if self.init_style == "moco" else 3 * width
         kernel_init = dense_init(self.init_style, width, fan_out)
-        qkv = Linear(3 * width, self.dtype, kernel_init, name="qkv")
         bias = None if self.fused_bias else self._bias_of_two(width)
-        if first_query:
-            rest = qkv(x, slice(width, None), bias)
-            parts = (
-                qkv(x[:, first_query:], slice(width), bias),
-                *jnp.split(rest, 2, axis=-1),
-            )
-        else:
-            parts = jnp.split(qkv(x, bias=bias), 3, axis=-1)
-        return (split_heads(part, self.num_heads) for part in parts)
+        qkv = Qkv(self.num_heads, self.dtype, kernel_init, name="qkv")
+        return qkv(x, first_query, bias)
 
     def _bias_of_two(self, width):
         """The bias `[3 D]` of q, k and v, of which that of k is 0 for good."""
@@ -388,7 +388,8 @@ class Block(nn.Module):
         return branch * gamma.astype(branch.dtype)
 
     def _drop(self, branch, drop_keys, index):
-        if drop_keys is None or not self.drop_rate:
+        never = isinstance(self.drop_rate, float) and not self.drop_rate
+        if drop_keys is None or never:  # the rate is traced where blocks are scanned
             return branch
         keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(drop_keys)
         return drop_path(branch, keys, self.drop_rate)

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from litevit_jax.models import layers, vit
+from litevit_jax.models import layers, stack, vit
 
 VARIANTS = {
     "tiny": {"width": 96, "depth": 1, "num_heads": 3},
@@ -32,6 +32,8 @@ def make_decoder(
     num_heads: int | None = None,
     mlp_ratio: float = 4,
     dtype: str = "float32",
+    remat: bool = False,
+    scan: bool = False,
 ) -> Decoder:
     """Builds a decoder; explicit sizes override those of the variant.
 
@@ -45,7 +47,9 @@ def make_decoder(
             f"decoder: width={sizes['width']} is not a multiple of 4, which its "
             "sin-cos position embedding needs"
         )
-    return Decoder(**sizes, mlp_ratio=mlp_ratio, dtype=str(dtype))
+    return Decoder(
+        **sizes, mlp_ratio=mlp_ratio, dtype=str(dtype), remat=remat, scan=scan
+    )
 
 
 class Decoder(nn.Module):
@@ -57,6 +61,7 @@ class Decoder(nn.Module):
       num_heads: A.
       mlp_ratio: hidden width of the MLPs over the width.
       dtype: of the computation; parameters are float32.
+      remat, scan: see `stack`.
     """
 
     width: int
@@ -64,6 +69,8 @@ class Decoder(nn.Module):
     num_heads: int
     mlp_ratio: float = 4
     dtype: str = "float32"
+    remat: bool = False
+    scan: bool = False
 
     @nn.compact
     def __call__(
@@ -90,16 +97,21 @@ class Decoder(nn.Module):
         """
         first = 1 if all_patches else latent.shape[1]
         x = self._embed(latent, ids_shuffle, grid)
-        for i in range(self.depth):
-            block = layers.Block(
-                self.num_heads,
-                int(self.width * self.mlp_ratio),
-                "mae",
-                self.dtype,
-                name=f"blocks_{i}",
-            )
-            # What follows the last attention is computed of predicted tokens alone.
-            x, _ = block(x, first_query=first if i == self.depth - 1 else 0)
+
+        def make(cls, **kwargs):
+            mlp_dim = int(self.width * self.mlp_ratio)
+            return cls(self.num_heads, mlp_dim, "mae", self.dtype, **kwargs)
+
+        # What follows the last attention is computed of predicted tokens alone.
+        x, _ = stack.run(
+            self,
+            make,
+            self.depth,
+            x,
+            last_query=first,
+            remat=self.remat,
+            scan=self.scan,
+        )
         if all_patches:
             x = layers.take_tokens(x, jnp.argsort(ids_shuffle, axis=1))
         x = layers.LayerNorm(self.dtype, name="norm")(x)

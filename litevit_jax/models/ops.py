@@ -126,6 +126,87 @@ def _outer_of_rows(x, grad):
 linear.defvjp(_linear_forward, _linear_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def project_heads(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, num_heads: int, first: int
+) -> tuple[jax.Array, ...]:
+    """From `[B, T, D]` queries `[B, A, T - first, D/A]`, keys, values `[B, A, T, D/A]`.
+
+    They lie side by side in `kernel` `[D, 3 D]` and `bias` `[3 D]`, float32. CPUs like
+    one large product, which is then taken apart. On a TPU that reshape is a copy of
+    everything with 16 of 128 lanes used: there each is a product that gives heads.
+    """
+    ways = {k: functools.partial(way[0], num_heads, first) for k, way in HEADS.items()}
+    return jax.lax.platform_dependent(x, kernel, bias, **ways)
+
+
+def _split_heads(num_heads, first, x, kernel, bias):
+    width = x.shape[-1]
+    if first:
+        q = linear(x[:, first:], kernel[:, :width], bias[:width])
+        rest = linear(x, kernel[:, width:], bias[width:])
+        parts = (q, *jnp.split(rest, 2, axis=-1))
+    else:
+        parts = jnp.split(linear(x, kernel, bias), 3, axis=-1)
+    return tuple(
+        part.reshape(*part.shape[:2], num_heads, -1).swapaxes(1, 2) for part in parts
+    )
+
+
+def _project_heads(num_heads, first, x, kernel, bias):
+    kernel, bias = _by_heads(num_heads, x, kernel, bias)
+    rows = (x[:, first:], x, x)
+    return tuple(
+        jnp.einsum("btd,dae->bate", rows[i], kernel[:, i]) + bias[i][:, None]
+        for i in range(3)
+    )
+
+
+def _by_heads(num_heads, x, kernel, bias):
+    """The kernel as `[D, 3, A, E]` and the bias as `[3, A, E]`, of the type of x."""
+    kernel = kernel.reshape(kernel.shape[0], 3, num_heads, -1)
+    bias = bias.reshape(3, num_heads, -1)
+    return kernel.astype(x.dtype), bias.astype(x.dtype)
+
+
+def _heads_forward(x, kernel, bias, num_heads, first):
+    return project_heads(x, kernel, bias, num_heads, first), (x, kernel, bias)
+
+
+def _heads_backward(num_heads, first, saved, grads):
+    ways = {k: functools.partial(way[1], num_heads, first) for k, way in HEADS.items()}
+    return jax.lax.platform_dependent(*saved, grads, **ways)
+
+
+def _split_backward(num_heads, first, x, kernel, bias, grads):
+    split = functools.partial(_split_heads, num_heads, first)
+    return jax.vjp(split, x, kernel, bias)[1](grads)
+
+
+def _project_backward(num_heads, first, x, kernel, bias, grads):
+    halves, _ = _by_heads(num_heads, x, kernel, bias)
+    rows, grad_x, kernels, biases = (x[:, first:], x, x), [], [], []
+    for i, grad in enumerate(grads):
+        grad_x.append(jnp.einsum("bate,dae->btd", grad, halves[:, i]))
+        outer = jnp.einsum(
+            "btd,bate->dae", rows[i], grad, preferred_element_type=jnp.float32
+        )
+        kernels.append(outer)
+        biases.append(grad.astype(jnp.float32).sum((0, 2)))
+    asked = jnp.pad(grad_x[0], ((0, 0), (first, 0), (0, 0)))
+    grad_kernel = jnp.stack(kernels, axis=1).reshape(kernel.shape)
+    grad_bias = jnp.stack(biases).reshape(bias.shape)
+    return asked + grad_x[1] + grad_x[2], grad_kernel, grad_bias
+
+
+# Platform, or 'default' for the others -> (forward, backward) of `project_heads`.
+HEADS = {
+    "cpu": (_split_heads, _split_backward),
+    "default": (_project_heads, _project_backward),
+}
+project_heads.defvjp(_heads_forward, _heads_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def attend(
     q: jax.Array,
@@ -137,41 +218,93 @@ def attend(
     """softmax(scale q k^T + bias) v: `[B, A, S, E], 2 x [B, A, T, E] -> [B, A, S, E]`.
 
     Softmax in float32. `bias` `[A, S, T]`, float32, is the same for every example and
-    has a gradient; None adds nothing and costs nothing. The one place to plug another
-    attention kernel in: it has to pass the tests of this function.
+    has a gradient; None adds nothing and costs nothing. How it is computed depends on
+    the platform, see `KERNELS`.
     """
     return _attend_forward(q, k, v, scale, bias)[0]
 
 
 def _attend_forward(q, k, v, scale, bias):
+    ways = {
+        name: functools.partial(kernel[0], scale) for name, kernel in KERNELS.items()
+    }
+    out, saved = jax.lax.platform_dependent(q, k, v, bias, **ways)
+    return out, (saved, bias)
+
+
+def _attend_backward(scale, saved, grad):
+    ways = {
+        name: functools.partial(kernel[1], scale) for name, kernel in KERNELS.items()
+    }
+    return jax.lax.platform_dependent(*saved, grad, **ways)
+
+
+def _cpu_forward(scale, q, k, v, bias):
+    """On CPUs products want their operands as they lie, and fewer elements divided."""
     q, k, v = _materialize(q * scale, k, v)
-    logits = jnp.einsum("basd,batd->bast", q, k, preferred_element_type=jnp.float32)
-    if bias is not None:
-        logits = logits + bias
+    logits = _logits(q, k, bias)
     exps = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
     inverse = 1 / exps.sum(axis=-1, keepdims=True)
     exps = exps.astype(v.dtype)
     # Normalised after the product: [S, E] has fewer elements than [S, T].
     out = jnp.einsum("bast,batd->basd", exps, v, preferred_element_type=jnp.float32)
     out = (out * inverse).astype(v.dtype)
-    biased = None if bias is None else ()  # a structure, since arrays alone are saved
-    return out, (q, k, v, exps, inverse, out, biased)
+    return out, (q, k, v, exps, inverse, out)
 
 
-def _attend_backward(scale, saved, grad):
-    q, k, v, exps, inverse, out, biased = saved
+def _cpu_backward(scale, saved, bias, grad):
+    q, k, v, exps, inverse, out = saved
     # d softmax = p * (dp - sum(p * dp)), and that sum is out . grad.
     along = (out * grad).astype(jnp.float32).sum(axis=-1, keepdims=True) * inverse
     grad = (grad * inverse).astype(v.dtype)
     grad, grad_t, q_t = _materialize(grad, grad.swapaxes(2, 3), q.swapaxes(2, 3))
     grad_p = jnp.einsum("basd,batd->bast", grad, v, preferred_element_type=jnp.float32)
     grad_logits = exps * (grad_p - along)
-    grad_bias = None if biased is None else grad_logits.sum(axis=0)
+    grad_bias = None if bias is None else grad_logits.sum(axis=0)
     grad_logits = grad_logits.astype(v.dtype)
     grad_q = jnp.einsum("bast,batd->basd", grad_logits, k) * scale
     grad_k = jnp.einsum("bads,bast->badt", q_t, grad_logits).swapaxes(2, 3)
     grad_v = jnp.einsum("bads,bast->badt", grad_t, exps).swapaxes(2, 3)
     return grad_q, grad_k, grad_v, grad_bias
+
+
+def _plain(q, k, v, scale, bias):
+    """Elsewhere, the formula: a TPU's compiler fuses it best as autodiff has it."""
+    probs = jax.nn.softmax(_logits(q * scale, k, bias))
+    return jnp.einsum("bast,batd->basd", probs.astype(v.dtype), v)
+
+
+def _plain_forward(scale, q, k, v, bias):
+    logits = (*q.shape[:3], k.shape[2])
+    unused = jnp.zeros(logits, v.dtype), jnp.zeros((*q.shape[:3], 1), jnp.float32)
+    out = _plain(q, k, v, scale, bias)
+    return out, (q, k, v, *unused, out)
+
+
+def _plain_backward(scale, saved, bias, grad):
+    # Within one program XLA finds the forward pass here again, and keeps what it needs.
+    q, k, v, *_ = saved
+    _, pull = jax.vjp(lambda q, k, v, bias: _plain(q, k, v, scale, bias), q, k, v, bias)
+    return pull(grad)
+
+
+def _logits(q, k, bias):
+    logits = jnp.einsum("basd,batd->bast", q, k, preferred_element_type=jnp.float32)
+    return logits if bias is None else logits + bias
+
+
+# Platform of JAX ('cpu', 'tpu', 'cuda'), or 'default' for the others -> (forward,
+# backward) of `attend`. The one place to plug a kernel in, such as a Pallas kernel for
+# 'tpu'; it has to pass the tests of every entry (tests/models/ops_test.py).
+#   forward(scale, q, k, v, bias) -> (out, saved)
+#   backward(scale, saved, bias, grad) -> gradients of q, k, v and bias
+# `saved` has six arrays of the shapes and types of (q, k, v, [B, A, S, T] like v,
+# float32 [B, A, S, 1], out); a kernel gives zeros for what it does not read, and XLA
+# removes them. A bias is None or [A, S, T], and None has no gradient.
+KERNELS = {
+    "cpu": (_cpu_forward, _cpu_backward),
+    "default": (_plain_forward, _plain_backward),
+}
 
 
 def _materialize(*arrays):

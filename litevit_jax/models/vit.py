@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from litevit_jax.models import layers, partial_block, relative
+from litevit_jax.models import layers, partial_block, pixels, relative, stack
 
 # The `_std` variants have the head counts of timm and DeiT. They hold the same
 # parameter shapes as their namesakes but compute another function.
@@ -80,6 +80,8 @@ def make_encoder(
     init_style: str = "mae",
     rpe_style: str = "none",
     dtype: str = "float32",
+    remat: bool = False,
+    scan: bool = False,
 ) -> Encoder:
     """Builds an encoder; explicit sizes override those of the variant.
 
@@ -112,6 +114,8 @@ def make_encoder(
         init_style=init_style,
         rpe_style=rpe_style,
         dtype=str(dtype),
+        remat=remat,
+        scan=scan,
     )
 
 
@@ -136,6 +140,7 @@ class Encoder(nn.Module):
       dtype: of the computation; parameters are float32, and so are softmax and
         the statistics of LayerNorm.
       last_block: how much of the last block there is; see `cut`.
+      remat, scan: less memory, a smaller program, for large models; see `stack`.
     """
 
     width: int
@@ -150,6 +155,8 @@ class Encoder(nn.Module):
     rpe_style: str = "none"
     dtype: str = "float32"
     last_block: str = "full"
+    remat: bool = False
+    scan: bool = False
 
     def cut(self, depth: int, last_block: str = "full") -> Encoder:
         """The first `depth` blocks, for a loss that reads no later one.
@@ -186,7 +193,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        image: jax.Array,
+        image: jax.Array | pixels.Pixels,
         ids_keep: jax.Array | None = None,
         *,
         hide: tuple[jax.Array, jax.Array] | None = None,
@@ -196,7 +203,7 @@ class Encoder(nn.Module):
         """Encodes images, or only the patches of them that `ids_keep` names.
 
         Args:
-          image: normalised images `[B, H, W, C]`.
+          image: normalised images `[B, H, W, C]`, or bytes and how to normalise them.
           ids_keep: patches to encode `[B, M]`, in this order; None takes all. They
             are gathered before the projection, so the others cost nothing.
           hide: a mask `[B, N]` and a token `[1, 1, D]`; the embedding of a patch
@@ -222,9 +229,8 @@ class Encoder(nn.Module):
         self._check_whole(ids_keep)
         grid = layers.grid_of(image.shape, self.patch_size)
         table = self._pos_table(grid)
-        patches, pos = layers.patchify(image, self.patch_size), table[:, 1:]
+        patches, pos = pixels.patches(image, self.patch_size, ids_keep), table[:, 1:]
         if ids_keep is not None:
-            patches = layers.take_tokens(patches, ids_keep)
             pos = jnp.asarray(pos)[0].at[ids_keep].get(mode="promise_in_bounds")
         embed = layers.patch_embed(
             self.init_style, patches.shape[-1], self.width, self.dtype
@@ -250,26 +256,26 @@ class Encoder(nn.Module):
             )
 
     def _blocks(self, x, found, drop_keys, grid):
+        def make(cls, **kwargs):
+            mlp_dim = int(self.width * self.mlp_ratio)
+            sizes = (self.num_heads, mlp_dim, self.init_style, self.dtype)
+            return cls(*sizes, **self._relative(grid), **kwargs)
+
         rates = np.linspace(0, self.drop_path, self.depth)
-        for i, rate in enumerate(rates):
-            if i + 1 == self.depth and self.last_block != "full":
-                found |= _numbered(i, self._partial_block(i)(x))
-                break
-            block = layers.Block(
-                self.num_heads,
-                int(self.width * self.mlp_ratio),
-                self.init_style,
-                self.dtype,
-                drop_rate=float(rate),
-                block=i,
-                **self._relative(grid),
-                name=f"blocks_{i}",
-            )
-            keys = None
-            if drop_keys is not None:
-                keys = jax.vmap(jax.random.fold_in, (0, None))(drop_keys, i)
-            x, inside = block(x, keys)
-            found |= _numbered(i, inside)
+        whole = self.depth - (self.last_block != "full")
+        x, inside = stack.run(
+            self,
+            make,
+            whole,
+            x,
+            rates=rates[:whole],
+            drop_keys=drop_keys,
+            remat=self.remat,
+            scan=self.scan,
+        )
+        found |= inside
+        if whole < self.depth:
+            found |= stack.numbered(whole, self._partial_block(whole)(x))
         return x
 
     def _relative(self, grid):
@@ -314,10 +320,6 @@ class Encoder(nn.Module):
         if order == self.pos_embed:
             return table
         return self.param("pos_embed", lambda _, s: jnp.asarray(table), table.shape)
-
-
-def _numbered(i, inside):
-    return {f"block_{i:02d}/{name}": y for name, y in inside.items()}
 
 
 def pool_tokens(tokens: jax.Array, pool: str) -> jax.Array:

@@ -36,13 +36,28 @@ class Objective(abc.ABC):
     """A learning method; subclasses are frozen dataclasses of modules and scalars."""
 
     @property
-    def accumulates(self) -> bool:
-        """Whether the mean over slices of a batch is the loss of the whole batch.
+    def whole_batch(self) -> str:
+        """Why slices of a batch cannot stand for the whole; '' if they can.
 
-        Only then may a step accumulate gradients. Statistics over the batch
-        (BatchNorm, contrastive negatives) make it False.
+        They can if the mean over equal slices is the loss of the whole batch, as it
+        is where every example counts alike. Statistics over the batch (BatchNorm,
+        contrastive negatives) are a reason; a user who asks for slices is told it.
         """
-        return True
+        return ""
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether a step may add up the gradients of slices of a batch."""
+        return not self.whole_batch
+
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether `loss` and `health` take `image` as `models.pixels.Pixels`.
+
+        Then bytes are normalised where they are read, and no normalised copy of the
+        images is ever written.
+        """
+        return False
 
     @property
     def num_views(self) -> int:
@@ -129,3 +144,17 @@ def compute_dtype(dtype: str) -> str:
             f"dtype {dtype!r} unknown; {hint}choose from {', '.join(known)}"
         )
     return dtype
+
+
+def held(teacher: Tree, dtype: str) -> Tree:
+    """A frozen teacher with its kernels in the type they are multiplied in.
+
+    What it computes stays: they would be rounded so at every step. On accelerators
+    that is half the memory, and half of what a step reads of it.
+    """
+
+    def one(path: Any, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return leaf.astype(dtype) if name.endswith("kernel") else leaf
+
+    return jax.tree_util.tree_map_with_path(one, teacher)

@@ -220,6 +220,11 @@ class Distill(base.Objective):
         """The teacher is another run's and stays as it is."""
         return True
 
+    @property
+    def reads_bytes(self) -> bool:
+        """Student and teacher read the same patches."""
+        return True
+
     def init(self, key: jax.Array, batch: base.Batch) -> base.Variables:
         """Parameters {'encoder', 'decoder'}, and 'adapter' and 'extra' if there are.
 
@@ -240,7 +245,8 @@ class Distill(base.Objective):
         image = jnp.zeros((1, *batch["image"].shape[1:]))
         ids_keep = jnp.zeros((1, 1), jnp.int32)
         teacher = self.teacher.init(keys[3], image, ids_keep)["params"]
-        return base.Variables(params, {}, {"encoder": teacher})
+        held = base.held(teacher, self.teacher.dtype)
+        return base.Variables(params, {}, {"encoder": held})
 
     def loss(self, params, model_state, teacher, batch, key):
         """MAE's loss and the mismatch with the teacher; see `base.Objective`."""

@@ -79,7 +79,8 @@ class Feature(base.Objective):
             "adapter": self.adapter.init(adapter_key, token)["params"],
         }
         taught = self.teacher.init(teacher_key, image)["params"]
-        return base.Variables(params, {}, {"encoder": taught})
+        held = base.held(taught, self.teacher.dtype)
+        return base.Variables(params, {}, {"encoder": held})
 
     def loss(self, params, model_state, teacher, batch, key):
         """Mean distance of all tokens, cls among them; see `base.Objective`."""

@@ -33,7 +33,10 @@ def some(batch: base.Batch, most: int = MOST_EXAMPLES) -> base.Batch:
     def take_views(x: jax.Array) -> jax.Array:
         return jnp.swapaxes(take(jnp.swapaxes(x, 0, 1)), 0, 1)
 
-    return {k: (take_views if k == "views" else take)(x) for k, x in batch.items()}
+    return {
+        k: jax.tree.map(take_views if k == "views" else take, x)
+        for k, x in batch.items()
+    }
 
 
 def feature_std(features: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from litevit_jax.models import layers, mae_decoder, vit
+from litevit_jax.models import layers, mae_decoder, pixels, vit
 from litevit_jax.objectives import base, health, masking
 
 
@@ -65,6 +65,11 @@ class Mae(base.Objective):
     mask_ratio: float = 0.75
     norm_pix_loss: bool = True
     decode_after: int | None = None
+
+    @property
+    def reads_bytes(self) -> bool:
+        """Each patch is read once: to be encoded, or as a target."""
+        return True
 
     def init(self, key: jax.Array, batch: base.Batch) -> base.Variables:
         """Parameters {'encoder', 'decoder'} for images of the batch's shape."""
@@ -211,9 +216,8 @@ class Mae(base.Objective):
         return masking.unpatchify(patches, masking.grid_of(image.shape, side), side)
 
     def _masked_patches(self, image, ids_shuffle):
-        patches = masking.patchify(image, self.encoder.patch_size)
         ids = ids_shuffle[:, self._num_kept(image) :]
-        return masking.take_tokens(patches.astype(jnp.float32), ids)
+        return pixels.patches(image, self.encoder.patch_size, ids).astype(jnp.float32)
 
     def _num_patches(self, image):
         rows, cols = masking.grid_of(image.shape, self.encoder.patch_size)

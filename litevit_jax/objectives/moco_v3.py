@@ -81,9 +81,9 @@ class MoCoV3(base.Objective):
         return 2
 
     @property
-    def accumulates(self) -> bool:
+    def whole_batch(self) -> str:
         """Slices of a batch have fewer negatives and statistics of their own."""
-        return False
+        return "its negatives and its BatchNorm are those of all images"
 
     @property
     def min_batch_per_device(self) -> int:

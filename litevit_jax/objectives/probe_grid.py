@@ -113,9 +113,9 @@ class ProbeGrid(base.Objective):
     num_lrs: int
 
     @property
-    def accumulates(self) -> bool:
+    def whole_batch(self) -> str:
         """As for a single probe, BatchNorm sees the whole batch."""
-        return not self.head.batch_norm
+        return "its head has BatchNorm" if self.head.batch_norm else ""
 
     def init(self, key: jax.Array, batch: base.Batch) -> base.Variables:
         """Parameters {'encoder', 'heads'}; state: the heads' running statistics.

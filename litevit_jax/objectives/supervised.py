@@ -202,9 +202,9 @@ class Supervised(base.Objective):
     distill: Distillation | None = None
 
     @property
-    def accumulates(self) -> bool:
+    def whole_batch(self) -> str:
         """BatchNorm sees the whole batch or another result comes out."""
-        return not self.head.batch_norm
+        return "its head has BatchNorm" if self.head.batch_norm else ""
 
     @property
     def frozen_teacher(self) -> bool:

@@ -24,6 +24,8 @@ _CALLED = re.compile(
     r"\b(calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_ELSEWHERE = re.compile(r"S\([1-9]\)")  # a layout in another memory
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r"known_trip_count\W+n\W+(\d+)")
 
 COLLECTIVES = (
@@ -123,14 +125,29 @@ class Module:
             opcode = instruction.opcode
             if branch or opcode in _FREE or opcode.endswith(("-done", "-update")):
                 continue
-            read = {name: self._types.get(name, "") for name in instruction.operands}
-            written = _padded(instruction.type)
+            read = [self._types.get(name, "") for name in instruction.operands]
+            written = instruction.type
             if opcode == "copy-start":  # (target, source, ...)
-                written = _padded(_ARRAY.search(instruction.type)[0])  # pyrefly: ignore
+                written = next(_ARRAY.finditer(written))[0]
+            elif opcode == "slice-start":  # ((source), target, ...): a part is read
+                written = list(_ARRAY.finditer(written))[1][0]
+                read = [_ELSEWHERE.sub("", written)] if _padded(read[0]) else []
             if "__cublas" in instruction.attributes:
-                written = _padded(_WORKSPACE.sub("", instruction.type))
-            total += times * (written + sum(map(_padded, read.values())))
+                written = _WORKSPACE.sub("", written)
+            total += times * (_padded(written) + sum(map(_padded, read)))
         return total
+
+    def cycles(self) -> int:
+        """Cycles of every step as the compiler for TPUs estimates them; 0 elsewhere.
+
+        Gathers, sorts and most reshapes have no estimate there, and copies that change
+        a layout next to none.
+        """
+        return sum(
+            times * int(said[1])
+            for instruction, times, branch in self._walk(self._entry, fused=False)
+            if not branch and (said := _CYCLES.search(instruction.attributes))
+        )
 
     def _walk(
         self, name: str, *, fused: bool, times: int = 1, branch: bool = False
@@ -237,8 +254,8 @@ def _padded(type_: str) -> int:
     total = 0
     for kind, sides, layout in _ARRAY.findall(type_):
         order, _, tiling = layout.partition(":")
-        if re.search(r"S\([1-9]\)", tiling):
-            continue  # another memory
+        if _ELSEWHERE.search(tiling):
+            continue
         dims = _sides(sides)
         if order:  # minor to major
             dims = [dims[int(axis)] for axis in reversed(order.split(","))]

@@ -112,7 +112,9 @@ def _other_settings(
         if cut < ratio or images % cut:
             continue
         if planned.design.objective.accumulates:
-            more = {"accum_steps": config.accum_steps * cut}
+            more = {"accum_steps": planned.design.slices * cut}
+            if str(config.microbatch).isdigit():  # it says the same, otherwise
+                more["microbatch"] = "auto"
         else:  # slices would change what it learns
             more = {"batch_size": config.batch_size // cut}
         yield _flags(changes | more), changes | more

@@ -27,8 +27,8 @@ def design(planned: program.Planned) -> dict[str, Any]:
         "dtype": config.objective.dtype,
         "batch_size": config.batch_size,
         "batch_per_chip": per_chip,
-        "accum_steps": config.accum_steps,
-        "slice_per_chip": per_chip // config.accum_steps,
+        "slices": planned.design.slices,
+        "slice_per_chip": per_chip // planned.design.slices,
         "train_examples": derived.train_examples,
         "examples_from": planned.examples_from,
         "epochs": derived.total_steps / derived.steps_per_epoch,
@@ -54,7 +54,7 @@ def state_bytes(planned: program.Planned) -> int:
 def compiled(planned: program.Planned, executable: Any, seconds: float) -> dict:
     """What the compiled step says of one chip and one step, and times from that."""
     text = executable.as_text()
-    module = hlo.Module(text, trips=planned.config.accum_steps)
+    module = hlo.Module(text, trips=planned.design.slices)
     said = executable.memory_analysis()
     memory = {
         "arguments": said.argument_size_in_bytes,
@@ -137,8 +137,8 @@ def text(found: dict[str, Any]) -> str:
 def _design_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     origin = {"data": "counted", "known": "as published; the data are not here"}
     batch = f"{found['batch_size']:,} images, {found['batch_per_chip']:,} a chip"
-    if found["accum_steps"] > 1:
-        batch += f" in {found['accum_steps']} slices of {found['slice_per_chip']:,}"
+    if found["slices"] > 1:
+        batch += f" in {found['slices']} slices of {found['slice_per_chip']:,}"
     return [
         ("batch", f"{batch}; {found['dtype']}"),
         (

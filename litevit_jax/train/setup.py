@@ -20,7 +20,7 @@ from litevit_jax import augment, checkpoint, distributed, registry, sharding
 from litevit_jax.data import fast, pipeline
 from litevit_jax.data import ops as data_ops
 from litevit_jax.evaluators import base as evaluators_base
-from litevit_jax.train import batches, evaluation, inherit, inputs
+from litevit_jax.train import batches, evaluation, inherit, inputs, slices
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
@@ -72,6 +72,7 @@ class Design:
       variables: abstract Variables of the objective.
       state: abstract TrainState with shardings.
       batch: the host's batch by shape; `step.lower(state, batch)` is the program.
+      slices: parts in which a device computes its examples, one after the other.
     """
 
     objective: Any
@@ -81,6 +82,7 @@ class Design:
     batch: batches.Shapes
     create: Callable[[], states.TrainState]
     step: Any  # of jax.jit
+    slices: int
 
 
 def design(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Design:
@@ -99,7 +101,7 @@ def design(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Desi
         config.batch_size = _batch_size(config, len(source("train")), mesh)
         lr_batch = config.lr.get("batch_if_chosen", config.batch_size)
         steps_at_least = config.steps_at_least
-    sharding.check_batch(config.batch_size, mesh, config.accum_steps)
+    slices.check(config, mesh)
     _derive(config, source("train"), lr_batch, steps_at_least)
     ops = augment.make(batches.augmentation(config))
     objective = _objective(config, mesh, source)
@@ -108,7 +110,8 @@ def design(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Desi
     optimizer = _optimizer(config, variables.params)
     create, shardings = states.creator(objective, optimizer, batch, mesh)
     state = _abstract_state(create, shardings)
-    jitted = _step(config, objective, optimizer, ops, shardings)
+    count = slices.count(config, mesh, objective)
+    jitted = _step(config, objective, optimizer, ops, shardings, count)
     # Traces the whole step by shapes: a model that does not fit fails here.
     jax.eval_shape(jitted, state, batches.host(config))
     return Design(
@@ -119,6 +122,7 @@ def design(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Desi
         batch=batches.host(config),
         create=create,
         step=jitted,
+        slices=count,
     )
 
 
@@ -250,6 +254,9 @@ def _objective(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> 
     if "momentum_steps" in config.objective:  # None: as long as the run
         block.setdefault("momentum_steps", config.derived.total_steps)
     name = block.pop("name")
+    for part in ("encoder", "decoder"):  # how its blocks run, not what they compute
+        if part in block:
+            block[part] |= {k: True for k in ("remat", "scan") if config[k]}
     objective = registry.make("objectives", name, **block)
     least = objective.min_batch_per_device * mesh.size
     if config.batch_size < least:
@@ -258,12 +265,6 @@ def _objective(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> 
             f"on each of {mesh.size} devices; objective {name!r} needs at least "
             f"{objective.min_batch_per_device} there: set "
             f"--config.batch_size={least} or more"
-        )
-    if config.accum_steps > 1 and not objective.accumulates:
-        raise ValueError(
-            f"accum_steps={config.accum_steps}: objective {name!r} uses "
-            "statistics of the whole batch, which slices would change; set "
-            "--config.accum_steps=1"
         )
     return objective
 
@@ -287,13 +288,22 @@ def _fixed(config: ConfigDict, objective: Any, variables: Any, taught: Any) -> A
         )
     if taught is None:
         return {}
-    arrays = inherit.fill_teacher(variables.teacher, taught, config)
+    shapes, whole = variables.teacher, jax.numpy.float32
+    read = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, whole), shapes)
+    arrays = inherit.fill_teacher(read, taught, config)
+    # Of what was read: in which type an accelerator holds it makes no other teacher.
     config.derived.teacher_fingerprint = inherit.fingerprint(arrays)
-    return {"teacher": arrays}
+    held = jax.tree.map(lambda x, like: x.astype(like.dtype), arrays, shapes)
+    return {"teacher": held}
 
 
 def _step(
-    config: ConfigDict, objective: Any, optimizer: Any, ops: Any, shardings: Any
+    config: ConfigDict,
+    objective: Any,
+    optimizer: Any,
+    ops: Any,
+    shardings: Any,
+    count: int,
 ) -> Callable[..., Any]:
     return steps.make_train_step(
         objective,
@@ -302,7 +312,7 @@ def _step(
         seed=config.seed,
         mesh=shardings.step.mesh,
         state_sharding=shardings,
-        accum_steps=config.accum_steps,
+        slices=count,
         health_every=config.log.every_steps if config.log.health else None,
         total_steps=config.derived.total_steps,
     )

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from litevit_jax import augment, sharding
+from litevit_jax.augment import color
+from litevit_jax.models import pixels
+from litevit_jax.objectives import health
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train.state import TrainState
 
@@ -22,7 +25,7 @@ def make_train_step(
     seed: int,
     mesh: Mesh,
     state_sharding: Any,
-    accum_steps: int = 1,
+    slices: int = 1,
     health_every: int | None = None,
     total_steps: int | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict]]:
@@ -30,23 +33,32 @@ def make_train_step(
 
     All randomness derives from (seed, step, place in the batch). A step with a loss or
     gradient that is not finite changes only the count; metrics['nonfinite'] says so.
+    With `slices` each device computes its examples in so many equal parts, one after
+    the other: the mean over all examples, to rounding, in less memory.
     Health metrics are NaN but at every `health_every`-th step and at `total_steps`.
     """
+
+    ops, late = _late(ops, objective)
+    whole, rest = augment.split(ops)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         augment_key, loss_key = jax.random.split(key)
-        batch = augment.apply(ops, augment_key, _arrange(batch, mesh))
+        batch = augment.apply(whole, augment_key, _arrange(batch, mesh))
         teacher = objective.update_teacher(state.teacher, state.params, state.step)
         trained, frozen = optimizer.split(state.params)
 
+        def seen_of(part: dict[str, jax.Array]) -> dict[str, Any]:
+            part = augment.apply(rest, augment_key, part, first=len(whole))
+            return _with_bytes(part, late)
+
         def loss_fn(trained: Any, model_state: Any, part: dict[str, jax.Array]):
             params = optimizers.merge(trained, frozen)
-            return objective.loss(params, model_state, teacher, part, loss_key)
+            return objective.loss(params, model_state, teacher, seen_of(part), loss_key)
 
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (metrics, model_state)), grads = _accumulate(
-            value_and_grad, trained, state.model_state, batch, accum_steps, mesh
+            value_and_grad, trained, state.model_state, batch, slices, mesh
         )
         grad_norm = _norm(grads)
         updated = optimizer.update(grads, state.opt_state, trained, state.step)
@@ -62,9 +74,13 @@ def make_train_step(
         metrics = {**metrics, "loss": loss, "grad_norm": grad_norm}
         metrics |= {"lr": optimizer.schedule(state.step), "nonfinite": 1.0 - finite}
         if health_every is not None:
-            seen = (state.params, state.model_state, teacher, batch, loss_key)
+            seen = (state.params, state.model_state, teacher)
             due = (new.step % health_every == 0) | (new.step == total_steps)
-            metrics |= _health(objective, due, seen)
+
+            def look(few: dict[str, jax.Array]) -> Any:
+                return objective.health(*seen, seen_of(few), loss_key)
+
+            metrics |= _health(look, due, health.some(batch))
         return new, metrics
 
     return jax.jit(
@@ -86,16 +102,34 @@ def _arrange(batch: dict[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
     return {**batch, "views": views}
 
 
-def _health(objective: Any, due: jax.Array, seen: tuple[Any, ...]) -> Any:
-    """The objective's health metrics if they are `due`, else NaN in their place."""
-    shapes = jax.eval_shape(objective.health, *seen)
+def _late(ops: tuple[augment.Op, ...], objective: Any) -> tuple[Any, Any]:
+    """(ops, None), or a final normalisation apart, if the objective reads bytes."""
+    last = ops[-1] if ops else None
+    if objective.reads_bytes and isinstance(last, color.Normalize):
+        return ops[:-1], last
+    return ops, None
+
+
+def _with_bytes(batch: dict[str, Any], late: Any) -> dict[str, Any]:
+    """`image` uint8 as bytes that know how they are normalised, by `late`."""
+    if late is None:
+        return batch
+    return {**batch, "image": pixels.Pixels(batch["image"], *late.affine())}
+
+
+def _health(look: Any, due: jax.Array, few: dict[str, jax.Array]) -> Any:
+    """The health metrics of `few` examples if they are `due`, else NaN in their place.
+
+    `look` shows them to the objective.
+    """
+    shapes = jax.eval_shape(look, few)
     if not shapes:
         return {}
 
-    def skip(*_: Any) -> Any:
+    def skip(_: Any) -> Any:
         return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
 
-    return jax.lax.cond(due, objective.health, skip, *seen)
+    return jax.lax.cond(due, look, skip, few)
 
 
 def _norm(tree: Any) -> jax.Array:
@@ -116,23 +150,16 @@ def _accumulate(
     trained: Any,
     model_state: Any,
     batch: dict[str, jax.Array],
-    accum_steps: int,
+    slices: int,
     mesh: Mesh,
 ) -> Any:
-    """Mean loss, metrics and gradient over `accum_steps` equal slices of the batch."""
-    if accum_steps == 1:
+    """Mean loss, metrics and gradient over `slices` equal parts of the batch.
+
+    Sums are float32. The state goes through the parts in their order.
+    """
+    if slices == 1:
         return value_and_grad(trained, model_state, batch)
-
-    def cut(x: jax.Array) -> jax.Array:  # [B, ...] -> [slices, B/slices, ...]
-        # Strided, so that each device cuts its own rows and moves nothing.
-        x = x.reshape(x.shape[0] // accum_steps, accum_steps, *x.shape[1:])
-        x = jnp.swapaxes(x, 0, 1)
-        return jax.lax.with_sharding_constraint(x, sharding.slice_sharding(mesh))
-
-    def cut_views(x: jax.Array) -> jax.Array:  # [V, B, ...] -> [slices, V, B/slices..]
-        return jnp.swapaxes(cut(jnp.swapaxes(x, 0, 1)), 1, 2)
-
-    slices = {k: (cut_views if k == "views" else cut)(x) for k, x in batch.items()}
+    parts = {k: _cut(x, slices, mesh, axis=k == "views") for k, x in batch.items()}
 
     def body(carry: Any, part: dict[str, jax.Array]):
         total, model_state = carry
@@ -142,11 +169,29 @@ def _accumulate(
         total = jax.tree.map(jnp.add, total, (loss, metrics, grads))
         return (total, model_state), None
 
-    first = jax.tree.map(lambda x: x[0], slices)
+    first = jax.tree.map(lambda x: x[0], parts)
     (loss, (metrics, _)), grads = jax.eval_shape(
         value_and_grad, trained, model_state, first
     )
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, metrics, grads))
-    (total, model_state), _ = jax.lax.scan(body, (zeros, model_state), slices)
-    loss, metrics, grads = jax.tree.map(lambda x: x / accum_steps, total)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)),
+        (loss, metrics, grads),
+    )
+    (total, model_state), _ = jax.lax.scan(body, (zeros, model_state), parts)
+    loss, metrics, grads = jax.tree.map(lambda x: x / slices, total)
     return (loss, (metrics, model_state)), grads
+
+
+def _cut(x: jax.Array, slices: int, mesh: Mesh, *, axis: int = 0) -> jax.Array:
+    """Cuts `axis`, the examples, into equal slices `[slices, ...]`.
+
+    Each device cuts the rows that it has, so nothing moves between devices: slice i
+    is the i-th part of every device's rows.
+    """
+    size = mesh.size
+    x = jnp.moveaxis(x, axis, 0)
+    rows = x.reshape(size, slices, x.shape[0] // (size * slices), *x.shape[1:])
+    rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
+    parts = jnp.swapaxes(rows, 0, 1).reshape(slices, -1, *x.shape[1:])
+    parts = jax.lax.with_sharding_constraint(parts, sharding.slice_sharding(mesh))
+    return jnp.moveaxis(parts, 1, axis + 1)

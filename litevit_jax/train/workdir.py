@@ -23,8 +23,9 @@ from typing import Any
 
 from litevit_jax import distributed, paths
 
-# Changes that leave the numbers of a run alone (mesh: up to float rounding).
+# Changes that leave the numbers of a run alone (mesh and slices: up to float rounding).
 FREE_TO_CHANGE = (
+    "accum_steps",
     "checkpoint.*",
     "data.cache_gib",
     "data.dir",  # the data's fingerprint is compared instead
@@ -35,7 +36,10 @@ FREE_TO_CHANGE = (
     "evals.*",
     "log.*",
     "mesh.*",
+    "microbatch",
     "nonfinite.*",
+    "remat",
+    "scan",
     "teacher",  # its fingerprint is compared instead
     "watchdog*",
 )

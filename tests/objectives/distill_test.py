@@ -311,6 +311,18 @@ def test_logits_and_losses_are_float32_in_bfloat16():
     assert found["tokens"].dtype == jnp.bfloat16
 
 
+def test_a_teacher_held_in_bfloat16_computes_the_same():
+    half = make(dtype="bfloat16")
+    shapes = jax.eval_shape(half.init, KEY, batch_of()).teacher["encoder"]
+    found = {str(x.dtype) for x in jax.tree.leaves(shapes)}
+    assert found == {"bfloat16", "float32"}
+    params, teacher = started(half)
+    held = jax.tree.map(lambda x, y: x.astype(y.dtype), teacher["encoder"], shapes)
+    assert loss_of(half, params, {"encoder": held}) == loss_of(half, params, teacher)
+    whole = jax.eval_shape(make().init, KEY, batch_of()).teacher
+    assert {x.dtype for x in jax.tree.leaves(whole)} == {np.dtype("float32")}
+
+
 @pytest.fixture(scope="module")
 def decoupled():
     objective = make(encoder=ENCODER | {"depth": 3}, decoupled=2, pairs=((4, 2),))

@@ -142,8 +142,8 @@ def _path(name):
 def test_the_mesh_does_not_change_the_parameters(name, mesh, train, tmp_path):
     """Nor do slices of the batch, where the objective allows them."""
     run = train(name)
-    slices = 2 if mesh == "4x2" and run.job.objective.accumulates else 1
-    job = prepare(name, mesh, tmp_path, accum_steps=slices)
+    cut = mesh == "4x2" and run.job.objective.accumulates
+    job = prepare(name, mesh, tmp_path, microbatch="2" if cut else "auto")
     state, losses = go_on(placed(run.first, job), job, run.batches)
     # BatchNorm divides by deviations of 32 examples, which amplifies rounding.
     rtol, atol = (1e-4, 1e-6) if run.job.objective.accumulates else (2e-3, 1e-5)

@@ -23,7 +23,8 @@ HloModule jit_f, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-alias)
   %t = (s32[], f32[128]{0}) parameter(0)
   %i = s32[] get-tuple-element(%t), index=0
   %x = f32[128]{0} get-tuple-element(%t), index=1
-  %moved = f32[128]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %moved = f32[128]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}, \
+backend_config={"estimated_cycles":"7"}
   ROOT %next = (s32[], f32[128]{0}) tuple(%i, %moved)
 }
 
@@ -36,7 +37,8 @@ HloModule jit_f, is_scheduled=true, input_output_alias={ {0}: (0, {}, may-alias)
 
 %rare (r: f32[16]) -> f32[16] {
   %r = f32[16]{0} parameter(0)
-  ROOT %seldom = f32[16]{0} all-reduce(%r), replica_groups={{0,1,2,3}}, to_apply=%sum
+  ROOT %seldom = f32[16]{0} all-reduce(%r), replica_groups={{0,1,2,3}}, to_apply=%sum, \
+backend_config={"estimated_cycles":"1000"}
 }
 
 %never (r.1: f32[16]) -> f32[16] {
@@ -48,12 +50,16 @@ ENTRY %main (q: f32[10], w: bf16[6,100], e: s32[]) -> f32[10] {
   %w = bf16[6,100]{1,0:T(8,128)(2,1)} parameter(1)
   %e = s32[] parameter(2)
   %near = bf16[6,100]{1,0:T(8,128)(2,1)S(1)} copy(%w)
+  %part = ((bf16[6,100]{1,0:T(8,128)(2,1)}), bf16[2,100]{1,0:T(8,128)(2,1)S(1)}, \
+s32[]{:S(2)}) slice-start(%w), slice={[0:2], [0:100]}
+  %taken = bf16[2,100]{1,0:T(8,128)(2,1)S(1)} slice-done(%part)
   %two = (f32[10]{0}, /*index=1*/f32[5,2]{1,0}) all-reduce(%q, %odd), \
 replica_groups=mesh['x'=4,'y'=2] {'x', 'y':(1)2}, to_apply=%sum
   %odd = f32[5,2]{1,0} custom-call(), custom_call_target="f"
   %go = (f32[10]{0}, f32[40]{0}) all-gather-start(%q), replica_groups=[1,4]<=[4]
   %all = f32[40]{0} all-gather-done(%go)
-  %alone = f32[10]{0} all-reduce(%q), replica_groups=[8,1]<=[8], to_apply=%sum
+  %alone = f32[10]{0} all-reduce(%q), replica_groups=[8,1]<=[8], to_apply=%sum, \
+backend_config={"window_config":{"n":["1"]},"estimated_cycles":"100"}
   %fused = f32[64]{0} fusion(%odd), kind=kCustom, calls=%scattered
   %loop = (s32[], f32[128]{0}) while(%start), condition=%condition, body=%body
   %choice = f32[16]{0} conditional(%e, %q, %q), branch_computations={%rare, %never}
@@ -101,6 +107,7 @@ def test_memory_traffic_counts_tiles_and_leaves_faster_memories_out(module):
     tile, row = 8 * 128 * 2, 128 * 4  # of w and of q, as they are laid out
     expected = {
         "near": tile,  # read; what is written is in the faster memory
+        "part": tile,  # two rows fill a tile; the others are not read
         "two": 40 + 40 + row + 40,
         "odd": 40,
         "go": 40 + 160 + row,
@@ -122,6 +129,10 @@ ENTRY %main (a: f32[8,8]) -> f32[8,8] {
 }
 """  # noqa: E501
     assert hlo.Module(text).memory_traffic() == 2 * 8 * 8 * 4  # a is read once
+
+
+def test_cycles_are_those_of_every_step_through_loops(module):
+    assert module.cycles() == 100 + 5 * 7
 
 
 def test_results_in_the_place_of_arguments_are_counted():

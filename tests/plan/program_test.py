@@ -89,6 +89,17 @@ def test_no_activation_of_mae_moves_between_chips(name):
     assert found["collectives"].keys() == {"all-reduce"}
 
 
+@pytest.mark.parametrize("name", ["mae_tiny", "mae_tiny_distill"])
+def test_slices_are_summed_on_each_chip_before_chips_add_up(name):
+    run = program.plan(config(name, microbatch="2"), topology.find("v5e-4"))
+    assert run.design.slices == 4
+    module = hlo.Module(program.compile_step(run)[0].as_text(), trips=4)
+    moved = module.collectives()
+    assert moved.keys() == {"all-reduce"}
+    # Not four times the gradient; a part of it may be added up in the loop.
+    assert moved["all-reduce"].bytes < 2 * run.gradient_bytes
+
+
 def test_contrastive_negatives_are_gathered_from_all_chips():
     run, _, found = compiled("mocov3_tiny")
     moved = found["collectives"]

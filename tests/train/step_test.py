@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from litevit_jax import sharding
+from litevit_jax import augment, sharding
 from litevit_jax.objectives import base
+from litevit_jax.plan import hlo
 from litevit_jax.train import optimizer, state, step
 
 
@@ -61,7 +62,13 @@ def views_of(step_number, **kwargs):
     return batch | {"views": np.stack([image + shift, image - shift], axis=1)}
 
 
-def build(mesh, *, accum_steps=1, freeze=("frozen",), seed=0, ema_decay=None, **health):
+def labelled(step_number, **kwargs):
+    return batch_of(step_number, **kwargs) | {"label": np.arange(32, dtype=np.int32)}
+
+
+def build(
+    mesh, *, ops=(), slices=1, freeze=("frozen",), seed=0, ema_decay=None, **health
+):
     objective = Linear()
     abstract = jax.eval_shape(lambda: batch_of(0))
     variables = state.abstract_variables(objective, abstract)
@@ -78,11 +85,11 @@ def build(mesh, *, accum_steps=1, freeze=("frozen",), seed=0, ema_decay=None, **
     run = step.make_train_step(
         objective,
         made,
-        (),
+        ops,
         seed=seed,
         mesh=mesh,
         state_sharding=shardings,
-        accum_steps=accum_steps,
+        slices=slices,
         **health,
     )
     return create(jax.random.key(0)), run
@@ -139,14 +146,44 @@ def test_fsdp_splits_the_large_parameters_and_their_moments():
 
 @pytest.mark.parametrize(("slices", "mesh"), [(2, "1x1"), (4, "8x1"), (8, "1x1")])
 def test_accumulation_leaves_the_result_unchanged(slices, mesh, reference):
-    got, rows = train(mesh_of(mesh), accum_steps=slices)
+    got, rows = train(mesh_of(mesh), slices=slices)
     same(got.params, reference[0].params, rtol=1e-4, atol=1e-6)
     same([r["loss"] for r in rows], [r["loss"] for r in reference[1]], rtol=1e-5)
 
 
+@pytest.mark.parametrize("mesh", ["8x1", "4x2"])
+@pytest.mark.parametrize("read", [batch_of, views_of])
+def test_slices_move_no_example_to_another_device(mesh, read):
+    now, run = build(mesh_of(mesh), slices=4)
+    batch = sharding.global_batch(read(0), mesh_of(mesh))
+    traffic = hlo.Module(run.lower(now, batch).compile().as_text()).collectives()
+    if mesh == "4x2":  # the state is gathered, as it is split; no images are
+        images = sum(x.nbytes for x in batch.values())
+        assert traffic.pop("all-gather").bytes < images
+    assert traffic.keys() <= {"all-reduce", "reduce-scatter"}
+
+
+def test_slices_are_consecutive_rows_of_each_device():
+    mesh = mesh_of("8x1")
+    rows = np.arange(32)
+    cut = jax.jit(lambda x: step._cut(x, 2, mesh))(rows)
+    np.testing.assert_array_equal(cut[0], rows[rows % 4 < 2])
+    np.testing.assert_array_equal(cut[1], rows[rows % 4 >= 2])
+
+
+def test_ops_that_pair_examples_see_the_whole_batch():
+    """Mixing takes the mirror image of the whole batch, whatever the slices."""
+    ops = augment.make({"erase": {"probability": 1.0}, "mix": {"mixup": 0.5}})
+    assert augment.split(ops) == (ops, ())
+    late = augment.make({"erase": {"probability": 1.0}, "mix": {"mixup": 0.0}})
+    assert augment.split(late) == ((), late)
+    found = [train(mesh_of("1x1"), ops=ops, slices=n, read=labelled) for n in (1, 4)]
+    same(found[1][0].params, found[0][0].params, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("slices", "mesh"), [(1, "8x1"), (4, "8x1"), (8, "1x1")])
 def test_views_stay_with_their_example(slices, mesh, reference):
-    got, rows = train(mesh_of(mesh), accum_steps=slices, read=views_of)
+    got, rows = train(mesh_of(mesh), slices=slices, read=views_of)
     same(got.params, reference[0].params, rtol=1e-4, atol=1e-5)
     same([r["loss"] for r in rows], [r["loss"] for r in reference[1]], rtol=1e-4)
 
@@ -172,8 +209,8 @@ def test_a_nonfinite_step_changes_nothing_but_the_count():
 
 
 def test_a_nonfinite_step_with_accumulation_changes_nothing_either():
-    before, _ = train(mesh_of("1x1"), steps=1, accum_steps=4)
-    after, _ = train(mesh_of("1x1"), steps=2, bad=(1,), accum_steps=4)
+    before, _ = train(mesh_of("1x1"), steps=1, slices=4)
+    after, _ = train(mesh_of("1x1"), steps=2, bad=(1,), slices=4)
     same(after.params, before.params, rtol=0, atol=0)
 
 

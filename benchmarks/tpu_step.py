@@ -1,0 +1,238 @@
+"""Training steps compiled for one TPU v5e chip: cycles, memory traffic, memory.
+
+    pip install -e '.[plan]'
+    python benchmarks/tpu_step.py --out=tpu_step
+
+No TPU is needed and **nothing is timed**: what is printed is the compiler's own account
+of its program. For MAE-Tiny, D-MAE-Tiny under a MAE-Base teacher, and fine-tuning, at
+224 px with 128, 256 and 512 images on the chip, it compiles the step that training runs
+(recipes as they are) and the plain port of plain_step.py, and prints for each:
+
+* cycles an image, the compiler's estimate, summed over the program and through loops;
+  gathers and sorts have none there, copies that change a layout next to none, and
+  arithmetic of the vector unit is not seen;
+* MB an image in main memory: operands and results of what runs on its own, as laid out
+  there, unless they live in the chip's fast memory;
+* temporary memory, all memory, and seconds of compiling.
+
+Ratios that are aimed at stand below the table, with what was reached. A row takes one
+to ten minutes of a core, in a process of its own; what is in `--out` already is not
+compiled again, so a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+from absl import app, flags
+
+OUT = flags.DEFINE_string("out", "tpu_step", "Folder of a JSON file for each row.")
+ONLY = flags.DEFINE_list(
+    "only", [], "Rows to compile, as mae-128-ours; all by default."
+)
+FIELDS = flags.DEFINE_list("set", [], "Changes of the config of ours, as a.b=value.")
+HLO = flags.DEFINE_bool("hlo", False, "Keep the text of each program beside its row.")
+ROW = flags.DEFINE_string("row", None, "Internal: compile this row in this process.")
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CLOCK, IMAGES = 1.5e9, (128, 256, 512)
+# Job -> (recipe, its variant, flags).
+JOBS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    "mae": ("mae_tiny", None, {}),
+    "distill": ("mae_tiny_distill", None, {"objective.teacher.variant": "base"}),
+    "finetune": ("finetune", "scratch", {}),
+}
+# The most telling rows first.
+ROWS = [
+    *(f"mae-{n}-{side}" for n in (128, 512) for side in ("ours", "plain")),
+    "distill-512-ours",
+    "distill-128-ours",
+    *(f"finetune-{n}-{side}" for n in (128, 512) for side in ("ours", "plain")),
+    *(f"mae-256-{side}" for side in ("ours", "plain")),
+    *(f"distill-{n}-plain" for n in (128, 512)),
+    *(f"{job}-256-{s}" for job in ("distill", "finetune") for s in ("ours", "plain")),
+]
+COLUMNS = (
+    "step",
+    "images",
+    "side",
+    "slices",
+    "kcycles an image",
+    "MB an image",
+    "temporary MiB",
+    "GiB in all",
+    "compile s",
+)
+
+
+def compile_ours(job: str, images: int, target: Any) -> tuple[Any, int]:
+    """(the compiled step of the recipe, its slices)."""
+    from litevit_jax.plan import program
+
+    recipe, variant, fields = JOBS[job]
+    config = importlib.import_module(f"configs.{recipe}").get_config(variant)
+    config = config.copy_and_resolve_references().unlock()
+    said = dict(field.split("=", 1) for field in FIELDS.value)
+    config.update_from_flattened_dict({**fields, **said, "batch_size": images})
+    planned = program.plan(config, target)
+    return program.compile_step(planned)[0], planned.design.slices
+
+
+def compile_plain(job: str, images: int, target: Any) -> tuple[Any, int]:
+    """(the compiled plain step, 1)."""
+    import jax
+
+    from benchmarks import plain_step
+    from litevit_jax import sharding
+    from litevit_jax.plan import topology
+
+    mesh = sharding.make_mesh(devices=topology.devices(target))
+    shapes = plain_step.shapes(job, images, sharding.replicated(mesh))
+    step = jax.jit(functools.partial(plain_step.step, job), donate_argnums=0)
+    return step.lower(*shapes).compile(), 1
+
+
+def measure(name: str) -> dict[str, Any]:
+    """The row called `name`, compiled in this process."""
+    from litevit_jax.plan import hlo, topology
+
+    job, number, side = name.split("-")
+    images, target = int(number), topology.find("v5e-1")
+    topology.prepare(target)
+    start = time.monotonic()
+    make = compile_ours if side == "ours" else compile_plain
+    compiled, slices = make(job, images, target)
+    text = compiled.as_text()
+    if HLO.value:
+        (pathlib.Path(OUT.value) / f"{name}.hlo.txt").write_text(text)
+    module = hlo.Module(text, trips=slices)
+    said = compiled.memory_analysis()
+    whole = said.argument_size_in_bytes + said.output_size_in_bytes
+    whole += said.temp_size_in_bytes - said.alias_size_in_bytes
+    return {
+        "step": job,
+        "images": images,
+        "side": side,
+        "slices": slices,
+        "kcycles": module.cycles() / images / 1e3,
+        "hbm_mb": module.memory_traffic() / images / 1e6,
+        "temporary_mib": said.temp_size_in_bytes / 2**20,
+        "memory_gib": whole / 2**30,
+        "seconds": time.monotonic() - start,
+    }
+
+
+def find(name: str) -> dict[str, Any] | None:
+    """The row called `name`: from its file, or compiled by a process of its own."""
+    path = pathlib.Path(OUT.value) / f"{name}.json"
+    if not path.exists():
+        if ONLY.value and name not in ONLY.value:
+            return None
+        print(f"compiling {name}", file=sys.stderr, flush=True)
+        command = [sys.executable, __file__, f"--row={name}", f"--out={OUT.value}"]
+        command += [f"--hlo={HLO.value}"]
+        command += [f"--set={','.join(FIELDS.value)}"] if FIELDS.value else []
+        done = subprocess.run(command, cwd=ROOT, env=_environment(), check=False)
+        if done.returncode:
+            print(f"{name} could not be compiled; see above", file=sys.stderr)
+            return None
+    return json.loads(path.read_text())
+
+
+def _environment() -> dict[str, str]:
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Aim:
+    """A ratio of two rows, or one row's figure, and what it is to be."""
+
+    what: str
+    figure: str
+    row: str
+    over: str | None
+    bound: float
+    least: bool
+
+    def text(self, rows: dict[str, dict[str, Any]]) -> str:
+        """What was aimed at and what was reached."""
+        wanted = f"{self.what}: {'at least' if self.least else 'at most'} {self.bound}"
+        if self.row not in rows or (self.over and self.over not in rows):
+            return f"{wanted}; not compiled"
+        found = rows[self.row][self.figure]
+        found /= rows[self.over][self.figure] if self.over else 1
+        reached = found >= self.bound if self.least else found <= self.bound
+        return f"{wanted}; {found:.3g}, {'reached' if reached else 'NOT reached'}"
+
+
+def _faster(images: int, bound: float) -> Aim:
+    what = f"MAE-Tiny, cycles of plain over ours at {images} images"
+    plain, ours = f"mae-{images}-plain", f"mae-{images}-ours"
+    return Aim(what, "kcycles", plain, ours, bound, True)
+
+
+AIMS = (
+    _faster(512, 1.8),
+    _faster(128, 1.2),
+    Aim("MAE-Tiny, MB an image at 128", "hbm_mb", "mae-128-ours", None, 34, False),
+    Aim("MAE-Tiny, MB an image at 512", "hbm_mb", "mae-512-ours", None, 34, False),
+    *(
+        Aim(
+            f"D-MAE over MAE, cycles at {n} images",
+            "kcycles",
+            f"distill-{n}-ours",
+            f"mae-{n}-ours",
+            2.3,
+            False,
+        )
+        for n in (128, 512)
+    ),
+)
+
+
+def table(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """The rows in Markdown."""
+    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
+    for row in sorted(rows.values(), key=lambda r: (r["step"], r["images"])):
+        figures = (
+            f"{row['kcycles']:.0f}",
+            f"{row['hbm_mb']:.1f}",
+            f"{row['temporary_mib']:.0f}",
+            f"{row['memory_gib']:.2f}",
+            f"{row['seconds']:.0f}",
+        )
+        about = (row["step"], str(row["images"]), row["side"], str(row["slices"]))
+        lines.append([*about, *figures])
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table and what was aimed at."""
+    del argv
+    if ROW.value:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        path = pathlib.Path(OUT.value) / f"{ROW.value}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = measure(ROW.value)
+        path.with_suffix(".part").write_text(json.dumps(found, indent=1) + "\n")
+        path.with_suffix(".part").rename(path)
+        return
+    unknown = set(ONLY.value) - set(ROWS)
+    if unknown:
+        raise app.UsageError(f"--only={','.join(sorted(unknown))}; known: {ROWS}")
+    rows = {name: row for name in ROWS if (row := find(name))}
+    print("\n".join([*table(rows), "", *(aim.text(rows) for aim in AIMS)]))
+
+
+if __name__ == "__main__":
+    app.run(main)

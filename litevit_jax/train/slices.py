@@ -1,0 +1,121 @@
+"""Into how many slices a step cuts its batch: one is computed after the other.
+
+Gradients of the slices are added up in float32 within the one jitted step, so the
+update is that of the whole batch, to rounding; what grows with the images at once
+(activations) shrinks. `microbatch` says how many images a device computes at once,
+`accum_steps` into how many slices the batch is cut; both set the same thing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from litevit_jax import sharding
+
+# Images at once on an accelerator: the compiler for TPU v5e keeps the activations of
+# so many ViT-Tiny images in fast memory, and of more it does not (docs/performance.md).
+AT_ONCE = 128
+# Values (H * W * C) at once on a device of a CPU: 32 images of 224 x 224 x 3.
+VALUES_AT_ONCE = 32 * 224 * 224 * 3
+# 'auto' takes no divisor that is below this share of what it looks for.
+_LEAST_SHARE = 0.5
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Checks what needs no objective: batch, devices and what the settings say.
+
+    Raises:
+      ValueError: a batch that does not divide; settings that are none, or that
+        contradict each other.
+    """
+    sharding.check_batch(config.batch_size, mesh, config.accum_steps)
+    said = _read(config.microbatch)
+    if isinstance(said, int) and config.accum_steps > 1:
+        raise ValueError(
+            f"accum_steps={config.accum_steps} and microbatch={said} both cut the "
+            "batch; give one of them: --config.accum_steps=1 or "
+            "--config.microbatch=auto"
+        )
+
+
+def count(config: ConfigDict, mesh: Mesh, objective: Any) -> int:
+    """How many slices the batch of a device is cut into; 1 leaves it whole.
+
+    'auto' cuts where the objective allows it: into slices of at most `AT_ONCE` images
+    on accelerators, of at most `VALUES_AT_ONCE` values on CPUs, if a number not much
+    smaller divides the batch.
+
+    Raises:
+      ValueError: a slice that does not divide the batch of a device, or that the
+        objective forbids.
+    """
+    said, per_device = _read(config.microbatch), config.batch_size // mesh.size
+    if objective.whole_batch and (isinstance(said, int) or config.accum_steps > 1):
+        _refuse(config, said, objective.whole_batch)
+    if config.accum_steps > 1:
+        return config.accum_steps
+    if objective.whole_batch or said == "off":
+        return 1
+    if isinstance(said, str):  # auto
+        return per_device // _chosen(per_device, _at_once(config, mesh))
+    if per_device % said:
+        near = min(_divisors(per_device), key=lambda size: (abs(size - said), size))
+        raise ValueError(
+            f"microbatch={said} does not divide the {per_device} images of a device "
+            f"(batch_size={config.batch_size} over {mesh.size}); the nearest that does "
+            f"is {near}: set --config.microbatch={near}"
+        )
+    return per_device // said
+
+
+def _read(said: Any) -> int | str:
+    """'auto', 'off' or a number of images, from 1."""
+    text = str(said)
+    if text in ("auto", "off"):
+        return text
+    if text.isascii() and text.isdigit() and int(text):
+        return int(text)
+    near = difflib.get_close_matches(text, ("auto", "off"), n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(
+        f"microbatch={text}: {hint}expected auto, off, or the number of images that a "
+        "device computes at once, from 1"
+    )
+
+
+def _refuse(config: ConfigDict, said: int | str, reason: str) -> None:
+    name = config.objective.name
+    if config.accum_steps > 1:
+        setting, instead = f"accum_steps={config.accum_steps}", "accum_steps=1"
+    else:
+        setting, instead = f"microbatch={said}", "microbatch=off"
+    raise ValueError(
+        f"{setting}: objective {name!r} uses statistics of the whole batch, which "
+        f"slices would change: {reason}; set --config.{instead}"
+    )
+
+
+def _at_once(config: ConfigDict, mesh: Mesh) -> int:
+    if mesh.devices.flat[0].platform != "cpu":
+        return AT_ONCE
+    data = config.data
+    sides = data.image_size * (data.image_width or data.image_size)
+    return max(VALUES_AT_ONCE // (sides * data.channels), 1)
+
+
+def _chosen(per_device: int, wanted: int) -> int:
+    """The largest divisor up to `wanted`; the whole where that would be too small."""
+    largest = max(size for size in _divisors(per_device) if size <= wanted)
+    if largest < min(per_device, wanted) * _LEAST_SHARE:
+        return per_device
+    return largest
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})

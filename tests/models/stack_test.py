@@ -1,0 +1,91 @@
+"""Other ways to run the same blocks: the same function, with the same parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from litevit_jax.models import mae_decoder, vit
+
+WAYS = [(True, False), (False, True), (True, True)]
+KEY = jax.random.key(0)
+DROP = jax.random.split(jax.random.key(3), 2)
+
+
+def encoder(**changes):
+    return vit.make_encoder(
+        width=16, depth=3, num_heads=2, patch_size=4, drop_path=0.5, **changes
+    )
+
+
+def decoder(**changes):
+    return mae_decoder.make_decoder(width=8, depth=3, num_heads=2, **changes)
+
+
+IMAGE = jax.random.normal(KEY, (2, 8, 8, 3))
+LATENT = jax.random.normal(KEY, (2, 3, 16))
+IDS = jnp.array([[3, 0, 1, 2], [0, 2, 1, 3]])
+SHAPES = {"grid": (2, 2), "patch_dim": 48}
+
+
+def encoded(module, params):
+    tokens, found = module.apply({"params": params}, IMAGE, drop_keys=DROP, train=True)
+    logits = [found[f"block_{i:02d}/attn_logits"] for i in range(3)]
+    return jnp.square(tokens).sum() + jnp.square(jnp.stack(logits)).sum()
+
+
+def decoded(module, params):
+    pred = module.apply({"params": params}, LATENT, IDS, **SHAPES)
+    return jnp.square(pred).sum()
+
+
+CASES = {
+    "encoder": (encoder, encoded, (IMAGE,), {}),
+    "decoder": (decoder, decoded, (LATENT, IDS), SHAPES),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def plain(request):
+    """(how to make it, its loss, parameters, loss and gradient of it unrolled)."""
+    make, loss, args, kwargs = CASES[request.param]
+    params = jax.jit(lambda key: make().init(key, *args, **kwargs))(KEY)["params"]
+    # Weights and biases that are not those of the start, where much is zero.
+    params = jax.tree.map(
+        lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params
+    )
+    found = jax.jit(jax.value_and_grad(lambda p: loss(make(), p)))(params)
+    return make, loss, params, found, (args, kwargs)
+
+
+@pytest.mark.parametrize(("remat", "scan"), WAYS)
+def test_results_gradients_and_parameters_stay(plain, remat, scan):
+    make, loss, params, want, (args, kwargs) = plain
+    module = make(remat=remat, scan=scan)
+    shapes = jax.eval_shape(lambda key: module.init(key, *args, **kwargs), KEY)
+    same = jax.tree.map(lambda x, y: x.shape == y.shape, shapes["params"], params)
+    assert all(jax.tree.leaves(same))
+    found = jax.jit(jax.value_and_grad(lambda p: loss(module, p)))(params)
+    for got, value in zip(*map(jax.tree.leaves, (found, want)), strict=True):
+        np.testing.assert_allclose(got, value, rtol=2e-4, atol=1e-4)
+
+
+def equations(jaxpr, name):
+    """How many equations of that kind there are, inside others too."""
+    count = 0
+    for eqn in jaxpr.eqns:
+        count += eqn.primitive.name == name
+        for value in eqn.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                part = getattr(part, "jaxpr", part)
+                count += equations(part, name) if hasattr(part, "eqns") else 0
+    return count
+
+
+@pytest.mark.parametrize(("remat", "scan"), [(False, False), *WAYS])
+def test_blocks_are_really_computed_again_or_looped_over(plain, remat, scan):
+    make, loss, params, *_ = plain
+    module = make(remat=remat, scan=scan)
+    jaxpr = jax.make_jaxpr(jax.grad(lambda p: loss(module, p)))(params).jaxpr
+    assert (equations(jaxpr, "remat2") + equations(jaxpr, "checkpoint") > 0) == remat
+    assert (equations(jaxpr, "scan") > 0) == scan

@@ -1,0 +1,142 @@
+"""Into how many slices a batch is cut, and what is refused."""
+
+import types
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from litevit_jax import sharding
+from litevit_jax.train import slices
+from tests import jobs
+
+FREE = types.SimpleNamespace(whole_batch="")
+BOUND = types.SimpleNamespace(whole_batch="it has negatives")
+
+
+def mesh_of(count=8, platform="tpu"):
+    """As many devices of a platform as nothing here has."""
+    device = types.SimpleNamespace(platform=platform)
+    return types.SimpleNamespace(
+        size=count,
+        shape={"data": count, "fsdp": 1},
+        devices=np.full((count, 1), device, object),
+    )
+
+
+def settings(batch_size, microbatch="auto", accum_steps=1, image_size=224):
+    return ConfigDict(
+        {
+            "batch_size": batch_size,
+            "microbatch": microbatch,
+            "accum_steps": accum_steps,
+            "objective": {"name": "mae"},
+            "data": {"image_size": image_size, "image_width": None, "channels": 3},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("per_device", "want"),
+    [
+        (1, 1),
+        (128, 1),
+        (256, 2),
+        (512, 4),
+        (192, 2),  # 96 images
+        (130, 2),  # 65 images
+        (134, 2),  # 67 images
+        (131, 1),  # a prime: slices of one image would be worse than none
+        (202, 2),  # 101 images
+        (146, 2),
+        (2 * 127, 2),
+        (4 * 131, 1),  # 4 images at most
+    ],
+)
+def test_auto_takes_up_to_128_images_of_a_chip_where_the_batch_allows(per_device, want):
+    found = slices.count(settings(per_device * 8), mesh_of(), FREE)
+    assert found == want and (per_device // found <= 128 or want == 1)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "per_device", "want"),
+    [(224, 32, 1), (224, 64, 2), (224, 1024, 32), (32, 1024, 1), (8, 4096, 1)],
+)
+def test_auto_counts_values_on_cpus(image_size, per_device, want):
+    config = settings(per_device * 2, image_size=image_size)
+    assert slices.count(config, mesh_of(2, "cpu"), FREE) == want
+
+
+@pytest.mark.parametrize("said", [64, "64"])
+def test_a_number_is_that_of_images_of_a_device(said):
+    config = settings(4096)
+    with config.ignore_type():
+        config.microbatch = said
+    assert slices.count(config, mesh_of(), FREE) == 8
+
+
+def test_off_and_accum_steps_say_it_themselves():
+    assert slices.count(settings(4096, "off"), mesh_of(), FREE) == 1
+    assert slices.count(settings(4096, accum_steps=8), mesh_of(), FREE) == 8
+    assert slices.count(settings(4096, "off", 8), mesh_of(), FREE) == 8
+
+
+def test_auto_leaves_a_batch_whole_that_must_stay_whole():
+    assert slices.count(settings(4096), mesh_of(), BOUND) == 1
+    assert slices.count(settings(4096, "off"), mesh_of(), BOUND) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "near"),
+    [(100, 128), (5, 4), (3, 2), (511, 512), (1000, 512), (90, 64), (97, 128)],
+)
+def test_one_that_does_not_divide_names_the_nearest_that_does(said, near):
+    text = (
+        rf"microbatch={said} does not divide the 512 images of a device "
+        rf"\(batch_size=4096 over 8\); .* is {near}: set --config.microbatch={near}$"
+    )
+    with pytest.raises(ValueError, match=text):
+        slices.count(settings(4096, str(said)), mesh_of(), FREE)
+    slices.count(settings(4096, str(near)), mesh_of(), FREE)
+
+
+@pytest.mark.parametrize("said", ["0", "-4", "1.5", "", "None", "²"])
+def test_what_is_no_number_of_images_is_refused(said):
+    with pytest.raises(ValueError, match=r"microbatch=.*expected auto, off, or the"):
+        slices.check(settings(4096, said), sharding.make_mesh())
+
+
+def test_a_typo_is_understood():
+    with pytest.raises(ValueError, match="microbatch=atuo: did you mean auto"):
+        slices.check(settings(4096, "atuo"), sharding.make_mesh())
+
+
+def test_two_settings_for_one_thing_are_refused():
+    with pytest.raises(ValueError, match=r"accum_steps=2 and microbatch=64 both cut"):
+        slices.check(settings(4096, "64", 2), sharding.make_mesh())
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({"accum_steps": 2}, "accum_steps=2"), ({"microbatch": "2"}, "microbatch=2")],
+)
+@pytest.mark.parametrize(
+    ("recipe", "arg", "reason"),
+    [
+        ("mocov3_tiny", "smoke", "its negatives and its BatchNorm are those of all"),
+        ("linear_probe", "smoke,grid", "its head has BatchNorm"),
+    ],
+)
+def test_an_objective_that_forbids_slices_tells_why(
+    recipe, arg, reason, fields, said, tmp_path
+):
+    made = jobs.tiny(recipe, arg, **fields)
+    with pytest.raises(ValueError, match=rf"{said}: objective .*{reason}.*; set --con"):
+        jobs.prepare(tmp_path / "run", made)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_may_go_on_with_other_slices(tmp_path):
+    jobs.prepare(tmp_path, jobs.tiny())
+    assert jobs.prepare(tmp_path, jobs.tiny(microbatch="2")).resumes
+    assert jobs.prepare(tmp_path, jobs.tiny(accum_steps=4)).resumes
