@@ -125,7 +125,8 @@ class Module:
             opcode = instruction.opcode
             if branch or opcode in _FREE or opcode.endswith(("-done", "-update")):
                 continue
-            read = [self._types.get(name, "") for name in instruction.operands]
+            operands = dict.fromkeys(instruction.operands)  # each is read once
+            read = [self._types.get(name, "") for name in operands]
             written = instruction.type
             if opcode == "copy-start":  # (target, source, ...)
                 written = next(_ARRAY.finditer(written))[0]
