@@ -260,6 +260,7 @@ def test_fractions_are_of_images_of_every_class_or_of_classes():
 
     assert of("balanced") == [6] * 10
     assert sorted(of("classes")) == [0] * 9 + [60]
+    assert np.count_nonzero(of("classes", 0.16)) == 2  # the nearest number of them
     assert len(set(of("images"))) > 2  # over all classes: as it falls
     assert of("balanced", 0.001 * 2) == [1] * 10  # at least one of each
 
@@ -280,6 +281,28 @@ def test_a_long_tail_falls_geometrically_over_a_drawn_order_of_classes():
     half = take(Many(), long_tail=20.0, seed=1, fraction=0.5, of="balanced")
     np.testing.assert_allclose(counts(half), found / 2, atol=1)
     assert set(rows(half)) < set(rows(take(Many(), long_tail=20.0, seed=1)))
+
+
+class Uneven(Many):
+    """Ten classes, the first of 20 examples and the last of as many as are left."""
+
+    labels = (*(0,) * 20, *Many.labels[20:])
+
+
+class Emptied(Counted):
+    """A class without any example."""
+
+    def __init__(self):
+        super().__init__(("a", "b", "c", "none"))
+
+
+def test_a_long_tail_asks_no_class_for_more_than_the_smallest_has():
+    found = counts(take(Uneven(), long_tail=4.0))
+    smallest = counts(Uneven()).min()
+    assert found.max() == smallest and found.min() == round(smallest / 4)
+    assert counts(take(Uneven(), long_tail=1000.0)).min() == 1  # never none
+    with pytest.raises(ValueError, match=r"long_tail=2.0: a class of 4 has no images"):
+        take(Emptied(), long_tail=2.0)
 
 
 @pytest.mark.parametrize(
