@@ -38,23 +38,19 @@ def make_train_step(
     Health metrics are NaN but at every `health_every`-th step and at `total_steps`.
     """
 
-    ops, late = _late(ops, objective)
-    whole, rest = augment.split(ops)
+    augmentation = _Augmentation(ops, objective)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         augment_key, loss_key = jax.random.split(key)
-        batch = augment.apply(whole, augment_key, _arrange(batch, mesh))
+        batch = augmentation.of_batch(augment_key, _arrange(batch, mesh))
         teacher = objective.update_teacher(state.teacher, state.params, state.step)
         trained, frozen = optimizer.split(state.params)
 
-        def seen_of(part: dict[str, jax.Array]) -> dict[str, Any]:
-            part = augment.apply(rest, augment_key, part, first=len(whole))
-            return _with_bytes(part, late)
-
         def loss_fn(trained: Any, model_state: Any, part: dict[str, jax.Array]):
             params = optimizers.merge(trained, frozen)
-            return objective.loss(params, model_state, teacher, seen_of(part), loss_key)
+            part = augmentation.of_part(augment_key, part)
+            return objective.loss(params, model_state, teacher, part, loss_key)
 
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (metrics, model_state)), grads = _accumulate(
@@ -74,11 +70,12 @@ def make_train_step(
         metrics = {**metrics, "loss": loss, "grad_norm": grad_norm}
         metrics |= {"lr": optimizer.schedule(state.step), "nonfinite": 1.0 - finite}
         if health_every is not None:
-            seen = (state.params, state.model_state, teacher)
             due = (new.step % health_every == 0) | (new.step == total_steps)
 
             def look(few: dict[str, jax.Array]) -> Any:
-                return objective.health(*seen, seen_of(few), loss_key)
+                few = augmentation.of_part(augment_key, few)
+                seen = (state.params, state.model_state, teacher, few, loss_key)
+                return objective.health(*seen)
 
             metrics |= _health(look, due, health.some(batch))
         return new, metrics
@@ -102,19 +99,27 @@ def _arrange(batch: dict[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
     return {**batch, "views": views}
 
 
-def _late(ops: tuple[augment.Op, ...], objective: Any) -> tuple[Any, Any]:
-    """(ops, None), or a final normalisation apart, if the objective reads bytes."""
-    last = ops[-1] if ops else None
-    if objective.reads_bytes and isinstance(last, color.Normalize):
-        return ops[:-1], last
-    return ops, None
+class _Augmentation:
+    """Ops in two parts: of the whole batch, and of a slice of it when its turn comes.
 
+    A final normalisation is left to an objective that reads bytes.
+    """
 
-def _with_bytes(batch: dict[str, Any], late: Any) -> dict[str, Any]:
-    """`image` uint8 as bytes that know how they are normalised, by `late`."""
-    if late is None:
-        return batch
-    return {**batch, "image": pixels.Pixels(batch["image"], *late.affine())}
+    def __init__(self, ops: tuple[augment.Op, ...], objective: Any) -> None:
+        last = ops[-1] if ops else None
+        bytes_read = objective.reads_bytes and isinstance(last, color.Normalize)
+        self._normalize = last if bytes_read else None
+        self._whole, self._rest = augment.split(ops[:-1] if bytes_read else ops)
+
+    def of_batch(self, key: jax.Array, batch: dict[str, Any]) -> dict[str, Any]:
+        return augment.apply(self._whole, key, batch)
+
+    def of_part(self, key: jax.Array, part: dict[str, Any]) -> dict[str, Any]:
+        part = augment.apply(self._rest, key, part, first=len(self._whole))
+        if self._normalize is None:
+            return part
+        image = pixels.Pixels(part["image"], *self._normalize.affine())
+        return {**part, "image": image}
 
 
 def _health(look: Any, due: jax.Array, few: dict[str, jax.Array]) -> Any:
