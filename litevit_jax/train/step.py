@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,6 @@ def make_train_step(
     the other: the mean over all examples, to rounding, in less memory.
     Health metrics are NaN but at every `health_every`-th step and at `total_steps`.
     """
-
     augmentation = _Augmentation(ops, objective)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
@@ -57,27 +57,19 @@ def make_train_step(
             value_and_grad, trained, state.model_state, batch, slices, mesh
         )
         grad_norm = _norm(grads)
-        updated = optimizer.update(grads, state.opt_state, trained, state.step)
-        new = TrainState(
-            step=state.step + 1,
-            params=optimizers.merge(updated[0], frozen),
-            model_state=model_state,
-            teacher=teacher,
-            opt_state=updated[1],
-        )
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updated = optimizer.update(grads, state.opt_state, trained, state.step)
+        params = optimizers.merge(updated[0], frozen)
+        new = state.replace(params=params, model_state=model_state, teacher=teacher)
+        new = new.replace(step=state.step + 1, opt_state=updated[1])
         new = _keep_if_finite(finite, new, state)
         metrics = {**metrics, "loss": loss, "grad_norm": grad_norm}
         metrics |= {"lr": optimizer.schedule(state.step), "nonfinite": 1.0 - finite}
         if health_every is not None:
             due = (new.step % health_every == 0) | (new.step == total_steps)
-
-            def look(few: dict[str, jax.Array]) -> Any:
-                few = augmentation.of_part(augment_key, few)
-                seen = (state.params, state.model_state, teacher, few, loss_key)
-                return objective.health(*seen)
-
-            metrics |= _health(look, due, health.some(batch))
+            part = functools.partial(augmentation.of_part, augment_key)
+            seen = (state.params, state.model_state, teacher)
+            metrics |= _health(objective, due, seen, part, health.some(batch), loss_key)
         return new, metrics
 
     return jax.jit(
@@ -122,11 +114,17 @@ class _Augmentation:
         return {**part, "image": image}
 
 
-def _health(look: Any, due: jax.Array, few: dict[str, jax.Array]) -> Any:
+def _health(
+    objective: Any, due: Any, seen: Any, part: Any, few: Any, key: jax.Array
+) -> Any:
     """The health metrics of `few` examples if they are `due`, else NaN in their place.
 
-    `look` shows them to the objective.
+    `seen` are parameters, model state and teacher; `part` augments examples.
     """
+
+    def look(few: dict[str, jax.Array]) -> Any:
+        return objective.health(*seen, part(few), key)
+
     shapes = jax.eval_shape(look, few)
     if not shapes:
         return {}
