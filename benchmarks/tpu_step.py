@@ -15,6 +15,9 @@ of its program. For MAE-Tiny, D-MAE-Tiny under a MAE-Base teacher, and fine-tuni
   there, unless they live in the chip's fast memory;
 * temporary memory, all memory, and seconds of compiling.
 
+MAE-Small and MAE-Base follow, for their memory: two rows of a model tell what an image
+more takes, and so how many fit.
+
 Ratios that are aimed at stand below the table, with what was reached. A row takes one
 to ten minutes of a core, in a process of its own; what is in `--out` already is not
 compiled again, so a stopped run goes on.
@@ -44,12 +47,14 @@ HLO = flags.DEFINE_bool("hlo", False, "Keep the text of each program beside its 
 ROW = flags.DEFINE_string("row", None, "Internal: compile this row in this process.")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CLOCK, IMAGES = 1.5e9, (128, 256, 512)
+GIB = 15.75  # of the nominal 16 GB, what the compiler lets a program have
 # Job -> (recipe, its variant, flags).
 JOBS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "mae": ("mae_tiny", None, {}),
     "distill": ("mae_tiny_distill", None, {"objective.teacher.variant": "base"}),
     "finetune": ("finetune", "scratch", {}),
+    "small": ("mae_small", None, {}),
+    "base": ("mae_base", None, {}),
 }
 # The most telling rows first.
 ROWS = [
@@ -60,6 +65,7 @@ ROWS = [
     *(f"mae-256-{side}" for side in ("ours", "plain")),
     *(f"distill-{n}-plain" for n in (128, 512)),
     *(f"{job}-256-{s}" for job in ("distill", "finetune") for s in ("ours", "plain")),
+    *(f"{job}-{n}-ours" for job in ("small", "base") for n in (128, 512)),
 ]
 COLUMNS = (
     "step",
@@ -200,6 +206,22 @@ AIMS = (
 )
 
 
+def fitting(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """How many images fit, from what 128 and 512 of them take in slices of 128."""
+    lines = []
+    for job in JOBS:
+        few, many = (rows.get(f"{job}-{n}-ours") for n in (128, 512))
+        if not (few and many):
+            continue
+        image = (many["memory_gib"] - few["memory_gib"]) / (512 - 128)
+        most = 128 + (GIB - few["memory_gib"]) / max(image, 1e-9)
+        lines.append(
+            f"{job}: {image * 2**10:.3f} MiB an image more; about {most:,.0f} images "
+            f"in {GIB} GiB"
+        )
+    return lines
+
+
 def table(rows: dict[str, dict[str, Any]]) -> list[str]:
     """The rows in Markdown."""
     lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
@@ -231,7 +253,8 @@ def main(argv: list[str]) -> None:
     if unknown:
         raise app.UsageError(f"--only={','.join(sorted(unknown))}; known: {ROWS}")
     rows = {name: row for name in ROWS if (row := find(name))}
-    print("\n".join([*table(rows), "", *(aim.text(rows) for aim in AIMS)]))
+    aims = [aim.text(rows) for aim in AIMS]
+    print("\n".join([*table(rows), "", *aims, "", *fitting(rows)]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,50 +38,38 @@ def make_train_step(
     the other: the mean over all examples, to rounding, in less memory.
     Health metrics are NaN but at every `health_every`-th step and at `total_steps`.
     """
-
-    ops, late = _late(ops, objective)
-    whole, rest = augment.split(ops)
+    augmentation = _Augmentation(ops, objective)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         augment_key, loss_key = jax.random.split(key)
-        batch = augment.apply(whole, augment_key, _arrange(batch, mesh))
+        batch = augmentation.of_batch(augment_key, _arrange(batch, mesh))
         teacher = objective.update_teacher(state.teacher, state.params, state.step)
         trained, frozen = optimizer.split(state.params)
 
-        def seen_of(part: dict[str, jax.Array]) -> dict[str, Any]:
-            part = augment.apply(rest, augment_key, part, first=len(whole))
-            return _with_bytes(part, late)
-
         def loss_fn(trained: Any, model_state: Any, part: dict[str, jax.Array]):
             params = optimizers.merge(trained, frozen)
-            return objective.loss(params, model_state, teacher, seen_of(part), loss_key)
+            part = augmentation.of_part(augment_key, part)
+            return objective.loss(params, model_state, teacher, part, loss_key)
 
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (metrics, model_state)), grads = _accumulate(
             value_and_grad, trained, state.model_state, batch, slices, mesh
         )
         grad_norm = _norm(grads)
-        updated = optimizer.update(grads, state.opt_state, trained, state.step)
-        new = TrainState(
-            step=state.step + 1,
-            params=optimizers.merge(updated[0], frozen),
-            model_state=model_state,
-            teacher=teacher,
-            opt_state=updated[1],
-        )
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updated = optimizer.update(grads, state.opt_state, trained, state.step)
+        params = optimizers.merge(updated[0], frozen)
+        new = state.replace(params=params, model_state=model_state, teacher=teacher)
+        new = new.replace(step=state.step + 1, opt_state=updated[1])
         new = _keep_if_finite(finite, new, state)
         metrics = {**metrics, "loss": loss, "grad_norm": grad_norm}
         metrics |= {"lr": optimizer.schedule(state.step), "nonfinite": 1.0 - finite}
         if health_every is not None:
-            seen = (state.params, state.model_state, teacher)
             due = (new.step % health_every == 0) | (new.step == total_steps)
-
-            def look(few: dict[str, jax.Array]) -> Any:
-                return objective.health(*seen, seen_of(few), loss_key)
-
-            metrics |= _health(look, due, health.some(batch))
+            part = functools.partial(augmentation.of_part, augment_key)
+            seen = (state.params, state.model_state, teacher)
+            metrics |= _health(objective, due, seen, part, health.some(batch), loss_key)
         return new, metrics
 
     return jax.jit(
@@ -102,26 +91,40 @@ def _arrange(batch: dict[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
     return {**batch, "views": views}
 
 
-def _late(ops: tuple[augment.Op, ...], objective: Any) -> tuple[Any, Any]:
-    """(ops, None), or a final normalisation apart, if the objective reads bytes."""
-    last = ops[-1] if ops else None
-    if objective.reads_bytes and isinstance(last, color.Normalize):
-        return ops[:-1], last
-    return ops, None
+class _Augmentation:
+    """Ops in two parts: of the whole batch, and of a slice of it when its turn comes.
+
+    A final normalisation is left to an objective that reads bytes.
+    """
+
+    def __init__(self, ops: tuple[augment.Op, ...], objective: Any) -> None:
+        last = ops[-1] if ops else None
+        bytes_read = objective.reads_bytes and isinstance(last, color.Normalize)
+        self._normalize = last if bytes_read else None
+        self._whole, self._rest = augment.split(ops[:-1] if bytes_read else ops)
+
+    def of_batch(self, key: jax.Array, batch: dict[str, Any]) -> dict[str, Any]:
+        return augment.apply(self._whole, key, batch)
+
+    def of_part(self, key: jax.Array, part: dict[str, Any]) -> dict[str, Any]:
+        part = augment.apply(self._rest, key, part, first=len(self._whole))
+        if self._normalize is None:
+            return part
+        image = pixels.Pixels(part["image"], *self._normalize.affine())
+        return {**part, "image": image}
 
 
-def _with_bytes(batch: dict[str, Any], late: Any) -> dict[str, Any]:
-    """`image` uint8 as bytes that know how they are normalised, by `late`."""
-    if late is None:
-        return batch
-    return {**batch, "image": pixels.Pixels(batch["image"], *late.affine())}
-
-
-def _health(look: Any, due: jax.Array, few: dict[str, jax.Array]) -> Any:
+def _health(
+    objective: Any, due: Any, seen: Any, part: Any, few: Any, key: jax.Array
+) -> Any:
     """The health metrics of `few` examples if they are `due`, else NaN in their place.
 
-    `look` shows them to the objective.
+    `seen` are parameters, model state and teacher; `part` augments examples.
     """
+
+    def look(few: dict[str, jax.Array]) -> Any:
+        return objective.health(*seen, part(few), key)
+
     shapes = jax.eval_shape(look, few)
     if not shapes:
         return {}
@@ -159,17 +162,21 @@ def _accumulate(
     """
     if slices == 1:
         return value_and_grad(trained, model_state, batch)
-    parts = {k: _cut(x, slices, mesh, axis=k == "views") for k, x in batch.items()}
+    axes = {k: int(k == "views") for k in batch}
+    parts = {k: _cut(x, slices, mesh, axis=axes[k]) for k, x in batch.items()}
 
-    def body(carry: Any, part: dict[str, jax.Array]):
+    def part_of(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {k: _whole(x, batch[k].shape, axes[k]) for k, x in flat.items()}
+
+    def body(carry: Any, flat: dict[str, jax.Array]):
         total, model_state = carry
         (loss, (metrics, model_state)), grads = value_and_grad(
-            trained, model_state, part
+            trained, model_state, part_of(flat)
         )
         total = jax.tree.map(jnp.add, total, (loss, metrics, grads))
         return (total, model_state), None
 
-    first = jax.tree.map(lambda x: x[0], parts)
+    first = part_of({k: x[0] for k, x in parts.items()})
     (loss, (metrics, _)), grads = jax.eval_shape(
         value_and_grad, trained, model_state, first
     )
@@ -183,15 +190,20 @@ def _accumulate(
 
 
 def _cut(x: jax.Array, slices: int, mesh: Mesh, *, axis: int = 0) -> jax.Array:
-    """Cuts `axis`, the examples, into equal slices `[slices, ...]`.
+    """Cuts `axis`, the examples, into equal slices: `[slices, B / slices, values]`.
 
     Each device cuts the rows that it has, so nothing moves between devices: slice i
-    is the i-th part of every device's rows.
+    is the i-th part of every device's rows. An example is one row of values, since the
+    loop keeps its operands as they lie: of `[H, W, 3]` a TPU would fill 3 of 128 lanes.
     """
-    size = mesh.size
-    x = jnp.moveaxis(x, axis, 0)
-    rows = x.reshape(size, slices, x.shape[0] // (size * slices), *x.shape[1:])
+    size, x = mesh.size, jnp.moveaxis(x, axis, 0)
+    rows = x.reshape(size, slices, x.shape[0] // (size * slices), -1)
     rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
-    parts = jnp.swapaxes(rows, 0, 1).reshape(slices, -1, *x.shape[1:])
-    parts = jax.lax.with_sharding_constraint(parts, sharding.slice_sharding(mesh))
-    return jnp.moveaxis(parts, 1, axis + 1)
+    parts = jnp.swapaxes(rows, 0, 1).reshape(slices, -1, rows.shape[-1])
+    return jax.lax.with_sharding_constraint(parts, sharding.slice_sharding(mesh))
+
+
+def _whole(rows: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
+    """A slice `[B, values]` as part of a batch of `shape`, whose `axis` is B."""
+    rest = [n for i, n in enumerate(shape) if i != axis]
+    return jnp.moveaxis(rows.reshape(-1, *rest), 0, axis)
