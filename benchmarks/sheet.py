@@ -25,7 +25,8 @@ def main(argv: list[str]) -> None:
     tiles = []
     for path in argv[1:]:
         picture = Image.open(path).convert("RGB")
-        size = tuple(round(side * SCALE.value) for side in picture.size)
+        wide, high = (round(side * SCALE.value) for side in picture.size)
+        size = (wide, high)
         small = picture.resize(size, Image.Resampling.LANCZOS)
         tile = Image.new("RGB", (size[0], size[1] + _HEAD), "white")
         tile.paste(small, (0, _HEAD))
