@@ -25,13 +25,8 @@ def main(argv: list[str]) -> None:
     tiles = []
     for path in argv[1:]:
         picture = Image.open(path).convert("RGB")
-<<<<<<< HEAD
-        width, height = picture.size
-        size = round(width * SCALE.value), round(height * SCALE.value)
-=======
         wide, high = (round(side * SCALE.value) for side in picture.size)
         size = (wide, high)
->>>>>>> wt-inside
         small = picture.resize(size, Image.Resampling.LANCZOS)
         tile = Image.new("RGB", (size[0], size[1] + _HEAD), "white")
         tile.paste(small, (0, _HEAD))

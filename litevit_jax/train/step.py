@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -60,8 +61,9 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updated = optimizer.update(grads, state.opt_state, trained, state.step)
         params = optimizers.merge(updated[0], frozen)
-        new = state.replace(params=params, model_state=model_state, teacher=teacher)
-        new = new.replace(step=state.step + 1, opt_state=updated[1])
+        changed = {"params": params, "model_state": model_state, "teacher": teacher}
+        changed |= {"step": state.step + 1, "opt_state": updated[1]}
+        new = dataclasses.replace(state, **changed)
         new = _keep_if_finite(finite, new, state)
         metrics = {**metrics, "loss": loss, "grad_norm": grad_norm}
         metrics |= {"lr": optimizer.schedule(state.step), "nonfinite": 1.0 - finite}
