@@ -112,14 +112,21 @@ def design(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Desi
     state = _abstract_state(create, shardings)
     count = slices.count(config, mesh, objective)
     jitted = _step(config, objective, optimizer, ops, shardings, count)
-    # Traces the whole step by shapes: a model that does not fit fails here.
-    jax.eval_shape(jitted, state, batches.host(config))
+    host = batches.host(config)
+    placed = sharding.batch_sharding(mesh)
+    host = {
+        k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+        for k, x in host.items()
+    }
+    # Traces the whole step by shapes: a model that does not fit fails here. Of batches
+    # placed as these are, jit keeps the trace for the run.
+    jax.eval_shape(jitted, state, host)
     return Design(
         objective=objective,
         optimizer=optimizer,
         variables=variables,
         state=state,
-        batch=batches.host(config),
+        batch=host,
         create=create,
         step=jitted,
         slices=count,

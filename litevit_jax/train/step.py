@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -61,10 +60,8 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updated = optimizer.update(grads, state.opt_state, trained, state.step)
         params = optimizers.merge(updated[0], frozen)
-        changed = {"params": params, "model_state": model_state, "teacher": teacher}
-        changed |= {"step": state.step + 1, "opt_state": updated[1]}
-        new = dataclasses.replace(state, **changed)
-        new = _keep_if_finite(finite, new, state)
+        made = (state.step + 1, params, model_state, teacher, updated[1])
+        new = _keep_if_finite(finite, TrainState(*made), state)
         metrics = {**metrics, "loss": loss, "grad_norm": grad_norm}
         metrics |= {"lr": optimizer.schedule(state.step), "nonfinite": 1.0 - finite}
         if health_every is not None:

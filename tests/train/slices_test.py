@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from litevit_jax import sharding
-from litevit_jax.train import slices
+from litevit_jax.train import loop, slices, step
 from tests import jobs
 
 FREE = types.SimpleNamespace(whole_batch="")
@@ -140,3 +140,14 @@ def test_a_run_may_go_on_with_other_slices(tmp_path):
     jobs.prepare(tmp_path, jobs.tiny())
     assert jobs.prepare(tmp_path, jobs.tiny(microbatch="2")).resumes
     assert jobs.prepare(tmp_path, jobs.tiny(accum_steps=4)).resumes
+
+
+@pytest.mark.parametrize("microbatch", ["off", "2"])
+def test_a_run_traces_its_step_once(microbatch, tmp_path, monkeypatch):
+    traced = []
+    arrange = step._arrange
+    monkeypatch.setattr(
+        step, "_arrange", lambda *args: traced.append(1) or arrange(*args)
+    )
+    loop.run(jobs.tiny(steps=2, microbatch=microbatch), tmp_path)
+    assert len(traced) == 1
