@@ -191,12 +191,11 @@ def _project_backward(num_heads, first, x, kernel, bias, grads):
         outer = jnp.einsum(
             "btd,bate->dae", rows[i], grad, preferred_element_type=jnp.float32
         )
-        kernels.append(outer)
-        biases.append(grad.astype(jnp.float32).sum((0, 2)))
+        kernels.append(outer.reshape(kernel.shape[0], -1))
+        biases.append(grad.astype(jnp.float32).sum((0, 2)).reshape(-1))
     asked = jnp.pad(grad_x[0], ((0, 0), (first, 0), (0, 0)))
-    grad_kernel = jnp.stack(kernels, axis=1).reshape(kernel.shape)
-    grad_bias = jnp.stack(biases).reshape(bias.shape)
-    return asked + grad_x[1] + grad_x[2], grad_kernel, grad_bias
+    grad_kernel = jnp.concatenate(kernels, axis=-1)
+    return asked + grad_x[1] + grad_x[2], grad_kernel, jnp.concatenate(biases)
 
 
 # Platform, or 'default' for the others -> (forward, backward) of `project_heads`.

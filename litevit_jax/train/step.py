@@ -172,7 +172,7 @@ def _accumulate(
         (loss, (metrics, model_state)), grads = value_and_grad(
             trained, model_state, part_of(flat)
         )
-        total = jax.tree.map(jnp.add, total, (loss, metrics, grads))
+        total = jax.tree.map(jnp.add, total, (loss, metrics, _apart(grads)))
         return (total, model_state), None
 
     first = part_of({k: x[0] for k, x in parts.items()})
@@ -181,11 +181,35 @@ def _accumulate(
     )
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)),
-        (loss, metrics, grads),
+        (loss, metrics, jax.eval_shape(_apart, grads)),
     )
     (total, model_state), _ = jax.lax.scan(body, (zeros, model_state), parts)
     loss, metrics, grads = jax.tree.map(lambda x: x / slices, total)
-    return (loss, (metrics, model_state)), grads
+    return (loss, (metrics, model_state)), _together(grads)
+
+
+def _apart(grads: Any) -> Any:
+    """Each gradient as a tuple: of queries, keys and values, or of itself alone.
+
+    Those three are products of their own on accelerators, and stored together. XLA adds
+    up the devices' products behind the loop only if nothing but an addition follows
+    them in it.
+    """
+
+    def cut(path: Any, x: jax.Array) -> tuple[jax.Array, ...]:
+        together = "qkv" in jax.tree_util.keystr(path)
+        return tuple(jnp.split(x, 3, axis=-1)) if together else (x,)
+
+    return jax.tree_util.tree_map_with_path(cut, grads)
+
+
+def _together(parts: Any) -> Any:
+    """What `_apart` took apart."""
+    return jax.tree.map(
+        lambda part: jnp.concatenate(part, axis=-1) if len(part) > 1 else part[0],
+        parts,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
 
 
 def _cut(x: jax.Array, slices: int, mesh: Mesh, *, axis: int = 0) -> jax.Array:
