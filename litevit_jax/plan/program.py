@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -90,6 +93,22 @@ def model_flops(planned: Planned) -> int:
     return flops.count(quiet.step, quiet.state, quiet.batch)
 
 
+@contextlib.contextmanager
+def without_cache() -> Iterator[None]:
+    """JAX's compilation cache is left alone inside.
+
+    It writes programs for devices that are not here, and fails to read them again.
+    """
+    enabled = jax.config.jax_enable_compilation_cache  # pyrefly: ignore
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX decides once whether it is used
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
+
+
 def compile_step(planned: Planned) -> tuple[Any, float]:
     """(the compiled step, seconds it took).
 
@@ -99,7 +118,8 @@ def compile_step(planned: Planned) -> tuple[Any, float]:
     start = time.monotonic()
     lowered = planned.design.step.lower(planned.design.state, planned.design.batch)
     try:
-        compiled = lowered.compile(topology.compiler_options(planned.target))
+        with without_cache():
+            compiled = lowered.compile(topology.compiler_options(planned.target))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
