@@ -69,7 +69,7 @@ def _named(found: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _placed(found: dict[str, Any]) -> dict[str, Any]:
-    place = pathlib.Path(found["place"])
+    place = pathlib.Path(found["place"]).absolute()  # a report lies elsewhere
     placed = dict(found)
     for key in ("maps", "reconstructions"):
         rows = found.get(key, [])
