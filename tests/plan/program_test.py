@@ -100,6 +100,30 @@ def test_slices_are_summed_on_each_chip_before_chips_add_up(name):
     assert moved["all-reduce"].bytes == pytest.approx(run.gradient_bytes, rel=0.1)
 
 
+def test_programs_for_devices_that_are_not_here_are_not_cached(tmp_path):
+    """They could be written, but not read again."""
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    old = {name: getattr(jax.config, name) for name in wanted}
+    topology.prepare(target := topology.find("v5e-1"))
+    placed = jax.sharding.SingleDeviceSharding(topology.devices(target)[0])
+    number = jax.ShapeDtypeStruct((), "float32", sharding=placed)
+    try:
+        for name, value in wanted.items():
+            jax.config.update(name, value)
+        with program.without_cache():
+            jax.jit(lambda x: x + 1).lower(number).compile()
+        assert not list(tmp_path.iterdir())
+        jax.jit(lambda x: x + 1).lower(number).compile()
+        assert list(tmp_path.iterdir())  # as it would be without that
+    finally:
+        for name, value in old.items():
+            jax.config.update(name, value)
+        program.compilation_cache.reset_cache()
+
+
 def test_contrastive_negatives_are_gathered_from_all_chips():
     run, _, found = compiled("mocov3_tiny")
     moved = found["collectives"]
