@@ -71,6 +71,8 @@ def _explain(error: Exception, argv: list[str]) -> str:
     """What is wrong with the command line, where, and what would be right."""
     if _config_argument(argv) is None and _overrides(argv):
         return MISSING
+    if _config_argument(argv) is None:  # --confg: what was meant is the flag's name
+        return _with_flags(error)
     path = config_path(argv)
     recipe = _recipe(argv)
     if isinstance(recipe, OSError):
@@ -85,6 +87,10 @@ def _explain(error: Exception, argv: list[str]) -> str:
             wrong = _wrong_value(name, value, recipe)
         if wrong is not None:
             return wrong
+    return _with_flags(error)
+
+
+def _with_flags(error: Exception) -> str:
     hint = ""
     if isinstance(error, flags.UnrecognizedFlagError):
         others = ", ".join(f"--{name}=" for name in _FLAGS)

@@ -227,6 +227,8 @@ MISTAKES = {
     "value of a block": ([f"--config={TINY}", "--config.mesh=4"],
         r"expected one of its fields: --config.mesh.data=, --config.mesh.fsdp="),
     "no config": (["--config.lr.base=1"], r"--config is missing, for example"),
+    "flag of the config": ([f"--confg={TINY}"],
+        r"flag 'confg'. Did you mean: config .*the flags are --config="),
     "flag": ([f"--config={TINY}", "--work_dir=x"],
         r"flag 'work_dir'.*the flags are --config=, --config.FIELD=, --workdir="),
     "positional": ([f"--config={TINY}", "x"], r"unexpected argument 'x'"),
