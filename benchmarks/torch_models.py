@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
@@ -112,29 +113,44 @@ def bias_index(side: int) -> np.ndarray:
     return index
 
 
-def classifier(torch: Any, side: int, classes: int, biased: bool) -> Any:
-    """ViT-Tiny with 12 heads on `side` x `side` patches, averaged; gives logits."""
+def encoder_class(torch: Any) -> Any:
+    """The class of ViT-Tiny with 12 heads: images to tokens, before a last norm."""
     from litevit_jax.models.layers import sincos_table
 
-    nn, table = torch.nn, sincos_table((side, side), 192, "sincos")
+    nn = torch.nn
 
-    class Classifier(nn.Module):
-        def __init__(self):
+    class Encoder(nn.Module):
+        def __init__(self, side, *, learned=False, biased=False):
             super().__init__()
+            table = torch.from_numpy(sincos_table((side, side), 192, "sincos"))
             self.patch_embed = nn.Conv2d(3, 192, 16, 16)
             self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, 192))
-            self.pos_embed = nn.Parameter(torch.from_numpy(table)[None])
+            self.pos_embed = nn.Parameter(table[None], requires_grad=learned)
             grid = side if biased else None
             self.blocks = nn.Sequential(
                 *[block(torch, 192, 12, grid) for _ in "x" * 12]
             )
-            self.fc_norm = nn.LayerNorm(192, eps=1e-6)
-            self.head = nn.Linear(192, classes)
 
         def forward(self, image):
             x = self.patch_embed(image).flatten(2).transpose(1, 2)
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-            x = self.blocks(x + self.pos_embed)
+            return self.blocks(x + self.pos_embed)
+
+    return Encoder
+
+
+def classifier(torch: Any, side: int, classes: int, biased: bool) -> Any:
+    """ViT-Tiny on `side` x `side` patches, averaged; gives logits."""
+    nn, encoder = torch.nn, encoder_class(torch)
+
+    class Classifier(encoder):
+        def __init__(self):
+            super().__init__(side, learned=True, biased=biased)
+            self.fc_norm = nn.LayerNorm(192, eps=1e-6)
+            self.head = nn.Linear(192, classes)
+
+        def forward(self, image):
+            x = super().forward(image)
             return self.head(self.fc_norm(x[:, 1:].mean(dim=1)))
 
     return Classifier()
@@ -150,19 +166,78 @@ def mixed_loss(torch: Any, model: Any, image: Any, label: Any, alpha: float) -> 
     return -(target * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
+def moco(torch: Any, side: int) -> Any:
+    """MoCo v3 on `side` x `side` patches: (view, view) -> loss, teacher updated."""
+    nn, functional = torch.nn, torch.nn.functional
+
+    def mlp(*widths):
+        layers = []
+        for number, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+            last = number == len(widths) - 2
+            layers += [nn.Linear(inputs, outputs, bias=False)]
+            layers += [nn.BatchNorm1d(outputs, affine=not last)]
+            layers += [] if last else [nn.ReLU(inplace=True)]
+        return nn.Sequential(*layers)
+
+    def contrast(q, k):
+        similarity = functional.normalize(q) @ functional.normalize(k).T / 0.2
+        own = torch.arange(len(q))
+        return functional.cross_entropy(similarity, own) * 2 * 0.2
+
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = encoder_class(torch)(side)
+            self.norm = nn.LayerNorm(192, eps=1e-6)
+            self.projector = mlp(192, 4096, 4096, 256)
+
+        def forward(self, view):
+            return self.projector(self.norm(self.encoder(view))[:, 0])
+
+    class Moco(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.student, self.teacher = Branch(), Branch()
+            self.predictor = mlp(256, 4096, 256)
+            self.teacher.load_state_dict(self.student.state_dict())
+            self.teacher.requires_grad_(False)
+            self.blocks = self.student.encoder.blocks
+
+        def forward(self, first, second):
+            q = [self.predictor(self.student(view)) for view in (first, second)]
+            with torch.no_grad():
+                pairs = zip(
+                    self.teacher.parameters(), self.student.parameters(), strict=True
+                )
+                for theirs, ours in pairs:
+                    theirs.mul_(0.99).add_(ours, alpha=0.01)
+                k = [self.teacher(view) for view in (first, second)]
+            return contrast(q[0], k[1]) + contrast(q[1], k[0])
+
+    return Moco()
+
+
 def groups(
-    model: Any, lr: float, *, weight_decay: float, layer_decay: float, **_: float
+    model: Any,
+    lr: float,
+    *,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    decay_1d: float = False,
+    **_: float,
 ) -> list[dict[str, Any]]:
     """Groups of parameters for AdamW: decayed or not, and a rate for each layer."""
     made: dict[tuple[int, bool], dict[str, Any]] = {}
     depth = len(model.blocks)
     for name, value in model.named_parameters():
+        if not value.requires_grad:
+            continue
         found = re.match(r"blocks\.(\d+)\.", name)
         layer = int(found[1]) + 1 if found else depth + 1
         if name.startswith(("cls_token", "pos_embed", "patch_embed")):
             layer = 0
         spared = layer_decay < 1 and name in ("cls_token", "pos_embed")
-        decayed = value.ndim > 1 and not spared
+        decayed = bool(value.ndim > 1 or decay_1d) and not spared
         if layer_decay >= 1:
             layer = depth + 1
         group = made.setdefault((layer, decayed), {"params": []})

@@ -1,26 +1,32 @@
 """Images per second of one training step on this machine, ours and PyTorch's.
 
-    python benchmarks/train_step.py --batch=64 --steps=3 --rounds=7
-    python benchmarks/train_step.py --job=finetune --batch=32 --steps=2 --rounds=7
+    python benchmarks/train_step.py --batch=64 --steps=2 --rounds=9
+    python benchmarks/train_step.py --job=finetune --batch=32 --steps=2 --rounds=9
+    python benchmarks/train_step.py --job=mocov3 --batch=32 --steps=2 --rounds=9
 
-A step is forward, backward and AdamW (weight decay 0.05 on matrices) of ViT-Tiny with
-12 heads in float32, on normalised images that are already in memory. Ours is the step
-that training runs; the other side, where torch is installed, is the same step plainly
-written. `mae`: there, all patches are embedded before masking, tokens are put back in
-order, every patch is predicted. `finetune`: mixup 0.2, average pooling and a norm
-before 1000 classes, soft-target cross-entropy, layer decay 0.85; --rpe=fused adds
-relative position bias to both sides.
+A step is forward, backward and AdamW of ViT-Tiny with 12 heads in float32. Ours is the
+step that the recipe of the method trains with (`JOBS`), slices included, from images
+as bytes, which it normalises; flips, colours and health metrics are left out. The
+other side, where torch is installed, is the same step plainly written, and is handed
+images that are normalised already. `mae`: there, all patches are embedded before
+masking, tokens are put back in order, every patch is predicted. `finetune`: mixup 0.2,
+average pooling and a norm before 1000 classes, soft-target cross-entropy, layer decay
+0.85; --rpe=fused adds relative position bias to both sides. `mocov3`: two views,
+projectors with BatchNorm, a teacher that is a moving average; a batch counts images,
+not views.
 
 Each side lives in its own process, ours as main.py sets it up, torch as it comes
 with as many threads as there are cores; they take turns within a round, so that a
 slow minute of the machine hits both. On a machine with other work the rates still
 depend on how either side's threads are scheduled: see the load printed, and compare
-CPU seconds then.
-Memory is the peak resident size of the process.
+CPU seconds then. Memory is the peak resident size of the process.
+
+--set=microbatch=8;scan=True changes the config of ours; --alone leaves torch out.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -37,27 +43,40 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+ROOT = str(pathlib.Path(__file__).parents[1])
+LR, CLASSES, MIXUP = 1e-4, 1000, 0.2
+# Job -> (recipe, its variant, changes of its config).
+JOBS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    "mae": ("mae_tiny", None, {}),
+    "finetune": ("finetune", "scratch", {"data.randaugment.layers": 0}),
+    "mocov3": ("mocov3_tiny", None, {}),
+}
+# What torch's AdamW is told; ours reads it from the recipe.
+ADAMW = {
+    "mae": {"b1": 0.9, "b2": 0.95, "weight_decay": 0.05},
+    "finetune": {"b1": 0.9, "b2": 0.999, "weight_decay": 0.05, "layer_decay": 0.85},
+    "mocov3": {"b1": 0.9, "b2": 0.999, "weight_decay": 0.1, "decay_1d": True},
+}
+
 BATCH = flags.DEFINE_integer("batch", 64, "Images per step.")
 SIDE = flags.DEFINE_integer("image_size", 224, "Height and width of an image.")
 STEPS = flags.DEFINE_integer("steps", 3, "Steps per measurement.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of each side.")
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
-JOB = flags.DEFINE_enum("job", "mae", ["mae", "finetune"], "What a step learns.")
+JOB = flags.DEFINE_enum("job", "mae", [*JOBS], "What a step learns.")
 RPE = flags.DEFINE_enum("rpe", "none", ["none", "fused"], "Position bias of finetune.")
+SET = flags.DEFINE_string(
+    "set", "", "Changes of the config of ours: a.b=value;c=value."
+)
+ALONE = flags.DEFINE_bool("alone", False, "Time our side alone.")
 WORKER = flags.DEFINE_enum("worker", None, ["jax", "torch"], "Internal: be a side.")
-
-ROOT = str(pathlib.Path(__file__).parents[1])
-LR, CLASSES, MIXUP = 1e-4, 1000, 0.2
-ADAMW = {
-    "mae": {"b1": 0.9, "b2": 0.95, "weight_decay": 0.05, "layer_decay": 1.0},
-    "finetune": {"b1": 0.9, "b2": 0.999, "weight_decay": 0.05, "layer_decay": 0.85},
-}
 
 
 def images() -> np.ndarray:
-    """Normalised images `[B, H, W, 3]`."""
-    shape = (BATCH.value, SIDE.value, SIDE.value, 3)
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    """Images as bytes `[B, H, W, 3]`, `[B, 2, H, W, 3]` where a step has two views."""
+    views = (2,) if JOB.value == "mocov3" else ()
+    shape = (BATCH.value, *views, SIDE.value, SIDE.value, 3)
+    return np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
 
 
 def labels() -> np.ndarray:
@@ -72,44 +91,43 @@ def jax_side() -> tuple[Callable[[int], float], str]:
     cpu.prepare(BATCH.value, 3 * SIDE.value**2)  # as main.py does
     import jax
 
-    from litevit_jax import augment, sharding
-    from litevit_jax.objectives import mae, supervised
-    from litevit_jax.train import optimizer as optimizers
-    from litevit_jax.train import state as states
-    from litevit_jax.train import step
+    from litevit_jax import sharding
+    from litevit_jax.plan import examples
+    from litevit_jax.train import setup
 
-    tiny: dict[str, Any] = {"variant": "tiny"}
-    settings: dict[str, Any] = {**ADAMW[JOB.value]}
-    blocks: dict[str, dict[str, Any]] = {}
-    if JOB.value == "mae":
-        objective = mae.make(encoder=tiny, decoder=tiny, dtype="float32")
-    else:
-        tiny |= {"pos_embed": "learned_sincos", "rpe_style": RPE.value}
-        objective = supervised.make(encoder=tiny, num_classes=CLASSES, dtype="float32")
-        settings["no_decay"] = ("encoder/(cls_token|pos_embed)",)
-        blocks["mix"] = {"mixup": MIXUP}
-    mesh = sharding.make_mesh()
-    rows = {"image": images(), "index": np.arange(BATCH.value, dtype=np.int32)}
-    batch = sharding.global_batch(rows | {"label": labels()}, mesh)
-    params = states.abstract_variables(objective, batch).params
-    optimizer = optimizers.make(
-        params, lambda _: jax.numpy.float32(LR), name="adamw", **settings
-    )
-    create, shardings = states.creator(objective, optimizer, batch, mesh)
-    ops = augment.make(blocks)
-    train_step = step.make_train_step(
-        objective, optimizer, ops, seed=0, mesh=mesh, state_sharding=shardings
-    )
-    state = create(jax.random.key(0))
+    config, mesh = recipe(), sharding.make_mesh()
+    setup.settle(config)
+    source = examples.Counted(1_281_167, CLASSES)
+    made = setup.design(config, mesh, lambda split: source)
+    name = "views" if JOB.value == "mocov3" else "image"
+    rows = {"index": np.arange(BATCH.value, dtype=np.int32), "label": labels()}
+    batch = sharding.global_batch({**rows, name: images()}, mesh)
+    state = made.create()
 
     def run(steps: int) -> float:
         nonlocal state
         metrics = {}
         for _ in range(steps):
-            state, metrics = train_step(state, batch)
+            state, metrics = made.step(state, batch)
         return float(metrics["loss"])
 
-    return run, f"jax {jax.__version__}"
+    return run, f"jax {jax.__version__}, {mesh.size} devices, {made.slices} slices each"
+
+
+def recipe() -> Any:
+    """The job's config without what a loader does elsewhere."""
+    name, variant, fields = JOBS[JOB.value]
+    config = importlib.import_module(f"configs.{name}").get_config(variant)
+    config = config.copy_and_resolve_references().unlock()
+    said = dict(field.split("=", 1) for field in SET.value.split(";") if field)
+    common = {"batch_size": BATCH.value, "data.image_size": SIDE.value}
+    common |= {"data.flip": 0.0, "log.health": False}
+    config.update_from_flattened_dict({**fields, **common, **said})
+    kept = {"normalize", "mix"} & set(config.augment)
+    config.augment = {key: config.augment[key] for key in kept}
+    if RPE.value != "none":
+        config.objective.encoder.rpe_style = RPE.value
+    return config
 
 
 def torch_side() -> tuple[Callable[[int], float], str]:
@@ -120,20 +138,24 @@ def torch_side() -> tuple[Callable[[int], float], str]:
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     settings, patches = ADAMW[JOB.value], SIDE.value // 16
+    pixels = images().astype(np.float32)  # how they are normalised costs nothing here
+    pixels = np.moveaxis(pixels / 127.5 - 1, -1, -3).copy()
+    batch, target = torch.from_numpy(pixels), torch.from_numpy(labels()).long()
     if JOB.value == "mae":
         model = torch_models.mae(torch, patches)
+        loss_of_step = functools.partial(model, batch)
+    elif JOB.value == "finetune":
+        biased = RPE.value != "none"
+        model = torch_models.classifier(torch, patches, CLASSES, biased)
+        loss_of_step = functools.partial(
+            torch_models.mixed_loss, torch, model, batch, target, MIXUP
+        )
     else:
-        model = torch_models.classifier(torch, patches, CLASSES, RPE.value != "none")
+        model, views = torch_models.moco(torch, patches), batch.unbind(1)
+        loss_of_step = functools.partial(model, *views)
     groups = torch_models.groups(model, LR, **settings)
     betas = (settings["b1"], settings["b2"])
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=betas)
-    batch = torch.from_numpy(images().transpose(0, 3, 1, 2).copy())
-    target = torch.from_numpy(labels()).long()
-
-    def loss_of_step() -> Any:
-        if JOB.value == "mae":
-            return model(batch)
-        return torch_models.mixed_loss(torch, model, batch, target, MIXUP)
 
     def run(steps: int) -> float:
         loss = None
@@ -170,7 +192,7 @@ class Side:
     def __init__(self, name: str):
         command = [sys.executable, __file__, f"--worker={name}"]
         command += [f"--batch={BATCH.value}", f"--image_size={SIDE.value}"]
-        command += [f"--job={JOB.value}", f"--rpe={RPE.value}"]
+        command += [f"--job={JOB.value}", f"--rpe={RPE.value}", f"--set={SET.value}"]
         pipe = subprocess.PIPE
         self.name, self.rates, self.cpu, self.peak_mib = name, [], [], 0.0
         env = os.environ | {"JAX_PLATFORMS": "cpu"}
@@ -242,7 +264,8 @@ def compare(names: list[str]) -> dict[str, Any]:
 
 def what() -> str:
     """The job, with what is added to it."""
-    return JOB.value if RPE.value == "none" else f"{JOB.value} with position bias"
+    biased = "" if RPE.value == "none" else " with position bias"
+    return f"{JOB.value}{biased}{SET.value and f', {SET.value}'}"
 
 
 def describe(figures: dict[str, Any]) -> str:
@@ -269,13 +292,14 @@ def describe(figures: dict[str, Any]) -> str:
 
 
 def main(_: list[str]) -> None:
-    if JOB.value == "mae" and RPE.value != "none":
+    if JOB.value != "finetune" and RPE.value != "none":
         raise app.UsageError("--rpe goes with --job=finetune")
     if JOB.value == "finetune" and BATCH.value % 2:
         raise app.UsageError(f"--batch={BATCH.value} is odd, and mixup pairs images")
     if WORKER.value:
         return worker()
-    names = ["jax", "torch"] if importlib.util.find_spec("torch") else ["jax"]
+    there = importlib.util.find_spec("torch") and not ALONE.value
+    names = ["jax", "torch"] if there else ["jax"]
     figures = compare(names)
     print(describe(figures))
     if JSON.value:

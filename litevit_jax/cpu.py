@@ -23,9 +23,10 @@ _MOST_DEVICES = 8
 _TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 _PCI_VENDORS, _GOOGLE = "/sys/bus/pci/devices/*/vendor", "0x1ae0"
 # Parameters of mallopt(3): of the arenas only the main one has room for large
-# blocks; they come from its heap, whose top is not given back.
+# blocks; they come from its heap, whose top is never given back (-1; a number would
+# end at 2 GiB, which a step of 32 images in full exceeds).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-_MALLOPT = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1))
+_MALLOPT = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
 
 
 def prepare(batch_size: int, values: int) -> None:

@@ -40,6 +40,20 @@ def test_a_number_of_devices_that_was_asked_for_stays():
     assert prepared(9, 224 * 224 * 3, **env) == ["3", "False"]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mallopt")
+def test_the_memory_of_a_step_beyond_two_gigabytes_is_kept():
+    code = (
+        "import ctypes; from litevit_jax import cpu; cpu._keep_freed_memory()\n"
+        "libc = ctypes.CDLL(None)\n"
+        "for f in (libc.malloc, libc.sbrk): f.restype = ctypes.c_void_p\n"
+        "block = libc.malloc(ctypes.c_size_t(3 << 30)); top = libc.sbrk(0)\n"
+        "libc.free(ctypes.c_void_p(block)); print(top - libc.sbrk(0))"
+    )
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["0"]
+
+
 @pytest.mark.parametrize(
     ("cores", "batch_size", "expected"),
     [(1, 64, 1), (2, 64, 2), (6, 64, 4), (64, 64, 8), (8, 12, 4), (8, 7, 1)],
