@@ -102,7 +102,7 @@ def jax_side() -> tuple[Callable[[int], float], str]:
     name = "views" if JOB.value == "mocov3" else "image"
     rows = {"index": np.arange(BATCH.value, dtype=np.int32), "label": labels()}
     batch = sharding.global_batch({**rows, name: images()}, mesh)
-    state = made.create()
+    state = made.create(jax.random.key(0))
 
     def run(steps: int) -> float:
         nonlocal state

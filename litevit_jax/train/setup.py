@@ -68,7 +68,8 @@ class Design:
     """What is learned and how, by shapes alone: no example is read, nothing placed.
 
     Attributes:
-      objective, optimizer, create, step: as in `Job`.
+      objective, optimizer, step: as in `Job`.
+      create: key -> the initial TrainState on the mesh.
       variables: abstract Variables of the objective.
       state: abstract TrainState with shardings.
       batch: the host's batch by shape; `step.lower(state, batch)` is the program.
@@ -80,7 +81,7 @@ class Design:
     variables: Any
     state: states.TrainState
     batch: batches.Shapes
-    create: Callable[[], states.TrainState]
+    create: Callable[[jax.Array], states.TrainState]
     step: Any  # of jax.jit
     slices: int
 
