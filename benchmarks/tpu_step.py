@@ -6,7 +6,8 @@
 No TPU is needed and **nothing is timed**: what is printed is the compiler's own account
 of its program. For MAE-Tiny, D-MAE-Tiny under a MAE-Base teacher, and fine-tuning, at
 224 px with 128, 256 and 512 images on the chip, it compiles the step that training runs
-(recipes as they are) and the plain port of plain_step.py, and prints for each:
+(recipes as they are, hence in slices of 128) and the plain port of plain_step.py, and
+prints for each:
 
 * cycles an image, the compiler's estimate, summed over the program and through loops;
   gathers and sorts have none there, copies that change a layout next to none, and
@@ -15,8 +16,8 @@ of its program. For MAE-Tiny, D-MAE-Tiny under a MAE-Base teacher, and fine-tuni
   there, unless they live in the chip's fast memory;
 * temporary memory, all memory, and seconds of compiling.
 
-MAE-Small and MAE-Base follow, for their memory: two rows of a model tell what an image
-more takes, and so how many fit.
+MAE-Base follows with rematerialisation and with a scan over blocks, then larger and
+larger batches of MAE-Tiny, -Small and -Base, in slices and whole, until none fits.
 
 Ratios that are aimed at stand below the table, with what was reached. A row takes one
 to ten minutes of a core, in a process of its own; what is in `--out` already is not
@@ -47,7 +48,6 @@ HLO = flags.DEFINE_bool("hlo", False, "Keep the text of each program beside its 
 ROW = flags.DEFINE_string("row", None, "Internal: compile this row in this process.")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-GIB = 15.75  # of the nominal 16 GB, what the compiler lets a program have
 # Job -> (recipe, its variant, flags).
 JOBS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "mae": ("mae_tiny", None, {}),
@@ -55,6 +55,13 @@ JOBS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "finetune": ("finetune", "scratch", {}),
     "small": ("mae_small", None, {}),
     "base": ("mae_base", None, {}),
+}
+# Side -> changes of the recipe's config.
+OURS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "whole": {"microbatch": "off"},
+    "remat": {"remat": True},
+    "scan": {"scan": True},
 }
 # The most telling rows first.
 ROWS = [
@@ -65,7 +72,11 @@ ROWS = [
     *(f"mae-256-{side}" for side in ("ours", "plain")),
     *(f"distill-{n}-plain" for n in (128, 512)),
     *(f"{job}-256-{s}" for job in ("distill", "finetune") for s in ("ours", "plain")),
-    *(f"{job}-{n}-ours" for job in ("small", "base") for n in (128, 512)),
+    *(f"base-128-{side}" for side in ("ours", "remat", "scan")),
+    *(f"mae-{n}-whole" for n in (512, 1024, 2048)),
+    *(f"small-{n}-whole" for n in (256, 512, 1024)),
+    *(f"base-{n}-whole" for n in (256, 512)),
+    *(f"{job}-{n}-ours" for job in ("mae", "small", "base") for n in (32768, 65536)),
 ]
 COLUMNS = (
     "step",
@@ -80,15 +91,20 @@ COLUMNS = (
 )
 
 
-def compile_ours(job: str, images: int, target: Any) -> tuple[Any, int]:
-    """(the compiled step of the recipe, its slices)."""
+def compile_ours(job: str, images: int, side: str, target: Any) -> tuple[Any, int]:
+    """(the compiled step of the recipe, its slices).
+
+    Raises:
+      MemoryError: it does not fit.
+    """
     from litevit_jax.plan import program
 
     recipe, variant, fields = JOBS[job]
     config = importlib.import_module(f"configs.{recipe}").get_config(variant)
     config = config.copy_and_resolve_references().unlock()
     said = dict(field.split("=", 1) for field in FIELDS.value)
-    config.update_from_flattened_dict({**fields, **said, "batch_size": images})
+    fields = {**fields, **OURS[side], **said, "batch_size": images}
+    config.update_from_flattened_dict(fields)
     planned = program.plan(config, target)
     return program.compile_step(planned)[0], planned.design.slices
 
@@ -116,8 +132,14 @@ def measure(name: str) -> dict[str, Any]:
     images, target = int(number), topology.find("v5e-1")
     topology.prepare(target)
     start = time.monotonic()
-    make = compile_ours if side == "ours" else compile_plain
-    compiled, slices = make(job, images, target)
+    row: dict[str, Any] = {"step": job, "images": images, "side": side}
+    try:
+        if side == "plain":
+            compiled, slices = compile_plain(job, images, target)
+        else:
+            compiled, slices = compile_ours(job, images, side, target)
+    except MemoryError as error:
+        return row | {"too_large": str(error).partition("\n")[0]}
     text = compiled.as_text()
     if HLO.value:
         (pathlib.Path(OUT.value) / f"{name}.hlo.txt").write_text(text)
@@ -125,10 +147,7 @@ def measure(name: str) -> dict[str, Any]:
     said = compiled.memory_analysis()
     whole = said.argument_size_in_bytes + said.output_size_in_bytes
     whole += said.temp_size_in_bytes - said.alias_size_in_bytes
-    return {
-        "step": job,
-        "images": images,
-        "side": side,
+    return row | {
         "slices": slices,
         "kcycles": module.cycles() / images / 1e3,
         "hbm_mb": module.memory_traffic() / images / 1e6,
@@ -208,24 +227,21 @@ AIMS = (
 
 
 def fitting(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """How many images fit, from what 128 and 512 of them take in slices of 128."""
+    """The largest batches that fit, and the smallest that do not, of what was tried."""
     lines = []
-    for job in JOBS:
-        few, many = (rows.get(f"{job}-{n}-ours") for n in (128, 512))
-        if not (few and many):
-            continue
-        image = (many["memory_gib"] - few["memory_gib"]) / (512 - 128)
-        most = 128 + (GIB - few["memory_gib"]) / max(image, 1e-9)
-        lines.append(
-            f"{job}: {image * 2**10:.3f} MiB an image more; about {most:,.0f} images "
-            f"in {GIB} GiB"
-        )
+    for job, side in {(row["step"], row["side"]): None for row in rows.values()}:
+        tried = [r for r in rows.values() if (r["step"], r["side"]) == (job, side)]
+        large = [r["images"] for r in tried if "too_large" in r]
+        fits = max((r["images"] for r in tried if "too_large" not in r), default=0)
+        if large:
+            lines.append(f"{job}, {side}: {fits} images fit, {min(large)} do not")
     return lines
 
 
 def table(rows: dict[str, dict[str, Any]]) -> list[str]:
     """The rows in Markdown."""
     lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
+    rows = {name: row for name, row in rows.items() if "too_large" not in row}
     for row in sorted(rows.values(), key=lambda r: (r["step"], r["images"])):
         figures = (
             f"{row['kcycles']:.0f}",

@@ -174,7 +174,7 @@ class Module:
         limits = [
             int(i.operands[0])
             for i in self._computations.get(condition[1] if condition else "", [])
-            if i.opcode == "constant" and i.operands[0].isdigit()
+            if i.opcode == "constant" and "".join(i.operands).isdigit()
         ]
         return limits[0] if len(limits) == 1 else self._trips
 

@@ -92,12 +92,16 @@ def test_those_of_a_branch_are_told_apart(module):
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
-    [('backend_config={"known_trip_count":{"n":"3"}}', 3), ("", 9)],
-    ids=["told", "not told"],
+    ("said", "limit", "expected"),
+    [
+        ('backend_config={"known_trip_count":{"n":"3"}}', "s32[] add(%i.1)", 3),
+        ("", "s32[] add(%i.1)", 9),
+        ("", "pred[2]{0} constant({false, true})", 9),
+    ],
+    ids=["told", "not told", "no number"],
 )
-def test_trips_of_a_loop_are_those_told_else_those_given(said, expected):
-    text = TEXT.replace("%limit = s32[] constant(5)", "%limit = s32[] add(%i.1)")
+def test_trips_of_a_loop_are_those_told_else_those_given(said, limit, expected):
+    text = TEXT.replace("%limit = s32[] constant(5)", f"%limit = {limit}")
     text = text.replace("body=%body", f"body=%body, {said}")
     moved = hlo.Module(text, trips=9).collectives()["collective-permute"]
     assert moved.count == expected
