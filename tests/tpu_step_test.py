@@ -46,6 +46,11 @@ def row(kcycles, **more):
     return {"kcycles": kcycles, "hbm_mb": 30.0, "memory_gib": 2.0} | more
 
 
+def sized(images, side="whole", **more):
+    of = {"step": "mae", "images": images, "side": side, "slices": 1}
+    return row(100, temporary_mib=1.0, seconds=1.0) | of | more
+
+
 def test_aims_are_compared_with_what_was_compiled():
     rows = {"mae-128-ours": row(100), "mae-128-plain": row(119)}
     said = "\n".join(aim.text(rows) for aim in tpu_step.AIMS)
@@ -54,11 +59,21 @@ def test_aims_are_compared_with_what_was_compiled():
     assert "plain over ours at 512 images: at least 1.8; not compiled" in said
 
 
-def test_what_fits_follows_from_two_rows():
+def test_what_fits_is_what_was_compiled():
     rows = {
-        "mae-128-ours": row(1),
-        "mae-512-ours": row(1, memory_gib=2.0 + 384 / 2**10),
+        "mae-512-whole": sized(512),
+        "mae-256-whole": sized(256),
+        "mae-1024-whole": sized(1024, too_large="it needs 17 GiB"),
+        "mae-2048-whole": sized(2048, too_large="it needs 33 GiB"),
+        "mae-512-ours": sized(512, "ours"),
     }
-    assert tpu_step.fitting(rows) == [
-        "mae: 1.000 MiB an image more; about 14,208 images in 15.75 GiB"
-    ]
+    said = "mae, whole: 512 images fit, 1024 do not"
+    assert tpu_step.fitting(rows) == [said]  # of ours, none was too large
+    images = [line.split(" | ")[1] for line in tpu_step.table(rows)[2:]]
+    assert images == ["256", "512", "512"]
+
+
+def test_every_side_changes_fields_that_recipes_have():
+    config = tpu_step.importlib.import_module("configs.mae_tiny").get_config()
+    for fields in tpu_step.OURS.values():
+        assert set(fields) <= set(config)

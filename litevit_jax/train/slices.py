@@ -20,7 +20,8 @@ from litevit_jax import sharding
 # Images at once on an accelerator: the compiler for TPU v5e keeps the activations of
 # so many ViT-Tiny images in fast memory, and of more it does not (docs/performance.md).
 AT_ONCE = 128
-# Values (H * W * C) at once on a device of a CPU: 32 images of 224 x 224 x 3.
+# Values (H * W * C) at once on a device of a CPU: 32 images of 224 x 224 x 3. Of
+# MAE-Tiny as fast as 64, in half of the memory; 16 are 7 % slower.
 VALUES_AT_ONCE = 32 * 224 * 224 * 3
 # 'auto' takes no divisor that is below this share of what it looks for.
 _LEAST_SHARE = 0.5
@@ -64,7 +65,7 @@ def count(config: ConfigDict, mesh: Mesh, objective: Any) -> int:
     if isinstance(said, str):  # auto
         return per_device // _chosen(per_device, _at_once(config, mesh))
     if per_device % said:
-        near = min(_divisors(per_device), key=lambda size: (abs(size - said), size))
+        near = min(_divisors(per_device), key=lambda size: abs(size - said))
         raise ValueError(
             f"microbatch={said} does not divide the {per_device} images of a device "
             f"(batch_size={config.batch_size} over {mesh.size}); the nearest that does "
@@ -111,9 +112,7 @@ def _at_once(config: ConfigDict, mesh: Mesh) -> int:
 def _chosen(per_device: int, wanted: int) -> int:
     """The largest divisor up to `wanted`; the whole where that would be too small."""
     largest = max(size for size in _divisors(per_device) if size <= wanted)
-    if largest < min(per_device, wanted) * _LEAST_SHARE:
-        return per_device
-    return largest
+    return per_device if largest < wanted * _LEAST_SHARE else largest
 
 
 def _divisors(number: int) -> list[int]:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from litevit_jax import augment, sharding
-from litevit_jax.objectives import base
+from litevit_jax.models import pixels
+from litevit_jax.objectives import base, mae
 from litevit_jax.plan import hlo
 from litevit_jax.train import optimizer, state, step
 
@@ -149,6 +150,7 @@ def test_accumulation_leaves_the_result_unchanged(slices, mesh, reference):
     got, rows = train(mesh_of(mesh), slices=slices)
     same(got.params, reference[0].params, rtol=1e-4, atol=1e-6)
     same([r["loss"] for r in rows], [r["loss"] for r in reference[1]], rtol=1e-5)
+    assert got.model_state["seen"] == 3 * slices  # it went through all of them
 
 
 @pytest.mark.parametrize("mesh", ["8x1", "4x2"])
@@ -179,6 +181,31 @@ def test_ops_that_pair_examples_see_the_whole_batch():
     assert augment.split(late) == ((), late)
     found = [train(mesh_of("1x1"), ops=ops, slices=n, read=labelled) for n in (1, 4)]
     same(found[1][0].params, found[0][0].params, rtol=1e-4, atol=1e-6)
+
+
+def test_ops_draw_the_same_whether_they_see_the_batch_or_a_slice():
+    blocks = {"erase": {"probability": 1.0}, "mix": {"mixup": 0.5}}
+    ops = augment.make(blocks)[::-1]  # what is behind the mixing is done by slices
+    batch = labelled(0) | {"slot": np.arange(32, dtype=np.int32)}
+    key, made = jax.random.key(3), step._Augmentation(ops, Linear())
+    got = made.of_part(key, made.of_batch(key, batch))
+    same(got, augment.apply(ops, key, batch))
+
+
+def test_only_what_reads_bytes_gets_bytes():
+    ops = augment.make({"normalize": {"mean": (0.5,), "std": (0.2,)}})
+    batch = {"image": np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1)}
+    tiny = {"width": 8, "depth": 1, "num_heads": 2}
+    want = augment.apply(ops, jax.random.key(0), batch)["image"]
+    for objective in (
+        Linear(),
+        mae.make(encoder=tiny | {"patch_size": 4}, decoder=tiny),
+    ):
+        made = step._Augmentation(ops, objective)
+        key = jax.random.key(0)
+        got = made.of_part(key, made.of_batch(key, batch))["image"]
+        assert isinstance(got, pixels.Pixels) == objective.reads_bytes
+        same(pixels.patches(got, 4), pixels.patches(want, 4), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("slices", "mesh"), [(1, "8x1"), (4, "8x1"), (8, "1x1")])
