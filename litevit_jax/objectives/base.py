@@ -51,6 +51,14 @@ class Objective(abc.ABC):
         return not self.whole_batch
 
     @property
+    def encoded_share(self) -> float:
+        """Share of an image's patches that what is trained computes: 1 without masks.
+
+        From it follows how many images a device computes at once by default.
+        """
+        return 1.0
+
+    @property
     def reads_bytes(self) -> bool:
         """Whether `loss` and `health` take `image` as `models.pixels.Pixels`.
 

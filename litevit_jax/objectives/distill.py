@@ -221,6 +221,11 @@ class Distill(base.Objective):
         return True
 
     @property
+    def encoded_share(self) -> float:
+        """The student's."""
+        return self.student.encoded_share
+
+    @property
     def reads_bytes(self) -> bool:
         """Student and teacher read the same patches."""
         return True

@@ -67,6 +67,11 @@ class Mae(base.Objective):
     decode_after: int | None = None
 
     @property
+    def encoded_share(self) -> float:
+        """The patches that are kept."""
+        return 1 - self.mask_ratio
+
+    @property
     def reads_bytes(self) -> bool:
         """Each patch is read once: to be encoded, or as a target."""
         return True

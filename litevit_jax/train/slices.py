@@ -17,12 +17,15 @@ from ml_collections import ConfigDict
 
 from litevit_jax import sharding
 
-# Images at once on an accelerator: the compiler for TPU v5e keeps the activations of
-# so many ViT-Tiny images in fast memory, and of more it does not (docs/performance.md).
+# Whole images at once on a TPU, or as many parts of images as make up so many: the
+# compiler for v5e keeps their activations in fast memory, and those of more it does
+# not. Of MAE, which encodes a quarter, these are 128 images (docs/performance.md).
+WHOLE_AT_ONCE = 32
+# Images at once on GPUs, where nothing was measured.
 AT_ONCE = 128
-# Values (H * W * C) at once on a device of a CPU: 32 images of 224 x 224 x 3. Of
-# MAE-Tiny as fast as 64, in half of the memory; 16 are 7 % slower.
-VALUES_AT_ONCE = 32 * 224 * 224 * 3
+# Values (H * W * C) at once on a device of a CPU, of whole images: 8 of 224 x 224 x 3,
+# or 32 that MAE encodes. As fast as more, in less memory (docs/performance.md).
+VALUES_AT_ONCE = 8 * 224 * 224 * 3
 # 'auto' takes no divisor that is below this share of what it looks for.
 _LEAST_SHARE = 0.5
 
@@ -47,9 +50,8 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
 def count(config: ConfigDict, mesh: Mesh, objective: Any) -> int:
     """How many slices the batch of a device is cut into; 1 leaves it whole.
 
-    'auto' cuts where the objective allows it: into slices of at most `AT_ONCE` images
-    on accelerators, of at most `VALUES_AT_ONCE` values on CPUs, if a number not much
-    smaller divides the batch.
+    'auto' cuts where the objective allows it: into slices of at most so many images as
+    stands above for the platform, if a number not much smaller divides the batch.
 
     Raises:
       ValueError: a slice that does not divide the batch of a device, or that the
@@ -63,7 +65,7 @@ def count(config: ConfigDict, mesh: Mesh, objective: Any) -> int:
     if objective.whole_batch or said == "off":
         return 1
     if isinstance(said, str):  # auto
-        return per_device // _chosen(per_device, _at_once(config, mesh))
+        return per_device // _chosen(per_device, _at_once(config, mesh, objective))
     if per_device % said:
         near = min(_divisors(per_device), key=lambda size: abs(size - said))
         raise ValueError(
@@ -101,12 +103,16 @@ def _refuse(config: ConfigDict, said: int | str, reason: str) -> None:
     )
 
 
-def _at_once(config: ConfigDict, mesh: Mesh) -> int:
-    if mesh.devices.flat[0].platform != "cpu":
+def _at_once(config: ConfigDict, mesh: Mesh, objective: Any) -> int:
+    platform = mesh.devices.flat[0].platform
+    if platform not in ("cpu", "tpu"):
         return AT_ONCE
-    data = config.data
-    sides = data.image_size * (data.image_width or data.image_size)
-    return max(VALUES_AT_ONCE // (sides * data.channels), 1)
+    whole = WHOLE_AT_ONCE
+    if platform == "cpu":
+        data = config.data
+        sides = data.image_size * (data.image_width or data.image_size)
+        whole = VALUES_AT_ONCE / (sides * data.channels)
+    return max(int(whole / objective.encoded_share + 1e-6), 1)
 
 
 def _chosen(per_device: int, wanted: int) -> int:

@@ -7,11 +7,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from litevit_jax import sharding
+from litevit_jax.objectives import distill, mae
 from litevit_jax.train import loop, slices, step
 from tests import jobs
 
-FREE = types.SimpleNamespace(whole_batch="")
-BOUND = types.SimpleNamespace(whole_batch="it has negatives")
+FREE = types.SimpleNamespace(whole_batch="", encoded_share=0.25)
+UNMASKED = types.SimpleNamespace(whole_batch="", encoded_share=1.0)
+BOUND = types.SimpleNamespace(whole_batch="it has negatives", encoded_share=1.0)
 
 
 def mesh_of(count=8, platform="tpu"):
@@ -65,6 +67,27 @@ def test_auto_takes_up_to_128_images_of_a_chip_where_the_batch_allows(per_device
 def test_auto_counts_values_on_cpus(image_size, per_device, want):
     config = settings(per_device * 2, image_size=image_size)
     assert slices.count(config, mesh_of(2, "cpu"), FREE) == want
+
+
+@pytest.mark.parametrize(
+    ("platform", "per_device", "want"),
+    [("tpu", 128, 4), ("tpu", 32, 1), ("gpu", 512, 4), ("cpu", 32, 4), ("cpu", 8, 1)],
+)
+def test_auto_takes_fewer_images_where_all_patches_are_encoded(
+    platform, per_device, want
+):
+    config = settings(per_device * 2)
+    assert slices.count(config, mesh_of(2, platform), UNMASKED) == want
+
+
+@pytest.mark.parametrize(
+    ("ratio", "want"), [(0.75, 128), (0.9, 320), (0.6, 80), (0.95, 640), (0.5, 64)]
+)
+def test_what_is_encoded_says_how_many_images_are_computed_at_once(ratio, want):
+    tiny = {"variant": "tiny"}
+    for make, more in ((mae.make, {}), (distill.make, {"teacher": tiny})):
+        objective = make(encoder=tiny, decoder=tiny, mask_ratio=ratio, **more)
+        assert slices.count(settings(8 * want * 2), mesh_of(), objective) == 2
 
 
 @pytest.mark.parametrize("said", [64, "64"])
