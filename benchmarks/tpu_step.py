@@ -73,10 +73,12 @@ ROWS = [
     *(f"distill-{n}-plain" for n in (128, 512)),
     *(f"{job}-256-{s}" for job in ("distill", "finetune") for s in ("ours", "plain")),
     *(f"base-128-{side}" for side in ("ours", "remat", "scan")),
-    *(f"mae-{n}-whole" for n in (512, 1024, 2048)),
-    *(f"small-{n}-whole" for n in (256, 512, 1024)),
+    *(f"mae-{n}-whole" for n in (512, 1024, 2048, 4096)),
+    *(f"small-{n}-whole" for n in (512, 1024, 2048)),
     *(f"base-{n}-whole" for n in (256, 512)),
-    *(f"{job}-{n}-ours" for job in ("mae", "small", "base") for n in (32768, 65536)),
+    *(f"mae-{n}-ours" for n in (32768, 65536)),
+    *(f"small-{n}-ours" for n in (16384, 32768)),
+    *(f"base-{n}-ours" for n in (8192, 16384)),
 ]
 COLUMNS = (
     "step",
