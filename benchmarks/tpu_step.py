@@ -6,8 +6,8 @@
 No TPU is needed and **nothing is timed**: what is printed is the compiler's own account
 of its program. For MAE-Tiny, D-MAE-Tiny under a MAE-Base teacher, and fine-tuning, at
 224 px with 128, 256 and 512 images on the chip, it compiles the step that training runs
-(recipes as they are, hence in slices of 128) and the plain port of plain_step.py, and
-prints for each:
+(recipes as they are, hence in slices of 128 images, of 32 in fine-tuning) and the plain
+port of plain_step.py, and prints for each:
 
 * cycles an image, the compiler's estimate, summed over the program and through loops;
   gathers and sorts have none there, copies that change a layout next to none, and
@@ -17,7 +17,8 @@ prints for each:
 * temporary memory, all memory, and seconds of compiling.
 
 MAE-Base follows with rematerialisation and with a scan over blocks, then larger and
-larger batches of MAE-Tiny, -Small and -Base, in slices and whole, until none fits.
+larger batches of MAE-Tiny, -Small and -Base, in slices and whole. Where one does not
+fit, the largest that does stands below the table.
 
 Ratios that are aimed at stand below the table, with what was reached. A row takes one
 to ten minutes of a core, in a process of its own; what is in `--out` already is not

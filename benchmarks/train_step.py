@@ -21,7 +21,7 @@ slow minute of the machine hits both. On a machine with other work the rates sti
 depend on how either side's threads are scheduled: see the load printed, and compare
 CPU seconds then. Memory is the peak resident size of the process.
 
---set=microbatch=8;scan=True changes the config of ours; --alone leaves torch out.
+"--set=microbatch=8;scan=True" changes the config of ours; --alone leaves torch out.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import plain_step, tpu_step
+from configs import mae_tiny
 from litevit_jax import sharding
 from litevit_jax.objectives import distill, mae
 
@@ -74,6 +75,6 @@ def test_what_fits_is_what_was_compiled():
 
 
 def test_every_side_changes_fields_that_recipes_have():
-    config = tpu_step.importlib.import_module("configs.mae_tiny").get_config()
+    config = mae_tiny.get_config()
     for fields in tpu_step.OURS.values():
         assert set(fields) <= set(config)
