@@ -1,8 +1,9 @@
 """Quick decoding and resizing of training images: libjpeg-turbo and OpenCV.
 
-Both release the interpreter's lock, so threads use all cores. What libjpeg-turbo does
-not take (other formats, CMYK, damage) is Pillow's, with the meaning it has there;
-evaluation is Pillow's alone.
+Both release the interpreter's lock, so threads use all cores. Only JPEGs of the usual
+kind go this way: 8 bits, grey or three colours, baseline, extended or progressive with
+Huffman codes. All else (other formats, CMYK, arithmetic or lossless JPEG, damage) is
+Pillow's, with the meaning it has there; evaluation is Pillow's alone.
 
 Shrinking is antialiased: as Pillow does, the kernel of the interpolation is stretched
 by the scale. It is made of two parts, a filter on the pixel grid and OpenCV's
@@ -82,8 +83,15 @@ def _load(module: str) -> Any:
     return loaded
 
 
+# Of the markers before a frame: those that have a length and may be skipped. A parser
+# that disagrees with libjpeg's about what comes next could be shown another frame than
+# the one that is decoded, into a buffer of the wrong size.
+_SKIPPED = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}
+_BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
+
+
 def read_header(encoded: bytes) -> Header | None:
-    """Size and orientation of an 8-bit grey or colour JPEG; None for all else."""
+    """Size and orientation of a JPEG that `decode` takes; None for all else."""
     if encoded[:3] != b"\xff\xd8\xff":
         return None
     place, exif = 2, b""
@@ -94,13 +102,15 @@ def read_header(encoded: bytes) -> Header | None:
             continue
         size = int.from_bytes(encoded[place + 2 : place + 4], "big")
         body = encoded[place + 4 : place + 2 + size]
+        if size < 2 or len(body) != size - 2:
+            return None
+        if marker in (_BASELINE, _EXTENDED, _PROGRESSIVE):
+            # Progressive files go over the rows several times.
+            return _frame(body, exif, None if marker == _PROGRESSIVE else place + 5)
+        if marker not in _SKIPPED:
+            return None
         if marker == 0xE1 and body[:6] == b"Exif\0\0":
             exif = exif + body[6:] if exif else body
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            # Progressive files (C2) go over the rows several times.
-            return _frame(body, exif, place + 5 if marker < 0xC2 else None)
-        elif marker == 0xDA:
-            return None
         place += 2 + size
     return None
 
@@ -108,6 +118,8 @@ def read_header(encoded: bytes) -> Header | None:
 def _frame(body: bytes, exif: bytes, height_at: int | None) -> Header | None:
     height, width = (int.from_bytes(body[i : i + 2], "big") for i in (1, 3))
     if len(body) < 6 or body[0] != 8 or body[5] not in (1, 3) or not width * height:
+        return None
+    if len(body) != 6 + 3 * body[5]:
         return None
     orientation = orientation_of(exif)
     if not 1 <= orientation <= 8:
@@ -140,8 +152,13 @@ def decode(
     """Pixels uint8 [H, W, C], upright; None if Pillow has to decide.
 
     Each side is divided by `shrink`, rounded up. Rows from `bottom` on (of the whole
-    image) may be left out.
+    image) may be left out. `channels` is 3 or 1.
+
+    Raises:
+      ValueError: another number of channels.
     """
+    if channels not in (1, 3):
+        raise ValueError(f"channels={channels}; a JPEG is decoded to 1 or 3")
     rows = header.height if bottom is None else _rows(header, bottom, shrink)
     if rows < header.height and header.height_at is not None:
         # Most of the time goes into bits, which have to be read from the top on: a
@@ -150,6 +167,8 @@ def decode(
         encoded = encoded[:place] + rows.to_bytes(2, "big") + encoded[place + 2 :]
     height, width = math.ceil(rows / shrink), math.ceil(header.width / shrink)
     pixels = np.empty((height, width, channels), np.uint8)
+    unwritten = np.resize(_PATTERN, pixels[-1].shape)
+    pixels[-1] = unwritten  # rows are written from the top on
     try:
         decoded = _load("simplejpeg").decode_jpeg(
             encoded,
@@ -162,11 +181,16 @@ def decode(
     except (ValueError, MemoryError) as error:  # damaged, or not what it seems
         if rows == header.height or not _LEFT_OVER.search(str(error)):
             return None
+        if np.array_equal(pixels[-1], unwritten):
+            return None
     else:
-        if decoded.shape[:2] != (height, width):
+        if decoded.shape != pixels.shape:
             return None
     return _turn(pixels, header.orientation)
 
+
+# Of a prime number of bytes: no row of pixels repeats it by chance.
+_PATTERN = np.arange(251, dtype=np.uint8)[::-1]
 
 # What the decoder says, and says first, of the bits of rows that it was not asked for.
 # Of a file that is cut short it says that before, and of damage above them.

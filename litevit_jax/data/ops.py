@@ -218,7 +218,8 @@ class Transform:
         """The first op, for each view, of an image decoded once; at best in place."""
         crop, pixels, shrink = self.ops[0], None, 1
         encoded = b"" if isinstance(image, np.ndarray) else image
-        header = fast.read_header(encoded)
+        # Another number of channels is refused by `Decode`.
+        header = fast.read_header(encoded) if self.decode.channels in (1, 3) else None
         if header is None:
             pixels = self._pixels(image)
             height, width = pixels.shape[:2]

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import types
 
 import numpy as np
 import PIL.Image
@@ -166,6 +167,30 @@ def test_a_file_cut_short_is_noticed_though_only_its_top_is_needed():
     place = len(image) // 20 + 700  # within the rows that are needed
     damaged = image[:place] + b"\xff\xd9" + image[place + 2 :]
     assert fast.decode(damaged, header, **settings) is None
+
+
+def test_rows_that_the_decoder_never_wrote_are_not_taken(monkeypatch):
+    def stops(*args, buffer, **kwargs):
+        buffer[:-1] = 0
+        raise ValueError("Corrupt JPEG data: 9 extraneous bytes before marker 0xd1")
+
+    image = _jpeg(_photo(150, 400))
+    header = fast.read_header(image)
+    broken = types.SimpleNamespace(decode_jpeg=stops)
+    monkeypatch.setattr(fast, "_load", {"simplejpeg": broken}.get)
+    assert fast.decode(image, header, channels=3, shrink=1, bottom=40) is None
+
+
+def test_only_one_or_three_channels_are_asked_of_the_decoder():
+    image = _jpeg(_photo(40, 30))
+    header = fast.read_header(image)
+    for channels in (0, 2, 4, 12):
+        with pytest.raises(ValueError, match=f"channels={channels}; a JPEG is decoded"):
+            fast.decode(image, header, channels=channels, shrink=1)
+        (quick, slow) = _transforms(channels=channels or 5)
+        for transform in (quick, slow):
+            with pytest.raises(decode.DecodeError, match=r"expected data\.channels 1"):
+                transform(image, _rng())
 
 
 def test_two_crops_share_one_decoding_at_the_scale_of_the_smaller(monkeypatch):
