@@ -13,7 +13,9 @@ Weight decay is on every parameter, as the authors have it; the usual choice is
 official ViT runs; to fix it at its random start, for both branches:
 --config.optimizer.freeze="('encoder/patch_embed/.*',)". Sizes of ViT-Small:
 --config.objective.encoder.variant=small (12 heads; no published result).
-Digits: two crops and brightness and contrast alone; about three minutes on 2 CPU cores.
+Images that are not RGB (data.channels other than 3) keep brightness and contrast; what
+needs colours is left out. Digits: two crops and brightness and contrast alone; about
+three minutes on 2 CPU cores.
 """
 
 from ml_collections.config_dict import placeholder

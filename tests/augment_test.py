@@ -41,3 +41,24 @@ def test_an_unknown_operation_lists_the_known_ones():
 def test_mean_and_std_that_cannot_normalise_are_refused(mean, std):
     with pytest.raises(ValueError, match=r"one value per channel each, std positive"):
         augment.make({"normalize": {"mean": mean, "std": std}})
+
+
+@pytest.mark.parametrize("channels", [1, 2, 12])
+def test_what_needs_colours_is_left_out_of_images_without(channels):
+    blocks = {
+        "color_jitter": {"brightness": 0.4, "saturation": 0.2, "hue": 0.1},
+        "grayscale": {"probability": 0.2},
+        "solarize": {"probability": 0.2},
+    }
+    kept, left_out = augment.for_channels(blocks, channels)
+    assert left_out == ["grayscale", "saturation and hue of color_jitter"]
+    assert kept["color_jitter"] == {"brightness": 0.4, "saturation": 0.0, "hue": 0.0}
+    assert "grayscale" not in kept and kept["solarize"] == blocks["solarize"]
+    assert augment.for_channels(blocks, 3) == (blocks, [])
+    assert augment.for_channels(kept, channels) == (kept, [])
+    image = np.full((2, 4, 4, channels), 100, np.uint8)
+    image[:, :2] = 180
+    ops = augment.make({"color_jitter": {"brightness": 0.4, "contrast": 0.4}})
+    batch = augment.apply(ops, jax.random.key(0), {"image": jnp.asarray(image)})
+    changed = np.asarray(batch["image"])
+    assert (changed == changed[..., :1]).all() and (changed != image).any()

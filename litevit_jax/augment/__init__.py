@@ -42,6 +42,28 @@ def make(blocks: dict[str, dict[str, Any]]) -> tuple[Op, ...]:
     return tuple(op(**blocks[name]) for name, op in OPS.items() if name in blocks)
 
 
+def for_channels(
+    blocks: dict[str, dict[str, Any]], channels: int
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """`blocks` for images of `channels`, and what had to be left out for them.
+
+    Saturation, hue and grey are defined for red, green and blue alone; brightness and
+    contrast work on any number of channels.
+    """
+    if channels == 3:
+        return blocks, []
+    kept, left_out = dict(blocks), []
+    if "grayscale" in kept:
+        del kept["grayscale"]
+        left_out.append("grayscale")
+    jitter = kept.get("color_jitter", {})
+    strong = [name for name in ("saturation", "hue") if jitter.get(name)]
+    if strong:
+        kept["color_jitter"] = {**jitter, **dict.fromkeys(strong, 0.0)}
+        left_out.append(f"{' and '.join(strong)} of color_jitter")
+    return kept, left_out
+
+
 def apply(
     ops: tuple[Op, ...], key: jax.Array, batch: dict[str, Any], *, first: int = 0
 ) -> dict[str, Any]:

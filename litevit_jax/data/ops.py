@@ -314,6 +314,12 @@ class ImageSettings:
         _expect(self.views > 0, "views", self.views, "at least 1")
         _expect(self.channels > 0, "channels", self.channels, "at least 1")
         _expect(self.max_pixels > 0, "max_pixels", self.max_pixels, "at least 1")
+        if (self.randaugment or {}).get("layers") and self.channels not in (1, 3):
+            raise ValueError(
+                f"data.channels={self.channels} with data.randaugment.layers="
+                f"{self.randaugment['layers']}: RandAugment is defined for 1 or 3 "
+                "channels; turn it off with --config.data.randaugment.layers=0"
+            )
 
 
 def train_ops(**data: Any) -> Transform:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from ml_collections import ConfigDict
 
 from litevit_jax import augment
@@ -44,6 +45,20 @@ def augmentation(config: ConfigDict) -> dict[str, Any]:
             "set --config.data.flip=0"
         )
     return blocks | {"flip": {"probability": config.data.flip}}
+
+
+def leave_out_colours(config: ConfigDict) -> None:
+    """Takes what needs red, green and blue out of `config.augment`, with a line."""
+    channels = config.data.channels
+    blocks, left_out = augment.for_channels(config.augment.to_dict(), channels)
+    if left_out:
+        config.augment = blocks
+        logging.warning(
+            "images of data.channels=%d are not red, green and blue: the augmentation "
+            "leaves out %s",
+            channels,
+            ", ".join(left_out),
+        )
 
 
 def host(config: ConfigDict) -> Shapes:

@@ -104,6 +104,7 @@ def design(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Desi
         steps_at_least = config.steps_at_least
     slices.check(config, mesh)
     _derive(config, source("train"), lr_batch, steps_at_least)
+    batches.leave_out_colours(config)
     ops = augment.make(batches.augmentation(config))
     objective = _objective(config, mesh, source)
     batch = _batch(config, objective, ops)

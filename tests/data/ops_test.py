@@ -238,3 +238,11 @@ def test_the_eval_view_of_a_file_is_that_of_pil_within_a_grey_level(
     assert wanted.std() > 20
     assert np.abs(view.astype(float) - wanted).mean() < 1.0
     assert np.abs(view[1:].astype(float) - wanted[:-1]).mean() > 1.0  # a row off shows
+
+
+def test_randaugment_of_other_channels_is_refused_before_any_image_is_read():
+    block = {"layers": 2}
+    for channels in (1, 3):
+        ops.train_ops(image_size=(8, 8), channels=channels, randaugment=block)
+    with pytest.raises(ValueError, match=r"channels=12 with .*randaugment\.layers=0"):
+        ops.train_ops(image_size=(8, 8), channels=12, randaugment=block)

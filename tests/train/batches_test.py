@@ -27,6 +27,27 @@ def test_the_device_flips_unless_randaugment_follows():
     assert flips(made) == (0.3, None)
 
 
+@pytest.mark.parametrize("channels", [1, 12])
+def test_moco_starts_on_images_without_colours(channels, tmp_path, caplog):
+    images = np.random.default_rng(0).integers(0, 256, (16, 12, 12, channels))
+    np.save(tmp_path / "images.npy", images.astype(np.uint8))
+    arg = f"smoke,data=arrays,path={tmp_path}/images.npy"
+    made = jobs.tiny("mocov3_tiny", arg, data__channels=channels, batch_size=16)
+    half = (0.5,) * channels
+    with made.unlocked():
+        made.augment.normalize = {"mean": half, "std": half}
+        made.evals = {}
+    job = jobs.prepare(tmp_path / "run", made)  # traces the whole step
+    [line] = [r.getMessage() for r in caplog.records if "leaves out" in r.getMessage()]
+    assert f"data.channels={channels} are not red, green and blue" in line
+    assert "grayscale, saturation and hue of color_jitter" in line
+    ran = job.config["augment"]
+    assert "grayscale" not in ran and ran["solarize"]["threshold"] == 128
+    jitter = ran["color_jitter"]
+    assert (jitter["brightness"], jitter["contrast"]) == (0.4, 0.4)
+    assert (jitter["saturation"], jitter["hue"]) == (0.0, 0.0)
+
+
 def test_two_flips_are_one_too_many():
     made = jobs.tiny("mocov3_tiny", data__flip=0.5).unlock()
     made.augment.flip = {"probability": 0.5}
