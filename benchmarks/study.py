@@ -178,25 +178,25 @@ def cifar(folder: str) -> Setting:
                 "evals.test.every_steps": 0,
             },
         }
-        | _shares({"all": (1.0, 3), "tenth": (0.1, 15), "hundredth": (0.01, 80)}),
+        | _shares({"all": (1.0, 1170), "tenth": (0.1, 585), "hundredth": (0.01, 240)}),
     )
 
 
-def _shares(epochs: dict[str, tuple[float, int]]) -> dict[str, Fields]:
-    """Fine-tuning on a share of the labels: evaluation -> (share, epochs)."""
+def _shares(steps: dict[str, tuple[float, int]]) -> dict[str, Fields]:
+    """Fine-tuning on a share of the labels: evaluation -> (share, updates)."""
     return {
         name: {
             "batch_size": 128,
             "data.fraction": share,
-            "epochs": count,
+            "steps": count,
+            "epochs": 10,  # for the warm-up alone: a tenth of the updates
             "lr.base": 5e-3,
-            "lr.warmup_epochs": count / 10,
+            "lr.warmup_epochs": 1.0,
             "data.randaugment.layers": 0,
-            # Five times, the last of them at the end.
-            "evals.test.every_steps": int(50_000 * share // 128) * count // 5,
+            "evals.test.every_steps": count // 5,  # the last of them at the end
             "log.health": False,
         }
-        for name, (share, count) in epochs.items()
+        for name, (share, count) in steps.items()
     }
 
 

@@ -105,7 +105,7 @@ def base(name):
     # compiled once and looped over. Both cost time (docs/performance.md).
     config.remat = False
     config.scan = False
-    config.epochs = 400
+    config.epochs = 400  # passes over the images; ImageNet's are whole batches
     config.steps = config_dict.placeholder(int)  # overrides epochs
     config.init = config_dict.placeholder(str)  # run, step in it, weights, random
     config.like = config_dict.placeholder(str)  # run to take encoder and data from

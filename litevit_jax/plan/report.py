@@ -143,8 +143,8 @@ def _design_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("batch", f"{batch}; {found['dtype']}"),
         (
             "steps",
-            f"{found['total_steps']:,} = {found['epochs']:.4g} epochs of "
-            f"{found['steps_per_epoch']:,}, warm-up {found['warmup_steps']:,}",
+            f"{found['total_steps']:,} = {_epochs(found)}, warm-up "
+            f"{found['warmup_steps']:,}",
         ),
         (
             "images",
@@ -153,6 +153,18 @@ def _design_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("learning rate", f"peak {found['lr_peak']:.4g}, base {found['lr_base']:.4g}"),
         ("checkpoint", f"{_mb(found['checkpoint_bytes'])}"),
     ]
+
+
+def _epochs(found: dict[str, Any]) -> str:
+    """'10 epochs of 195.3'; passes too, where a recipe counts whole batches alone."""
+    an_epoch = found["steps_per_epoch"]
+    updates = f"{an_epoch:,.1f}".removesuffix(".0")
+    text = f"{found['epochs']:.4g} epochs of {updates}"
+    left_out = round(found["train_examples"] - an_epoch * found["batch_size"])
+    if not left_out:
+        return text
+    passes = found["total_steps"] * found["batch_size"] / found["train_examples"]
+    return f"{text} (whole batches, as the recipe counts: {passes:.5g} passes)"
 
 
 def _memory_rows(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -89,10 +89,11 @@ class Run:
         every = self.config["log"]["every_steps"]
         if step % every and step != self.job.total_steps:
             return
+        images = self.config["batch_size"]
         row = {
-            "epoch": step / self.job.steps_per_epoch,
+            "epoch": step * images / self.config["derived"]["train_examples"],
             **metrics,
-            **self.clock.read(self.config["batch_size"]),
+            **self.clock.read(images),
         }
         if self.guard.skipped:
             row["skipped_steps"] = self.guard.skipped

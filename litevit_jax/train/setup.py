@@ -26,6 +26,10 @@ from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
 from litevit_jax.train import workdir as workdirs
 
+# Training images of ImageNet-1k. The recipes' authors leave out what remains of each
+# epoch after its whole batches: 312 updates at a batch of 4096.
+_IMAGENET = 1_281_167
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -44,7 +48,7 @@ class Job:
       stream: start step -> endless host batches.
       evaluators: title -> (evaluator, every_steps).
       resumes: whether the workdir holds this run already.
-      total_steps, steps_per_epoch: of the run.
+      total_steps: of the run.
     """
 
     config: dict[str, Any]
@@ -60,7 +64,6 @@ class Job:
     evaluators: evaluation.Evaluators
     resumes: bool
     total_steps: int
-    steps_per_epoch: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +191,6 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
         evaluators=evaluators,
         resumes=resumes,
         total_steps=config.derived.total_steps,
-        steps_per_epoch=config.derived.steps_per_epoch,
     )
 
 
@@ -227,24 +229,43 @@ def _derive(
     config: ConfigDict, source: Any, lr_batch: int, steps_at_least: int
 ) -> None:
     """Adds config.derived: what follows from the data and the settings."""
-    per_epoch = max(len(source) // config.batch_size, 1)
-    by_epochs = round(config.epochs * per_epoch)
-    total = max(by_epochs, steps_at_least) if config.steps is None else config.steps
-    if total < 1 or config.epochs <= 0:
-        raise ValueError(
-            f"steps={config.steps}, epochs={config.epochs}: a run needs at least one"
-        )
-    warmup = round(config.lr.warmup_epochs * per_epoch)
-    if total != by_epochs:  # a run of another length keeps its proportions
-        warmup = round(total * config.lr.warmup_epochs / config.epochs)
+    length = _length(config, len(source), steps_at_least)
     config.derived = {
         "train_examples": len(source),
         "train_fingerprint": source.fingerprint(),
         "num_classes": len(source.classes),
-        "steps_per_epoch": per_epoch,
+        **length,
+        "peak_lr": config.lr.base * lr_batch / 256,
+    }
+
+
+def _length(config: ConfigDict, images: int, steps_at_least: int) -> dict[str, float]:
+    """How many updates a run takes, and of them an epoch and the warm-up.
+
+    An epoch is a pass over the images: images / batch_size updates, a fraction of one
+    if the batch is larger, for no image is dropped. Of ImageNet's images it is whole
+    batches, as the recipes count.
+
+    Raises:
+      ValueError: a run without a step.
+    """
+    epochs, warmup_epochs = config.epochs, config.lr.warmup_epochs
+    if epochs <= 0 or (config.steps is not None and config.steps < 1):
+        raise ValueError(
+            f"steps={config.steps}, epochs={epochs}: a run needs at least one"
+        )
+    used = images
+    if images == _IMAGENET and images >= config.batch_size:
+        used -= images % config.batch_size
+    by_epochs = max(round(epochs * used / config.batch_size), 1)
+    total = max(by_epochs, steps_at_least) if config.steps is None else config.steps
+    warmup = round(warmup_epochs * used / config.batch_size)
+    if total != by_epochs:  # a run of another length keeps its proportions
+        warmup = round(total * warmup_epochs / epochs)
+    return {
+        "steps_per_epoch": used / config.batch_size,
         "total_steps": total,
         "warmup_steps": warmup,
-        "peak_lr": config.lr.base * lr_batch / 256,
     }
 
 

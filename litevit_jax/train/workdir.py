@@ -33,6 +33,7 @@ FREE_TO_CHANGE = (
     "data.required",
     "data.threads",
     "data.workers",
+    "derived.steps_per_epoch",  # what follows from it is compared instead
     "evals.*",
     "log.*",
     "mesh.*",

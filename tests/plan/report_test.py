@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from litevit_jax import cli
-from litevit_jax.plan import examples
+from litevit_jax.plan import examples, report
 from tests import jobs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def test_a_plan_is_printed_and_written_and_no_run_is_begun(tmp_path, capsys):
     assert (found["batch_size"], found["batch_per_chip"]) == (32, 8)
     assert found["lr_peak"] == pytest.approx(found["lr_base"] * 32 / 256)
     assert (found["total_steps"], found["estimate"]) == (6, None)
-    assert "6 = 0.1364 epochs of 44, warm-up" in said and "no peak rates" in said
+    assert "6 = 0.1335 epochs of 44.9, warm-up" in said and "no peak rates" in said
     state = found["state_bytes_per_chip"]
     assert found["checkpoint_bytes"] == state  # one mesh axis: all on each device
     assert found["flops"] > 0
@@ -58,6 +58,17 @@ def test_a_plan_is_printed_and_written_and_no_run_is_begun(tmp_path, capsys):
     assert summed == pytest.approx(found["gradient_bytes"], rel=0.1)
     # Health has collectives of its own, in a branch that logged steps alone take.
     assert found["collectives_at_logged_steps"]["all-reduce"]["count"]
+
+
+def test_epochs_of_whole_batches_are_named_beside_passes():
+    imagenet = {"steps_per_epoch": 312.0, "epochs": 400.0, "batch_size": 4096}
+    imagenet |= {"total_steps": 124_800, "train_examples": 1_281_167}
+    assert report._epochs(imagenet) == (
+        "400 epochs of 312 (whole batches, as the recipe counts: 399 passes)"
+    )
+    small = {"steps_per_epoch": 0.1875, "epochs": 400.0, "batch_size": 256}
+    small |= {"total_steps": 75, "train_examples": 48}
+    assert report._epochs(small) == "400 epochs of 0.2"
 
 
 def test_imagenet_need_not_be_here_to_be_planned_for():
