@@ -12,8 +12,15 @@ from typing import Any
 import numpy as np
 
 
-def block(torch: Any, width: int, num_heads: int, side: int | None = None) -> Any:
-    """A pre-norm block with attention written out.
+def block(
+    torch: Any,
+    width: int,
+    num_heads: int,
+    side: int | None = None,
+    *,
+    fused: bool = False,
+) -> Any:
+    """A pre-norm block with attention written out, or PyTorch's own if `fused`.
 
     With `side`, it has a relative position bias for `side` x `side` patches.
     """
@@ -37,20 +44,25 @@ def block(torch: Any, width: int, num_heads: int, side: int | None = None) -> An
             size, tokens, _ = x.shape
             shape = (size, tokens, 3, num_heads, width // num_heads)
             q, k, v = self.qkv(self.norm1(x)).reshape(shape).permute(2, 0, 3, 1, 4)
-            logits = (q @ k.transpose(-2, -1)) * (width // num_heads) ** -0.5
-            if self.table is not None:
-                logits = logits + self.table[self.index].permute(2, 0, 1)
-            out = (logits.softmax(dim=-1) @ v).transpose(1, 2)
+            if fused:
+                bias = None
+                if self.table is not None:
+                    bias = self.table[self.index].permute(2, 0, 1).to(q.dtype)
+                attend = nn.functional.scaled_dot_product_attention
+                out = attend(q, k, v, attn_mask=bias).transpose(1, 2)
+            else:
+                logits = (q @ k.transpose(-2, -1)) * (width // num_heads) ** -0.5
+                if self.table is not None:
+                    logits = logits + self.table[self.index].permute(2, 0, 1)
+                out = (logits.softmax(dim=-1) @ v).transpose(1, 2)
             x = x + self.proj(out.reshape(size, tokens, width))
             return x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
 
     return Block()
 
 
-def mae(torch: Any, side: int) -> Any:
+def mae(torch: Any, side: int, *, fused: bool = False) -> Any:
     """The tiny MAE as He et al. order it, on `side` x `side` patches; gives a loss."""
-    from litevit_jax.models.layers import sincos_table
-
     nn, num_patches = torch.nn, side**2
 
     class Mae(nn.Module):
@@ -59,14 +71,16 @@ def mae(torch: Any, side: int) -> Any:
             self.patch_embed = nn.Conv2d(3, 192, 16, 16)
             self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, 192))
             self.mask_token = nn.Parameter(0.02 * torch.randn(1, 1, 96))
-            self.blocks = nn.Sequential(*[block(torch, 192, 12) for _ in "x" * 12])
+            self.blocks = nn.Sequential(
+                *[block(torch, 192, 12, fused=fused) for _ in "x" * 12]
+            )
             self.norm = nn.LayerNorm(192, eps=1e-6)
             self.embed = nn.Linear(192, 96)
-            self.decoder = block(torch, 96, 3)
+            self.decoder = block(torch, 96, 3, fused=fused)
             self.decoder_norm = nn.LayerNorm(96, eps=1e-6)
             self.pred = nn.Linear(96, 768)
             for name, width in (("pos", 192), ("decoder_pos", 96)):
-                table = sincos_table((side, side), width, "sincos")
+                table = positions(side, width)
                 self.register_buffer(name, torch.from_numpy(table)[None])
 
         def forward(self, image):
@@ -83,7 +97,7 @@ def mae(torch: Any, side: int) -> Any:
         def encode(self, image):
             x = self.patch_embed(image).flatten(2).transpose(1, 2) + self.pos[:, 1:]
             size, kept = len(x), num_patches // 4
-            ids = torch.rand(size, num_patches).argsort(dim=1)
+            ids = torch.rand(size, num_patches, device=x.device).argsort(dim=1)
             restore = ids.argsort(dim=1)
             index = ids[:, :kept, None].expand(-1, -1, 192)
             cls = self.cls_token.expand(size, -1, -1)
@@ -102,6 +116,16 @@ def mae(torch: Any, side: int) -> Any:
     return Mae()
 
 
+def positions(side: int, width: int) -> np.ndarray:
+    """A sine and cosine for each position and frequency: `[side * side + 1, width]`.
+
+    It stands for the table of both sides, whose values cost nothing.
+    """
+    angles = np.arange(side**2 + 1)[:, None] / 10_000 ** np.linspace(0, 1, width // 2)
+    table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    return table.astype(np.float32)
+
+
 def bias_index(side: int) -> np.ndarray:
     """Rows of a table of relative positions that tokens read, class token first."""
     row, column = np.divmod(np.arange(side**2), side)
@@ -113,22 +137,20 @@ def bias_index(side: int) -> np.ndarray:
     return index
 
 
-def encoder_class(torch: Any) -> Any:
+def encoder_class(torch: Any, *, fused: bool = False) -> Any:
     """The class of ViT-Tiny with 12 heads: images to tokens, before a last norm."""
-    from litevit_jax.models.layers import sincos_table
-
     nn = torch.nn
 
     class Encoder(nn.Module):
         def __init__(self, side, *, learned=False, biased=False):
             super().__init__()
-            table = torch.from_numpy(sincos_table((side, side), 192, "sincos"))
+            table = torch.from_numpy(positions(side, 192))
             self.patch_embed = nn.Conv2d(3, 192, 16, 16)
             self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, 192))
             self.pos_embed = nn.Parameter(table[None], requires_grad=learned)
             grid = side if biased else None
             self.blocks = nn.Sequential(
-                *[block(torch, 192, 12, grid) for _ in "x" * 12]
+                *[block(torch, 192, 12, grid, fused=fused) for _ in "x" * 12]
             )
 
         def forward(self, image):
@@ -139,9 +161,11 @@ def encoder_class(torch: Any) -> Any:
     return Encoder
 
 
-def classifier(torch: Any, side: int, classes: int, biased: bool) -> Any:
+def classifier(
+    torch: Any, side: int, classes: int, biased: bool, *, fused: bool = False
+) -> Any:
     """ViT-Tiny on `side` x `side` patches, averaged; gives logits."""
-    nn, encoder = torch.nn, encoder_class(torch)
+    nn, encoder = torch.nn, encoder_class(torch, fused=fused)
 
     class Classifier(encoder):
         def __init__(self):
@@ -166,7 +190,7 @@ def mixed_loss(torch: Any, model: Any, image: Any, label: Any, alpha: float) -> 
     return -(target * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
-def moco(torch: Any, side: int) -> Any:
+def moco(torch: Any, side: int, *, fused: bool = False) -> Any:
     """MoCo v3 on `side` x `side` patches: (view, view) -> loss, teacher updated."""
     nn, functional = torch.nn, torch.nn.functional
 
@@ -181,13 +205,13 @@ def moco(torch: Any, side: int) -> Any:
 
     def contrast(q, k):
         similarity = functional.normalize(q) @ functional.normalize(k).T / 0.2
-        own = torch.arange(len(q))
+        own = torch.arange(len(q), device=q.device)
         return functional.cross_entropy(similarity, own) * 2 * 0.2
 
     class Branch(nn.Module):
         def __init__(self):
             super().__init__()
-            self.encoder = encoder_class(torch)(side)
+            self.encoder = encoder_class(torch, fused=fused)(side)
             self.norm = nn.LayerNorm(192, eps=1e-6)
             self.projector = mlp(192, 4096, 4096, 256)
 

@@ -1,0 +1,1 @@
+"""What benchmarks/accelerator.py measures: a module for each part."""

@@ -1,0 +1,101 @@
+"""A run of minutes: MAE on small images, then a probe of what it learned."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+from typing import Any
+
+from benchmarks.parts import common
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# ViT-Tiny on 64 patches of an image of 32 x 32 pixels.
+_FIELDS = (
+    "data.image_size=32",
+    "data.cache=True",
+    "data.crop_scale=0.2,1.0",
+    "data.eval_crop_fraction=1.0",
+    "objective.encoder.patch_size=4",
+    "batch_size=1024",
+    "lr.base=6e-4",
+    "lr.warmup_epochs=5",
+)
+
+
+def run(part: common.Part) -> None:
+    for name, measure in (("MAE", _pretrain), ("linear probe", _probe)):
+        part.row(name, functools.partial(measure, part))
+
+
+def _pretrain(part: common.Part) -> dict[str, Any]:
+    """Trains for about half of the time that is left, by the speed of its start."""
+    workdir = part.out / "learning" / "mae"
+    row = _main(part, "mae_tiny", workdir, *_recipe(part), *_epochs(part))
+    curves = list((workdir / "report").glob("*loss*.png"))
+    for path in curves[:1]:
+        shutil.copy(path, part.out / "learning-loss.png")
+    return row
+
+
+def _probe(part: common.Part) -> dict[str, Any]:
+    init = part.out / "learning" / "mae"
+    fields = [f"init={init}"]
+    fields += ["steps=6", "batch_size=16"] if part.small else ["steps=2000"]
+    row = _main(part, "linear_probe", part.out / "learning" / "probe", *fields)
+    path = part.out / "learning" / "probe" / "evals" / "test" / "result.json"
+    row["top-1 %"] = 100 * json.loads(path.read_text())["last"]["top1"]
+    return row
+
+
+def _recipe(part: common.Part) -> list[str]:
+    """The variant and fields of the pre-training."""
+    if part.small or not part.data:
+        return [":digits", "steps=6"] if part.small else [":digits"]
+    kind = "arrays" if str(part.data).endswith(".npz") else "folder"
+    return [f":data={kind},path={pathlib.Path(part.data).resolve()}", *_FIELDS]
+
+
+def _epochs(part: common.Part) -> list[str]:
+    """As many passes as the time allows, at 20,000 images a second."""
+    if part.small or not part.data:
+        return []
+    return [f"epochs={max(round(part.left * 0.4 * 20_000 / 50_000), 5)}"]
+
+
+def _main(
+    part: common.Part, recipe: str, workdir: pathlib.Path, *settings: str
+) -> dict[str, Any]:
+    """Runs main.py; images/s of its metrics and seconds of the whole."""
+    variant = "".join(s for s in settings if s.startswith(":"))
+    fields = [f"--config.{s}" for s in settings if not s.startswith(":")]
+    command = [sys.executable, "main.py", f"--config=configs/{recipe}.py{variant}"]
+    start = time.time()
+    with common.process(
+        [*command, f"--workdir={workdir}", *fields], cwd=ROOT, stdout=subprocess.PIPE
+    ) as child:
+        try:
+            output, _ = child.communicate(timeout=max(part.left, 1))
+        except subprocess.TimeoutExpired:
+            raise common.OutOfTime from None
+    if child.returncode:
+        raise RuntimeError(f"{recipe} ended with {child.returncode}: {output[-500:]}")
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "images_per_s" in row]
+    rates = sorted(row["images_per_s"] for row in rows[1:] or rows)
+    losses = [row["loss"] for row in rows]
+    return {
+        "images/s": {
+            "median": rates[len(rates) // 2],
+            "min": rates[0],
+            "max": rates[-1],
+        },
+        "steps": rows[-1]["step"],
+        "first loss": losses[0],
+        "last loss": losses[-1],
+        "seconds": time.time() - start,
+    }

@@ -1,0 +1,230 @@
+"""Whether the device computes what it should: recorded values, precision, resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.parts import common
+from litevit_jax.models import ops
+from litevit_jax.objectives import mae, supervised
+from tests import golden
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+KEY = jax.random.key(0)
+# Recorded from the reference models in float32, see tests/objectives.
+MAE_LOSS, RAW_LOSS = 1.081296, 0.829725
+LOGITS = [0.52863, 0.426949, 0.143044, 0.756373]
+# (queries, keys, heads, size of a head) of the attention that is compared.
+SHAPES = {"encoder": (50, 50, 12, 16), "decoder": (148, 197, 3, 32)}
+BOUNDS = {"float32": 1e-4, "bfloat16": 0.015}
+
+
+def run(part: common.Part) -> None:
+    part.row("MAE loss, recorded", _losses)
+    part.row("logits, recorded", _logits)
+    depth = 1 if part.small else None
+    cpu = functools.partial(_gradient_against_cpu, depth)
+    part.row("MAE gradient, float32 against CPU", cpu)
+    half = functools.partial(_half_against_whole, depth)
+    part.row("MAE gradient, bfloat16 against float32", half)
+    for entry in ops.KERNELS:
+        for name in SHAPES:
+            for dtype in BOUNDS:
+                compare = functools.partial(_attention, entry, SHAPES[name], dtype)
+                part.row(f"attention {entry!r}, {name}, {dtype}", compare)
+    part.row("resume, same bits", functools.partial(_resume, part.small))
+
+
+def _checked(error: Any, bound: float, **more: Any) -> dict[str, Any]:
+    """A row: the largest relative error, its bound, and whether it holds."""
+    error = float(error)
+    return {"error": error, "bound": bound, "ok": bool(error <= bound), **more}
+
+
+def _golden(
+    dtype: str = "float32", depth: int | None = None
+) -> tuple[Any, Any, dict[str, Any]]:
+    """(MAE-Tiny, or the first blocks of it, recorded parameters, recorded batch)."""
+    tiny = {"variant": "tiny"}
+    encoder = tiny if depth is None else tiny | {"depth": depth}
+    objective = mae.make(encoder=encoder, decoder=tiny, dtype=dtype)
+    batch = {"image": golden.images(2), "ids_shuffle": golden.ids_shuffle(2)}
+    shapes = jax.eval_shape(objective.init, KEY, {"image": batch["image"]})
+    return objective, golden.params_like(shapes.params), batch
+
+
+def _losses() -> dict[str, Any]:
+    objective, params, batch = _golden()
+    raw = dataclasses.replace(objective, norm_pix_loss=False)
+
+    @jax.jit
+    def losses(params: Any, batch: Any) -> list[jax.Array]:
+        return [o.loss(params, {}, {}, batch, KEY)[0] for o in (objective, raw)]
+
+    with jax.default_matmul_precision("highest"):
+        values = [float(x) for x in losses(params, batch)]
+    pairs = zip(values, (MAE_LOSS, RAW_LOSS), strict=True)
+    return _checked(max(abs(a / b - 1) for a, b in pairs), 1e-5, value=values[0])
+
+
+def _logits() -> dict[str, Any]:
+    encoder = {"variant": "tiny", "pos_embed": "learned_sincos"}
+    objective = supervised.make(
+        encoder=encoder, num_classes=1000, pool="avg", dtype="float32"
+    )
+    image = golden.images(2)
+    params = golden.params_like(jax.jit(objective.init)(KEY, {"image": image}).params)
+    with jax.default_matmul_precision("highest"):
+        logits = jax.jit(objective.predict)(params, {}, {"image": image})["logits"]
+    error = np.abs(np.asarray(logits[0, :4]) - LOGITS).max() / np.abs(LOGITS).max()
+    return _checked(error, 1e-4, value=float(logits[0, 0]))
+
+
+def _gradient(objective: Any, params: Any, batch: Any) -> Any:
+    """(loss, gradient) of MAE, in the highest precision of float32."""
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        return objective.loss(params, {}, {}, batch, KEY)[0]
+
+    with jax.default_matmul_precision("highest"):
+        return jax.device_get(jax.jit(jax.value_and_grad(loss))(params, batch))
+
+
+def _gradient_against_cpu(depth: int | None) -> dict[str, Any]:
+    here = _gradient(*_golden(depth=depth))
+    with jax.default_device(jax.devices("cpu")[0]):
+        there = _gradient(*_golden(depth=depth))
+    return _checked(_distance(here[1], there[1]), 1e-4, value=float(here[0]))
+
+
+def _half_against_whole(depth: int | None) -> dict[str, Any]:
+    half, whole = (_gradient(*_golden(d, depth)) for d in ("bfloat16", "float32"))
+    loss = abs(float(half[0]) / float(whole[0]) - 1)
+    return _checked(_distance(half[1], whole[1]), 0.05, loss_error=loss)
+
+
+def _distance(tree: Any, reference: Any) -> float:
+    """Euclidean distance of two trees, relative to the size of the second."""
+    pairs = list(zip(*map(jax.tree.leaves, (tree, reference)), strict=True))
+    apart = sum(float(np.square(np.float64(a) - b).sum()) for a, b in pairs)
+    size = sum(float(np.square(np.float64(b)).sum()) for _, b in pairs)
+    return (apart / size) ** 0.5
+
+
+def _attention(entry: str, shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
+    """Values and gradients of one way of attention, against autodiff in float32."""
+    queries, keys, heads, size = shape
+    seeds = jax.random.split(jax.random.key(4), 4)
+    lengths = (queries, keys, keys, queries)
+    *args, weight = (
+        jax.random.normal(seed, (4, heads, length, size))
+        for seed, length in zip(seeds, lengths, strict=True)
+    )
+    args = [x.astype(dtype) for x in args]
+
+    def plain(q: Any, k: Any, v: Any) -> jax.Array:
+        probs = jax.nn.softmax(q @ k.swapaxes(2, 3) / size**0.5)
+        return jnp.einsum("bast,batd->basd", probs, v)
+
+    def ours(q: Any, k: Any, v: Any) -> jax.Array:
+        return ops.attend(q, k, v, 1 / size**0.5)
+
+    def outcome(function: Any, *args: Any) -> Any:
+        def energy(*args: Any) -> Any:
+            out = function(*args)
+            return (out.astype(jnp.float32) * weight).sum(), out
+
+        graded = jax.value_and_grad(energy, (0, 1, 2), has_aux=True)
+        (_, out), grads = jax.jit(graded)(*args)
+        return [np.asarray(x.astype(jnp.float32)) for x in (out, *grads)]
+
+    table, ops.KERNELS = ops.KERNELS, {"default": ops.KERNELS[entry]}
+    try:
+        with jax.default_matmul_precision("highest"):
+            got = outcome(ours, *args)
+            want = outcome(plain, *(x.astype(jnp.float32) for x in args))
+    finally:
+        ops.KERNELS = table
+    pairs = zip(got, want, strict=True)
+    return _checked(
+        max(np.abs(a - b).max() / np.abs(b).max() for a, b in pairs), BOUNDS[dtype]
+    )
+
+
+def _resume(small: bool) -> dict[str, Any]:
+    """Trains 20 steps at once, and again with a stop in between."""
+    with tempfile.TemporaryDirectory() as root:
+        folder = pathlib.Path(root)
+        whole, parts = folder / "whole", folder / "parts"
+        command = _command(folder, small)
+        env = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.3"}
+        with common.process(
+            [*command, f"--workdir={whole}"],
+            cwd=ROOT,
+            env=env,
+            stdout=subprocess.DEVNULL,
+        ) as uninterrupted:
+            codes = [_interrupted([*command, f"--workdir={parts}"], env)]
+            done = subprocess.run(
+                [*command, f"--workdir={parts}"],
+                cwd=ROOT,
+                env=env,
+                stdout=subprocess.DEVNULL,
+                timeout=300,
+            )
+            codes += [done.returncode, uninterrupted.wait(timeout=300)]
+        if codes != [42, 0, 0]:
+            raise RuntimeError(f"exit codes {codes}, expected 42, 0 and 0")
+        apart = _apart(whole, parts)
+    return {"error": apart, "bound": 0.0, "ok": apart == 0.0}
+
+
+def _command(folder: pathlib.Path, small: bool) -> list[str]:
+    """A run of 20 steps: ViT-Tiny on random images, or the digits if `small`."""
+    if small:
+        variant, more = "digits", ["--config.batch_size=16"]
+    else:
+        images = np.random.default_rng(0).integers(256, size=(256, 96, 96, 3))
+        np.savez(folder / "images.npz", image=images.astype(np.uint8))
+        variant = f"data=arrays,path={folder / 'images.npz'}"
+        more = ["--config.data.image_size=96", "--config.batch_size=128"]
+    return [
+        *(sys.executable, "main.py", f"--config=configs/mae_tiny.py:{variant}", *more),
+        "--config.steps=20",
+        "--config.checkpoint.every_steps=100",
+        "--config.evals.reconstruction.every_steps=0",
+        "--config.log.report=False",
+        "--config.log.every_steps=1",
+        "--config.log.tensorboard=False",
+    ]
+
+
+def _interrupted(command: list[str], env: dict[str, str]) -> int:
+    """Runs `command` until some steps are done, asks it to stop; its exit code."""
+    with common.process(command, cwd=ROOT, env=env, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("step 7/"):
+                child.send_signal(signal.SIGTERM)
+        return child.wait(timeout=300)
+
+
+def _apart(one: pathlib.Path, other: pathlib.Path) -> float:
+    """The largest difference of parameters in the last checkpoints of two runs."""
+    from litevit_jax import checkpoint
+
+    states = [checkpoint.read_params(str(path)) for path in (one, other)]
+    pairs = zip(*(jax.tree.leaves(s.params) for s in states), strict=True)
+    return max(float(np.abs(np.float64(a) - b).max()) for a, b in pairs)

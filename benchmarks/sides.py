@@ -1,0 +1,363 @@
+"""The sides of a comparison: our step and a plain PyTorch one, each in its own process.
+
+A `Spec` says what a step is; `jax_side` and `torch_side` build it and return a function
+that runs it. `Side` is such a process: it is stopped (SIGSTOP) while it waits for its
+turn, so that threads that spin do not slow the other side down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import pathlib
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+ROOT = str(pathlib.Path(__file__).resolve().parents[1])
+LR, CLASSES, MIXUP = 1e-4, 1000, 0.2
+# Job -> (recipe, its variant, changes of its config).
+JOBS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    "mae": ("mae_tiny", None, {}),
+    "distill": ("mae_tiny_distill", None, {"objective.teacher.variant": "base"}),
+    "finetune": ("finetune", "scratch", {"data.randaugment.layers": 0}),
+    "mocov3": ("mocov3_tiny", None, {}),
+    "probe": (
+        "linear_probe",
+        "imagenet2012",
+        {"objective.encoder.variant": "tiny", "objective.encoder.pos_embed": "sincos"},
+    ),
+}
+# What torch's AdamW is told; ours reads it from the recipe.
+ADAMW = {
+    "mae": {"b1": 0.9, "b2": 0.95, "weight_decay": 0.05},
+    "finetune": {"b1": 0.9, "b2": 0.999, "weight_decay": 0.05, "layer_decay": 0.85},
+    "mocov3": {"b1": 0.9, "b2": 0.999, "weight_decay": 0.1, "decay_1d": True},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One training step.
+
+    Attributes:
+      job: what is learned, a key of `JOBS`.
+      batch: images an update; MoCo v3 takes two views of each.
+      image_size: height and width in pixels.
+      fields: changes of the recipe's config, 'a.b' -> value; of ours alone.
+      biased: fine-tuning with relative position bias, on both sides.
+      half: PyTorch runs in bfloat16 autocast with scaled_dot_product_attention.
+      compiled: PyTorch compiles its model.
+    """
+
+    job: str = "mae"
+    batch: int = 64
+    image_size: int = 224
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    biased: bool = False
+    half: bool = False
+    compiled: bool = False
+
+
+@dataclasses.dataclass
+class Step:
+    """Our step of a `Spec`, designed and not yet compiled.
+
+    Attributes:
+      design: of litevit_jax.train.setup.
+      state: TrainState on the mesh; each call of `run` replaces it.
+      batch: on the mesh.
+      program: what `run` calls; the jitted step, or what `compile` made of it.
+    """
+
+    design: Any
+    state: Any
+    batch: dict[str, Any]
+    program: Any
+
+    def compile(self) -> Any:
+        """Compiles the step ahead of time; returns the compiled program."""
+        self.program = self.design.step.lower(self.state, self.batch).compile()
+        return self.program
+
+    def run(self, steps: int) -> float:
+        """Makes `steps` updates; the loss of the last, when it is done."""
+        metrics: dict[str, Any] = {}
+        for _ in range(steps):
+            self.state, metrics = self.program(self.state, self.batch)
+        return float(metrics["loss"])
+
+
+def images(spec: Spec) -> np.ndarray:
+    """Images as bytes `[B, H, W, 3]`, `[B, 2, H, W, 3]` where a step has two views."""
+    views = (2,) if spec.job == "mocov3" else ()
+    shape = (spec.batch, *views, spec.image_size, spec.image_size, 3)
+    return np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+
+
+def labels(spec: Spec) -> np.ndarray:
+    """A class for each image `[B]`."""
+    rng = np.random.default_rng(1)
+    return rng.integers(CLASSES, size=spec.batch, dtype=np.int32)
+
+
+def recipe(spec: Spec) -> Any:
+    """The job's config without what a loader does elsewhere.
+
+    Raises:
+      KeyError: a field that the recipe does not have.
+    """
+    name, variant, fields = JOBS[spec.job]
+    config = importlib.import_module(f"configs.{name}").get_config(variant)
+    config = config.copy_and_resolve_references().unlock()
+    common = {"batch_size": spec.batch, "data.image_size": spec.image_size}
+    common |= {"data.flip": 0.0, "log.health": False}
+    config.update_from_flattened_dict({**fields, **common, **spec.fields})
+    kept = {"normalize", "mix"} & set(config.augment)
+    config.augment = {key: config.augment[key] for key in kept}
+    if spec.biased:
+        config.objective.encoder.rpe_style = "fused"
+    return config
+
+
+def our_step(spec: Spec) -> Step:
+    """Designs our step and creates its state; a frozen teacher starts at random."""
+    import jax
+
+    from litevit_jax import sharding
+    from litevit_jax.plan import examples
+    from litevit_jax.train import setup
+
+    config, mesh = recipe(spec), sharding.make_mesh()
+    setup.settle(config)
+    source = examples.Counted(1_281_167, CLASSES)
+    design = setup.design(config, mesh, lambda split: source)
+    name = "views" if spec.job == "mocov3" else "image"
+    rows = {"index": np.arange(spec.batch, dtype=np.int32), "label": labels(spec)}
+    batch = sharding.global_batch({**rows, name: images(spec)}, mesh)
+    state = design.create(jax.random.key(0))
+    if design.objective.frozen_teacher:
+        rng = np.random.default_rng(2)
+        teacher = jax.tree.map(
+            lambda x: jax.device_put(
+                (0.02 * rng.standard_normal(x.shape)).astype(x.dtype), x.sharding
+            ),
+            design.state.teacher,
+        )
+        state = state.replace(teacher=teacher)
+    return Step(design, state, batch, design.step)
+
+
+def jax_side(spec: Spec) -> tuple[Callable[[int], float], str]:
+    """(run this many steps and return the last loss, versions)."""
+    from litevit_jax import cpu
+
+    cpu.prepare(spec.batch, 3 * spec.image_size**2)  # as main.py does
+    import jax
+
+    step = our_step(spec)
+    devices = f"{jax.device_count()} {jax.default_backend()} devices"
+    slices = f"{step.design.slices} slices each"
+    return step.run, f"jax {jax.__version__}, {devices}, {slices}"
+
+
+def torch_side(spec: Spec) -> tuple[Callable[[int], float], str]:
+    """(run this many steps and return the last loss, versions)."""
+    torch = importlib.import_module("torch")  # optional: no dependency of ours
+    from benchmarks import torch_models
+
+    device = "cuda" if spec.half and torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    settings = ADAMW[spec.job]
+    pixels = images(spec).astype(np.float32)  # how they are normalised costs nothing
+    pixels = np.moveaxis(pixels / 127.5 - 1, -1, -3).copy()
+    batch = torch.from_numpy(pixels).to(device)
+    target = torch.from_numpy(labels(spec)).long().to(device)
+    model, loss_of_step = _torch_loss(torch, torch_models, spec, batch, target, device)
+    groups = torch_models.groups(model, LR, **settings)
+    betas = (settings["b1"], settings["b2"])
+    fused = {"fused": True} if device == "cuda" else {}
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=betas, **fused)
+
+    def run(steps: int) -> float:
+        loss = None
+        for _ in range(steps):
+            with torch.autocast(device, torch.bfloat16, enabled=spec.half):
+                loss = loss_of_step()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return float(loss.detach())  # type: ignore[union-attr]
+
+    how = "compiled" if spec.compiled else "eager"
+    half = ", bfloat16 autocast" if spec.half else ""
+    return run, f"torch {torch.__version__}, {device}, {how}{half}"
+
+
+def _torch_loss(
+    torch: Any, models: Any, spec: Spec, batch: Any, target: Any, device: str
+) -> tuple[Any, Callable[[], Any]]:
+    """(the plain model of the job, () -> its loss for the batch)."""
+    patches = spec.image_size // 16
+    if spec.job == "mae":
+        model = models.mae(torch, patches, fused=spec.half)
+    elif spec.job == "finetune":
+        model = models.classifier(torch, patches, CLASSES, spec.biased, fused=spec.half)
+    else:
+        model = models.moco(torch, patches, fused=spec.half)
+    model = model.to(device)
+    called = torch.compile(model) if spec.compiled else model
+    if spec.job == "mae":
+        return model, functools.partial(called, batch)
+    if spec.job == "finetune":
+        mixed = functools.partial(models.mixed_loss, torch, called, batch, target)
+        return model, functools.partial(mixed, MIXUP)
+    return model, functools.partial(called, *batch.unbind(1))
+
+
+class Side:
+    """A process that runs one side, and what it measured.
+
+    Attributes:
+      rates: images/s of each measurement.
+      cpu: CPU seconds a step, likewise.
+      peak_mib: largest resident size of the process.
+      about: versions, seconds until it was ready, its first loss.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: Spec,
+        *,
+        python: str = sys.executable,
+        env: dict[str, str] | None = None,
+    ):
+        command = [python, "-m", "benchmarks.sides", name]
+        command.append(json.dumps(dataclasses.asdict(spec)))
+        pipe = subprocess.PIPE
+        self.name, self._spec = name, spec
+        self.rates: list[float] = []
+        self.cpu: list[float] = []
+        self.peak_mib = 0.0
+        paths = [ROOT, *(sys.path if python == sys.executable else [])]
+        paths.append(os.environ.get("PYTHONPATH", ""))
+        env = (
+            os.environ
+            | (env or {})
+            | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        )
+        self._process = subprocess.Popen(
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            text=True,
+            env=env,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        assert self._process.stdin and self._process.stdout  # both are pipes
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        self.about: dict[str, Any] = {}
+
+    def wait_ready(self) -> None:
+        """Waits until it has compiled and run its first step, then stops it.
+
+        Raises:
+          RuntimeError: the process died.
+        """
+        self.about = self._read()
+        self._signal(signal.SIGSTOP)
+
+    def measure(self, steps: int) -> None:
+        """Lets it run and times `steps` steps; it is stopped again afterwards."""
+        self._signal(signal.SIGCONT)
+        self._stdin.write(f"{steps}\n")
+        self._stdin.flush()
+        row = self._read()
+        self._signal(signal.SIGSTOP)
+        self.rates.append(self._spec.batch * steps / row["seconds"])
+        self.cpu.append(row["cpu_seconds"] / steps)
+        self.peak_mib = row["peak_mib"]
+
+    @property
+    def batch(self) -> int:
+        """Images of one step."""
+        return self._spec.batch
+
+    def forget(self) -> None:
+        """Drops what was measured, as a first measurement that warms up."""
+        self.rates.clear()
+        self.cpu.clear()
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process.poll() is None:
+            self._signal(signal.SIGKILL)
+        self._process.wait()
+        self._stdin.close()
+        self._stdout.close()
+
+    def figures(self) -> dict[str, Any]:
+        """What was measured, with its spread."""
+        return self.about | {
+            "images_per_s": spread(self.rates),
+            "cpu_s_per_step": spread(self.cpu),
+            "peak_mib": self.peak_mib,
+        }
+
+    def _signal(self, number: int) -> None:
+        os.killpg(self._process.pid, number)
+
+    def _read(self) -> dict[str, Any]:
+        for line in self._stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+            print(line, end="", file=sys.stderr)
+        raise RuntimeError(f"the {self.name} side died; its error is above")
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, smallest and largest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def ratio(ours: Side, peer: Side) -> dict[str, float]:
+    """Ours over the peer's images/s, of the measurements that stood side by side."""
+    pairs = zip(ours.rates, peer.rates, strict=True)
+    return spread([one / other for one, other in pairs])
+
+
+def serve(name: str, spec: Spec) -> None:
+    """Serves measurements on stdin and stdout, one JSON line each."""
+    start = time.perf_counter()
+    run, versions = {"jax": jax_side, "torch": torch_side}[name](spec)
+    first_loss = run(1)
+    run(1)
+    about = {"versions": versions, "loss": first_loss}
+    about["ready_s"] = time.perf_counter() - start
+    print(json.dumps(about), flush=True)
+    for line in sys.stdin:
+        start, cpu_start = time.perf_counter(), time.process_time()
+        run(int(line))
+        row = {
+            "seconds": time.perf_counter() - start,
+            "cpu_seconds": time.process_time() - cpu_start,
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        }
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Spec(**json.loads(sys.argv[2])))
