@@ -16,6 +16,12 @@ in Markdown and writes every figure to results.json in --out.
 fine-tunes the same encoders, and a random one, on all, 10 % and 1 % of the labels;
 writes labels.json and, with matplotlib at hand, the curves of the test images as
 labels.png.
+
+    python benchmarks/study.py --data=digits --out=runs/check --check
+
+makes the cheapest row again, that of random parameters (`--rows=mae,...` others), and
+compares it with docs/results.md: exit code 1 if a mean or an end of a range is further
+away than `--tolerance`.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ import json
 import os
 import pathlib
 import queue
+import re
 import statistics
 import subprocess
 import sys
@@ -35,16 +42,9 @@ from typing import Any
 
 from absl import app, flags
 
-DATA = flags.DEFINE_string("data", "digits", "'digits', or the folder of CIFAR-10.")
-OUT = flags.DEFINE_string("out", None, "Where the runs go.", required=True)
-SEEDS = flags.DEFINE_integer("seeds", 3, "How often everything is done.")
-TABLE = flags.DEFINE_enum(
-    "table", "methods", ["methods", "labels"], "What is judged and printed."
-)
-JOBS = flags.DEFINE_integer("jobs", 2, "Runs at the same time.")
-DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Print the commands, run nothing.")
-
+FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results.md"
 
 # Method -> title, in the order of the table.
 METHODS = {
@@ -69,6 +69,11 @@ COLUMNS = {
 }
 # Whoever learned from all labels has nothing to show with fewer.
 LEFT_OUT = {"methods": (), "labels": ("supervised",)}
+# Table -> data set -> its heading in docs/results.md.
+HEADINGS = {
+    "methods": {"digits": "Digits", "cifar": "CIFAR-10"},
+    "labels": {"cifar": "Fine-tuning with all and with few labels"},
+}
 
 Fields = dict[str, Any]
 
@@ -219,19 +224,28 @@ class Run:
     after: tuple[str, ...] = ()
 
 
-def methods_of(table: str) -> list[str]:
-    """The rows of a table."""
-    return [method for method in METHODS if method not in LEFT_OUT[table]]
+def methods_of(table: str, asked: list[str] | None = None) -> list[str]:
+    """The rows of a table, or those of them that are asked for."""
+    known = [method for method in METHODS if method not in LEFT_OUT[table]]
+    if unknown := sorted(set(asked or ()) - set(known)):
+        sys.exit(f"--rows={','.join(unknown)}: expected some of {', '.join(known)}")
+    return [method for method in known if not asked or method in asked]
 
 
-def plan(setting: Setting, table: str, seeds: int, out: pathlib.Path) -> list[Run]:
-    """All runs of a table, each behind those it needs."""
-    runs = [_pretraining(setting, "teacher", 0, out)]
+def plan(
+    setting: Setting, table: str, seeds: int, out: pathlib.Path, methods: list[str]
+) -> list[Run]:
+    """All runs of a table's rows, each behind those it needs."""
+    runs = []
+    if "random" in methods:
+        runs.append(_shape(setting, out))
+    if any(method.startswith("distill") for method in methods):
+        runs.append(_pretraining(setting, "teacher", 0, out))
     for seed in range(seeds):
-        methods = [m for m in methods_of(table) if m != "random"]
-        runs += [_pretraining(setting, method, seed, out) for method in methods]
+        trained = [method for method in methods if method != "random"]
+        runs += [_pretraining(setting, method, seed, out) for method in trained]
     for seed in range(seeds):
-        for method in methods_of(table):
+        for method in methods:
             runs += [
                 _evaluation(setting, name, method, seed, out) for name in COLUMNS[table]
             ]
@@ -256,11 +270,18 @@ def _pretraining(setting: Setting, method: str, seed: int, out: pathlib.Path) ->
     return Run(f"{method}-{seed}", arguments, after)
 
 
+def _shape(setting: Setting, out: pathlib.Path) -> Run:
+    """MAE of one update, whose encoder and data those at random take (`like`)."""
+    fields = setting.common | setting.encoder | setting.methods["mae"]
+    fields |= {"steps": 1, "log.report": False}
+    return Run("shape", _flags(_RECIPES["mae"], setting.variant, **fields))
+
+
 def _evaluation(
     setting: Setting, name: str, method: str, seed: int, out: pathlib.Path
 ) -> Run:
     fields = setting.common | setting.evaluations[name] | {"seed": seed}
-    before = f"{'mae' if method == 'random' else method}-{seed}"
+    before = "shape" if method == "random" else f"{method}-{seed}"
     if method == "random":
         fields |= {"init": "random", "like": out / before}
     else:
@@ -335,10 +356,12 @@ class Runner:
         return True
 
 
-def collect(table: str, seeds: int, out: pathlib.Path) -> dict[str, Any]:
+def collect(
+    table: str, seeds: int, out: pathlib.Path, methods: list[str]
+) -> dict[str, Any]:
     """Last top-1 (percent) of each seed, by method and column."""
     rows: dict[str, Any] = {}
-    for method in methods_of(table):
+    for method in methods:
         rows[method] = row = {}
         for name, columns in COLUMNS[table].items():
             for evaluator, column in columns:
@@ -352,15 +375,65 @@ def collect(table: str, seeds: int, out: pathlib.Path) -> dict[str, Any]:
 
 def describe(table: dict[str, Any]) -> str:
     """Mean and spread (smallest to largest) over seeds as a Markdown table."""
-    columns = list(table["mae"])
+    columns = list(next(iter(table.values())))
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for method, row in table.items():
-        cells = [
-            f"{statistics.mean(v):.1f} ({min(v):.1f}..{max(v):.1f})"
-            for v in row.values()
-        ]
+        cells = [_cell(*_spread(values)) for values in row.values()]
         lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> tuple[float, float, float]:
+    """Mean, smallest and largest."""
+    return statistics.mean(values), min(values), max(values)
+
+
+def _cell(mean: float, low: float, high: float) -> str:
+    return f"{mean:.1f} ({low:.1f}..{high:.1f})"
+
+
+def written(text: str, heading: str) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Title of a row -> column -> (mean, smallest, largest), of a page in Markdown.
+
+    Args:
+      text: of the page.
+      heading: of the section, whose first table it is.
+
+    Raises:
+      ValueError: there is no such section, or no table in it.
+    """
+    _, found, section = text.partition(f"\n## {heading}\n")
+    lines = [
+        line for line in section.partition("\n## ")[0].splitlines() if line[:1] == "|"
+    ]
+    if not found or len(lines) < 3:
+        raise ValueError(f"{RESULTS}: no section '## {heading}' with a table")
+    head, _, *rows = ([cell.strip() for cell in x.strip("|").split("|")] for x in lines)
+    return {
+        title: {
+            column: tuple(map(float, re.findall(r"\d+\.\d+", cell)))
+            for column, cell in zip(head[1:], cells, strict=True)
+        }
+        for title, *cells in rows
+    }
+
+
+def compare(
+    rows: dict[str, Any], page: dict[str, Any], tolerance: float
+) -> tuple[str, bool]:
+    """Each cell as it is written and as it came out, and whether all are close."""
+    lines, same = [], True
+    for method, row in rows.items():
+        for column, values in row.items():
+            before, now = page[METHODS[method]][column], _spread(values)
+            far = max(abs(a - b) for a, b in zip(before, now, strict=True))
+            close = far <= tolerance + 0.05  # the page has one digit
+            same &= close
+            lines.append(
+                f"{METHODS[method]}, {column}: {_cell(*before)} in {RESULTS.name}, "
+                f"{_cell(*now)} now{'' if close else ': DIFFERENT'}"
+            )
+    return "\n".join(lines), same
 
 
 def curve(name: str, method: str, seeds: int, out: pathlib.Path) -> list[Any]:
@@ -400,14 +473,33 @@ def draw(seeds: int, out: pathlib.Path) -> None:
     print(f"curves: {out / 'labels.png'}")
 
 
+def define_flags() -> None:
+    """Those of this program; a test that imports it does not want them."""
+    flags.DEFINE_string("data", "digits", "'digits', or the folder of CIFAR-10.")
+    flags.DEFINE_string("out", None, "Where the runs go.", required=True)
+    flags.DEFINE_integer("seeds", 3, "How often everything is done.")
+    flags.DEFINE_enum("table", "methods", [*COLUMNS], "What is judged and printed.")
+    flags.DEFINE_list("rows", None, "Methods; none: all, or 'random' with --check.")
+    flags.DEFINE_boolean("check", False, "Compare with docs/results.md.")
+    # An image of the digits' test split is 0.28 points; other CPUs round otherwise.
+    flags.DEFINE_float("tolerance", 0.3, "Points that --check lets pass.")
+    flags.DEFINE_integer("jobs", 2, "Runs at the same time.")
+    flags.DEFINE_boolean("dry_run", False, "Print the commands, run nothing.")
+
+
 def main(_: list[str]) -> None:
-    out = pathlib.Path(OUT.value).absolute()
-    setting = digits() if DATA.value == "digits" else cifar(DATA.value)
-    table = TABLE.value
+    out = pathlib.Path(FLAGS.out).absolute()
+    setting = digits() if FLAGS.data == "digits" else cifar(FLAGS.data)
+    table = FLAGS.table
     if absent := [n for n in COLUMNS[table] if n not in setting.evaluations]:
-        sys.exit(f"--table={table} --data={DATA.value}: has no {', '.join(absent)}")
-    runs = plan(setting, table, SEEDS.value, out)
-    if DRY_RUN.value:
+        sys.exit(f"--table={table} --data={FLAGS.data}: has no {', '.join(absent)}")
+    methods = methods_of(table, FLAGS.rows or (["random"] if FLAGS.check else None))
+    page = {}
+    if FLAGS.check:
+        name = "digits" if FLAGS.data == "digits" else "cifar"
+        page = written(RESULTS.read_text(), HEADINGS[table][name])
+    runs = plan(setting, table, FLAGS.seeds, out, methods)
+    if FLAGS.dry_run:
         for run in runs:
             command = [
                 "python",
@@ -417,18 +509,27 @@ def main(_: list[str]) -> None:
             ]
             print(" ".join(command))
         return
+    if FLAGS.check and all((out / f"{run.name}.seconds").exists() for run in runs):
+        sys.exit(f"--out={out}: its runs are finished already; give a new directory")
     out.mkdir(parents=True, exist_ok=True)
-    runner = Runner(runs, out, JOBS.value)
+    runner = Runner(runs, out, FLAGS.jobs)
     runner.run()
     if runner.failed:
         sys.exit(f"failed: {', '.join(runner.failed)}; run again to go on")
-    rows = collect(table, SEEDS.value, out)
+    rows = collect(table, FLAGS.seeds, out, methods)
+    print(describe(rows))
+    if FLAGS.check:
+        text, same = compare(rows, page, FLAGS.tolerance)
+        print(text)
+        sys.exit(0 if same else 1)
+    if methods != methods_of(table):
+        return
     file = "results.json" if table == "methods" else f"{table}.json"
     (out / file).write_text(json.dumps(rows, indent=2))
-    print(describe(rows))
     if table == "labels":
-        draw(SEEDS.value, out)
+        draw(FLAGS.seeds, out)
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)

@@ -23,7 +23,8 @@ is the same of several runs, side by side in one page of `runs/compare`.
 
 `advice` reads directories that configs/layer_probe.py wrote on your own images, one for
 each encoder, and says in two sentences which one to start from and how many layers to
-tune, with the numbers that this rests on.
+tune, with the numbers that this rests on. It knows their standard errors, and if one of
+them is of `--config.init=random`, the others must beat it to be advised.
 
 `compat=paper` takes the authors' protocol: distances of patches times 14 in place of
 the patch size, their logarithm, the first 1,152 images in order, minibatches of 128.

@@ -11,7 +11,7 @@
 unless a variant or field says otherwise. Four evaluations, each in
 evals/NAME/result.json:
 
-    layers      linear (ridge regression) and k-NN accuracy after every block
+    layers      linear (ridge regression) and k-NN accuracy after every block, from 1
     layers_avg  the same of the mean of the patch tokens
     fewshot     linear, from 1, 5, 10 and 25 images of each class; 5 drawings
     knn         20 nearest neighbours

@@ -15,10 +15,14 @@ Each part tells the test images, all but the first after one short fine-tuning:
     swap        the first k blocks are the checkpoint's, the others those of
                 `init_donor`, another one of the same sizes (if it is given)
 
+Whether the probe reads the class token or the mean of the patches, and after which
+block, is chosen by training images held out; the test images choose nothing.
+
 The embeddings of patches, positions and class token are always the checkpoint's, but in
 `random`, the encoder that starts at random altogether. k goes from 0 to the depth, or
 over `study.depths`. All is done twice: with the share `study.rich` of the training
-images, and with `study.poor` of them, which has as many updates.
+images, and with `study.poor` of them. Both have the same number of updates, that of
+`epochs` with the many, and the same warm-up.
 
 The experiment of the paper's section on layers (arXiv 2205.14443) has no code and no
 setting published (recipes 8.4); recipe and shares are OUR choice: fine-tuning for
@@ -26,7 +30,8 @@ setting published (recipes 8.4); recipe and shares are OUR choice: fine-tuning f
 enough data the lower layers carry the gain; with few, the higher ones matter too.
 
 In the workdir: `layers.json`, a run directory for each part, and `report/index.html`
-with curves over k. It goes on where it was stopped. ViT-Tiny has 12 blocks and 2 x 38
+with curves over k, and sentences that draw no conclusion inside two standard errors of
+the test images. `study.metric` is top1 or mean_per_class. It goes on where it was stopped. ViT-Tiny has 12 blocks and 2 x 38
 parts without a donor; not timed by us on accelerators. Digits: about 15 minutes on 2
 CPU cores.
 """

@@ -20,7 +20,8 @@ A k-NN vote on the same features comes with both.
 class token, mean of the patch tokens, and both of the last blocks, concatenated) at
 once: every batch is encoded once. The winner is chosen on a tenth of the training
 images, at most 20,000 (`data.select_fraction`, `data.select_at_most`), which no head
-is trained on; its test accuracy and the table of all heads are in
+is trained on. The loss in the log is the mean of all heads; best_loss and best_top1
+are those of the best head on the batch. The winner's test accuracy and the table of all heads are in
 evals/test/result.json.
 
 On ImageNet the authors publish no

@@ -300,7 +300,7 @@ def test_a_probe_of_a_run_trains_the_head_alone_and_records_last_and_best(
 
 def untimed(row):
     return {
-        k: v for k, v in row.items() if k not in ("seconds", "share_of_run", "time")
+        k: v for k, v in row.items() if k not in ("seconds", "percent_of_run", "time")
     }
 
 

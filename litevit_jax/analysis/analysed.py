@@ -41,7 +41,7 @@ def _attention(found: dict[str, Any], colors: dict[str, str]) -> list[figures.Fi
     for kind, label in names.items():
         flat = [x for one in every.values() for row in one[kind] for x in row]
         for name, one in every.items():
-            axes = charts.Axes("layer", label, y_range=(0, 1.05 * max(flat) or 1))
+            axes = charts.Axes("block", label, y_range=(0, 1.05 * max(flat) or 1))
             canvas = charts.boxes(one[kind], axes, color=colors[name])
             drawn.append(
                 figures.Figure(
@@ -49,7 +49,7 @@ def _attention(found: dict[str, Any], colors: dict[str, str]) -> list[figures.Fi
                     section="attention",
                     title=f"{name}: how {'far' if kind == 'distance' else 'widely'} "
                     "heads look",
-                    caption="A box for each layer, a point for each head; the class "
+                    caption="A box for each block, a point for each head; the class "
                     "token is left out.",
                     data={"model": name, "unit": label, "layers": one[kind]},
                     canvas=canvas,
@@ -69,7 +69,7 @@ def _sheets(found: dict[str, Any], place: pathlib.Path) -> list[figures.Figure]:
             figures.Figure(
                 name=f"attention-{figures.file_name(one['model'])}-layer{one['layer']}-{mark}",
                 section="maps",
-                title=f"{one['model']}, layer {one['layer']}: what {query} looks at",
+                title=f"{one['model']}, block {one['layer']}: what {query} looks at",
                 caption="The brightest patch of each map is its largest weight.",
                 data=one,
                 pixels=np.asarray(Image.open(place / one["file"]).convert("RGB")),

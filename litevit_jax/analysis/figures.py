@@ -18,11 +18,12 @@ _UNITS = {
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "images_per_s": "images/s",
-    "data_wait": "share of time",
+    "data_wait": "% of the time",
     "step_s": "seconds an update",
     "effective_rank": "dimensions",
     "attn_entropy": "nats",
 }
+_PERCENT = ("top1", "top5", "mean_per_class")  # endings of metrics
 _SPEED = ("images_per_s", "data_wait", "step_s")
 _TITLES = {
     "loss": "Loss",
@@ -125,9 +126,9 @@ def _curve(
             steps, values = record.series(run.steps[key], most)
             drawn[run.name] = (steps, values)
             data[run.name] = {"steps": steps, "values": values}
-    axes = charts.Axes("update", _UNITS.get(key, key), whole_x=True)
+    axes = charts.Axes("update", with_unit(key), whole_x=True)
     if key == "data_wait":
-        axes = dataclasses.replace(axes, y_range=(0, 1))
+        axes = dataclasses.replace(axes, y_range=(0, 100))
     return Figure(
         name=f"{section}-{file_name(key)}",
         section=section,
@@ -139,7 +140,7 @@ def _curve(
 
 
 def _heads(run: record.Run, several: bool) -> list[Figure]:
-    """Numbers of the heads, as attn_entropy/head_00, in one figure a metric."""
+    """Numbers of the heads, as attn_entropy/head_01, in one figure a metric."""
     groups: dict[str, list[str]] = {}
     for key in run.steps:
         if "/head_" in key:
@@ -154,7 +155,7 @@ def _heads(run: record.Run, several: bool) -> list[Figure]:
         colors = [
             draw.ramp_color(0.85 * i / max(len(drawn), 1)) for i in range(len(drawn))
         ]
-        axes = charts.Axes("update", _UNITS.get(name, name), whole_x=True)
+        axes = charts.Axes("update", with_unit(name), whole_x=True)
         of = f" of {run.name}" * several
         found.append(
             Figure(
@@ -189,7 +190,7 @@ def _probes(runs: Sequence[record.Run], colors: dict[str, str]) -> list[Figure]:
             drawn[run.name] = (steps, values)
             data[run.name] = {"metric": metric, "steps": steps, "values": values}
         if drawn:
-            axes = charts.Axes("update", metric, whole_x=True)
+            axes = charts.Axes("update", with_unit(metric), whole_x=True)
             found.append(
                 Figure(
                     name=f"probes-{file_name(title)}",
@@ -231,7 +232,7 @@ def of_blocks(title: str, tables: dict[str, list], source: str) -> Figure:
     data: dict[str, Any] = {}
     for name, rows in tables.items():
         of = f"{name}: " * (len(tables) > 1)
-        ks = [row["block"] + 1 for row in rows]
+        ks = [*range(1, len(rows) + 1)]  # older tables count from 0
         data[name] = {"block": ks}
         for kind, said in (("linear", "linear"), ("knn", "k-NN")):
             data[name][kind] = [row[kind] for row in rows]
@@ -240,9 +241,11 @@ def of_blocks(title: str, tables: dict[str, list], source: str) -> Figure:
         name=f"blocks-{file_name(title)}",
         section="blocks",
         title=f"{title}: accuracy after every block",
-        caption=f"percent right; {source}",
+        caption=f"percent right after block 1 to the last; {source}",
         data={"source": source, "series": data},
-        canvas=charts.curves(drawn, charts.Axes("block", "top1", whole_x=True)),
+        canvas=charts.curves(
+            drawn, charts.Axes("block", with_unit("top1"), whole_x=True)
+        ),
     )
 
 
@@ -268,6 +271,13 @@ def _pictures(run: record.Run, several: bool) -> list[Figure]:
             )
         )
     return found
+
+
+def with_unit(metric: str) -> str:
+    """What stands at the axis of a metric."""
+    if metric.endswith(_PERCENT):
+        return f"{metric}, %"
+    return _UNITS.get(metric, metric)
 
 
 def file_name(name: str) -> str:

@@ -102,7 +102,7 @@ def advise(config: ConfigDict, workdir: str) -> str:
       ValueError, FileNotFoundError: a directory has no such result, or they are of
         different images.
     """
-    probes, prints = {}, {}
+    probes, prints, random = {}, {}, set()
     for name, path in models.named(config.models).items():
         run = record.read(name, _run(name, path))
         result = run.results.get(config.probe)
@@ -111,21 +111,25 @@ def advise(config: ConfigDict, workdir: str) -> str:
                 f"--config.models={name}={path}: no evals/{config.probe}/result.json "
                 "there; make one with configs/layer_probe.py"
             )
-        probes[name], prints[name] = result["last"], _data(run.config)
+        about = run.config["evals"].get(config.probe, {})
+        probes[name] = {"pool": about.get("pool"), **result["last"]}
+        prints[name] = _data(run.config)
+        if run.config.get("job") == "evaluate" and run.config["init"] == "random":
+            random.add(name)
     if len(set(prints.values())) > 1:
         said = "; ".join(f"{name}: {data}" for name, data in prints.items())
         raise ValueError(
             f"--config.models: probes of different data cannot be compared ({said})"
         )
-    text, rows = advice.of_probes(probes)
+    text, rows = advice.of_probes(probes, frozenset(random))
     place = pathlib.Path(workdir)
     workdirs.write_json(place / "advice.json", {"advice": text, "encoders": rows})
     head = list(rows[0])
     cells = [
         [
-            page.Number(row[k], f"advice.json {row['name']} {k}")
-            if k != "name"
-            else row[k]
+            row[k]
+            if isinstance(row[k], str | bool)
+            else page.Number(row[k], f"advice.json {row['name']} {k}")
             for k in head
         ]
         for row in rows
@@ -137,7 +141,10 @@ def advise(config: ConfigDict, workdir: str) -> str:
         notes=[text],
         table=page.table(head, cells),
     )
-    shown = [[page.rounded(r[k]) if k != "name" else r[k] for k in head] for r in rows]
+    shown = [
+        [str(x) if isinstance(x, str | bool) else page.rounded(x) for x in row.values()]
+        for row in rows
+    ]
     return f"{text}\n{progress.columns([head, *shown])}"
 
 

@@ -22,6 +22,7 @@ from litevit_jax.train import evaluate, inherit, loop, parts, progress, setup
 from litevit_jax.train import workdir as workdirs
 
 KINDS = ("probe", "keep_first", "keep_last", "freeze", "swap")
+METRICS = ("top1", "mean_per_class")
 _EMBEDDINGS = "encoder/(cls_token|pos_embed|patch_embed/.*)"
 _TITLES = {
     "keep_first": "The first k blocks kept, the others at random",
@@ -84,6 +85,7 @@ class Study:
         self._config = config.copy_and_resolve_references().unlock()
         self._workdir = workdir
         self._depth = self._check()
+        self._steps: int | None = self._config.steps
         self.planned = self._plan()
         self._open()
         self.parts = parts.Parts(workdir / "layers.json", depth=self._depth)
@@ -96,11 +98,10 @@ class Study:
         donor = config.init_donor
         config.init_donor = None
         config.data.fraction = self._config.study[part.setting]
-        if part.setting == "poor" and config.steps is None:
-            # As many updates as with all images: only what is seen differs.
-            longer = self._config.study.rich / self._config.study.poor
-            config.epochs = round(config.epochs * longer)
-            config.lr.warmup_epochs *= longer
+        if part.setting == "poor":
+            # As many updates as with many images, and as many of warm-up, which keeps
+            # its share of the run: only what is seen differs.
+            config.steps = self._steps
         if part.kind == "random":
             return self._at_random(config)
         if part.kind == "freeze":
@@ -139,8 +140,11 @@ class Study:
         """Runs and records such a part."""
         results = evaluate.run(self.probe_of(part), self.place(part))
         tables = {title: found["last"]["table"] for title, found in results.items()}
-        best = max((found["last"] for found in results.values()), key=_top1)
-        result = {k: best[k] for k in ("top1", "block", "n")}
+        # Test images choose nothing, not even which tokens are read.
+        lasts = [found["last"] for found in results.values()]
+        best = max(lasts, key=lambda last: last["select_top1"])
+        kept = ("top1", "block", "n", "pool", "select_top1", "select_n")
+        result = {k: best[k] for k in kept}
         row = dataclasses.asdict(part)
         self.parts.add(part.name, **row, result=result, tables=tables)
 
@@ -177,10 +181,11 @@ class Study:
         for part in self.planned:
             if part.name in self.parts:
                 result = self.parts.rows[part.name]["result"]
-                k, number = part.k, result.get(metric)
-                if part.kind == "probe":  # always of top1: the best block
-                    k, number = result["block"] + 1, result["top1"]
-                row = [part.setting, part.kind, str(k), f"{number:.2f}"]
+                k, number, what = part.k, result[metric], part.kind
+                if part.kind == "probe":  # always of top1: the block that was chosen
+                    k, number = result["block"], result["top1"]
+                    what = f"probe, {advice.TOKENS[result['pool']]}"
+                row = [part.setting, what, str(k), f"{number:.2f}"]
                 rows.append([*row, str(result["n"])])
         return progress.columns(rows)
 
@@ -200,7 +205,7 @@ class Study:
                     [by_k[k] for k in ks],
                 )
                 data[setting] = {"k": ks, "values": [by_k[k] for k in ks]}
-            axes = charts.Axes("k, blocks", metric, whole_x=True)
+            axes = charts.Axes("k, blocks", figures.with_unit(metric), whole_x=True)
             drawn.append(
                 figures.Figure(
                     name=f"layers-{kind}",
@@ -212,7 +217,7 @@ class Study:
                 )
             )
         drawn += self._probed()
-        notes = advice.of_layers(found, self._depth)
+        notes = self._notes(found)
         missing = len([p for p in self.planned if p.name not in self.parts])
         if missing:
             notes.append(f"{missing} of {len(self.planned)} parts are not finished.")
@@ -220,6 +225,26 @@ class Study:
         return report.build_figures(
             drawn, self._workdir / "report", title=title, notes=notes
         )
+
+    def _notes(self, curves: advice.Curves) -> list[str]:
+        """Sentences about what is finished."""
+        metric, rows = self._config.study.metric, list(self.parts.rows.values())
+        notes = [
+            advice.of_probe(row["setting"], row["result"])
+            for row in rows
+            if row["kind"] == "probe"
+        ]
+        counts = {row["result"]["n"] for row in rows if row["kind"] != "probe"}
+        if metric != "top1":
+            notes.append(f"What {metric} tells is left to you: its error is unknown.")
+        elif counts:
+            notes += advice.of_layers(curves, self._depth, min(counts))
+        if counts:
+            notes.append(
+                f"All parts had {self._steps:,} updates. Errors are of the test images "
+                "alone; parts trained with another seed would differ too."
+            )
+        return notes
 
     def _probed(self) -> list[figures.Figure]:
         """Curves of the probes over blocks, a figure for each way to pool tokens."""
@@ -277,6 +302,7 @@ class Study:
         study = self._config.study
         for kind in study.kinds:
             registry.check("study.kinds", kind, list(KINDS))
+        registry.check("study.metric", study.metric, list(METRICS))
         for name in ("rich", "poor"):
             if not 0 < study[name] <= 1:
                 raise ValueError(
@@ -301,15 +327,14 @@ class Study:
         few = [p for (kind, s), p in kinds.items() if s == "rich" or kind == "random"]
         for part in few:  # the others differ from these by k alone
             if part.kind != "probe":
-                setup.prepare(self.config_of(part), self.place(part), begin=False)
+                config, place = self.config_of(part), self.place(part)
+                job = setup.prepare(config, place, begin=False)
+                self._steps = self._steps or job.total_steps  # the first is rich
         for part in [p for p in self.planned if p.kind == "probe"]:
             with tempfile.TemporaryDirectory() as place:  # it opens a directory
                 evaluate.prepare(self.probe_of(part), pathlib.Path(place) / "probe")
-        plain = workdirs.plain(self._config.to_dict())
+        derived = {"total_steps": self._steps}  # of every part
+        plain = workdirs.plain({**self._config.to_dict(), "derived": derived})
         workdirs.open_run(
             self._workdir, plain, free=("study.depths", "study.kinds", "init_donor")
         )
-
-
-def _top1(found: dict[str, Any]) -> float:
-    return found["top1"]

@@ -10,7 +10,7 @@ import pathlib
 from typing import Any
 
 # Of evaluations' results: what says when and how, not how well.
-STAMPS = ("step", "n", "params", "time", "seconds", "share_of_run")
+STAMPS = ("step", "n", "params", "time", "seconds", "percent_of_run")
 _NAMES = ("nan", "inf", "-inf")  # how metrics.jsonl writes what JSON cannot
 
 

@@ -102,9 +102,10 @@ class Layers(base.Evaluator):
         """Percent of `split` that is right, by block.
 
         Returns:
-          'top1': linear, after 'block', the best one on held-out training images;
-          'linear_LL' and 'knn_LL': after block LL (from 00, as parameters count);
-          'n': images counted; 'table': the same, with 'l2' and the held-out accuracy.
+          'top1': linear, after 'block', the one that is best on held-out training
+          images; 'select_top1': there, of 'select_n' images; 'linear_LL' and
+          'knn_LL': after block LL, counted from 01; 'pool'; 'n': images counted;
+          'table': the same block by block, with 'l2'.
         """
         del step
         order = np.random.default_rng(self.seed).permutation(
@@ -123,22 +124,24 @@ class Layers(base.Evaluator):
                 num_classes=self.context.num_classes,
                 **self.vote,
             )
-            table.append({"block": block, **row, "knn": _top1(found, label)})
-        best = max(table, key=lambda row: row["selected_by"])
+            table.append({"block": block + 1, **row, "knn": _top1(found, label)})
+        best = max(table, key=lambda row: row["select_top1"])
         numbers = {"top1": best["linear"], "block": best["block"]}
+        numbers["select_top1"] = best["select_top1"]
         for kind in ("linear", "knn"):
             numbers |= {f"{kind}_{row['block']:02d}": row[kind] for row in table}
-        return numbers | {"n": len(label), "table": table}
+        counts = {"n": len(label), "select_n": self._held_out(len(bank))}
+        return numbers | counts | {"pool": self.pool, "table": table}
 
     def _linear(self, bank, bank_label, test, label) -> dict[str, float]:
         """l2, its accuracy on held-out images, and that on `split`."""
         held, classes = self._held_out(len(bank)), self.context.num_classes
         ridge = frozen.fit(bank[held:], bank_label[held:], classes, self.l2)
-        place, selected_by = frozen.choose(ridge, bank[:held], bank_label[:held])
+        place, select_top1 = frozen.choose(ridge, bank[:held], bank_label[:held])
         chosen = self.l2[place]
         ridge = frozen.fit(bank, bank_label, classes, (chosen,))
         top1 = _top1(ridge.scores(test, 0), label)
-        return {"l2": chosen, "selected_by": selected_by, "linear": top1}
+        return {"l2": chosen, "select_top1": select_top1, "linear": top1}
 
 
 def _top1(scores: np.ndarray, label: np.ndarray) -> float:

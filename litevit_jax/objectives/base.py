@@ -94,7 +94,10 @@ class Objective(abc.ABC):
     def loss(
         self, params: Tree, model_state: Tree, teacher: Tree, batch: Batch, key: Any
     ) -> tuple[jax.Array, tuple[Metrics, Tree]]:
-        """The scalar to minimise, then scalar metrics and the new model state."""
+        """The scalar to minimise, then scalar metrics and the new model state.
+
+        A metric 'loss' is logged in place of the scalar. Accuracies are in percent.
+        """
 
     def update_teacher(self, teacher: Tree, params: Tree, step: jax.Array) -> Tree:
         """The teacher after an update of `params`; unchanged by default."""

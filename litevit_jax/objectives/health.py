@@ -91,9 +91,12 @@ def of_encoder(
 
 
 def describe(features: jax.Array, attn_probs: jax.Array) -> base.Metrics:
-    """All of the above by name: of features `[B, E]` and attention `[B, A, T, T]`."""
+    """All of the above by name: of features `[B, E]` and attention `[B, A, T, T]`.
+
+    Heads are counted from 01.
+    """
     entropy = attention_entropy(attn_probs)
     return {
         "feature_std": feature_std(features),
         "effective_rank": effective_rank(features),
-    } | {f"attn_entropy/head_{a:02d}": x for a, x in enumerate(entropy)}
+    } | {f"attn_entropy/head_{a:02d}": x for a, x in enumerate(entropy, 1)}

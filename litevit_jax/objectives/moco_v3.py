@@ -124,14 +124,15 @@ class MoCoV3(base.Objective):
     def loss(self, params, model_state, teacher, batch, key):
         """ctr(q1, k2) + ctr(q2, k1); see `base.Objective`. Nothing is drawn.
 
-        'contrast_top1' is the share of queries nearest to their own key.
+        'contrast_top1' is the percentage of queries nearest to their own key.
         """
         del key
         q, k, model_state = self.embed(params, model_state, teacher, batch["views"])
         first, first_hits = contrast(q[0], k[1], self.temperature)
         second, second_hits = contrast(q[1], k[0], self.temperature)
         loss = first + second
-        metrics = {"loss": loss, "contrast_top1": (first_hits + second_hits) / 2}
+        hits = 50 * (first_hits + second_hits)  # percent of both halves
+        metrics = {"loss": loss, "contrast_top1": hits}
         return loss, (metrics, model_state)
 
     def embed(

@@ -143,7 +143,8 @@ class ProbeGrid(base.Objective):
     def loss(self, params, model_state, teacher, batch, key):
         """Sum over heads of their mean cross-entropy; see `base.Objective`.
 
-        'best_loss' and 'top1' are of the best head, on this batch.
+        The 'loss' that is logged is their mean, that of one head; 'best_loss' and
+        'best_top1' (percent) are of the best head on this batch.
         """
         del teacher, key
         if batch["label"].ndim > 1 or "partner_label" in batch:
@@ -155,8 +156,8 @@ class ProbeGrid(base.Objective):
             losses.append(_cross_entropy(logits, batch["label"]).mean(axis=1))
             hits.append((logits.argmax(axis=-1) == batch["label"]).mean(axis=1))
         each = jnp.concatenate(losses)
-        metrics = {"loss": each.sum(), "best_loss": each.min()}
-        metrics["top1"] = jnp.concatenate(hits).max()
+        metrics = {"loss": each.mean(), "best_loss": each.min()}
+        metrics["best_top1"] = 100 * jnp.concatenate(hits).max()
         return each.sum(), (metrics, state if model_state else model_state)
 
     def predict(self, params, model_state, batch):

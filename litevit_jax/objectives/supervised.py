@@ -233,7 +233,8 @@ class Supervised(base.Objective):
         """Softmax cross-entropy; see `base.Objective`.
 
         `label` is `[B]` int, or `[B, K]` when a mix of classes is the target; with
-        `partner_label [B]` and `label_share [B]` that mix is made here.
+        `partner_label [B]` and `label_share [B]` that mix is made here. 'top1', of
+        the likeliest class of the target, is in percent.
         """
         drop_keys = base.example_keys(key, batch)
         tokens = self._encode(params, batch["image"], drop_keys)
@@ -241,7 +242,7 @@ class Supervised(base.Objective):
         target = self._target(batch)
         loss = _cross_entropy(logits, target)
         hits = logits.argmax(axis=-1) == target.argmax(axis=-1)
-        metrics = {"top1": hits.mean()}
+        metrics = {"top1": 100 * hits.mean()}
         if self.distill is not None:
             wanted = self.distill.logits(teacher, batch["image"])
             imitation = self.distill.loss(self._second_logits(params, tokens), wanted)

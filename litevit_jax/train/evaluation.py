@@ -229,11 +229,11 @@ class Evaluations:
             self._say(f"step {step}  {title}: {said}  ({cost['seconds']:.1f} s)")
 
     def _cost(self, title: str, seconds: float) -> dict[str, float]:
-        """Seconds of this evaluation; share that all of `title` took of the time since
-        the run started, or was resumed."""
+        """Seconds of this evaluation; percentage that all of `title` took of the time
+        since the run started, or was resumed."""
         self._spent[title] += seconds
-        share = self._spent[title] / (time.perf_counter() - self._start)
-        return {"seconds": seconds, "share_of_run": share}
+        percent = 100 * self._spent[title] / (time.perf_counter() - self._start)
+        return {"seconds": seconds, "percent_of_run": percent}
 
     def _about(self, title: str, numbers: dict[str, float]) -> dict[str, Any]:
         """What a result is of, whichever of its rows is read."""

@@ -118,9 +118,9 @@ class Line:
 
 
 class Clock:
-    """Images per second and share of time spent waiting for data, since `reset`.
+    """Images per second and part of the time spent waiting for data, since `reset`.
 
-    If the share exceeds a tenth over a minute of training, it says so, once.
+    If that part exceeds a tenth over a minute of training, it says so, once.
     """
 
     _WINDOW_S = 60.0
@@ -161,11 +161,11 @@ class Clock:
             logging.warning("%s", data_wait_advice(share, self._data))
 
     def read(self, batch_size: int) -> dict[str, float]:
-        """images_per_s, data_wait (0..1) and step_s of the interval."""
+        """images_per_s, data_wait (percent) and step_s of the interval."""
         spent = max(time.perf_counter() - self._start, 1e-9)
         return {
             "images_per_s": self._steps * batch_size / spent,
-            "data_wait": min(self._wait / spent, 1.0),
+            "data_wait": 100 * min(self._wait / spent, 1.0),
             "step_s": spent / max(self._steps, 1),
         }
 
@@ -239,7 +239,7 @@ def progress_text(row: dict[str, float], step: int, total_steps: int) -> str:
         f"lr {row['lr']:.2e}",
         f"grad {row['grad_norm']:.3f}",
         f"{row['images_per_s']:.0f} images/s",
-        f"data wait {100 * row['data_wait']:.0f}%",
+        f"data wait {row['data_wait']:.0f}%",
         f"ETA {hours}:{minutes:02d}:{seconds:02d}",
     ]
     if row.get("skipped_steps"):
@@ -257,7 +257,7 @@ def columns(rows: list[list[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-_STAMPS = ("step", "n", "params", "time", "seconds", "share_of_run")
+_STAMPS = ("step", "n", "params", "time", "seconds", "percent_of_run")
 
 
 def results_table(results: dict[str, dict[str, Any]]) -> str:

@@ -62,7 +62,8 @@ def make_train_step(
         params = optimizers.merge(updated[0], frozen)
         made = (state.step + 1, params, model_state, teacher, updated[1])
         new = _keep_if_finite(finite, TrainState(*made), state)
-        metrics = {**metrics, "loss": loss, "grad_norm": grad_norm}
+        # An objective may log another loss than the scalar it descends.
+        metrics = {"loss": loss, **metrics, "grad_norm": grad_norm}
         metrics |= {"lr": optimizer.schedule(state.step), "nonfinite": 1.0 - finite}
         if health_every is not None:
             due = (new.step % health_every == 0) | (new.step == total_steps)

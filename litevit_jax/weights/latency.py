@@ -35,15 +35,18 @@ class Row:
 def jitted(
     model: models.Model, heads: Sequence[int]
 ) -> dict[str, Callable[[np.ndarray], object]]:
-    """The jitted forward pass on the CPU, for each number of heads.
+    """The jitted forward pass on the CPU: of the model as it is, then with other heads.
 
     Args:
       model: whose parameters are taken; the number of heads changes neither their
         shapes nor the multiply-accumulates.
-      heads: numbers of heads; those that do not divide the width are left out.
+      heads: numbers of heads to compare with; those that do not divide the width are
+        left out.
     """
-    counts = [n for n in heads if n > 0 and model.encoder.width % n == 0]
-    return {f"JAX, {n} heads": _jitted(model, n) for n in counts}
+    own = model.encoder.num_heads
+    others = [n for n in heads if n != own and n > 0 and model.encoder.width % n == 0]
+    titles = {own: f"JAX, {own} heads"} | {n: f"JAX, {n} heads instead" for n in others}
+    return {title: _jitted(model, n) for n, title in titles.items()}
 
 
 def time_calls(

@@ -9,19 +9,49 @@ from litevit_jax.train import workdir as workdirs
 from tests import jobs
 
 
-def probe(linear, n=1000):
-    table = [{"block": i, "linear": x} for i, x in enumerate(linear)]
-    best = max(range(len(linear)), key=lambda i: linear[i])
-    return {"top1": linear[best], "block": best, "n": n, "table": table, "step": 0}
+def probe(linear, n=1000, first=1):
+    table = [{"block": i, "linear": x} for i, x in enumerate(linear, first)]
+    best = max(table, key=lambda row: row["linear"])
+    stamp = {"step": 0, "n": n, "pool": "cls"}
+    return {"top1": best["linear"], "block": best["block"], "table": table} | stamp
 
 
 def test_the_better_encoder_is_named_with_its_lead():
     text, rows = advice.of_probes(
         {"moco": probe([20.0, 45.0, 50.0]), "mae": probe([30.0, 60.0, 70.0])}
     )
-    assert text.startswith("Start from mae: its best block tells 70.0 %, 20.0 points")
+    assert text.startswith(
+        "Start from mae: the class token after block 3 tells 70.0 %, 20.0 points more "
+        "than moco, where two standard errors of the difference of 1,000 images are 4.3"
+    )
     assert [row["name"] for row in rows] == ["mae", "moco"]
-    assert rows[0]["margin"] == pytest.approx(2 * 100 * (0.7 * 0.3 / 1000) ** 0.5)
+    error = 100 * (0.7 * 0.3 / 1000) ** 0.5
+    assert rows[0]["standard_error"] == pytest.approx(error)
+    assert (rows[0]["block"], rows[0]["last"]) == (3, 70.0)
+
+
+def test_tables_that_count_blocks_from_0_are_read_as_they_were_meant():
+    linear = [40.0, 70.0, 71.0, 60.0]
+    old, new = (advice.of_probes({"a": probe(linear, first=i)}) for i in (0, 1))
+    assert old == new and new[1][0]["block"] == 3
+
+
+def test_random_parameters_are_what_others_must_beat_and_never_advised():
+    random = frozenset({"b"})
+    low, high = probe([20.0, 30.0]), probe([50.0, 52.0])
+    text, rows = advice.of_probes({"a": low, "b": high}, random)
+    assert text.startswith("None of these is worth starting from: the best, a (30.0 %")
+    assert "is worse than random parameters (b, 52.0 %) on 1,000 images" in text
+    assert [row["random"] for row in rows] == [True, False]
+    text, _ = advice.of_probes({"a": probe([20.0, 53.0]), "b": high}, random)
+    assert "cannot be told from random parameters (b, 52.0 %)" in text
+    assert "tune" not in text
+    text, _ = advice.of_probes({"b": low, "a": high}, random)
+    assert text.startswith("Start from a: ")
+    assert "where random parameters (b) give 30.0 %" in text
+    assert "b (30" not in text and "more than b" not in text
+    with pytest.raises(ValueError, match=r"no probe of an encoder that has learned"):
+        advice.of_probes({"b": high}, random)
 
 
 def test_a_lead_within_the_error_is_no_lead():
@@ -31,59 +61,91 @@ def test_a_lead_within_the_error_is_no_lead():
     many = advice.of_probes(
         {"a": probe([50.0, 61.0], 90_000), "b": probe([50.0, 60.0], 90_000)}
     )
-    assert "b cannot be told from it on 200 images" in few[0]
+    assert "but b (60.0 %) cannot be told from it on 200 images" in few[0]
     assert "1.0 points more than b" in many[0]
+    # Two standard errors of one accuracy are less than those of the difference.
+    text = advice.of_probes({"a": probe([54.0], 1000), "b": probe([50.0], 1000)})[0]
+    assert "b (50.0 %) cannot be told from it on 1,000 images" in text
+    assert "of the difference are 4.5 points" in text
 
 
 def test_how_many_layers_follow_from_where_the_accuracy_stops_rising():
     text, rows = advice.of_probes({"a": probe([40.0, 70.0, 71.0, 60.0], 500)})
-    assert "block 2 of 4 already tells as much" in text
+    assert "block 2 of 4 cannot be told from the best, and the last tells 11.0" in text
     assert "tune the last 2 blocks and keep the first 2" in text
     assert rows[0]["enough"] == 2 and rows[0]["block"] == 3
     text, _ = advice.of_probes({"a": probe([40.0, 50.0, 60.0, 80.0], 500)})
     assert "rises up to the last of 4 blocks" in text and "tune little" in text
 
 
-def test_margins_of_all_and_of_none_are_not_zero():
+def test_errors_of_all_and_of_none_are_not_zero():
     for top1 in (0.0, 100.0):
-        want = 200 * (0.01 * 0.99 / 100) ** 0.5
-        assert advice.margin(100, top1) == pytest.approx(want)
+        want = 100 * (0.01 * 0.99 / 100) ** 0.5
+        assert advice.standard_error(100, top1) == pytest.approx(want)
+        assert advice.margin(100, top1, top1) == pytest.approx(2 * 2**0.5 * want)
+    assert advice.standard_error(1, 100.0) == advice.standard_error(1, 0.0) == 50.0
 
 
 def test_the_best_block_is_the_one_that_was_chosen():
     chosen = probe([50.0, 70.0, 40.0], 1000)
     assert advice.of_probes({"a": chosen})[1][0]["top1"] == 70.0
     less = advice.of_probes({"a": probe([69.0, 70.0, 69.5], 500)})[0]
-    assert "those after it add nothing" in less  # half a point is within the error
+    assert "no difference shows in those after it" in less  # half a point is nothing
 
 
 def test_a_last_block_above_the_chosen_one_loses_nothing():
     last = probe([40.0, 70.0, 71.0, 71.4], 500)
-    text, _ = advice.of_probes({"a": last | {"top1": 71.0, "block": 2}})
-    assert "those after it add nothing (71.4 % after the last)" in text
+    text, _ = advice.of_probes({"a": last | {"top1": 71.0, "block": 3}})
+    assert "no difference shows in those after it (71.4 % after the last)" in text
     assert "points less" not in text and text.count(". ") == 1
 
 
-def test_layers_that_carry_the_gain_are_counted():
-    found = {
-        "random": {"rich": {0: 40.0}, "poor": {0: 20.0}},
-        "keep_first": {
-            "rich": {0: 41.0, 1: 59.0, 2: 60.0},
-            "poor": {0: 21.0, 1: 25.0, 2: 30.0},
-        },
+def study(start, kept, n=10_000):
+    """The sentence of a study's one setting."""
+    curves = {
+        "random": {"rich": {0: start}},
+        "keep_first": {"rich": dict(enumerate(kept))},
     }
-    rich, poor = advice.of_layers(found, 2)
-    assert rich.startswith("With many images the first 1 of 2 blocks carry 95 %")
-    assert poor.startswith("With few images the first 2 of 2 blocks carry 100 %")
-    found["keep_first"]["poor"][2] = 19.0
-    assert "does not help: 19.0" in advice.of_layers(found, 2)[1]
-    found["keep_first"]["poor"][2] = 20.0  # as much as the random start
-    assert "does not help: 20.0" in advice.of_layers(found, 2)[1]
-    assert advice.of_layers({}, 2) == []
+    (sentence,) = advice.of_layers(curves, len(kept) - 1, n)
+    return sentence
 
 
-def write(place, linear, dir="a"):
-    made = jobs.config("layer_probe", "digits", data__dir=dir).to_dict()
+def test_layers_that_are_enough_are_counted():
+    text = study(40.0, [41.0, 59.0, 60.0])
+    assert text.startswith(
+        "With many images the checkpoint is better than a random start: 60.0 % of "
+        "10,000 test images against 40.0 %, and the first 1 of 2 blocks alone cannot "
+        "be told from all of it: 59.0 %; two standard errors of the difference are 1.4"
+    )
+    text = study(40.0, [41.0, 55.0, 60.0])
+    assert "takes more than the first 1 of 2 blocks: with these alone it is 55" in text
+    text = study(40.0, [59.5, 55.0, 60.0])  # those before a worse one are luck
+    assert "takes more than the first 1 of 2 blocks" in text
+    text = study(40.0, [59.5, 59.0, 60.0])
+    assert "its embeddings alone cannot be told from all of it: 59.5 %" in text
+    assert advice.of_layers({}, 2, 100) == []
+
+
+def test_nothing_is_concluded_inside_the_error():
+    text = study(12.8, [11.0, 11.0, 10.9], 359)
+    assert text == (
+        "With many images the checkpoint cannot be told from a random start: 10.9 % of "
+        "359 test images against 12.8 %; two standard errors of the difference are 4.8."
+    )
+    assert "cannot be told" in study(10.9, [11.0, 11.0, 12.8], 359)
+    assert "is worse than a random start: 5.0 %" in study(12.8, [5.0, 5.0, 5.0], 359)
+    text = study(10.0, [10.0, 13.5, 17.0], 359)
+    assert "is better than a random start" in text
+    assert "Which blocks it takes cannot be told: with the first 1 of 2 blocks" in text
+    whole = {"random": {"poor": {0: 10.0}}, "keep_first": {"poor": {2: 30.0}}}
+    assert advice.of_layers(whole, 2, 359) == [
+        "With few images the checkpoint is better than a random start: 30.0 % of 359 "
+        "test images against 10.0 %; two standard errors of the difference are 5.8."
+    ]
+
+
+def write(place, linear, dir="a", init="run"):
+    made = jobs.config("layer_probe", "digits", data__dir=dir, init=init).to_dict()
     workdirs.write_json(place / "config.json", workdirs.plain(made))
     workdirs.record_result(place, "layers", probe(linear), "top1", {"metric": "top1"})
     return place
@@ -100,6 +162,12 @@ def test_the_command_advises_from_directories_of_probes(tmp_path):
     assert [row["top1"] for row in found["encoders"]] == [60.0, 40.0]
     page = (tmp_path / "out" / "report" / "index.html").read_text()
     assert "Start from mae" in page and 'value="60.0"' in page
+    write(tmp_path / "none", [20.0, 90.0], init="random")
+    made.models = f"{named},b={tmp_path}/none"
+    text = job.run("advise", made, str(tmp_path / "out")).text
+    assert (
+        text.startswith("None of these is worth") and "parameters (b, 90.0 %)" in text
+    )
 
 
 def test_probes_of_other_images_and_missing_ones_are_refused(tmp_path):

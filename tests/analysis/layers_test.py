@@ -2,6 +2,7 @@
 
 import json
 import signal
+import types
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from litevit_jax import checkpoint, sharding
 from litevit_jax.analysis import layers
-from litevit_jax.train import evaluate, inputs, loop, setup
+from litevit_jax.train import evaluate, loop, setup
 from tests import jobs
 
 
@@ -39,13 +40,16 @@ def runs(monkeypatch):
 
     def probe(made, workdir):
         asked.probes.append((made, workdir))
-        table = [{"block": i, "linear": 10.0 + i, "knn": 20.0 + i} for i in range(2)]
-        last = {"top1": 11.0, "block": 1, "n": 359, "table": table}
-        lower = last | {"top1": 9.0, "block": 0}
-        return {"layers": {"last": lower}, "layers_avg": {"last": last}}
+        rows = [{"block": i, "linear": 9.0 + i, "knn": 19.0 + i} for i in (1, 2)]
+        last = {"n": 359, "select_n": 100, "table": rows, "pool": "cls"}
+        # The class token is better on the test images, the patches on those held out.
+        token = last | {"top1": 11.0, "block": 2, "select_top1": 12.0}
+        mean = last | {"top1": 10.0, "block": 1, "select_top1": 13.0, "pool": "avg"}
+        return {"layers": {"last": token}, "layers_avg": {"last": mean}}
 
+    job = types.SimpleNamespace(total_steps=2)
     for module in (setup, evaluate):  # what they refuse has a test of its own
-        monkeypatch.setattr(module, "prepare", lambda *_, **__: None)
+        monkeypatch.setattr(module, "prepare", lambda *_, **__: job)
     monkeypatch.setattr(loop, "run", run)
     monkeypatch.setattr(evaluate, "run", probe)
     return asked
@@ -99,7 +103,13 @@ def test_blocks_are_probed_with_the_images_of_each_setting(runs, checkpoints, tm
     assert [list(probe.evals) for probe, _ in runs.probes] == [
         ["layers", "layers_avg"]
     ] * 2
-    assert outcome.table.count("probe   2  11.00  359") == 2
+    row = "probe, mean of the patches  1  10.00  359"
+    assert outcome.table.count(row) == 2
+    assert (
+        "With few images a linear probe reads most from the mean of the patches after "
+        "block 1: 10.0 % of 359 test images, standard error 1.6; chosen by 100 "
+        "training images held out, of which it tells 13.0 %."
+    ) in outcome.page.read_text()
     report = json.loads((outcome.page.parent / "report.json").read_text())
     drawn = {figure["name"]: figure["data"]["series"] for figure in report["figures"]}
     assert list(drawn) == ["blocks-layers", "blocks-layers_avg"]
@@ -181,25 +191,24 @@ def test_frozen_blocks_and_embeddings_never_change(study, tmp_path):
     assert any(n.startswith("encoder/blocks_1/") for n in moved)
 
 
-def test_few_images_have_as_many_updates(checkpoints, tmp_path):
+@pytest.mark.parametrize("poor", [0.5, 0.02])  # of more and of less than a batch
+def test_few_images_have_as_many_updates(poor, checkpoints, tmp_path):
     study = layers.Study(
-        config(checkpoints, steps=None, study__kinds=()), tmp_path / "study"
+        config(checkpoints, steps=None, study__kinds=(), study__poor=poor),
+        tmp_path / "study",
     )
-    rich, poor = (
+    many, few = (
         setup.prepare(
             study.config_of(layers.Part("keep_first", 2, s)), tmp_path / s, begin=False
         )
         for s in ("rich", "poor")
     )
-    assert (
-        len(
-            inputs.source(
-                study.config_of(layers.Part("random", 0, "poor")).data, "train"
-            )
-        )
-        == 719
-    )
-    assert poor.total_steps == pytest.approx(rich.total_steps, rel=0.05)
+    assert few.config["derived"]["train_examples"] == round(1438 * poor)
+    assert few.total_steps == many.total_steps > 20
+    warmup = [job.config["derived"]["warmup_steps"] for job in (many, few)]
+    assert warmup[0] == warmup[1] > 2
+    saved = json.loads((tmp_path / "study" / "config.json").read_text())
+    assert saved["derived"]["total_steps"] == many.total_steps
 
 
 def test_what_no_part_could_do_is_refused(checkpoints, tmp_path):
@@ -210,6 +219,7 @@ def test_what_no_part_could_do_is_refused(checkpoints, tmp_path):
         ),
         ({"study__depths": (3,)}, r"study.depths=\(3,\): the encoder has 2 blocks"),
         ({"study__poor": 0.0}, r"study.poor=0.0; expected a share"),
+        ({"study__metric": "loss"}, r"study.metric 'loss' unknown; .*top1, mean_per"),
         (
             {"init_donor": jobs.teacher(), "study__kinds": ("swap",)},
             r"init_donor=.*: its encoder has width=32",

@@ -23,8 +23,8 @@ def write_run(place, *, logged=40, total=40, name="mae_tiny", **config):
     for step in range(1, logged + 1):
         row = {"step": step, "epoch": step / 10, "loss": float(rng.normal() + 2)}
         row |= {"lr": 1e-3 * step / total, "grad_norm": float(rng.random())}
-        row |= {"attn_entropy/head_00": 1.5, "attn_entropy/head_01": float(step)}
-        row |= {"images_per_s": 312.7 + step, "data_wait": 0.01, "step_s": 0.2}
+        row |= {"attn_entropy/head_01": 1.5, "attn_entropy/head_02": float(step)}
+        row |= {"images_per_s": 312.7 + step, "data_wait": 1.0, "step_s": 0.2}
         row |= {"time": 1.0e9 + step}
         workdirs.append_line(place / "metrics.jsonl", row)
         if step % 10 == 0:
@@ -518,8 +518,8 @@ def test_missing_updates_are_named(steps, gap, tmp_path):
 
 def test_what_every_block_knows_is_drawn(tmp_path):
     place = write_run(tmp_path / "probe", logged=0)
-    table = [{"block": i, "linear": 50.0 + i, "knn": 40.0 - i} for i in range(3)]
-    numbers = {"top1": 52.0, "block": 2, "n": 359, "table": table, "step": 7}
+    table = [{"block": i + 1, "linear": 50.0 + i, "knn": 40.0 - i} for i in range(3)]
+    numbers = {"top1": 52.0, "block": 3, "n": 359, "table": table, "step": 7}
     workdirs.record_result(place, "layers", numbers, "top1", {"metric": "top1"})
     run = record.read("probe", place)
     report.build([run], tmp_path / "out", title="Probe")

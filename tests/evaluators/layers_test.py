@@ -42,18 +42,21 @@ def test_numbers_are_those_of_the_blocks():
     evaluator, got = evaluate()
     order = np.random.default_rng(0).permutation(80)
     train, label = TABLE[80][order], TRAIN_LABEL[order]
-    for block, row in enumerate(got["table"]):
-        x = train[:, block]
+    assert [row["block"] for row in got["table"]] == [1, 2, 3]
+    for row in got["table"]:
+        block = row["block"]
+        x = train[:, block - 1]
         ridge = frozen.fit(x[8:], label[8:], K, evaluator.l2)
         place, accuracy = frozen.choose(ridge, x[:8], label[:8])
-        assert row["selected_by"] == accuracy
+        assert row["select_top1"] == accuracy
         ridge = frozen.fit(x, label, K, (evaluator.l2[place],))
-        right = ridge.scores(TABLE[37][:, block], 0).argmax(axis=1) == LABEL
+        right = ridge.scores(TABLE[37][:, block - 1], 0).argmax(axis=1) == LABEL
         assert got[f"linear_{block:02d}"] == pytest.approx(100 * right.mean())
         assert got[f"knn_{block:02d}"] == row["knn"]
-    assert got["n"] == 37
-    assert got["block"] == 1 and got["top1"] == got["linear_01"] > 95
-    assert got["knn_01"] > got["knn_02"] > got["knn_00"]
+    assert (got["n"], got["select_n"], got["pool"]) == (37, 8, "cls")
+    assert got["block"] == 2 and got["top1"] == got["linear_02"] > 95
+    assert got["select_top1"] == max(row["select_top1"] for row in got["table"])
+    assert got["knn_02"] > got["knn_03"] > got["knn_01"]
 
 
 def test_the_size_of_batches_does_not_matter():
@@ -63,7 +66,11 @@ def test_the_size_of_batches_does_not_matter():
 def test_average_features_and_fewer_images():
     evaluator, got = evaluate(name="features_blocks_avg", pool="avg", examples=20)
     assert evaluator.reads == ("features_blocks_avg",)
-    assert got["n"] == 37 and got["linear_01"] < evaluate()[1]["linear_01"]
+    assert (
+        got["n"] == 37
+        and got["pool"] == "avg"
+        and got["linear_02"] < evaluate()[1]["linear_02"]
+    )
 
 
 @pytest.mark.parametrize("share", [0.001, 0.999])

@@ -86,7 +86,7 @@ def test_an_encoder_is_described_by_its_last_block_and_pooled_tokens():
         "effective_rank": health.effective_rank(pooled),
     }
     entropy = health.attention_entropy(found["block_01/attn_probs"])
-    want |= {f"attn_entropy/head_{a:02d}": entropy[a] for a in (0, 1)}
+    want |= {f"attn_entropy/head_{a + 1:02d}": entropy[a] for a in (0, 1)}
     assert got.keys() == want.keys()
     for name, value in want.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)

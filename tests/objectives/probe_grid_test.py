@@ -93,13 +93,18 @@ def test_each_head_ends_where_it_would_have_ended_alone(head, optimizer):
     assert np.abs(kernels[0] - kernels[2]).max() > 1e-3  # the learning rates matter
 
 
+def with_noise(objective):
+    """Initial parameters, moved so that heads differ."""
+    params = jax.jit(objective.init)(KEY, BATCH).params
+    noise = lambda x: x + 0.3 * jax.random.normal(KEY, x.shape)  # noqa: E731
+    return jax.tree.map(noise, params)
+
+
 @functools.cache
 def predicted():
     """(parameters with heads that differ, predictions, encoder's results)."""
     objective = make(head="probe", features=("avg", "cls_last2", "avg_last1"))
-    params = jax.jit(objective.init)(KEY, BATCH).params
-    noise = lambda x: x + 0.3 * jax.random.normal(KEY, x.shape)  # noqa: E731
-    params = jax.tree.map(noise, params)
+    params = with_noise(objective)
     encode = jax.jit(objective.encoder.apply)
     encoded = encode({"params": params["encoder"]}, BATCH["image"])
     return params, jax.jit(objective.predict)(params, {}, BATCH), encoded
@@ -184,6 +189,19 @@ def test_what_nobody_reads_costs_nothing():
 def test_a_grid_that_cannot_be_trained_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         make(**fields)
+
+
+def test_the_log_has_one_heads_loss_and_the_best_in_percent():
+    objective = make(head="probe")
+    params = with_noise(objective)
+    loss, (metrics, _) = jax.jit(objective.loss)(params, {}, {}, BATCH, KEY)
+    out = jax.jit(objective.predict)(params, {}, BATCH)
+    losses = [out[f"grid_loss/{name}"].mean(axis=0) for name in ("cls", "avg")]
+    right = [(out[f"grid_rank/{name}"] == 0).mean(axis=0) for name in ("cls", "avg")]
+    assert loss == pytest.approx(np.sum(losses), rel=1e-4)
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert metrics["best_loss"] == pytest.approx(np.min(losses), rel=1e-4)
+    assert metrics["best_top1"] == pytest.approx(100 * np.max(right))
 
 
 def test_mixed_labels_are_refused():

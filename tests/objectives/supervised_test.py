@@ -124,7 +124,7 @@ def test_loss_is_smoothed_cross_entropy(with_head):
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
     top1 = (logits.argmax(-1) == np.asarray(BATCH["label"])).mean()
-    np.testing.assert_allclose(metrics["top1"], top1, rtol=1e-6)
+    np.testing.assert_allclose(metrics["top1"], 100 * top1, rtol=1e-6)
 
 
 def training_logits(objective, params, state):

@@ -87,7 +87,7 @@ def check_what_a_result_says(workdir, result):
     assert [row["step"] for row in logged] == [1, 2, 3]
     for row, said in zip(logged, result["history"], strict=True):
         assert row["knn/seconds"] == said["seconds"] > 0
-        assert 0 < row["knn/share_of_run"] == said["share_of_run"] < 1
+        assert 0 < row["knn/percent_of_run"] == said["percent_of_run"] < 100
 
 
 def prepare(tmp_path, data, **fields):

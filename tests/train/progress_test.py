@@ -41,7 +41,7 @@ ROW = {
     "lr": 1e-3,
     "grad_norm": 2.0,
     "images_per_s": 123.4,
-    "data_wait": 0.5,
+    "data_wait": 50.0,
     "step_s": 2.0,
 }
 
@@ -73,7 +73,7 @@ def test_the_clock_measures_since_the_last_reset(monkeypatch):
     clock = progress.Clock()
     for wait in (0.5, 0.5):
         clock.tick(wait)
-    want = {"images_per_s": 16.0, "data_wait": 0.25, "step_s": 2.0}
+    want = {"images_per_s": 16.0, "data_wait": 25.0, "step_s": 2.0}
     assert clock.read(32) == want
     clock.reset()
     clock.tick(0.0)

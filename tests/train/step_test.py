@@ -67,10 +67,26 @@ def labelled(step_number, **kwargs):
     return batch_of(step_number, **kwargs) | {"label": np.arange(32, dtype=np.int32)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Half(Linear):
+    """Logs half of the scalar that it descends as its loss."""
+
+    def loss(self, *args):
+        loss, (metrics, model_state) = super().loss(*args)
+        return loss, ({"loss": loss / 2, **metrics}, model_state)
+
+
 def build(
-    mesh, *, ops=(), slices=1, freeze=("frozen",), seed=0, ema_decay=None, **health
+    mesh,
+    *,
+    ops=(),
+    slices=1,
+    freeze=("frozen",),
+    seed=0,
+    ema_decay=None,
+    objective=Linear(),
+    **health,
 ):
-    objective = Linear()
     abstract = jax.eval_shape(lambda: batch_of(0))
     variables = state.abstract_variables(objective, abstract)
     made = optimizer.make(
@@ -118,6 +134,14 @@ def mesh_of(name):
 @pytest.fixture(scope="module")
 def reference():
     return train(mesh_of("1x1"))
+
+
+def test_an_objective_may_log_another_loss_than_it_descends(reference):
+    _, rows = train(mesh_of("1x1"), steps=2, objective=Half())
+    whole = [row["loss"] for row in reference[1][:2]]
+    np.testing.assert_allclose([2 * row["loss"] for row in rows], whole, rtol=1e-6)
+    norms = [row["grad_norm"] for row in reference[1][:2]]
+    np.testing.assert_allclose([r["grad_norm"] for r in rows], norms, rtol=1e-6)
 
 
 def same(got, want, **tolerance):

@@ -6,11 +6,16 @@ from litevit_jax.weights import latency
 from tests.weights import export_test
 
 
-def test_only_numbers_of_heads_that_divide_the_width_are_timed():
-    model = export_test.made("tokens")  # 24 wide
-    assert list(latency.jitted(model, (12, 5, 0, 3))) == [
-        "JAX, 12 heads",
-        "JAX, 3 heads",
+@pytest.mark.parametrize(
+    ("heads", "others"), [((12, 5, 0, 3), [12, 3]), ((4,), []), ((8, 4), [8])]
+)
+def test_the_model_is_timed_first_and_then_with_heads_that_divide_its_width(
+    heads, others
+):
+    model = export_test.made("tokens")  # 24 wide, 4 heads
+    assert list(latency.jitted(model, heads)) == [
+        "JAX, 4 heads",
+        *(f"JAX, {n} heads instead" for n in others),
     ]
 
 

@@ -1,0 +1,101 @@
+"""The study of all methods: its plan, and the check of the table that is written."""
+
+import importlib
+
+import pytest
+
+from benchmarks import study
+
+PAGE = study.RESULTS.read_text()
+ROWS = {
+    "random": {"linear probe": [27.0, 31.5, 28.25], "k-NN": [19.5, 20.6, 20.2]},
+    "mae": {"linear probe": [95.3, 91.6, 93.3], "k-NN": [88.6, 88.9, 88.9]},
+}
+
+
+def page(rows):
+    return f"# All\n\n## Some\n\nText | more.\n\n{study.describe(rows)}\n\n## Next\n"
+
+
+@pytest.mark.parametrize("table", study.HEADINGS)
+def test_the_tables_of_the_page_have_the_rows_and_columns_of_the_study(table):
+    methods = [study.METHODS[method] for method in study.methods_of(table)]
+    columns = [name for some in study.COLUMNS[table].values() for _, name in some]
+    for heading in study.HEADINGS[table].values():
+        found = study.written(PAGE, heading)
+        assert list(found) == methods
+        for row in found.values():
+            assert list(row) == columns
+            for mean, low, high in row.values():
+                assert 0 < low <= mean <= high < 100
+
+
+def test_what_is_written_is_read_and_agrees_with_itself():
+    found = study.written(page(ROWS), "Some")
+    assert found["MAE"]["linear probe"] == (93.4, 91.6, 95.3)
+    text, same = study.compare(ROWS, found, tolerance=0.0)
+    assert same and "DIFFERENT" not in text
+    assert "MAE, k-NN: 88.8 (88.6..88.9) in results.md, 88.8 (88.6..88.9) now" in text
+
+
+@pytest.mark.parametrize(
+    ("now", "same"),
+    [([88.5, 88.9, 88.9], True), ([87.2, 89.7, 88.6], False), ([88.6] * 3, True)],
+)
+def test_a_number_that_moved_is_found(now, same):
+    moved = {"mae": {"linear probe": ROWS["mae"]["linear probe"], "k-NN": now}}
+    text, got = study.compare(moved, study.written(page(ROWS), "Some"), tolerance=0.3)
+    assert got == same
+    assert text.count("DIFFERENT") == (not same)
+
+
+def test_a_page_without_the_table_is_refused():
+    for text, heading in ((PAGE, "Sheep"), ("\n## Some\nno table\n## Next\n", "Some")):
+        with pytest.raises(ValueError, match=f"no section '## {heading}' with a table"):
+            study.written(text, heading)
+
+
+def planned(setting, table, methods, tmp_path):
+    return study.plan(setting, table, 2, tmp_path, methods)
+
+
+def test_the_cheapest_row_trains_no_method(tmp_path):
+    runs = planned(study.digits(), "methods", ["random"], tmp_path)
+    names = [run.name for run in runs]
+    assert names == ["shape", *(f"{e}-random-{s}" for s in (0, 1) for e in EVALUATIONS)]
+    assert "--config.steps=1" in runs[0].arguments
+
+
+EVALUATIONS = ("probe", "shots")
+
+
+@pytest.mark.parametrize("table", study.HEADINGS)
+def test_every_run_comes_after_those_it_needs_and_has_fields_of_its_recipe(
+    table, tmp_path
+):
+    methods = study.methods_of(table)
+    for setting in (study.digits(), study.cifar("DIR")):
+        if set(study.COLUMNS[table]) <= set(setting.evaluations):
+            runs = planned(setting, table, methods, tmp_path)
+            for i, run in enumerate(runs):
+                assert set(run.after) <= {before.name for before in runs[:i]}
+                check_fields(run)
+
+
+def check_fields(run):
+    recipe, *fields = run.arguments
+    path, _, variant = recipe.removeprefix("--config=configs/").partition(":")
+    module = importlib.import_module(f"configs.{path.removesuffix('.py')}")
+    config = module.get_config(variant or None)
+    for field in fields:
+        *blocks, name = field.removeprefix("--config.").partition("=")[0].split(".")
+        block = config
+        for key in blocks:
+            block = block[key]
+        assert name in block, f"{run.name}: {field}"
+
+
+def test_rows_that_no_table_has_are_named():
+    with pytest.raises(SystemExit, match=r"--rows=maee: expected some of random, sup"):
+        study.methods_of("methods", ["mae", "maee"])
+    assert study.methods_of("labels", ["mae", "random"]) == ["random", "mae"]
