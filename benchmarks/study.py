@@ -257,6 +257,7 @@ def _flags(recipe: str, variant: str, **fields: Any) -> tuple[str, ...]:
     return (
         f"--config=configs/{recipe}.py{':' if variant else ''}{variant}",
         "--config.log.tensorboard=False",
+        "--config.log.report=False",
         *(f"--config.{name}={value}" for name, value in given.items()),
     )
 
@@ -273,7 +274,7 @@ def _pretraining(setting: Setting, method: str, seed: int, out: pathlib.Path) ->
 def _shape(setting: Setting, out: pathlib.Path) -> Run:
     """MAE of one update, whose encoder and data those at random take (`like`)."""
     fields = setting.common | setting.encoder | setting.methods["mae"]
-    fields |= {"steps": 1, "log.report": False}
+    fields |= {"steps": 1}
     return Run("shape", _flags(_RECIPES["mae"], setting.variant, **fields))
 
 
