@@ -31,9 +31,9 @@ enough data the lower layers carry the gain; with few, the higher ones matter to
 
 In the workdir: `layers.json`, a run directory for each part, and `report/index.html`
 with curves over k, and sentences that draw no conclusion inside two standard errors of
-the test images. `study.metric` is top1 or mean_per_class. It goes on where it was stopped. ViT-Tiny has 12 blocks and 2 x 38
-parts without a donor; not timed by us on accelerators. Digits: about 15 minutes on 2
-CPU cores.
+the test images. `study.metric` is top1 or mean_per_class. It goes on where it was
+stopped. ViT-Tiny has 12 blocks and 2 x 38 parts without a donor; not timed by us on
+accelerators. Digits: about 15 minutes on 2 CPU cores.
 """
 
 from ml_collections.config_dict import placeholder

@@ -21,12 +21,11 @@ class token, mean of the patch tokens, and both of the last blocks, concatenated
 once: every batch is encoded once. The winner is chosen on a tenth of the training
 images, at most 20,000 (`data.select_fraction`, `data.select_at_most`), which no head
 is trained on. The loss in the log is the mean of all heads; best_loss and best_top1
-are those of the best head on the batch. The winner's test accuracy and the table of all heads are in
-evals/test/result.json.
+are those of the best head on the batch. The winner's test accuracy and the table of all
+heads are in evals/test/result.json.
 
-On ImageNet the authors publish no
-linear-probe number for ViT-Tiny; on the digits it takes about half a minute on 2 CPU
-cores.
+On ImageNet the authors publish no linear-probe number for ViT-Tiny; on the digits it
+takes about half a minute on 2 CPU cores.
 """
 
 from ml_collections.config_dict import placeholder
