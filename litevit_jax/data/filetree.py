@@ -1,18 +1,41 @@
 """The files below a folder, here or in a store such as gs://.
 
 Names are relative to the folder, with '/' between their parts; '' is the folder
-itself. What is hidden is left out.
+itself. Hidden entries are left out, and so is whatever is no regular file: reading
+from a pipe or a device may never end.
 """
 
 from __future__ import annotations
 
 import abc
+import errno
 import functools
+import heapq
 import os
-from collections.abc import Iterator
+import pathlib
+import stat
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from litevit_jax import paths
+
+# Folders that archivers and file managers leave beside the images.
+_LEFTOVERS = frozenset(["$RECYCLE.BIN", "@eaDir", "__MACOSX", "lost+found"])
+
+_FILE, _FOLDER = "file", "folder"
+_LISTED = "link to a folder that is listed already"
+_BARRED = "link into another split"
+_BROKEN = {
+    errno.ENOENT: "broken link",
+    errno.ENOTDIR: "broken link",
+    errno.ELOOP: "link that refers to itself",
+}
+_SPECIAL = (
+    (stat.S_ISFIFO, "FIFO"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISCHR, "device"),
+    (stat.S_ISBLK, "device"),
+)
 
 
 class Tree(abc.ABC):
@@ -37,8 +60,20 @@ class Tree(abc.ABC):
         """Names of the files directly in `top`."""
 
     @abc.abstractmethod
-    def walk(self, top: str) -> Iterator[str]:
-        """Names of all files below `top`, relative to it."""
+    def walk(
+        self,
+        top: str,
+        skipped: dict[str, str] | None = None,
+        barred: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """Names of all files below `top`, relative to it.
+
+        Args:
+          top: the folder to list.
+          skipped: receives name -> reason for what is neither a file nor a folder,
+            and for links to folders that are not followed.
+          barred: folders of the tree that no link may lead into.
+        """
 
     @abc.abstractmethod
     def read(self, name: str) -> bytes:
@@ -55,29 +90,55 @@ def open_tree(root: Any) -> Tree:
 
 
 class LocalTree(Tree):
-    """In a file system. Links are followed, but not back to a folder above."""
+    """A tree in a file system.
+
+    Links are followed, and each real folder is listed once: by its own path if that
+    is below `top`, else by the first link to it in the order of names.
+    """
 
     def folders(self, top: str) -> list[str]:
-        with os.scandir(self.place(top)) as entries:
-            return sorted(e.name for e in entries if _visible(e.name) and e.is_dir())
+        return sorted(e.name for e in self._entries(top) if _kind(e) == _FOLDER)
 
     def files(self, top: str) -> Iterator[str]:
-        with os.scandir(self.place(top)) as entries:
-            yield from (e.name for e in entries if _visible(e.name) and e.is_file())
+        return (e.name for e in self._entries(top) if _kind(e) == _FILE)
 
-    def walk(self, top: str) -> Iterator[str]:
-        pending = [("", self.place(top), frozenset())]
-        while pending:
-            prefix, path, above = pending.pop()
-            with os.scandir(path) as entries:
-                visible = [entry for entry in entries if _visible(entry.name)]
-            above = above | {_identity(path)}
-            for entry in visible:
-                name = prefix + entry.name
-                if not entry.is_dir():
+    def walk(
+        self,
+        top: str,
+        skipped: dict[str, str] | None = None,
+        barred: Sequence[str] = (),
+    ) -> Iterator[str]:
+        skipped = {} if skipped is None else skipped
+        closed = [os.path.realpath(self.place(name)) for name in barred]
+        above = f"{top}/" if top else ""
+        start = os.path.realpath(self.place(top))
+        listed = {start, *_parents(start), *_parents(os.path.realpath(self._root))}
+        pending = [("", start)]  # names so far, and the real path
+        links: list[str] = []  # a heap, entered when no real folder is left
+        while pending or links:
+            if not pending:
+                name = heapq.heappop(links)
+                real = os.path.realpath(self.place(above + name))
+                if real in listed or _inside(real, closed):
+                    skipped[name] = _LISTED if real in listed else _BARRED
+                    continue
+                listed.add(real)
+                pending.append((f"{name}/", real))
+            prefix, path = pending.pop()
+            for entry in self._entries(above + prefix):
+                name, kind = prefix + entry.name, _kind(entry)
+                real = os.path.join(path, entry.name)
+                if kind == _FILE:
                     yield name
-                elif not entry.is_symlink() or _identity(entry.path) not in above:
-                    pending.append((name + "/", entry.path, above))
+                elif kind != _FOLDER:
+                    skipped[name] = kind
+                elif entry.is_symlink():
+                    heapq.heappush(links, name)
+                elif real in listed:
+                    skipped[name] = _LISTED
+                else:
+                    listed.add(real)
+                    pending.append((f"{name}/", real))
 
     def read(self, name: str) -> bytes:
         with open(self.place(name), "rb") as file:
@@ -85,6 +146,10 @@ class LocalTree(Tree):
 
     def size(self, name: str) -> int:
         return os.stat(self.place(name)).st_size
+
+    def _entries(self, top: str) -> list[os.DirEntry[str]]:
+        with os.scandir(self.place(top)) as entries:
+            return [entry for entry in entries if _visible(entry.name)]
 
 
 class StoredTree(Tree):
@@ -113,7 +178,13 @@ class StoredTree(Tree):
     def files(self, top: str) -> Iterator[str]:
         return (name for name in self.walk(top) if "/" not in name)
 
-    def walk(self, top: str) -> Iterator[str]:
+    def walk(
+        self,
+        top: str,
+        skipped: dict[str, str] | None = None,
+        barred: Sequence[str] = (),
+    ) -> Iterator[str]:
+        del skipped, barred  # a store holds neither links nor devices
         prefix = f"{top}/" if top else ""
         return (n[len(prefix) :] for n in self._sizes if n.startswith(prefix))
 
@@ -126,9 +197,25 @@ class StoredTree(Tree):
 
 
 def _visible(name: str) -> bool:
-    return not name.startswith(".")
+    return not name.startswith(".") and name not in _LEFTOVERS
 
 
-def _identity(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
+def _kind(entry: os.DirEntry[str]) -> str:
+    """_FILE or _FOLDER, through links; else what the entry is, in words."""
+    try:
+        if entry.is_dir():
+            return _FOLDER
+        if entry.is_file():
+            return _FILE
+        mode = entry.stat().st_mode
+    except OSError as error:
+        return _BROKEN.get(error.errno or 0, error.strerror or "unreadable")
+    return next((name for test, name in _SPECIAL if test(mode)), "no regular file")
+
+
+def _inside(path: str, folders: Sequence[str]) -> bool:
+    return any(path == top or path.startswith(f"{top}/") for top in folders)
+
+
+def _parents(path: str) -> list[str]:
+    return [str(parent) for parent in pathlib.PurePath(path).parents]

@@ -105,12 +105,31 @@ def _open(data: Any, splits: str) -> sources_base.Source:
                 "copy them to each host or mount the bucket (gcsfuse). Straight from a "
                 f"store are read: {', '.join(_IN_STORES)}"
             )
-    return subset.join(
-        [
-            registry.make("data.sources", data["source"], split=split.strip(), **kwargs)
-            for split in splits.split("+")
-        ]
-    )
+    made = [
+        registry.make("data.sources", data["source"], split=split, **kwargs)
+        for split in map(str.strip, splits.split("+"))
+    ]
+    for split, source in zip(splits.split("+"), made, strict=True):
+        _check_channels(source, data)
+        _say(f"data {split.strip()!r}: {source.summary()}")
+    return subset.join(made)
+
+
+def _check_channels(source: sources_base.Source, data: Any) -> None:
+    there, wanted = source.channels, data["channels"]
+    if None not in (there, wanted) and there != wanted and {there, wanted} != {1, 3}:
+        raise ValueError(
+            f"data.dir={data['dir']}: its images have {there} channels, data.channels="
+            f"{wanted}; set --config.data.channels={there} (1 and 3 alone are "
+            "converted to each other)"
+        )
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Prints a line on the first process, once."""
+    if distributed.primary():
+        print(text, flush=True)
 
 
 def own(title: str, block: dict[str, Any], data: Any) -> dict[str, Any]:

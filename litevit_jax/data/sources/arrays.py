@@ -5,26 +5,37 @@
     FILE.npy      images alone
     DIR           train.npz (or .npy), and maybe test.npz or val.npz
 
-Also accepted: `images`, `x` for `image`; `labels`, `y` for `label`; and the prefix
-may follow instead (`x_train`). Without a test split, `holdout` keeps a share of the
-examples as 'test'. Only names, numbers and shapes are read: no pickled objects.
+Also accepted: `images`, `x` for `image`; `labels`, `y` for `label`; the prefix may
+follow instead (`x_train`), in any case, and may be any name that a split asks for.
+Labels are numbers [N], or one-hot [N, K]. Without a split to test on, `holdout` keeps a
+share of the examples as 'test'. Only names, numbers and shapes are read: no pickled
+objects.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import pathlib
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from litevit_jax import paths
+from litevit_jax.data import split_names
 from litevit_jax.data.sources import base
 
 _IMAGE = ("image", "images", "x")
 _LABEL = ("label", "labels", "y")
-_SPLITS = ("train", "test", "val", "validation")
+_MOST_CLASSES = 1_000_000
+_CHANNELS = (1, 2, 3, 4)  # lengths of an axis that is hardly height or width
 
 _Key = tuple[pathlib.Path, str]  # a file, and an array's name in it
+_Layout = dict[str | None, tuple[_Key, _Key | None]]  # split -> images, labels
 
 
 class Arrays(base.Source):
@@ -37,12 +48,14 @@ class Arrays(base.Source):
         *,
         rows: np.ndarray,
         classes: list[str],
+        notes: Sequence[str] = (),
     ):
         self._key = images
         self._images = _load(*images)
         self._labels = labels
         self._rows = rows
         self._classes = classes
+        self.notes = notes
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes read the file again; it may be large.
@@ -55,6 +68,14 @@ class Arrays(base.Source):
     @property
     def classes(self) -> list[str]:
         return list(self._classes)
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self._labels[self._rows] >= 0).any())
+
+    @property
+    def channels(self) -> int:
+        return 1 if self._images.ndim == 3 else self._images.shape[3]
 
     @property
     def in_memory(self) -> bool:
@@ -92,7 +113,7 @@ def make(
     """One split of the file or folder `dir`; see the module for the layouts.
 
     Args:
-      split: 'train', or 'test' (also 'val', 'validation').
+      split: 'train', 'test' (also 'val', 'validation'...), or a name that is there.
       dir: a .npz or .npy file, or a folder with train.npz or train.npy.
       name: ignored.
       holdout: share of the examples kept as 'test', by their number, where there
@@ -100,32 +121,26 @@ def make(
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: other types or shapes than above, or no such split.
+      ValueError: a damaged file, other types or shapes than above, or no such split.
     """
     del name
     path = _check_path(dir)
     layout = _layout(path)
-    has_test = any(known in layout for known in base.EVAL_SPLITS)
-    if has_test:
-        base.check_split(split, {*layout, *base.EVAL_SPLITS}, f"arrays {path}")
-        if split not in layout:
-            split = next(known for known in base.EVAL_SPLITS if known in layout)
-    else:
-        split = base.check_holdout_split(split, holdout, f"arrays {path}")
-    images, labels = layout[split if has_test else "train"]
+    kinds = {s: split_names.read(s).kind or "other" for s in layout if s}
+    where = f"arrays {path}"
+    chosen, part = base.resolve(split, kinds, holdout=holdout, where=where)
+    images, key = layout[chosen]
     count = _check_images(images)
-    is_test = [base.in_holdout(str(row).encode(), holdout) for row in range(count)]
-    keep = np.ones(count, bool) if has_test else np.array(is_test) == (split == "test")
-    if not keep.any():
-        raise ValueError(
-            f"data.holdout={holdout} of the {count} examples of {path} leaves none in "
-            f"split {split!r}; choose another share"
-        )
+    labels = _read_labels(key, count)
+    keep = base.part_of((b"%d" % row for row in range(count)), part, holdout, where)
+    notes = [f"from {path}", *base.other_splits(chosen, kinds), *labels.notes]
+    notes += [*_unused(path, layout), *base.unused_holdout(kinds, holdout)]
     return Arrays(
         images,
-        _read_labels(labels, count),
+        labels.numbers,
         rows=np.flatnonzero(keep),
-        classes=_classes(layout),
+        classes=_classes(layout, [s for s in kinds if kinds[s] != "other"], chosen),
+        notes=notes,
     )
 
 
@@ -145,80 +160,107 @@ def _check_path(dir: str | None) -> pathlib.Path:
             f"data.dir={dir!r} does not exist; expected a .npz or .npy file, or a "
             "folder with train.npz"
         )
+    if not (path.is_file() or path.is_dir()):
+        raise ValueError(
+            f"data.dir={dir!r} is neither a regular file nor a folder; expected a .npz "
+            "or .npy file, or a folder with train.npz"
+        )
     return path
 
 
-def _layout(path: pathlib.Path) -> dict[str, tuple[_Key, _Key | None]]:
-    """Split -> where its images and its labels (or None) are."""
-    if path.is_dir():
-        files = {s: _file_of_split(path, s) for s in _SPLITS}
-        layout = {s: _unsplit(file) for s, file in files.items() if file}
-    else:
-        layout = _split_arrays(path) or {"train": _unsplit(path)}
-    if "train" not in layout:
+def _layout(path: pathlib.Path) -> _Layout:
+    """Split (None: undivided) -> where its images and its labels (or None) are."""
+    if not path.is_dir():
+        return {None: ((path, ""), None)} if path.suffix == ".npy" else _in_file(path)
+    files: dict[str, pathlib.Path] = {}
+    for suffix in (".npy", ".npz"):  # of two files the one that may have labels
+        there = sorted(path.glob(f"[!.]*{suffix}"))
+        files |= {file.stem: file for file in there if file.is_file()}
+    splits = split_names.recognise(files)
+    if not splits:
         raise ValueError(
-            f"{path} has no 'train' split; expected train.npz or train.npy in a "
-            "folder, arrays such as train_image or x_train in a .npz file"
+            f"{path} has no 'train' split: its .npz and .npy files are "
+            f"{base.first(sorted(files)) or 'none'}; expected train.npz or train.npy, "
+            "or give the file itself (a folder of images: data=folder)"
         )
-    return layout
+    layouts = {split: _layout(files[split]) for split in splits}
+    divided = [files[split] for split in splits if None not in layouts[split]]
+    if divided:
+        raise ValueError(
+            f"{divided[0]} is divided into splits itself; give the file alone as "
+            "data.dir, or name its arrays image and label"
+        )
+    return {split: layout[None] for split, layout in layouts.items()}
 
 
-def _file_of_split(folder: pathlib.Path, split: str) -> pathlib.Path | None:
-    files = [folder / f"{split}{suffix}" for suffix in (".npz", ".npy")]
-    return next((file for file in files if file.exists()), None)
-
-
-def _unsplit(path: pathlib.Path) -> tuple[_Key, _Key | None]:
-    """Images and labels of a file that holds one split."""
-    if path.suffix == ".npy":
-        return (path, ""), None
+def _in_file(path: pathlib.Path) -> _Layout:
+    """As `_layout`, told by the names of a .npz file's arrays."""
     names = _names_in(path)
-    image = next((name for name in _IMAGE if name in names), None)
-    label = next((name for name in _LABEL if name in names), None)
-    if image is None:
+    images, labels = (_by_split(names, words) for words in (_IMAGE, _LABEL))
+    divided = split_names.recognise(filter(None, images)) or None not in images
+    if not images:
         raise ValueError(
             f"{path} has no images: its arrays are {', '.join(names) or 'none'}; "
             "expected image (and label), or train_image, test_image and so on"
         )
-    return (path, image), (path, label) if label else None
+    return {
+        split: ((path, name), (path, labels[split]) if split in labels else None)
+        for split, name in images.items()
+        if (split is not None) == bool(divided)
+    }
 
 
-def _split_arrays(path: pathlib.Path) -> dict[str, tuple[_Key, _Key | None]]:
-    """The splits that the names of a .npz file's arrays tell apart; {} if none."""
-    if path.suffix == ".npy":
-        return {}
-    names = _names_in(path)
-    layout = {}
-    for split in _SPLITS:
-        image = _first_of(names, split, _IMAGE)
-        label = _first_of(names, split, _LABEL)
-        if image:
-            layout[split] = (path, image), (path, label) if label else None
-    return layout
+def _by_split(names: Sequence[str], words: Sequence[str]) -> dict[str | None, str]:
+    """Split -> the array whose name joins it with one of `words`, the first one."""
+    chosen: dict[str | None, str] = {}
+    for word in words:
+        pattern = re.compile(rf"(?:(.+)_)?{word}(?:_(.+))?", re.IGNORECASE)
+        for name in names:
+            match = pattern.fullmatch(name)
+            if match and not (match[1] and match[2]):
+                chosen.setdefault(match[1] or match[2], name)
+    return chosen
 
 
-def _first_of(names: list[str], split: str, kinds: tuple[str, ...]) -> str | None:
-    wanted = [name for k in kinds for name in (f"{split}_{k}", f"{k}_{split}")]
-    return next((name for name in wanted if name in names), None)
+def _unused(path: pathlib.Path, layout: _Layout) -> list[str]:
+    """A note on arrays of a .npz file that no split holds."""
+    used = {key[1] for keys in layout.values() for key in keys if key}
+    names = _names_in(path) if path.suffix == ".npz" and path.is_file() else []
+    unused = [name for name in names if name not in used]
+    return [f"arrays not read: {base.first(unused)}"] * bool(unused)
 
 
 def _names_in(path: pathlib.Path) -> list[str]:
     if path.suffix != ".npz":
         raise ValueError(f"{path} is not a .npz or .npy file")
-    with np.load(path, allow_pickle=False) as file:
+    with _explained(path), _opened(path) as file:
         return list(file.files)
 
 
 def _load(path: pathlib.Path, name: str) -> np.ndarray:
     """One array; a .npy file stays on disk."""
-    try:
+    with _explained(path, name):
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
-        with np.load(path, allow_pickle=False) as file:
+        with _opened(path) as file:
             return file[name]
-    except ValueError as error:
+
+
+def _opened(path: pathlib.Path) -> Any:
+    if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle
+        raise ValueError("damaged, or no .npz file")
+    return np.load(path, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _explained(path: pathlib.Path, name: str = "") -> Iterator[None]:
+    """Raises what NumPy cannot read as a ValueError that names the file."""
+    try:
+        yield
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
-            f"{path} {name}: {error}; expected an array of numbers, saved by np.save "
+            f"{path} {name}".rstrip()
+            + f": {error}; expected an array of numbers, saved by np.save "
             "or np.savez"
         ) from error
 
@@ -226,30 +268,83 @@ def _load(path: pathlib.Path, name: str) -> np.ndarray:
 def _check_images(key: _Key) -> int:
     """Number of images; raises unless they are uint8 [N, H, W] or [N, H, W, C]."""
     images = _load(*key)
+    what = f"images {_place(key)} are {images.dtype} {images.shape}"
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.size == 0:
         raise ValueError(
-            f"images {key[1]} of {key[0]} are {images.dtype} {images.shape}; expected "
-            "uint8 [N, H, W] or [N, H, W, C] in 0..255 (floats in [0, 1]: "
-            "(255 * x).round().astype('uint8'))"
+            f"{what}; expected uint8 [N, H, W] or [N, H, W, C] in 0..255 (floats in "
+            "[0, 1]: (255 * x).round().astype('uint8'); 16 bits: scale their range to "
+            "0..255 first)"
+        )
+    if images.ndim == 4 and _channels_first(*images.shape[1:]):
+        raise ValueError(
+            f"{what}, which looks like channels first [N, C, H, W]; expected "
+            "[N, H, W, C]: save np.moveaxis(x, 1, -1)"
         )
     return len(images)
 
 
-def _read_labels(key: _Key | None, count: int) -> np.ndarray:
-    """Labels int32 [N]; -1 where there are none."""
+def _place(key: _Key) -> str:
+    """Where an array is, for messages: 'train_image of FILE'."""
+    return f"{key[1]} of {key[0]}" if key[1] else f"of {key[0]}"
+
+
+def _channels_first(a: int, b: int, c: int) -> bool:
+    """Whether [a, b, c] is rather [C, H, W] than [H, W, C]."""
+    return c not in _CHANNELS and (a in _CHANNELS or (b == c and a < b))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labels:
+    """Labels int32 [N], -1 where there are none, of `classes` classes."""
+
+    numbers: np.ndarray
+    classes: int = 0
+    notes: Sequence[str] = ()
+
+
+def _read_labels(key: _Key | None, count: int | None = None) -> _Labels:
+    """The labels of `count` images (None: of however many there are)."""
     if key is None:
-        return np.full(count, -1, np.int32)
+        return _Labels(np.full(count or 0, -1, np.int32))
     labels = _load(*key)
-    if labels.dtype.kind not in "iu" or labels.size != count or len(labels) != count:
+    what = f"labels {_place(key)} are {labels.dtype} {labels.shape}"
+    size = len(labels) if labels.ndim and count is None else count
+    expected = f"expected integers [{size}], one for each image"
+    if labels.ndim == 0 or len(labels) != size:
+        raise ValueError(f"{what}; {expected}")
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        if not _one_hot(labels):
+            raise ValueError(
+                f"{what}, and rows have several classes or none (multi-hot); "
+                f"{expected}, or one-hot rows. Images of several classes are read "
+                "without labels: save the images alone"
+            )
+        note = f"one-hot labels read as numbers of {labels.shape[1]} classes"
+        return _Labels(labels.argmax(1).astype(np.int32), labels.shape[1], [note])
+    if labels.dtype.kind not in "iu" or labels.size != size or not size:
         raise ValueError(
-            f"labels {key[1]} of {key[0]} are {labels.dtype} {labels.shape}; expected "
-            f"integers [{count}], one for each image"
+            f"{what}; {expected} (names: np.unique(y, return_inverse=True))"
         )
-    return labels.reshape(-1).astype(np.int32)
+    low, high = int(labels.min()), int(labels.max())
+    if low < -1 or high >= _MOST_CLASSES:
+        raise ValueError(
+            f"{what} from {low} to {high}; expected class numbers from 0 on, -1 for an "
+            "image without label: np.unique(y, return_inverse=True)[1] makes them so"
+        )
+    return _Labels(labels.reshape(-1).astype(np.int32), high + 1)
 
 
-def _classes(layout: dict[str, tuple[_Key, _Key | None]]) -> list[str]:
+def _one_hot(labels: np.ndarray) -> bool:
+    """Whether each row has a single 1 among zeros."""
+    if labels.dtype.kind not in "biuf":
+        return False
+    return bool((((labels == 0) | (labels == 1)).all(1) & (labels.sum(1) == 1)).all())
+
+
+def _classes(
+    layout: _Layout, splits: Sequence[str | None], chosen: str | None
+) -> list[str]:
     """'0', '1', ... up to the largest label of any split."""
-    keys = [label for _, label in layout.values() if label]
-    largest = max((int(_load(*key).max()) for key in keys), default=-1)
-    return [str(label) for label in range(largest + 1)]
+    keys = [layout[s][1] for s in ({*splits, chosen} if splits else layout)]
+    count = max((_read_labels(key).classes for key in keys if key), default=0)
+    return [str(label) for label in range(count)]

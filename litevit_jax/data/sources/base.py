@@ -8,24 +8,38 @@ A source file exposes
 from __future__ import annotations
 
 import abc
+import collections
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from litevit_jax import registry
+import numpy as np
 
-# Names of the split to test on, in the order in which a set is asked for them.
-EVAL_SPLITS = ("test", "val", "validation")
+from litevit_jax import registry
+from litevit_jax.data import split_names
 
 
 class Source(abc.ABC):
-    """Raw examples of one split; picklable, and safe to read from many threads."""
+    """Raw examples of one split; picklable, and safe to read from many threads.
+
+    Attributes:
+      notes: what else there is to know of them, for `summary`.
+      label_advice: how the user gives such data labels, for messages.
+    """
+
+    notes: Sequence[str] = ()
+    label_advice: str = "give a folder with one subfolder per class"
 
     @property
     def in_memory(self) -> bool:
         """Whether a worker process would hold a copy, and have nothing to decode."""
         return False
+
+    @property
+    def channels(self) -> int | None:
+        """Of raw arrays; None: images are decoded to the channels asked for."""
+        return None
 
     @property
     @abc.abstractmethod
@@ -48,6 +62,23 @@ class Source(abc.ABC):
     def label_of(self, index: int) -> int:
         """Label of example `index`, -1 without; at best its image is not read."""
         return int(self[index]["label"])
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any example has a label."""
+        return bool(self.classes)
+
+    def summary(self) -> str:
+        """One line: images, classes with the first names, and the notes."""
+        classes = self.classes
+        plural = "es" * (len(classes) > 1)
+        kinds = f"{len(classes):,} class{plural} ({first(classes)})"
+        labels = "no labels"
+        if self.labelled:
+            labels = f"labelled, {kinds}"
+        elif classes:
+            labels += f" (other splits have {kinds})"
+        return "; ".join([f"{len(self):,} images, {labels}", *self.notes])
 
     @abc.abstractmethod
     def name_of(self, index: int) -> str:
@@ -87,27 +118,86 @@ def in_holdout(key: bytes, holdout: float) -> bool:
     return int.from_bytes(bits, "little") < holdout * 2**64
 
 
-def holdout_splits(holdout: float) -> list[str]:
-    """Splits of data that comes without a test split of its own."""
-    return ["test", "train"] if holdout > 0 else ["train"]
+def resolve(
+    split: str,
+    kinds: Mapping[str, str],
+    *,
+    holdout: float,
+    where: str,
+    also: Sequence[str] = (),
+) -> tuple[str | None, str | None]:
+    """(the split there that `split` means, the part of it), or None for all.
 
-
-def check_holdout_split(split: str, holdout: float, where: str) -> str:
-    """Returns `split` if `holdout` provides it; 'val' means 'test'.
+    Args:
+      split: the name asked for.
+      kinds: name -> kind of the splits there, see `split_names`; {}: undivided data.
+      holdout: share that is 'test' where no split is for testing.
+      where: what holds the data, for messages.
+      also: further names that may be asked for.
 
     Raises:
-      ValueError: the split needs a held-out share and there is none, or it is
-        not a split at all.
+      ValueError: there is no such split, or it needs a held-out share.
     """
     check_holdout(holdout)
-    if split in ("val", "validation"):
-        split = "test"
-    if split == "test" and holdout == 0:
+    part = split_names.canonical(split)
+    named = part not in ("train", "test")
+    if {"test", "val"} & set(kinds.values()) or (kinds and named):
+        return split_names.choose(split, kinds, also, where), None
+    if named and split.casefold() in map(str.casefold, also):
+        return split_names.choose(split, {}, also, where), None
+    if part == "test" and holdout == 0:
         raise ValueError(
             f"{where} has no 'test' split: all of it is 'train'. Keep a share of it "
             "for testing with --config.data.holdout=0.1, or provide a test split"
         )
-    return check_split(split, holdout_splits(holdout), where)
+    parts = ["test", "train"] if holdout > 0 else ["train"]
+    check_split(part, [*parts, *also[:20]], where)
+    return split_names.choose("train", kinds, (), where) if kinds else None, part
+
+
+def part_of(
+    keys: Iterable[bytes], part: str | None, holdout: float, where: str
+) -> np.ndarray:
+    """Whether each example belongs to `part`, 'train' or 'test'; to None all do.
+
+    Raises:
+      ValueError: none of them does.
+    """
+    held = np.array([part and in_holdout(key, holdout) for key in keys], bool)
+    keep = held == (part == "test")
+    if not keep.any():
+        raise ValueError(
+            f"data.holdout={holdout} of the {len(keep)} images of {where} leaves "
+            f"no image in split {part!r}; choose another share"
+        )
+    return keep
+
+
+def first(names: Sequence[str], count: int = 5) -> str:
+    """The first names of a list that may be long, for a message."""
+    return ", ".join([*map(printable, names[:count]), *["..."] * (len(names) > count)])
+
+
+def other_splits(name: str | None, kinds: Mapping[str, str]) -> list[str]:
+    """A note on the splits beside `name`, if there are any."""
+    others = [other for other in kinds if other != name]
+    return [f"other splits: {first(others)}"] * bool(others)
+
+
+def unused_holdout(kinds: Mapping[str, str], holdout: float) -> list[str]:
+    """A note if a share should be held out of data that have a split to test on."""
+    unused = holdout and {"test", "val"} & set(kinds.values())
+    note = f"data.holdout={holdout} is not used: there is a split to test on"
+    return [note] * bool(unused)
+
+
+def skipped_entries(skipped: Mapping[str, str]) -> list[str]:
+    """A note on what a `filetree.Tree` skipped: name -> reason."""
+    if not skipped:
+        return []
+    reasons = collections.Counter(skipped.values()).most_common()
+    counted = ", ".join(f"{count} {reason}" for reason, count in reasons)
+    return [f"skipped, as no regular files: {counted} ({first(sorted(skipped))})"]
 
 
 def digest(parts: Iterable[bytes]) -> str:

@@ -4,33 +4,34 @@
     DIR/cat/a.jpg                 a class per subfolder, all of it 'train'
     DIR/train/... DIR/val/...     splits, each flat or in class folders
 
-Without a split layout, `holdout` keeps a share of the images as 'test'; with one,
-`holdout` is ignored. 'test', 'val' and 'validation' name the same thing: of those
-that exist, the one asked for is read, else the first in that order. Hidden files
-are ignored, links are followed. The order is that of the sorted relative paths;
-classes that are all numbers are in the order of these.
+A subfolder that names a split (`train`, `Training`, `valid`, `test2017`, `seg_test`...,
+see `split_names`) is never a class; what lies beside a training split is not used
+unless a split names it. A split may also be any subfolder (`extra`, `a/train`, `./b`),
+or '.' for the whole folder with a class per subfolder, whatever its name.
+
+Without a split for testing, `holdout` keeps a share of the images as 'test'. 'test' and
+'val' stand in for each other where only one of them exists. Hidden files are ignored,
+links are followed, and what is no regular file is counted, not read. The order is that
+of the sorted relative paths; classes that are all numbers are in the order of these.
 """
 
 from __future__ import annotations
 
-import collections
 import itertools
 import logging
 import os
-from collections.abc import Iterable
+import posixpath
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from litevit_jax import paths
-from litevit_jax.data import filetree
+from litevit_jax.data import filetree, layout
+from litevit_jax.data.listing import Listing
 from litevit_jax.data.sources import base
 
 _log = logging.getLogger(__name__)
-
-EXTENSIONS = frozenset(
-    ["bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "png", "tif", "tiff", "webp"]
-)
 
 
 class Folder(base.Source):
@@ -43,15 +44,21 @@ class Folder(base.Source):
         *,
         labels: np.ndarray,
         classes: list[str],
+        notes: Sequence[str] = (),
     ):
         self._tree = tree
         self._names = _PackedNames(names)
         self._labels = labels
         self._classes = classes
+        self.notes = notes
 
     @property
     def classes(self) -> list[str]:
         return list(self._classes)
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self._labels >= 0).any())
 
     def __len__(self) -> int:
         return len(self._names)
@@ -68,7 +75,7 @@ class Folder(base.Source):
 
     def fingerprint(self) -> str:
         """Digest of relative names, labels and file sizes; asks the size of each."""
-        sizes = np.empty(len(self), np.int64)
+        sizes = np.zeros(len(self), np.int64)
         for index in range(len(self)):
             sizes[index] = self._tree.size(self._names[index])
         labels = self._labels.astype("<i4").tobytes()
@@ -104,34 +111,50 @@ def make(
     """One split of the images below `dir`; see the module for the layouts.
 
     Args:
-      split: 'train', or 'test' (also 'val', 'validation').
+      split: 'train', 'test' (also 'val', 'validation'...), or a subfolder.
       dir: the folder.
       name: ignored.
       holdout: share of the images kept as 'test', chosen by a hash of the
-        relative path, where the folder has no split layout.
+        relative path, where the folder has no split for testing.
 
     Raises:
       FileNotFoundError, NotADirectoryError: `dir` is not a folder.
       ValueError: no image there, no such split, or an ambiguous layout.
     """
     del name
+    base.check_holdout(holdout)
     root = filetree.open_tree(_check_dir(dir))
-    layout = _split_layout(root)
-    if layout:
-        return _make_split(root, split, layout)
-    split = base.check_holdout_split(split, holdout, f"folder {root}")
-    top = "train" if _holds_only_train(root) else ""
-    names = _walk_sorted(root, top)
-    labels, classes = _labels_of(root, names, top)
-    is_test = [base.in_holdout(os.fsencode(name), holdout) for name in names]
-    keep = np.asarray(is_test) == (split == "test")
-    if not keep.any():
-        raise ValueError(
-            f"data.holdout={holdout} of the {len(names)} images of {root} leaves no "
-            f"image in split {split!r}; choose another share"
-        )
-    names = list(itertools.compress(names, keep))
-    return Folder(root, names, labels=labels[keep], classes=classes)
+    if "/" in split or split == ".":
+        return _named_by_path(root, split)
+    there = layout.find(root)
+    also = there.unused if there.kinds else root.folders("")
+    chosen, part = base.resolve(
+        split, there.kinds, holdout=holdout, where=f"folder {root}", also=also
+    )
+    if part:
+        return _make_part(root, there, part, holdout)
+    if not there.kinds:
+        return _named_by_path(root, f"./{chosen}")
+    return _make_split(root, there, str(chosen), holdout)
+
+
+def _make_part(
+    root: filetree.Tree, there: layout.Layout, part: str, holdout: float
+) -> Folder:
+    """'train' or 'test' of images that come without a split for testing."""
+    training = there.training(root)
+    top = layout.descend(root, training) if training else ""
+    listing = Listing.read(root, top, there, training)
+    labels, classes = _labels_of(listing)
+    keys = map(os.fsencode, listing.names)
+    keep = base.part_of(keys, part, holdout, f"folder {root}")
+    return Folder(
+        root,
+        list(itertools.compress(listing.names, keep)),
+        labels=labels[keep],
+        classes=classes,
+        notes=listing.notes,
+    )
 
 
 def _check_dir(dir: str | None) -> Any:
@@ -152,52 +175,72 @@ def _check_dir(dir: str | None) -> Any:
     return root
 
 
-def _split_layout(root: filetree.Tree) -> list[str]:
-    """Names of the split folders of `root`, or [] if they are not splits."""
-    folders = root.folders("")
-    splits = [name for name in ("train", *base.EVAL_SPLITS) if name in folders]
-    if "train" not in splits or len(splits) < 2 or _images_in(root):
-        return []
-    others = (name for name in folders if name not in splits)
-    return [] if any(_has_image(root, name) for name in others) else splits
+def _named_by_path(root: filetree.Tree, split: str) -> Folder:
+    """The images of any subfolder of `root`, or of all of it."""
+    top, divisible = layout.locate(root, split)
+    parent, name = posixpath.split(top)
+    there = layout.Layout(parent)
+    if divisible:
+        there = layout.find(root, parent, strict=False)
+        if name in [*there.kinds, *there.unused]:
+            return _make_split(root, there, name)
+        top = layout.descend(root, top)
+    listing = Listing.read(root, top, there, None)
+    labels, classes = _labels_of(listing, divisible=divisible)
+    return Folder(
+        root, listing.names, labels=labels, classes=classes, notes=listing.notes
+    )
 
 
-def _holds_only_train(root: filetree.Tree) -> bool:
-    """Whether `train` is all there is: a split without a test, not a class."""
-    return root.folders("") == ["train"] and not _images_in(root)
+def _make_split(
+    root: filetree.Tree, there: layout.Layout, split: str, holdout: float = 0.0
+) -> Folder:
+    """Subfolder `split` of a folder with splits, with the classes of its train."""
+    folder = layout.join(there.top, split)
+    listing = Listing.read(root, layout.descend(root, folder), there, folder)
+    labels, classes = _labels_of(listing)
+    training = there.training(root)
+    if training is not None and training != folder:
+        known = _class_folders(root, layout.descend(root, training))
+        labels = _renumber(listing, labels, classes, known, training)
+        classes = known
+    notes = [*listing.notes, *base.unused_holdout(there.kinds, holdout)]
+    return Folder(root, listing.names, labels=labels, classes=classes, notes=notes)
 
 
-def _make_split(root: filetree.Tree, split: str, layout: list[str]) -> Folder:
-    """Split `split` of a folder with splits, with the classes of its train."""
-    base.check_split(split, {*layout, *base.EVAL_SPLITS}, f"folder {root}")
-    if split not in layout:
-        split = next(name for name in base.EVAL_SPLITS if name in layout)
-    names = _walk_sorted(root, split)
-    labels, classes = _labels_of(root, names, split)
-    if split == "train" or not classes:
-        known = classes if split == "train" else _class_folders(root, "train")
-        return Folder(root, names, labels=labels, classes=known)
-    known = _class_folders(root, "train")
+def _renumber(
+    listing: Listing,
+    labels: np.ndarray,
+    classes: list[str],
+    known: list[str],
+    training: str,
+) -> np.ndarray:
+    """Labels of `classes` as those of the training split number them."""
+    if not classes:
+        return labels
     unknown = sorted(set(classes) - set(known))
     if unknown:
+        place = listing.root.place
         raise ValueError(
-            f"{root.place(split)} has classes that {root.place('train')} has not: "
+            f"{place(listing.top)} has classes that {place(training)} has not: "
             f"{', '.join(unknown[:10])} ({len(unknown)} of {len(classes)}); the "
             "class folders of the splits must have the same names"
         )
-    renumber = np.array([known.index(name) for name in classes], np.int32)
-    return Folder(root, names, labels=renumber[labels], classes=known)
+    return np.array([known.index(name) for name in classes], np.int32)[labels]
 
 
 def _labels_of(
-    root: filetree.Tree, names: list[str], top: str
+    listing: Listing, *, divisible: bool = True
 ) -> tuple[np.ndarray, list[str]]:
     """Labels int32 [N] and class names, from the folder of each name below `top`.
 
     Raises:
-      ValueError: some images are in class folders and some are not.
+      ValueError: some images are in class folders and some are not, or (if
+        `divisible`) a class folder holds splits.
     """
-    owners = [_class_of(name, depth=1 if top else 0) for name in names]
+    root, top, names = listing.root, listing.top, listing.names
+    depth = top.count("/") + 1 if top else 0
+    owners = [_part(name, depth) for name in names]
     loose = [name for name, owner in zip(names, owners, strict=True) if not owner]
     if len(loose) == len(names):
         return np.full(len(names), -1, np.int32), []
@@ -209,6 +252,12 @@ def _labels_of(
             "them into class folders, or the class folders elsewhere"
         )
     classes = _in_order(set(owners))
+    inner: dict[str, set[str]] = {layout.join(top, name): set() for name in classes}
+    for name, owner in zip(names, owners, strict=True):
+        inner[layout.join(top, owner)].add(_part(name, depth + 1))
+    if divisible:
+        layout.check_classes(root, {k: v - {""} for k, v in inner.items()})
+        listing.notes.extend(_doubtful_classes(inner))
     empty = sorted(set(root.folders(top)) - set(classes))
     if empty:
         named, place = ", ".join(empty), root.place(top)
@@ -217,16 +266,33 @@ def _labels_of(
     return np.array([number[owner] for owner in owners], np.int32), classes
 
 
-def _class_of(name: str, depth: int) -> str:
-    """Component `depth` of a relative file name; '' if that is the file itself."""
+def _doubtful_classes(inner: dict[str, set[str]]) -> list[str]:
+    """A note if what lies below the class folders looks like the classes.
+
+    Args:
+      inner: class folder -> its subfolders that hold images; '' stands for itself.
+    """
+    below = sorted(next(iter(inner.values())))
+    if len(below) < 2 or any(sorted(other) != below for other in inner.values()):
+        return []
+    return [
+        f"each class folder holds the same subfolders ({base.first(below)}): if those "
+        "are the classes, name one folder to read, as in --config.data.train_split="
+        f"{sorted(inner)[0]}"
+    ]
+
+
+def _part(name: str, depth: int) -> str:
+    """Folder number `depth` of a relative file name; '' if that is the file itself."""
     parts = name.split("/", depth + 1)
     return parts[depth] if len(parts) > depth + 1 else ""
 
 
 def _class_folders(root: filetree.Tree, top: str) -> list[str]:
     """Class folders of `top` that hold an image."""
-    below = root.folders(top)
-    return _in_order(name for name in below if _has_image(root, f"{top}/{name}"))
+    depth = top.count("/") + 1
+    images = (layout.join(top, n) for n in root.walk(top) if layout.is_image(n))
+    return _in_order({_part(name, depth) for name in images} - {""})
 
 
 def _in_order(classes: Iterable[str]) -> list[str]:
@@ -234,46 +300,3 @@ def _in_order(classes: Iterable[str]) -> list[str]:
     names = sorted(classes)
     numbers = all(name.isdecimal() for name in names)
     return sorted(names, key=int) if numbers else names
-
-
-def _images_in(root: filetree.Tree) -> bool:
-    return any(_is_image(name) for name in root.files(""))
-
-
-def _has_image(root: filetree.Tree, top: str) -> bool:
-    return any(_is_image(name) for name in root.walk(top))
-
-
-def _is_image(name: str) -> bool:
-    return _extension(name) in EXTENSIONS
-
-
-def _extension(name: str) -> str:
-    return name.rpartition("/")[2].rpartition(".")[2].lower()
-
-
-def _walk_sorted(root: filetree.Tree, top: str) -> list[str]:
-    """Names, relative to `root`, of the images below its folder `top`.
-
-    Raises:
-      ValueError: there is none; the message counts what there is instead.
-    """
-    prefix = f"{top}/" if top else ""
-    names, others = [], collections.Counter()
-    for name in root.walk(top):
-        if _is_image(name):
-            names.append(prefix + name)
-        else:
-            others[_extension(name)] += 1
-    if not names:
-        raise ValueError(_no_images(root.place(top), others))
-    return sorted(names)
-
-
-def _no_images(top: str, others: Iterable[str]) -> str:
-    counts = collections.Counter(others).most_common(5)
-    found = ", ".join(f"{count} .{extension}" for extension, count in counts)
-    return (
-        f"no image below {top}; found {found or 'no file at all'}, expected one of "
-        + ", ".join(f".{extension}" for extension in sorted(EXTENSIONS))
-    )

@@ -16,10 +16,12 @@ import json
 import os
 import pathlib
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from litevit_jax.data import split_names
 from litevit_jax.data.sources import base
 
 EXTENSION = "array_record"
@@ -61,12 +63,14 @@ class Packed(base.Source):
         rows: np.ndarray,
         classes: list[str],
         checksums: list[str],
+        notes: Sequence[str] = (),
     ):
         self._files = files
         self._labels = labels
         self._rows = rows
         self._classes = classes
         self._checksums = checksums
+        self.notes = notes
 
     @functools.cached_property
     def _records(self) -> Any:
@@ -81,6 +85,10 @@ class Packed(base.Source):
     @property
     def classes(self) -> list[str]:
         return list(self._classes)
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self._labels[self._rows] >= 0).any())
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -118,7 +126,7 @@ def make(
     """One split of the packed folder `dir`.
 
     Args:
-      split: as it was packed; 'test', 'val' and 'validation' name the same thing.
+      split: as it was packed; 'test' and 'val' stand in for each other.
       dir: the folder.
       name: ignored.
       holdout: share of the examples kept as 'test', where there is no test split.
@@ -129,22 +137,31 @@ def make(
     """
     del name
     root = _check_root(dir)
-    splits = [path.stem for path in root.glob("*.json") if "-of-" not in path.stem]
+    splits = {}
+    for path in sorted(root.glob("*.json")):
+        if "-of-" not in path.stem and path.is_file():
+            about = _read_json(path)
+            if isinstance(about, dict) and {"shards", "classes"} <= about.keys():
+                splits[path.stem] = about
     if not splits:
         raise ValueError(
             f"{root} holds no packed images (no SPLIT.json); make them with "
             f"python -m litevit_jax.data.pack FOLDER {root}"
         )
-    has_test = any(known in splits for known in base.EVAL_SPLITS)
-    if has_test or split in splits:
-        base.check_split(
-            split, {*splits, *base.EVAL_SPLITS * has_test}, f"packed {root}"
-        )
-        chosen = next(s for s in (split, *base.EVAL_SPLITS) if s in splits)
-    else:
-        split = base.check_holdout_split(split, holdout, f"packed {root}")
-        chosen = "train"
-    return _read(root, chosen, split, 0.0 if has_test else holdout)
+    kinds = {s: split_names.read(s).kind or "other" for s in splits}
+    chosen, part = base.resolve(split, kinds, holdout=holdout, where=f"packed {root}")
+    notes = [f"from {root}", *base.other_splits(chosen, kinds)]
+    notes += base.unused_holdout(kinds, holdout)
+    split = str(chosen)
+    return _read(root, split, splits[split], part, holdout, notes)
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    """What a manifest says; None if it is no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
 
 
 def _check_root(dir: str | None) -> pathlib.Path:
@@ -159,20 +176,26 @@ def _check_root(dir: str | None) -> pathlib.Path:
     return root
 
 
-def _read(root: pathlib.Path, chosen: str, split: str, holdout: float) -> Packed:
-    about = json.loads((root / f"{chosen}.json").read_text())
-    names = [shard_name(chosen, i, about["shards"]) for i in range(about["shards"])]
-    missing = [name for name in names if not (root / f"{name}.json").exists()]
+def _read(
+    root: pathlib.Path,
+    split: str,
+    about: dict[str, Any],
+    part: str | None,
+    holdout: float,
+    notes: Sequence[str],
+) -> Packed:
+    names = [shard_name(split, i, about["shards"]) for i in range(about["shards"])]
+    missing = [name for name in names if not (root / f"{name}.json").is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{root} lacks {len(missing)} of the {len(names)} shards of {chosen!r}, "
+            f"{root} lacks {len(missing)} of the {len(names)} shards of {split!r}, "
             f"the first {missing[0]}; run the packing again, it goes on where it "
             "stopped"
         )
-    shards = [json.loads((root / f"{name}.json").read_text()) for name in names]
+    shards = [_read_manifest(root / f"{name}.json") for name in names]
     files = [root / f"{name}.{EXTENSION}" for name in names]
     for file, shard in zip(files, shards, strict=True):
-        size = file.stat().st_size if file.exists() else 0
+        size = file.stat().st_size if file.is_file() else 0
         if size != shard["bytes"]:
             raise ValueError(
                 f"{file} has {size} bytes, its manifest says {shard['bytes']}: it was "
@@ -181,16 +204,29 @@ def _read(root: pathlib.Path, chosen: str, split: str, holdout: float) -> Packed
     # A shard of nothing but unreadable files is empty: its reader has no place for it.
     filled = [pair for pair in zip(files, shards, strict=True) if pair[1]["count"]]
     if not filled:
-        raise ValueError(f"{root}: no image of {chosen!r} could be packed")
+        raise ValueError(f"{root}: no image of {split!r} could be packed")
     labels = np.concatenate([np.array(s["labels"], np.int32) for _, s in filled])
-    is_test = [
-        base.in_holdout(str(row).encode(), holdout) for row in range(len(labels))
-    ]
-    rows = np.flatnonzero(np.array(is_test) == (split == "test" and holdout > 0))
+    keys = (b"%d" % row for row in range(len(labels)))
+    keep = base.part_of(keys, part, holdout, f"packed {root}")
     return Packed(
         [os.fspath(file) for file, _ in filled],
         labels,
-        rows=rows,
+        rows=np.flatnonzero(keep),
         classes=about["classes"],
         checksums=[shard["sha256"] for shard in shards],
+        notes=notes,
     )
+
+
+def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
+    """The manifest of a shard.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    manifest = _read_json(path)
+    if not isinstance(manifest, dict) or "bytes" not in manifest:
+        raise ValueError(
+            f"{path} is damaged: no manifest of a shard; remove it and pack again"
+        )
+    return manifest

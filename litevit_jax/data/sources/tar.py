@@ -1,37 +1,47 @@
 """Tar files of images, as WebDataset writes them, read in any order.
 
     KEY.jpg (or .png, .webp ...)   the image; KEY may contain folders, but no dot
-    KEY.cls                        its label: a number, or the name of a class
+    KEY.cls, KEY.target.cls        its label: a number, or the name of a class
+    KEY.json                       or this one's `label` or `cls` (data.name: another
+                                   key, `a.b` for one inside another)
+    KEY.txt                        or the name of a class; captions are no labels
 
 `dir` is a folder of .tar files, or a pattern such as /data/train-*.tar. A file whose
-path contains train, test, val or validation as a word belongs to that split; if none
-does, all are 'train', and `holdout` keeps a share, by key, as 'test'. Where the images
-lie is looked up once and kept beside the tars, or below ~/.cache/litevit_jax.
+path contains the name of a split as a word (`split_names`) belongs to that split; if
+none does, all are 'train', and `holdout` keeps a share, by name, as 'test'. A split may
+also be a subfolder.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import glob
-import hashlib
-import json
+import itertools
 import os
-import pathlib
+import posixpath
 import re
-import tarfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from litevit_jax.data import filetree, split_names, tar_index
+from litevit_jax.data.layout import EXTENSIONS
 from litevit_jax.data.sources import base
-from litevit_jax.data.sources.folder import EXTENSIONS
 
-_SPLIT = re.compile(r"(?<![a-z])(train|test|validation|val)(?![a-z])")
-_INDEX = ".litevit-index"
-_VERSION = 1
+_COMPRESSED = re.compile(r"\.(tar\.(bz2|gz|lz4|xz|z|zst)|tgz|tbz2|txz)$", re.IGNORECASE)
+_NUMBER = re.compile(r"\d{1,6}")
 
 
 class Tar(base.Source):
     """Images at known places of tar files."""
+
+    label_advice = (
+        "give each image KEY.jpg a label beside it in the tar: KEY.cls or KEY.txt with "
+        "a number or the name of a class, or KEY.json with the key 'label' (another "
+        "key: --config.data.name=KEY)"
+    )
 
     def __init__(
         self,
@@ -41,16 +51,22 @@ class Tar(base.Source):
         names: list[str],
         labels: np.ndarray,
         classes: list[str],
+        notes: Sequence[str] = (),
     ):
         self._files = files
         self._places = places  # [N, 3]: number of the file, offset, size
         self._names = names
         self._labels = labels
         self._classes = classes
+        self.notes = notes
 
     @property
     def classes(self) -> list[str]:
         return list(self._classes)
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self._labels >= 0).any())
 
     def __len__(self) -> int:
         return len(self._places)
@@ -89,9 +105,9 @@ def make(
     """One split of the tar files of `dir`, a folder or a pattern.
 
     Args:
-      split: 'train', or 'test' (also 'val', 'validation').
+      split: 'train', 'test' (also 'val', 'validation'...), or a subfolder.
       dir: see the module.
-      name: ignored.
+      name: key of the label in .json members; None or '' means `label` or `cls`.
       holdout: share of the images kept as 'test', where no tar is one.
 
     Raises:
@@ -99,37 +115,55 @@ def make(
       ValueError: a tar is damaged or compressed, holds no image or only some labels,
         or there is no such split.
     """
-    del name
-    root, files = _find(dir)
-    groups: dict[str, list[str]] = {}
-    for file in files:
-        found = _SPLIT.findall(os.path.relpath(file, root).lower())
-        groups.setdefault(found[-1] if found else "train", []).append(file)
-    has_test = any(known in groups for known in base.EVAL_SPLITS)
-    if has_test:
-        base.check_split(split, {*groups, *base.EVAL_SPLITS}, f"tar files {dir}")
-        split = next(s for s in (split, *base.EVAL_SPLITS) if s in groups)
-        return _source(groups[split], files, lambda key: True)
-    split = base.check_holdout_split(split, holdout, f"tar files {dir}")
-    test = split == "test"
-    return _source(
-        groups["train"],
+    root, files, skipped = _find(dir)
+    indices = {file: tar_index.read(file, name or "") for file in files}
+    groups, unused = _groups(root, files)
+    kinds = {s: split_names.read(s).kind or "other" for s in groups if s}
+    below = _below(split, root, files) if split not in kinds else []
+    chosen, part = split, None
+    if not below:
+        where = f"tar files {dir}"
+        chosen, part = base.resolve(split, kinds, holdout=holdout, where=where)
+    files = below or groups[chosen]
+    notes = [
+        f"from {len(files)} tar file{'s' * (len(files) > 1)} ({_names(files)})",
+        *base.other_splits(chosen, kinds),
+        *[f"not used: {_names(unused)}"] * bool(unused),
+        *base.unused_holdout(kinds, holdout),
+        *skipped,
+    ]
+    reader = _Reader(indices, name or "")
+    made = reader.read(files)
+    # Classes are those of all splits, so that these agree on the numbers.
+    others = [reader.labels(group)[1] for s, group in groups.items() if s != chosen]
+    classes = _classes([made.labels, *others])
+    number_of = {label: number for number, label in enumerate(classes)}
+    labels = np.array([number_of.get(str(x), -1) for x in made.labels], np.int32)
+    keep = base.part_of(map(os.fsencode, made.names), part, holdout, str(dir))
+    return Tar(
         files,
-        lambda key: base.in_holdout(os.fsencode(key), holdout) == test,
+        made.places[keep],
+        names=list(itertools.compress(made.names, keep)),
+        labels=labels[keep],
+        classes=classes,
+        notes=[*notes, *made.notes],
     )
 
 
-def _find(dir: str | None) -> tuple[str, list[str]]:
-    """The folder that all have in common, and the tar files."""
+def _find(dir: str | None) -> tuple[str, list[str], list[str]]:
+    """The folder that all have in common, the tar files, and notes on what is not."""
     if not dir:
         raise ValueError("source 'tar' needs data.dir: a folder of .tar files")
     path = os.path.abspath(os.path.expanduser(dir))
-    pattern = (
-        os.path.join(glob.escape(path), "**", "*") if os.path.isdir(path) else path
-    )
-    there = sorted(f for f in glob.glob(pattern, recursive=True) if os.path.isfile(f))
+    skipped: dict[str, str] = {}
+    if os.path.isdir(path):
+        root, listed = path, filetree.LocalTree(path).walk("", skipped)
+        there = sorted(os.path.join(path, name) for name in listed)
+    else:
+        root, listed = os.path.dirname(path), glob.glob(path, recursive=True)
+        there = sorted(name for name in listed if os.path.isfile(name))
     files = [file for file in there if file.endswith(".tar")]
-    packed = [f for f in there if re.search(r"\.(tar\.\w+|tgz)$", f)]
+    packed = [file for file in there if _COMPRESSED.search(file)]
     if packed:
         raise ValueError(
             f"{packed[0]} is compressed and cannot be read in any order (images gain "
@@ -137,111 +171,179 @@ def _find(dir: str | None) -> tuple[str, list[str]]:
         )
     if not files:
         raise FileNotFoundError(f"data.dir={dir!r}: no .tar file there")
-    return path if os.path.isdir(path) else os.path.dirname(path), files
+    return root, files, base.skipped_entries(skipped)
 
 
-def _source(files: list[str], everything: list[str], wanted: Any) -> Tar:
-    indices = {file: _index(file) for file in everything}
-    rows = [
-        (number, row)
-        for number, file in enumerate(files)
-        for row in indices[file]
-        if wanted(row[0])
-    ]
-    if not rows:
-        raise ValueError(
-            f"no image in {files[0]} and the {len(files) - 1} tar files beside it; "
-            f"expected members ending in {', '.join(sorted(EXTENSIONS))}"
+def _groups(
+    root: str, files: list[str]
+) -> tuple[dict[str | None, list[str]], list[str]]:
+    """(split -> its files, files that are not used); one split None if none is named.
+
+    The last part of a path that names a split says which it is. Beside files of a
+    training split, those that name none are not used; else they are to train on.
+    """
+    groups: dict[str | None, list[str]] = {}
+    for file in files:
+        parts = os.path.relpath(file, root).removesuffix(".tar").split(os.sep)
+        words = [split_names.read(part).word for part in reversed(parts)]
+        groups.setdefault(next(filter(None, words), None), []).append(file)
+    if len(groups) == 1 or None not in groups:
+        return groups, []
+    unnamed = groups.pop(None)
+    if "train" in (split_names.read(str(split)).kind for split in groups):
+        return groups, unnamed
+    return groups | {"train": unnamed}, []
+
+
+def _below(split: str, root: str, files: list[str]) -> list[str]:
+    """The files below a subfolder that is called as `split`."""
+    top = posixpath.normpath(split)
+    names = {file: os.path.relpath(file, root) for file in files}
+    return [f for f in files if top == "." or names[f].startswith(f"{top}{os.sep}")]
+
+
+def _names(files: Sequence[str]) -> str:
+    return base.first([os.path.basename(file) for file in files], 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """Images of some tar files.
+
+    Attributes:
+      places: [N, 3], number of the file, offset and size.
+      names: members.
+      labels: as written, '' for none.
+      notes: which members are read as what.
+    """
+
+    places: np.ndarray
+    names: list[str]
+    labels: list[str]
+    notes: list[str]
+
+
+class _Reader:
+    """Finds images and their labels by the indices of all tar files.
+
+    Args:
+      indices: tar file -> its index.
+      key: the user's name for the label in .json members, or ''.
+    """
+
+    def __init__(self, indices: dict[str, tar_index.Index], key: str):
+        self._indices = indices
+        self._key = key
+        there = {kind: self._column(list(indices), kind) for kind in tar_index.LABELS}
+        keys = {key for index in indices.values() for key in index.json_keys}
+        self._json_keys = base.first(sorted(keys)) or "none"
+        self._kinds = [kind for kind, column in there.items() if any(column)]
+        self._captions = _are_captions([x for x in there["txt"] if x is not None])
+        if self._captions and "txt" in self._kinds:
+            self._kinds.remove("txt")
+        if key and keys:
+            if "json" not in self._kinds:
+                raise ValueError(
+                    f"data.name={key!r}: no .json member has a number or a name "
+                    f"there; their keys are {self._json_keys}"
+                )
+            self._kinds = ["json"]
+
+    def _column(self, files: list[str], kind: str) -> list[str | None]:
+        """What the members `kind` say of each image."""
+        indices = [self._indices[file] for file in files]
+        none = ([None] * len(index.images) for index in indices)
+        columns = (i.labels.get(kind, n) for i, n in zip(indices, none, strict=True))
+        return list(itertools.chain.from_iterable(columns))
+
+    def labels(self, files: list[str]) -> tuple[str | None, list[str]]:
+        """(kind of member that labels most images, or None; labels, '' for none)."""
+        columns = {kind: self._column(files, kind) for kind in self._kinds}
+        counts = {kind: sum(map(bool, column)) for kind, column in columns.items()}
+        best = max(counts, key=lambda kind: counts[kind], default=None)
+        if best is None or not counts[best]:
+            return None, [""] * sum(len(self._indices[f].images) for f in files)
+        return best, [label or "" for label in columns[best]]
+
+    def read(self, files: list[str]) -> _Images:
+        """The images of `files`.
+
+        Raises:
+          ValueError: there is none, or only some have a label.
+        """
+        members = collections.Counter()
+        for file in files:
+            members.update(self._indices[file].members)
+        rows = [
+            (n, row) for n, f in enumerate(files) for row in self._indices[f].images
+        ]
+        if not rows:
+            raise ValueError(
+                f"no image in {files[0]} and the {len(files) - 1} tar files beside it: "
+                f"their members are {_counted(members) or 'none'}; expected some "
+                f"ending in {', '.join(sorted(EXTENSIONS))}"
+            )
+        kind, labels = self.labels(files)
+        lacking = [rows[n] for n, label in enumerate(labels) if not label]
+        if kind and lacking:
+            number, row = lacking[0]
+            raise ValueError(
+                f"{files[number]}: {row[0]} has no label (.{kind}), as {len(lacking)} "
+                f"of {len(rows)} images; others have: give all of them one, or none"
+            )
+        return _Images(
+            np.array([(n, row[1], row[2]) for n, row in rows], np.int64),
+            [row[0] for _, row in rows],
+            labels,
+            self._notes(members, kind),
         )
-    # Classes are those of all splits, so that these agree on the numbers.
-    given = {row[3] for index in indices.values() for row in index} - {None}
-    unlabelled = [(number, row) for number, row in rows if row[3] is None]
-    if unlabelled and len(unlabelled) < len(rows):
-        number, row = unlabelled[0]
-        raise ValueError(
-            f"{files[number]}: {row[0]} has no label (.cls), as {len(unlabelled)} of "
-            f"{len(rows)} images; others have: give all of them one, or none"
+
+    def _notes(self, members: collections.Counter[str], kind: str | None) -> list[str]:
+        """Which members are read as images and labels, and which are not, and why."""
+        rest = collections.Counter(members)
+        images = collections.Counter({k: rest.pop(k) for k in EXTENSIONS & rest.keys()})
+        labels = f" and {rest.pop(kind, 0)} .{kind} as labels" if kind else ""
+        labels += f" (key {self._key or ' or '.join(tar_index.JSON_KEYS)})" * (
+            kind == "json"
         )
-    classes = _classes(given) if not unlabelled else []
-    number_of = {label: place for place, label in enumerate(classes)}
-    return Tar(
-        files,
-        np.array([(number, row[1], row[2]) for number, row in rows], np.int64),
-        names=[row[0] for _, row in rows],
-        labels=np.array([number_of.get(row[3], -1) for _, row in rows], np.int32),
-        classes=classes,
-    )
+        notes = [f"members: {_counted(images)} read as images{labels}"]
+        notes += [f"members not read: {_counted(rest)}"] * bool(rest)
+        if kind is None and "json" in rest:
+            notes.append(
+                f".json has no {' or '.join(tar_index.JSON_KEYS)} that is a number or "
+                f"a name; its keys are {self._json_keys} (--config.data.name=KEY)"
+            )
+        if self._captions:
+            notes.append(".txt are captions, not names of classes")
+        if self._key and "json" not in members:
+            notes.append(f"data.name={self._key} is not used: no .json members")
+        return notes
 
 
-def _classes(labels: set[str]) -> list[str]:
-    """Numbers up to the largest, or names in order."""
-    if all(re.fullmatch(r"\d{1,6}", label) for label in labels):
-        return [str(number) for number in range(max(map(int, labels), default=-1) + 1)]
-    return sorted(labels)
+def _counted(members: collections.Counter[str]) -> str:
+    return base.first([f"{n} .{kind}" for kind, n in members.most_common()])
 
 
-def _index(file: str) -> list[list[Any]]:
-    """(member, offset, size, label or None) of each image in a tar file."""
-    status = os.stat(file)
-    stamp = [_VERSION, status.st_size, status.st_mtime_ns]
-    places = _index_places(file)
-    for place in places:
-        try:
-            kept = json.loads(place.read_text())
-        except (OSError, ValueError):  # not there, or cut short
-            continue
-        if kept["stamp"] == stamp:
-            return kept["images"]
-    images = _scan(file)
-    for place in places:
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            partial = place.with_name(f"{place.name}.{os.getpid()}.part")
-            partial.write_text(json.dumps({"stamp": stamp, "images": images}))
-            partial.replace(place)
-            break
-        except OSError:  # read-only: the next place
-            continue
-    return images
+def _are_captions(texts: list[str]) -> bool:
+    """Whether texts are rather sentences than names of classes, which repeat."""
+    several_words = any(" " in text for text in texts)
+    return "" in texts or (several_words and 2 * len(set(texts)) > len(texts))
 
 
-def _index_places(file: str) -> list[pathlib.Path]:
-    path = pathlib.Path(file)
-    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    unique = hashlib.sha256(os.fsencode(file)).hexdigest()[:16]
-    return [
-        path.parent / _INDEX / f"{path.name}.json",
-        home / "litevit_jax" / f"{unique}.json",
-    ]
+def _classes(splits: list[list[str]]) -> list[str]:
+    """Numbers up to the largest, or names in order, of all labels as written.
 
-
-def _scan(file: str) -> list[list[Any]]:
-    """As `_index`, from the tar file itself: reads its headers and labels."""
-    images, labels, end = [], {}, 0
-    try:
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                end = member.offset_data + -(-member.size // 512) * 512
-                folder, _, name = member.name.rpartition("/")
-                key, _, extension = name.partition(".")
-                key = f"{folder}/{key}"
-                if not member.isfile() or name.startswith("."):
-                    continue
-                kind = extension.rpartition(".")[2].lower()
-                if kind in EXTENSIONS:
-                    row = [member.name, member.offset_data, member.size]
-                    images.append((key, row))
-                elif extension == "cls":
-                    opened: Any = tar.extractfile(member)
-                    labels[key] = opened.read().decode("utf-8").strip()
-    except (tarfile.TarError, UnicodeDecodeError, EOFError) as error:
+    Raises:
+      ValueError: one split has numbers and another one names.
+    """
+    given = [set(labels) - {""} for labels in splits]
+    numbers = [all(map(_NUMBER.fullmatch, labels)) for labels in given if labels]
+    named = set().union(*given)
+    if len(set(numbers)) > 1:
         raise ValueError(
-            f"{file} is damaged or cut short ({error}); copy it again"
-        ) from error
-    if os.path.getsize(file) < end + 512:
-        raise ValueError(
-            f"{file} is cut short: it lacks the empty block that ends a tar file; copy "
-            "it again"
+            "labels of one split of the tar files are numbers, those of another names "
+            f"({base.first(sorted(named))}); expected the same in all"
         )
-    # JSON has no place for bytes that are no text: escaped as Python does.
-    return [[*row, labels.get(key)] for key, row in images]
+    if all(numbers):
+        return [str(number) for number in range(max(map(int, named), default=-1) + 1)]
+    return sorted(named)

@@ -1,5 +1,7 @@
 """NumPy files: the accepted names and types, and what is refused."""
 
+import os
+import pathlib
 import pickle
 
 import numpy as np
@@ -76,6 +78,74 @@ def test_splits_by_file(save, tmp_path):
     assert len(arrays.make(split="test", dir=str(tmp_path / "d"))) == 2
 
 
+@pytest.mark.parametrize("kind", [int, float, bool])
+def test_one_hot_labels_are_read_as_numbers_and_said_to_be(save, kind):
+    labels = np.array([2, 0, 1, 0])
+    path = save(image=_images(4), label=np.eye(5)[labels].astype(kind))
+    source = arrays.make(split="train", dir=path)
+    _assert_holds(source, _images(4), labels)
+    assert source.classes == ["0", "1", "2", "3", "4"]
+    assert "one-hot labels read as numbers of 5 classes" in source.summary()
+
+
+def test_images_of_many_bands_with_these_last_are_accepted(save):
+    for shape in (
+        (8, 8, 3),
+        (3, 8, 3),
+        (8, 8, 12),
+        (4, 4, 4),
+        (9, 8, 12),
+        (12, 12, 12),
+    ):
+        source = arrays.make(split="train", dir=save(image=_images(2, shape)))
+        assert source[0]["image"].shape == shape and source.channels == shape[2]
+
+
+@pytest.mark.parametrize("train, test", [("Train", "valid"), ("training", "TEST")])
+def test_split_names_are_the_usual_ones_in_any_case(save, train, test):
+    contents = {
+        f"X_{train}": _images(4),
+        f"y_{train}": np.arange(4),
+        "extra": _images(1),
+    }
+    path = save(**contents, **{f"X_{test}": _images(2), f"y_{test}": np.arange(2)})
+    for split in ("test", "val", test):
+        assert len(arrays.make(split=split, dir=path)) == 2
+    summary = arrays.make(split="train", dir=path).summary()
+    assert summary == (
+        "4 images, labelled, 4 classes (0, 1, 2, 3); from "
+        f"{path}; other splits: {test}; arrays not read: extra"
+    )
+    save(f"d/{train}.npz", image=_images(), label=np.arange(10))
+    folder = pathlib.Path(save(f"d/{test}.npy", image=_images(3))).parent
+    assert len(arrays.make(split="train", dir=str(folder))) == 10
+    assert len(arrays.make(split="test", dir=str(folder))) == 3
+
+
+def test_a_split_may_have_any_name(save):
+    path = save(left_image=_images(4), right_image=_images(3))
+    assert len(arrays.make(split="right", dir=path)) == 3
+    with pytest.raises(ValueError, match="its splits are left, right"):
+        arrays.make(split="train", dir=path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "npy", "empty"])
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_damaged_files_are_named(save, damage, suffix):
+    path = pathlib.Path(save(f"a.{suffix}", image=_images()))
+    content = path.read_bytes()
+    damaged = {"cut": content[:150], "text": b"hello" * 90, "npy": b"\x93NUMPY" * 9}
+    path.write_bytes(damaged.get(damage, b""))
+    with pytest.raises(ValueError, match=rf"a\.{suffix}: .*saved by np\.save"):
+        arrays.make(split="train", dir=str(path))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="neither a regular file nor a folder"):
+        arrays.make(split="train", dir=str(tmp_path / "a.npz"))
+
+
 def test_holdout_divides(save):
     path = save(image=_images(100), label=np.arange(100))
     labels = {}
@@ -114,6 +184,19 @@ def test_fingerprint_follows_the_content(save):
         ({"image": _images(2), "label": np.zeros(3, int)}, r"expected integers \[2\]"),
         ({"image": _images(2), "label": np.zeros(2)}, "float64"),
         ({"test_image": _images(2)}, "no 'train' split"),
+        (
+            {"image": _images(2, (3, 8, 8))},
+            r"channels first .*np\.moveaxis\(x, 1, -1\)",
+        ),
+        ({"image": _images(2, (3, 8, 9))}, "channels first"),
+        ({"image": _images(2, (12, 32, 32))}, "channels first"),
+        ({"image": _images(2), "label": np.ones((2, 5), int)}, r"\(2, 5\).*multi-hot"),
+        ({"image": _images(2), "label": np.zeros((2, 5), int)}, "multi-hot"),
+        ({"image": _images(2), "label": np.eye(2, 5) / 2}, "multi-hot"),
+        ({"image": _images(2), "label": np.zeros((2, 2, 2), int)}, "expected integers"),
+        ({"image": _images(2), "label": np.array([0, 2**40])}, f"from 0 to {2**40}"),
+        ({"image": _images(2), "label": np.array([-7, 0])}, "from -7 to 0"),
+        ({"image": _images(2), "label": np.array(["a", "b"])}, r"np\.unique"),
     ],
 )
 def test_wrong_contents_are_explained(save, contents, message):

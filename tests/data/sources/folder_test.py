@@ -75,15 +75,36 @@ def test_unlabelled_test_split_of_labelled_data_keeps_the_classes(fill):
     assert _labels(source) == [-1] and source.classes == ["cat"]
 
 
+def test_the_summary_names_images_classes_splits_and_what_is_not_read(fill, tmp_path):
+    dir = fill("Train/cat/1.jpg", "Train/dog/2.jpg", "Train/cat/a.txt", "valid/3.jpg")
+    (tmp_path / "Train" / "cat" / "gone.jpg").symlink_to("nowhere")
+    assert folder.make(split="train", dir=dir).summary() == (
+        f"2 images, labelled, 2 classes (cat, dog); from {dir}/Train; other splits: "
+        "valid; not read: 1 .txt; skipped, as no regular files: 1 broken link "
+        "(cat/gone.jpg)"
+    )
+    assert folder.make(split="test", dir=dir, holdout=0.2).summary() == (
+        f"1 images, no labels (other splits have 2 classes (cat, dog)); from {dir}/"
+        "valid; other splits: Train; data.holdout=0.2 is not used: there is a split "
+        "to test on"
+    )
+
+
+def test_labels_in_a_table_are_said_not_to_be_read(fill):
+    source = folder.make(split="train", dir=fill("train/1.jpg", "train/metadata.jsonl"))
+    assert source.summary().startswith("1 images, no labels;")
+    assert "1 metadata.jsonl (labels come from class folders alone)" in source.summary()
+
+
+def test_images_in_other_kinds_of_files_are_pointed_to(fill):
+    with pytest.raises(ValueError, match=r"found 1 \.parquet.*export their images"):
+        folder.make(split="train", dir=fill("data/train-0.parquet"))
+
+
 def test_class_unknown_in_train_is_named(fill):
     dir = fill("train/cat/1.jpg", "val/cat/2.jpg", "val/dgo/3.jpg")
     with pytest.raises(ValueError, match=r"has not: dgo \(1 of 2\)"):
         folder.make(split="val", dir=dir)
-
-
-def test_a_class_called_train_is_a_class(fill):
-    dir = fill("train/1.jpg", "plane/2.jpg", "test/3.jpg")
-    assert folder.make(split="train", dir=dir).classes == ["plane", "test", "train"]
 
 
 def test_a_lone_train_folder_is_a_split(fill):

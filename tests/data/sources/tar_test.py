@@ -4,12 +4,14 @@ import io
 import json
 import os
 import pickle
+import re
 import tarfile
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from litevit_jax.data import tar_index
 from litevit_jax.data.sources import tar
 
 
@@ -88,8 +90,10 @@ def test_class_names_and_no_labels(tmp_path):
 def test_the_index_is_built_once_and_anew_when_the_file_changes(tmp_path, monkeypatch):
     path = write(tmp_path / "a.tar", labelled(range(3)))
     scanned = []
-    scan = tar._scan
-    monkeypatch.setattr(tar, "_scan", lambda file: scanned.append(file) or scan(file))
+    scan = tar_index.scan
+    monkeypatch.setattr(
+        tar_index, "scan", lambda *args: scanned.append(args) or scan(*args)
+    )
     for _ in range(2):
         assert len(tar.make(split="train", dir=str(path))) == 3
     assert len(scanned) == 1
@@ -137,3 +141,154 @@ def test_a_tar_that_is_cut_after_its_index_names_the_image(tmp_path):
     with pytest.raises(OSError, match="cut short"):
         source[6]
     assert isinstance(source._places, np.ndarray)
+
+
+def members(label_of, extension, count=6):
+    """Images of the values 0 to `count`, and a member `extension` beside each."""
+    return {
+        f"{value}.{kind}": content
+        for value in range(count)
+        for kind, content in (("png", png(value)), (extension, label_of(value)))
+    }
+
+
+NAMES = ["cat", "dog", "snowy owl"]
+LABELS = {
+    "json label": ("json", lambda v: b'{"label": %d, "cls": 7}' % (v % 3), None),
+    "json cls": ("json", lambda v: b'{"cls": "%d"}' % (v % 3), None),
+    "json float": ("json", lambda v: b'{"label": %d.0}' % (v % 3), ""),
+    "json key": ("json", lambda v: b'{"label": 9, "k": %d}' % (v % 3), "k"),
+    "json nested": ("json", lambda v: b'{"a": {"b": %d}}' % (v % 3), "a.b"),
+    "json dotted": ("json", lambda v: b'{"a.b": %d}' % (v % 3), "a.b"),
+    "target": ("target.cls", lambda v: b"%d\n" % (v % 3), None),
+    "text": ("txt", lambda v: b"%d" % (v % 3), None),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_are_read_from_the_members_that_hold_them(tmp_path, name):
+    extension, label_of, key = LABELS[name]
+    write(tmp_path / "a.tar", members(label_of, extension))
+    source = tar.make(split="train", dir=str(tmp_path), name=key)
+    assert source.classes == ["0", "1", "2"]
+    assert [source.label_of(i) for i in range(6)] == [0, 1, 2, 0, 1, 2]
+    kind = f"6 .png read as images and 6 .{extension} as labels"
+    assert kind in source.summary()
+
+
+@pytest.mark.parametrize("extension", ["txt", "json"])
+def test_names_of_classes_are_read_too(tmp_path, extension):
+    def label_of(value):
+        name = NAMES[value % 3]
+        return (json.dumps({"label": name}) if extension == "json" else name).encode()
+
+    write(tmp_path / "a.tar", members(label_of, extension))
+    source = tar.make(split="train", dir=str(tmp_path))
+    assert source.classes == NAMES and source.label_of(5) == 2
+
+
+def test_another_key_is_another_index(tmp_path):
+    both = members(lambda v: b'{"label": 0, "kind": %d}' % (v % 2), "json")
+    write(tmp_path / "a.tar", both)
+    for key, classes in ((None, ["0"]), ("kind", ["0", "1"]), ("", ["0"])):
+        source = tar.make(split="train", dir=str(tmp_path), name=key)
+        assert source.classes == classes
+
+
+UNREAD = {
+    "captions": ("txt", lambda v: b"a photo of %d owls" % v,
+        r"no labels.*not read: 6 \.txt; \.txt are captions"),
+    "long text": ("txt", lambda v: b"x" * 200, r"no labels.*\.txt are captions"),
+    "other keys": ("json", lambda v: b'{"url": "u", "width": 3}',
+        r"no labels.*\.json has no label or cls .* its keys are url, width .*name=KEY"),
+    "several": ("json", lambda v: b'{"label": [0]}', r"no labels.*\.json has no lab"),
+    "no json": ("json", lambda v: b"{", r"no labels.*not read: 6 \.json"),
+    "arrays": ("npy", lambda v: b"", r"no labels.*read as images; members not read: 6"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_members_that_are_no_labels_are_named(tmp_path, name):
+    extension, label_of, message = UNREAD[name]
+    write(tmp_path / "a.tar", members(label_of, extension))
+    source = tar.make(split="train", dir=str(tmp_path))
+    assert source.classes == [] and source.label_of(0) == -1
+    assert re.search(message, source.summary())
+
+
+def test_the_first_kind_of_label_that_all_images_have_is_read(tmp_path):
+    content = members(lambda v: b"%d" % v, "cls")
+    content |= members(lambda v: b'{"label": %d}' % (v % 2), "json")
+    assert len(tar.make(split="train", dir=write_one(tmp_path, content)).classes) == 6
+    del content["3.cls"]
+    assert len(tar.make(split="train", dir=write_one(tmp_path, content)).classes) == 2
+
+
+def write_one(tmp_path, content):
+    return str(write(tmp_path / "a.tar", content))
+
+
+def test_a_dot_in_the_name_of_an_image_does_not_mix_up_labels(tmp_path):
+    content = {"a.1.png": png(1), "a.cls": b"0", "b.png": png(2), "b.cls": b"1"}
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for name, value in [*content.items(), ("a.cls", b"1")]:
+            info = tarfile.TarInfo(name)
+            info.size = len(value)
+            file.addfile(info, io.BytesIO(value))
+    with pytest.raises(ValueError, match=r"a\.cls is the second \.cls of 'a'.*rename"):
+        tar.make(split="train", dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "key, label, message",
+    [
+        ("kind", b'{"label": 1}', r"data\.name='kind': .* keys are label"),
+        ("label", b'{"label": [1]}', r"data\.name='label': no .* a number or a name"),
+    ],
+)
+def test_a_key_that_labels_nothing_is_refused(tmp_path, key, label, message):
+    write(tmp_path / "a.tar", members(lambda v: label, "json"))
+    with pytest.raises(ValueError, match=message):
+        tar.make(split="train", dir=str(tmp_path), name=key)
+
+
+def test_numbers_in_one_split_and_names_in_another_are_refused(tmp_path):
+    write(tmp_path / "train-0.tar", members(lambda v: b"%d" % (v % 2), "cls"))
+    write(tmp_path / "test-0.tar", members(lambda v: b"cat", "cls"))
+    with pytest.raises(
+        ValueError, match=r"numbers, those of another names \(0, 1, cat"
+    ):
+        tar.make(split="train", dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("train, test", [("train", "valid"), ("Training", "TEST")])
+def test_split_names_are_the_usual_ones_in_any_case(tmp_path, train, test):
+    write(tmp_path / f"set-{train}-0.tar", labelled(range(4)))
+    write(tmp_path / f"set-{test}-0.tar", labelled([50]))
+    write(tmp_path / "other-0.tar", labelled([60]))
+    source = tar.make(split="train", dir=str(tmp_path))
+    assert len(source) == 4 and "not used: other-0.tar" in source.summary()
+    for split in ("test", "val", test):
+        assert value_of(tar.make(split=split, dir=str(tmp_path))[0]) == 50
+
+
+def test_a_split_may_be_any_subfolder_of_tars(tmp_path):
+    write(tmp_path / "left" / "0.tar", labelled(range(4)))
+    write(tmp_path / "right" / "a" / "0.tar", labelled([50]))
+    assert len(tar.make(split="left", dir=str(tmp_path))) == 4
+    for split in ("right", "right/a", "./right"):
+        assert value_of(tar.make(split=split, dir=str(tmp_path))[0]) == 50
+    assert len(tar.make(split="train", dir=str(tmp_path))) == 5
+    with pytest.raises(ValueError, match="'middle' unknown"):
+        tar.make(split="middle", dir=str(tmp_path))
+
+
+def test_what_is_no_regular_file_is_no_tar(tmp_path):
+    write(tmp_path / "a" / "0.tar", labelled(range(4)))
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "gone.tar").symlink_to("nowhere")
+    for name in "ab":
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "up").symlink_to("../a" if name == "b" else "../b")
+    source = tar.make(split="train", dir=str(tmp_path))
+    assert len(source) == 4 and "1 FIFO" in source.summary()

@@ -1,0 +1,205 @@
+"""What the subfolders of a folder of images are: splits, classes, or neither.
+
+A split is never read as a class. Where names leave a doubt, the user is asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+from collections.abc import Mapping
+
+from litevit_jax.data import filetree, split_names
+
+EXTENSIONS = frozenset(
+    ["bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "png", "tif", "tiff", "webp"]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The splits of the folder `top`.
+
+    Attributes:
+      kinds: subfolder -> kind of split, see `split_names`; {}: an undivided folder.
+      unused: other subfolders that hold images.
+      loose: images directly in the folder.
+    """
+
+    top: str = ""
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    loose: int = 0
+
+    @property
+    def has_test(self) -> bool:
+        return bool({"test", "val"} & set(self.kinds.values()))
+
+    def opposite(self, name: str) -> list[str]:
+        """Folders for testing if split `name` is for training, and the reverse."""
+        training = self.kinds.get(name) in ("train", "extra")
+        other = ("test", "val") if training else ("train", "extra")
+        return [join(self.top, n) for n, kind in self.kinds.items() if kind in other]
+
+    def training(self, root: filetree.Tree) -> str | None:
+        """The folder of the training split, if there is one."""
+        if "train" not in self.kinds.values():
+            return None
+        name = split_names.choose("train", self.kinds, (), f"folder {root}")
+        return join(self.top, name)
+
+
+def extension(name: str) -> str:
+    return name.rpartition("/")[2].rpartition(".")[2].lower()
+
+
+def is_image(name: str) -> bool:
+    return extension(name) in EXTENSIONS
+
+
+def join(top: str, name: str) -> str:
+    return f"{top}/{name}" if top else name
+
+
+def find(root: filetree.Tree, top: str = "", *, strict: bool = True) -> Layout:
+    """The splits among the subfolders of `top`.
+
+    With `strict` False a doubtful layout is taken as undivided.
+
+    Raises:
+      ValueError: a subfolder may be a split or a class.
+    """
+    folders = root.folders(top)
+    kinds = split_names.recognise(folders, lambda n: _is_nested(root, join(top, n)))
+    training = [name for name, kind in kinds.items() if kind == "train"]
+    if not training:
+        testing = [name for name, kind in kinds.items() if kind in ("test", "val")]
+        if not any(_has_image(root, join(top, name)) for name in testing):
+            return Layout(top)
+    others = [
+        name
+        for name in folders
+        if name not in kinds and _has_image(root, join(top, name))
+    ]
+    loose = _count_loose(root, top)
+    doubt = _doubt(root, top, kinds, training, others, loose)
+    if doubt and strict:
+        raise ValueError(doubt)
+    return Layout(top) if doubt else Layout(top, kinds, tuple(others), loose)
+
+
+def _doubt(
+    root: filetree.Tree,
+    top: str,
+    kinds: dict[str, str],
+    training: list[str],
+    others: list[str],
+    loose: int,
+) -> str | None:
+    """Why the subfolders `kinds` may be classes after all; None: they are splits."""
+
+    def flat(names: list[str]) -> list[str]:
+        return [name for name in names if _count_loose(root, join(top, name))]
+
+    beside = flat(others) if training else others
+    if training and not (beside and flat(training)):
+        return None
+    if not (beside or loose):
+        return None
+    named = ", ".join(map(repr, training or kinds))
+    rest = [*map(repr, beside[:5]), *["..."] * (len(beside) > 5)]
+    rest += [f"{loose} images directly in it"] * bool(loose and not training)
+    return (
+        f"{root.place(top)}: {named} reads as a split, but beside it lies what may be "
+        f"a class: {', '.join(rest)}. If all subfolders are classes: "
+        "--config.data.train_split=. (and --config.data.validation_share=0.1 to "
+        "evaluate on a part of them). If it is a split: --config.data.train_split="
+        f"./{(training or ['NAME'])[0]} and --config.data.eval_split=./NAME, or move "
+        "the rest elsewhere"
+    )
+
+
+def locate(root: filetree.Tree, split: str) -> tuple[str, bool]:
+    """(folder, whether its subfolders may be splits) for a split given as a path.
+
+    `a/b` and `./a` name a folder below `root`, '.' all of it; with '/' or '/.' at the
+    end its subfolders are classes, whatever their names.
+
+    Raises:
+      ValueError: no such folder.
+    """
+    top = ""
+    for part in posixpath.normpath(split).split("/"):
+        if part != ".":
+            where = f"folder {root.place(top)}"
+            top = join(top, split_names.choose(part, {}, root.folders(top), where))
+    return top, bool(top) and not split.endswith(("/", "/."))
+
+
+def descend(root: filetree.Tree, top: str) -> str:
+    """The folder of split `top` that holds its images: `top`, or `train/train`.
+
+    Raises:
+      ValueError: `top` holds splits of its own.
+    """
+    name = posixpath.basename(top)
+    own = split_names.read(name).kind
+    folders = root.folders(top)
+    kinds = split_names.recognise(folders)
+    if own:
+        kinds |= {n: own for n in folders if n.casefold() == name.casefold()}
+    if not kinds:
+        return top
+    filled = [n for n in folders if _has_image(root, join(top, n))]
+    kinds = {name: kind for name, kind in kinds.items() if name in filled}
+    alone = len(filled) == 1 and not _count_loose(root, top)
+    if alone and [*kinds.values()] == [own]:
+        return descend(root, join(top, filled[0]))
+    nested = any(_is_nested(root, join(top, name)) for name in kinds)
+    if nested or len(set(kinds.values())) > 1 or len(kinds) == len(filled) > 0:
+        raise ValueError(_own_splits(root, top, kinds, top))
+    return top
+
+
+def check_classes(root: filetree.Tree, inside: dict[str, set[str]]) -> None:
+    """Raises ValueError if a class folder holds splits.
+
+    Args:
+      root: the tree.
+      inside: class folder -> its subfolders that hold images.
+    """
+    for name, folders in inside.items():
+        kinds = split_names.recognise(folders)
+        values = set(kinds.values()) - {"extra"}
+        if values and (len(values) > 1 or len(kinds) == len(folders)):
+            level = posixpath.dirname(name)
+            raise ValueError(_own_splits(root, name, kinds, level))
+
+
+def _own_splits(
+    root: filetree.Tree, top: str, kinds: dict[str, str], level: str
+) -> str:
+    """The message for splits `kinds` in `top`; `level` holds the possible classes."""
+    first = min(kinds, key=lambda name: (kinds[name] != "train", name))
+    return (
+        f"{root.place(top)} holds splits of its own ({', '.join(sorted(kinds))}), so "
+        f"it is neither a class nor a split. Read it alone, path={root.place(top)}, or "
+        "name the folders to read, as in --config.data.train_split="
+        f"{join(top, first)}. If all subfolders of {root.place(level)} are classes: "
+        f"--config.data.train_split={join(level, '.')}"
+    )
+
+
+def _count_loose(root: filetree.Tree, top: str) -> int:
+    """Images directly in `top`."""
+    return sum(is_image(name) for name in root.files(top))
+
+
+def _has_image(root: filetree.Tree, top: str) -> bool:
+    return any(is_image(name) for name in root.walk(top))
+
+
+def _is_nested(root: filetree.Tree, top: str) -> bool:
+    """Whether `top` holds images in subfolders alone, as a split with classes does."""
+    below = (_has_image(root, join(top, name)) for name in root.folders(top))
+    return not _count_loose(root, top) and any(below)

@@ -1,0 +1,101 @@
+"""The images below a folder, and what else lies there."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import posixpath
+
+from litevit_jax.data import filetree, layout
+from litevit_jax.data.sources import base
+
+# What to do with other files where images are expected.
+_HINTS = {
+    "array_record": "packed images are read by data=packed",
+    "arrow": "export their images to files",
+    "gz": "unpack archives first",
+    "npy": "arrays are read by data=arrays,path=FILE",
+    "npz": "arrays are read by data=arrays,path=FILE",
+    "parquet": "export their images to files, one subfolder per class",
+    "tar": "tar files of images are read by data=tar",
+    "tfrecord": "TFDS data sets are read by data.source=tfds",
+    "tgz": "unpack archives first",
+    "zip": "unpack archives first",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The images below `top`, sorted by their names relative to `root`.
+
+    Attributes:
+      notes: what else there is, for the user.
+    """
+
+    root: filetree.Tree
+    top: str
+    names: list[str]
+    notes: list[str]
+
+    @classmethod
+    def read(
+        cls, root: filetree.Tree, top: str, there: layout.Layout, split: str | None
+    ) -> Listing:
+        """Lists `top`, which is in folder `split` of the layout `there`.
+
+        Raises:
+          ValueError: no image there; the message counts what there is instead.
+        """
+        name = posixpath.basename(split or "")
+        names, others, skipped = [], collections.Counter(), {}
+        barred = there.opposite(name) if split else []
+        for file in root.walk(top, skipped, barred):
+            if layout.is_image(file):
+                names.append(layout.join(top, file))
+            else:
+                others[_kind_of(file)] += 1
+        if not names:
+            raise ValueError(_no_images(root.place(top), others, skipped))
+        notes = [f"from {root.place(top)}"]
+        notes += _beside(there, name) + _not_read(others, skipped)
+        return cls(root, top, sorted(names), notes)
+
+
+def _beside(there: layout.Layout, name: str) -> list[str]:
+    """Notes of what lies beside split `name`."""
+    unused = [f"{other}/" for other in there.unused if other != name]
+    unused += [f"{there.loose} images beside the splits"] * bool(there.loose)
+    notes = base.other_splits(name, there.kinds)
+    return notes + [f"not used: {base.first(unused)}"] * bool(unused)
+
+
+def _not_read(others: collections.Counter[str], skipped: dict[str, str]) -> list[str]:
+    """Notes of files that are no images, and of what is no regular file."""
+    notes = []
+    if others:
+        tables = any(kind.startswith("metadata.") or kind == ".csv" for kind in others)
+        why = " (labels come from class folders alone)" * tables
+        notes.append(f"not read: {_count(others)}{why}")
+    return notes + base.skipped_entries(skipped)
+
+
+def _kind_of(file: str) -> str:
+    """'.txt' of most files; those that describe images by their whole name."""
+    name = posixpath.basename(file)
+    return name if name.startswith("metadata.") else f".{layout.extension(file)}"
+
+
+def _count(kinds: collections.Counter[str]) -> str:
+    return base.first([f"{count} {kind}" for kind, count in kinds.most_common()])
+
+
+def _no_images(
+    top: str, others: collections.Counter[str], skipped: dict[str, str]
+) -> str:
+    counted = _count(others + collections.Counter(skipped.values()))
+    hints = {_HINTS[kind[1:]] for kind in others if kind[1:] in _HINTS}
+    return (
+        f"no image below {top}; found {counted or 'no file at all'}, expected one of "
+        + ", ".join(f".{extension}" for extension in sorted(layout.EXTENSIONS))
+        + "".join(f"; {hint}" for hint in sorted(hints))
+    )

@@ -1,0 +1,134 @@
+"""Names of splits: which of several names mean training, validation or test images.
+
+A name is read word by word in any case: `Train`, `valid`, `training_set`, `val2017`
+and `seg_test` name splits. 'test' and 'val' stand in for each other where a data set
+has only one of them.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from litevit_jax import registry
+
+# Kind -> usual names, the first one preferred.
+USUAL = {
+    "train": ("train", "training", "trainval", "trn"),
+    "test": ("test", "testing", "tst"),
+    "val": ("val", "validation", "valid", "dev", "eval", "evaluation"),
+    "extra": ("extra", "unlabeled", "unlabelled", "unsup", "unsupervised"),
+}
+# Kinds in the order in which they answer for the kind asked for.
+_ANSWERS = {"test": ("test", "val"), "val": ("val", "test")}
+_KIND_OF = {name: kind for kind, names in USUAL.items() for name in names}
+# Words that say nothing about which split it is.
+_FILLER = (
+    "data|dataset|datasets|dir|files?|folder|images?|imgs?|jpe?gs?|photos?|pics?|"
+    "pictures?|pngs?|sets?|splits?"
+)
+_WORD = re.compile(r"[A-Z]?[^\W\d_A-Z]+|[A-Z]+|\d+")
+_SPLIT_WORD = re.compile(rf"({'|'.join(sorted(_KIND_OF, reverse=True))})({_FILLER})?")
+_IGNORED = re.compile(rf"{_FILLER}|\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What the words of a name say.
+
+    Attributes:
+      kind: of split, a key of `USUAL`; None: the name is no split's.
+      word: the usual name among its words.
+      usual: place among the usual names of its kind; None: other words surround it.
+      rest: words beyond the split's that mean something else.
+    """
+
+    kind: str | None
+    word: str = ""
+    usual: int | None = None
+    rest: tuple[str, ...] = ()
+
+
+def read(name: str) -> Reading:
+    """Reads the words of a name, such as 'seg_train'."""
+    whole = name.casefold()
+    if whole in _KIND_OF:
+        kind = _KIND_OF[whole]
+        return Reading(kind, whole, USUAL[kind].index(whole))
+    words = [word.casefold() for word in _WORD.findall(name)]
+    matches = {word: _SPLIT_WORD.fullmatch(word) for word in words}
+    named = {_KIND_OF[match[1]]: match[1] for match in matches.values() if match}
+    if named.keys() == {"train", "val"}:  # 'train_val'
+        named = {"train": "trainval"}
+    if len(named) != 1:
+        return Reading(None)
+    [(kind, word)] = named.items()
+    rest = (w for w in words if not (matches[w] or _IGNORED.fullmatch(w)))
+    return Reading(kind, word, rest=tuple(rest))
+
+
+def recognise(
+    names: Iterable[str], is_nested: Callable[[str], bool] = lambda name: False
+) -> dict[str, str]:
+    """Name -> kind of those that name splits, among names that may be classes.
+
+    A name with further words (`seg_train`; but also the class `bullet_train`) counts
+    beside a name without, beside one that differs in the split's word alone
+    (`seg_test`), or if it is for training and `is_nested`, as classes hardly are.
+    """
+    readings = {name: read(name) for name in names}
+    kinds = {name: reading.kind for name, reading in readings.items() if reading.kind}
+    kinds_of = collections.defaultdict(set)
+    for name, kind in kinds.items():
+        kinds_of[readings[name].rest].add(kind)
+    certain = any(not rest or len(kinds) > 1 for rest, kinds in kinds_of.items())
+    nested = (is_nested(name) for name, kind in kinds.items() if kind == "train")
+    return kinds if certain or any(nested) else {}
+
+
+def canonical(split: str) -> str:
+    """'train' or 'test' for any usual name of these; other names as they are."""
+    kind = _KIND_OF.get(split.casefold(), split)
+    return "test" if kind == "val" else kind
+
+
+def choose(
+    asked: str, kinds: Mapping[str, str], also: Collection[str], where: str
+) -> str:
+    """The name that is meant by `asked`.
+
+    Args:
+      asked: a name that is there, in any case, or a usual name of its kind.
+      kinds: name -> kind of the splits.
+      also: further names that may be asked for.
+      where: what holds them, for messages.
+
+    Raises:
+      ValueError: nothing of that name, or several that fit equally well.
+    """
+    names = [*kinds, *also]
+    same = [name for name in names if name.casefold() == asked.casefold()]
+    if asked in names or len(same) == 1:
+        return asked if asked in names else same[0]
+    wanted = _KIND_OF.get(asked.casefold())
+    for kind in _ANSWERS.get(wanted or "", (wanted,)):
+        found = [name for name, other in kinds.items() if other == kind]
+        usual = [name for name in found if read(name).usual is not None]
+        best = sorted(usual, key=lambda name: read(name).usual or 0)[:1] or found
+        if len(best) == 1:
+            return best[0]
+        if best:
+            raise ValueError(
+                f"{where}: {', '.join(sorted(best))} all name a {kind} split; say "
+                "which with --config.data.train_split= or --config.data.eval_split= "
+                "(several of them: joined by +)"
+            )
+    if wanted and kinds:
+        raise ValueError(
+            f"{where} has no {asked!r} split: its splits are "
+            f"{', '.join(sorted(kinds))}; name one with --config.data.train_split= or "
+            "--config.data.eval_split="
+        )
+    return registry.check(f"split of {where}", asked, sorted(names))

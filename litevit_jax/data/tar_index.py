@@ -1,0 +1,197 @@
+"""Where the images of a tar file lie, what labels lie beside them, and what else.
+
+A tar file is read once; what was found is kept beside it, or below
+~/.cache/litevit_jax, until the file changes.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import tarfile
+from typing import Any
+
+from litevit_jax.data.layout import EXTENSIONS
+
+# Members that may hold a label, in the order in which they are asked.
+LABELS = ("cls", "target.cls", "json", "txt")
+# Keys of a .json member that are a label, if the user names no other.
+JSON_KEYS = ("label", "cls")
+
+_FOLDER = ".litevit-index"
+_VERSION = 2
+_LONGEST = 100  # characters of a label; captions are longer
+_LARGEST = 1 << 20  # bytes of a member that may hold one
+_KINDS_KEPT = 50  # of members, in an index
+
+
+@dataclasses.dataclass
+class Index:
+    """What a tar file holds.
+
+    Attributes:
+      images: [member, offset, size] of each.
+      labels: extension -> the label of each image; '' if its member says something
+        else than one number or name, None without a member.
+      members: extension (of images the last part) -> how many there are.
+      json_keys: keys of the first .json member.
+    """
+
+    images: list[list[Any]] = dataclasses.field(default_factory=list)
+    labels: dict[str, list[str | None]] = dataclasses.field(default_factory=dict)
+    members: dict[str, int] = dataclasses.field(default_factory=dict)
+    json_keys: list[str] = dataclasses.field(default_factory=list)
+
+
+def read(file: str, key: str = "") -> Index:
+    """The index of a tar file, kept or made.
+
+    Args:
+      file: its path.
+      key: of the label in .json members; '': the first of `JSON_KEYS`.
+
+    Raises:
+      ValueError: the file is damaged or cut short, or two members are one label.
+    """
+    status = os.stat(file)
+    stamp = [_VERSION, status.st_size, status.st_mtime_ns, key]
+    places = _places(file)
+    for place in places:
+        try:
+            kept = json.loads(place.read_text())
+            if kept.pop("stamp") == stamp:
+                return Index(**kept)
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or cut short
+            continue
+    index = scan(file, key)
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            partial = place.with_name(f"{place.name}.{os.getpid()}.part")
+            partial.write_text(json.dumps(vars(index) | {"stamp": stamp}))
+            partial.replace(place)
+            break
+        except OSError:  # read-only: the next place
+            continue
+    return index
+
+
+def _places(file: str) -> list[pathlib.Path]:
+    path = pathlib.Path(file)
+    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    unique = hashlib.sha256(os.fsencode(file)).hexdigest()[:16]
+    return [
+        path.parent / _FOLDER / f"{path.name}.json",
+        home / "litevit_jax" / f"{unique}.json",
+    ]
+
+
+def scan(file: str, key: str = "") -> Index:
+    """As `read`, from the tar file itself: reads its headers and labels."""
+    scanned, end = _Scan(file, key), 0
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // 512) * 512
+                scanned.add(tar, member)
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(
+            f"{file} is damaged or cut short ({error}); copy it again"
+        ) from error
+    if os.path.getsize(file) < end + 512:
+        raise ValueError(
+            f"{file} is cut short: it lacks the empty block that ends a tar file; copy "
+            "it again"
+        )
+    return scanned.index()
+
+
+class _Scan:
+    """Collects the members of one tar file."""
+
+    def __init__(self, file: str, key: str):
+        self._file, self._key = file, key
+        self._images: list[tuple[str, list[Any]]] = []
+        self._labels: dict[tuple[str, str], str] = {}
+        self._members = collections.Counter()
+        self._json_keys: list[str] = []
+
+    def index(self) -> Index:
+        labels = {
+            kind: [self._labels.get((key, kind)) for key, _ in self._images]
+            for kind in LABELS
+        }
+        return Index(
+            images=[row for _, row in self._images],
+            labels={
+                kind: column
+                for kind, column in labels.items()
+                if any(label is not None for label in column)
+            },
+            members=dict(self._members.most_common(_KINDS_KEPT)),
+            json_keys=self._json_keys,
+        )
+
+    def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        folder, _, name = member.name.rpartition("/")
+        stem, _, extension = name.partition(".")
+        extension = extension.lower()
+        if member.isdir() or name.startswith("."):
+            return
+        if not member.isfile():
+            self._members["link or device"] += 1
+            return
+        key, last = f"{folder}/{stem}", extension.rpartition(".")[2]
+        self._members[last if last in EXTENSIONS else extension] += 1
+        if last in EXTENSIONS:
+            # JSON has no place for bytes that are no text: escaped as Python does.
+            self._images.append((key, [member.name, member.offset_data, member.size]))
+        elif extension in LABELS:
+            label = self._label(tar, member, extension)
+            if self._labels.setdefault((key, extension), label) != label:
+                raise ValueError(
+                    f"{self._file}: {member.name} is the second .{extension} of "
+                    f"{key.lstrip('/')!r}, with another label; the name of an image "
+                    "ends at its first dot: rename the members"
+                )
+
+    def _label(
+        self, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str
+    ) -> str:
+        """The number or name that a member says; '': neither."""
+        opened: Any = tar.extractfile(member)
+        content = opened.read(_LARGEST)
+        try:
+            text = content.decode("utf-8")
+            if extension == "json":
+                return _as_label(self._from_json(json.loads(text)))
+        except ValueError:  # no text, or no JSON
+            text = ""
+        return _as_label(text)
+
+    def _from_json(self, content: Any) -> Any:
+        """The value of the label's key, `a.b` of nested objects; None: no such key."""
+        if not isinstance(content, dict):
+            return None
+        self._json_keys = self._json_keys or sorted(map(str, content))[:20]
+        for key in [self._key] if self._key else JSON_KEYS:
+            value: Any = content
+            for part in [key] if key in content else key.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if value is not None:
+                return value
+        return None
+
+
+def _as_label(value: Any) -> str:
+    """One number or name as text, else ''."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int):
+        return ""
+    text = str(value).strip()
+    return text if len(text) <= _LONGEST and text.isprintable() else ""
