@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import posixpath
 
-from litevit_jax.data import filetree, layout
+from litevit_jax.data import filetree, layout, split_names
 from litevit_jax.data.sources import base
 
 # What to do with other files where images are expected.
@@ -65,7 +65,7 @@ def _beside(there: layout.Layout, name: str) -> list[str]:
     """Notes of what lies beside split `name`."""
     unused = [f"{other}/" for other in there.unused if other != name]
     unused += [f"{there.loose} images beside the splits"] * bool(there.loose)
-    notes = base.other_splits(name, there.kinds)
+    notes = split_names.other_splits(name, there.kinds)
     return notes + [f"not used: {base.first(unused)}"] * bool(unused)
 
 

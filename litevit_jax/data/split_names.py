@@ -10,9 +10,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from litevit_jax import registry
+from litevit_jax.data.sources import base
 
 # Kind -> usual names, the first one preferred.
 USUAL = {
@@ -132,3 +133,53 @@ def choose(
             "--config.data.eval_split="
         )
     return registry.check(f"split of {where}", asked, sorted(names))
+
+
+def resolve(
+    split: str,
+    kinds: Mapping[str, str],
+    *,
+    holdout: float,
+    where: str,
+    also: Sequence[str] = (),
+) -> tuple[str | None, str | None]:
+    """(the split there that `split` means, the part of it), or None for all.
+
+    Args:
+      split: the name asked for.
+      kinds: name -> kind of the splits there; {}: undivided data.
+      holdout: share that is 'test' where no split is for testing.
+      where: what holds the data, for messages.
+      also: further names that may be asked for.
+
+    Raises:
+      ValueError: there is no such split, or it needs a held-out share.
+    """
+    base.check_holdout(holdout)
+    part = canonical(split)
+    named = part not in ("train", "test")
+    if {"test", "val"} & set(kinds.values()) or (kinds and named):
+        return choose(split, kinds, also, where), None
+    if named and split.casefold() in map(str.casefold, also):
+        return choose(split, {}, also, where), None
+    if part == "test" and holdout == 0:
+        raise ValueError(
+            f"{where} has no 'test' split: all of it is 'train'. Keep a share of it "
+            "for testing with --config.data.holdout=0.1, or provide a test split"
+        )
+    parts = ["test", "train"] if holdout > 0 else ["train"]
+    base.check_split(part, [*parts, *also[:20]], where)
+    return choose("train", kinds, (), where) if kinds else None, part
+
+
+def other_splits(name: str | None, kinds: Mapping[str, str]) -> list[str]:
+    """A note on the splits beside `name`, if there are any."""
+    others = [other for other in kinds if other != name]
+    return [f"other splits: {base.first(others)}"] * bool(others)
+
+
+def unused_holdout(kinds: Mapping[str, str], holdout: float) -> list[str]:
+    """A note if a share should be held out of data that have a split to test on."""
+    unused = holdout and {"test", "val"} & set(kinds.values())
+    note = f"data.holdout={holdout} is not used: there is a split to test on"
+    return [note] * bool(unused)

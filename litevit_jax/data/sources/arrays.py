@@ -128,13 +128,13 @@ def make(
     layout = _layout(path)
     kinds = {s: split_names.read(s).kind or "other" for s in layout if s}
     where = f"arrays {path}"
-    chosen, part = base.resolve(split, kinds, holdout=holdout, where=where)
+    chosen, part = split_names.resolve(split, kinds, holdout=holdout, where=where)
     images, key = layout[chosen]
     count = _check_images(images)
     labels = _read_labels(key, count)
     keep = base.part_of((b"%d" % row for row in range(count)), part, holdout, where)
-    notes = [f"from {path}", *base.other_splits(chosen, kinds), *labels.notes]
-    notes += [*_unused(path, layout), *base.unused_holdout(kinds, holdout)]
+    notes = [f"from {path}", *split_names.other_splits(chosen, kinds), *labels.notes]
+    notes += [*_unused(path, layout), *split_names.unused_holdout(kinds, holdout)]
     return Arrays(
         images,
         labels.numbers,

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from litevit_jax import registry
-from litevit_jax.data import split_names
 
 
 class Source(abc.ABC):
@@ -118,43 +117,6 @@ def in_holdout(key: bytes, holdout: float) -> bool:
     return int.from_bytes(bits, "little") < holdout * 2**64
 
 
-def resolve(
-    split: str,
-    kinds: Mapping[str, str],
-    *,
-    holdout: float,
-    where: str,
-    also: Sequence[str] = (),
-) -> tuple[str | None, str | None]:
-    """(the split there that `split` means, the part of it), or None for all.
-
-    Args:
-      split: the name asked for.
-      kinds: name -> kind of the splits there, see `split_names`; {}: undivided data.
-      holdout: share that is 'test' where no split is for testing.
-      where: what holds the data, for messages.
-      also: further names that may be asked for.
-
-    Raises:
-      ValueError: there is no such split, or it needs a held-out share.
-    """
-    check_holdout(holdout)
-    part = split_names.canonical(split)
-    named = part not in ("train", "test")
-    if {"test", "val"} & set(kinds.values()) or (kinds and named):
-        return split_names.choose(split, kinds, also, where), None
-    if named and split.casefold() in map(str.casefold, also):
-        return split_names.choose(split, {}, also, where), None
-    if part == "test" and holdout == 0:
-        raise ValueError(
-            f"{where} has no 'test' split: all of it is 'train'. Keep a share of it "
-            "for testing with --config.data.holdout=0.1, or provide a test split"
-        )
-    parts = ["test", "train"] if holdout > 0 else ["train"]
-    check_split(part, [*parts, *also[:20]], where)
-    return split_names.choose("train", kinds, (), where) if kinds else None, part
-
-
 def part_of(
     keys: Iterable[bytes], part: str | None, holdout: float, where: str
 ) -> np.ndarray:
@@ -176,19 +138,6 @@ def part_of(
 def first(names: Sequence[str], count: int = 5) -> str:
     """The first names of a list that may be long, for a message."""
     return ", ".join([*map(printable, names[:count]), *["..."] * (len(names) > count)])
-
-
-def other_splits(name: str | None, kinds: Mapping[str, str]) -> list[str]:
-    """A note on the splits beside `name`, if there are any."""
-    others = [other for other in kinds if other != name]
-    return [f"other splits: {first(others)}"] * bool(others)
-
-
-def unused_holdout(kinds: Mapping[str, str], holdout: float) -> list[str]:
-    """A note if a share should be held out of data that have a split to test on."""
-    unused = holdout and {"test", "val"} & set(kinds.values())
-    note = f"data.holdout={holdout} is not used: there is a split to test on"
-    return [note] * bool(unused)
 
 
 def skipped_entries(skipped: Mapping[str, str]) -> list[str]:

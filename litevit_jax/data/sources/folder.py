@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from litevit_jax import paths
-from litevit_jax.data import filetree, layout
+from litevit_jax.data import filetree, layout, split_names
 from litevit_jax.data.listing import Listing
 from litevit_jax.data.sources import base
 
@@ -128,7 +128,7 @@ def make(
         return _named_by_path(root, split)
     there = layout.find(root)
     also = there.unused if there.kinds else root.folders("")
-    chosen, part = base.resolve(
+    chosen, part = split_names.resolve(
         split, there.kinds, holdout=holdout, where=f"folder {root}", also=also
     )
     if part:
@@ -204,7 +204,7 @@ def _make_split(
         known = _class_folders(root, layout.descend(root, training))
         labels = _renumber(listing, labels, classes, known, training)
         classes = known
-    notes = [*listing.notes, *base.unused_holdout(there.kinds, holdout)]
+    notes = [*listing.notes, *split_names.unused_holdout(there.kinds, holdout)]
     return Folder(root, listing.names, labels=labels, classes=classes, notes=notes)
 
 

@@ -149,9 +149,11 @@ def make(
             f"python -m litevit_jax.data.pack FOLDER {root}"
         )
     kinds = {s: split_names.read(s).kind or "other" for s in splits}
-    chosen, part = base.resolve(split, kinds, holdout=holdout, where=f"packed {root}")
-    notes = [f"from {root}", *base.other_splits(chosen, kinds)]
-    notes += base.unused_holdout(kinds, holdout)
+    chosen, part = split_names.resolve(
+        split, kinds, holdout=holdout, where=f"packed {root}"
+    )
+    notes = [f"from {root}", *split_names.other_splits(chosen, kinds)]
+    notes += split_names.unused_holdout(kinds, holdout)
     split = str(chosen)
     return _read(root, split, splits[split], part, holdout, notes)
 

@@ -123,13 +123,13 @@ def make(
     chosen, part = split, None
     if not below:
         where = f"tar files {dir}"
-        chosen, part = base.resolve(split, kinds, holdout=holdout, where=where)
+        chosen, part = split_names.resolve(split, kinds, holdout=holdout, where=where)
     files = below or groups[chosen]
     notes = [
         f"from {len(files)} tar file{'s' * (len(files) > 1)} ({_names(files)})",
-        *base.other_splits(chosen, kinds),
+        *split_names.other_splits(chosen, kinds),
         *[f"not used: {_names(unused)}"] * bool(unused),
-        *base.unused_holdout(kinds, holdout),
+        *split_names.unused_holdout(kinds, holdout),
         *skipped,
     ]
     reader = _Reader(indices, name or "")
