@@ -54,7 +54,9 @@ def get_config(arg=None):
         config.data.eval_crop_fraction = placeholder(float)
     config.job = _job(config, said)
     config.models = placeholder(str)  # NAME=PATH,NAME=PATH
-    config.probe = "layers"  # of `advice`: layers or layers_avg
+    # Of `advice`: layers or layers_avg; None: of each encoder the better one on the
+    # training images that its probe held out.
+    config.probe = placeholder(str)
     config.num_heads = placeholder(int)  # of files that do not tell
     config.decoder_num_heads = placeholder(int)  # likewise
     config.split = "eval"

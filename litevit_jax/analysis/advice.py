@@ -189,9 +189,7 @@ def _start_from(best: dict[str, Any], trained: list, floor: dict | None) -> str:
 
 def _row(name: str, last: dict[str, Any], random: bool) -> dict[str, Any]:
     linear = [row["linear"] for row in last["table"]]
-    # By its place: older tables count blocks from 0.
-    place = [row["block"] for row in last["table"]].index(last["block"])
-    top1, n = linear[place], last["n"]
+    top1, n = linear[last["block"] - 1], last["n"]
     enough = next(i for i, x in enumerate(linear) if not _apart(n, top1, x))
     return {
         "name": name,
@@ -199,7 +197,7 @@ def _row(name: str, last: dict[str, Any], random: bool) -> dict[str, Any]:
         "top1": top1,
         "standard_error": standard_error(n, top1),
         "pool": last["pool"],
-        "block": place + 1,
+        "block": last["block"],
         "last": linear[-1],
         "enough": enough + 1,
         "depth": len(linear),

@@ -96,7 +96,8 @@ def advise(config: ConfigDict, workdir: str) -> str:
     """Which encoder and how many layers to tune, from results of layer probes.
 
     `config.models` names directories of configs/layer_probe.py; `config.probe` the
-    evaluation in them. Writes advice.json and a page into `workdir`.
+    evaluation in them, or None to choose it by held-out images. Writes advice.json and
+    a page into `workdir`.
 
     Raises:
       ValueError, FileNotFoundError: a directory has no such result, or they are of
@@ -105,14 +106,7 @@ def advise(config: ConfigDict, workdir: str) -> str:
     probes, prints, random = {}, {}, set()
     for name, path in models.named(config.models).items():
         run = record.read(name, _run(name, path))
-        result = run.results.get(config.probe)
-        if result is None:
-            raise ValueError(
-                f"--config.models={name}={path}: no evals/{config.probe}/result.json "
-                "there; make one with configs/layer_probe.py"
-            )
-        about = run.config["evals"].get(config.probe, {})
-        probes[name] = {"pool": about.get("pool"), **result["last"]}
+        probes[name] = _probe(run, config.probe, f"--config.models={name}={path}")
         prints[name] = _data(run.config)
         if run.config.get("job") == "evaluate" and run.config["init"] == "random":
             random.add(name)
@@ -146,6 +140,24 @@ def advise(config: ConfigDict, workdir: str) -> str:
         for row in rows
     ]
     return f"{text}\n{progress.columns([head, *shown])}"
+
+
+def _probe(run: record.Run, title: str | None, where: str) -> dict[str, Any]:
+    """The last result of a probe of layers: of `title`, or the better one held out."""
+    titles = (title,) if title else ("layers", "layers_avg")
+    lasts = [run.results[t]["last"] for t in titles if t in run.results]
+    if not lasts:
+        raise ValueError(
+            f"{where}: no evals/{titles[0]}/result.json there; make one with "
+            "configs/layer_probe.py"
+        )
+    if any("pool" not in last for last in lasts):
+        raise ValueError(
+            f"{where}: an older version wrote evals/{titles[0]}/result.json, without "
+            "what held-out images chose; make it anew with configs/layer_probe.py and "
+            "another --workdir"
+        )
+    return max(lasts, key=lambda last: last["select_top1"])
 
 
 def _data(config: dict[str, Any]) -> str:

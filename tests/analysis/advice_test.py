@@ -9,10 +9,10 @@ from litevit_jax.train import workdir as workdirs
 from tests import jobs
 
 
-def probe(linear, n=1000, first=1):
-    table = [{"block": i, "linear": x} for i, x in enumerate(linear, first)]
+def probe(linear, n=1000, **fields):
+    table = [{"block": i, "linear": x} for i, x in enumerate(linear, 1)]
     best = max(table, key=lambda row: row["linear"])
-    stamp = {"step": 0, "n": n, "pool": "cls"}
+    stamp = {"step": 0, "n": n, "pool": "cls", "select_top1": 50.0} | fields
     return {"top1": best["linear"], "block": best["block"], "table": table} | stamp
 
 
@@ -28,12 +28,6 @@ def test_the_better_encoder_is_named_with_its_lead():
     error = 100 * (0.7 * 0.3 / 1000) ** 0.5
     assert rows[0]["standard_error"] == pytest.approx(error)
     assert (rows[0]["block"], rows[0]["last"]) == (3, 70.0)
-
-
-def test_tables_that_count_blocks_from_0_are_read_as_they_were_meant():
-    linear = [40.0, 70.0, 71.0, 60.0]
-    old, new = (advice.of_probes({"a": probe(linear, first=i)}) for i in (0, 1))
-    assert old == new and new[1][0]["block"] == 3
 
 
 def test_random_parameters_are_what_others_must_beat_and_never_advised():
@@ -144,10 +138,11 @@ def test_nothing_is_concluded_inside_the_error():
     ]
 
 
-def write(place, linear, dir="a", init="run"):
+def write(place, linear, dir="a", init="run", title="layers", **fields):
     made = jobs.config("layer_probe", "digits", data__dir=dir, init=init).to_dict()
     workdirs.write_json(place / "config.json", workdirs.plain(made))
-    workdirs.record_result(place, "layers", probe(linear), "top1", {"metric": "top1"})
+    last = probe(linear, **fields)
+    workdirs.record_result(place, title, last, "top1", {"metric": "top1"})
     return place
 
 
@@ -168,6 +163,22 @@ def test_the_command_advises_from_directories_of_probes(tmp_path):
     assert (
         text.startswith("None of these is worth") and "parameters (b, 90.0 %)" in text
     )
+
+
+def test_which_tokens_are_read_is_chosen_on_images_held_out(tmp_path):
+    write(tmp_path / "a", [30.0, 60.0])
+    tokens = {"title": "layers_avg", "pool": "avg", "select_top1": 51.0}
+    write(tmp_path / "a", [30.0, 59.0], **tokens)
+    made = jobs.config("analysis", "advice", models=f"a={tmp_path}/a")
+    text = job.run("advise", made, str(tmp_path / "out")).text
+    assert text.startswith("Start from a: the mean of the patches after block 2 tells")
+    made.probe = "layers"
+    text = job.run("advise", made, str(tmp_path / "out")).text
+    assert text.startswith("Start from a: the class token after block 2 tells 60.0 %")
+    path = tmp_path / "a" / "evals" / "layers" / "result.json"
+    path.write_text(path.read_text().replace('"pool"', '"pol"'))
+    with pytest.raises(ValueError, match=r"an older version wrote evals/layers/res"):
+        job.run("advise", made, str(tmp_path / "out"))
 
 
 def test_probes_of_other_images_and_missing_ones_are_refused(tmp_path):
