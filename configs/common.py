@@ -34,6 +34,8 @@ DATA_VARIANTS = ("imagenet2012", "digits", *PLACED)
 def parse_arg(arg, flags=(), values=()):
     """`digits,smoke` or `data=folder,path=DIR` -> dict of what was said.
 
+    Quotes keep a comma in a value: `data=folder,path="A,B"`.
+
     Args:
       arg: text behind the colon of --config, or None.
       flags: words of this recipe, besides the data variants and `smoke`.
@@ -47,11 +49,15 @@ def parse_arg(arg, flags=(), values=()):
     names = ["data", "path", *values]
     said: dict[str, Any] = {"data": None, "path": None, "smoke": False}
     said.update(dict.fromkeys(flags, False) | dict.fromkeys(values))
-    for piece in filter(None, (arg or "").split(",")):
+    before = ""  # the piece with a value that this one follows
+    for piece in filter(None, _pieces(arg or "")):
         name, equals, value = piece.partition("=")
         known = names if equals else words
         if name not in known:
-            raise ValueError(_unknown(piece, name, words, names))
+            raise ValueError(
+                _unknown(piece, name, words, names) + _comma(before, piece)
+            )
+        before = piece if equals else ""
         if equals:
             said[name] = value
         elif name in DATA_VARIANTS:
@@ -59,6 +65,33 @@ def parse_arg(arg, flags=(), values=()):
         else:
             said[name] = True
     return _check_data(said)
+
+
+def _pieces(text):
+    """Splits `text` at its commas, but for those of a quoted value (`a="b,c"`)."""
+    pieces, quote = [""], ""
+    for letter in text:
+        if quote and letter == quote:
+            quote = ""
+        elif letter in "\"'" and pieces[-1].endswith("="):
+            quote = letter
+        elif letter == "," and not quote:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    if quote:
+        raise ValueError(f"variant {text!r}: its quote {quote} is not closed")
+    return pieces
+
+
+def _comma(before, piece):
+    """What to do if `piece` is the rest of the value before it, behind a comma."""
+    name, _, value = before.partition("=")
+    if not name:
+        return ""
+    whole = f"{value},{piece}"
+    field = f", or use path=. and --config.data.dir='{whole}'" * (name == "path")
+    return f'. If the comma belongs to {name}=, quote it: {name}="{whole}"{field}'
 
 
 def _unknown(piece, name, words, names):
@@ -83,7 +116,10 @@ def _check_data(said):
     if data is not None and data not in DATA_VARIANTS:
         raise ValueError(unknown("data", data, DATA_VARIANTS))
     if data in PLACED and not path:
-        raise ValueError(f"variant data={data} needs a place: data={data},path=DIR")
+        raise ValueError(
+            f"variant data={data} needs a place: data={data},path=DIR (with a comma in "
+            'it: path="DIR", or path=. and --config.data.dir=DIR)'
+        )
     if path and data not in PLACED:
         choices = ", ".join(f"data={name}" for name in PLACED)
         raise ValueError(f"variant path={path} goes with one of {choices}")

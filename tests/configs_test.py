@@ -54,6 +54,26 @@ def test_a_misspelt_variant_is_refused_with_near_matches(name):
         module(name).get_config("dat=folder")
 
 
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_quotes_keep_a_comma_in_a_place(quote):
+    arg = f"data=folder,path={quote}/a, b/it{quote},smoke"
+    made = module("mae_tiny").get_config(arg)
+    assert made.data.dir == "/a, b/it" and made.name.endswith("smoke")
+    made = module("mae_tiny").get_config("path=/Bob's,smoke")
+    assert made.data.dir == "/Bob's"
+
+
+def test_a_comma_in_a_place_is_explained():
+    message = (
+        r"'b' unknown; .*quote it: path=\"/a,b\", or use path=\. and "
+        r"--config\.data\.dir='/a,b'"
+    )
+    with pytest.raises(ValueError, match=message):
+        module("mae_tiny").get_config("data=folder,path=/a,b")
+    with pytest.raises(ValueError, match="its quote ' is not closed"):
+        module("mae_tiny").get_config("path='/a,b")
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_parts_of_the_training_images_can_be_drawn_in_every_recipe(name):
     data = jobs.config(name, "digits").data

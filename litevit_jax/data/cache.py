@@ -28,6 +28,10 @@ class Cached(base.Source):
         return self._source.classes
 
     @property
+    def label_advice(self) -> str:
+        return self._source.label_advice
+
+    @property
     def in_memory(self) -> bool:
         return True
 

@@ -31,10 +31,6 @@ class Layout:
     unused: tuple[str, ...] = ()
     loose: int = 0
 
-    @property
-    def has_test(self) -> bool:
-        return bool({"test", "val"} & set(self.kinds.values()))
-
     def opposite(self, name: str) -> list[str]:
         """Folders for testing if split `name` is for training, and the reverse."""
         training = self.kinds.get(name) in ("train", "extra")

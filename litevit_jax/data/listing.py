@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import posixpath
 
-from litevit_jax.data import filetree, layout, split_names
+from litevit_jax.data import filetree, layout
 from litevit_jax.data.sources import base
 
 # What to do with other files where images are expected.
@@ -30,12 +30,14 @@ class Listing:
 
     Attributes:
       notes: what else there is, for the user.
+      other_splits: names of the folders that are splits beside this one.
     """
 
     root: filetree.Tree
     top: str
     names: list[str]
     notes: list[str]
+    other_splits: list[str]
 
     @classmethod
     def read(
@@ -47,26 +49,26 @@ class Listing:
           ValueError: no image there; the message counts what there is instead.
         """
         name = posixpath.basename(split or "")
-        names, others, skipped = [], collections.Counter(), {}
+        names, unread, skipped = [], collections.Counter(), {}
         barred = there.opposite(name) if split else []
         for file in root.walk(top, skipped, barred):
             if layout.is_image(file):
                 names.append(layout.join(top, file))
             else:
-                others[_kind_of(file)] += 1
+                unread[_kind_of(file)] += 1
         if not names:
-            raise ValueError(_no_images(root.place(top), others, skipped))
+            raise ValueError(_no_images(root.place(top), unread, skipped))
         notes = [f"from {root.place(top)}"]
-        notes += _beside(there, name) + _not_read(others, skipped)
-        return cls(root, top, sorted(names), notes)
+        notes += _beside(there, name) + _not_read(unread, skipped)
+        others = [other for other in there.kinds if other != name]
+        return cls(root, top, sorted(names), notes, others)
 
 
 def _beside(there: layout.Layout, name: str) -> list[str]:
-    """Notes of what lies beside split `name`."""
+    """A note of what lies beside split `name` and is no split."""
     unused = [f"{other}/" for other in there.unused if other != name]
     unused += [f"{there.loose} images beside the splits"] * bool(there.loose)
-    notes = split_names.other_splits(name, there.kinds)
-    return notes + [f"not used: {base.first(unused)}"] * bool(unused)
+    return [f"not used: {base.first(unused)}"] * bool(unused)
 
 
 def _not_read(others: collections.Counter[str], skipped: dict[str, str]) -> list[str]:

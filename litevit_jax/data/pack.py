@@ -7,8 +7,9 @@
 
 SRC is what data.dir is for data.source=folder (or --source). The shorter side of
 every image becomes --short-side, if it is longer; a JPEG that is small enough already
-keeps its bytes. Labels, class names and file names are kept. A shard that is complete
-is not written again, so an interrupted command goes on where it stopped; the result
+keeps its bytes. Labels, class names and file names are kept. All splits of SRC are
+packed, unless --split names some. A shard that is complete is not written again, so an
+interrupted command goes on where it stopped; the result
 depends on SRC and the settings alone. With --shard=I/N the I-th of N jobs (from 0)
 writes its part, so that an array job packs a large set. Train with
 --config=...:data=packed,path=DST.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import functools
 import hashlib
 import io
 import json
@@ -36,7 +38,7 @@ from litevit_jax.data import fast
 from litevit_jax.data.sources import base, packed
 
 _PER_SHARD = 10_000
-_SPLITS = ("train", "test")
+_EXIT_FAILED, _EXIT_USAGE = 1, 2
 
 
 def shrink(image: bytes | Any, *, short_side: int, quality: int) -> bytes:
@@ -263,7 +265,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("dst", metavar="DST", type=pathlib.Path)
     parser.add_argument("--source", default="folder", help="folder, tfds, tar, arrays")
     parser.add_argument("--name", default="", help="TFDS name: imagenet2012")
-    parser.add_argument("--split", action="append", help="default: train and test")
+    parser.add_argument(
+        "--split", action="append", help="default: train and all beside it"
+    )
     parser.add_argument("--short-side", type=int, default=256)
     parser.add_argument("--quality", type=int, default=90, help="of JPEG, 1 to 100")
     parser.add_argument("--shards", type=int, help="default: one for 10,000 images")
@@ -281,21 +285,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _pack_splits(args: argparse.Namespace) -> None:
-    """Packs each split asked for; by default a missing 'test' is no error."""
-    for split in args.split or _SPLITS:
-        try:
-            source = registry.make(
-                "data.sources", args.source, split=split, dir=args.src, name=args.name
-            )
-        except ValueError as error:
-            if args.split or split == _SPLITS[0]:
-                raise
-            print(f"no split {split!r}: {error}")
-            continue
+    """Packs each split asked for, or all there are."""
+    for split, source in _sources(args):
+        # A folder's path is a split's name too: 'a/train'.
+        name = split.strip("./").replace("/", "-") or "train"
+        print(f"{name}: {source.summary()}", flush=True)
         pack(
             source,
             args.dst,
-            split=split,
+            split=name,
             short_side=args.short_side,
             quality=args.quality,
             shards=args.shards,
@@ -305,18 +303,40 @@ def _pack_splits(args: argparse.Namespace) -> None:
         )
 
 
+def _sources(args: argparse.Namespace) -> Iterator[tuple[str, base.Source]]:
+    """(split, its examples); by default 'train' and those beside it."""
+    make = functools.partial(
+        registry.make, "data.sources", args.source, dir=args.src, name=args.name
+    )
+    splits = args.split or ["train"]
+    opened = [(split, make(split=split)) for split in splits]
+    yield from opened
+    if args.split:
+        return
+    others = opened[0][1].other_splits
+    for split in others or ["test"]:
+        try:
+            yield split, make(split=split)
+        except ValueError as error:  # the source does not tell which it has
+            if others:
+                raise
+            print(f"no split {split!r}: {error}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status."""
+    """Runs the command; returns its exit status: 2 for a mistake in it or its data."""
     args = _parse(argv)
     try:
         if args.verify:
             wrong = verify(args.dst)
             print("\n".join(wrong) or f"{args.dst}: all checksums agree")
-            return 1 if wrong else 0
+            return _EXIT_FAILED if wrong else 0
         _pack_splits(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        # Errors of the system have a number; ours tell what the user can mend.
+        system = isinstance(error, OSError) and error.errno is not None
+        return _EXIT_FAILED if system else _EXIT_USAGE
     print(f"train with --config=configs/mae_tiny.py:data=packed,path={args.dst}")
     return 0
 

@@ -172,12 +172,6 @@ def resolve(
     return choose("train", kinds, (), where) if kinds else None, part
 
 
-def other_splits(name: str | None, kinds: Mapping[str, str]) -> list[str]:
-    """A note on the splits beside `name`, if there are any."""
-    others = [other for other in kinds if other != name]
-    return [f"other splits: {base.first(others)}"] * bool(others)
-
-
 def unused_holdout(kinds: Mapping[str, str], holdout: float) -> list[str]:
     """A note if a share should be held out of data that have a split to test on."""
     unused = holdout and {"test", "val"} & set(kinds.values())

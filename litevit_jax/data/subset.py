@@ -22,6 +22,10 @@ class Subset(base.Source):
         return self._source.classes
 
     @property
+    def label_advice(self) -> str:
+        return self._source.label_advice
+
+    @property
     def in_memory(self) -> bool:
         return self._source.in_memory
 
@@ -52,6 +56,10 @@ class Joined(base.Source):
     @property
     def classes(self) -> list[str]:
         return self._sources[0].classes
+
+    @property
+    def label_advice(self) -> str:
+        return self._sources[0].label_advice
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -184,8 +192,8 @@ def by_class(source: base.Source, seed: int, what: str) -> list[np.ndarray]:
     """
     if not source.classes:
         raise ValueError(
-            f"{what} needs labels, but the data has no classes; leave it out, or give "
-            "a folder with one subfolder per class"
+            f"{what} needs labels, but the data has no classes; leave it out, or "
+            f"{source.label_advice}"
         )
     order = np.random.default_rng(seed).permutation(len(source))
     labels = np.array([source.label_of(int(row)) for row in order])
@@ -240,7 +248,7 @@ def _check_shots(source: base.Source, shots: int) -> None:
     if not source.classes:
         raise ValueError(
             f"data.shots={shots} needs labels, but the data has no classes; use "
-            "data.fraction, or give a folder with one subfolder per class"
+            f"data.fraction, or {source.label_advice}"
         )
 
 

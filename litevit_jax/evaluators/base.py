@@ -132,8 +132,7 @@ def check_labels(source: Any, what: str, least: int = 2) -> None:
     """
     if not source.classes:
         raise ValueError(
-            f"{what} needs labels, but the data has none: give a folder with one "
-            "subfolder per class"
+            f"{what} needs labels, but the data has none: {source.label_advice}"
         )
     found: set[int] = set()
     for row in np.random.default_rng(0).permutation(len(source)):
@@ -144,7 +143,7 @@ def check_labels(source: Any, what: str, least: int = 2) -> None:
         raise ValueError(
             f"{what} needs labels, but none of its {len(source)} images has one, such "
             f"as {source.name_of(0)}; name a labelled split, for example with "
-            "--config.data.eval_split=, or give a folder with one subfolder per class"
+            f"--config.data.eval_split=, or {source.label_advice}"
         )
     raise ValueError(
         f"{what}: all images are of one class, {source.classes[min(found)]!r}; there "
@@ -163,5 +162,5 @@ def check(name: str, evaluator: Evaluator, predicted: dict[str, Any], by: str) -
     if evaluator.labelled and not evaluator.context.num_classes:
         raise ValueError(
             f"evaluator {name!r} needs labels, but the data has none: give a folder "
-            "with one subfolder per class"
+            "with one subfolder per class, or tar files with a label beside each image"
         )

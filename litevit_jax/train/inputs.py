@@ -47,9 +47,32 @@ def sources(data: Any) -> Callable[[str], sources_base.Source]:
       ValueError, OSError: (when asked) no such data, split or part.
     """
     parts = functools.cache(functools.partial(_training_parts, data))
-    return functools.cache(
-        lambda split: cache.keep_if_asked(_source(data, parts, split), data)
-    )
+    classes: dict[str, list[str]] = {}
+
+    @functools.cache
+    def opened(split: str) -> sources_base.Source:
+        made = cache.keep_if_asked(_source(data, parts, split), data)
+        classes[split] = made.classes
+        _check_same_classes(classes, data)
+        return made
+
+    return opened
+
+
+def _check_same_classes(classes: dict[str, list[str]], data: Any) -> None:
+    """Raises ValueError if training and evaluation number other classes."""
+    train, test = (set(classes.get(split, ())) for split in ("train", "eval"))
+    if train and test and classes["train"] != classes["eval"]:
+        lists = [
+            sources_base.first(sorted(s)) or "none"
+            for s in (train - test, test - train)
+        ]
+        raise ValueError(
+            f"data.train_split={data['train_split']!r} and data.eval_split="
+            f"{data['eval_split']!r} have other classes (only the first: {lists[0]}; "
+            f"only the second: {lists[1]}), so their labels cannot be compared; name "
+            "splits with the same classes"
+        )
 
 
 def source(data: Any, split: str) -> sources_base.Source:

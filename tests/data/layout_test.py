@@ -56,9 +56,12 @@ def test_splits_are_found_by_their_usual_names(fill, train, test):
         (("copy/train/cat/a.jpg", "copy/test/cat/b.jpg"), "not used: copy/"),
         (
             ("extra_images/cat/a.jpg", "x.jpg"),
-            "extra_images, test, valid; not used: 1 images",
+            "not used: 1 images beside the splits; other splits: extra_images, test,",
         ),
-        (("valid/dog/1.jpg", "pictures/1.jpg"), "test, valid; not used: pictures/"),
+        (
+            ("valid/dog/1.jpg", "pictures/1.jpg"),
+            "not used: pictures/; other splits: test, valid",
+        ),
         (("archive/1.jpg", "archive2/2.jpg"), "not used: archive/, archive2/"),
     ],
 )

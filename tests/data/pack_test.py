@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -80,10 +81,43 @@ def test_jobs_of_an_array_and_interruptions_give_the_same_bytes(photos, tmp_path
     assert changed == {f"{name}.array_record", f"{name}.json"}
 
 
+def test_all_splits_are_packed_whatever_their_usual_names(photos, tmp_path, capsys):
+    target = tmp_path / "packed"
+    (photos / "train").rename(photos / "Training")
+    shutil.copytree(photos / "test", photos / "valid")
+    assert _pack(photos, target) == 0
+    assert {p.stem for p in target.glob("*[!0-9].json")} == {"train", "test", "valid"}
+    assert "train: 6 images, labelled, 2 classes (cat, dog)" in capsys.readouterr().out
+    for split, count in (("train", 6), ("test", 2), ("val", 2), ("Valid", 2)):
+        source = packed.make(split=split, dir=str(target), holdout=0.5)
+        assert len(source) == count and "0.5 is not used" in source.summary()
+    assert source.other_splits == ["test", "train"]
+
+
+def test_a_subfolder_is_packed_as_a_split(photos, tmp_path):
+    target, parent = tmp_path / "packed", photos.parent
+    assert _pack(parent, target, "--split=photos/train", "--split=./photos/test") == 0
+    assert len(packed.make(split="train", dir=str(target))) == 6
+    assert len(packed.make(split="photos-test", dir=str(target))) == 2
+
+
+def test_a_folder_of_other_manifests_is_not_packed(photos, tmp_path):
+    (tmp_path / "info.json").write_text('{"shards": 3}')
+    (tmp_path / "list.json").write_text("[1")
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(ValueError, match="holds no packed images"):
+        packed.make(split="train", dir=str(tmp_path))
+    target = tmp_path / "packed"
+    assert _pack(photos, target) == 0
+    (target / "train-00000-of-00001.json").write_text('{"count": ')
+    with pytest.raises(ValueError, match=r"of-00001\.json is damaged"):
+        packed.make(split="train", dir=str(target))
+
+
 def test_other_settings_are_not_mixed_in(photos, tmp_path, capsys):
     target = tmp_path / "packed"
     assert _pack(photos, target) == 0
-    assert _pack(photos, target, "--quality=70") == 1
+    assert _pack(photos, target, "--quality=70") == 2
     assert "begun with another quality (90, now 70)" in capsys.readouterr().err
 
 
@@ -95,7 +129,7 @@ def test_unreadable_images_are_named_counted_and_bounded(photos, tmp_path, capsy
     manifest = json.loads((tmp_path / "one/train-00000-of-00001.json").read_text())
     assert manifest["count"] == 6 and len(manifest["bad"]) == 1
     assert len(packed.make(split="train", dir=str(tmp_path / "one"))) == 6
-    assert _pack(photos, tmp_path / "none", "--max-bad-fraction=0") == 1
+    assert _pack(photos, tmp_path / "none", "--max-bad-fraction=0") == 2
     assert "at most 0 may" in capsys.readouterr().err
     assert not (tmp_path / "none/train-00000-of-00001.json").exists()
 
@@ -128,7 +162,7 @@ def test_wrong_arguments_are_explained(photos, tmp_path, capsys):
         (["--quality=0"], "--quality=0; expected"),
         (["--source=foldr"], "did you mean folder"),
     ):
-        assert _pack(photos, tmp_path / "x", *wrong) == 1
+        assert _pack(photos, tmp_path / "x", *wrong) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         _pack(photos, tmp_path / "x", "--shard=half")

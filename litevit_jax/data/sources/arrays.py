@@ -49,6 +49,7 @@ class Arrays(base.Source):
         rows: np.ndarray,
         classes: list[str],
         notes: Sequence[str] = (),
+        other_splits: Sequence[str] = (),
     ):
         self._key = images
         self._images = _load(*images)
@@ -56,6 +57,7 @@ class Arrays(base.Source):
         self._rows = rows
         self._classes = classes
         self.notes = notes
+        self.other_splits = other_splits
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes read the file again; it may be large.
@@ -72,6 +74,10 @@ class Arrays(base.Source):
     @property
     def labelled(self) -> bool:
         return bool((self._labels[self._rows] >= 0).any())
+
+    @property
+    def label_advice(self) -> str:
+        return "save them beside the images, as train_label for train_image"
 
     @property
     def channels(self) -> int:
@@ -133,7 +139,7 @@ def make(
     count = _check_images(images)
     labels = _read_labels(key, count)
     keep = base.part_of((b"%d" % row for row in range(count)), part, holdout, where)
-    notes = [f"from {path}", *split_names.other_splits(chosen, kinds), *labels.notes]
+    notes = [f"from {path}", *labels.notes]
     notes += [*_unused(path, layout), *split_names.unused_holdout(kinds, holdout)]
     return Arrays(
         images,
@@ -141,6 +147,7 @@ def make(
         rows=np.flatnonzero(keep),
         classes=_classes(layout, [s for s in kinds if kinds[s] != "other"], chosen),
         notes=notes,
+        other_splits=[s for s in kinds if s != chosen],
     )
 
 

@@ -24,11 +24,16 @@ class Source(abc.ABC):
 
     Attributes:
       notes: what else there is to know of them, for `summary`.
-      label_advice: how the user gives such data labels, for messages.
+      other_splits: names of the splits beside this one.
     """
 
     notes: Sequence[str] = ()
-    label_advice: str = "give a folder with one subfolder per class"
+    other_splits: Sequence[str] = ()
+
+    @property
+    def label_advice(self) -> str:
+        """What to do if there are no labels, for messages."""
+        return "give a folder with one subfolder per class"
 
     @property
     def in_memory(self) -> bool:
@@ -68,7 +73,7 @@ class Source(abc.ABC):
         return bool(self.classes)
 
     def summary(self) -> str:
-        """One line: images, classes with the first names, and the notes."""
+        """One line: images, classes with the first names, notes and other splits."""
         classes = self.classes
         plural = "es" * (len(classes) > 1)
         kinds = f"{len(classes):,} class{plural} ({first(classes)})"
@@ -77,7 +82,9 @@ class Source(abc.ABC):
             labels = f"labelled, {kinds}"
         elif classes:
             labels += f" (other splits have {kinds})"
-        return "; ".join([f"{len(self):,} images, {labels}", *self.notes])
+        notes = [f"{len(self):,} images, {labels}", *self.notes]
+        notes += [f"other splits: {first(self.other_splits)}"] * bool(self.other_splits)
+        return "; ".join(notes)
 
     @abc.abstractmethod
     def name_of(self, index: int) -> str:

@@ -54,7 +54,8 @@ def make(
             f"images_{level}_{split}.txt in {root} has classes that trainval has not: "
             f"{', '.join(unknown[:10])}"
         )
-    there = {path.name for path in (root / "images").iterdir()}
+    tree = filetree.LocalTree(str(root / "images"))
+    there = set(tree.files(""))
     missing = [image for image in listed if f"{image}.jpg" not in there]
     if missing:
         raise FileNotFoundError(
@@ -64,7 +65,12 @@ def make(
     labels = np.array([number[name] for name in listed.values()], np.int32)
     names = [f"{image}.jpg" for image in listed]
     return folder.Folder(
-        filetree.LocalTree(str(root / "images")), names, labels=labels, classes=classes
+        tree,
+        names,
+        labels=labels,
+        classes=classes,
+        notes=[f"from {root}"],
+        other_splits=[other for other in SPLITS if other != split],
     )
 
 

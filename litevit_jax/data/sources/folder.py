@@ -45,12 +45,14 @@ class Folder(base.Source):
         labels: np.ndarray,
         classes: list[str],
         notes: Sequence[str] = (),
+        other_splits: Sequence[str] = (),
     ):
         self._tree = tree
         self._names = _PackedNames(names)
         self._labels = labels
         self._classes = classes
         self.notes = notes
+        self.other_splits = other_splits
 
     @property
     def classes(self) -> list[str]:
@@ -154,6 +156,7 @@ def _make_part(
         labels=labels[keep],
         classes=classes,
         notes=listing.notes,
+        other_splits=listing.other_splits,
     )
 
 
@@ -205,7 +208,14 @@ def _make_split(
         labels = _renumber(listing, labels, classes, known, training)
         classes = known
     notes = [*listing.notes, *split_names.unused_holdout(there.kinds, holdout)]
-    return Folder(root, listing.names, labels=labels, classes=classes, notes=notes)
+    return Folder(
+        root,
+        listing.names,
+        labels=labels,
+        classes=classes,
+        notes=notes,
+        other_splits=listing.other_splits,
+    )
 
 
 def _renumber(

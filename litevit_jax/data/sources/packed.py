@@ -16,7 +16,6 @@ import json
 import os
 import pathlib
 import struct
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,14 +62,12 @@ class Packed(base.Source):
         rows: np.ndarray,
         classes: list[str],
         checksums: list[str],
-        notes: Sequence[str] = (),
     ):
         self._files = files
         self._labels = labels
         self._rows = rows
         self._classes = classes
         self._checksums = checksums
-        self.notes = notes
 
     @functools.cached_property
     def _records(self) -> Any:
@@ -152,10 +149,11 @@ def make(
     chosen, part = split_names.resolve(
         split, kinds, holdout=holdout, where=f"packed {root}"
     )
-    notes = [f"from {root}", *split_names.other_splits(chosen, kinds)]
-    notes += split_names.unused_holdout(kinds, holdout)
     split = str(chosen)
-    return _read(root, split, splits[split], part, holdout, notes)
+    source = _read(root, split, splits[split], part, holdout)
+    source.notes = [f"from {root}", *split_names.unused_holdout(kinds, holdout)]
+    source.other_splits = [other for other in splits if other != split]
+    return source
 
 
 def _read_json(path: pathlib.Path) -> Any:
@@ -184,7 +182,6 @@ def _read(
     about: dict[str, Any],
     part: str | None,
     holdout: float,
-    notes: Sequence[str],
 ) -> Packed:
     names = [shard_name(split, i, about["shards"]) for i in range(about["shards"])]
     missing = [name for name in names if not (root / f"{name}.json").is_file()]
@@ -216,7 +213,6 @@ def _read(
         rows=np.flatnonzero(keep),
         classes=about["classes"],
         checksums=[shard["sha256"] for shard in shards],
-        notes=notes,
     )
 
 

@@ -37,12 +37,6 @@ _NUMBER = re.compile(r"\d{1,6}")
 class Tar(base.Source):
     """Images at known places of tar files."""
 
-    label_advice = (
-        "give each image KEY.jpg a label beside it in the tar: KEY.cls or KEY.txt with "
-        "a number or the name of a class, or KEY.json with the key 'label' (another "
-        "key: --config.data.name=KEY)"
-    )
-
     def __init__(
         self,
         files: list[str],
@@ -52,6 +46,7 @@ class Tar(base.Source):
         labels: np.ndarray,
         classes: list[str],
         notes: Sequence[str] = (),
+        other_splits: Sequence[str] = (),
     ):
         self._files = files
         self._places = places  # [N, 3]: number of the file, offset, size
@@ -59,10 +54,19 @@ class Tar(base.Source):
         self._labels = labels
         self._classes = classes
         self.notes = notes
+        self.other_splits = other_splits
 
     @property
     def classes(self) -> list[str]:
         return list(self._classes)
+
+    @property
+    def label_advice(self) -> str:
+        return (
+            "give each image KEY.jpg a label beside it in the tar: KEY.cls or KEY.txt "
+            "with a number or the name of a class, or KEY.json with the key 'label' "
+            "(another key: --config.data.name=KEY)"
+        )
 
     @property
     def labelled(self) -> bool:
@@ -127,7 +131,6 @@ def make(
     files = below or groups[chosen]
     notes = [
         f"from {len(files)} tar file{'s' * (len(files) > 1)} ({_names(files)})",
-        *split_names.other_splits(chosen, kinds),
         *[f"not used: {_names(unused)}"] * bool(unused),
         *split_names.unused_holdout(kinds, holdout),
         *skipped,
@@ -147,6 +150,7 @@ def make(
         labels=labels[keep],
         classes=classes,
         notes=[*notes, *made.notes],
+        other_splits=[split for split in kinds if split != chosen],
     )
 
 

@@ -114,7 +114,7 @@ def test_split_names_are_the_usual_ones_in_any_case(save, train, test):
     summary = arrays.make(split="train", dir=path).summary()
     assert summary == (
         "4 images, labelled, 4 classes (0, 1, 2, 3); from "
-        f"{path}; other splits: {test}; arrays not read: extra"
+        f"{path}; arrays not read: extra; other splits: {test}"
     )
     save(f"d/{train}.npz", image=_images(), label=np.arange(10))
     folder = pathlib.Path(save(f"d/{test}.npy", image=_images(3))).parent

@@ -79,14 +79,14 @@ def test_the_summary_names_images_classes_splits_and_what_is_not_read(fill, tmp_
     dir = fill("Train/cat/1.jpg", "Train/dog/2.jpg", "Train/cat/a.txt", "valid/3.jpg")
     (tmp_path / "Train" / "cat" / "gone.jpg").symlink_to("nowhere")
     assert folder.make(split="train", dir=dir).summary() == (
-        f"2 images, labelled, 2 classes (cat, dog); from {dir}/Train; other splits: "
-        "valid; not read: 1 .txt; skipped, as no regular files: 1 broken link "
-        "(cat/gone.jpg)"
+        f"2 images, labelled, 2 classes (cat, dog); from {dir}/Train; not read: 1 "
+        ".txt; skipped, as no regular files: 1 broken link (cat/gone.jpg); other "
+        "splits: valid"
     )
     assert folder.make(split="test", dir=dir, holdout=0.2).summary() == (
         f"1 images, no labels (other splits have 2 classes (cat, dog)); from {dir}/"
-        "valid; other splits: Train; data.holdout=0.2 is not used: there is a split "
-        "to test on"
+        "valid; data.holdout=0.2 is not used: there is a split to test on; other "
+        "splits: Train"
     )
 
 
