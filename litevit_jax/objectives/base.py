@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import difflib
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -32,23 +33,32 @@ class Variables(NamedTuple):
     teacher: Tree
 
 
+# Names that properties of an objective once had -> those that are read.
+_RENAMED = {"accumulates": "needs_whole_batch", "whole_batch": "needs_whole_batch"}
+
+
 class Objective(abc.ABC):
-    """A learning method; subclasses are frozen dataclasses of modules and scalars."""
+    """A learning method; subclasses are frozen dataclasses of modules and scalars.
+
+    Defining one raises a TypeError if it has an old name of a property, which nothing
+    reads, or a method in place of a property.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for owner in cls.__mro__:
+            for name in {**inspect.get_annotations(owner), **vars(owner)}:
+                _check_member(cls, name, vars(owner).get(name))
 
     @property
-    def whole_batch(self) -> str:
+    def needs_whole_batch(self) -> str | bool:
         """Why slices of a batch cannot stand for the whole; '' if they can.
 
         They can if the mean over equal slices is the loss of the whole batch, as it
         is where every example counts alike. Statistics over the batch (BatchNorm,
-        contrastive negatives) are a reason; a user who asks for slices is told it.
+        contrastive negatives) are a reason, which a user who asks for slices reads.
         """
         return ""
-
-    @property
-    def accumulates(self) -> bool:
-        """Whether a step may add up the gradients of slices of a batch."""
-        return not self.whole_batch
 
     @property
     def encoded_share(self) -> float:
@@ -120,6 +130,21 @@ class Objective(abc.ABC):
         self, params: Tree, model_state: Tree, batch: Batch
     ) -> dict[str, jax.Array]:
         """Named arrays, one row per example; jit drops those nobody reads."""
+
+
+def _check_member(cls: type, name: str, value: Any) -> None:
+    """Raises a TypeError if a member of `cls` would be misread."""
+    if name in _RENAMED:
+        raise TypeError(
+            f"objective {cls.__name__} defines {name}, which nothing reads: define "
+            f"{_RENAMED[name]} instead, the reason why slices of a batch cannot stand "
+            "for the whole ('' if they can)"
+        )
+    if isinstance(vars(Objective).get(name), property) and inspect.isfunction(value):
+        raise TypeError(
+            f"objective {cls.__name__}: {name} is a method, expected a property; put "
+            "@property above it"
+        )
 
 
 def batch_size(batch: Batch) -> int:

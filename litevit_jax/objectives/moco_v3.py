@@ -81,7 +81,7 @@ class MoCoV3(base.Objective):
         return 2
 
     @property
-    def whole_batch(self) -> str:
+    def needs_whole_batch(self) -> str:
         """Slices of a batch have fewer negatives and statistics of their own."""
         return "its negatives and its BatchNorm are those of all images"
 

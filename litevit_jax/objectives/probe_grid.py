@@ -113,7 +113,7 @@ class ProbeGrid(base.Objective):
     num_lrs: int
 
     @property
-    def whole_batch(self) -> str:
+    def needs_whole_batch(self) -> str:
         """As for a single probe, BatchNorm sees the whole batch."""
         return "its head has BatchNorm" if self.head.batch_norm else ""
 

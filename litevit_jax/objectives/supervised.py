@@ -202,7 +202,7 @@ class Supervised(base.Objective):
     distill: Distillation | None = None
 
     @property
-    def whole_batch(self) -> str:
+    def needs_whole_batch(self) -> str:
         """BatchNorm sees the whole batch or another result comes out."""
         return "its head has BatchNorm" if self.head.batch_norm else ""
 

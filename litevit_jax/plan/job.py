@@ -111,12 +111,12 @@ def _other_settings(
     for cut in (2**power for power in range(1, 20)):
         if cut < ratio or images % cut:
             continue
-        if planned.design.objective.accumulates:
+        if planned.design.objective.needs_whole_batch:  # slices would change its loss
+            more = {"batch_size": config.batch_size // cut}
+        else:
             more = {"accum_steps": planned.design.slices * cut}
             if str(config.microbatch).isdigit():  # it says the same, otherwise
                 more["microbatch"] = "auto"
-        else:  # slices would change what it learns
-            more = {"batch_size": config.batch_size // cut}
         yield _flags(changes | more), changes | more
 
 

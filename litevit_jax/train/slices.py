@@ -58,11 +58,12 @@ def count(config: ConfigDict, mesh: Mesh, objective: Any) -> int:
         objective forbids.
     """
     said, per_device = _read(config.microbatch), config.batch_size // mesh.size
-    if objective.whole_batch and (isinstance(said, int) or config.accum_steps > 1):
-        _refuse(config, said, objective.whole_batch)
+    whole = objective.needs_whole_batch
+    if whole and (isinstance(said, int) or config.accum_steps > 1):
+        _refuse(config, said, whole)
     if config.accum_steps > 1:
         return config.accum_steps
-    if objective.whole_batch or said == "off":
+    if whole or said == "off":
         return 1
     if isinstance(said, str):  # auto
         return per_device // _chosen(per_device, _at_once(config, mesh, objective))
@@ -91,7 +92,7 @@ def _read(said: Any) -> int | str:
     )
 
 
-def _refuse(config: ConfigDict, said: int | str, reason: str) -> None:
+def _refuse(config: ConfigDict, said: int | str, reason: str | bool) -> None:
     name = config.objective.name
     if config.accum_steps > 1:
         setting, instead = f"accum_steps={config.accum_steps}", "accum_steps=1"
@@ -99,7 +100,8 @@ def _refuse(config: ConfigDict, said: int | str, reason: str) -> None:
         setting, instead = f"microbatch={said}", "microbatch=off"
     raise ValueError(
         f"{setting}: objective {name!r} uses statistics of the whole batch, which "
-        f"slices would change: {reason}; set --config.{instead}"
+        f"slices would change{f': {reason}' if isinstance(reason, str) else ''}; set "
+        f"--config.{instead}"
     )
 
 

@@ -205,7 +205,7 @@ def test_slices_of_a_batch_average_to_its_loss_and_gradient(small):
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
     whole = grad(params, {}, {}, batch, KEY)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mean, whole)
-    assert objective.accumulates
+    assert not objective.needs_whole_batch
 
 
 def test_same_key_same_loss_new_key_new_loss(small):

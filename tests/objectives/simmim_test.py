@@ -90,7 +90,7 @@ def test_examples_carry_their_masks_in_their_slots():
     moved = {"image": IMAGE[order], "slot": jnp.asarray(order)}
     whole = loss({"image": IMAGE, "slot": jnp.arange(4)})
     np.testing.assert_allclose(loss(moved), whole, rtol=1e-5)
-    assert objective.accumulates
+    assert not objective.needs_whole_batch
 
 
 def test_features_are_of_the_unmasked_image():

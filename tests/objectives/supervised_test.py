@@ -139,7 +139,7 @@ def training_logits(objective, params, state):
 def test_only_batch_norm_has_state(with_head):
     objective, (params, state, teacher) = with_head
     assert teacher == {}
-    assert bool(state) == (not objective.accumulates) == objective.head.batch_norm
+    assert bool(state) == bool(objective.needs_whole_batch) == objective.head.batch_norm
     _, (_, new_state) = jax.jit(objective.loss)(params, state, teacher, BATCH, KEY)
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     if state:

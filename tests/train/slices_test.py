@@ -11,9 +11,9 @@ from litevit_jax.objectives import distill, mae
 from litevit_jax.train import loop, slices, step
 from tests import jobs
 
-FREE = types.SimpleNamespace(whole_batch="", encoded_share=0.25)
-UNMASKED = types.SimpleNamespace(whole_batch="", encoded_share=1.0)
-BOUND = types.SimpleNamespace(whole_batch="it has negatives", encoded_share=1.0)
+FREE = types.SimpleNamespace(needs_whole_batch="", encoded_share=0.25)
+UNMASKED = types.SimpleNamespace(needs_whole_batch="", encoded_share=1.0)
+BOUND = types.SimpleNamespace(needs_whole_batch="it has negatives", encoded_share=1.0)
 
 
 def mesh_of(count=8, platform="tpu"):

@@ -1,0 +1,143 @@
+"""The contract of objectives is what the guide says, and is hard to get wrong."""
+
+import inspect
+import pathlib
+import re
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from litevit_jax import registry, sharding
+from litevit_jax.objectives import base
+from litevit_jax.plan import examples
+from litevit_jax.train import setup, slices
+from tests import jobs
+
+GUIDE = (pathlib.Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+SECTION = re.search(r"## To add an objective\n(.*?)\n## ", GUIDE, re.DOTALL)[1]
+IMPORTS = """
+import dataclasses
+import jax
+import jax.numpy as jnp
+from litevit_jax.models import vit
+from litevit_jax.objectives import base
+"""
+
+
+def members(kind):
+    """Public members of the contract of one kind, by name."""
+    every = vars(base.Objective).items()
+    return {k: x for k, x in every if isinstance(x, kind) and not k.startswith("_")}
+
+
+def table(pattern):
+    return re.findall(rf"^\| {pattern} \|", SECTION, re.MULTILINE)
+
+
+def test_the_guide_lists_every_method_with_its_arguments():
+    listed = dict(table(r"`(\w+)\(([\w, ]+)\)`"))
+    methods = members(types.FunctionType)
+    assert listed.keys() == methods.keys()
+    for name, method in methods.items():
+        _, *arguments = inspect.signature(method).parameters
+        assert listed[name] == ", ".join(arguments), name
+
+
+def test_the_guide_lists_every_property_with_its_default():
+    listed = dict(table(r"`(\w+)` \| `([^`]+)`"))
+    properties = members(property)
+    assert listed.keys() == properties.keys()
+    for name, member in properties.items():
+        assert listed[name] == repr(member.fget(None)).replace("'", '"'), name
+
+
+@pytest.fixture
+def contrast(monkeypatch):
+    """The objective of the guide, which configs can name 'contrast'."""
+    code = re.search(r"```python\n(.*?)```", SECTION, re.DOTALL)[1]
+    name = "litevit_jax.objectives.contrast"
+    module = types.ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)  # dataclasses look there
+    exec(compile(IMPORTS + code, "CONTRIBUTING.md", "exec"), vars(module))
+    known = registry.choices
+    monkeypatch.setattr(
+        registry, "choices", lambda folder: [*known(folder), "contrast"]
+    )
+
+
+def design(devices=8, **fields):
+    """The run of 'contrast' on small images; a device could compute two at once."""
+    made = jobs.tiny("mocov3_tiny", evals={}, batch_size=32, **fields)
+    with made.unlocked():
+        encoder = made.objective.encoder
+        made.objective = {"name": "contrast", "encoder": encoder, "dtype": "float32"}
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+        return setup.design(made, mesh, lambda split: examples.Counted(64, 10))
+
+
+@pytest.fixture
+def two_at_once(monkeypatch):
+    """A device computes two images of 8x8 at once, unless the objective forbids it."""
+    monkeypatch.setattr(slices, "VALUES_AT_ONCE", 2 * 8 * 8)
+
+
+def test_an_objective_as_the_guide_writes_it_is_never_cut(contrast, two_at_once):
+    assert design().slices == 1
+
+
+def test_slices_of_an_objective_as_the_guide_writes_it_are_refused(contrast):
+    reason = "the other images of the batch are its negatives"
+    with pytest.raises(
+        ValueError, match=f"accum_steps=2: objective 'contrast'.*{reason}"
+    ):
+        design(accum_steps=2)
+
+
+def test_an_objective_as_the_guide_writes_it_learns_alike_on_all_meshes(
+    contrast, two_at_once
+):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (32, 2, 8, 8, 1), dtype=np.uint8)
+    batch = {"views": images, "label": np.zeros(32, np.int32)}
+    batch["index"] = np.arange(32, dtype=np.int32)
+    losses = []
+    for devices in (1, 8):
+        made = design(devices)
+        state, mesh = made.create(jax.random.key(0)), made.state.step.sharding.mesh
+        _, metrics = made.step(state, sharding.global_batch(batch, mesh))
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == pytest.approx(np.log(32), abs=1.0)  # of 32, not of 2
+
+
+OLD = {
+    "accumulates": False,
+    "whole_batch": "it has negatives",
+    "accumulates of a property": property(lambda self: False),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_an_objective_with_an_old_name_is_refused(name):
+    member = {name.split()[0]: OLD[name]}
+    with pytest.raises(TypeError, match=rf"Wrong defines {name.split()[0]}, .*_whole_"):
+        type("Wrong", (base.Objective,), member)
+    mixin = type("Mixin", (), member)
+    with pytest.raises(TypeError, match="needs_whole_batch instead"):
+        type("Wrong", (mixin, base.Objective), {})
+
+
+def test_an_old_name_as_a_field_is_refused():
+    with pytest.raises(TypeError, match="needs_whole_batch instead"):
+
+        class Wrong(base.Objective):
+            accumulates: bool
+
+
+def test_a_property_that_is_written_as_a_method_is_refused():
+    with pytest.raises(TypeError, match="num_views is a method, expected a property"):
+        type("Wrong", (base.Objective,), {"num_views": lambda self: 2})
+    type("Right", (base.Objective,), {"num_views": 2, "needs_whole_batch": True})
