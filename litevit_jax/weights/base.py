@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,8 @@ ITEM_SIZES = {
     "bool": 1,
 }
 HALF = ("float16", "bfloat16")
+
+_MOST_PARTS = 16  # of a list that a message shows: as many as a shape can have
 
 
 class WeightsError(ValueError):
@@ -41,6 +44,31 @@ class Entry:
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
+
+
+def short(value: Any, most: int = 60) -> str:
+    """What a file holds, in at most `most` characters of a message.
+
+    The work does not grow with the value: a few nested tuples that share their parts
+    would be written out as gigabytes of text.
+    """
+    text = _short(value, most, depth=2)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _short(value: Any, most: int, depth: int) -> str:
+    if isinstance(value, str | bytes):
+        return repr(value[:most])
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an int of {value.bit_length()} bits"
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)
+    if isinstance(value, list | tuple) and depth:
+        parts = [_short(part, most, depth - 1) for part in value[:_MOST_PARTS]]
+        more = ", ..." if len(value) > _MOST_PARTS else ""
+        inside = ", ".join(parts) + more
+        return f"[{inside}]" if isinstance(value, list) else f"({inside})"
+    return f"a {type(value).__name__}"
 
 
 def count(shape: tuple[int, ...]) -> int:

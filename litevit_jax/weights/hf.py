@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from litevit_jax.weights.base import Entry, WeightsError
+from litevit_jax.weights.base import Entry, WeightsError, short
 
 _TOP = {
     "vit.embeddings.cls_token": "cls_token",
@@ -96,7 +96,7 @@ def config_beside(path: pathlib.Path) -> dict[str, Any]:
         return {}
     if config.get("hidden_act", "gelu") != "gelu":
         raise WeightsError(
-            f"{file} says hidden_act={config['hidden_act']!r}, expected 'gelu'"
+            f"{file} says hidden_act={short(config['hidden_act'])}, expected 'gelu'"
         )
     return config
 
@@ -110,6 +110,7 @@ def notes(config: dict[str, Any]) -> tuple[str, ...]:
         else ("norm_pix_loss is off in its config: the decoder predicts raw pixels",)
     )
     return (
-        f"LayerNorm's epsilon was {eps}, here it is 1e-6: features differ slightly",
+        f"LayerNorm's epsilon was {short(eps)}, here it is 1e-6: features differ "
+        "slightly",
         *said,
     )

@@ -13,7 +13,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from litevit_jax.weights.base import WeightsError, count
+from litevit_jax.weights.base import WeightsError, count, short
 
 # PyTorch's storage classes -> NumPy's name of the type.
 STORAGES = {
@@ -85,9 +85,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Tens
     _check(isinstance(storage, Storage), "a tensor without a storage")
     for sizes in (shape, stride):
         fine = isinstance(sizes, tuple) and all(map(_is_size, sizes))
-        _check(fine and len(sizes) <= 16, f"a tensor with sizes {sizes!r:.60}")
+        _check(fine and len(sizes) <= 16, f"a tensor with sizes {short(sizes)}")
     _check(len(shape) == len(stride), f"a tensor of shape {shape} and stride {stride}")
-    _check(_is_size(offset), f"a tensor with offset {offset!r:.40}")
+    _check(_is_size(offset), f"a tensor with offset {short(offset)}")
     size = count(shape)
     reach = sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
     inside = size <= storage.numel and offset + reach < storage.numel
@@ -95,7 +95,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Tens
         _check(
             inside,
             f"a tensor of shape {shape}, stride {stride} and offset {offset} reaches "
-            f"outside its storage {storage.key!r} of {storage.numel} elements",
+            f"outside its storage {short(storage.key)} of {storage.numel} elements",
         )
     return Tensor(storage, offset, shape, stride)
 
@@ -106,7 +106,8 @@ def _parameter(tensor: Any, *_: Any) -> Tensor:
 
 
 def _size(values: Any = ()) -> tuple[Any, ...]:
-    _check(isinstance(values, list | tuple), "a size that is no sequence")
+    short_enough = isinstance(values, list | tuple) and len(values) <= 16
+    _check(short_enough, f"a size of {short(values)}")
     return tuple(values)
 
 
@@ -157,19 +158,21 @@ def _storage(saved: Any) -> Storage:
     known = isinstance(saved, tuple) and len(saved) >= 5 and saved[0] == "storage"
     _check(known, "a reference to something that is no storage")
     kind, key, _, numel, *view = saved[1:]
-    name = kind.name if isinstance(kind, _Global) else repr(kind)[:40]
+    name = kind.name if isinstance(kind, _Global) else short(kind)
     _check(name in _TYPES, f"a storage of type {name}")
     _check(isinstance(key, str) and _is_size(numel), "a storage without key or size")
-    _check(not any(view), f"a view of storage {key!r} (a format before PyTorch 0.4)")
+    before = "a format before PyTorch 0.4"
+    _check(not any(view), f"a view of storage {short(key)} ({before})")
     return Storage(key, _TYPES[name], numel)
 
 
 class _Machine:
     """The stack and memo of a pickle that is being read."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.left = size  # elements that calls may copy, as many as there are bytes
 
     def step(self, name: str, arg: Any) -> None:
         """Follows one instruction, named as in `pickletools`."""
@@ -214,12 +217,13 @@ class _Machine:
     def name(self, arg: str | None) -> None:
         """GLOBAL ('module name') and STACK_GLOBAL (both on the stack)."""
         pair = arg.split(" ", 1) if arg else [self.pop(), self.pop()][::-1]
-        name = ".".join(map(str, pair))
+        _check(all(isinstance(part, str) for part in pair), "a name that is no text")
+        name = ".".join(pair)
         if name not in _CALLS and name not in _TYPES:
             raise WeightsError(
-                f"it names {name}, which is no part of a tensor; nothing of the file "
-                "was run. If you trust where it comes from, load it in PyTorch and "
-                "save the state dict alone"
+                f"it names {name:.80}, which is no part of a tensor; nothing of the "
+                "file was run. If you trust where it comes from, load it in PyTorch "
+                "and save the state dict alone"
             )
         self.stack.append(_Global(name))
 
@@ -228,6 +232,8 @@ class _Machine:
         args, function = self.pop(), self.pop()
         known = isinstance(function, _Global) and function.name in _CALLS
         _check(known and isinstance(args, tuple), "a call of something unnamed")
+        self.left -= sum(len(x) for x in args if isinstance(x, list | tuple | dict))
+        _check(self.left >= 0, "it copies one list again and again")
         self.stack.append(_CALLS[function.name](*args))
 
     def build(self, _: Any) -> None:
@@ -298,6 +304,15 @@ _STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
 }
 
 
+def _size_of(stream: Any) -> int:
+    """Bytes from here to the stream's end."""
+    here = stream.tell()
+    stream.seek(0, 2)
+    end = stream.tell()
+    stream.seek(here)
+    return end - here
+
+
 def load(stream: Any) -> Any:
     """The object that a pickle describes, of dicts, lists, numbers and `Tensor`s.
 
@@ -308,7 +323,7 @@ def load(stream: Any) -> Any:
     Raises:
       WeightsError: the pickle is damaged, or has more in it than tensors.
     """
-    machine = _Machine()
+    machine = _Machine(_size_of(stream))
     try:
         for opcode, arg, _ in pickletools.genops(stream):
             machine.step(opcode.name, arg)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from litevit_jax.weights import hf, names, safetensors, sizes, sources, torch_file
-from litevit_jax.weights.base import HALF, Entry, WeightsError
+from litevit_jax.weights.base import HALF, Entry, WeightsError, short
 
 _MOST = 10  # differences that an error lists
 
@@ -116,17 +116,30 @@ def _open(path: pathlib.Path) -> tuple[dict[str, Entry], str | None, dict[str, s
         raise WeightsError("the file is empty")
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80":
+    if _is_safetensors(path, data):
+        entries, metadata = safetensors.read(data)
+        return entries, None, metadata
+    if torch_file.starts_like_one(data):
         tree, storage_bytes = torch_file.read(str(path), data)
         tree, container = sources.state_dict(tree)
         return torch_file.entries(tree, storage_bytes, len(data)), container, {}
-    if path.suffix == ".safetensors" or safetensors.starts_like_one(data):
-        entries, metadata = safetensors.read(data)
-        return entries, None, metadata
     raise WeightsError(
         f"begins with {data[:16]!r}: neither torch.save's format nor safetensors (a "
         "web page or a pointer to a large file was downloaded in its place?)"
     )
+
+
+def _is_safetensors(path: pathlib.Path, data: mmap.mmap) -> bool:
+    """By the format; by the ending where the file may have lost its end.
+
+    The first byte is not enough: that of a pickle, 0x80, is that of a header of 128
+    bytes too.
+    """
+    if safetensors.starts_like_one(data):
+        return True
+    cut_off = data[8:9] in (b"{", b"")
+    other = torch_file.starts_like_one(data) and not cut_off
+    return path.suffix == ".safetensors" and not other
 
 
 def _take(
@@ -164,7 +177,7 @@ def _take(
 def _listed(model: sizes.Model, problems: list[str]) -> str:
     """The differences, ordered, at most `_MOST` of them in full."""
     encoder = ", ".join(f"{k}={v}" for k, v in model.encoder.items())
-    shown = sorted(problems)[:_MOST]
+    shown = [problem[:200] for problem in sorted(problems)[:_MOST]]
     more = len(problems) - len(shown)
     return (
         f"its entries are not those of an encoder with {encoder} ({len(problems)} "
@@ -201,5 +214,5 @@ def _problem(
 def _read(key: str, name: str, entry: Entry) -> np.ndarray:
     array = names.array_to_ours(name, entry.read().astype(np.float32))
     if not np.isfinite(array).all():
-        raise WeightsError(f"{key} is not finite (NaN or infinite numbers)")
+        raise WeightsError(f"{short(key)} is not finite (NaN or infinite numbers)")
     return array

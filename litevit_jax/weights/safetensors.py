@@ -10,7 +10,14 @@ import json
 import mmap
 from typing import Any
 
-from litevit_jax.weights.base import ITEM_SIZES, Entry, WeightsError, count, decode
+from litevit_jax.weights.base import (
+    ITEM_SIZES,
+    Entry,
+    WeightsError,
+    count,
+    decode,
+    short,
+)
 
 _DTYPES = {
     "F64": "float64",
@@ -53,14 +60,14 @@ def read(data: mmap.mmap) -> tuple[dict[str, Entry], dict[str, str]]:
         begin, stop, shape, dtype = _check_entry(name, about)
         if begin != end or start + stop > len(data):
             raise WeightsError(
-                f"{name!r} lies at bytes {begin} to {stop} of {len(data) - start}, "
-                f"expected to begin at {end}: truncated or damaged"
+                f"{short(name)} lies at bytes {begin} to {stop} of "
+                f"{len(data) - start}, expected to begin at {end}: truncated or damaged"
             )
         entries[name] = _entry(data, (start + begin, start + stop), shape, dtype)
         end = stop
     if start + end != len(data):
         raise WeightsError(f"{len(data) - start - end} bytes behind the last array")
-    return entries, {str(k): str(v) for k, v in metadata.items()}
+    return entries, {k: v for k, v in metadata.items() if isinstance(v, str)}
 
 
 def _parse(text: bytes) -> dict[str, Any]:
@@ -83,7 +90,7 @@ def _parse(text: bytes) -> dict[str, Any]:
 def _begin(item: tuple[str, Any]) -> tuple[int, int]:
     offsets = item[1].get("data_offsets") if isinstance(item[1], dict) else None
     if not (isinstance(offsets, list) and len(offsets) == 2 and _are_sizes(offsets)):
-        raise WeightsError(f"{item[0]!r:.80} has no data_offsets")
+        raise WeightsError(f"{short(item[0])} has no data_offsets")
     return offsets[0], offsets[1]
 
 
@@ -95,18 +102,18 @@ def _are_sizes(values: Any) -> bool:
 
 def _check_entry(name: str, about: dict[str, Any]) -> tuple[int, int, tuple, str]:
     begin, stop = about["data_offsets"]
-    shape, dtype = about.get("shape"), _DTYPES.get(str(about.get("dtype")))
+    shape, kind = about.get("shape"), about.get("dtype")
+    dtype = _DTYPES.get(kind) if isinstance(kind, str) else None
     if dtype is None:
         raise WeightsError(
-            f"{name!r:.80} is {about.get('dtype')!r:.20}, expected one of "
-            f"{', '.join(_DTYPES)}"
+            f"{short(name)} is {short(kind)}, expected one of {', '.join(_DTYPES)}"
         )
     if not _are_sizes(shape) or len(shape or ()) > 16:
-        raise WeightsError(f"{name!r:.80} has shape {shape!r:.60}")
+        raise WeightsError(f"{short(name)} has shape {short(shape)}")
     wanted = count(tuple(shape or ())) * ITEM_SIZES[dtype]
     if stop - begin != wanted:
         raise WeightsError(
-            f"{name!r} of shape {shape} takes {wanted} bytes, its place has "
+            f"{short(name)} of shape {shape} takes {wanted} bytes, its place has "
             f"{stop - begin}"
         )
     return begin, stop, tuple(shape or ()), dtype

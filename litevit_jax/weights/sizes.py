@@ -16,7 +16,7 @@ import numpy as np
 
 from litevit_jax.models import mae_decoder, relative, vit
 from litevit_jax.weights import names, sources
-from litevit_jax.weights.base import Entry, WeightsError
+from litevit_jax.weights.base import Entry, WeightsError, short
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -102,7 +102,7 @@ def _encoder_sizes(entries: dict[str, Entry]) -> tuple[dict[str, Any], int]:
     """Width, depth, patch size and the MLP ratio if it is not 4; and channels."""
     kernel = entries.get("patch_embed.proj.weight")
     if kernel is None:
-        some = ", ".join(sorted(entries)[:4]) or "none"
+        some = ", ".join(name[:60] for name in sorted(entries)[:4]) or "none"
         raise WeightsError(
             f"no patch_embed.proj.weight: no vision transformer of a known source; "
             f"its names begin with {some}"
@@ -205,7 +205,7 @@ def _recorded(*places: dict[str, Any]) -> dict[str, int]:
             if value is None:
                 continue
             if not re.fullmatch(r"[1-9]\d{0,3}", str(value)):
-                raise WeightsError(f"{where} has a head count of {value!r:.40}")
+                raise WeightsError(f"{where} has a head count of {short(value)}")
             found[where] = int(value)
     return found
 

@@ -8,8 +8,10 @@ every size is checked against the file before memory is taken for it.
 
 from __future__ import annotations
 
+import functools
 import io
 import mmap
+import struct
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +19,14 @@ from typing import Any
 import numpy as np
 
 from litevit_jax.weights import pickles
-from litevit_jax.weights.base import ITEM_SIZES, Entry, WeightsError, count, decode
+from litevit_jax.weights.base import (
+    ITEM_SIZES,
+    Entry,
+    WeightsError,
+    count,
+    decode,
+    short,
+)
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before 1.6
 _PROTOCOL = 1001
@@ -33,7 +42,12 @@ _DAMAGED = (
 )
 
 Tree = Any
-Bytes = Callable[[pickles.Storage], bytes | memoryview]
+Bytes = Callable[[pickles.Storage], memoryview]
+
+
+def starts_like_one(data: mmap.mmap) -> bool:
+    """Whether the first bytes are those of a zip archive or of a pickle."""
+    return data[:4] == b"PK\x03\x04" or data[:1] == b"\x80"
 
 
 def read(path: str, data: mmap.mmap) -> tuple[Tree, Bytes]:
@@ -63,7 +77,7 @@ def entries(tree: dict[str, Any], storage_bytes: Bytes, size: int) -> dict[str, 
     for name, value in tree.items():
         if not isinstance(name, str) or not isinstance(value, pickles.Tensor):
             raise WeightsError(
-                f"entry {name!r:.80} is a {_kind(value)}, expected a tensor; save the "
+                f"entry {short(name)} is a {_kind(value)}, expected a tensor; save the "
                 "state dict alone"
             )
         dtype = value.storage.dtype
@@ -103,7 +117,7 @@ def _read_zip(path: str, data: mmap.mmap) -> tuple[Tree, Bytes]:
         _check_archive(archive, infos, len(data))
         roots = [n.removesuffix("data.pkl") for n in infos if n.endswith("/data.pkl")]
         if len(roots) != 1:
-            raise WeightsError("a zip archive that torch.save did not write")
+            raise WeightsError(_other_archive(list(infos)))
         root = roots[0]
         if f"{root}constants.pkl" in infos:
             raise WeightsError("a TorchScript program; save the state dict alone")
@@ -112,24 +126,49 @@ def _read_zip(path: str, data: mmap.mmap) -> tuple[Tree, Bytes]:
             raise WeightsError("written on a big-endian machine")
         tree = pickles.load(io.BytesIO(archive.read(f"{root}data.pkl")))
     except _DAMAGED as error:
-        raise WeightsError(f"a damaged or truncated archive ({error})") from None
+        raise WeightsError(f"a damaged or truncated archive ({error!s:.120})") from None
 
-    def storage_bytes(storage: pickles.Storage) -> bytes:
+    @functools.cache
+    def start(name: str) -> int:
+        """Where the record begins in the file; its checksum was right."""
+        with archive.open(name) as record:
+            while record.read(1 << 20):
+                pass
+        header = infos[name].header_offset
+        lengths = struct.unpack_from("<2H", data, header + 26)
+        return header + 30 + sum(lengths)
+
+    def storage_bytes(storage: pickles.Storage) -> memoryview:
         name = f"{root}data/{storage.key}"
         wanted = storage.numel * ITEM_SIZES[storage.dtype]
         got = infos[name].file_size if name in infos else None
         if got != wanted:
             raise WeightsError(
-                f"storage {storage.key!r} takes {wanted} bytes, the file has {got}"
+                f"storage {short(storage.key)} takes {wanted} bytes, the file has {got}"
             )
         try:
-            return archive.read(name)
+            begin = start(name)
         except _DAMAGED as error:
             raise WeightsError(
-                f"storage {storage.key!r} is damaged ({error})"
+                f"storage {short(storage.key)} is damaged ({error!s:.120})"
             ) from None
+        return memoryview(data)[begin : begin + wanted]
 
     return tree, storage_bytes
+
+
+def _other_archive(names: list[str]) -> str:
+    """What is wrong with a zip archive that is none of torch.save's."""
+    arrays = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
+    if not arrays:
+        return "a zip archive that torch.save did not write"
+    some = ", ".join(name[:60] for name in arrays[:3])
+    return (
+        f"a NumPy archive (.npz) of {len(arrays)} arrays ({some}, ...), as JAX's "
+        "original vision transformers are published, which is not read; load it in "
+        "timm (create_model(..., checkpoint_path=FILE)) and save the state dict as "
+        ".safetensors"
+    )
 
 
 def _check_archive(archive: Any, infos: dict[str, Any], size: int) -> None:
@@ -138,7 +177,7 @@ def _check_archive(archive: Any, infos: dict[str, Any], size: int) -> None:
     for name, info in infos.items():
         if info.compress_type != zipfile.ZIP_STORED or info.file_size > size:
             raise WeightsError(
-                f"record {name!r} is compressed to {info.compress_size} of "
+                f"record {short(name)} is compressed to {info.compress_size} of "
                 f"{info.file_size} bytes; torch.save compresses nothing"
             )
 
@@ -157,8 +196,8 @@ def _read_legacy(data: mmap.mmap) -> tuple[Tree, Bytes]:
         start, numel, item_size = places.get(storage.key, (0, -1, 0))
         if (numel, item_size) != (storage.numel, ITEM_SIZES[storage.dtype]):
             raise WeightsError(
-                f"storage {storage.key!r} has {numel} elements, its tensors expect "
-                f"{storage.numel} of {storage.dtype}"
+                f"storage {short(storage.key)} has {numel} elements, its tensors "
+                f"expect {storage.numel} of {storage.dtype}"
             )
         return memoryview(data)[start : start + numel * item_size]
 
@@ -190,7 +229,7 @@ def _walk_storages(data: mmap.mmap, keys: Any, storages: dict) -> dict[str, Any]
         place += 8 + numel * item_size
         if place > len(data):
             raise WeightsError(
-                f"truncated: storage {key!r} ends at byte {place}, the file at "
+                f"truncated: storage {short(key)} ends at byte {place}, the file at "
                 f"{len(data)}"
             )
     return places

@@ -2,13 +2,16 @@
 
 import json
 import mmap
+import pathlib
 import struct
 
 import numpy as np
 import pytest
 
-from litevit_jax.weights import safetensors
+from litevit_jax import weights
+from litevit_jax.weights import export, layouts, safetensors
 from litevit_jax.weights.base import WeightsError
+from tests.weights import export_test
 
 
 def parse(tmp_path, header, data=b"", length=None):
@@ -40,6 +43,32 @@ def test_arrays_and_metadata_are_read_in_any_order(tmp_path):
     np.testing.assert_array_equal(entries["b"].read(), [1, -2, 0.5])
     assert entries["b"].dtype == "bfloat16"
     assert entries["none"].read().shape == (0, 4)
+
+
+def test_a_header_that_begins_with_the_byte_of_a_pickle_is_read(tmp_path):
+    """128 bytes long: the first byte is 0x80."""
+    model = export_test.made("avg")
+    about = {"num_heads": "4"}
+    arrays = layouts.timm(model, {}).arrays
+    while (data := export.to_safetensors(arrays, about))[0] != 0x80:
+        about["more"] = about.get("more", "") + 8 * "."
+    for name in ("a.safetensors", "a.bin", "a.pth"):
+        path = tmp_path / name
+        path.write_bytes(data)
+        found = weights.read(path)
+        assert found.params.keys() == model.params.keys(), name
+        path.write_bytes(data[:200])
+        message = "truncated" if name == "a.safetensors" else "its pickle is damaged"
+        with pytest.raises(WeightsError, match=message):
+            weights.read(path)
+
+
+def test_a_pickle_by_the_name_of_safetensors_is_read(tmp_path):
+    here = pathlib.Path(__file__).parent / "fixtures"
+    for name in ("timm.pth", "timm_before_1.6.pth"):
+        copy = tmp_path / f"{name}.safetensors"
+        copy.write_bytes((here / name).read_bytes())
+        assert weights.read(copy, num_heads=4).source == "timm"
 
 
 BAD = {

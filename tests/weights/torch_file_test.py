@@ -6,6 +6,7 @@ import mmap
 import os
 import pathlib
 import pickle
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -145,6 +146,68 @@ def test_many_views_of_the_same_numbers_are_refused(tmp_path):
     with pytest.raises(weights.WeightsError, match="again and again"):
         torch_file.entries(views, lambda _: RAW, 1000)
     assert small.stat().st_size > 1000
+
+
+def nested(levels):
+    """Instructions that push a tuple of 2 ** levels empty ones, each written once."""
+    code = b")q\x00"
+    for level in range(levels):
+        code += b"0" + b"h%c" % level * 2 + b"\x86q%c" % (level + 1)
+    return code
+
+
+LEVELS = 22  # four million tuples
+TEXT = b"X\x07\x00\x00\x00storage"
+STORAGE = b"(" + TEXT + b"ctorch\nFloatStorage\nU\x010U\x03cpuK\x08tQ"
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n("
+NESTED = {
+    "offset": (REBUILD + STORAGE + nested(LEVELS) + b"))tR", "with offset"),
+    "shape": (REBUILD + STORAGE + b"K\x00" + nested(LEVELS) + b")tR", "with sizes"),
+    "kind": (b"(" + TEXT + nested(LEVELS) + b"U\x010U\x03cpuK\x08tQ", "a storage of"),
+    "name": (nested(LEVELS) + b"U\x01a\x93", "a name that is no text"),
+    "size": (b"ctorch\nSize\n" + nested(LEVELS) + b"\x85R", "expected a tensor"),
+    "value": (nested(LEVELS), "is a tuple, expected a tensor"),
+    "key": (b"}" + nested(LEVELS) + b"K\x01s", "a dict key of type tuple"),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_messages_are_written_from_shortened_text_alone(tmp_path, name):
+    code, message = NESTED[name]
+    program = b"\x80\x02}U\x01a" + code + b"s."
+    assert len(program) < 500
+    path = archive(tmp_path / "a.pth", program)
+    tracemalloc.start()
+    refused(path, message)
+    assert tracemalloc.get_traced_memory()[1] < 2**23
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("call", [b"ccollections\nOrderedDict\n", b"ctorch\nSize\n"])
+def test_a_list_that_is_copied_again_and_again_is_refused(tmp_path, call):
+    pairs = b"".join(b"K%cK\x00\x86" % (i % 256) for i in range(2000))
+    program = b"\x80\x02](" + pairs + b"eq\x000" + call + b"q\x010"
+    program += b"](" + b"h\x01h\x00\x85R" * 2000 + b"e."
+    path = archive(tmp_path / "a.pth", program)
+    tracemalloc.start()
+    refused(path, "copies one list again and again|a size of")
+    assert tracemalloc.get_traced_memory()[1] < 100 * len(program)
+    tracemalloc.stop()
+
+
+def test_views_of_a_storage_share_the_file_s_bytes(tmp_path):
+    path = archive(tmp_path / "a.pth", program({"t": tensor((8,), (1,))}), {"0": RAW})
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    _, storage_bytes = torch_file.read(str(path), data)
+    raw = storage_bytes(pickles.Storage("0", "float32", 8))
+    assert raw.obj is data and bytes(raw) == RAW
+
+
+def test_an_archive_of_numpy_says_what_it_is(tmp_path):
+    path = tmp_path / "ViT-Ti_16.npz"
+    np.savez(path, **{"Transformer/encoder_norm/bias": np.zeros(3), "cls": np.zeros(2)})
+    refused(path, r"a NumPy archive \(.npz\) of 2 arrays \(Transformer/enc.*timm")
 
 
 def test_a_compressed_archive_is_refused(tmp_path):
