@@ -45,13 +45,14 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     logging.set_verbosity(logging.WARNING)
     if values["config"].value is None:
         return usage(MISSING)
-    from litevit_jax import distributed
+    from litevit_jax import distributed, registry
 
     why = None
     try:
-        job = _job(values["config"].value)
+        config: Any = values["config"].value
+        job = _job(config)
+        registry.check_fields(config)
         if values.plan or values.plan_out:
-            config: Any = values["config"].value
             return _plan(config, job, values.plan, values.plan_out)
         if job in ("evaluate", "train", "transfer"):
             _join(values)

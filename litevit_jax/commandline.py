@@ -5,18 +5,23 @@ from __future__ import annotations
 import difflib
 import pathlib
 import sys
+import traceback
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+from litevit_jax import recipes
 
 EXIT_USAGE = 2
 
 # Of main.py, besides --config.
-_FLAGS = ("workdir", "plan", "plan_out", "coordinator", "num_processes", "process_id")
+FLAGS = ("workdir", "plan", "plan_out", "coordinator", "num_processes", "process_id")
+FLAGS += ("join_timeout_s",)
 
-_ROOT = pathlib.Path(__file__).parents[1]
 MISSING = "--config is missing, for example --config=configs/mae_tiny.py"
+_HELP = ("help", "helpfull", "helpshort", "h", "?")
+_FIELDS_HELP = "python main.py --config={} --help lists the fields of a recipe"
 
 
 def define(values: flags.FlagValues = flags.FLAGS, argv: Any = None) -> None:
@@ -24,7 +29,7 @@ def define(values: flags.FlagValues = flags.FLAGS, argv: Any = None) -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "Recipe: configs/NAME.py[:variant].",
+        "Recipe, or a file of yours, with a variant: NAME:VARIANT or FILE.py.",
         flag_values=values,
         sys_argv=argv,
     )
@@ -48,17 +53,32 @@ def define(values: flags.FlagValues = flags.FLAGS, argv: Any = None) -> None:
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parses `argv` into `values`; a mistake is told in one message, without trace.
 
+    With --help the flags and recipes are printed, or the fields of the recipe that is
+    named.
+
     Raises:
-      SystemExit: the command line cannot be used.
+      SystemExit: help was asked for, or the command line cannot be used.
     """
-    try:
-        rest = values(argv)
-        if values["config"].value is not None:
-            values["config"].value.get("name")  # a file that could not be read raises
-    except (flags.Error, AttributeError, KeyError, OSError, ValueError, TypeError) as e:
-        raise SystemExit(usage(_explain(e, argv))) from None
-    if len(rest) > 1:
-        raise SystemExit(usage(f"unexpected argument {rest[1]!r}"))
+    asked = [a for a in argv[1:] if a.startswith("-") and a.lstrip("-") in _HELP]
+    argv = [a for a in argv if a not in asked]
+    if asked and _config_argument(argv) is None:
+        print(_help())
+        raise SystemExit(0)
+    rest, wrong = argv, _wrong_arguments(argv)
+    if wrong is None:
+        try:
+            rest = values(_located(argv))
+            if values["config"].value is not None:
+                values["config"].value.get("name")  # raises if it could not be read
+        except Exception as error:  # a recipe of yours may raise any
+            wrong = _explain(error, argv)
+    if wrong is None and len(rest) > 1:
+        wrong = f"unexpected argument {rest[1]!r}"
+    if wrong is not None:
+        raise SystemExit(usage(wrong))
+    if asked:
+        print(_recipe_help(argv, values["config"].value))
+        raise SystemExit(0)
     return rest
 
 
@@ -67,20 +87,77 @@ def usage(text: str) -> int:
     return EXIT_USAGE
 
 
+def _help() -> str:
+    """The text of --help: what main.py says of itself, its flags, all recipes."""
+    values = flags_for(["main.py"])
+    rows = [(f"--{name}", values[name].help) for name in ("config", *FLAGS)]
+    wide = max(len(name) for name, _ in rows)
+    return "\n".join(
+        [
+            (sys.modules["__main__"].__doc__ or "").strip(),
+            "\nflags:",
+            *(f"  {name:{wide}}  {text}" for name, text in rows),
+            "\nrecipes:",
+            recipes.overview(),
+            f"\n{_FIELDS_HELP.format('NAME')}.",
+        ]
+    )
+
+
+def _recipe_help(argv: list[str], config: Any) -> str:
+    """The text of --config=RECIPE --help: its docstring, variants and fields."""
+    path = recipes.locate(config_path(argv))
+    return "\n".join(
+        [
+            recipes.docstring(path),
+            f"\nvariants: --config={config_path(argv)}:VARIANT,...",
+            f"  {recipes.variants(path)}",
+            f"\nfields of {_config_argument(argv)}: --config.NAME=VALUE",
+            recipes.describe(path, config),
+        ]
+    )
+
+
+def _located(argv: list[str]) -> list[str]:
+    """`argv` with the file of the recipe in place of its name."""
+    path, colon, variant = (_config_argument(argv) or "").partition(":")
+    return _with_config(argv, recipes.locate(path) + colon + variant)
+
+
+def _wrong_arguments(argv: list[str]) -> str | None:
+    """What is wrong with the arguments as they stand, before any is parsed."""
+    given = [a for a in argv[1:] if a.startswith("-")]
+    twice = [a for a in given if a.lstrip("-").partition("=")[0] == "config"]
+    if len(twice) > 1:
+        return f"--config is given {len(twice)} times; give one recipe"
+    config = _config_argument(argv)
+    if config is None:
+        return MISSING if _overrides(argv) else None
+    path = config_path(argv)
+    if not path:
+        return f"--config={config} names no recipe; {recipes.unknown('')}"
+    if not pathlib.Path(recipes.locate(path)).is_file():
+        return f"--config={path}: no such config file; {recipes.unknown(path)}"
+    for argument in given:
+        name = argument.partition("=")[0].lstrip("-")
+        known = name in FLAGS or name.startswith("config.")
+        if known and argument.endswith("=") and name != "config.data.name":
+            return (
+                f"{argument} has no value (an unset variable?); give one, or leave it "
+                "out"
+            )
+    return None
+
+
 def _explain(error: Exception, argv: list[str]) -> str:
     """What is wrong with the command line, where, and what would be right."""
-    if _config_argument(argv) is None and _overrides(argv):
-        return MISSING
     if _config_argument(argv) is None:  # --confg: what was meant is the flag's name
         return _with_flags(error)
-    path = config_path(argv)
     recipe = _recipe(argv)
-    if isinstance(recipe, OSError):
-        return f"--config={path}: no such config file; {_config_files(path)}"
-    if isinstance(recipe, AttributeError):
-        return f"--config={path}: has no get_config(arg); {_config_files(path)}"
-    if isinstance(recipe, Exception):
-        return f"--config={_config_argument(argv)}: {_last_line(recipe)}"
+    if not isinstance(recipe, ConfigDict):
+        return _no_recipe(recipe, argv)
+    if isinstance(error, config_flags.FlagOrderError):
+        return f"{_last_line(error)} Give --config= first"
     for name, value in _overrides(argv):
         wrong = _wrong_field(name, recipe)
         if wrong is None and f"--config.{name}={value}: " in str(error):
@@ -90,10 +167,32 @@ def _explain(error: Exception, argv: list[str]) -> str:
     return _with_flags(error)
 
 
+def _no_recipe(found: Any, argv: list[str]) -> str:
+    """Why a file of --config gives no config: what it raised, or what it returned."""
+    path = config_path(argv)
+    if isinstance(found, SyntaxError):
+        where = f"line {found.lineno}: {(found.text or '').strip()}"
+        return f"--config={path}: {type(found).__name__}: {found.msg} ({where})"
+    if isinstance(found, AttributeError) and "'get_config'" in str(found):
+        return f"--config={path}: has no get_config(arg); {recipes.unknown(path)}"
+    if isinstance(found, ValueError):  # of a variant; the recipe's own words
+        return f"--config={_config_argument(argv)}: {_last_line(found)}"
+    if isinstance(found, Exception):
+        rows = traceback.extract_tb(found.__traceback__)
+        lines = [row.lineno for row in rows if row.filename == recipes.locate(path)]
+        at = f", line {lines[-1]}" if lines else ""
+        kind = type(found).__name__
+        return f"--config={_config_argument(argv)}: {kind}: {_last_line(found)}{at}"
+    return (
+        f"--config={path}: get_config() returned {type(found).__name__}; expected a "
+        "ml_collections.ConfigDict"
+    )
+
+
 def _with_flags(error: Exception) -> str:
     hint = ""
     if isinstance(error, flags.UnrecognizedFlagError):
-        others = ", ".join(f"--{name}=" for name in _FLAGS)
+        others = ", ".join(f"--{name}=" for name in FLAGS)
         hint = f"; the flags are --config=, --config.FIELD=, {others}"
     return _last_line(error) + hint
 
@@ -127,23 +226,17 @@ def config_path(argv: list[str]) -> str:
     return (_config_argument(argv) or "").partition(":")[0]
 
 
-def _config_files(path: str) -> str:
-    names = sorted(p.name for p in (_ROOT / "configs").glob("[!_]*.py"))
-    known = [f"configs/{name}" for name in names if name != "common.py"]
-    near = difflib.get_close_matches(path, known, n=2)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"{hint}choose from {', '.join(known)}"
-
-
 def _recipe(argv: list[str]) -> Any:
-    """The config that --config names, without overrides, or why there is none."""
-    values = flags_for(argv := ["main.py", f"--config={_config_argument(argv) or ''}"])
+    """What --config names, without overrides: a config, or what its file raises."""
+    argv = _located(["main.py", f"--config={_config_argument(argv) or ''}"])
+    values = flags_for(argv)
     try:
         values(argv)
         config: Any = values["config"].value
-        config.get("name")
-        return config
-    except (flags.Error, AttributeError, OSError, ValueError, TypeError) as error:
+        if isinstance(config, ConfigDict):
+            return config
+        return getattr(config, "_error", config)  # an OSError is kept for later
+    except Exception as error:  # a file of yours may raise any
         return error
 
 
@@ -183,12 +276,19 @@ def _wrong_value(name: str, value: str, block: Any) -> str:
 
 def with_variant(argv: list[str], variant: str) -> list[str]:
     """`argv` with `variant` added to the argument of --config."""
+    text = _config_argument(argv) or ""
+    return _with_config(argv, text + ("," if ":" in text else ":") + variant)
+
+
+def _with_config(argv: list[str], text: str) -> list[str]:
+    """`argv` with `text` as the argument of --config, if there is one."""
     joined = []
     rest = iter(argv)
     for argument in rest:
-        if argument in ("--config", "-config"):
-            argument = f"--config={next(rest)}"
-        if argument.lstrip("-").startswith("config="):
-            argument += ("," if ":" in argument else ":") + variant
+        name = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and name == "config":
+            if "=" not in argument:
+                next(rest, None)
+            argument = f"--config={text}"
         joined.append(argument)
     return joined

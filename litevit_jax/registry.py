@@ -1,4 +1,4 @@
-"""A name in a config -> the file of that name in a folder of the package.
+"""What a config may hold: names of files in the package, and numbers within bounds.
 
 Every plug-in file (an objective, an evaluator, a data source, ...) exposes
 `make(**kwargs)`. Nothing is registered: the folder's listing is the registry.
@@ -7,11 +7,15 @@ Every plug-in file (an objective, an evaluator, a data source, ...) exposes
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import importlib
 import inspect
+import math
+import numbers
 import pathlib
 import pkgutil
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 _ROOT = pathlib.Path(__file__).parent
 _NOT_PLUGINS = ("base", "frozen", "health", "masking")
@@ -56,3 +60,198 @@ def make(folder: str, name: str, /, **kwargs: Any) -> Any:
     except TypeError as error:
         raise ValueError(f"{kind} {name!r}: {error}") from error
     return module.make(**kwargs)
+
+
+class Bound(NamedTuple):
+    """The numbers that a field may hold: finite, from `low` to `high`.
+
+    Attributes:
+      low, high: the ends.
+      above, below: whether the lower, the upper end itself is left out.
+      whole: whether they are integers.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+    whole: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Whether `value` is such a number."""
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return False
+        integer = isinstance(value, numbers.Integral)
+        if not integer and (self.whole or not math.isfinite(value)):
+            return False
+        low = value > self.low if self.above else value >= self.low
+        return low and (value < self.high if self.below else value <= self.high)
+
+    def text(self, value: Any) -> str:
+        """What to say is expected in place of `value`."""
+        each = flat(value)
+        real = [x for x in each if isinstance(x, numbers.Real)]
+        kind = ""
+        if self.whole and not all(isinstance(x, numbers.Integral) for x in each):
+            kind = "an integer, "
+        elif len(real) < len(each) or not all(x - x == 0 for x in real):
+            kind = "a finite number, "
+        low = f"more than {self.low:g}" if self.above else f"{self.low:.10g} or more"
+        if self.low == -math.inf:
+            return kind.removesuffix(", ")
+        over = any(x > self.high for x in real)
+        if self.high == math.inf or (self.whole and not over):
+            return kind + low
+        if self.above or self.below:
+            return f"{kind}{low}, {'below' if self.below else 'at most'} {self.high:g}"
+        return f"{kind}{self.low:.10g} to {self.high:.10g}"
+
+
+_MOST_STEPS = 2**31 - 1  # a state counts them in an int32
+_COUNT = Bound(1, _MOST_STEPS, whole=True)
+_COUNT_OR_NONE = Bound(0, _MOST_STEPS, whole=True)
+_POSITIVE = Bound(0, above=True)
+_NOT_NEGATIVE = Bound(0)
+_RATE = Bound(0, 1)
+_PART = Bound(0, 1, above=True)
+_BELOW_ONE = Bound(0, 1, below=True)
+
+# Of every number in a config, by dotted name; a star stands for any part of it. The
+# first that matches holds, of each number where a field holds several.
+_BOUNDS: dict[str, Bound] = {
+    name: bound
+    for bound, names in (
+        # JAX repeats its keys from 2^32 on.
+        (Bound(0, 2**32 - 1, whole=True), "seed *.seed data.subset_seed"),
+        (_COUNT, "batch_size batch_size_at_most lr.batch_if_chosen accum_steps"),
+        (_COUNT, "epochs steps images log.every_steps checkpoint.*"),
+        (_COUNT_OR_NONE, "steps_at_least evals.*.every_steps log.report_images"),
+        (_COUNT, "nonfinite.max_in_a_row"),
+        (_POSITIVE, "watchdog.*"),
+        (_NOT_NEGATIVE, "lr.*"),
+        (_BELOW_ONE, "optimizer.b1 optimizer.b2 optimizer.momentum"),
+        (_BELOW_ONE, "optimizer.ema_decay"),
+        (_POSITIVE, "optimizer.eps optimizer.clip_norm optimizer.trust"),
+        (_NOT_NEGATIVE, "optimizer.weight_decay optimizer.lr_factors"),
+        (_PART, "optimizer.layer_decay"),
+        (Bound(-1, _MOST_STEPS, whole=True), "mesh.*"),
+        # Data.
+        (Bound(1, 2**14, whole=True), "*image_size *image_width"),
+        (Bound(1, 2**12, whole=True), "data.channels"),
+        (_BELOW_ONE, "*.holdout *.validation_share *.select_fraction"),
+        (_COUNT, "data.shots *.select_at_most data.max_pixels evals.*.shots"),
+        (_PART, "*.fraction data.crop_scale *.eval_crop_fraction"),
+        (Bound(1), "*.long_tail"),
+        (_POSITIVE, "data.crop_ratio data.cache_gib"),
+        (_RATE, "data.flip *.max_bad_fraction *.probability"),
+        (Bound(0, 100, whole=True), "data.randaugment.layers"),
+        (_NOT_NEGATIVE, "data.randaugment.*"),
+        (Bound(1, 16, whole=True), "data.views"),
+        (Bound(0, 1024, whole=True), "data.workers"),
+        (Bound(1, 1024, whole=True), "data.threads"),
+        # Augmentations.
+        (Bound(), "*normalize.mean"),
+        (_POSITIVE, "*normalize.std"),
+        (Bound(0, 0.5), "augment.color_jitter.hue"),
+        (_NOT_NEGATIVE, "augment.color_jitter.*"),
+        (_POSITIVE, "augment.gaussian_blur.sigma augment.erase.*"),
+        (Bound(0, 256, whole=True), "augment.solarize.threshold"),
+        (_RATE, "augment.mix.switch"),
+        (_NOT_NEGATIVE, "augment.mix.*"),
+        # Models and objectives.
+        (Bound(1, 2**16, whole=True), "*.width *.mlp_dim *.embed_dim"),
+        (Bound(1, 1024, whole=True), "*.depth *num_heads *.patch_size *.mask_unit"),
+        (_BELOW_ONE, "*.drop_path *.label_smoothing"),
+        (_POSITIVE, "*.mlp_ratio *.temperature objective.distill.tau"),
+        (Bound(0, 1, above=True, below=True), "objective.mask_ratio"),
+        (_RATE, "objective.momentum objective.distill.alpha"),
+        (_COUNT, "objective.momentum_steps objective.num_classes"),
+        (_COUNT, "objective.decoupled"),
+        (_NOT_NEGATIVE, "objective.weight objective.pairs objective.lrs"),
+        # Evaluations and analyses.
+        (_NOT_NEGATIVE, "evals.*.lrs evals.*.l2"),
+        (_COUNT, "evals.*.k evals.*.seeds evals.*.held_out evals.*.examples"),
+        (_COUNT, "evals.*.images latency.*"),
+        (_COUNT_OR_NONE, "maps.images reconstruction.images rows study.depths"),
+        (Bound(whole=True), "maps.layers"),
+        (_COUNT, "maps.heads"),
+        (_PART, "study.rich study.poor"),
+        (_POSITIVE, "sweep.lr_base sweep.epochs tolerance"),
+        (_PART, "sweep.layer_decay"),
+        (_NOT_NEGATIVE, "sweep.warmup_epochs"),
+    )
+    for name in names.split()
+}
+
+
+# Fields that hold text: patterns of parameters' paths, and other words.
+_PATTERNS = ("init_load", "init_load_if_there", "init_skip", "init_donor_load")
+_PATTERNS += ("optimizer.freeze", "optimizer.no_decay")
+_WORDS = ("init_rename", "*.features", "study.kinds", "maps.queries")
+
+
+def bound_of(name: str) -> Bound | None:
+    """The bound of the numbers in config field `name`, as 'lr.base', or None."""
+    fits = (bound for key, bound in _BOUNDS.items() if fnmatch.fnmatchcase(name, key))
+    return next(fits, None)
+
+
+def check_fields(config: Any, prefix: str = "") -> None:
+    """Checks every number and every pattern of a config, before anything is read.
+
+    Fields that are None are left out; a number without a bound must be finite.
+
+    Args:
+      config: or a block of it.
+      prefix: of the names of the block's fields, as 'lr.'.
+
+    Raises:
+      ValueError: NaN, infinite, out of bounds; or not what the field holds.
+    """
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if hasattr(value, "items"):
+            check_fields(value, f"{name}.")
+        elif value is not None:
+            _check_text(name, value)
+            _check_number(name, value)
+
+
+def _check_number(name: str, value: Any) -> None:
+    bound, each = bound_of(name), flat(value)
+    if bound is None:
+        bound, each = Bound(), [x for x in each if isinstance(x, float)]
+    if not all(bound.holds(x) for x in each):
+        how = ""
+        if any(isinstance(x, str) for x in each):
+            how = f'; write every number out, as in --config.{name}="(0.5, 0.5, 0.5)"'
+        expected = bound.text(value)
+        raise ValueError(f"--config.{name}={value}; expected {expected}{how}")
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not is_text(name):
+        return
+    for item in flat(value):
+        if not isinstance(item, str):
+            raise ValueError(
+                f"--config.{name}={value}; expected text in quotes, got {item!r}"
+            )
+        try:
+            re.compile(item if name in _PATTERNS else "")
+        except re.error as error:
+            raise ValueError(
+                f"--config.{name}={value}: {item!r} is no regular expression: {error}"
+            ) from None
+
+
+def is_text(name: str) -> bool:
+    """Whether config field `name` holds a tuple of text."""
+    return any(fnmatch.fnmatchcase(name, key) for key in (*_PATTERNS, *_WORDS))
+
+
+def flat(value: Any) -> list[Any]:
+    """What a field holds, as a flat list: of a single value, that one."""
+    if isinstance(value, tuple | list):
+        return [x for item in value for x in flat(item)]
+    return [value]

@@ -16,7 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 MAY_IMPORT = {
     "registry": set(),
     "sharding": set(),
-    "commandline": set(),
+    "recipes": set(),
+    "commandline": {"recipes"},
     "cpu": set(),
     "models": set(),
     "augment": set(),

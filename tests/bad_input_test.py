@@ -1,6 +1,7 @@
 """Bad input is refused before anything compiles, and leaves nothing behind."""
 
 import errno
+import math
 import os
 import pathlib
 import shutil
@@ -59,7 +60,7 @@ FIELDS = {
         r"microbatch=5 does not divide the 12 images of a device \(batch_size=96 over "
         r"8\); the nearest that does is 4: set --config.microbatch=4"),
     "slice's name": ({"microbatch": "of"}, r"microbatch=of: did you mean off"),
-    "no batch": ({"batch_size": 0}, r"batch_size=0 .* at least 1"),
+    "no batch": ({"batch_size": 0}, r"config.batch_size=0; expected 1 or more"),
     "mesh": ({"mesh__data": 3}, r"mesh data=3 x fsdp=1 needs 3 devices, found 8"),
     "patch": ({"objective__encoder__patch_size": 3}, r"8.*patch.*3|patch.*3.*8"),
     "image": ({"data__image_size": 9}, r"9.*patch.*2|patch.*2.*9"),
@@ -87,14 +88,18 @@ FIELDS = {
         r"augment 'normalise' unknown; did you mean normalize"),
     "mean and std": ({"augment__normalize__std": (1.0, 1.0)}, r"one value per channel"),
     "channels": ({"data__channels": 3}, r"1 means, data.channels is 3"),
-    "mask nothing": ({"objective__mask_ratio": 0.0}, r"mask_ratio=0.0, expected 0 <"),
-    "mask all": ({"objective__mask_ratio": 1.0}, r"mask_ratio=1.0, expected 0 <"),
-    "mask more": ({"objective__mask_ratio": 1.5}, r"mask_ratio=1.5, expected 0 <"),
-    "mask less": ({"objective__mask_ratio": -0.5}, r"mask_ratio=-0.5, expected 0 <"),
+    "mask nothing": ({"objective__mask_ratio": 0.0},
+        r"mask_ratio=0.0; expected more than 0, below 1"),
+    "mask all": ({"objective__mask_ratio": 1.0},
+        r"mask_ratio=1.0; expected more than 0, below 1"),
+    "mask more": ({"objective__mask_ratio": 1.5},
+        r"mask_ratio=1.5; expected more than 0, below 1"),
+    "mask less": ({"objective__mask_ratio": -0.5},
+        r"mask_ratio=-0.5; expected more than 0, below 1"),
     "mask too much": ({"objective__mask_ratio": 0.99}, r"keeps 0 of 16 patches"),
     "dtype": ({"objective__dtype": "bfloat"}, r"'bfloat' unknown; did you mean bfloa"),
-    "steps": ({"steps": 0}, r"steps=0.* at least one"),
-    "epochs": ({"steps": None, "epochs": 0}, r"epochs=0.* at least one"),
+    "steps": ({"steps": 0}, r"--config.steps=0; expected 1 or more"),
+    "epochs": ({"steps": None, "epochs": 0}, r"--config.epochs=0; expected 1 or more"),
     "warm-up": ({"lr__warmup_epochs": 1e4}, r"warm-up of \d+ steps does not fit"),
     "freeze": ({"optimizer__freeze": ("encoder/block/.*",)},
         r"pattern 'encoder/block/.\*' matches no parameter"),
@@ -117,6 +122,35 @@ FIELDS = {
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_bad_field_is_refused_before_compiling(name, refuse):
     overrides, message = FIELDS[name]
+    refuse(jobs.tiny(**overrides), message)
+
+
+IMPOSSIBLE = {
+    "lr": ({"lr__base": math.nan}, r"config.lr.base=nan; expected a finite numb"),
+    "negative lr": ({"lr__base": -1.0}, r"--config.lr.base=-1.0; expected 0 or more"),
+    "infinite lr": ({"lr__end": math.inf}, r"lr.end=inf; expected a finite number"),
+    "weight decay": ({"optimizer__weight_decay": -0.1}, r"decay=-0.1; expected 0 or"),
+    "b1": ({"optimizer__b1": 1.0}, r"optimizer.b1=1.0; expected 0 or more, below 1"),
+    "eps": ({"optimizer__eps": 0.0}, r"optimizer.eps=0.0; expected more than 0"),
+    "warm-up": ({"lr__warmup_epochs": -1.0}, r"lr.warmup_epochs=-1.0; expected 0 or m"),
+    "limit": ({"data__max_bad_fraction": math.nan},
+        r"max_bad_fraction=nan; expected a finite number, 0 to 1"),
+    "patch": ({"objective__encoder__patch_size": 0}, r"patch_size=0; expected 1 or"),
+    "heads": ({"objective__encoder__num_heads": 0}, r"num_heads=0; expected 1 or more"),
+    "depth": ({"objective__encoder__depth": -1}, r"depth=-1; expected 1 or more"),
+    "width": ({"objective__encoder__width": 0}, r"width=0; expected 1 or more"),
+    "image": ({"data__image_size": -8}, r"image_size=-8; expected 1 or more"),
+    "seed": ({"seed": 2**70}, r"seed=118\d+; expected 0 to 4294967295"),
+    "mean": ({"augment__normalize__mean": (math.nan,)}, r"expected a finite number"),
+    "range": ({"data__crop_scale": ("a", "b")}, r"expected a finite number, more th"),
+    "pattern": ({"optimizer__freeze": ("(",)}, r"'\(' is no regular expression: miss"),
+    "no pattern": ({"init_load": (1,)}, r"expected text in quotes, got 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_an_impossible_number_is_refused_before_anything_is_read(name, refuse):
+    overrides, message = IMPOSSIBLE[name]
     refuse(jobs.tiny(**overrides), message)
 
 

@@ -75,6 +75,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
       ValueError, OSError: the user's mistake, named in the message.
     """
     config = config.copy_and_resolve_references().unlock()
+    registry.check_fields(config)
     asked = config.objective.to_dict()
     loaded = _read(config, asked["encoder"])
     complete = _from_run if "data" in loaded.config else _from_file

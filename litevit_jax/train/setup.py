@@ -195,26 +195,14 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
 
 
 def settle(config: ConfigDict) -> None:
-    """Checks numbers that have a bound, and puts what 'auto' means in its place."""
+    """Checks all numbers, and puts what 'auto' means in its place.
+
+    Raises:
+      ValueError: a number out of its bounds.
+    """
+    registry.check_fields(config)
     distributed.check_joined()
     config.data.decoder = fast.choose(config.data.decoder)
-    least = {
-        "checkpoint.every_steps": 1,
-        "checkpoint.keep": 1,
-        "log.every_steps": 1,
-        "nonfinite.max_in_a_row": 1,
-        "data.threads": 1,
-        "data.workers": 0,
-        "data.views": 1,
-        "seed": 0,
-        **{f"evals.{title}.every_steps": 0 for title in config.evals},
-    }
-    for name, bound in least.items():
-        value: Any = config
-        for key in name.split("."):
-            value = value[key]
-        if value is not None and value < bound:  # None: chosen later
-            raise ValueError(f"{name}={value}; expected {bound} or more")
 
 
 def _batch_size(config: ConfigDict, examples: int, mesh: Mesh) -> int:

@@ -1,0 +1,178 @@
+"""The recipes in configs/: where they are, and what their source says of each field.
+
+Nothing is imported or run but the recipe that is asked for, so help is quick.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import io
+import itertools
+import pathlib
+import tokenize
+from collections.abc import Iterator
+from typing import Any
+
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+_SHARED = FOLDER / "common.py"  # what the recipes share
+
+
+def names() -> list[str]:
+    """Names of all recipes, as 'mae_tiny'."""
+    files = (path for path in FOLDER.glob("[!_]*.py") if path != _SHARED)
+    return sorted(path.stem for path in files)
+
+
+def locate(text: str) -> str:
+    """The file that `text` names: a file of yours, or a recipe from any directory.
+
+    A recipe is named `mae_tiny`, `mae_tiny.py` or `configs/mae_tiny.py`; anything else
+    is returned as it is.
+    """
+    path = pathlib.Path(text)
+    name = path.name.removesuffix(".py")
+    if name not in names() or (text != name and path.is_file()):
+        return text
+    known = path.parent in (pathlib.Path("."), pathlib.Path("configs"))
+    return str(FOLDER / f"{name}.py") if known else text
+
+
+def unknown(text: str) -> str:
+    """What to say of a `text` that names no file: near matches, then all recipes."""
+    near = difflib.get_close_matches(pathlib.Path(text).stem, names(), n=2)
+    known = names()
+    if text.endswith(".py") or "/" in text:
+        near, known = ([f"configs/{x}.py" for x in xs] for xs in (near, known))
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{hint}choose from {', '.join(known)}"
+
+
+def docstring(path: str | pathlib.Path) -> str:
+    """The docstring of a recipe's file; '' if it has none."""
+    return ast.get_docstring(ast.parse(pathlib.Path(path).read_text())) or ""
+
+
+def variants(path: str | pathlib.Path) -> str:
+    """What a recipe's `get_config` says of its variants, in one line."""
+    for node in ast.parse(pathlib.Path(path).read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == "get_config":
+            return " ".join((ast.get_docstring(node) or "").split())
+    return ""
+
+
+def overview() -> str:
+    """A line for each recipe: its name, and the first line of its docstring."""
+    wide = max(map(len, names()))
+    lines = ((name, docstring(FOLDER / f"{name}.py")) for name in names())
+    return "\n".join(
+        f"  {name:{wide}}  {text.partition(chr(10))[0]}" for name, text in lines
+    )
+
+
+def describe(path: str | pathlib.Path, config: Any) -> str:
+    """Every field of `config`, the recipe in file `path`: value and comment."""
+    own, shared = comments(path), comments(_SHARED)
+    rows = [
+        (f"{name} = {_value(value)}", _comment(name, own) or _comment(name, shared))
+        for name, value in fields(config)
+    ]
+    wide = min(max((len(left) for left, _ in rows), default=0), 44)
+    return "\n".join(
+        f"  {left:{wide}}  # {why}" if why else f"  {left}" for left, why in rows
+    )
+
+
+def fields(block: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """('a.b', value) of every field of a config."""
+    for key, value in block.items():
+        if hasattr(value, "items"):
+            yield from fields(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) and value else repr(value)
+
+
+def comments(path: str | pathlib.Path) -> dict[str, str]:
+    """Name of a field -> the comment beside the line that sets it, or above it.
+
+    The name is as much of the dotted one as the source tells: 'data.flip' for a line
+    `data.flip = 0.5  # why`, 'flip' for an entry of a dict that a function returns. It
+    begins with a dot if it is the whole name: '.seed' for `config.seed = 0`.
+    """
+    source = pathlib.Path(path).read_text()
+    beside, above = _by_line(source)
+    found: dict[str, str] = {}
+    for node in ast.walk(ast.parse(source)):
+        for name, first, last in _settings(node):
+            text = beside.get(last) or beside.get(first) or above.get(first)
+            if text:
+                found.setdefault(name, text)
+    return found
+
+
+def _comment(name: str, found: dict[str, str]) -> str:
+    """The comment of the longest name that `name` ends with; '' if there is none."""
+    parts = f".{name}".split(".")
+    tails = [f".{name}", *(".".join(parts[i:]) for i in range(1, len(parts)))]
+    return next((found[tail] for tail in tails if tail in found), "")
+
+
+def _by_line(source: str) -> tuple[dict[int, str], dict[int, str]]:
+    """Line -> the comment at its end; line -> the comment in the lines above it."""
+    beside: dict[int, str] = {}
+    alone: dict[int, str] = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            kind = alone if token.line.lstrip().startswith("#") else beside
+            kind[token.start[0]] = token.string.lstrip("# ")
+    above: dict[int, str] = {}
+    for line in alone:
+        if line - 1 not in alone:
+            rows = [
+                alone[i] for i in itertools.takewhile(alone.get, itertools.count(line))
+            ]
+            above[line + len(rows)] = " ".join(rows)
+    return beside, above
+
+
+def _settings(node: ast.AST) -> Iterator[tuple[str, int, int]]:
+    """(name, first line, last line) of each field that a statement sets."""
+    if isinstance(node, ast.Assign | ast.Return):
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        base = _dotted(targets[0]) if targets else ""
+        if isinstance(node.value, ast.Dict):
+            yield from _entries(base, node.value)
+        elif base:
+            yield base, node.lineno, node.end_lineno or 0
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        base = _dotted(node.func.value)
+        if node.func.attr == "update" and base:
+            last = {word.value.end_lineno: word for word in node.keywords if word.arg}
+            for line, word in last.items():
+                yield f"{base}.{word.arg}".replace("..", "."), word.lineno, line or 0
+
+
+def _entries(base: str, block: ast.Dict) -> Iterator[tuple[str, int, int]]:
+    for key, value in zip(block.keys, block.values, strict=True):
+        if isinstance(key, ast.Constant) and isinstance(key.value, str):
+            name = f"{base}.{key.value}" if base else key.value
+            if isinstance(value, ast.Dict):
+                yield from _entries(name, value)
+            else:
+                yield name, key.lineno, value.end_lineno or 0
+
+
+def _dotted(node: ast.AST) -> str:
+    """'.a.b' for `config.a.b`, 'data.b' for `data.b`; '' for anything else."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name):
+        return ""
+    root = "" if node.id == "config" else node.id.lower()
+    return ".".join([root, *reversed(parts)])
