@@ -345,7 +345,7 @@ def mae(name, size, arg):
         "name": "mae",
         "encoder": encoder_block(size),
         "decoder": {
-            "variant": size,
+            "variant": _text(size),
             "width": config_dict.placeholder(int),
             "depth": config_dict.placeholder(int),
             "num_heads": config_dict.placeholder(int),
@@ -446,13 +446,18 @@ def use_finetuning_data(config, said):
 def encoder_block(size=None):
     """A named encoder; a number given beside the name overrides the name's."""
     return {
-        "variant": size or config_dict.placeholder(str),
+        "variant": _text(size),
         "width": config_dict.placeholder(int),
         "depth": config_dict.placeholder(int),
         "num_heads": config_dict.placeholder(int),
         "patch_size": config_dict.placeholder(int),
         "pos_embed": "sincos",
     }
+
+
+def _text(value):
+    """A field of text, which may be None."""
+    return config_dict.FieldReference(value, field_type=str)
 
 
 def distilled_mae(name, size, arg, decoupled=(None, None)):

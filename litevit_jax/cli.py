@@ -5,17 +5,16 @@ Importing this module loads neither JAX nor TensorFlow, so `--help` is quick.
 
 from __future__ import annotations
 
-import errno
 import os
-import pathlib
+import shlex
 import sys
 import traceback
 from typing import Any
 
 from absl import flags, logging
 
+from litevit_jax import exits
 from litevit_jax.commandline import (
-    EXIT_USAGE,
     MISSING,
     config_path,
     flags_for,
@@ -25,19 +24,13 @@ from litevit_jax.commandline import (
 )
 from litevit_jax.commandline import define as define
 
-EXIT_OK, EXIT_FAILED = 0, 1
-EXIT_PREEMPTED = 42  # SIGTERM: saved, start the same command again to go on
-EXIT_INTERRUPTED = 130  # Ctrl-C: saved as well
-# Of several hosts one is gone or stuck (43): start the same command again, on all.
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = exits.OK, exits.FAILED, exits.USAGE
+EXIT_PREEMPTED, EXIT_INTERRUPTED = exits.PREEMPTED, exits.INTERRUPTED
 
 # What a recipe's field `job` may name.
 _ANALYSES = ("advise", "analyse", "layers", "report")
 _JOBS = (*_ANALYSES, "convert", "evaluate", "train", "transfer")
-
-# What a disk may answer in the middle of a run, wherever it is written.
-_DISK_ERRORS = (errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS)
-
-_ROOT = pathlib.Path(__file__).parents[1]
+_CLASSIFIERS = ("probe_grid", "supervised")  # objectives that tell classes apart
 
 
 def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
@@ -47,7 +40,7 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
         return usage(MISSING)
     from litevit_jax import distributed, registry
 
-    why = None
+    why, before = None, distributed.beats()
     try:
         config: Any = values["config"].value
         job = _job(config)
@@ -60,7 +53,8 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     except SystemExit:
         raise
     except Exception as error:
-        code, why = _report(error), error
+        why = error
+        code = exits.report(error, begun=distributed.beats() > before)
     except KeyboardInterrupt as error:
         distributed.leave(EXIT_INTERRUPTED, error)
         raise
@@ -95,6 +89,41 @@ def _run_job(job: str, argv: list[str], values: flags.FlagValues) -> int:
     workdir = workdir or os.path.join("runs", config.name)
     jobs = {"evaluate": _evaluate, "train": _train, "transfer": _transfer}
     return jobs[job](config, workdir)
+
+
+def _say_next(config: Any, result: str) -> None:
+    """Says what can be done next with `result`: the last lines of a job."""
+    start = ["python", sys.argv[0] if sys.argv[0].endswith(".py") else "main.py"]
+    for purpose, recipe, flag in _next(config, result):
+        command = shlex.join([*start, f"--config={recipe}", f"--config.{flag}"])
+        _say(f"next, to {purpose}: {command}")
+
+
+def _next(config: Any, result: str) -> list[tuple[str, str, str]]:
+    """(what for, recipe, its flag) of what can be done next.
+
+    Args:
+      config: of the job that has ended.
+      result: its directory, or the file that it wrote.
+    """
+    job, encoder = config.get("job", "train"), config.get("init")
+    if encoder in (None, "random"):
+        encoder = config.get("like") or "RUN"
+    tune = ("fine-tune the encoder", "finetune", f"init={encoder}")
+    if job == "train" and config.objective.name not in _CLASSIFIERS:
+        probe = ("probe the encoder", "linear_probe", f"init={result}")
+        return [probe, ("fine-tune it", "finetune", f"init={result}")]
+    if job in ("train", "transfer") and "encoder_default" not in config:
+        compare = ("compare runs", "analysis:compare", f"models=a={result},b=RUN")
+        return [compare, ("evaluate it on other data", "evaluate", f"init={result}")]
+    if job == "report":
+        return [("look inside", "analysis", f"models={config.models}")]
+    if job == "analyse":
+        last = config.models.rpartition("=")[2]
+        return [("probe its blocks", "layer_probe", f"init={last}")]
+    if job == "convert":
+        return [("fine-tune it", "finetune:data=folder,path=DIR", f"init={result}")]
+    return [tune]  # of a probe, an evaluation, a study of layers
 
 
 def _say(text: str) -> None:
@@ -144,6 +173,8 @@ def _convert(config: Any, workdir: str | None) -> int:
     from litevit_jax.train import convert
 
     print(convert.run(config))
+    if config.target.endswith(".safetensors"):  # which the other recipes read
+        _say_next(config, config.target)
     return EXIT_OK
 
 
@@ -159,6 +190,7 @@ def _train(config: Any, workdir: str) -> int:
     if config.log.report:
         _report_at_end(config, workdir)
     _say(f"done: step {outcome.step}, everything is in {workdir}")
+    _say_next(config, workdir)
     return EXIT_OK
 
 
@@ -197,7 +229,10 @@ def _analysis(name: str, config: Any, workdir: str | None) -> int:
 
     outcome = job.run(name, config, workdir)
     print(outcome.text)
-    return EXIT_OK if outcome.signal is None else _stopped(outcome.signal)
+    if outcome.signal is not None:
+        return _stopped(outcome.signal)
+    _say_next(config, workdir or "")
+    return EXIT_OK
 
 
 def _evaluate(config: Any, workdir: str) -> int:
@@ -208,6 +243,7 @@ def _evaluate(config: Any, workdir: str) -> int:
     if config.log.report:
         _report_at_end(config, workdir)
     _say(f"done: results are in {os.path.join(workdir, 'evals')}")
+    _say_next(config, workdir)
     return EXIT_OK
 
 
@@ -222,6 +258,7 @@ def _transfer(config: Any, workdir: str) -> int:
     if outcome.signal is not None:
         return _stopped(outcome.signal)
     _say(f"done: all points are in {os.path.join(workdir, 'sweep.json')}")
+    _say_next(config, str(outcome.final))
     return EXIT_OK
 
 
@@ -239,24 +276,6 @@ def _stopped(number: int) -> int:
     import signal
 
     return EXIT_PREEMPTED if number == signal.SIGTERM else EXIT_INTERRUPTED
-
-
-def _report(error: Exception) -> int:
-    """Says what went wrong: our own errors as a message, others with their trace."""
-    frames = traceback.extract_tb(error.__traceback__)
-    full = isinstance(error, OSError) and error.errno in _DISK_ERRORS
-    deliberate = isinstance(
-        error, ValueError | KeyError | OSError | RuntimeError | FloatingPointError
-    )
-    ours = frames and pathlib.Path(frames[-1].filename).is_relative_to(_ROOT)
-    inside = "site-packages" in frames[-1].filename if frames else False
-    deliberate = full or (deliberate and ours and not inside)
-    if deliberate and "LITEVIT_TRACEBACK" not in os.environ:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        print(f"error: {text}", file=sys.stderr)
-        return EXIT_USAGE if isinstance(error, ValueError | KeyError) else EXIT_FAILED
-    traceback.print_exception(error)
-    return EXIT_FAILED
 
 
 def _imagenet_is_missing(config: Any) -> bool:

@@ -11,9 +11,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from litevit_jax import recipes
+from litevit_jax import exits, recipes
 
-EXIT_USAGE = 2
+EXIT_USAGE = exits.USAGE
 
 # Of main.py, besides --config.
 FLAGS = ("workdir", "plan", "plan_out", "coordinator", "num_processes", "process_id")
@@ -72,6 +72,9 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
                 values["config"].value.get("name")  # raises if it could not be read
         except Exception as error:  # a recipe of yours may raise any
             wrong = _explain(error, argv)
+    if wrong is None and isinstance(values["config"].value, ConfigDict):
+        wrong = _wrong_blocks(argv, values["config"].value)
+        _take_named_sizes(argv, values["config"].value)
     if wrong is None and len(rest) > 1:
         wrong = f"unexpected argument {rest[1]!r}"
     if wrong is not None:
@@ -133,6 +136,9 @@ def _wrong_arguments(argv: list[str]) -> str | None:
     config = _config_argument(argv)
     if config is None:
         return MISSING if _overrides(argv) else None
+    early = argv[1 : argv.index(twice[0])]
+    if fields := [a for a in early if _is_override(a)]:
+        return f"{fields[0]} stands before --config={config}; give --config first"
     path = config_path(argv)
     if not path:
         return f"--config={config} names no recipe; {recipes.unknown('')}"
@@ -149,6 +155,36 @@ def _wrong_arguments(argv: list[str]) -> str | None:
     return None
 
 
+def _wrong_blocks(argv: list[str], config: Any) -> str | None:
+    """What is wrong with an override that would replace a whole block."""
+    for name, value in _overrides(argv):
+        block = config
+        for key in name.split("."):
+            block = block[key] if hasattr(block, "keys") and key in block else None
+        if hasattr(block, "keys"):
+            return _wrong_value(name, value, config)
+    return None
+
+
+def _take_named_sizes(argv: list[str], config: ConfigDict) -> None:
+    """Drops the recipe's sizes where an override names a variant of an encoder.
+
+    A size beside a name overrides the name's. The recipe's own were not meant so: with
+    `:digits` they make the small encoder, in place of which one is named.
+    """
+    given = [name for name, _ in _overrides(argv)]
+    for name in given:
+        *blocks, field = name.split(".")
+        block = config
+        for key in blocks:
+            block = block[key]
+        if field != "variant" or block.variant is None:
+            continue
+        for size in ("width", "depth", "num_heads"):
+            if size in block and ".".join([*blocks, size]) not in given:
+                block[size] = None
+
+
 def _explain(error: Exception, argv: list[str]) -> str:
     """What is wrong with the command line, where, and what would be right."""
     if _config_argument(argv) is None:  # --confg: what was meant is the flag's name
@@ -156,8 +192,6 @@ def _explain(error: Exception, argv: list[str]) -> str:
     recipe = _recipe(argv)
     if not isinstance(recipe, ConfigDict):
         return _no_recipe(recipe, argv)
-    if isinstance(error, config_flags.FlagOrderError):
-        return f"{_last_line(error)} Give --config= first"
     for name, value in _overrides(argv):
         wrong = _wrong_field(name, recipe)
         if wrong is None and f"--config.{name}={value}: " in str(error):
@@ -175,7 +209,7 @@ def _no_recipe(found: Any, argv: list[str]) -> str:
         return f"--config={path}: {type(found).__name__}: {found.msg} ({where})"
     if isinstance(found, AttributeError) and "'get_config'" in str(found):
         return f"--config={path}: has no get_config(arg); {recipes.unknown(path)}"
-    if isinstance(found, ValueError):  # of a variant; the recipe's own words
+    if isinstance(found, ValueError | flags.Error):  # of a variant: its own words
         return f"--config={_config_argument(argv)}: {_last_line(found)}"
     if isinstance(found, Exception):
         rows = traceback.extract_tb(found.__traceback__)

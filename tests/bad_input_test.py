@@ -100,7 +100,9 @@ FIELDS = {
     "dtype": ({"objective__dtype": "bfloat"}, r"'bfloat' unknown; did you mean bfloa"),
     "steps": ({"steps": 0}, r"--config.steps=0; expected 1 or more"),
     "epochs": ({"steps": None, "epochs": 0}, r"--config.epochs=0; expected 1 or more"),
-    "warm-up": ({"lr__warmup_epochs": 1e4}, r"warm-up of \d+ steps does not fit"),
+    "warm-up": ({"lr__warmup_epochs": 1e4},
+        r"warm-up of \d+ steps does not fit a run of 6: lr.warmup_epochs=10000, "
+        r"epochs=100; set --config.lr.warmup_epochs=10 \(a tenth"),
     "freeze": ({"optimizer__freeze": ("encoder/block/.*",)},
         r"pattern 'encoder/block/.\*' matches no parameter"),
     "save interval": ({"checkpoint__every_steps": 0}, r"every_steps=0; expected 1"),

@@ -1,5 +1,6 @@
 """The command line: what it starts, what it says when it cannot."""
 
+import ast
 import errno
 import os
 import pathlib
@@ -11,7 +12,7 @@ import sys
 import pytest
 from absl import flags
 
-from litevit_jax import cli, distributed
+from litevit_jax import cli, commandline, distributed, recipes
 from litevit_jax.data.sources import tfds
 from litevit_jax.distributed import detect
 from litevit_jax.train import evaluate, loop, transfer
@@ -193,6 +194,17 @@ MISTAKES = {
     "file, space form": (["--config", "configs/mae_tny.py"],
         r"no such config file; did you mean configs/mae_tiny.py"),
     "folder": ([f"--config={ROOT}/configs"], r"no such config file; choose from"),
+    "name": (["--config=mae_tny"],
+        r"--config=mae_tny: no such config file; did you mean mae_tiny .*choose from "
+        r"analysis, .*, transfer"),
+    "name with a variant": (["--config=mae_tiny:digit"], r"did you mean digits\?"),
+    "no name": (["--config="], r"--config= names no recipe; choose from analysis, "),
+    "two": ([f"--config={TINY}", "--config", PROBE], r"--config is given 2 times"),
+    "order": (["--config.seed=1", f"--config={TINY}"],
+        r"--config.seed=1 stands before --config=.*; give --config first"),
+    "empty": ([f"--config={TINY}:digits", "--config.init="],
+        r"--config.init= has no value \(an unset variable\?\)"),
+    "no workdir": ([f"--config={TINY}:digits", "--workdir="], r"--workdir= has no val"),
     "not a recipe": ([f"--config={ROOT}/configs/common.py"],
         r"common.py: has no get_config\(arg\); .*choose from"),
     "variant": ([f"--config={TINY}:digit"],
@@ -226,6 +238,11 @@ MISTAKES = {
     "open field": ([f"--config={TINY}", "--config.steps=many"], r"'many' is no int"),
     "value of a block": ([f"--config={TINY}", "--config.mesh=4"],
         r"expected one of its fields: --config.mesh.data=, --config.mesh.fsdp="),
+    "dict for a block": ([f"--config={TINY}", "--config.objective.encoder={}"],
+        r"encoder=\{\}: expected one of its fields: --config.objective.encoder.depth="),
+    "field of a field": ([f"--config={TINY}", "--config.seed=1", "--config.seed.x=2"],
+        r"config.seed has no field 'x'; it is a value"),
+    "no value": ([f"--config={TINY}", "--config.lr.base"], r"Missing value for flag"),
     "no config": (["--config.lr.base=1"], r"--config is missing, for example"),
     "flag of the config": ([f"--confg={TINY}"],
         r"flag 'confg'. Did you mean: config .*the flags are --config="),
@@ -242,6 +259,106 @@ def test_a_mistyped_command_line_says_what_was_meant(name, capsys):
     assert err.startswith("error: ")
     assert re.search(message, err)
     assert "Traceback" not in err
+
+
+BROKEN = {
+    "syntax": ("def get_config(:\n", r"mine.py: SyntaxError: .*\(line 1: def get_con"),
+    "name": ("def get_config(arg=None):\n    return nothing\n",
+        r"mine.py: NameError: name 'nothing' is not defined, line 2"),
+    "import": ("import no_such_package\n", r"No module named 'no_such_pac.*line 1"),
+    "type": ("def get_config(arg=None):\n    return {}\n",
+        r"get_config\(\) returned dict; expected a ml_collections.ConfigDict"),
+    "nothing": ("def get_config(arg=None):\n    pass\n", r"returned NoneType; expect"),
+    "arguments": ("def get_config():\n    pass\n", r"get_config\(\) takes 0 posi"),
+    "empty": ("", r"has no get_config\(arg\)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.filterwarnings("ignore:.*did you forget a return:UserWarning")
+def test_a_recipe_that_is_broken_is_told_in_one_message(name, capsys, tmp_path):
+    source, message = BROKEN[name]
+    (tmp_path / "mine.py").write_text(source)
+    err = refused(
+        capsys, "--config=mine.py:x" if name == "arguments" else "--config=mine.py"
+    )
+    assert re.search(message, err)
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "name", ["mae_tiny", "mae_tiny.py", "configs/mae_tiny", "configs/mae_tiny.py"]
+)
+def test_a_recipe_is_known_by_name_in_any_directory(name, started):
+    assert run(f"--config={name}:digits", "--config.seed=3") == 0
+    [(config, workdir)] = started
+    assert (config.name, config.seed) == ("mae_tiny-digits", 3)
+    assert workdir == os.path.join("runs", "mae_tiny-digits")
+
+
+def test_a_file_of_yours_comes_before_a_recipe_of_its_name(started, tmp_path):
+    text = (ROOT / "configs" / "mae_tiny.py").read_text()
+    (tmp_path / "mae_tiny.py").write_text(text.replace('"mae_tiny"', '"mine"'))
+    assert run("--config=mae_tiny.py:digits") == 0
+    assert run("--config=mae_tiny:digits") == 0
+    assert [config.name for config, _ in started] == ["mine-digits", "mae_tiny-digits"]
+
+
+def test_a_named_encoder_has_the_sizes_of_its_name_where_a_recipe_has_others(started):
+    encoder = "--config.objective.encoder"
+    assert (
+        run(
+            "--config=mae_tiny:digits", f"{encoder}.variant=small", f"{encoder}.depth=2"
+        )
+        == 0
+    )
+    assert run("--config=mae_tiny:digits", f"{encoder}.depth=2") == 0
+    blocks = [config.objective.encoder for config, _ in started]
+    sizes = ("variant", "width", "depth", "num_heads", "patch_size")
+    assert [blocks[0][name] for name in sizes] == ["small", None, 2, None, 2]
+    assert [blocks[1][name] for name in sizes] == [None, 64, 2, 4, 2]
+
+
+def helped(capsys, *arguments):
+    """What --help prints."""
+    with pytest.raises(SystemExit) as caught:
+        parsed(*arguments)
+    assert caught.value.code == cli.EXIT_OK
+    return capsys.readouterr().out
+
+
+def test_help_lists_our_flags_and_every_recipe_with_its_first_line(capsys):
+    said = helped(capsys, "--help")
+    flags_there = re.findall(r"(?m)^  --(\w+)  ", said)
+    ours = {"config", *commandline.FLAGS}
+    assert set(flags_there) == ours
+    assert set(flags.FlagValues.__iter__(commandline.flags_for(["main.py"]))) == ours
+    for path in (ROOT / "configs").glob("[!_]*.py"):
+        first = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+        shown = re.search(rf"(?m)^  {path.stem} +{re.escape(first)}$", said)
+        assert bool(shown) == (path.stem != "common")
+    assert "--config=NAME --help lists the fields" in said
+
+
+def test_help_of_a_recipe_lists_its_fields_with_values_and_comments(capsys):
+    said = helped(capsys, "--config=mae_tiny:digits", "--help", "--config.seed=7")
+    assert "MAE pre-training of ViT-Tiny/16" in said and "knn=LABELLED" in said
+    for line in (
+        "batch_size = 128 +# images per update, over all devices and slices",
+        "data.image_width = None +# None: square",
+        "data.channels = 1( |$)",
+        "seed = 7( |$)",
+        r"lr.base = 0.003( |$)",
+        "init_rename = \\(\\) +# of its entries, as 'encoder/norm/=head/fc_norm/'",
+    ):
+        assert re.search(rf"(?m)^  {line}", said), line
+    names = re.findall(r"(?m)^  ([\w.]+) = ", said)
+    config = parsed("--config=mae_tiny:digits")[1].config
+    assert names == [name for name, _ in recipes.fields(config)]
+
+
+def test_help_of_a_wrong_recipe_is_a_mistake(capsys):
+    assert "did you mean mae_tiny" in refused(capsys, "--config=mae_tny", "--help")
 
 
 def test_no_config_at_all_says_how_to_give_one(capsys):

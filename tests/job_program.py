@@ -16,7 +16,7 @@ import time
 import numpy as np
 from absl import flags
 
-from litevit_jax import cli, distributed, sharding
+from litevit_jax import cli, distributed, exits, sharding
 from litevit_jax.data import pipeline
 from litevit_jax.train import loop, setup
 from litevit_jax.train import workdir as workdirs
@@ -123,7 +123,7 @@ def main(argv):
             path = folder / f"{piece}-{distributed.index()}.json"
             path.write_text(json.dumps(found))
     except Exception as error:
-        code, why = cli._report(error), error
+        code, why = exits.report(error, begun=distributed.beats() > 0), error
     sys.exit(distributed.leave(code, why))
 
 

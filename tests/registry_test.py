@@ -73,6 +73,11 @@ def test_every_number_of_every_recipe_has_a_bound_and_lies_within_it():
     assert {"lr.base", "optimizer.b1", "data.crop_scale", "sweep.epochs"} <= seen
 
 
+def test_every_field_can_be_overridden_for_it_has_a_type():
+    for config in configs():
+        assert [name for name, _, kind in fields(config) if kind is type(None)] == []
+
+
 def test_every_number_that_a_plug_in_takes_has_a_bound():
     makers = {f"augment.{name}": make for name, make in augment.OPS.items()}
     makers["objective.encoder"] = vit.make_encoder

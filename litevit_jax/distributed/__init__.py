@@ -2,6 +2,7 @@
 
 from litevit_jax.distributed.peers import (
     beat,
+    beats,
     check_joined,
     count,
     from_primary,
@@ -18,6 +19,7 @@ __all__ = [
     "EXIT_STUCK",
     "Limits",
     "beat",
+    "beats",
     "check_joined",
     "count",
     "from_primary",

@@ -28,6 +28,7 @@ _END_S = 600
 
 _numbers = itertools.count()  # of agreements; the same in all processes
 _watch: Watch | None = None
+_beats = 0
 
 
 def start(
@@ -157,8 +158,15 @@ def check_joined() -> None:
 
 def beat(doing: str, *, grace: bool = False) -> None:
     """Says what this process does from now on; `grace` if it may take long."""
+    global _beats
+    _beats += 1
     if _watch is not None:
         _watch.beat(doing, grace=grace)
+
+
+def beats() -> int:
+    """How often `beat` was called; not at all while a job is only checked."""
+    return _beats
 
 
 def gather(value: Any) -> list[Any]:

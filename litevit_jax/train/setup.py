@@ -235,7 +235,7 @@ def _length(config: ConfigDict, images: int, steps_at_least: int) -> dict[str, f
     batches, as the recipes count.
 
     Raises:
-      ValueError: a run without a step.
+      ValueError: a run without a step, or a warm-up that does not fit into it.
     """
     epochs, warmup_epochs = config.epochs, config.lr.warmup_epochs
     if epochs <= 0 or (config.steps is not None and config.steps < 1):
@@ -250,6 +250,13 @@ def _length(config: ConfigDict, images: int, steps_at_least: int) -> dict[str, f
     warmup = round(warmup_epochs * used / config.batch_size)
     if total != by_epochs:  # a run of another length keeps its proportions
         warmup = round(total * warmup_epochs / epochs)
+    if warmup >= total:
+        raise ValueError(
+            f"a warm-up of {warmup} steps does not fit a run of {total}: "
+            f"lr.warmup_epochs={warmup_epochs:g}, epochs={epochs}; set "
+            f"--config.lr.warmup_epochs={epochs / 10:g} (a tenth of the run), or train "
+            "longer"
+        )
     return {
         "steps_per_epoch": used / config.batch_size,
         "total_steps": total,

@@ -44,10 +44,17 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a sweep ended: the table of its points, and the signal that stopped it."""
+    """How a sweep ended.
+
+    Attributes:
+      table: of its points.
+      signal: that stopped it, or None.
+      final: directory of the winner's run on all training data, if it came to that.
+    """
 
     table: str
     signal: int | None = None
+    final: pathlib.Path | None = None
 
 
 def single(config: ConfigDict) -> ConfigDict:
@@ -82,7 +89,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
         if outcome.signal is not None:
             return Outcome(sweep.table(), outcome.signal)
         sweep.record_final(best, outcome.results)
-    return Outcome(sweep.table())
+    return Outcome(sweep.table(), final=sweep.place(best, final=True))
 
 
 class Sweep:

@@ -185,9 +185,12 @@ def check_space(workdir: pathlib.Path, state_bytes: int, keep: int) -> None:
     """
     if not paths.is_local(workdir):  # a bucket has no end
         return
-    there = next(p for p in (workdir, *workdir.absolute().parents) if p.is_dir())
+    places = (workdir, *workdir.absolute().parents)
+    there = next(p for p in places if os.path.isdir(p))  # False of a name too long
     free = shutil.disk_usage(there).free
-    saved = sum(1 for _ in workdir.glob("checkpoints/[0-9]*"))
+    saved = 0
+    if there == workdir:
+        saved = sum(1 for _ in workdir.glob("checkpoints/[0-9]*"))
     need = state_bytes * max(keep + 1 - saved, 1)
     if free < need:
         raise OSError(

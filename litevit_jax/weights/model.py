@@ -24,12 +24,12 @@ def require(package: str) -> Any:
     """Imports a package of the extra 'export'.
 
     Raises:
-      RuntimeError: it is not installed.
+      ModuleNotFoundError: it is not installed.
     """
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise RuntimeError(
+        raise ModuleNotFoundError(
             f"this format needs the Python package {error.name!r}, which is not "
             'installed: pip install -e ".[export]"'
         ) from None

@@ -275,5 +275,7 @@ def test_a_missing_package_is_named_with_its_extra(kind, monkeypatch):
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(models.importlib, "import_module", missing)
-    with pytest.raises(RuntimeError, match=r"package '(onnx|flatbuffers)'.*\[export\]"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"package '(onnx|flatbuffers)'.*\[export\]"
+    ):
         export.write(made("tokens"), kind, decoder={})

@@ -1,0 +1,119 @@
+"""Exit codes, and which of them an error ends the program with.
+
+A mistake in the command, its data or its config ends with 2, whatever exception says
+so: the same command would fail again, and what starts runs anew leaves it alone. What
+a machine does (a full disk, a lost network, a worker killed) ends with 1, and so does
+a bug. Two things tell them apart: whether work had begun when the error came, and
+whether our code raised it on purpose.
+"""
+
+from __future__ import annotations
+
+import dis
+import errno
+import os
+import pathlib
+import sys
+import traceback
+from types import TracebackType
+
+OK, FAILED, USAGE = 0, 1, 2
+PREEMPTED = 42  # SIGTERM: saved, start the same command again to go on
+INTERRUPTED = 130  # Ctrl-C: saved as well
+# Of several hosts one is gone or stuck (43): start the same command again, on all.
+
+# What disks and networks answer, whatever they are asked.
+_MACHINE = (
+    errno.ECONNABORTED,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EDQUOT,
+    errno.EHOSTUNREACH,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+)
+# What a path that cannot be used answers; in the middle of a run a disk does, too.
+_PATH = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENODEV,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENXIO,
+    errno.EPERM,
+    errno.EROFS,
+)
+_PACKAGE = pathlib.Path(__file__).parent
+_RECIPES = _PACKAGE.parent / "configs"
+
+
+def report(error: Exception, *, begun: bool) -> int:
+    """Prints what went wrong and returns the exit code.
+
+    Errors that are raised to be read are a message on standard error, all others a
+    traceback; LITEVIT_TRACEBACK=1 shows the traceback of the former too.
+
+    Args:
+      error: what ended the job.
+      begun: whether the job had begun to work, or was still being checked.
+    """
+    code, is_message = classify(error, begun=begun)
+    if is_message and "LITEVIT_TRACEBACK" not in os.environ:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"error: {text}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    return code
+
+
+def classify(error: Exception, *, begun: bool) -> tuple[int, bool]:
+    """(exit code, whether the error's text is all that a user needs)."""
+    ours, deliberate = _origin(error.__traceback__)
+    if isinstance(error, OSError):
+        machine = _is_machine(error)
+        known = error.errno in (*_MACHINE, *_PATH)
+        # With a file's name, whatever library asked for it.
+        is_message = ours or (known and (machine or error.filename is not None))
+        return (FAILED if machine or begun else USAGE), is_message
+    if isinstance(error, ValueError | KeyError):
+        mistake = deliberate or (ours and not begun)
+        return (USAGE if mistake else FAILED), mistake
+    if isinstance(error, ImportError) and deliberate:  # a package to be installed
+        return USAGE, True
+    named = isinstance(error, RuntimeError | FloatingPointError)
+    return FAILED, named and ours
+
+
+def _origin(trace: TracebackType | None) -> tuple[bool, bool]:
+    """Whether our code raised it; and whether on purpose, with `raise`."""
+    if trace is None:
+        return False, False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    file = pathlib.Path(code.co_filename)
+    ours = file.is_relative_to(_PACKAGE) or file.is_relative_to(_RECIPES)
+    raised = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return ours, ours and raised
+
+
+def _is_machine(error: BaseException | None) -> bool:
+    """Whether a disk or a network is behind it, also where we say it in our words."""
+    while error is not None:
+        if isinstance(error, ConnectionError | TimeoutError):
+            return True
+        if isinstance(error, OSError) and error.errno in _MACHINE:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
