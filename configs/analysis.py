@@ -59,12 +59,15 @@ def get_config(arg=None):
     config.probe = placeholder(str)
     config.num_heads = placeholder(int)  # of files that do not tell
     config.decoder_num_heads = placeholder(int)  # likewise
-    config.split = "eval"
-    config.images = 1024
+    config.split = "eval"  # of the data
+    config.images = 1024  # that every model sees
     config.order = "random"  # drawn by seed; or 'first'
     config.batch_size = 64  # images of a minibatch, by which CKA is estimated
-    config.cka = {"on": True}
-    config.attention = {"on": True, "compat": "exact"}
+    config.cka = {"on": True}  # similarity of layers
+    config.attention = {
+        "on": True,  # distance and entropy of every head
+        "compat": "exact",  # or paper
+    }
     config.features = {"on": True, "place": "norm1", "pool": "avg"}
     # Images of maps and reconstructions by number in the split; none: the first drawn.
     config.rows = ()

@@ -129,18 +129,17 @@ def _check_data(said):
 def base(name):
     """The fields every recipe has, with values that suit ImageNet."""
     config = ml_collections.ConfigDict()
-    config.name = name
-    config.job = "train"
-    config.seed = 0
+    config.name = name  # of the run, and of its directory in runs/
+    config.job = "train"  # what is done
+    config.seed = 0  # of everything that is random
     config.batch_size = 4096  # images per update, over all devices and slices
     # Images that a device computes at once: auto, off or a number; gradients of the
     # slices of a batch are added up, so the update is the same and memory is saved.
     config.microbatch = "auto"
     config.accum_steps = 1  # the same said as a number of slices
-    # For models too large otherwise: blocks computed again in the backward pass, and
-    # compiled once and looped over. Both cost time (docs/performance.md).
-    config.remat = False
-    config.scan = False
+    # For models too large otherwise; both cost time (docs/performance.md).
+    config.remat = False  # blocks are computed again in the backward pass
+    config.scan = False  # one block is compiled, and looped over
     config.epochs = 400  # passes over the images; ImageNet's are whole batches
     config.steps = config_dict.placeholder(int)  # overrides epochs
     config.init = config_dict.placeholder(str)  # run, step in it, weights, random
@@ -153,12 +152,26 @@ def base(name):
     config.teacher = config_dict.placeholder(str)  # run or file of a frozen teacher
     config.data = imagenet()
     config.augment = ml_collections.ConfigDict()
-    config.augment.normalize = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    config.mesh = {"data": -1, "fsdp": 1}
-    config.checkpoint = {"every_steps": 1000, "keep": 3}
-    config.log = {"every_steps": 50, "tensorboard": True, "health": True}
-    config.log.update(report=True, report_images=256)  # at the end; 0: no analysis
-    config.nonfinite = {"max_in_a_row": 10}
+    config.augment.normalize = {
+        "mean": IMAGENET_MEAN,  # of each channel, of values in 0..1
+        "std": IMAGENET_STD,  # likewise
+    }
+    config.mesh = {
+        "data": -1,  # devices over which the batch is divided; -1: the rest
+        "fsdp": 1,  # devices over which parameters are divided as well
+    }
+    config.checkpoint = {
+        "every_steps": 1000,  # updates; and at the end
+        "keep": 3,  # the last ones
+    }
+    config.log = {
+        "every_steps": 50,  # updates from line to line
+        "tensorboard": True,  # writes its events beside metrics.jsonl
+        "health": True,  # statistics of the features, with every logged step
+        "report": True,  # drawn at the end
+        "report_images": 256,  # that the report's analysis looks at; 0: no analysis
+    }
+    config.nonfinite = {"max_in_a_row": 10}  # steps left out before a run gives up
     config.watchdog = dict(WATCHDOG)
     config.evals = ml_collections.ConfigDict()
     return config
@@ -171,8 +184,8 @@ def imagenet():
     data.name = "imagenet2012"  # TFDS name
     data.dir = config_dict.placeholder(str)  # where the data is
     data.required = False  # False: a missing default location may start the digits
-    data.train_split = "train"
-    data.eval_split = "validation"
+    data.train_split = "train"  # 'a+b' joins splits
+    data.eval_split = "validation"  # what evaluations read
     data.holdout = 0.0  # share of an undivided folder kept for evaluation
     data.validation_share = 0.0  # of the training split, in place of eval_split
     data.shots = config_dict.placeholder(int)  # training images of each class
@@ -180,21 +193,21 @@ def imagenet():
     data.fraction_of = config_dict.placeholder(str)  # or balanced, classes
     data.long_tail = config_dict.placeholder(float)  # most frequent over rarest class
     data.select_fraction = 0.0  # of them, kept to choose settings by ('select')
-    data.select_at_most = 20_000
+    data.select_at_most = 20_000  # images
     data.subset_seed = 0  # of drawing all of these
-    data.image_size = 224
+    data.image_size = 224  # pixels, height; None: the run's
     data.image_width = config_dict.placeholder(int)  # None: square
-    data.channels = 3
+    data.channels = 3  # 1: grey
     data.crop_scale = (0.08, 1.0)  # share of the image's area
-    data.crop_ratio = (3 / 4, 4 / 3)
+    data.crop_ratio = (3 / 4, 4 / 3)  # width over height
     data.interpolation = "random"  # of bilinear and bicubic, per image
-    data.single_draw = False
-    data.flip = 0.5
+    data.single_draw = False  # crops as MAE does for its probe
+    data.flip = 0.5  # probability of left and right being swapped
     data.randaugment = randaugment(layers=0)
     data.views = 1  # random crops of each training image
-    data.eval_crop_fraction = 0.875
-    data.max_pixels = 100_000_000
-    data.max_bad_fraction = 0.001
+    data.eval_crop_fraction = 0.875  # of the shorter side, in evaluations
+    data.max_pixels = 100_000_000  # larger images count as unreadable
+    data.max_bad_fraction = 0.001  # more unreadable files than that end the run
     data.decoder = "auto"  # fast (libjpeg-turbo, OpenCV) if installed, else pillow
     data.cache = False  # decodes all images once, into memory: for small sets
     data.cache_gib = 8.0  # that they may take there
@@ -206,10 +219,10 @@ def imagenet():
 def randaugment(layers=2, magnitude=10.0):
     """RandAugment after crop and flip, as timm's `rand-m10-mstd0.5-inc1`; 0: off."""
     return {
-        "layers": layers,
-        "magnitude": magnitude,
-        "std": 0.5,
-        "probability": 0.5,
+        "layers": layers,  # operations on each image; 0: off
+        "magnitude": magnitude,  # of 10
+        "std": 0.5,  # of the magnitude
+        "probability": 0.5,  # of each operation
     }
 
 
@@ -254,10 +267,10 @@ def use_labelled(config, said):
         "source": "folder",
         "name": config_dict.placeholder(str),
         "dir": config_dict.placeholder(str),
-        "train_split": "train",
-        "eval_split": "test",
+        "train_split": "train",  # that is learned from
+        "eval_split": "test",  # what evaluations read
         "holdout": 0.0,
-        "image_size": config_dict.placeholder(int),  # None: the run's
+        "image_size": config_dict.placeholder(int),  # pixels; None: the run's
     }
     if place == "digits":
         data["source"] = "digits"
@@ -268,9 +281,9 @@ def use_labelled(config, said):
     every = 5000 if config.data.source == "tfds" else 500
     config.evals.knn = {
         "name": "knn",
-        "split": "eval",
-        "bank": "train",
-        "every_steps": every,
+        "split": "eval",  # whose images are told
+        "bank": "train",  # split that is looked up
+        "every_steps": every,  # 0: at the end
         "data": data,
     }
 
@@ -297,14 +310,20 @@ def evaluation(name, said):
     config.init_ema = False  # a run's average of its parameters, not the last ones
     config.like = config_dict.placeholder(str)  # run whose model starts at random
     config.objective = {
-        "encoder": {"num_heads": config_dict.placeholder(int)},  # if a file is silent
-        "dtype": config_dict.placeholder(str),  # None: the run's; auto
+        "encoder": {
+            "num_heads": config_dict.placeholder(int)
+        },  # A; where a file is silent
+        # Of the computation; None: the run's.
+        "dtype": config_dict.placeholder(str),
     }
     config.data = imagenet()
     config.augment = {"normalize": {}}
     config.mesh = {"data": -1, "fsdp": 1}
     config.watchdog = dict(WATCHDOG)
-    config.file_normalize = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    config.file_normalize = {
+        "mean": IMAGENET_MEAN,  # of the images of a file's model
+        "std": IMAGENET_STD,  # likewise
+    }
     config.log = {"report": True}  # at the end
     config.evals = {}
     if said["data"] or said["smoke"]:
@@ -342,7 +361,7 @@ def mae(name, size, arg):
     said = parse_arg(arg, values=("knn",))
     config = base(name)
     config.objective = {
-        "name": "mae",
+        "name": "mae",  # a file of litevit_jax/objectives
         "encoder": encoder_block(size),
         "decoder": {
             "variant": _text(size),
@@ -350,25 +369,30 @@ def mae(name, size, arg):
             "depth": config_dict.placeholder(int),
             "num_heads": config_dict.placeholder(int),
         },
-        "mask_ratio": 0.75,
-        "norm_pix_loss": True,
-        "dtype": "auto",
+        "mask_ratio": 0.75,  # share of the patches that the encoder does not see
+        "norm_pix_loss": True,  # patches are normalised before they are compared
+        "dtype": "auto",  # bfloat16 on accelerators, float32 on CPUs
     }
-    config.lr = {"base": 1.5e-4, "warmup_epochs": 40.0, "start": 0.0, "end": 0.0}
+    config.lr = {
+        "base": 1.5e-4,  # peak, per 256 images of the batch
+        "warmup_epochs": 40.0,  # in which it rises from start to peak
+        "start": 0.0,  # of the first update
+        "end": 0.0,  # of the last
+    }
     config.optimizer = {
-        "name": "adamw",
-        "b1": 0.9,
-        "b2": 0.95,
-        "eps": 1e-8,
-        "weight_decay": 0.05,
-        "freeze": (),
-        "no_decay": (),
+        "name": "adamw",  # adamw, sgd or lars
+        "b1": 0.9,  # decay of the mean of gradients
+        "b2": 0.95,  # decay of the mean of their squares
+        "eps": 1e-8,  # added to the root of the latter
+        "weight_decay": 0.05,  # times the learning rate, off the parameter
+        "freeze": (),  # patterns of parameters that are not trained
+        "no_decay": (),  # patterns of parameters without weight decay
     }
     config.evals.reconstruction = {
-        "name": "reconstruction",
-        "split": "eval",
-        "every_steps": 5000,
-        "images": 8,
+        "name": "reconstruction",  # a file of litevit_jax/evaluators
+        "split": "eval",  # eval, train or select
+        "every_steps": 5000,  # 0: at the end
+        "images": 8,  # in a picture
     }
     use_data(config, said)
     if config.data.source in PLACED:
@@ -396,18 +420,22 @@ def use_finetuning(config):
     """Recipe 5.1: the paper's fine-tuning, and its supervised training from scratch."""
     config.update(batch_size=1024, epochs=300)
     config.objective = {
-        "name": "supervised",
+        "name": "supervised",  # a file of litevit_jax/objectives
         "encoder": encoder_block(),
-        "pool": "avg",
-        "head": "linear",
-        "num_classes": config_dict.placeholder(int),
-        "label_smoothing": 0.0,
-        "drop_path": 0.0,
-        "dtype": "auto",
+        "pool": "avg",  # avg: of the patches' tokens; cls: the class token
+        "head": "linear",  # how the classifier starts, and what is before it
+        "num_classes": config_dict.placeholder(int),  # None: the data's
+        "label_smoothing": 0.0,  # share of the label given to all classes
+        "drop_path": 0.0,  # of the last block; less before
+        "dtype": "auto",  # bfloat16 on accelerators, float32 on CPUs
     }
     config.data.update(interpolation="bicubic", randaugment=randaugment())
-    config.augment.erase = {"probability": 0.0}
-    config.augment.mix = {"mixup": 0.2, "cutmix": 0.0, "switch": 0.5}
+    config.augment.erase = {"probability": 0.0}  # of a part of an image
+    config.augment.mix = {
+        "mixup": 0.2,  # alpha of its Beta distribution; 0: off
+        "cutmix": 0.0,  # likewise
+        "switch": 0.5,  # probability of cutmix where both are on
+    }
     config.lr = {"base": 1e-3, "warmup_epochs": 5.0, "start": 0.0, "end": 1e-6}
     config.optimizer = {
         "name": "adamw",
@@ -415,17 +443,17 @@ def use_finetuning(config):
         "b2": 0.999,
         "eps": 1e-8,
         "weight_decay": 0.05,
-        "layer_decay": 0.85,
-        "clip_norm": config_dict.placeholder(float),
+        "layer_decay": 0.85,  # of the learning rate from a block to the one below
+        "clip_norm": config_dict.placeholder(float),  # of all gradients; None: no limit
         "ema_decay": config_dict.placeholder(float),  # of an average, which is tested
         "freeze": (),
         "no_decay": ("encoder/(cls_token|pos_embed)",),
     }
     # Every 10 epochs of ImageNet.
     config.evals.test = {
-        "name": "classification",
-        "split": "eval",
-        "every_steps": 12_510,
+        "name": "classification",  # a file of litevit_jax/evaluators
+        "split": "eval",  # eval, train or select
+        "every_steps": 12_510,  # 0: at the end
     }
 
 
@@ -446,12 +474,12 @@ def use_finetuning_data(config, said):
 def encoder_block(size=None):
     """A named encoder; a number given beside the name overrides the name's."""
     return {
-        "variant": _text(size),
-        "width": config_dict.placeholder(int),
-        "depth": config_dict.placeholder(int),
-        "num_heads": config_dict.placeholder(int),
-        "patch_size": config_dict.placeholder(int),
-        "pos_embed": "sincos",
+        "variant": _text(size),  # a name; a size beside it overrides the name's
+        "width": config_dict.placeholder(int),  # D
+        "depth": config_dict.placeholder(int),  # blocks
+        "num_heads": config_dict.placeholder(int),  # A
+        "patch_size": config_dict.placeholder(int),  # pixels
+        "pos_embed": "sincos",  # sincos, sincos_moco; learned, learned_sincos
     }
 
 
@@ -474,10 +502,10 @@ def distilled_mae(name, size, arg, decoupled=(None, None)):
             name="distill",
             teacher=frozen_encoder_block(),
             pairs=config_dict.placeholder(tuple),  # None: last layer with last layer
-            target="logits",
-            adapter=True,
-            weight=1.0,
-            decoupled=config_dict.placeholder(int),
+            target="logits",  # what of the attention is compared
+            adapter=True,  # maps heads to those of the teacher
+            weight=1.0,  # of the distance, beside the loss of MAE
+            decoupled=config_dict.placeholder(int),  # blocks before the decoder
         )
         config.objective.decoupled = decoupled[small]
     return config

@@ -85,7 +85,11 @@ def _distill(config):
         "pos_embed": placeholder(str),
         "pool": placeholder(str),
     }
-    config.objective.distill = {"alpha": 0.5, "tau": 1.0, "hard": True}
+    config.objective.distill = {
+        "alpha": 0.5,  # share of the teacher's loss
+        "tau": 1.0,  # temperature of soft labels
+        "hard": True,  # the teacher's class, not its probabilities
+    }
 
 
 def _copy_norm(config, said):

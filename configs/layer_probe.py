@@ -37,9 +37,9 @@ def get_config(arg=None):
         "name": "fewshot",
         "split": "eval",
         "features": "features",
-        "shots": (1, 5, 10, 25),
-        "seeds": 5,
-        "held_out": 5,
+        "shots": (1, 5, 10, 25),  # images of each class
+        "seeds": 5,  # drawings of them
+        "held_out": 5,  # more of each class, to choose regularisation by
         "every_steps": 0,
     }
     config.evals.knn = {"name": "knn", "split": "eval", "k": 20, "every_steps": 0}
@@ -51,7 +51,7 @@ def _layers(pool):
         "name": "layers",
         "split": "eval",
         "pool": pool,
-        "examples": 50_000,
-        "select_fraction": 0.1,
+        "examples": 50_000,  # training images, at most
+        "select_fraction": 0.1,  # of them, to choose regularisation and block by
         "every_steps": 0,
     }

@@ -57,11 +57,11 @@ def get_config(arg=None):
     config.init_skip = ("(?!encoder/).*", "encoder/norm/.*")
     config.epochs = 20
     config.study = {
-        "kinds": KINDS,
+        "kinds": KINDS,  # of the parts above
         "depths": (),  # k; none: all from 0 to the depth
         "rich": 1.0,  # shares of the training images
         "poor": 0.1,
-        "metric": "top1",
+        "metric": "top1",  # that the curves show
     }
     common.use_finetuning_data(config, said)
     config.evals.test.every_steps = 0

@@ -83,7 +83,7 @@ def get_config(arg=None):
 
 
 def _mae(config):
-    config.batch_size_at_most = 16384
+    config.batch_size_at_most = 16384  # where it is chosen
     config.objective.head = "probe_bn"
     config.lr = {
         "base": 0.1,
@@ -91,9 +91,13 @@ def _mae(config):
         "start": 0.0,
         "end": 0.0,
         # LARS normalises its updates: a batch chosen for small data keeps the lr.
-        "batch_if_chosen": 16384,
+        "batch_if_chosen": 16384,  # that `base` is multiplied by
     }
-    config.optimizer = {"name": "lars", "momentum": 0.9, "trust": 0.001}
+    config.optimizer = {
+        "name": "lars",
+        "momentum": 0.9,
+        "trust": 0.001,  # length of an update over that of its parameters
+    }
 
 
 def _moco(config):
@@ -110,18 +114,19 @@ def _grid(config, protocol):
     del config.objective.pool
     config.objective.update(
         name="probe_grid",
-        lrs=_LRS[protocol],
-        features=("cls", "avg", "cls_last4", "avg_last4"),
-        final_norm=True,
+        lrs=_LRS[protocol],  # of the heads, per 256 images
+        features=("cls", "avg", "cls_last4", "avg_last4"),  # that heads read
+        final_norm=True,  # blocks' tokens go through the encoder's last norm
     )
     # What is given for one of them holds for all.
     lrs, features = (config.objective.get_ref(name) for name in ("lrs", "features"))
-    config.optimizer.update(lr_factors=lrs, freeze=("encoder/.*",))
+    config.optimizer.update(freeze=("encoder/.*",))
+    config.optimizer.lr_factors = lrs  # of the heads, as objective.lrs
     config.data.select_fraction = 0.1
     config.evals.test = {
         "name": "probe_grid",
         "split": "eval",
-        "select": "select",
+        "select": "select",  # split by which the head is chosen
         "lrs": lrs,
         "features": features,
         "every_steps": 0,

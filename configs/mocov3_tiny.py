@@ -32,8 +32,8 @@ def get_config(arg=None):
         "name": "moco_v3",
         "encoder": common.encoder_block("tiny"),
         "mlp_dim": 4096,  # of projector and predictor
-        "embed_dim": 256,
-        "temperature": 0.2,
+        "embed_dim": 256,  # of what is compared
+        "temperature": 0.2,  # of the contrastive loss
         "momentum": 0.99,  # at the start; 1 at the end
         "momentum_steps": placeholder(int),  # None: the run's length
         "dtype": "auto",
@@ -46,7 +46,7 @@ def get_config(arg=None):
         "b2": 0.999,
         "eps": 1e-8,
         "weight_decay": 0.1,
-        "decay_1d": True,
+        "decay_1d": True,  # weight decay on biases and norms as well
         "freeze": (),
         "no_decay": (),
     }
@@ -69,16 +69,22 @@ def get_config(arg=None):
 def _views(augment):
     """Probabilities are those of the first and the second view (recipes 4.4)."""
     augment.color_jitter = {
-        "brightness": 0.4,
+        "brightness": 0.4,  # changed by up to this share
         "contrast": 0.4,
         "saturation": 0.2,
-        "hue": 0.1,
-        "probability": (0.8, 0.8),
+        "hue": 0.1,  # of the circle of hues, at most 0.5
+        "probability": (0.8, 0.8),  # of the first and of the second view
     }
-    augment.gaussian_blur = {"sigma": (0.1, 2.0), "probability": (1.0, 0.1)}
+    augment.gaussian_blur = {
+        "sigma": (0.1, 2.0),  # pixels
+        "probability": (1.0, 0.1),
+    }
     augment.grayscale = {"probability": (0.2, 0.2)}
     augment.flip = {"probability": (0.5, 0.5)}
-    augment.solarize = {"threshold": 128, "probability": (0.0, 0.2)}
+    augment.solarize = {
+        "threshold": 128,  # of 256, from which on values are inverted
+        "probability": (0.0, 0.2),
+    }
 
 
 def _digits(config):

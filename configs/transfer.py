@@ -117,7 +117,7 @@ def _recipe(config):
     config.optimizer = {
         "name": "sgd",
         "momentum": 0.9,
-        "nesterov": True,
+        "nesterov": True,  # its form of momentum
         "weight_decay": 0.0,
         "layer_decay": 0.75,
         "clip_norm": 1.0,
@@ -127,12 +127,12 @@ def _recipe(config):
     config.evals.test = {
         "name": "classification",
         "split": "eval",
-        "metric": "top1",
+        "metric": "top1",  # or mean_per_class
         "every_steps": 0,
     }
     config.sweep = {
-        "on": True,
-        "lr_base": LR,
+        "on": True,  # False: one run of lr, optimizer.layer_decay and epochs
+        "lr_base": LR,  # learning rates of the grid, per 256 images
         "layer_decay": (0.75, 1.0),
         "epochs": (50, 100),  # pairs: the first with the first warm-up ...
         "warmup_epochs": (10.0, 20.0),
