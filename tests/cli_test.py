@@ -5,6 +5,7 @@ import errno
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import pytest
 from absl import flags
 
 from litevit_jax import cli, commandline, distributed, recipes
+from litevit_jax.analysis import job as analyses
 from litevit_jax.data.sources import tfds
 from litevit_jax.distributed import detect
-from litevit_jax.train import evaluate, loop, transfer
+from litevit_jax.train import convert, evaluate, loop, transfer
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = str(ROOT / "configs" / "mae_tiny.py")
@@ -40,6 +42,7 @@ def somewhere_without_data(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main.py"])
     # A recipe is loaded under one name, into the module that is there already.
     monkeypatch.delitem(sys.modules, "config_config", raising=False)
 
@@ -435,6 +438,66 @@ def test_a_transfer_is_a_sweep_unless_that_is_off(
     [(config, workdir)] = started
     assert len(swept) == 1 and workdir == os.path.join("runs", "transfer-pets")
     assert (config.job, config.data.name) == ("train", "oxford_iiit_pet")
+
+
+NEXT = {  # command -> what its last lines name
+    "mae_tiny:smoke": ["linear_probe --config.init=w", "finetune --config.init=w"],
+    "mocov3_tiny:smoke": ["linear_probe --config.init=w", "finetune --config.init=w"],
+    "finetune:smoke --config.init=RUN":
+        ["analysis:compare --config.models=a=w,b=RUN", "evaluate --config.init=w"],
+    "linear_probe:smoke --config.init=RUN": ["finetune --config.init=RUN"],
+    "linear_probe:smoke,grid --config.init=random": ["finetune --config.init=RUN"],
+    "evaluate --config.init=RUN": ["finetune --config.init=RUN"],
+    "layer_probe --config.init=random --config.like=L": ["finetune --config.init=L"],
+    "transfer:pets --config.init=RUN":
+        ["analysis:compare --config.models=a=w/final/p,b=RUN",
+         "evaluate --config.init=w/final/p"],
+    "analysis --config.models=a=RUN": ["layer_probe --config.init=RUN"],
+    "analysis:report --config.models=RUN": ["analysis --config.models=RUN"],
+    "analysis:advice --config.models=a=PROBE": ["finetune --config.init=RUN"],
+    "layer_study:digits --config.init=RUN": ["finetune --config.init=RUN"],
+    "convert --config.target=x.safetensors":
+        ["finetune:data=folder,path=DIR --config.init=x.safetensors"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", NEXT)
+def test_the_last_lines_of_a_job_are_the_commands_that_come_next(
+    command, started, capsys, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "run", lambda *_: {})
+    final = pathlib.Path("w/final/p")
+    monkeypatch.setattr(transfer, "run", lambda *_: transfer.Outcome("", final=final))
+    monkeypatch.setattr(analyses, "run", lambda *_: analyses.Outcome("the report"))
+    monkeypatch.setattr(convert, "run", lambda *_: "the table")
+    recipe, *rest = command.split()
+    workdir = () if recipe == "convert" else ("--workdir=w",)
+    assert run(f"--config={recipe}", *rest, *workdir, *no_report(recipe)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = [line for line in lines if line.startswith("next, to ")]
+    assert said == lines[-len(said) :]
+    want = [f"python main.py --config={text}" for text in NEXT[command]]
+    assert [line.partition(": ")[2] for line in said] == want
+
+
+def no_report(recipe):
+    """What leaves the report out, where a recipe draws one."""
+    bare = ("analysis", "convert", "layer_study", "transfer")
+    return () if recipe.startswith(bare) else ("--config.log.report=False",)
+
+
+def test_a_command_that_comes_next_can_be_copied_whatever_its_names(started, capsys):
+    assert (
+        run(
+            "--config=mae_tiny:smoke",
+            "--config.log.report=False",
+            "--workdir=my runs/a",
+        )
+        == 0
+    )
+    last = capsys.readouterr().out.splitlines()[-1]
+    command = shlex.split(last.partition(": ")[2])
+    assert command[1:] == ["main.py", "--config=finetune", "--config.init=my runs/a"]
 
 
 def failing(error):

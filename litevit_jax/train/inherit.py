@@ -163,8 +163,6 @@ def read_flag(
     try:
         return read(path, num_heads=block.get("num_heads"), average=average)
     except FileNotFoundError as error:
-        if flag == "init":
-            raise
         raise FileNotFoundError(f"--config.{flag}={error}") from None
     except checkpoint.CorruptCheckpoint:
         raise
