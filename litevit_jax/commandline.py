@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import pathlib
 import sys
 import traceback
@@ -68,13 +69,12 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     if wrong is None:
         try:
             rest = values(_located(argv))
-            if values["config"].value is not None:
-                values["config"].value.get("name")  # raises if it could not be read
+            if _config_argument(argv) is not None:
+                wrong = _wrong_config(argv, values["config"].value)
         except Exception as error:  # a recipe of yours may raise any
             wrong = _explain(error, argv)
-    if wrong is None and isinstance(values["config"].value, ConfigDict):
-        wrong = _wrong_blocks(argv, values["config"].value)
-        _take_named_sizes(argv, values["config"].value)
+    if wrong is None and not 0 < values["join_timeout_s"].value < math.inf:
+        wrong = f"--join_timeout_s={values['join_timeout_s'].value}; expected seconds"
     if wrong is None and len(rest) > 1:
         wrong = f"unexpected argument {rest[1]!r}"
     if wrong is not None:
@@ -155,14 +155,17 @@ def _wrong_arguments(argv: list[str]) -> str | None:
     return None
 
 
-def _wrong_blocks(argv: list[str], config: Any) -> str | None:
-    """What is wrong with an override that would replace a whole block."""
+def _wrong_config(argv: list[str], config: Any) -> str | None:
+    """What is wrong with the config that was made of `argv`; else it is completed."""
+    if not isinstance(config, ConfigDict):
+        return _no_recipe(_recipe(argv), argv)
     for name, value in _overrides(argv):
         block = config
         for key in name.split("."):
-            block = block[key] if hasattr(block, "keys") and key in block else None
-        if hasattr(block, "keys"):
-            return _wrong_value(name, value, config)
+            block = block[key]
+        if hasattr(block, "keys"):  # a whole block would be replaced
+            return _wrong_value(name, value, _recipe(argv))
+    _take_named_sizes(argv, config)
     return None
 
 
