@@ -148,8 +148,14 @@ class LocalTree(Tree):
         return os.stat(self.place(name)).st_size
 
     def _entries(self, top: str) -> list[os.DirEntry[str]]:
-        with os.scandir(self.place(top)) as entries:
-            return [entry for entry in entries if _visible(entry.name)]
+        try:
+            with os.scandir(self.place(top)) as entries:
+                return [entry for entry in entries if _visible(entry.name)]
+        except PermissionError as error:
+            raise PermissionError(
+                f"{self.place(top).rstrip('/')}: you have no permission to list this folder; give "
+                "yourself the right to read it, or move it elsewhere"
+            ) from error
 
 
 class StoredTree(Tree):

@@ -158,18 +158,27 @@ def descend(root: filetree.Tree, top: str) -> str:
 
 
 def check_classes(root: filetree.Tree, inside: dict[str, set[str]]) -> None:
-    """Raises ValueError if a class folder holds splits.
+    """Raises ValueError if a class folder holds splits, or a copy of all classes.
 
     Args:
       root: the tree.
       inside: class folder -> its subfolders that hold images.
     """
-    for name, folders in inside.items():
+    names = {posixpath.basename(folder) for folder in inside}
+    for folder, folders in inside.items():
+        level = posixpath.dirname(folder)
         kinds = split_names.recognise(folders)
         values = set(kinds.values()) - {"extra"}
         if values and (len(values) > 1 or len(kinds) == len(folders)):
-            level = posixpath.dirname(name)
-            raise ValueError(_own_splits(root, name, kinds, level))
+            raise ValueError(_own_splits(root, folder, kinds, level))
+        beside = names - {posixpath.basename(folder)}
+        if len(beside) > 1 and beside <= folders:
+            raise ValueError(
+                f"{root.place(folder)} holds folders of all the classes beside it "
+                f"({', '.join(sorted(beside)[:5])}): it looks like a copy of them, not "
+                "like a class. Move it elsewhere; if it is a class: "
+                f"--config.data.train_split={join(level, '.')}"
+            )
 
 
 def _own_splits(

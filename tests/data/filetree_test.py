@@ -109,3 +109,18 @@ def test_hidden_entries_and_leftovers_of_archivers_are_left_out(tree, root):
     for name in (".git/a.jpg", "__MACOSX/b.jpg", "@eaDir/c.jpg", ".d.jpg", "e.jpg"):
         touch(root / name)
     assert walk(tree) == (["e.jpg"], {})
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tree, root, monkeypatch):
+    touch(root / "closed" / "1.jpg")
+    scandir = os.scandir
+
+    def refuse(path):  # root may list everything: what the others are told
+        if os.fspath(path).rstrip("/").endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(filetree.os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="closed: you have no permission") as e:
+        walk(tree)
+    assert e.value.errno is None  # an error of the user's, not of the system

@@ -129,6 +129,8 @@ def test_a_split_wrapped_in_a_folder_of_its_name_is_unwrapped(fill):
         (["train/train/a/1.jpg", "train/test/a/2.jpg", "test/a/3.jpg"], "train",
             r"train holds splits of its own"),
         (["train/test/1.jpg", "test/2.jpg"], "train", r"train holds splits of its own"),
+        (["cat/1.jpg", "dog/2.jpg", "copy/cat/1.jpg", "copy/dog/2.jpg"], "train",
+            r"copy holds folders of all the classes beside it \(cat, dog\): it looks"),
         (["test/1.jpg", "val/2.jpg"], "train",
             r"no 'train' split: its splits are test, val; .*data.train_split="),
         (["trainA/1.jpg", "trainB/2.jpg", "testA/3.jpg"], "train",

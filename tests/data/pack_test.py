@@ -168,8 +168,10 @@ def test_wrong_arguments_are_explained(photos, tmp_path, capsys):
         _pack(photos, tmp_path / "x", "--shard=half")
     with pytest.raises(ValueError, match="holds no packed images"):
         packed.make(split="train", dir=str(photos))
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere' does not exist; expected"):
         packed.make(split="train", dir=str(tmp_path / "nowhere"))
+    with pytest.raises(NotADirectoryError, match="is no folder"):
+        packed.make(split="train", dir=str(photos / "train" / "cat" / "0.jpg"))
 
 
 def test_labels_are_known_without_reading_a_record(photos, tmp_path, monkeypatch):

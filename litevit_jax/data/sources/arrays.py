@@ -162,15 +162,12 @@ def _check_path(dir: str | None) -> pathlib.Path:
             )
         return paths.local_file(dir)
     path = pathlib.Path(dir).expanduser().absolute()
-    if not path.exists():
-        raise FileNotFoundError(
-            f"data.dir={dir!r} does not exist; expected a .npz or .npy file, or a "
-            "folder with train.npz"
-        )
+    expected = "a .npz or .npy file, or a folder with train.npz"
+    base.check_exists(path, dir, expected)
     if not (path.is_file() or path.is_dir()):
         raise ValueError(
-            f"data.dir={dir!r} is neither a regular file nor a folder; expected a .npz "
-            "or .npy file, or a folder with train.npz"
+            f"data.dir={dir!r} is neither a regular file nor a folder; expected "
+            f"{expected}"
         )
     return path
 
@@ -254,8 +251,9 @@ def _load(path: pathlib.Path, name: str) -> np.ndarray:
 
 
 def _opened(path: pathlib.Path) -> Any:
-    if not zipfile.is_zipfile(path):  # NumPy would take it for a pickle
-        raise ValueError("damaged, or no .npz file")
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):  # NumPy would take it for a pickle
+            raise ValueError("damaged, or no .npz file")
     return np.load(path, allow_pickle=False)
 
 
@@ -264,6 +262,8 @@ def _explained(path: pathlib.Path, name: str = "") -> Iterator[None]:
     """Raises what NumPy cannot read as a ValueError that names the file."""
     try:
         yield
+    except PermissionError as error:
+        raise PermissionError(f"{path}: {error.strerror}") from error
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} {name}".rstrip()

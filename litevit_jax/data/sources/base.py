@@ -100,6 +100,16 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def check_exists(path: Any, dir: str, expected: str) -> None:
+    """Raises FileNotFoundError if `path`, which `data.dir` names, is not there."""
+    try:
+        there, why = path.exists(), "does not exist"
+    except OSError as error:  # a folder above is closed, or the name is too long
+        there, why = False, f"cannot be reached ({error.strerror})"
+    if not there:
+        raise FileNotFoundError(f"data.dir={dir!r} {why}; expected {expected}")
+
+
 def check_split(split: str, known: Iterable[str], where: str) -> str:
     """Returns `split` if it is one of `known`, else a ValueError listing them."""
     return registry.check(f"split of {where}", split, sorted(known))

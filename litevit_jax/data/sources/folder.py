@@ -168,8 +168,7 @@ def _check_dir(dir: str | None) -> Any:
         )
     root = paths.path(dir)
     root = root.expanduser() if paths.is_local(root) else root
-    if not root.exists():
-        raise FileNotFoundError(f"data.dir={dir!r} does not exist; expected a folder")
+    base.check_exists(root, dir, "a folder")
     if not root.is_dir():
         raise NotADirectoryError(
             f"data.dir={dir!r} is a file; expected a folder of images (a .npz or .npy "

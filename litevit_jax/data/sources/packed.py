@@ -129,7 +129,7 @@ def make(
       holdout: share of the examples kept as 'test', where there is no test split.
 
     Raises:
-      FileNotFoundError: no such folder, or a shard is missing.
+      FileNotFoundError, NotADirectoryError: no such folder, or a shard is missing.
       ValueError: no such split, or a shard was cut short.
     """
     del name
@@ -168,8 +168,9 @@ def _check_root(dir: str | None) -> pathlib.Path:
     if not dir:
         raise ValueError("source 'packed' needs data.dir: a folder of packed images")
     root = pathlib.Path(dir).expanduser().absolute()
+    base.check_exists(root, dir, "a folder that litevit_jax.data.pack wrote")
     if not root.is_dir():
-        raise FileNotFoundError(
+        raise NotADirectoryError(
             f"data.dir={dir!r} is no folder; expected one that python -m "
             "litevit_jax.data.pack wrote"
         )

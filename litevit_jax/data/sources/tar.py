@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import fnmatch
 import glob
 import itertools
 import os
@@ -164,8 +165,8 @@ def _find(dir: str | None) -> tuple[str, list[str], list[str]]:
         root, listed = path, filetree.LocalTree(path).walk("", skipped)
         there = sorted(os.path.join(path, name) for name in listed)
     else:
-        root, listed = os.path.dirname(path), glob.glob(path, recursive=True)
-        there = sorted(name for name in listed if os.path.isfile(name))
+        root = os.path.dirname(path)
+        there = sorted(name for name in _matching(path) if os.path.isfile(name))
     files = [file for file in there if file.endswith(".tar")]
     packed = [file for file in there if _COMPRESSED.search(file)]
     if packed:
@@ -174,8 +175,35 @@ def _find(dir: str | None) -> tuple[str, list[str], list[str]]:
             "nothing from it): unpack it to .tar"
         )
     if not files:
-        raise FileNotFoundError(f"data.dir={dir!r}: no .tar file there")
+        raise FileNotFoundError(
+            f"data.dir={dir!r}: no .tar file there; expected a folder of them, or a "
+            "pattern (a folder of images is read by data=folder)"
+        )
     return root, files, base.skipped_entries(skipped)
+
+
+def _matching(pattern: str) -> list[str]:
+    """The files that a pattern names; its `**` stands for folders at any depth."""
+    if "**" not in pattern:
+        return glob.glob(pattern)
+    parts = pattern.split(os.sep)
+    plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+    top = os.sep.join(plain) or os.sep
+    # Not by `glob`, which lists folders that link to each other again and again.
+    listed = filetree.LocalTree(top).walk("") if os.path.isdir(top) else []
+    wanted = parts[len(plain) :]
+    names = [name for name in listed if _is_match(name.split("/"), wanted)]
+    return [os.path.join(top, name) for name in names]
+
+
+def _is_match(parts: list[str], pattern: list[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        starts = range(len(parts) + 1)
+        return any(_is_match(parts[start:], pattern[1:]) for start in starts)
+    here = bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0])
+    return here and _is_match(parts[1:], pattern[1:])
 
 
 def _groups(

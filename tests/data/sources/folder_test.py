@@ -185,6 +185,8 @@ def test_wrong_places_are_explained(fill, tmp_path):
         folder.make(split="train", dir=str(tmp_path / "absent"))
     with pytest.raises(NotADirectoryError, match="is a file"):
         folder.make(split="train", dir=str(tmp_path / "x.zip"))
+    with pytest.raises(FileNotFoundError, match=r"cannot be reached \(File name too"):
+        folder.make(split="train", dir="x" * 300)
     with pytest.raises(ValueError, match="data=folder,path=DIR"):
         folder.make(split="train")
 

@@ -292,3 +292,15 @@ def test_what_is_no_regular_file_is_no_tar(tmp_path):
         (tmp_path / name / "up").symlink_to("../a" if name == "b" else "../b")
     source = tar.make(split="train", dir=str(tmp_path))
     assert len(source) == 4 and "1 FIFO" in source.summary()
+
+
+def test_a_pattern_may_span_folders_and_lists_each_once(tmp_path):
+    write(tmp_path / "a" / "x-0.tar", labelled(range(4)))
+    write(tmp_path / "b" / "c" / "x-1.tar", labelled(range(3)))
+    write(tmp_path / "b" / "y-1.tar", labelled(range(9)))
+    for name, other in ("ab", "ba"):
+        (tmp_path / name / "link").symlink_to(f"../{other}")
+    for pattern, count in (("**/x-*.tar", 7), ("b/**/*.tar", 16), ("**/c/*", 3)):
+        assert len(tar.make(split="train", dir=str(tmp_path / pattern))) == count
+    with pytest.raises(FileNotFoundError, match=r"no \.tar file there"):
+        tar.make(split="train", dir=str(tmp_path / "**" / "z.tar"))
