@@ -152,9 +152,10 @@ class LocalTree(Tree):
             with os.scandir(self.place(top)) as entries:
                 return [entry for entry in entries if _visible(entry.name)]
         except PermissionError as error:
+            folder = self.place(top).rstrip("/")
             raise PermissionError(
-                f"{self.place(top).rstrip('/')}: you have no permission to list this folder; give "
-                "yourself the right to read it, or move it elsewhere"
+                f"{folder}: you have no permission to list this folder; give yourself "
+                "the right to read it, or move it elsewhere"
             ) from error
 
 
