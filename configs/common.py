@@ -58,12 +58,15 @@ def parse_arg(arg, flags=(), values=()):
                 _unknown(piece, name, words, names) + _comma(before, piece)
             )
         before = piece if equals else ""
-        if equals:
-            said[name] = value
-        elif name in DATA_VARIANTS:
-            said["data"] = name
-        else:
-            said[name] = True
+        if equals and not value:
+            raise ValueError(f"variant {name}= has no value; give one, or leave it out")
+        if name in DATA_VARIANTS:
+            name, value = "data", name
+        elif not equals:
+            value = True
+        if said[name] not in (None, False, value):
+            raise ValueError(f"variants {said[name]} and {value}: give one {name}")
+        said[name] = value
     return _check_data(said)
 
 

@@ -89,8 +89,8 @@ def classify(error: Exception, *, begun: bool) -> tuple[int, bool]:
     if isinstance(error, ValueError | KeyError):
         mistake = deliberate or (ours and not begun)
         return (USAGE if mistake else FAILED), mistake
-    if isinstance(error, ImportError) and deliberate:  # a package to be installed
-        return USAGE, True
+    if isinstance(error, ImportError | TypeError) and deliberate:
+        return USAGE, True  # a package to be installed, an extension to be mended
     named = isinstance(error, RuntimeError | FloatingPointError)
     return FAILED, named and ours
 

@@ -154,6 +154,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device", "w/x")
         (raised(FloatingPointError("loss is nan")), True, exits.FAILED, True),
         (raised(meeting.Absent("process 1")), False, exits.FAILED, True),
         (raised(ModuleNotFoundError("pip install")), False, exits.USAGE, True),
+        (raised(TypeError("an objective of yours")), False, exits.USAGE, True),
         (failed(open, "nope"), False, exits.USAGE, True),
         (failed(open, "nope"), True, exits.FAILED, True),
         (DISK, False, exits.FAILED, True),
@@ -178,6 +179,7 @@ def test_an_error_in_our_code_that_nobody_raised_is_a_bug_once_work_has_begun():
 CODES = {
     exits.USAGE: (
         *("ValueError", "KeyError", "ModuleNotFoundError", "OSError"),
+        "TypeError",
         *("FileNotFoundError", "FileExistsError", "NotADirectoryError"),
         *("PermissionError", "IsADirectoryError"),
         *("BadDataError", "CorruptCheckpoint", "DecodeError", "WeightsError"),
