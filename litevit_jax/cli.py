@@ -5,6 +5,7 @@ Importing this module loads neither JAX nor TensorFlow, so `--help` is quick.
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -65,6 +66,8 @@ def _join(values: flags.FlagValues) -> None:
     """Starts JAX, with the other processes of this job if there are any."""
     from litevit_jax import cpu, distributed
 
+    if not 0 < values.join_timeout_s < math.inf:
+        raise ValueError(f"--join_timeout_s={values.join_timeout_s}; expected seconds")
     cpu.choose()
     config: Any = values["config"].value
     limits = distributed.Limits(**config.get("watchdog", {}))

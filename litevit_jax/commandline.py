@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import pathlib
 import sys
 import traceback
@@ -73,8 +72,6 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
                 wrong = _wrong_config(argv, values["config"].value)
         except Exception as error:  # a recipe of yours may raise any
             wrong = _explain(error, argv)
-    if wrong is None and not 0 < values["join_timeout_s"].value < math.inf:
-        wrong = f"--join_timeout_s={values['join_timeout_s'].value}; expected seconds"
     if wrong is None and len(rest) > 1:
         wrong = f"unexpected argument {rest[1]!r}"
     if wrong is not None:

@@ -251,8 +251,6 @@ MISTAKES = {
     "field of a field": ([f"--config={TINY}", "--config.seed=1", "--config.seed.x=2"],
         r"config.seed has no field 'x'; it is a value"),
     "no value": ([f"--config={TINY}", "--config.lr.base"], r"Missing value for flag"),
-    "time to join": ([f"--config={TINY}", "--join_timeout_s=nan"],
-        r"--join_timeout_s=nan; expected seconds"),
     "no config": (["--config.lr.base=1"], r"--config is missing, for example"),
     "flag of the config": ([f"--confg={TINY}"],
         r"flag 'confg'. Did you mean: config .*the flags are --config="),

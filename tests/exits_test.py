@@ -63,6 +63,7 @@ REFUSED = {
     "plan's file": ([SMOKE, "--plan=cpu", "--plan_out=no/x.json"],
         "--plan_out=no/x.json"),
     "processes": ([SMOKE, "--process_id=3"], "process"),
+    "time to join": ([SMOKE, "--join_timeout_s=nan"], "--join_timeout_s=nan"),
     # The config.
     "bound": ([SMOKE, "--config.lr.base=nan"], "--config.lr.base=nan"),
     "job": ([SMOKE, "--config.job=trian"], "did you mean train"),
