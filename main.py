@@ -11,7 +11,8 @@
     python main.py --config=configs/convert.py --config.source=RUN_OR_FILE \\
         --config.target=OUT.safetensors
 
---config names a recipe, with a variant behind a colon; --config.a.b=value overrides
+--config names a recipe, from any directory and without its folder if you like
+(--config=mae_tiny:digits), with a variant behind a colon; --config.a.b=value overrides
 one of its fields. Running the same command again resumes from the workdir.
 --plan=v5e-256 compiles the run for that slice and reports what it would need there;
 nothing is run, and no TPU is needed.

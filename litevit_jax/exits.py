@@ -71,6 +71,9 @@ def report(error: Exception, *, begun: bool) -> int:
     code, is_message = classify(error, begun=begun)
     if is_message and "LITEVIT_TRACEBACK" not in os.environ:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        if _lacks_field(error):
+            name = str(text).strip("\"'")
+            text = f"the config has no field {name!r}; see what configs/common.py sets"
         print(f"error: {text}", file=sys.stderr)
     else:
         traceback.print_exception(error)
@@ -80,6 +83,8 @@ def report(error: Exception, *, begun: bool) -> int:
 def classify(error: Exception, *, begun: bool) -> tuple[int, bool]:
     """(exit code, whether the error's text is all that a user needs)."""
     ours, deliberate = _origin(error.__traceback__)
+    if _lacks_field(error) and not begun:
+        return USAGE, True
     if isinstance(error, OSError):
         machine = _is_machine(error)
         known = error.errno in (*_MACHINE, *_PATH)
@@ -93,6 +98,16 @@ def classify(error: Exception, *, begun: bool) -> tuple[int, bool]:
         return USAGE, True  # a package to be installed, an extension to be mended
     named = isinstance(error, RuntimeError | FloatingPointError)
     return FAILED, named and ours
+
+
+def _lacks_field(error: BaseException) -> bool:
+    """Whether a config was asked for a field that it does not have."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    asked = "" if trace is None else trace.tb_frame.f_globals.get("__name__", "")
+    of_a_field = isinstance(error, AttributeError | KeyError)
+    return of_a_field and asked.startswith("ml_collections.config_dict")
 
 
 def _origin(trace: TracebackType | None) -> tuple[bool, bool]:

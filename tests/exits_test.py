@@ -176,6 +176,16 @@ def test_an_error_in_our_code_that_nobody_raised_is_a_bug_once_work_has_begun():
     assert exits.classify(error, begun=True) == (exits.FAILED, False)
 
 
+def test_a_recipe_of_yours_without_a_field_is_told_which(capsys):
+    recipe = "from ml_collections import ConfigDict\n"
+    recipe += "def get_config(arg=None):\n    return ConfigDict({'name': 'mine'})\n"
+    pathlib.Path("mine.py").write_text(recipe)
+    assert run("--config=mine.py") == exits.USAGE
+    assert capsys.readouterr().err == (
+        "error: the config has no field 'data'; see what configs/common.py sets\n"
+    )
+
+
 # Exceptions that the package raises -> exit code of what is raised before work begins.
 CODES = {
     exits.USAGE: (
