@@ -12,6 +12,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Of several hosts: seconds until one counts as stuck or gone (docs/distributed.md).
 WATCHDOG = {"stuck_s": 600.0, "grace_s": 3600.0, "peer_s": 60.0}
 
+# Where compiled programs are kept: auto (the user's cache), off or a directory.
+COMPILATION_CACHE = "auto"
+
 # Fields of the data block that an evaluation takes from the run it evaluates.
 OPEN_DATA = (
     "source",
@@ -176,6 +179,7 @@ def base(name):
     }
     config.nonfinite = {"max_in_a_row": 10}  # steps left out before a run gives up
     config.watchdog = dict(WATCHDOG)
+    config.compilation_cache = COMPILATION_CACHE
     config.evals = ml_collections.ConfigDict()
     return config
 
@@ -323,6 +327,7 @@ def evaluation(name, said):
     config.augment = {"normalize": {}}
     config.mesh = {"data": -1, "fsdp": 1}
     config.watchdog = dict(WATCHDOG)
+    config.compilation_cache = COMPILATION_CACHE
     config.file_normalize = {
         "mean": IMAGENET_MEAN,  # of the images of a file's model
         "std": IMAGENET_STD,  # likewise

@@ -40,17 +40,19 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     if values["config"].value is None:
         return usage(MISSING)
     from litevit_jax import distributed, registry
+    from litevit_jax.train import terminal
 
     why, before = None, distributed.beats()
     try:
         config: Any = values["config"].value
         job = _job(config)
         registry.check_fields(config)
-        if values.plan or values.plan_out:
-            return _plan(config, job, values.plan, values.plan_out)
-        if job in ("evaluate", "train", "transfer"):
-            _join(values)
-        code = _run_job(job, argv, values)
+        with terminal.alive():
+            if values.plan or values.plan_out:
+                return _plan(config, job, values.plan, values.plan_out)
+            if job in ("evaluate", "train", "transfer"):
+                _join(values)
+            code = _run_job(job, argv, values)
     except SystemExit:
         raise
     except Exception as error:
@@ -86,12 +88,35 @@ def _run_job(job: str, argv: list[str], values: flags.FlagValues) -> int:
     if job == "convert":
         return _convert(config, workdir)
     if job in _ANALYSES:
+        _begin(job, config, workdir)
         return _analysis(job, config, workdir)
     if job == "train" and _imagenet_is_missing(config):
         config, workdir = _quick_start(config, workdir, argv)
     workdir = workdir or os.path.join("runs", config.name)
+    _begin(job, config, workdir)
     jobs = {"evaluate": _evaluate, "train": _train, "transfer": _transfer}
     return jobs[job](config, workdir)
+
+
+def _begin(job: str, config: Any, workdir: str | None) -> None:
+    """Readies JAX for the job, and says what runs, on which devices, where."""
+    from litevit_jax import compilation, distributed
+    from litevit_jax.train import terminal
+
+    if job in ("layers", "train", "transfer"):
+        _prepare_cpu(config)
+    devices: Any = []
+    said = None
+    if job not in ("advise", "report"):  # those compute nothing
+        import jax
+
+        said = compilation.use(config.get("compilation_cache", "auto"))
+        devices = jax.devices()
+    where = workdir or os.path.join("runs", config.name)
+    _say(terminal.headline(config.name, job, where, devices))
+    if said is not None:
+        _say(said)
+    distributed.beat("starting", grace=True, begun=False)
 
 
 def _say_next(config: Any, result: str) -> None:
@@ -131,10 +156,9 @@ def _next(config: Any, result: str) -> list[tuple[str, str, str]]:
 
 def _say(text: str) -> None:
     """Prints on the first of several processes."""
-    from litevit_jax import distributed
+    from litevit_jax.train import terminal
 
-    if distributed.primary():
-        print(text, flush=True)
+    terminal.Line().say(text)
 
 
 def _job(config: Any) -> str:
@@ -155,6 +179,7 @@ def _plan(config: Any, job: str, target: str | None, path: str | None) -> int:
     from litevit_jax.plan import topology
 
     topology.prepare(found := topology.find(target))  # before JAX starts
+    _say(f"{config.name}: plan for {target}; nothing is run")
     from litevit_jax.plan import job as plans
     from litevit_jax.plan import report
     from litevit_jax.train import transfer
@@ -162,7 +187,7 @@ def _plan(config: Any, job: str, target: str | None, path: str | None) -> int:
     plans.check_writable(path)
     single = transfer.single(config) if job == "transfer" else config
     planned = plans.run(single, found)
-    print(report.text(planned))
+    _say(report.text(planned))
     plans.write(planned, path)
     return EXIT_OK if planned["memory"]["fits"] else EXIT_FAILED
 
@@ -182,7 +207,6 @@ def _convert(config: Any, workdir: str | None) -> int:
 
 
 def _train(config: Any, workdir: str) -> int:
-    _prepare_cpu(config)
     from litevit_jax.train import loop, progress
 
     outcome = loop.run(config, workdir)
@@ -212,7 +236,7 @@ def _report_at_end(config: Any, workdir: str) -> None:
     try:
         from litevit_jax.analysis import job
 
-        print(f"report: {job.after_training(config, workdir)}")
+        _say(f"report: {job.after_training(config, workdir)}")
     except Exception as error:
         print(
             f"the report could not be drawn ({error}); the run is complete. Again: "
@@ -226,12 +250,10 @@ def _report_at_end(config: Any, workdir: str) -> None:
 
 def _analysis(name: str, config: Any, workdir: str | None) -> int:
     """The jobs that look into checkpoints and runs."""
-    if name == "layers":
-        _prepare_cpu(config)
     from litevit_jax.analysis import job
 
     outcome = job.run(name, config, workdir)
-    print(outcome.text)
+    _say(outcome.text)
     if outcome.signal is not None:
         return _stopped(outcome.signal)
     _say_next(config, workdir or "")
@@ -251,7 +273,6 @@ def _evaluate(config: Any, workdir: str) -> int:
 
 
 def _transfer(config: Any, workdir: str) -> int:
-    _prepare_cpu(config)
     from litevit_jax.train import transfer
 
     if not config.sweep.on:

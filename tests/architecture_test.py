@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "recipes": set(),
     "exits": set(),
     "commandline": {"exits", "recipes"},
+    "compilation": set(),
     "cpu": set(),
     "models": set(),
     "augment": set(),

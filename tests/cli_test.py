@@ -399,7 +399,7 @@ def test_results_are_printed_as_a_table_of_last_and_best_with_their_steps(
     }
     monkeypatch.setattr(loop, "run", lambda *_: loop.Outcome(60, results))
     assert run(f"--config={TINY}:smoke") == 0
-    assert capsys.readouterr().out.splitlines()[:3] == [
+    assert capsys.readouterr().out.splitlines()[1:4] == [
         "evaluation      metric    last   step  best  step  n     also (last)",
         "test            top1      70.25  60    75    30    359   top5 98  loss 0.6",
         "reconstruction  mae_loss  0.5    60    -     -     1024",

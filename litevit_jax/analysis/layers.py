@@ -62,11 +62,11 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
       ValueError, OSError: a mistake in the config or data, before any compile.
       Exception: whatever ended a part's run; the study goes on from there.
     """
-    study = Study(config, pathlib.Path(workdir))
+    study, line = Study(config, pathlib.Path(workdir)), progress.Line()
     for place, part in enumerate(study.planned, start=1):
         if part.name in study.parts:
             continue
-        print(f"part {place} of {len(study.planned)}: {part.name}", flush=True)
+        line.say(f"part {place} of {len(study.planned)}: {part.name}")
         if part.kind == "probe":
             study.probe(part)
             continue

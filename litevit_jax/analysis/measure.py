@@ -28,7 +28,7 @@ from litevit_jax.analysis import (
     pictures,
 )
 from litevit_jax.data import fast, subset
-from litevit_jax.train import inherit
+from litevit_jax.train import inherit, terminal
 from litevit_jax.train import workdir as workdirs
 
 ORDERS = ("random", "first")
@@ -61,8 +61,12 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     Raises:
       ValueError, OSError: a mistake of the user's, before any compile.
     """
+    line = terminal.Line()
+    line.begin("reading the models", begun=False)
     job = prepare(config, pathlib.Path(workdir))
+    line.begin(f"looking at {len(job.source):,} images with {len(job.models)} model(s)")
     found = measure(job)
+    line.begin("drawing attention maps and reconstructions")
     found |= pictures.draw_all(job.config, job.models, job.source, job.workdir)
     workdirs.write_json(job.workdir / "analysis.json", found)
     return found

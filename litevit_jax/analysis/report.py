@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from litevit_jax.analysis import analysed, draw, expected, figures, joined, page, record
+from litevit_jax.train import terminal
 from litevit_jax.train import workdir as workdirs
 
 _FOOT = (
@@ -63,6 +64,7 @@ def build(
       analysis: of all models together, as analysis.json holds it.
       place: the directory of that analysis.
     """
+    terminal.Line().begin("drawing the report")
     out.mkdir(parents=True, exist_ok=True)
     if analysis is None:
         analysis = joined.of_runs(runs)

@@ -14,8 +14,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from litevit_jax.distributed import detect, meeting
 from litevit_jax.distributed.watch import Limits, Watch
@@ -29,6 +30,16 @@ _END_S = 600
 _numbers = itertools.count()  # of agreements; the same in all processes
 _watch: Watch | None = None
 _beats = 0
+
+
+class Doing(NamedTuple):
+    """What is being done, and since when (of time.monotonic)."""
+
+    text: str
+    since: float
+
+
+_doing: Doing | None = None
 
 
 def start(
@@ -156,17 +167,26 @@ def check_joined() -> None:
         )
 
 
-def beat(doing: str, *, grace: bool = False) -> None:
-    """Says what this process does from now on; `grace` if it may take long."""
-    global _beats
-    _beats += 1
+def beat(doing: str, *, grace: bool = False, begun: bool = True) -> None:
+    """Says what this process does from now on; `grace` if it may take long.
+
+    Not `begun`: the job is only checked yet, and what fails is the user's mistake.
+    """
+    global _beats, _doing
+    _beats += begun
+    _doing = Doing(doing, time.monotonic())
     if _watch is not None:
         _watch.beat(doing, grace=grace)
 
 
 def beats() -> int:
-    """How often `beat` was called; not at all while a job is only checked."""
+    """How often `beat` was called for what has begun; a job that is checked has not."""
     return _beats
+
+
+def doing() -> Doing | None:
+    """What this process said last that it does; None before the first time."""
+    return _doing
 
 
 def gather(value: Any) -> list[Any]:

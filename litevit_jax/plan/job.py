@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from litevit_jax.plan import program, report, topology
+from litevit_jax.train import terminal
 
 _MOST_TRIES = 3  # of other settings, a compilation each
 _USED = re.compile(r"[Uu]sed ([\d.]+)([KMG]) of ([\d.]+)([KMG])")
@@ -52,6 +53,9 @@ def check_writable(path: str | None) -> None:
 
 
 def _compile(planned: program.Planned) -> dict[str, Any]:
+    images = planned.config.batch_size // planned.design.slices
+    text = f"compiling the step for {planned.target.name}, {images:,} images at once"
+    terminal.Line().begin(text)
     try:
         return report.compiled(planned, *program.compile_step(planned))
     except MemoryError as error:

@@ -62,7 +62,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, 
         if distributed.primary():
             writer.write(step, row)
 
-    evaluations = evaluation.Evaluations(job, write, line.say)
+    evaluations = evaluation.Evaluations(job, write, line)
     evaluations.run(job.place(), job.step, list(job.evaluators))
     writer.close()
     return evaluations.results

@@ -167,12 +167,12 @@ class Evaluations:
         self,
         job: Any,
         write: Callable[[int, dict[str, Any]], None],
-        say: Callable[[str], None],
+        line: Any,
     ) -> None:
         self._evaluators: Evaluators = job.evaluators
         self._config, self._workdir = job.config, job.workdir
         self._optimizer = job.optimizer  # None: there is nothing to average
-        self._write, self._say = write, say
+        self._write, self._line = write, line
         self._start = time.perf_counter()
         self._spent = dict.fromkeys(job.evaluators, 0.0)
         self.results: dict[str, dict[str, Any]] = {}
@@ -210,7 +210,9 @@ class Evaluations:
         for title in titles:
             evaluator, _ = self._evaluators[title]
             start = time.perf_counter()
-            distributed.beat(f"evaluation {title!r}", grace=True)
+            # The first time it is compiled; later ones are as quick as the last.
+            again = self._spent[title] > 0
+            self._line.begin(f"step {step}  {title}: evaluating", quiet=again)
             numbers = evaluator.run(state, step=step)
             if decay is not None:
                 numbers = {**numbers, "ema_decay": decay}
@@ -226,7 +228,7 @@ class Evaluations:
             self._write(step, {f"{title}/{k}": v for k, v in logged.items()})
             shown = ((k, v) for k, v in numbers.items() if not isinstance(v, list))
             said = "  ".join(f"{k} {_short(v)}" for k, v in shown)
-            self._say(f"step {step}  {title}: {said}  ({cost['seconds']:.1f} s)")
+            self._line.say(f"step {step}  {title}: {said}  ({cost['seconds']:.1f} s)")
 
     def _cost(self, title: str, seconds: float) -> dict[str, float]:
         """Seconds of this evaluation; percentage that all of `title` took of the time

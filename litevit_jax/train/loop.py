@@ -41,6 +41,8 @@ class Run:
         self.primary = distributed.primary()
         self.line = progress.Line()
         self.clock = progress.Clock(job.config["data"])
+        self.pace = progress.Pace(live=self.line.live)
+        self.step = progress.Program(job.step, self.line, self.clock)
         self.guard = progress.Guard(**self.config["nonfinite"])
         keep, fixed = self.config["checkpoint"]["keep"], job.fixed
         self.checkpoints = checkpoint.Checkpoints(job.workdir, keep=keep, fixed=fixed)
@@ -48,7 +50,7 @@ class Run:
         self.writer = progress.Writer(
             job.workdir, tensorboard=log["tensorboard"] and self.primary
         )
-        self.evaluations = evaluation.Evaluations(job, self.write, self.line.say)
+        self.evaluations = evaluation.Evaluations(job, self.write, self.line)
         self.pending: tuple[int, Any, np.ndarray] | None = None
 
     def start(self) -> Any:
@@ -86,8 +88,9 @@ class Run:
         skipped = self.guard.check(step, metrics.pop("nonfinite") > 0, index)
         if skipped is not None:
             self.write(step, skipped)
-        every = self.config["log"]["every_steps"]
-        if step % every and step != self.job.total_steps:
+        last = step == self.job.total_steps
+        logged = last or step % self.config["log"]["every_steps"] == 0
+        if not self.pace.due(step, logged=logged):
             return
         images = self.config["batch_size"]
         row = {
@@ -97,10 +100,11 @@ class Run:
         }
         if self.guard.skipped:
             row["skipped_steps"] = self.guard.skipped
-        self.clock.reset()
-        self.write(step, {**row, "time": time.time()})
+        if logged:
+            self.clock.reset()
+            self.write(step, {**row, "time": time.time()})
         text = progress.progress_text(row, step, self.job.total_steps)
-        self.line.show(text, keep=step == self.job.total_steps)
+        self.line.show(text + self.step.took(), keep=last)
 
     def evaluate(self, state: Any, step: int, titles: list[str]) -> None:
         """Runs evaluators; keeps last and best in evals/<title>/result.json."""
@@ -122,11 +126,13 @@ class Run:
                     fed = next(feed)
                     distributed.beat(f"step {step + 1}", grace=new)
                     with jax.transfer_guard("disallow"):
-                        state, metrics = self.job.step(state, fed.batch)
+                        state, metrics = self.step(state, fed.batch)
                     step += 1
                     self.flush()  # of the step before; ends its interval
                     self.clock.tick(fed.wait_s)
                     self.pending = (step, metrics, fed.index)
+                    if step == first + 1:
+                        self.flush()  # told as soon as it is done
                     if step % every == 0 or step == self.job.total_steps:
                         self.save(state)
                     last = step == self.job.total_steps

@@ -10,9 +10,8 @@ import json
 import math
 import os
 import pathlib
-import sys
 import time
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,6 +19,8 @@ from absl import logging
 
 from litevit_jax import distributed, paths
 from litevit_jax.train import workdir as workdirs
+from litevit_jax.train.terminal import QUIET_S
+from litevit_jax.train.terminal import Line as Line
 
 
 class Writer:
@@ -89,34 +90,6 @@ def _json_number(value: Any) -> Any:
     return value
 
 
-class Line:
-    """One line that is redrawn on a terminal, plain lines elsewhere.
-
-    Of several processes only the first one says anything.
-    """
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = sys.stdout if stream is None else stream
-        self._live = self._stream.isatty()
-        self._width = 0
-
-    def show(self, text: str, *, keep: bool = False) -> None:
-        """Shows `text` in place of the last line; `keep` leaves it standing."""
-        if not distributed.primary():
-            return
-        if not self._live:
-            print(text, file=self._stream, flush=True)
-            return
-        padding = " " * max(self._width - len(text), 0)
-        end = "\n" if keep else ""
-        print(f"\r{text}{padding}", end=end, file=self._stream, flush=True)
-        self._width = 0 if keep else len(text)
-
-    def say(self, text: str) -> None:
-        """Prints `text` on lines of its own."""
-        self.show(text, keep=True)
-
-
 class Clock:
     """Images per second and part of the time spent waiting for data, since `reset`.
 
@@ -131,6 +104,7 @@ class Clock:
         self._told = self._data is None
         self._window: float | None = None  # no step yet
         self._window_wait = 0.0
+        self._starting = False
         self.reset()
 
     def reset(self) -> None:
@@ -138,8 +112,15 @@ class Clock:
         self._start, self._steps, self._wait = time.perf_counter(), 0, 0.0
         self._last = self._start
 
+    def begin(self) -> None:
+        """Starts the first interval; what its first step waited was before it."""
+        self.reset()
+        self._starting = True
+
     def tick(self, wait_s: float) -> None:
         """Counts one step that waited `wait_s` for its batch."""
+        if self._starting:
+            self._starting, wait_s = False, 0.0
         self._steps += 1
         self._wait += wait_s
         if self._told:
@@ -226,6 +207,73 @@ class Guard:
             "skipped_steps": self.skipped,
             "examples": examples,
         }
+
+
+class Pace:
+    """Which steps are shown between those that are logged.
+
+    The first one, those at powers of two, one a minute by the clock; on a terminal
+    (`live`) as many as can be read. What is logged does not depend on it.
+    """
+
+    _LIVE_S = 0.2
+
+    def __init__(self, *, live: bool) -> None:
+        self._every_s = self._LIVE_S if live else QUIET_S
+        self._shown = -math.inf  # nothing yet
+        self._last = 0.0  # when the step before was done
+
+    def due(self, step: int, *, logged: bool) -> bool:
+        """Whether update `step`, done now, is shown; `logged` ones are."""
+        now = time.monotonic()
+        next_one, self._last = 2 * now - self._last, now  # when to expect it
+        waits_long = next_one - self._shown > self._every_s
+        due = logged or waits_long or not step & (step - 1)
+        if due:
+            self._shown = now
+        return due
+
+
+# Seconds that XLA takes to compile a step for one that JAX takes to lower it: 10 to 18
+# on CPUs, over our objectives.
+_COMPILING = 12.0
+
+
+class Program:
+    """The step, compiled at its first call, which says so; the clock starts after it.
+
+    How long that takes when JAX's cache does not have it is estimated.
+    """
+
+    def __init__(self, step: Any, line: Line, clock: Clock) -> None:
+        self._step, self._line, self._clock = step, line, clock
+        self._program: Any = None
+        self._took_s: float | None = None
+
+    def __call__(self, state: Any, batch: Any) -> Any:
+        """(state, metrics) after one update."""
+        if self._program is None:
+            start = time.perf_counter()
+            self._program = self._compile(self._step.lower(state, batch), start)
+            self._took_s = time.perf_counter() - start
+            self._clock.begin()
+        return self._program(state, batch)
+
+    def _compile(self, lowered: Any, start: float) -> Any:
+        about = _round(_COMPILING * (time.perf_counter() - start))
+        self._line.begin(f"compiling the step (first time: about {about} s)")
+        return lowered.compile()
+
+    def took(self) -> str:
+        """What is added to the line of the first step; '' later."""
+        took_s, self._took_s = self._took_s, None
+        return "" if took_s is None else f"  (compiled in {took_s:.1f} s)"
+
+
+def _round(seconds: float) -> int:
+    """To one digit that counts, or two: 1, 7, 12, 130."""
+    whole = max(round(seconds), 1)
+    return round(whole, -1) if whole >= 100 else whole
 
 
 def progress_text(row: dict[str, float], step: int, total_steps: int) -> str:

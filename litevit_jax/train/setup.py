@@ -155,7 +155,10 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
     config = config.copy_and_resolve_references().unlock()
     settle(config)
     mesh = sharding.make_mesh(**config.mesh)
+    distributed.beat("reading weights", grace=True, begun=False)
     loaded, taught = inherit.inherit(config), inherit.teacher(config)
+    doing = "listing the images and designing the run"
+    distributed.beat(doing, grace=True, begun=False)
     source = inputs.sources(config.data)
     made = design(config, mesh, source)
     transform = data_ops.train_ops(**inputs.image_block(config.data))

@@ -27,6 +27,7 @@ from litevit_jax import distributed, paths
 FREE_TO_CHANGE = (
     "accum_steps",
     "checkpoint.*",
+    "compilation_cache",
     "data.cache_gib",
     "data.dir",  # the data's fingerprint is compared instead
     "data.max_bad_fraction",

@@ -10,31 +10,6 @@ import pytest
 
 from litevit_jax.train import progress
 
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_a_terminal_redraws_one_line_and_clears_what_was_longer():
-    stream = Terminal()
-    line = progress.Line(stream)
-    line.show("a long text")
-    line.show("short")
-    line.say("kept")
-    line.show("next")
-    assert stream.getvalue() == ("\ra long text\rshort      \rkept \n\rnext")
-
-
-def test_elsewhere_every_text_is_a_line():
-    stream = io.StringIO()
-    line = progress.Line(stream)
-    line.show("a long text")
-    line.show("short")
-    line.say("kept")
-    assert stream.getvalue() == "a long text\nshort\nkept\n"
-
-
 ROW = {
     "epoch": 1.5,
     "loss": 0.25,
@@ -78,6 +53,68 @@ def test_the_clock_measures_since_the_last_reset(monkeypatch):
     clock.reset()
     clock.tick(0.0)
     assert clock.read(32)["images_per_s"] == 32.0
+
+
+def test_the_first_interval_starts_after_compilation(monkeypatch):
+    now = iter([0.0, 90.0, 94.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(now))
+    clock = progress.Clock()
+    clock.begin()  # after 90 s of reading, tracing and compiling
+    clock.tick(60.0)  # the first batch came before that
+    assert clock.read(32) == {"images_per_s": 8.0, "data_wait": 0.0, "step_s": 4.0}
+
+
+def shown(monkeypatch, step_s, steps, every=10**6, first=1, **kwargs):
+    """Which steps are shown if each takes `step_s`."""
+    now = [5000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    pace, found = progress.Pace(**({"live": False} | kwargs)), []
+    for step in range(first, first + steps):
+        now[0] += step_s
+        if pace.due(step, logged=step % every == 0):
+            found.append(step)
+    return found
+
+
+def test_steps_at_powers_of_two_and_one_a_minute_are_shown(monkeypatch):
+    assert shown(monkeypatch, 0.01, 200) == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert shown(monkeypatch, 0.01, 100, every=50)[-3:] == [50, 64, 100]
+    assert shown(monkeypatch, 0.01, 40, first=1001) == [1001, 1024]  # a resumed run
+    # 25 s a step: never more than a minute between two lines.
+    slow = shown(monkeypatch, 25.0, 40)
+    assert slow[:4] == [1, 2, 4, 6] and max(np.diff(slow)) == 2
+    assert shown(monkeypatch, 61.0, 9) == list(range(1, 10))
+    assert len(shown(monkeypatch, 0.05, 200, live=True)) > 40  # a terminal
+
+
+class Lowered:
+    """Stands for jax.jit's function and for what it lowers to."""
+
+    def __init__(self, now):
+        self.now = now
+
+    def lower(self, state, batch):
+        self.now[0] += 2.0
+        return self
+
+    def compile(self):
+        self.now[0] += 30.0
+        return lambda state, batch: (state + batch, {})
+
+
+def test_the_step_is_compiled_once_with_a_word_before_and_its_time_after(monkeypatch):
+    now, stream = [0.0], io.StringIO()
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    clock = progress.Clock()
+    step = progress.Program(Lowered(now), progress.Line(stream), clock)
+    assert step(1, 2) == (3, {})
+    assert stream.getvalue() == "compiling the step (first time: about 24 s) ...\n"
+    now[0] += 4.0
+    clock.tick(0.0)
+    assert clock.read(8)["images_per_s"] == 2.0  # without the 32 s
+    assert step.took() == "  (compiled in 32.0 s)"
+    assert step(2, 2) == (4, {}) and step.took() == ""
+    assert stream.getvalue().count("compiling") == 1
 
 
 INDEX = np.array([5, 7, 9])
