@@ -17,17 +17,16 @@ machine changes least.
     torchvision  DataLoader with 2 workers, Pillow, bicubic, ToTensor and Normalize
     tf.data      decode_and_crop_jpeg, bilinear with antialias, autotuned
 
-The last two need pip install -e ".[bench]"; what is not installed is left out, and
-said. --difference compares random crops of the quick decoder with Pillow's. --soak
-reads many small files at random for some minutes and tells how much CPU time an image
-takes and how the process grows.
+The last two need pip install -e ".[bench]"; what cannot be imported, or fails, is left
+out, and said. --difference compares random crops of the quick decoder with Pillow's.
+--soak reads many small files at random for some minutes and tells how much CPU time an
+image takes and how the process grows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import itertools
 import json
 import os
@@ -45,6 +44,9 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from benchmarks import importable
+
 FOLDER = flags.DEFINE_string("folder", None, "JPEGs, in any subfolders.")
 BATCHES = flags.DEFINE_integer("batches", 4, "Batches per measurement.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each side.")
@@ -60,7 +62,10 @@ BATCH, SIZE, CORES = 128, 224, 2
 AHEAD = 5  # batches that any of them reads in advance: not counted
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OURS = ("folder", "pillow", "packed", "two views")
-PEERS = {"torchvision": "torchvision", "tf.data": "tensorflow"}
+PEERS = {
+    "torchvision": ("torch", "torchvision.transforms"),
+    "tf.data": ("tensorflow",),
+}
 
 Batches = Iterator[Any]
 
@@ -229,9 +234,16 @@ def measure(names: list[str], packed: str) -> dict[str, list[dict[str, float]]]:
     sides: dict[str, subprocess.Popen[str]] = {}
     try:
         for name in names:
-            sides[name] = start(name, packed)
+            try:
+                sides[name] = start(name, packed)
+            except RuntimeError as error:
+                if name in OURS:
+                    raise
+                print(f"{name} is left out: {error}", flush=True)
+                del rows[name]
+                continue
             os.killpg(sides[name].pid, signal.SIGSTOP)
-        for _, name in itertools.product(range(ROUNDS.value), names):
+        for _, name in itertools.product(range(ROUNDS.value), rows):
             side = sides[name]
             os.killpg(side.pid, signal.SIGCONT)
             assert side.stdin is not None
@@ -348,13 +360,12 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--folder={FOLDER.value}: no JPEG there")
     if DIFFERENCE.value:
         return difference()
-    there = [n for n, module in PEERS.items() if importlib.util.find_spec(module)]
-    missing = [n for n in PEERS if n not in there]
+    wanted = {n: m for n, m in PEERS.items() if not SIDES.value or n in SIDES.value}
+    there = importable.usable(wanted)
     print(
         f"{len(jpegs())} JPEGs, {len(cores)} of {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, load {os.getloadavg()[0]:.1f}; found "
         f"{', '.join(there) or 'no other pipeline'}"
-        + (f"; not installed: {', '.join(missing)}" if missing else "")
     )
     names = [n for n in (*there, *OURS) if not SIDES.value or n in SIDES.value]
     with tempfile.TemporaryDirectory() as packed:

@@ -42,6 +42,9 @@ from typing import Any
 
 from absl import app, flags
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from benchmarks import importable
+
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results.md"
@@ -450,11 +453,11 @@ def curve(name: str, method: str, seeds: int, out: pathlib.Path) -> list[Any]:
 
 def draw(seeds: int, out: pathlib.Path) -> None:
     """Curves of the test images, one panel a share of labels, as labels.png."""
-    try:
-        pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    except ImportError:
-        print("no curves drawn: pip install matplotlib")
+    why = importable.missing("matplotlib.pyplot")
+    if why is not None:
+        print(f"no curves drawn: {why}; pip install matplotlib")
         return
+    pyplot: Any = importlib.import_module("matplotlib.pyplot")
     names = COLUMNS["labels"]
     figure, panels = pyplot.subplots(1, len(names), figsize=(10, 3.4), sharey=True)
     for panel, (name, ((_, title),)) in zip(panels, names.items(), strict=True):

@@ -27,7 +27,6 @@ process.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -38,7 +37,7 @@ from typing import Any
 from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from benchmarks import sides
+from benchmarks import importable, sides
 
 BATCH = flags.DEFINE_integer("batch", 64, "Images per step.")
 SIDE = flags.DEFINE_integer("image_size", 224, "Height and width of an image.")
@@ -119,8 +118,7 @@ def main(_: list[str]) -> None:
         raise app.UsageError("--rpe goes with --job=finetune")
     if JOB.value == "finetune" and BATCH.value % 2:
         raise app.UsageError(f"--batch={BATCH.value} is odd, and mixup pairs images")
-    there = importlib.util.find_spec("torch") and not ALONE.value
-    names = ["jax", "torch"] if there else ["jax"]
+    names = ["jax", *([] if ALONE.value else importable.usable({"torch": ("torch",)}))]
     figures = compare(names)
     print(describe(figures))
     if JSON.value:

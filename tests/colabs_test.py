@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from colabs import notebook
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ("pretrain", "finetune", "look_inside")
@@ -36,8 +37,8 @@ def execute(name, place):
     book = read(name)
     client = nbclient.NotebookClient(
         book,
-        timeout=600,
-        startup_timeout=300,
+        timeout=processes.PATIENCE_S,
+        startup_timeout=processes.PATIENCE_S,
         resources={"metadata": {"path": str(place)}},
     )
     client.execute()
@@ -244,7 +245,7 @@ def stop(*_):
 signal.signal(signal.SIGINT, stop)
 alone = os.getpgid(0) == os.getpid()  # what the kernel is sent does not reach it
 print(sys.argv[1], "alone" if alone else "in the group", flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 DRIVER = """
 import pathlib, sys

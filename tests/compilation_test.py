@@ -157,7 +157,7 @@ def test_a_second_process_compiles_nothing_that_the_first_one_did(tmp_path):
             [sys.executable, "-W", "error", "-c", PROGRAM, str(tmp_path / "own")],
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=3600,
             check=True,
         ).stdout.split()
         for _ in range(2)

@@ -75,7 +75,7 @@ def bad_data(workdir, process, at_step, **overrides):
 
 def stuck(workdir, process, at_step, **overrides):
     """One process waits for data that never come; ends the job."""
-    with _at_batch(at_step, lambda: time.sleep(600), distributed.index() == process):
+    with _at_batch(at_step, lambda: time.sleep(7200), distributed.index() == process):
         return train("mae_tiny", workdir, **overrides)
 
 

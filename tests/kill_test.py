@@ -13,6 +13,7 @@ import numpy as np
 
 from litevit_jax import checkpoint
 from litevit_jax.train import state as states
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONWARNINGS": "default"}
@@ -44,7 +45,7 @@ class Process:
 
     def until(self, happened):
         """Waits for `happened()`; what it returned."""
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + processes.PATIENCE_S
         while not (found := happened()):
             assert self._process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
@@ -55,7 +56,7 @@ class Process:
         """Sends a signal, if any; the exit code."""
         if number is not None:
             self._process.send_signal(number)
-        return self._process.wait(timeout=300)
+        return self._process.wait(timeout=processes.PATIENCE_S)
 
 
 def rows(workdir):

@@ -9,6 +9,9 @@ import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 
+# Seconds after which a process hangs: none takes as long, on however busy a machine.
+PATIENCE_S = 3600
+
 
 def free_port():
     """A port that nobody listens on."""
@@ -45,7 +48,9 @@ cd "$CODE" && exec "$PYTHON" "$@"
 """
 
 
-def sbatch(folder, arguments, *, count, python=_PYTHON, timeout_s=300, **environment):
+def sbatch(
+    folder, arguments, *, count, python=_PYTHON, timeout_s=PATIENCE_S, **environment
+):
     """Runs launch/slurm/train.sbatch with `count` tasks on this machine.
 
     Returns its exit code and what was said: by the tasks, and to scontrol.
@@ -103,7 +108,7 @@ class Job:
         """What process `index` has said so far."""
         return self.logs[index].read_text()
 
-    def until(self, happened, timeout_s=600):
+    def until(self, happened, timeout_s=PATIENCE_S):
         """Waits for `happened()`; what it returned."""
         deadline = time.monotonic() + timeout_s
         while not (found := happened()):
@@ -117,7 +122,7 @@ class Job:
         """Sends a signal to process `index`."""
         self.processes[index].send_signal(number)
 
-    def end(self, timeout_s=600):
+    def end(self, timeout_s=PATIENCE_S):
         """Exit codes, once all have ended; nothing is left running."""
         deadline = time.monotonic() + timeout_s
         try:

@@ -167,7 +167,7 @@ def test_no_header_kills_the_process_or_leaves_memory_unwritten():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=3600,
     )
     *_, last = done.stdout.splitlines()
     assert done.returncode == 0, f"{last}\n{done.stderr[-2000:]}"

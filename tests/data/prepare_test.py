@@ -62,7 +62,7 @@ def _python(*arguments):
         env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=3600,
     )
 
 

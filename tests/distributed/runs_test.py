@@ -19,7 +19,7 @@ METHODS = {
     "distill": ("mae_tiny_distill", {"mesh__fsdp": 4, "evals": {}}),
 }
 STOPPED = {"steps": 12, "checkpoint__every_steps": 100, "evals": {}, **LOGGED}
-LIMITS = {"stuck_s": 600.0, "grace_s": 1200.0, "peer_s": 300.0}  # of nobody here
+LIMITS = {"stuck_s": 3600.0, "grace_s": 3600.0, "peer_s": 1800.0}  # of nobody here
 
 
 def launch(folder, pieces, *, limits=LIMITS, **plan):
@@ -189,7 +189,7 @@ def test_bad_data_of_one_process_end_all_with_its_code(pair):
 
 
 def test_a_stuck_process_ends_all_with_the_stacks(tmp_path):
-    limits = LIMITS | {"stuck_s": 8.0}
+    limits = LIMITS | {"stuck_s": 20.0}
     # The same program as that of the pair's run: it is compiled already.
     piece = {"workdir": str(tmp_path / "run"), "process": 1, "at_step": 6,
         "mesh__fsdp": 4, **STOPPED}  # fmt: skip
@@ -208,7 +208,7 @@ COMMAND = [
     "--config.log.health=false",
     "--config.log.tensorboard=false",
     "--config.evals.reconstruction.every_steps=0",
-    "--config.watchdog.peer_s=8",
+    "--config.watchdog.peer_s=20",
     "--config.objective.encoder.width=24",
     "--config.objective.encoder.depth=1",
     "--config.objective.encoder.num_heads=2",
@@ -238,7 +238,7 @@ def test_a_killed_process_ends_the_other_and_the_job_goes_on(tmp_path):
     job.until((workdir / "checkpoints" / "2").exists)
     job.until(lambda: reached(4))
     job.signal(1, signal.SIGKILL)
-    codes = job.end(timeout_s=300)
+    codes = job.end()
     assert codes == [distributed.EXIT_STUCK, -signal.SIGKILL], job.everything()
     assert "process 1 (" in job.said(0) and "was not heard of for" in job.said(0)
     assert "most recent call first" in job.said(0)

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests import processes
+
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "tpu_vm.sh"
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -58,7 +60,7 @@ class Cloud:
             env=env,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=processes.PATIENCE_S,
             **options,
         )
 

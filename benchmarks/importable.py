@@ -1,0 +1,41 @@
+"""Which of the libraries that a benchmark compares with can be imported here.
+
+A library may be installed and broken, in ways that end the process that imports it. So
+another process tries.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+_PATIENCE_S = 600
+
+
+def missing(*modules: str) -> str | None:
+    """Why `modules` cannot be imported, in a line; None if they can."""
+    code = f"import {', '.join(modules)}"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{code!r} takes more than {_PATIENCE_S} s"
+    if done.returncode == 0:
+        return None
+    last = ["", *done.stderr.strip().splitlines()][-1]
+    return last[:300] or f"{code!r} ended with exit code {done.returncode}"
+
+
+def usable(peers: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names of `peers` whose modules can be imported; says why others are left out."""
+    reasons = {name: missing(*modules) for name, modules in peers.items()}
+    for name, why in reasons.items():
+        if why is not None:
+            print(f"{name} is left out: {why}", flush=True)
+    return [name for name, why in reasons.items() if why is None]
