@@ -1,8 +1,10 @@
 """Laws of whole runs: resume, signals, one compile, results, damaged checkpoints."""
 
+import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 
@@ -164,12 +166,38 @@ def test_changes_that_cannot_matter_are_allowed(copy):
 
 
 def test_the_step_compiles_once(tmp_path):
-    job = jobs.prepare(tmp_path, tiny())
-    loop_run = loop.Run(job)
+    job, lowered = jobs.prepare(tmp_path, tiny()), []
+
+    class Step:
+        """Can be compiled, and not called: that would compile it anew, unsaid."""
+
+        def lower(self, *arguments):
+            lowered.append(job.step.lower(*arguments))
+            return lowered[-1]
+
+    loop_run = loop.Run(dataclasses.replace(job, step=Step()))
     state = loop_run.train(job.create(), loop.stops.Stop())
     loop_run.close()
     assert int(state.step) == 6
-    assert job.step._cache_size() == 1
+    assert len(lowered) == 1 and job.step._cache_size() == 0
+
+
+def test_what_is_shown_does_not_depend_on_what_is_logged(whole, tmp_path, capsys):
+    loop.run(tiny(log__every_steps=5), tmp_path)
+    said = capsys.readouterr().out.splitlines()
+    compiling = next(i for i, line in enumerate(said) if "compiling the step" in line)
+    assert "(first time: about " in said[compiling]
+    first = said[compiling + 1]  # told when done, before anything of the second
+    assert first.startswith("step 1/6 ") and "(compiled in " in first
+    shown = [line for line in said if re.match(r"step \d+/6 ", line)]
+    assert [line.split("/")[0] for line in shown] == [
+        f"step {n}" for n in (1, 2, 4, 5, 6)
+    ]
+    assert sum("(compiled in " in line for line in shown) == 1
+    evaluated = [line for line in said if "reconstruction: evaluating" in line]
+    assert len(evaluated) == 1  # later ones are as quick as the first was
+    assert [r["step"] for r in rows(tmp_path) if "loss" in r] == [5, 6]
+    same(params(tmp_path), params(whole))
 
 
 def test_evaluation_does_not_change_training_by_a_bit(whole, tmp_path):
