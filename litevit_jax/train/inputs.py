@@ -12,7 +12,7 @@ from litevit_jax import distributed, paths, registry
 from litevit_jax.data import cache, pipeline, subset
 from litevit_jax.data import ops as data_ops
 from litevit_jax.data.sources import base as sources_base
-from litevit_jax.train import batches
+from litevit_jax.train import batches, terminal
 
 # What says which examples a block means; the rest is how they are read.
 _WHICH = {
@@ -150,9 +150,8 @@ def _check_channels(source: sources_base.Source, data: Any) -> None:
 
 @functools.cache
 def _say(text: str) -> None:
-    """Prints a line on the first process, once."""
-    if distributed.primary():
-        print(text, flush=True)
+    """Prints a line, once however often the same data are opened."""
+    terminal.Line().say(text)
 
 
 def own(title: str, block: dict[str, Any], data: Any) -> dict[str, Any]:
