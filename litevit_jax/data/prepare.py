@@ -8,20 +8,25 @@ The first form downloads, or reads the archives in --manual_dir, and writes
 DIR/NAME/VERSION. The second reads a TFRecord copy in DIR and writes
 DIR/array_record/NAME/VERSION (or below --out_dir); the copy stays as it is, and
 training with data.dir=DIR finds the new one. Both can be repeated: what is there is
-not done again. Both need TensorFlow: pip install -e ".[tf]".
+not done again, but checked: every file must be there and hold what it should. Both need
+TensorFlow: pip install -e ".[tf]".
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.util
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from etils import epath
 
 from litevit_jax.data.sources import tfds as tfds_source
 
@@ -39,7 +44,8 @@ def prepare(*, name: str, data_dir: pathlib.Path, manual_dir: str | None) -> str
 
     Raises:
       FileNotFoundError: archives that must be fetched by hand are not there.
-      ValueError: there is a TFRecord copy, which is quicker to convert.
+      ValueError: there is a TFRecord copy, which is quicker to convert; or TFDS
+        has no such data set, config or version.
       OSError: no room, or no right to write.
       ModuleNotFoundError: TensorFlow is not installed.
     """
@@ -52,6 +58,7 @@ def prepare(*, name: str, data_dir: pathlib.Path, manual_dir: str | None) -> str
     if found is not None:
         print(f"already prepared: {found}")
         return os.fspath(found)
+    _check_no_half(name, data_dir)
     _require_tensorflow()
     archives = _manual_archives(name, data_dir, manual_dir)
     size = sum(archive.stat().st_size for archive in archives)
@@ -75,7 +82,8 @@ def convert(*, name: str, data_dir: pathlib.Path, out_dir: pathlib.Path) -> str:
     if source is None:
         raise FileNotFoundError(
             f"no prepared copy of {name!r} in {data_dir}; expected "
-            f"{data_dir}/{name.partition(':')[0]}/VERSION/dataset_info.json"
+            f"{data_dir}/{name.partition(':')[0]}/VERSION/dataset_info.json. "
+            + tfds_source.what_is_there(name, epath.Path(data_dir)).strip()
         )
     if _format(source) == tfds_source.FORMAT:
         print(f"already {tfds_source.FORMAT}: {source}")
@@ -91,6 +99,14 @@ def convert(*, name: str, data_dir: pathlib.Path, out_dir: pathlib.Path) -> str:
     _check_target(out_dir, needed=int(size * _GROWTH))
     _convert_into(target, pathlib.Path(source), info)
     return os.fspath(target)
+
+
+def _check_no_half(name: str, data_dir: pathlib.Path) -> None:
+    """Raises if a folder of `name` was begun and not finished; TFDS would take it."""
+    dataset = name.partition(":")[0].partition("/")[0]
+    for file in sorted((data_dir / dataset).glob(f"**/{dataset}-*-of-*")):
+        if not any(part.startswith("incomplete") for part in file.parts):
+            tfds_source.check(epath.Path(file.parent))
 
 
 def _format(folder: Any) -> str:
@@ -147,12 +163,35 @@ def _check_target(folder: pathlib.Path, *, needed: int) -> None:
 def _download_and_prepare(name: str, data_dir: pathlib.Path, manual_dir: Any) -> str:
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder(
-        name, data_dir=os.fspath(data_dir), file_format=tfds_source.FORMAT
-    )
+    try:
+        builder = tfds.builder(
+            name, data_dir=os.fspath(data_dir), file_format=tfds_source.FORMAT
+        )
+    except (AssertionError, ValueError) as error:  # unknown name, config or version
+        raise ValueError(_unknown(tfds, name)) from error
     config = tfds.download.DownloadConfig(manual_dir=manual_dir)
     builder.download_and_prepare(download_config=config)
     return os.fspath(builder.data_path)
+
+
+def _unknown(tfds: Any, name: str) -> str:
+    """What to say of a name, config or version that TFDS does not have."""
+    own = name.partition(":")[0].partition("/")[0]
+    try:
+        kind = tfds.builder_cls(own)
+    except ValueError:
+        known = tfds.list_builders(with_community_datasets=False)
+        near = ", ".join(difflib.get_close_matches(own, known)) or "none"
+        return f"--name={name}: TFDS has no data set {own!r}; near names: {near}"
+    versions = [kind.VERSION, *(kind.SUPPORTED_VERSIONS or ())]
+    for config in kind.BUILDER_CONFIGS or ():
+        versions += [config.version, *(config.supported_versions or ())]
+    said = ", ".join(sorted({str(version) for version in versions if version}))
+    configs = ", ".join(config.name for config in kind.BUILDER_CONFIGS or ())
+    return (
+        f"--name={name}: no such version or config in TFDS; {own} has versions "
+        f"{said}{'; configs ' * bool(configs)}{configs}"
+    )
 
 
 def _convert_into(
@@ -255,15 +294,44 @@ def main(argv: Sequence[str] | None = None) -> int:
             path = prepare(
                 name=args.name, data_dir=data_dir, manual_dir=args.manual_dir
             )
+        info = tfds_source.check(epath.Path(path))
+        command = _command(args.name, out_dir if args.out_dir else data_dir, path, info)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{args.name} is ready in {path}\nTrain with:")
-    print(
-        f"  python main.py --config=configs/mae_tiny.py --config.data.name={args.name}"
-        f" --config.data.dir={out_dir if args.out_dir else data_dir}"
-    )
+        return 2
+    counts = ", ".join(f"{split} {count:,}" for split, count in _counts(info).items())
+    name = tfds_source.full_name(info)
+    print(f"{name} is ready in {path} ({counts})\nTrain with:\n  {command}")
     return 0
+
+
+def _counts(info: dict[str, Any]) -> dict[str, int]:
+    """Split -> its number of examples."""
+    return {s["name"]: sum(map(int, s["shardLengths"])) for s in info["splits"]}
+
+
+def _command(name: str, folder: pathlib.Path, path: str, info: dict[str, Any]) -> str:
+    """What trains on the copy at `path`, below `folder`, with splits that it has."""
+    name, _, version = name.partition(":")
+    config = info.get("configName")
+    name += f"/{config}" if config and "/" not in name else ""
+    chosen = tfds_source.locate(name, os.fspath(folder))
+    if version or chosen is None or os.fspath(chosen) != path:
+        name = f"{name}:{info['version']}"
+    splits = [split for split, count in _counts(info).items() if count]
+    if not splits:
+        raise ValueError(f"{path} holds no example in any split")
+    fields = {"name": name, "dir": shlex.quote(os.fspath(folder))}
+    train = "train" if "train" in splits else splits[0]
+    if train != "train":
+        fields["train_split"] = train
+    others = [split for split in splits if split != train]
+    if not others:
+        fields["validation_share"] = "0.1"
+    elif "validation" not in others:
+        fields["eval_split"] = "test" if "test" in others else others[0]
+    flags = " ".join(f"--config.data.{key}={value}" for key, value in fields.items())
+    return f"python main.py --config=configs/mae_tiny.py {flags}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from litevit_jax.data import ops, pack, pipeline, prepare
+from litevit_jax.data import decode, ops, pack, pipeline, prepare
 from litevit_jax.data.sources import packed, tfds
 from litevit_jax.train import inputs
 
@@ -82,8 +82,40 @@ builder = tfds.builder(
 )
 config = tfds.download.DownloadConfig(manual_dir=f"{folder}/archives")
 builder.download_and_prepare(download_config=config)
-assert prepare.main([name, f"--data_dir={folder}/old"]) == 1
+assert prepare.main([name, f"--data_dir={folder}/old"]) == 2
 assert prepare.main([name, f"--data_dir={folder}/old", "--convert"]) == 0
+
+import numpy as np
+
+
+class Spots(tfds.core.GeneratorBasedBuilder):  # no names of labels, no validation
+    VERSION = tfds.core.Version("1.2.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("few", "many")]
+
+    def _info(self):
+        image = tfds.features.Image(shape=(None, None, 1))
+        features = {"image": image, "label": tfds.features.Scalar(np.int64)}
+        made = tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(builder=self, features=made)
+
+    def _split_generators(self, manager):
+        count = {"few": 4, "many": 8}[self.builder_config.name]
+        counts = {"train": count, "test": 2}
+        return {split: self._generate_examples(n) for split, n in counts.items()}
+
+    def _generate_examples(self, count):
+        for number in range(count):
+            image = np.full((9, 7, 1), number, np.uint8)
+            yield number, {"image": image, "label": number - 1}
+
+
+spots = f"--data_dir={folder}/spots"
+for config in ("few", "many"):
+    assert prepare.main([f"--name=spots/{config}", spots]) == 0
+assert prepare.main(["--name=spots", spots]) == 2
+assert prepare.main(["--name=spots/none", spots]) == 2
+assert prepare.main(["--name=spots/few:9.0.0", spots]) == 2
+assert prepare.main(["--name=spotz", spots]) == 2
 """
 
 
@@ -122,6 +154,7 @@ def test_splits_are_joined_in_the_order_that_is_said(imagenet):
     data |= {"shots": None, "fraction": 1.0, "subset_seed": 0}
     data |= {"fraction_of": None, "long_tail": None}
     data |= {"select_fraction": 0.0, "cache": False}
+    data |= {"channels": 3, "range": "full", "max_pixels": 10**6}
     both = inputs.source(data, "train")
     parts = [_read(dir, split) for split in ("train", "validation[:2]")]
     images = [part[i]["image"] for part in parts for i in range(len(part))]
@@ -195,6 +228,97 @@ def test_the_training_command_is_printed(imagenet):
     assert "holds imagenet2012 as tfrecord; convert it instead" in (result.stderr)
 
 
+def _copy(imagenet, tmp_path):
+    """The prepared ImageNet's folder, copied, and the command that prepares it."""
+    target = tmp_path / "imagenet2012/5.1.0"
+    shutil.copytree(imagenet[0] / "prepared/imagenet2012/5.1.0", target)
+    return target, ("--name=imagenet2012", f"--data_dir={tmp_path}")
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_file_that_was_cut_short_is_named(imagenet, tmp_path, capsys, split, kept):
+    folder, command = _copy(imagenet, tmp_path)
+    file = folder / f"imagenet2012-{split}.array_record-00000-of-00001"
+    file.write_bytes(file.read_bytes()[:kept])
+    message = _error(capsys, *command)
+    count = 6 if split == "train" else 3
+    assert f"{file} is damaged or cut short: it holds 0 of the {count} ex" in message
+    assert "is ready" not in message
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        _read(tmp_path, split)
+    other = "train" if split == "validation" else "validation"
+    assert len(_read(tmp_path, other))  # whose files are whole
+
+
+@pytest.mark.parametrize("lost", ["imagenet2012-valid", "features", "dataset_info"])
+def test_a_half_prepared_folder_is_never_ready(imagenet, tmp_path, capsys, lost):
+    folder, command = _copy(imagenet, tmp_path)
+    [file] = [path for path in folder.iterdir() if path.name.startswith(lost)]
+    file.unlink()
+    message = _error(capsys, *command)
+    assert str(folder) in message and file.name in message
+    assert "is ready" not in capsys.readouterr().out
+
+
+def test_a_damaged_description_is_named(imagenet, tmp_path, capsys):
+    folder, command = _copy(imagenet, tmp_path)
+    (folder / "dataset_info.json").write_text('{"name": "imag')
+    assert f"{folder}/dataset_info.json is damaged" in _error(capsys, *command)
+
+
+def test_the_command_names_splits_and_config_that_are_there(imagenet):
+    folder, _, result = imagenet
+    for config, count in (("few", 4), ("many", 8)):
+        place = f"{folder}/spots/spots/{config}/1.2.0"
+        ready = f"spots/{config}:1.2.0 is ready in {place} (train {count}, test 2)\n"
+        assert ready in result.stdout
+        [line] = [x for x in result.stdout.splitlines() if f"name=spots/{config} " in x]
+        fields = dict(
+            flag.removeprefix("--config.data.").split("=") for flag in line.split()[3:]
+        )
+        assert fields.pop("eval_split") == "test"
+        for split in ("train", "test"):
+            source = tfds.make(split=split, name=fields["name"], dir=fields["dir"])
+            assert len(source) == (count if split == "train" else 2)
+
+
+def test_what_cannot_be_prepared_lists_what_can(imagenet):
+    said = imagenet[2].stderr
+    assert "has 2 configs, which hold other data: spots/few, spots/many; name" in said
+    for name in ("spots/none", "spots/few:9.0.0"):
+        there = "spots has versions 1.2.0; configs few, many"
+        assert f"--name={name}: no such version or config in TFDS; {there}" in said
+    assert "--name=spotz: TFDS has no data set 'spotz'; near names: spots" in said
+
+
+def test_numbers_without_names_are_labels(imagenet):
+    source = tfds.make(split="train", name="spots/many", dir=f"{imagenet[0]}/spots")
+    # 8 images with labels -1 (none) to 6; the classes are those of all splits.
+    assert source.classes == ["0", "1", "2", "3", "4", "5", "6"]
+    test = tfds.make(split="test", name="spots/many", dir=f"{imagenet[0]}/spots")
+    assert test.classes == source.classes
+    labels = {}
+    for row in range(8):
+        example = source[row]
+        pixel = np.asarray(decode.Decode(channels=1)(example["image"]))[0, 0]
+        labels[int(pixel)] = example["label"]
+        assert source.label_of(row) == example["label"]
+    assert labels == {number: number - 1 for number in range(8)}
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.classes == source.classes and copy[3] == source[3]
+
+
+def test_the_source_says_which_set_it_is(imagenet):
+    source = tfds.make(split="train", name="spots/few", dir=f"{imagenet[0]}/spots")
+    place = f"{imagenet[0]}/spots/spots/few/1.2.0"
+    assert source.notes == (f"TFDS spots/few:1.2.0 in {place}",)
+    assert source.other_splits == ("test",)
+    said = source.summary()
+    assert said.startswith("4 images, labelled, 3 classes (0, 1, 2); TFDS spots/few")
+    assert said.endswith("other splits: test")
+
+
 # The copy in array_record/ would be found first, and nothing done.
 CONVERT_AGAIN = """
 import sys
@@ -217,13 +341,17 @@ def test_interrupted_conversion_goes_on_where_it_stopped(imagenet, tmp_path):
     partial = tmp_path / "imagenet2012/incomplete.5.1.0"
     partial.mkdir(parents=True)
     done = "imagenet2012-train.array_record-00000-of-00001"
-    (partial / done).write_bytes(b"done before")
+    before = imagenet[0] / "old/array_record/imagenet2012/5.1.0" / done
+    shutil.copy(before, partial)
+    os.utime(partial / done, (1e9, 1e9))
     result = _convert_again(imagenet[0] / "old", tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("->") == 1 and "already converted" in result.stdout
     assert f"--config.data.dir={tmp_path}\n" in result.stdout
     assert not partial.exists()
-    assert (tmp_path / "imagenet2012/5.1.0" / done).read_bytes() == b"done before"
+    converted = tmp_path / "imagenet2012/5.1.0" / done
+    assert converted.read_bytes() == before.read_bytes()
+    assert converted.stat().st_mtime == 1e9  # not written again
 
 
 def test_a_damaged_original_is_named_and_not_converted(imagenet, tmp_path):
@@ -232,7 +360,7 @@ def test_a_damaged_original_is_named_and_not_converted(imagenet, tmp_path):
     file = copy / "imagenet2012-validation.tfrecord-00000-of-00001"
     file.write_bytes(file.read_bytes()[:-1000])
     result = _convert_again(tmp_path / "old", tmp_path / "new")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert f"error: {file} is damaged: " in result.stderr
     assert not (tmp_path / "new/imagenet2012/5.1.0").exists()
 
@@ -246,7 +374,7 @@ def test_help_does_not_import_tensorflow():
 
 
 def _error(capsys, *argv):
-    assert prepare.main(list(argv)) == 1
+    assert prepare.main(list(argv)) == 2
     return capsys.readouterr().err
 
 

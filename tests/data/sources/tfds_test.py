@@ -58,6 +58,34 @@ def test_configs_are_told_apart(version, tmp_path):
     assert _located("pets/large:1.0.0", tmp_path) == str(large)
 
 
+def test_of_several_configs_none_is_taken_without_a_word(version, tmp_path):
+    version("pets/small/1.0.0")
+    assert _located("pets", tmp_path) == f"{tmp_path}/pets/small/1.0.0"
+    version("pets/large/2.0.0")
+    with pytest.raises(ValueError, match=r"2 configs.*: pets/large, pets/small; name"):
+        tfds.locate("pets", str(tmp_path))
+    with pytest.raises(ValueError, match=r"--config\.data\.name=pets/large"):
+        tfds.make(name="pets", split="train", dir=str(tmp_path / "pets"))
+
+
+def test_a_wrong_name_or_version_lists_what_is_there(version, tmp_path):
+    version("pets/1.9.0")
+    version("pets/1.10.0", "tfrecord")
+    version("cifar10/3.0.2")
+    version("array_record/birds/large/2.0.0")
+    for name in ("pets:2.0.0", "pest"):
+        with pytest.raises(FileNotFoundError) as caught:
+            tfds.make(name=name, split="train", dir=str(tmp_path))
+        there = "There are: pets:1.10.0 (as tfrecord), pets:1.9.0. Ways on"
+        assert there in str(caught.value)
+    with pytest.raises(FileNotFoundError) as caught:
+        tfds.make(name="imagenet2012", split="train", dir=str(tmp_path))
+    there = "There are: birds/large:2.0.0, cifar10:3.0.2, pets:1.10.0 (as tfrecord), p"
+    assert there in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="There is no such folder"):
+        tfds.make(name="pets", split="train", dir=str(tmp_path / "absent"))
+
+
 def test_unfinished_copies_do_not_count(version, tmp_path):
     version("pets/incomplete.1.0.0", version="1.0.0")
     assert _located("pets", tmp_path) is None
