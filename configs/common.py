@@ -205,6 +205,8 @@ def imagenet():
     data.image_size = 224  # pixels, height; None: the run's
     data.image_width = config_dict.placeholder(int)  # None: square
     data.channels = 3  # 1: grey
+    # Black and white of pixels of more than 8 bits (docs/input.md).
+    data.range = config_dict.placeholder(str)  # full, LOW,HIGH, auto or auto_each
     data.crop_scale = (0.08, 1.0)  # share of the image's area
     data.crop_ratio = (3 / 4, 4 / 3)  # width over height
     data.interpolation = "random"  # of bilinear and bicubic, per image

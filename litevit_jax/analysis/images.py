@@ -20,6 +20,8 @@ _CROP = 0.875  # of files of weights, which do not record it: ImageNet's usual o
 def take_data(config: ConfigDict, read: list[models.Model]) -> None:
     """Of the first model that is a run, unless the config names some.
 
+    Size and range stay each model's own, unless the config says them.
+
     Raises:
       ValueError: neither says which images.
     """
@@ -31,11 +33,16 @@ def take_data(config: ConfigDict, read: list[models.Model]) -> None:
                 "name some: --config=configs/analysis.py:digits, :imagenet2012 or "
                 ":data=folder,path=DIR"
             )
-        size = (config.data.image_size, config.data.image_width)
+        own = ("image_size", "image_width", "range")
+        asked = {name: config.data[name] for name in own}
         theirs = {k: v for k, v in entries.data_of(run).items() if k in config.data}
         ours = {k: v for k, v in config.data.items() if v is not None}
         config.data.update({**theirs, **_IF_OPEN, **ours})
-        config.data.update(image_size=size[0], image_width=size[1])
+        config.data.update(asked)
+    ranges = {model.view.range for model in read}
+    if config.data.range is None and len(ranges) == 1:
+        config.data.range = ranges.pop()
+    inputs.settle_range(config.data, config.data.eval_split)
 
 
 def choose(config: ConfigDict) -> subset.Subset:
@@ -82,7 +89,7 @@ def streams(
     opened = []
     for view in dict.fromkeys(model.view for model in read):
         block = _block(config, view)
-        key = (view.size, view.channels, block["eval_crop_fraction"])
+        key = (view.size, view.channels, block["eval_crop_fraction"], block["range"])
         if key not in made:
             made[key] = len(opened)
             opened.append(_stream(config, block, source))
@@ -115,6 +122,7 @@ def _block(config: ConfigDict, view: models.View) -> dict[str, Any]:
     block = config.data.to_dict()
     crop = crop_of(config, view)
     block |= {"image_size": view.size[0], "image_width": view.size[1]}
+    block["range"] = block["range"] or view.range
     return block | {"channels": view.channels, "views": 1, "eval_crop_fraction": crop}
 
 

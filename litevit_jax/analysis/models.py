@@ -32,6 +32,7 @@ class View:
       channels: C.
       mean, std: of each channel, by which pixels in 0..1 are normalised.
       crop: share of the shorter side that evaluation keeps; None: not recorded.
+      range: of pixels of more than 8 bits, as in `data.range`.
     """
 
     size: tuple[int, int]
@@ -39,6 +40,7 @@ class View:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop: float | None = None
+    range: str = "full"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,4 +258,5 @@ def _view_of_run(config: dict[str, Any]) -> View:
     data, normalize = config["data"], config["augment"]["normalize"]
     size = (data["image_size"], data.get("image_width") or data["image_size"])
     mean, std = (tuple(normalize[key]) for key in ("mean", "std"))
-    return View(size, data["channels"], mean, std, data["eval_crop_fraction"])
+    crop, levels = data["eval_crop_fraction"], data.get("range") or "full"
+    return View(size, data["channels"], mean, std, crop, levels)

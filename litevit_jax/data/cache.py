@@ -60,28 +60,24 @@ def keep_if_asked(source: base.Source, data: Any) -> base.Source:
         return source
     return keep(
         source,
-        channels=data["channels"],
-        max_pixels=data["max_pixels"],
+        Decode(data["channels"], data["max_pixels"], data["range"] or "full"),
         gib=data["cache_gib"],
         threads=data["threads"] or os.cpu_count() or 1,
     )
 
 
-def keep(
-    source: base.Source, *, channels: int, max_pixels: int, gib: float, threads: int
-) -> Cached:
+def keep(source: base.Source, decode: Decode, *, gib: float, threads: int) -> Cached:
     """Decodes all of `source`; what cannot be read is an error when it is asked for.
 
     Args:
       source: the examples.
-      channels, max_pixels: as for `Decode`.
+      decode: what makes images of them.
       gib: the most that the decoded images may take.
       threads: that decode.
 
     Raises:
       ValueError: they take more.
     """
-    decode = Decode(channels=channels, max_pixels=max_pixels)
 
     def read(index: int) -> tuple[Any, int]:
         try:
@@ -89,7 +85,8 @@ def keep(
             pixels = np.asarray(decode(example["image"]))
         except Exception as error:  # told by the run, which counts what is bad
             return error, -1
-        return pixels.reshape(*pixels.shape[:2], channels), int(example["label"])
+        shape = (*pixels.shape[:2], decode.channels)
+        return pixels.reshape(shape), int(example["label"])
 
     cached = Cached(source)
     size, count = 0, len(source)

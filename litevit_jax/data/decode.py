@@ -1,18 +1,23 @@
 """Encoded bytes or raw arrays -> an image with the channels asked for.
 
 An image is a PIL image of mode RGB (3 channels) or L (1 channel); with any other
-number of channels, which only arrays have, it is a uint8 array [H, W, C].
+number of channels, which only arrays have, it is a uint8 array [H, W, C]. Pixels of
+more than 8 bits become bytes as `data.levels` describes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import PIL.Image
+
+from litevit_jax.data import levels
 
 Image = PIL.Image.Image | np.ndarray
 
@@ -29,6 +34,7 @@ PIL.Image.init()
 # Others are slow, or start programs (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
 
+_TIFF_BITS, _TIFF_SAMPLES, _TIFF_SIGNED = 258, 339, 2
 _ORIENTATION_TAG = 0x0112
 _UNDO_ORIENTATION = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,21 +53,27 @@ class DecodeError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-    """Bytes, or uint8 [H, W] or [H, W, C] -> image.
+    """Bytes, or an array [H, W] or [H, W, C] of numbers -> image.
 
-    Transparency is dropped, not blended; EXIF orientation is applied; 16-bit grey
-    is scaled to 8; of an animation the first frame is taken.
+    Transparency is dropped, not blended; EXIF orientation is applied; of an animation
+    the first frame is taken.
 
     Attributes:
       channels: 3 (RGB) or 1 (grey); arrays may have any other number.
       max_pixels: an image with more is refused from its header alone.
+      range: of the pixels of more than 8 bits, see `levels.parse`.
 
     Raises (when called):
-      DecodeError: damaged, truncated, too large, or not an image.
+      DecodeError: damaged, truncated, too large, or not an image; or its pixels have
+        no range.
     """
 
     channels: int = 3
     max_pixels: int = DEFAULT_MAX_PIXELS
+    range: str = "full"
+
+    def __post_init__(self):
+        levels.parse(self.range)
 
     def __call__(self, image: bytes | np.ndarray) -> Image:
         if isinstance(image, np.ndarray):
@@ -71,32 +83,33 @@ class Decode:
                 f"an encoded image cannot be decoded to {self.channels} channels; "
                 "expected data.channels 1 or 3 (arrays may have any number)"
             )
-        try:
-            return self._from_bytes(image)
-        except DecodeError:
-            raise
-        except PIL.UnidentifiedImageError as error:
-            raise DecodeError(
-                f"{len(image)} bytes that are no image; expected one of "
-                f"{', '.join(_FORMATS)}"
-            ) from error
-        except Exception as error:  # PIL's plug-ins raise any kind
-            reason = f"{type(error).__name__}: {error}"
-            raise DecodeError(f"cannot decode {len(image)} bytes: {reason}") from error
+        with open_image(image) as opened:
+            self.check_pixels(*opened.size)
+            opened.load()
+            upright = _UNDO_ORIENTATION.get(orientation(opened.info.get("exif")))
+            plain = self._to_rgb_or_grey(opened)
+            plain = plain.convert("RGB" if self.channels == 3 else "L")
+            return plain if upright is None else plain.transpose(upright)
 
-    def _from_bytes(self, encoded: bytes) -> PIL.Image.Image:
-        with PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-            self.check_pixels(*image.size)
-            image.load()
-            upright = _UNDO_ORIENTATION.get(orientation(image.info.get("exif")))
-            plain = _to_rgb_or_grey(image)
-        plain = plain.convert("RGB" if self.channels == 3 else "L")
-        return plain if upright is None else plain.transpose(upright)
+    def _to_rgb_or_grey(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """A loaded image of any mode as RGB or L, without its transparency."""
+        # Else PIL tries to keep the transparent colour, with a warning.
+        image.info.pop("transparency", None)
+        deep = deep_pixels(image)
+        if deep is not None:
+            return PIL.Image.fromarray(self._to_bytes(deep))
+        return image if image.mode == "L" else image.convert("RGB")
+
+    def _to_bytes(self, deep: levels.Deep) -> np.ndarray:
+        try:
+            return levels.to_bytes(deep, self.range)
+        except ValueError as error:
+            raise DecodeError(str(error)) from error
 
     def _from_array(self, image: np.ndarray) -> Image:
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        if image.dtype.kind not in "iuf" or image.ndim not in (2, 3):
             raise DecodeError(
-                f"array of {image.dtype} {image.shape}; expected uint8 [H, W] or "
+                f"array of {image.dtype} {image.shape}; expected numbers [H, W] or "
                 "[H, W, C]"
             )
         if image.size == 0:
@@ -109,6 +122,8 @@ class Decode:
                 f"array with {channels} channels; expected data.channels="
                 f"{self.channels} (only 1 and 3 are converted to each other)"
             )
+        if image.dtype != np.uint8:
+            image = self._to_bytes(levels.of_array(image))
         if self.channels not in (1, 3):
             return image
         pixels = PIL.Image.fromarray(image if channels == 3 else image[:, :, 0])
@@ -124,26 +139,41 @@ class Decode:
             )
 
 
-def _to_rgb_or_grey(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A loaded image of any mode as RGB or L, without its transparency."""
-    # Else PIL tries to keep the transparent colour, with a warning.
-    image.info.pop("transparency", None)
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _scaled_to_8_bits(image)
-    return image if image.mode == "L" else image.convert("RGB")
+@contextlib.contextmanager
+def open_image(encoded: bytes) -> Iterator[PIL.Image.Image]:
+    """The image in `encoded`, its pixels not expanded yet.
 
-
-def _scaled_to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Grey of more than 8 bits as L; PIL's own conversion clips at 255."""
-    values = np.asarray(image)
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+    Raises:
+      DecodeError: it is none, or what is done with it fails.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            yield image
+    except DecodeError:
+        raise
+    except PIL.UnidentifiedImageError as error:
         raise DecodeError(
-            f"pixels of mode {image.mode} from {values.min()} to {values.max()}; "
-            "expected 8 bits, or 16 bits from 0 to 65535"
-        )
-    # 65535 = 257 x 255; + 128 rounds to nearest.
-    scaled = (values.astype(np.uint32) + 128) // 257
-    return PIL.Image.fromarray(scaled.astype(np.uint8))
+            f"{len(encoded)} bytes that are no image; expected one of "
+            f"{', '.join(_FORMATS)}"
+        ) from error
+    except Exception as error:  # PIL's plug-ins raise any kind
+        reason = f"{type(error).__name__}: {error}"
+        raise DecodeError(f"cannot decode {len(encoded)} bytes: {reason}") from error
+
+
+def deep_pixels(image: PIL.Image.Image) -> levels.Deep | None:
+    """The pixels of a loaded grey image of more than 8 bits; None for all else."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return None
+    values, kind = np.asarray(image), f"mode {image.mode}"
+    if image.mode == "F":
+        return levels.Deep(values, kind, None)
+    bits, signed = (16 if image.mode.startswith("I;16") else 32), False
+    if image.format == "TIFF":  # PIL widens what it reads
+        tags: Any = image
+        bits = tags.tag_v2.get(_TIFF_BITS, (1,))[0]
+        signed = tags.tag_v2.get(_TIFF_SAMPLES, (1,))[0] == _TIFF_SIGNED
+    return levels.of_integers(values, kind, bits=bits, signed=signed)
 
 
 def orientation(exif: Any) -> int:

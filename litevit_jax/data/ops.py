@@ -291,6 +291,7 @@ class ImageSettings:
     image_size: tuple[int, int]
     channels: int = 3
     max_pixels: int = DEFAULT_MAX_PIXELS
+    range: str = "full"
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: str = "random"
@@ -314,11 +315,12 @@ class ImageSettings:
         _expect(self.views > 0, "views", self.views, "at least 1")
         _expect(self.channels > 0, "channels", self.channels, "at least 1")
         _expect(self.max_pixels > 0, "max_pixels", self.max_pixels, "at least 1")
-        if (self.randaugment or {}).get("layers") and self.channels not in (1, 3):
+        layers = (self.randaugment or {}).get("layers", 0)
+        if layers and self.channels not in (1, 3):
             raise ValueError(
-                f"data.channels={self.channels} with data.randaugment.layers="
-                f"{self.randaugment['layers']}: RandAugment is defined for 1 or 3 "
-                "channels; turn it off with --config.data.randaugment.layers=0"
+                f"data.channels={self.channels} with data.randaugment.layers={layers}: "
+                "RandAugment is defined for 1 or 3 channels; turn it off with "
+                "--config.data.randaugment.layers=0"
             )
 
 
@@ -348,7 +350,7 @@ def eval_ops(**data: Any) -> Transform:
 
 
 def _transform(settings: ImageSettings, *ops: Any) -> Transform:
-    decode = Decode(channels=settings.channels, max_pixels=settings.max_pixels)
+    decode = Decode(settings.channels, settings.max_pixels, settings.range)
     ops = (*ops, ToArray(settings.channels))
     return Transform(decode=decode, ops=ops, size=tuple(settings.image_size))
 

@@ -34,21 +34,26 @@ import PIL.Image
 
 from litevit_jax import registry
 from litevit_jax.data import decode as decoding
-from litevit_jax.data import fast
+from litevit_jax.data import fast, levels, survey
 from litevit_jax.data.sources import base, packed
 
 _PER_SHARD = 10_000
 _EXIT_FAILED, _EXIT_USAGE = 1, 2
 
 
-def shrink(image: bytes | Any, *, short_side: int, quality: int) -> bytes:
+def shrink(
+    image: bytes | Any, *, short_side: int, quality: int, value_range: str = "full"
+) -> bytes:
     """An image as a JPEG, grey or RGB, upright, its shorter side at most `short_side`.
+
+    `value_range` is of pixels of more than 8 bits, as in `levels.parse`.
 
     Raises:
       decode.DecodeError: damaged, too large, or no image.
     """
     header = None if not isinstance(image, bytes) else fast.read_header(image)
-    decoded: Any = decoding.Decode(channels=_channels(image))(image)
+    decode = decoding.Decode(channels=_channels(image), range=value_range)
+    decoded: Any = decode(image)
     width, height = decoded.size
     short = min(width, height)
     if header is not None and header.orientation == 1 and short <= short_side:
@@ -70,7 +75,8 @@ def _channels(image: bytes | Any) -> int:
         return 1 if image.ndim == 2 or image.shape[2] == 1 else 3
     try:
         with PIL.Image.open(io.BytesIO(image)) as opened:
-            return 1 if opened.mode in ("1", "L", "LA", "I;16", "I", "F") else 3
+            grey = opened.mode in ("1", "L", "LA") or opened.mode[0] in "FI"
+            return 1 if grey else 3
     except Exception:  # Decode says what is wrong
         return 3
 
@@ -82,6 +88,7 @@ def pack(
     split: str,
     short_side: int = 256,
     quality: int = 90,
+    value_range: str = "full",
     shards: int | None = None,
     part: tuple[int, int] = (0, 1),
     threads: int = 4,
@@ -94,6 +101,7 @@ def pack(
       target: folder to write to.
       split: name of the split there.
       short_side, quality: of the JPEGs.
+      value_range: of pixels of more than 8 bits, as in `levels.parse`; not 'auto'.
       shards: files of the split; None: one for 10,000 images.
       part: (i, n): those shards whose number is i modulo n.
       threads: that decode and encode.
@@ -110,11 +118,12 @@ def pack(
             "pixel and a quality from 1 to 100"
         )
     shards = shards or max(math.ceil(len(source) / _PER_SHARD), 1)
+    how = {"short_side": short_side, "quality": quality}
     about = {
         "examples": len(source),
         "shards": shards,
-        "short_side": short_side,
-        "quality": quality,
+        **how,
+        "range": value_range,
         "classes": source.classes,
         "source": source.fingerprint(),
     }
@@ -126,11 +135,9 @@ def pack(
             stem = target / packed.shard_name(split, shard, shards)
             if _complete(stem):
                 continue
-            rows = range(
-                shard * len(source) // shards, (shard + 1) * len(source) // shards
-            )
+            rows = range(*(n * len(source) // shards for n in (shard, shard + 1)))
             limit = max(max_bad_fraction * len(rows), 1 if max_bad_fraction else 0)
-            images = _images(source, rows, pool, short_side, quality)
+            images = _images(source, rows, pool, how | {"value_range": value_range})
             _write_shard(stem, images, limit)
             written += 1
     return written
@@ -139,7 +146,7 @@ def pack(
 def _describe(path: pathlib.Path, about: dict[str, Any]) -> None:
     """Writes the manifest of a split, or checks that it is the same."""
     if path.exists():
-        old = json.loads(path.read_text())
+        old = {"range": "full", **json.loads(path.read_text())}
         changed = [k for k in about if old.get(k) != about[k]]
         if changed:
             key = changed[0]
@@ -173,7 +180,7 @@ def _complete(stem: pathlib.Path) -> bool:
 
 
 def _images(
-    source: base.Source, rows: range, pool: Any, short_side: int, quality: int
+    source: base.Source, rows: range, pool: Any, how: dict[str, Any]
 ) -> Iterator[tuple[str, int, bytes | Exception]]:
     """Name, label and JPEG (or what went wrong) of each row, in order."""
 
@@ -181,7 +188,7 @@ def _images(
         name = source.name_of(row)
         try:
             example = source[row]
-            image = shrink(example["image"], short_side=short_side, quality=quality)
+            image = shrink(example["image"], **how)
             return name, int(example["label"]), image
         except Exception as error:  # whatever a file system or a format may raise
             return name, -1, error
@@ -270,6 +277,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--short-side", type=int, default=256)
     parser.add_argument("--quality", type=int, default=90, help="of JPEG, 1 to 100")
+    parser.add_argument(
+        "--range",
+        default="full",
+        help="black and white of more than 8 bits, as data.range: full, auto (of the "
+        "first split), auto_each or LOW,HIGH",
+    )
     parser.add_argument("--shards", type=int, help="default: one for 10,000 images")
     parser.add_argument("--shard", default="0/1", help="I/N: this job's part")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -290,12 +303,17 @@ def _pack_splits(args: argparse.Namespace) -> None:
         # A folder's path is a split's name too: 'a/train'.
         name = split.strip("./").replace("/", "-") or "train"
         print(f"{name}: {source.summary()}", flush=True)
+        _settle_range(args, source)
+        for line in survey.check(source, channels=None, range=args.range):
+            line = line.replace("--config.data.range", "--range")
+            print(f"{name}: {line}", flush=True)
         pack(
             source,
             args.dst,
             split=name,
             short_side=args.short_side,
             quality=args.quality,
+            value_range=args.range,
             shards=args.shards,
             part=args.shard,
             threads=args.threads,
@@ -321,6 +339,19 @@ def _sources(args: argparse.Namespace) -> Iterator[tuple[str, base.Source]]:
             if others:
                 raise
             print(f"no split {split!r}: {error}")
+
+
+def _settle_range(args: argparse.Namespace, source: base.Source) -> None:
+    """Puts what 'auto' means in its place: the same for all splits of a folder."""
+    if levels.parse(args.range) != "auto":
+        return
+    manifests = [p for p in sorted(args.dst.glob("*.json")) if "-of-" not in p.stem]
+    if manifests:
+        args.range = json.loads(manifests[0].read_text()).get("range", "full")
+    else:
+        pair = survey.percentiles(source)
+        args.range = "full" if pair is None else levels.spell(pair)
+    print(f"--range=auto is {args.range}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

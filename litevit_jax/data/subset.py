@@ -15,6 +15,7 @@ class Subset(base.Source):
 
     def __init__(self, source: base.Source, rows: np.ndarray):
         self._source = source
+        self.stored_range = source.stored_range
         self._rows = np.asarray(rows, np.int64)
 
     @property
@@ -51,6 +52,7 @@ class Joined(base.Source):
 
     def __init__(self, sources: list[base.Source]):
         self._sources = sources
+        self.stored_range = sources[0].stored_range
         self._ends = np.cumsum([len(source) for source in sources])
 
     @property

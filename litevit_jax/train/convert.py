@@ -178,6 +178,8 @@ def _from_run(config: ConfigDict) -> Source:
     normalize = found.config["augment"]["normalize"]
     notes = {k: json.dumps(v) for k, v in normalize.items()}
     averaged = ", averaged parameters" if config.ema else ""
+    if data.get("range") not in (None, "full"):
+        notes["range"] = data["range"]
     notes["source"] = f"{found.config['name']}, step {found.step}{averaged}"
     if "decoder.mask_token" in params and "decoder" in objective:
         block = {k: v for k, v in objective["decoder"].items() if v is not None}

@@ -83,6 +83,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     _take_asked(config, asked)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, mesh)
+    inputs.settle_range(config.data, config.data.eval_split)
     source = inputs.sources(config.data)
     config.derived = {"num_classes": len(source("eval").classes)}
     objective = _objective(config)
@@ -169,7 +170,7 @@ def _from_file(config: ConfigDict, loaded: checkpoint.Checkpoint) -> int:
 
 def _take_view(config: ConfigDict, data: Any, normalize: Any) -> None:
     """The images that the model knows, of whatever data; what is set stays."""
-    for name in ("image_size", "image_width", "channels"):
+    for name in ("image_size", "image_width", "channels", "range"):
         if config.data[name] is None:
             config.data[name] = data.get(name)
     for name in ("mean", "std"):

@@ -91,6 +91,8 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
         _take_encoder("objective.encoder", encoder, theirs, config.init or config.like)
         if config.data.source is None:
             take_data(config, like)
+        elif config.data.range is None:  # the values that the encoder knows
+            config.data.range = like.get("data", {}).get("range")
     elif "encoder_default" in config:
         open_fields = {
             k: v for k, v in config.encoder_default.items() if not encoder[k]

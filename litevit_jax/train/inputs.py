@@ -6,10 +6,11 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from absl import logging
 from jax.sharding import Mesh
 
 from litevit_jax import distributed, paths, registry
-from litevit_jax.data import cache, pipeline, subset
+from litevit_jax.data import cache, levels, pipeline, subset, survey
 from litevit_jax.data import ops as data_ops
 from litevit_jax.data.sources import base as sources_base
 from litevit_jax.train import batches, terminal
@@ -31,6 +32,10 @@ _WHICH = {
     "select_at_most": 20_000,
     "subset_seed": 0,
 }
+_SETTLED = (
+    f"{levels.PERCENTILES[0]} % of the pixels of up to {survey.IMAGES} images are "
+    f"darker, {100 - levels.PERCENTILES[1]} % brighter"
+)
 _IN_STORES = ("arrays", "folder", "tfds")  # sources that read gs://
 _HOW = ("image_size", "image_width", "eval_crop_fraction", "max_bad_fraction")
 
@@ -44,19 +49,73 @@ def sources(data: Any) -> Callable[[str], sources_base.Source]:
     `subset_seed`, and 'train' the rest. Each is opened once, when it is asked for.
 
     Raises:
-      ValueError, OSError: (when asked) no such data, split or part.
+      ValueError, OSError: (when asked) no such data, split or part, or images that
+        cannot have the channels or the range asked for.
     """
     parts = functools.cache(functools.partial(_training_parts, data))
     classes: dict[str, list[str]] = {}
 
     @functools.cache
     def opened(split: str) -> sources_base.Source:
-        made = cache.keep_if_asked(_source(data, parts, split), data)
+        chosen = _source(data, parts, split)
+        _survey(chosen, split, data)
+        made = cache.keep_if_asked(chosen, data)
         classes[split] = made.classes
         _check_same_classes(classes, data)
         return made
 
     return opened
+
+
+def _survey(source: sources_base.Source, split: str, data: Any) -> None:
+    """Looks at a few images; says what they would lose.
+
+    Raises:
+      ValueError: they cannot have the channels or the range asked for.
+    """
+    lines = survey.check(
+        source,
+        channels=data["channels"],
+        range=data["range"] or "full",
+        max_pixels=data["max_pixels"],
+    )
+    for line in lines:
+        _warn(f"data {split!r}: {line}")
+
+
+@functools.cache
+def _warn(line: str) -> None:
+    """Warns once, on the first process."""
+    if distributed.primary():
+        logging.warning("%s", line)
+
+
+def settle_range(data: Any, split: str) -> None:
+    """Puts into `data.range` what a run must record of it: values in place of 'auto'.
+
+    Images that were packed with a range give theirs. `split` is looked at for both.
+
+    Raises:
+      ValueError: no range, none that images have, or another one than they have.
+    """
+    text = data["range"]
+    auto = levels.parse(text or "full") == "auto"
+    if not (auto or data["source"] == "packed"):
+        return
+    images = _open(data, split)
+    stored = images.stored_range
+    if stored not in (None, "full"):
+        if text not in (None, "auto", stored):
+            raise ValueError(
+                f"data.range={text}, but the images of {data['dir']} were packed with "
+                f"range {stored}; leave data.range out, or pack them again"
+            )
+        data["range"] = stored
+    elif auto:
+        pair = survey.percentiles(images, max_pixels=data["max_pixels"])
+        data["range"] = "full" if pair is None else levels.spell(pair)
+        why = "no image looked at has more than 8 bits" if pair is None else _SETTLED
+        _warn(f"data.range=auto is {data['range']} (split {split!r}): {why}")
 
 
 def _check_same_classes(classes: dict[str, list[str]], data: Any) -> None:
@@ -178,6 +237,7 @@ def image_block(data: Any) -> dict[str, Any]:
         "image_size": batches.image_size(data),
         "channels": data["channels"],
         "max_pixels": data["max_pixels"],
+        "range": data["range"] or "full",
         "crop_scale": tuple(data["crop_scale"]),
         "crop_ratio": tuple(data["crop_ratio"]),
         "interpolation": data["interpolation"],

@@ -159,6 +159,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
     loaded, taught = inherit.inherit(config), inherit.teacher(config)
     doing = "listing the images and designing the run"
     distributed.beat(doing, grace=True, begun=False)
+    inputs.settle_range(config.data, config.data.train_split)
     source = inputs.sources(config.data)
     made = design(config, mesh, source)
     transform = data_ops.train_ops(**inputs.image_block(config.data))

@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from litevit_jax.data import cache, ops, pipeline
+from litevit_jax.data import cache, decode, ops, pipeline
 from litevit_jax.data.sources import folder
 
 
@@ -20,7 +20,7 @@ def source(tmp_path):
 
 
 def _keep(source, gib=1.0):
-    return cache.keep(source, channels=3, max_pixels=10**6, gib=gib, threads=2)
+    return cache.keep(source, decode.Decode(3, 10**6), gib=gib, threads=2)
 
 
 @pytest.mark.parametrize("make", [ops.train_ops, ops.eval_ops])

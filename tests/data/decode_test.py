@@ -122,10 +122,48 @@ def _sixteen_bit_png(array):
     return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
 
 
-def test_floats_are_refused():
-    encoded = _encode(PIL.Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
-    with pytest.raises(decode.DecodeError, match="mode F"):
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_without_a_range_of_their_own_need_one(kind):
+    values = np.linspace(-1000, 3000, 512).reshape(16, 32).astype(kind)
+    encoded = _encode(PIL.Image.fromarray(values), "TIFF")
+    with pytest.raises(decode.DecodeError, match=r"mode .* from -1000 to 3000 have no"):
         decode.Decode()(encoded)
+    got = _decoded(encoded, channels=1, range="-1000,3000")
+    assert np.abs(got - (values + 1000) / 4000 * 255).max() <= 0.5
+    each = _decoded(encoded, channels=1, range="auto_each")
+    assert each.min() == 0 and each.max() == 255
+    assert np.array_equal(_decoded(encoded, range="-1000,3000")[..., 0], got)
+
+
+def test_signed_sixteen_bit_tiff_keeps_its_sign():
+    values = np.array([[-32768, -1, 0, 32767]], np.int16)
+    signed = {339: 2}  # the tag of the format of samples
+    encoded = _encode(
+        PIL.Image.fromarray(values.view(np.uint16)), "TIFF", tiffinfo=signed
+    )
+    assert _decoded(encoded, channels=1).tolist() == [[0, 127, 128, 255]]
+    assert _decoded(encoded, channels=1, range="-1,0").tolist() == [[0, 0, 255, 255]]
+
+
+def test_a_range_leaves_images_of_eight_bits_as_they_are():
+    encoded = _encode(_halves())
+    assert np.array_equal(_decoded(encoded, range="0,9"), _decoded(encoded))
+    assert np.array_equal(_decoded(encoded, range="auto_each"), _decoded(encoded))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 12])
+def test_arrays_of_any_numbers_become_bytes_by_the_range(channels):
+    values = np.linspace(0, 4095, 4 * 5 * channels).reshape(4, 5, channels)
+    expected = values / 4095 * 255
+    for kind in (np.uint16, np.int32, np.float32):
+        op = decode.Decode(channels=channels, range="0,4095")
+        got = np.asarray(op(values.astype(kind))).reshape(values.shape)
+        assert got.dtype == np.uint8 and np.abs(got - expected).max() <= 0.6
+
+
+def test_a_range_is_checked_before_any_image():
+    with pytest.raises(ValueError, match=r"data\.range='wide'; expected full"):
+        decode.Decode(range="wide")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -206,7 +244,8 @@ def test_what_is_no_image_is_an_error(encoded):
 @pytest.mark.parametrize(
     "array, channels, message",
     [
-        (np.zeros((4, 4), np.float32), 3, "float32"),
+        (np.zeros((4, 4), np.float32), 3, "type float32 .* have no range"),
+        (np.zeros((4, 4), bool), 3, "bool"),
         (np.zeros((4, 4, 2), np.uint8), 3, "2 channels; expected data.channels=3"),
         (np.zeros((0, 4, 3), np.uint8), 3, "no pixel"),
         (np.zeros((4,), np.uint8), 1, r"\[H, W\]"),

@@ -10,8 +10,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from litevit_jax.data import decode, ops, pack, pipeline
+from litevit_jax.data import decode, levels, ops, pack, pipeline, survey
 from litevit_jax.data.sources import folder, packed
+from litevit_jax.train import inputs
+from tests import jobs
 
 
 @pytest.fixture
@@ -192,3 +194,59 @@ def test_a_holdout_of_packed_images_is_disjoint(photos, tmp_path):
     assert rows[0] | rows[1] == set(range(6)) and not rows[0] & rows[1]
     with pytest.raises(ValueError, match="has no 'test' split"):
         packed.make(split="test", dir=str(target))
+
+
+@pytest.fixture
+def deep(tmp_path):
+    """Grey images of 16 bits that use 12: train 6, test 2."""
+    root, rng = tmp_path / "deep", np.random.default_rng(0)
+    for split, count in (("train", 6), ("test", 2)):
+        (root / split / "a").mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(200, 4000, (20, 24)).astype(np.uint16)
+            PIL.Image.fromarray(pixels).save(root / split / "a" / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize("asked", ["200,4000", "auto"])
+def test_a_range_is_packed_in_and_kept_for_all_splits(deep, tmp_path, asked, capsys):
+    target = tmp_path / "packed"
+    assert _pack(deep, target, f"--range={asked}", "--quality=100") == 0
+    source = folder.make(split="train", dir=str(deep))
+    text = asked if asked != "auto" else levels.spell(survey.percentiles(source))
+    assert f"--range=auto is {text}\n" in capsys.readouterr().out or asked != "auto"
+    op = decode.Decode(channels=1, range=text)
+    for split, count in (("train", 6), ("test", 2)):
+        ours = packed.make(split=split, dir=str(target))
+        theirs = folder.make(split=split, dir=str(deep))
+        assert ours.stored_range == text and len(ours) == count
+        for row in range(count):
+            got = np.asarray(op(ours[row]["image"])).astype(int)
+            assert np.abs(got - np.asarray(op(theirs[row]["image"]))).max() <= 4
+    # What is packed later gets the same; another range is another folder.
+    again = [f"--range={asked}", "--quality=100", "--split=test"]
+    assert _pack(deep, target, *again) == 0
+    assert _pack(deep, target, "--quality=100") == 2
+    assert "begun with another range" in capsys.readouterr().err
+
+
+def test_images_that_would_lose_their_grey_levels_are_said(deep, tmp_path, capsys):
+    assert _pack(deep, tmp_path / "packed") == 0
+    said = capsys.readouterr().out
+    assert "train: 6 of 6 images looked at use less than a sixteenth" in said
+    assert "white: --range=LOW,HIGH" in said
+    assert (
+        packed.make(split="train", dir=str(tmp_path / "packed")).stored_range == "full"
+    )
+
+
+def test_a_run_on_packed_images_records_their_range(deep, tmp_path):
+    target = str(tmp_path / "packed")
+    assert _pack(deep, target, "--range=200,4000") == 0
+    data = jobs.config(arg=f"data=packed,path={target}").data
+    with data.unlocked():
+        inputs.settle_range(data, "train")
+        assert data.range == "200,4000"
+        data.range = "0,9"
+        with pytest.raises(ValueError, match="were packed with range 200,4000"):
+            inputs.settle_range(data, "train")

@@ -2,12 +2,13 @@
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
-from litevit_jax import augment
-from litevit_jax.data import cache
+from litevit_jax import augment, checkpoint
+from litevit_jax.data import cache, levels
 from litevit_jax.data import ops as data_ops
-from litevit_jax.train import batches, inputs
+from litevit_jax.train import batches, evaluate, inherit, inputs
 from tests import jobs
 
 
@@ -46,6 +47,93 @@ def test_moco_starts_on_images_without_colours(channels, tmp_path, caplog):
     jitter = ran["color_jitter"]
     assert (jitter["brightness"], jitter["contrast"]) == (0.4, 0.4)
     assert (jitter["saturation"], jitter["hue"]) == (0.0, 0.0)
+
+
+@pytest.fixture
+def deep_folder(tmp_path):
+    """A folder of grey images of 16 bits that use 12, and their pixels by index."""
+    rng, pixels = np.random.default_rng(0), []
+    for split in ("test", "train"):
+        for number in range(32 if split == "train" else 2):
+            image = rng.integers(100, 4000, (16, 16)).astype(np.uint16)
+            path = tmp_path / "deep" / split / "a" / f"{number:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.fromarray(image).save(path)
+            pixels += [image] * (split == "train")
+    return tmp_path / "deep", pixels
+
+
+def deep_run(folder, **fields):
+    crop = {"data__crop_scale": (1.0, 1.0), "data__crop_ratio": (1.0, 1.0)}
+    crop |= {"data__flip": 0.0, "data__decoder": "pillow", "data__channels": 1}
+    arg = f"smoke,data=folder,path={folder}"
+    made = jobs.tiny("mae_tiny", arg, **(crop | fields))
+    with made.unlocked():
+        made.augment.normalize = {"mean": (0.5,), "std": (0.25,)}
+    return made
+
+
+def test_a_run_records_what_auto_means_and_reads_its_images_so(
+    deep_folder, tmp_path, caplog
+):
+    folder, pixels = deep_folder
+    job = jobs.prepare(tmp_path / "run", deep_run(folder, data__range="auto"))
+    low, high = levels.parse(job.config["data"]["range"])
+    np.testing.assert_allclose((low, high), np.percentile(pixels, [0.5, 99.5]))
+    [line] = [r.getMessage() for r in caplog.records if "range=auto is" in r.message]
+    assert f"is {low:.0f},{high:.0f} (split 'train'): 0.5 % of the pixels" in line
+    stream = job.stream(0)
+    batch = next(stream)
+    stream.close()
+    for image, index in zip(batch["image"], batch["index"], strict=True):
+        want = np.clip((pixels[index] - low) / (high - low), 0, 1) * 255
+        np.testing.assert_allclose(image[..., 0], want, atol=0.51)
+    # The same command resumes the run.
+    assert jobs.prepare(tmp_path / "run", deep_run(folder, data__range="auto")).resumes
+
+
+def test_a_run_warns_of_images_that_use_little_of_their_range(
+    deep_folder, tmp_path, caplog
+):
+    job = jobs.prepare(tmp_path / "run", deep_run(deep_folder[0]))
+    assert job.config["data"]["range"] is None  # full
+    [line] = [r.getMessage() for r in caplog.records if "sixteenth" in r.message]
+    assert line.startswith("data 'train': 32 of 32 images looked at use less than a")
+
+
+def test_channels_that_encoded_images_do_not_have_are_refused_first(
+    deep_folder, tmp_path
+):
+    made = deep_run(deep_folder[0], data__channels=5)
+    with made.unlocked():
+        made.augment.normalize = {"mean": (0.5,) * 5, "std": (0.5,) * 5}
+    with pytest.raises(ValueError, match=r"data\.channels=5, but .* is an encoded"):
+        jobs.prepare(tmp_path / "run", made)
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_and_fine_tuning_read_the_runs_range(deep_folder, monkeypatch):
+    folder, _ = deep_folder
+    theirs = deep_run(folder, data__range="7,4095").to_dict()
+    theirs["derived"] = {"num_classes": 1, "total_steps": 1}
+    run = checkpoint.Checkpoint({}, theirs, 1, folder)
+    monkeypatch.setattr(checkpoint, "read_params", lambda _: run)
+    for recipe in ("finetune", "linear_probe"):
+        for arg in (f"data=folder,path={folder}", None):
+            made = jobs.config(recipe, arg, init=str(folder)).unlock()
+            if made.data.source is not None or recipe == "linear_probe":
+                inherit.inherit(made)
+                assert made.data.range == "7,4095"
+    for arg in (f"data=folder,path={folder}", None):
+        made = jobs.config("evaluate", arg, init=str(folder)).unlock()
+        evaluate._from_run(made, run)
+        assert made.data.range == "7,4095"
+        assert inputs.image_block(made.data)["range"] == "7,4095"
+    made = jobs.config("finetune", f"data=folder,path={folder}", init=str(folder))
+    made = made.unlock()
+    made.data.range = "0,9"  # what is said stays
+    inherit.inherit(made)
+    assert made.data.range == "0,9"
 
 
 def test_two_flips_are_one_too_many():

@@ -41,7 +41,7 @@ def saved_classifier(workdir, *, head):
     config = {
         "name": "finetune",
         "objective": {"encoder": dict(export_test.SIZES), "head": head},
-        "data": {"image_size": 16, "image_width": None},
+        "data": {"image_size": 16, "image_width": None, "range": "0,4095"},
         "augment": {"normalize": {"mean": [0.5] * 3, "std": [0.25] * 3}},
     }
     workdir.mkdir(exist_ok=True)
@@ -101,6 +101,7 @@ def test_a_classifier_comes_back_with_its_head(classifier, tmp_path):
     about = export.from_safetensors(target.read_bytes())[1]
     assert about["source"] == "finetune, step 5"
     assert json.loads(about["mean"]) == [0.5] * 3
+    assert about["range"] == "0,4095"
 
 
 def test_the_encoder_of_a_classifier_is_a_part(classifier, tmp_path):

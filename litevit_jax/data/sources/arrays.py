@@ -1,4 +1,4 @@
-"""Images in NumPy files: uint8 [N, H, W] or [N, H, W, C].
+"""Images in NumPy files: numbers [N, H, W] or [N, H, W, C].
 
     FILE.npz      `image` and maybe `label`: all of it 'train'
     FILE.npz      `train_image`, `train_label`, `test_image`...: splits
@@ -8,8 +8,8 @@
 Also accepted: `images`, `x` for `image`; `labels`, `y` for `label`; the prefix may
 follow instead (`x_train`), in any case, and may be any name that a split asks for.
 Labels are numbers [N], or one-hot [N, K]. Without a split to test on, `holdout` keeps a
-share of the examples as 'test'. Only names, numbers and shapes are read: no pickled
-objects.
+share of the examples as 'test'. `data.range` says how numbers of more than 8 bits
+become bytes. Only names, numbers and shapes are read: no pickled objects.
 """
 
 from __future__ import annotations
@@ -273,14 +273,14 @@ def _explained(path: pathlib.Path, name: str = "") -> Iterator[None]:
 
 
 def _check_images(key: _Key) -> int:
-    """Number of images; raises unless they are uint8 [N, H, W] or [N, H, W, C]."""
+    """Number of images; raises unless they are numbers [N, H, W] or [N, H, W, C]."""
     images = _load(*key)
     what = f"images {_place(key)} are {images.dtype} {images.shape}"
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.size == 0:
+    numbers = images.dtype.kind in "iuf"
+    if not numbers or images.ndim not in (3, 4) or images.size == 0:
         raise ValueError(
-            f"{what}; expected uint8 [N, H, W] or [N, H, W, C] in 0..255 (floats in "
-            "[0, 1]: (255 * x).round().astype('uint8'); 16 bits: scale their range to "
-            "0..255 first)"
+            f"{what}; expected numbers [N, H, W] or [N, H, W, C]: bytes, or others "
+            "with --config.data.range=LOW,HIGH"
         )
     if images.ndim == 4 and _channels_first(*images.shape[1:]):
         raise ValueError(

@@ -25,10 +25,13 @@ class Source(abc.ABC):
     Attributes:
       notes: what else there is to know of them, for `summary`.
       other_splits: names of the splits beside this one.
+      stored_range: by which pixels of more than 8 bits became the bytes that are
+        stored; None: they are as they were.
     """
 
     notes: Sequence[str] = ()
     other_splits: Sequence[str] = ()
+    stored_range: str | None = None
 
     @property
     def label_advice(self) -> str:
@@ -59,7 +62,7 @@ class Source(abc.ABC):
         """Example `index`, not decoded.
 
         Returns:
-          `image`: encoded bytes, or uint8 [H, W] or [H, W, C];
+          `image`: encoded bytes, or numbers [H, W] or [H, W, C];
           `label`: int, -1 when the example has none.
         """
 

@@ -62,12 +62,14 @@ class Packed(base.Source):
         rows: np.ndarray,
         classes: list[str],
         checksums: list[str],
+        stored_range: str | None = None,
     ):
         self._files = files
         self._labels = labels
         self._rows = rows
         self._classes = classes
         self._checksums = checksums
+        self.stored_range = stored_range
 
     @functools.cached_property
     def _records(self) -> Any:
@@ -214,6 +216,7 @@ def _read(
         rows=np.flatnonzero(keep),
         classes=about["classes"],
         checksums=[shard["sha256"] for shard in shards],
+        stored_range=about.get("range"),
     )
 
 

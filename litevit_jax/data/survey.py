@@ -1,0 +1,183 @@
+"""A look at a few images of a source, before anything is compiled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from litevit_jax.data import decode, fast, levels
+from litevit_jax.data.sources import base
+
+IMAGES = 64  # spread evenly over the source
+_PIXELS = 2**16  # of each image, for percentiles
+_NARROW = 1 / 16  # of the range; what uses less is left with 16 grey levels or fewer
+_COLOUR = "colour of 16 bits, which is read with 8"
+
+
+def check(
+    source: base.Source,
+    *,
+    channels: int | None,
+    range: str,
+    max_pixels: int = decode.DEFAULT_MAX_PIXELS,
+) -> list[str]:
+    """What there is to say of how the images become bytes.
+
+    Args:
+      source: the examples.
+      channels: that a run asks for; None: not known yet.
+      range: as in `levels.parse`, and no longer 'auto'.
+      max_pixels: larger images are passed over.
+
+    Raises:
+      ValueError: the images have other channels, or no range.
+    """
+    looked_at, deep, narrow = 0, 0, []
+    for name, image in _images(source):
+        looked_at += 1
+        if channels is not None:
+            _check_channels(name, image, channels)
+        pixels = _pixels(image, max_pixels)
+        if pixels is None:
+            continue
+        pair = pixels.full
+        if _is_deep(pixels):
+            deep += 1
+            try:
+                pair = levels.pair(pixels, range)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        narrow += _narrow(name, pixels, pair)
+    lines = []
+    if narrow:
+        lines.append(
+            f"{len(narrow)} of {looked_at} images looked at use less than a sixteenth "
+            f"of their range, so few grey levels are left of them: {narrow[0]}. "
+            + _advice(deep)
+        )
+    if looked_at and not deep and range != "full":
+        lines.append(
+            f"data.range={range} changes nothing here: it is for grey images and "
+            f"arrays of more than 8 bits, and the {looked_at} images looked at are not"
+        )
+    return lines
+
+
+def percentiles(
+    source: base.Source, *, max_pixels: int = decode.DEFAULT_MAX_PIXELS
+) -> levels.Pair | None:
+    """What data.range=auto means for `source`; None: no image has more than 8 bits.
+
+    Raises:
+      ValueError: pixels that are no numbers, or all the same.
+    """
+    values = []
+    for name, image in _images(source):
+        pixels = _pixels(image, max_pixels)
+        if pixels is not None and _is_deep(pixels):
+            flat = pixels.values.reshape(-1)
+            flat = flat[:: math.ceil(flat.size / _PIXELS)].astype(np.float64)
+            if not np.isfinite(flat).all():
+                raise ValueError(
+                    f"{name}: some pixels of {pixels.kind} are infinite or no numbers; "
+                    "replace them by a value that means 'nothing here'"
+                )
+            values.append(flat)
+    if not values:
+        return None
+    low, high = levels.percentiles(np.concatenate(values))
+    if low == high:
+        raise ValueError(
+            f"data.range=auto: all pixels of the {len(values)} images looked at are "
+            f"{low:g}; give --config.data.range=LOW,HIGH"
+        )
+    return low, high
+
+
+def _images(source: base.Source) -> Iterator[tuple[str, Any]]:
+    """Name and raw image of a few examples; what cannot be read the run will name."""
+    rows = np.linspace(0, len(source) - 1, min(len(source), IMAGES)).round().astype(int)
+    for row in np.unique(rows):
+        try:
+            image = source[int(row)]["image"]
+        except Exception:  # whatever a file system or a format may raise
+            continue
+        yield base.printable(source.name_of(int(row))), image
+
+
+def _check_channels(name: str, image: Any, channels: int) -> None:
+    if not isinstance(image, np.ndarray):
+        if channels not in (1, 3):
+            raise ValueError(
+                f"data.channels={channels}, but {name} is an encoded image, which is "
+                "decoded to grey (1) or RGB (3): set --config.data.channels=3 or 1; "
+                "images of more channels are given as arrays (data.source=arrays)"
+            )
+        return
+    own = image.shape[2] if image.ndim == 3 else 1
+    if own != channels and {own, channels} != {1, 3}:
+        raise ValueError(
+            f"{name} is an array {list(image.shape)}, [H, W, C], of {own} channels, "
+            f"but data.channels={channels}; set --config.data.channels={own} with as "
+            "many means and deviations in augment.normalize (only 1 and 3 are "
+            "converted to each other)"
+        )
+
+
+def _pixels(image: Any, max_pixels: int) -> levels.Deep | None:
+    """Pixels whose range matters: of arrays, and of images of more than 8 bits."""
+    if isinstance(image, np.ndarray):
+        return levels.of_array(image) if image.dtype.kind in "iuf" else None
+    if fast.read_header(image) is not None:
+        return None
+    try:
+        with decode.open_image(image) as opened:
+            size, colour = opened.size[0] * opened.size[1], _is_deep_colour(opened)
+            if size > max_pixels or not (colour or opened.mode[0] in "FI"):
+                return None
+            opened.load()
+            if colour:
+                return levels.Deep(np.asarray(opened), _COLOUR, (0.0, 255.0))
+            return decode.deep_pixels(opened)
+    except decode.DecodeError:
+        return None
+
+
+def _is_deep_colour(opened: Any) -> bool:
+    """Whether PIL will cut colours of 16 bits to 8; told by how it will read them."""
+    kinds = [str(tile[3]) for tile in getattr(opened, "tile", [])]
+    return opened.mode in ("RGB", "RGBA", "LA") and any(";16" in kind for kind in kinds)
+
+
+def _is_deep(pixels: levels.Deep) -> bool:
+    """Whether data.range says how they become bytes."""
+    return pixels.values.dtype != np.uint8
+
+
+def _narrow(name: str, pixels: levels.Deep, pair: levels.Pair | None) -> list[str]:
+    """Of an image that uses little of `pair`: what it uses."""
+    values = pixels.values
+    least, most = float(values.min()), float(values.max())
+    if pair is None or pair[0] == pair[1] or least == most:
+        return []
+    used = min(most, pair[1]) - max(least, pair[0])
+    if used >= _NARROW * (pair[1] - pair[0]):
+        return []
+    count = math.floor(max(used, 0) / (pair[1] - pair[0]) * 255) + 1
+    levels_left = f"{count} level{'s' * (count > 1)}"
+    return [
+        f"{name} ({pixels.kind}) has {least:g} to {most:g} of {pair[0]:g} to "
+        f"{pair[1]:g}, {levels_left}"
+    ]
+
+
+def _advice(deep: int) -> str:
+    if not deep:
+        return "If they should be brighter, scale them to 0 to 255 before training"
+    return (
+        "Say which values become black and white: --config.data.range=LOW,HIGH, or "
+        "percentiles of the training images (auto) or of each image (auto_each)"
+    )
