@@ -68,7 +68,11 @@ def get_config(arg=None):
         "on": True,  # distance and entropy of every head
         "compat": "exact",  # or paper
     }
-    config.features = {"on": True, "place": "norm1", "pool": "avg"}
+    config.features = {
+        "on": True,  # spectrum, effective rank, token similarity
+        "place": "norm1",  # of a block, where they are taken
+        "pool": "avg",  # or cls
+    }
     # Images of maps and reconstructions by number in the split; none: the first drawn.
     config.rows = ()
     config.maps = {

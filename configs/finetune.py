@@ -46,7 +46,7 @@ def get_config(arg=None):
     config = common.base("-".join(["finetune", *(f for f in FLAGS if said[f])]))
     common.use_finetuning(config)
     config.objective.encoder.pos_embed = "learned_sincos"
-    config.init_required = True
+    config.init_required = True  # or random, to begin anew
     config.init_load = ("encoder/.*",)
     config.init_skip = ("(?!encoder/).*", "encoder/norm/.*")
     if said["plain"] or said["distill"]:
@@ -83,7 +83,7 @@ def _distill(config):
     config.objective.teacher = {
         **common.encoder_block(),
         "pos_embed": placeholder(str),
-        "pool": placeholder(str),
+        "pool": placeholder(str),  # None: its own
     }
     config.objective.distill = {
         "alpha": 0.5,  # share of the teacher's loss

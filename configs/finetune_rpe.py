@@ -50,7 +50,7 @@ def get_config(arg=None):
     config.objective.encoder.update(
         pos_embed="learned_sincos", init_style="rpe", rpe_style=style
     )
-    config.init_required = True
+    config.init_required = True  # or random, to begin anew
     config.init_load = (f"encoder/(?!.*/({'|'.join(FRESH[style])})$).*",)
     config.init_skip = ("(?!encoder/).*", "encoder/norm/.*")
     if style != "fused":  # its third for the keys has no place here

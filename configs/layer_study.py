@@ -50,7 +50,7 @@ def get_config(arg=None):
     config.job = "layers"
     common.use_finetuning(config)
     config.objective.encoder.pos_embed = "learned_sincos"
-    config.init_required = True
+    config.init_required = True  # there is nothing to study without
     config.init_donor = placeholder(str)  # run or file whose blocks are swapped in
     config.init_donor_load = ()  # patterns of what it gives; parts set it themselves
     config.init_load = ("encoder/.*",)
@@ -60,7 +60,7 @@ def get_config(arg=None):
         "kinds": KINDS,  # of the parts above
         "depths": (),  # k; none: all from 0 to the depth
         "rich": 1.0,  # shares of the training images
-        "poor": 0.1,
+        "poor": 0.1,  # likewise
         "metric": "top1",  # that the curves show
     }
     common.use_finetuning_data(config, said)

@@ -44,7 +44,7 @@ def get_config(arg=None):
     config.update(epochs=90, init_load=("encoder/.*",))
     config.batch_size = placeholder(int)  # None: chosen by the size of the data
     config.steps_at_least = 2000  # then; few epochs of little data leave it undecided
-    config.init_required = True
+    config.init_required = True  # nothing is probed that is not named
     config.init_skip = ("(?!encoder/).*", "encoder/norm/.*")
     config.objective = {
         "name": "supervised",
@@ -95,7 +95,7 @@ def _mae(config):
     }
     config.optimizer = {
         "name": "lars",
-        "momentum": 0.9,
+        "momentum": 0.9,  # share of the last update that is kept
         "trust": 0.001,  # length of an update over that of its parameters
     }
 

@@ -98,7 +98,7 @@ def get_config(arg=None):
 
 def _recipe(config):
     config.epochs = 50
-    config.init_required = True
+    config.init_required = True  # or random, to begin anew
     config.init_load = ("encoder/.*",)
     config.init_load_if_there = ("head/fc_norm/.*",)  # a classifier's, not its head
     config.init_skip = ("(?!encoder/).*", "encoder/norm/.*")
@@ -116,7 +116,7 @@ def _recipe(config):
     config.lr = {"base": 0.05, "warmup_epochs": 10.0, "start": 0.0, "end": 1e-6}
     config.optimizer = {
         "name": "sgd",
-        "momentum": 0.9,
+        "momentum": 0.9,  # share of the last update that is kept
         "nesterov": True,  # its form of momentum
         "weight_decay": 0.0,
         "layer_decay": 0.75,
@@ -133,9 +133,9 @@ def _recipe(config):
     config.sweep = {
         "on": True,  # False: one run of lr, optimizer.layer_decay and epochs
         "lr_base": LR,  # learning rates of the grid, per 256 images
-        "layer_decay": (0.75, 1.0),
+        "layer_decay": (0.75, 1.0),  # of the grid
         "epochs": (50, 100),  # pairs: the first with the first warm-up ...
-        "warmup_epochs": (10.0, 20.0),
+        "warmup_epochs": (10.0, 20.0),  # one for each of epochs
         "train_split": placeholder(str),  # of the points; None: a part of all
         "eval_split": placeholder(str),  # by which they are chosen
         "validation_share": 0.2,  # held out where there are no such splits
