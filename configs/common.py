@@ -21,6 +21,7 @@ OPEN_DATA = (
     "name",
     "train_split",
     "eval_split",
+    "holdout",
     "image_size",
     "channels",
     "crop_scale",
@@ -304,6 +305,20 @@ def leave_data_open(config):
     config.augment.normalize = _open_normalize()
 
 
+def leave_images_open(config):
+    """Size, channels and normalisation of images are those that the encoder knows.
+
+    That is the one of `init`, `like` or `teacher`. `view_default` has what they are
+    where there is none, or a file of weights does not tell.
+    """
+    data, normalize = config.data, config.augment.normalize
+    fields = {name: data[name] for name in ("image_size", "channels")}
+    config.view_default = fields | {name: normalize[name] for name in ("mean", "std")}
+    for name in fields:
+        data[name] = config_dict.placeholder(int)
+    config.augment.normalize = _open_normalize()
+
+
 def _open_normalize():
     return {key: config_dict.placeholder(tuple) for key in ("mean", "std")}
 
@@ -314,7 +329,7 @@ def evaluation(name, said):
     config.name = name
     config.job = "evaluate"
     config.seed = 0
-    config.batch_size = 256  # images at once, over all devices
+    config.batch_size = 256  # images read at once; no number depends on it
     config.init = config_dict.placeholder(str)  # run, step in it, file, or random
     config.init_ema = False  # a run's average of its parameters, not the last ones
     config.like = config_dict.placeholder(str)  # run whose model starts at random
@@ -467,9 +482,19 @@ def use_finetuning(config):
     }
 
 
-def use_finetuning_data(config, said):
-    """As `use_data`; fine-tuning on data smaller than ImageNet has other sizes."""
-    use_data(config, said)
+def use_finetuning_data(config, said, *, at_random=False):
+    """As `use_data`; fine-tuning on data smaller than ImageNet has other sizes.
+
+    Unless the encoder starts `at_random`, images are as it knows them; if no data are
+    said, they are those of `init`'s run, as is their preparation.
+    """
+    if said["smoke"] or at_random:
+        use_data(config, said)
+    elif said["data"]:
+        use_data(config, said)
+        leave_images_open(config)
+    else:
+        leave_data_open(config)
     if config.data.source in PLACED:
         config.update(batch_size=256)
         config.evals.test.every_steps = 500
@@ -518,6 +543,8 @@ def distilled_mae(name, size, arg, decoupled=(None, None)):
             decoupled=config_dict.placeholder(int),  # blocks before the decoder
         )
         config.objective.decoupled = decoupled[small]
+        if not parse_arg(arg, values=("knn",))["smoke"]:
+            leave_images_open(config)
     return config
 
 

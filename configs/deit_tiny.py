@@ -22,7 +22,7 @@ def get_config(arg=None):
     config = common.base("deit_tiny")
     common.use_finetuning(config)
     config.objective.encoder.update(variant="tiny", pos_embed="learned")
-    common.use_finetuning_data(config, said)
+    common.use_finetuning_data(config, said, at_random=True)
     if config.data.source == "digits" or said["smoke"]:
         config.objective.encoder.update(variant=None, **common.small_model(config))
     if said["smoke"]:

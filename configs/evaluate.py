@@ -13,8 +13,12 @@ recorded head count needs --config.objective.encoder.num_heads=A. With
 --config.init_ema=True it is the average that a run kept of its parameters, of which
 its own evaluations were; `random`, with --config.like=RUN_DIR, is the model of a run
 before its training. Without a variant the data are those of the run, its test split.
-Image size, channels and normalisation are the model's; of a file: its grid of patches
-and ImageNet's statistics.
+Image size, channels and normalisation are the model's; of a file that records none:
+ImageNet's statistics.
+
+Other data are matched with the classifier by the names of the classes. They may lack
+some; one that the classifier does not know is refused, or its images are left out and
+counted (`--config.evals.classification.unmatched=leave_out`).
 
 What is measured: the evaluators said as variants, `classification`, `knn`,
 `reconstruction`; if none is said, those of the run (of a file: classification if it
@@ -44,6 +48,8 @@ def get_config(arg=None):
     for name in EVALUATORS:
         if said[name]:
             config.evals[name] = _block(name)
+    if said["classification"]:
+        config.evals.classification.unmatched = "refuse"  # or leave_out
     if said["real"]:
         config.evals.real = _block("real", labels=said["real"])
     if said["v2"]:

@@ -49,4 +49,6 @@ def get_config(arg=None):
     common.use_labelled(config, said)
     if said["smoke"]:
         common.use_smoke(config)
+    else:
+        common.leave_images_open(config)
     return config.lock()

@@ -1,7 +1,7 @@
 """Fine-tuning of a pre-trained encoder as a classifier (recipes 5.1 to 5.6).
 
     python main.py --config=configs/finetune.py --config.init=RUN_DIR
-    python main.py --config=configs/finetune.py --config.init=FILE
+    python main.py --config=configs/finetune.py:imagenet2012 --config.init=FILE
     python main.py --config=configs/finetune.py:data=folder,path=DIR \\
         --config.init=RUN_DIR
     python main.py --config=configs/finetune.py:distill --config.init=RUN_DIR \\
@@ -9,10 +9,11 @@
     python main.py --config=configs/finetune.py:digits,shots=10 --config.init=RUN_DIR
     python main.py --config=configs/finetune.py:smoke
 
-`init` is a run directory, a step inside it, or a file of weights; encoder and head
-count are its own. What a pre-training run holds besides the encoder, and its final
-norm, stay unused: the classifier pools patches and has a norm of its own. A fixed
-position embedding becomes a parameter that starts from the same table.
+`init` is a run directory, a step inside it, or a file of weights; encoder, head count,
+image size, channels and normalisation are its own unless a field says otherwise. So
+are the data, if no variant names others. What a pre-training run holds besides the
+encoder, and its final norm, stay unused: the classifier pools patches and has a norm of
+its own. A fixed position embedding becomes a parameter that starts from the same table.
 
 Variants: nothing, the recipe that the paper calls improved, for ViT-Tiny; `plain`, the
 recipe of MAE with stronger augmentation; `small`, for ViT-Small (after MoCo-v3 too
@@ -57,7 +58,7 @@ def get_config(arg=None):
         config.optimizer.layer_decay = 0.75
     if said["copy_norm"]:
         _copy_norm(config, said)
-    common.use_finetuning_data(config, said)
+    common.use_finetuning_data(config, said, at_random=said["scratch"])
     if said["shots"]:
         config.data.shots = _number("shots", said["shots"])
         config.name = f"{config.name}-{said['shots']}shots"

@@ -1,7 +1,7 @@
 """Fine-tuning with relative position bias, 1000 epochs (recipes 1.5 and 5.3).
 
     python main.py --config=configs/finetune_rpe.py --config.init=RUN_DIR
-    python main.py --config=configs/finetune_rpe.py --config.init=FILE
+    python main.py --config=configs/finetune_rpe.py:imagenet2012 --config.init=FILE
     python main.py --config=configs/finetune_rpe.py:data=folder,path=DIR \\
         --config.init=RUN_DIR
     python main.py --config=configs/finetune_rpe.py:digits --config.init=RUN_DIR

@@ -26,8 +26,9 @@ images, and with `study.poor` of them. Both have the same number of updates, tha
 
 The experiment of the paper's section on layers (arXiv 2205.14443) has no code and no
 setting published (recipes 8.4); recipe and shares are OUR choice: fine-tuning for
-`epochs` 20, as configs/finetune.py otherwise. Expected, as the paper describes it: with
-enough data the lower layers carry the gain; with few, the higher ones matter too.
+`epochs` 20, as configs/finetune.py otherwise; so are data and images chosen. Expected,
+as the paper describes it: with enough data the lower layers carry the gain; with few,
+the higher ones matter too.
 
 In the workdir: `layers.json`, a run directory for each part, and `report/index.html`
 with curves over k, and sentences that draw no conclusion inside two standard errors of

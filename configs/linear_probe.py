@@ -7,22 +7,24 @@
         --config.like=RUN_DIR
 
 `init` is a run directory, a step inside it (RUN_DIR/checkpoints/STEP), or `random`.
-Encoder and data are those of that run unless a variant or field says otherwise.
+Encoder and data are those of that run unless a variant or field says otherwise, image
+size, channels and normalisation unless a field does.
 Two published protocols (recipes section 7): `mae` (default), BatchNorm without
 affine and LARS, lr 0.1 per 256 images, 10 warm-up epochs of 90, batch 16384; `moco`,
 a plain linear layer and SGD, lr 3 per 256 images, batch 1024. On small data the batch
 is a power of two that leaves at least 16 updates an epoch, the LARS peak stays 6.4, and
 there are at least 2,000 updates (`--config.steps=N` says how many instead).
-A k-NN vote on the same features comes with both.
+A k-NN vote on the same features comes with both, by the images that are trained on.
 
 `grid` (also with protocol=moco) trains a head for each of 12 learning rates
 (`objective.lrs`, per 256 images) and of 4 choices of features (`objective.features`:
 class token, mean of the patch tokens, and both of the last blocks, concatenated) at
 once: every batch is encoded once. The winner is chosen on a tenth of the training
-images, at most 20,000 (`data.select_fraction`, `data.select_at_most`), which no head
-is trained on. The loss in the log is the mean of all heads; best_loss and best_top1
-are those of the best head on the batch. The winner's test accuracy and the table of all
-heads are in evals/test/result.json.
+images, at most 20,000 (`data.select_fraction`, `data.select_at_most`). No head is
+trained on them, and they have no vote in the k-NN beside (`bank_n` counts those that
+have). The loss in the log is the mean of all heads; best_loss and best_top1 are those
+of the best head on the batch. The winner's test accuracy and the table of all heads are
+in evals/test/result.json.
 
 On ImageNet the authors publish no linear-probe number for ViT-Tiny; on the digits it
 takes about half a minute on 2 CPU cores.
@@ -54,9 +56,7 @@ def get_config(arg=None):
         "dtype": "auto",
     }
     config.objective.encoder.pos_embed = placeholder(str)
-    config.data.update(
-        interpolation="bicubic", single_draw=protocol == "mae", holdout=0.0
-    )
+    config.data.update(interpolation="bicubic", single_draw=protocol == "mae")
     _PROTOCOLS[protocol](config)
     # The norm of averaged tokens, where there is one, is part of the features: MAE
     # trains BN and fc alone.
@@ -70,6 +70,8 @@ def get_config(arg=None):
         common.use_data(config, said)
     else:
         common.leave_data_open(config)
+    if said["data"] and not said["smoke"]:
+        common.leave_images_open(config)
     # The encoder of a random start; with a checkpoint, its encoder is taken.
     config.encoder_default = {"pos_embed": "sincos"}
     if config.data.source == "digits" or said["smoke"]:

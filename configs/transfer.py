@@ -14,15 +14,17 @@ paper (Flowers: train + validation; Aircraft: trainval, variants); iNaturalist's
 labels are secret, its validation split is the test.
 
 SGD with Nesterov momentum 0.9, gradients clipped at norm 1, no weight decay, batch 512,
-224 pixels, crop and flip only, bicubic. Only CIFAR-100's setting is published: 50
-epochs, 10 of warm-up, lr 0.1, layer decay 0.75. The grids below are OUR choice for the
-rest, not the authors'. A sweep trains every point on a part of the training data,
-chooses by the last evaluation on the other part (`sweep.validation_share`, drawn by
-data.subset_seed; Flowers and Aircraft have a validation split of their own), trains the
-winner again on all training data and reports it on the test split. It goes on where it
-was stopped; a larger grid runs only what is new. `sweep.json` and a table tell all
-points. `--config.sweep.on=False` makes one run of `lr`, `optimizer.layer_decay` and
-`epochs`.
+crop and flip only, bicubic. Image size, channels and normalisation are those that the
+encoder was trained on (224 pixels in the paper) unless a field says otherwise. Only
+CIFAR-100's setting is published: 50 epochs, 10 of warm-up, lr 0.1, layer decay 0.75.
+The grids below are OUR choice for the rest, not the authors'. A sweep trains every
+point on a part of the training data, chooses by the last evaluation on the other part
+(`sweep.validation_share`, drawn by data.subset_seed; Flowers and Aircraft have a
+validation split of their own), trains the winner again on all training data and reports
+it on the test split. In the names of points and in the table `lr` is per 256 images. It
+goes on where it was stopped; a larger grid runs only what is new. `sweep.json` and a
+table tell all points. `--config.sweep.on=False` makes one run of `lr`,
+`optimizer.layer_decay` and `epochs`.
 
 top1 is primary for every data set, as in the paper. For Flowers, Pets and Aircraft the
 mean over classes is customary elsewhere: it is always reported beside, and
@@ -93,6 +95,8 @@ def get_config(arg=None):
         _small(config)
     if said["smoke"]:
         _smoke(config)
+    else:
+        common.leave_images_open(config)
     return config.lock()
 
 

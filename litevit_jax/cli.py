@@ -289,11 +289,17 @@ def _transfer(config: Any, workdir: str) -> int:
 def _prepare_cpu(config: Any) -> None:
     from litevit_jax import cpu, distributed
 
-    if config.batch_size and config.data.image_size:  # else the data decides
-        sides = (config.data.image_size, config.data.image_width)
-        values = sides[0] * (sides[1] or sides[0]) * config.data.channels
+    images = {**config.get("view_default", {}), **_given(config.data)}
+    known = {"image_size", "channels"} <= images.keys()
+    if config.batch_size and known:  # else the data decides
+        sides = (images["image_size"], images.get("image_width"))
+        values = sides[0] * (sides[1] or sides[0]) * images["channels"]
         slices = max(config.accum_steps, 1) * distributed.count()
         cpu.prepare(config.batch_size // slices, values)
+
+
+def _given(block: Any) -> dict[str, Any]:
+    return {name: value for name, value in block.items() if value is not None}
 
 
 def _stopped(number: int) -> int:

@@ -137,7 +137,7 @@ _BOUNDS: dict[str, Bound] = {
         (Bound(-1, _MOST_STEPS, whole=True), "mesh.*"),
         # Data.
         (Bound(1, 2**14, whole=True), "*image_size *image_width"),
-        (Bound(1, 2**12, whole=True), "data.channels"),
+        (Bound(1, 2**12, whole=True), "data.channels view_default.channels"),
         (_BELOW_ONE, "*.holdout *.validation_share *.select_fraction"),
         (_COUNT, "data.shots *.select_at_most data.max_pixels evals.*.shots"),
         (_PART, "*.fraction data.crop_scale *.eval_crop_fraction"),
@@ -150,8 +150,8 @@ _BOUNDS: dict[str, Bound] = {
         (Bound(0, 1024, whole=True), "data.workers"),
         (Bound(1, 1024, whole=True), "data.threads"),
         # Augmentations.
-        (Bound(), "*normalize.mean"),
-        (_POSITIVE, "*normalize.std"),
+        (Bound(), "*normalize.mean view_default.mean"),
+        (_POSITIVE, "*normalize.std view_default.std"),
         (Bound(0, 0.5), "augment.color_jitter.hue"),
         (_NOT_NEGATIVE, "augment.color_jitter.*"),
         (_POSITIVE, "augment.gaussian_blur.sigma augment.erase.*"),

@@ -116,7 +116,7 @@ TRANSFER = {
     "objective.label_smoothing": 0.0,
     "objective.drop_path": 0.0,
     "objective.num_classes": None,  # the data's
-    "data.image_size": 224,
+    "view_default.image_size": 224,  # of an encoder that knows no images
     "data.crop_scale": (0.08, 1.0),
     "data.interpolation": "bicubic",
     "data.flip": 0.5,

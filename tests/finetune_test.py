@@ -67,15 +67,17 @@ RPE = IMPROVED | {
     "objective.encoder.pos_embed": "learned_sincos",
 }
 RECIPES = [
-    ("finetune", None, IMPROVED | {"optimizer.ema_decay": None, "init_rename": ()}),
+    ("finetune", "imagenet2012",
+        IMPROVED | {"optimizer.ema_decay": None, "init_rename": ()}),
     ("finetune", "scratch", IMPROVED),
     ("deit_tiny", None, IMPROVED),
-    ("finetune", "small", IMPROVED | {"optimizer.layer_decay": 0.75}),
-    ("finetune", "plain", PLAIN),
-    ("finetune", "distill", DISTILL),
-    ("finetune_rpe", None, RPE),
-    ("finetune_rpe", "style=v2023", RPE | {"objective.encoder.rpe_style": "v2023"}),
-]
+    ("finetune", "small,imagenet2012", IMPROVED | {"optimizer.layer_decay": 0.75}),
+    ("finetune", "plain,imagenet2012", PLAIN),
+    ("finetune", "distill,imagenet2012", DISTILL),
+    ("finetune_rpe", "imagenet2012", RPE),
+    ("finetune_rpe", "style=v2023,imagenet2012",
+        RPE | {"objective.encoder.rpe_style": "v2023"}),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "arg", "values"), RECIPES)

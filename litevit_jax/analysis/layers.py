@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from litevit_jax import registry
 from litevit_jax.analysis import advice, charts, figures, report
 from litevit_jax.models import vit
-from litevit_jax.train import evaluate, inherit, loop, parts, progress, setup
+from litevit_jax.train import evaluate, inherit, loop, parts, progress, setup, views
 from litevit_jax.train import workdir as workdirs
 
 KINDS = ("probe", "keep_first", "keep_last", "freeze", "swap")
@@ -310,7 +310,8 @@ class Study:
                     "images, above 0 and at most 1"
                 )
         probe = self._config.copy_and_resolve_references().unlock()
-        inherit.inherit(probe)
+        views.settle(probe, inherit.inherit(probe), None)
+        self._config.data, self._config.augment = probe.data, probe.augment
         block = inherit.without_none(probe.objective.encoder.to_dict())
         depth = block.get("depth") or vit.VARIANTS[block["variant"]]["depth"]
         for k in study.depths:

@@ -14,7 +14,7 @@ import numpy as np
 from litevit_jax import checkpoint, weights
 from litevit_jax.models import layers, vit
 from litevit_jax.objectives import distill, mae
-from litevit_jax.train import evaluate, inherit
+from litevit_jax.train import evaluate, views
 from litevit_jax.train import state as states
 
 # What an encoder may leave: its last norm, which is applied apart, and all beside it.
@@ -201,7 +201,8 @@ def _of_file(
     side = encoder.patch_size
     channels = params["encoder/patch_embed/kernel"].shape[0] // side**2
     size = (found.grid[0] * side, found.grid[1] * side)
-    mean, std = (tuple(normalize[key]) for key in ("mean", "std"))
+    known = {**normalize, **found.normalize}  # what the file records comes first
+    mean, std = (tuple(known[key]) for key in ("mean", "std"))
     if len(mean) != channels:
         raise ValueError(
             f"{path}: images of {channels} channels, but file_normalize.mean has "
@@ -218,7 +219,7 @@ def _of_file(
 def _random(name: str, path: str, seed: int) -> Model:
     """The model of a run with the parameters of another seed, never trained."""
     run = path.removeprefix("random:")
-    config = inherit.run_config(run)
+    config = views.run_config(run)
     objective, view = evaluate.objective_of(config), _view_of_run(config)
     encoder = getattr(objective, "student", objective).encoder
     image = jnp.zeros((1, *view.size, view.channels))

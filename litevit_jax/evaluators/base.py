@@ -32,6 +32,11 @@ class Context:
       outdir: where pictures may be written.
       mean, std: per channel, of the normalised images.
       num_classes: K, or 0 for an unlabelled set.
+      rows: images that the devices compute at once, however many a batch has; it
+        divides a batch. None: the whole batch.
+      classes: how the data's classes were matched with the model's, in words; '' if
+        they are the same.
+      unmatched: images of its split whose class the model does not know, left out.
     """
 
     predict: Callable[..., dict[str, jax.Array]]
@@ -42,6 +47,9 @@ class Context:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     num_classes: int
+    rows: int | None = None
+    classes: str = ""
+    unmatched: int = 0
 
     def over(
         self,
@@ -55,25 +63,30 @@ class Context:
         """(batch, predictions) over a split, of all hosts; padded rows have mask 0.
 
         Images are part of the batch only if asked for. `limit` stops after so many
-        examples (rounded up to whole batches).
+        examples (rounded up to whole pieces of `rows`).
         """
         predict = _only(self.predict, reads, images, self.mesh)
-        host = _first(self.batches(self.source(split)), limit)
+        host = _pieces(self.batches(self.source(split)), self.rows, limit)
         for fed in device.feed(host, self.mesh):
             distributed.beat(f"evaluation on {split!r}", grace=True)
             yield jax.device_get(predict(state.params, state.model_state, fed.batch))
 
 
-def _first(batches: pipeline.Stream, limit: int | None) -> Iterator[Rows]:
-    """Passes batches on; ends after `limit` rows of all hosts together."""
+def _pieces(
+    batches: pipeline.Stream, rows: int | None, limit: int | None
+) -> Iterator[Rows]:
+    """Batches in pieces of `rows`; ends after `limit` rows of all hosts together."""
     seen = 0
     with contextlib.closing(batches):
         for batch in batches:
-            yield batch
-            # Not the mask's sum: hosts that disagree would wait for each other.
-            seen += len(batch["mask"]) * distributed.count()
-            if limit is not None and seen >= limit:
-                return
+            size = len(batch["mask"])
+            step = size if rows is None else rows // distributed.count()
+            for start in range(0, size, step):
+                yield {k: x[start : start + step] for k, x in batch.items()}
+                # Not the mask's sum: hosts that disagree would wait for each other.
+                seen += step * distributed.count()
+                if limit is not None and seen >= limit:
+                    return
 
 
 @functools.cache

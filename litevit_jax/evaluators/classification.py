@@ -48,23 +48,24 @@ class Classification(base.Evaluator):
         """top1, top5, mean_per_class (percent), loss (nats) and n, those counted.
 
         mean_per_class is the mean, over the classes that have examples here, of the
-        share of each that is right.
+        share of each that is right. See `tops` for when top5 is left out.
         """
         hits = np.zeros(self.context.num_classes)
-        counts, top5, loss = np.zeros_like(hits), 0.0, 0.0
+        counts, loss = np.zeros_like(hits), 0.0
+        right = dict.fromkeys(tops(len(hits)), 0.0)
         for batch, out in self.context.over(state, self.split, self.reads):
             mask = batch["mask"] * (batch["label"] >= 0)
             rows = _score(out["logits"].astype(np.float64), batch["label"])
             label = np.maximum(batch["label"], 0)
             counts += np.bincount(label, mask, minlength=len(counts))
-            hits += np.bincount(label, mask * rows["top1"], minlength=len(counts))
-            top5 += float((rows["top5"] * mask).sum())
+            hits += np.bincount(label, mask * (rows["rank"] < 1), minlength=len(counts))
+            for name, most in tops(len(hits)).items():
+                right[name] += float(((rows["rank"] < most) * mask).sum())
             loss += float((rows["loss"] * mask).sum())
         n, there = max(counts.sum(), 1.0), counts > 0
         shares = hits[there] / counts[there]
         return {
-            "top1": float(100 * hits.sum() / n),
-            "top5": float(100 * top5 / n),
+            **{name: float(100 * count / n) for name, count in right.items()},
             "mean_per_class": float(100 * shares.mean()) if there.any() else 0.0,
             "loss": float(loss / n),
             "n": int(counts.sum()),
@@ -79,12 +80,19 @@ class ByClass(Classification):
 
 
 def _score(logits: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
-    """Per-example hits and loss of logits [B, K] for label [B]."""
+    """Per-example rank and loss of logits [B, K] for label [B]."""
     own = logits[np.arange(len(label)), label]
-    before = rank(logits, label)
     top = logits.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
-    return {"top1": before < 1, "top5": before < 5, "loss": log_sum - own}
+    return {"rank": rank(logits, label), "loss": log_sum - own}
+
+
+def tops(num_classes: int) -> dict[str, int]:
+    """Name of an accuracy -> below which rank a label counts as right.
+
+    Of five classes or fewer all labels are among the first five: there is no top5.
+    """
+    return {"top1": 1, "top5": 5} if num_classes > 5 else {"top1": 1}
 
 
 def rank(scores: np.ndarray, label: np.ndarray) -> np.ndarray:

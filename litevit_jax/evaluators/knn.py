@@ -63,7 +63,10 @@ class Knn(base.Evaluator):
         return (self.features,)
 
     def run(self, state: Any, *, step: int) -> dict[str, float]:
-        """top1, top5 (percent) and n, the examples counted."""
+        """top1, top5 (percent), n, the images counted, and bank_n, those that vote.
+
+        See `classification.tops` for when top5 is left out.
+        """
         del step
         bank, bank_label, _ = frozen.gather(
             self.context, state, self.bank, self.features
@@ -78,8 +81,11 @@ class Knn(base.Evaluator):
             num_classes=self.context.num_classes,
         )
         before = classification.rank(scores, label)
-        top1, top5 = (100 * float((before < most).mean()) for most in (1, 5))
-        return {"top1": top1, "top5": top5, "n": len(query)}
+        numbers = {
+            name: 100 * float((before < most).mean())
+            for name, most in classification.tops(self.context.num_classes).items()
+        }
+        return {**numbers, "n": len(query), "bank_n": len(bank)}
 
 
 def votes(

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from litevit_jax.evaluators import base
+from litevit_jax.evaluators import base, classification
 
 
 def make(
@@ -60,10 +60,15 @@ class ProbeGrid(base.Evaluator):
         kinds = ("grid_rank", "grid_loss")
         return tuple(f"{kind}/{name}" for name in self.features for kind in kinds)
 
+    @property
+    def _tops(self) -> dict[str, int]:
+        return classification.tops(self.context.num_classes)
+
     def run(self, state: Any, *, step: int) -> dict[str, Any]:
         """top1, top5 and loss on `split` of the head that is best on `select`.
 
-        Of heads that are right as often the one of lower loss is best.
+        Of heads that are right as often the one of lower loss is best. See
+        `classification.tops` for when top5 is left out.
 
         Returns:
           Those, the winner's 'feature' and 'lr', 'n' images counted, 'select_n'
@@ -81,14 +86,14 @@ class ProbeGrid(base.Evaluator):
             for g, lr in enumerate(self.lrs)
         ]
         best = max(table, key=lambda r: (r["select_top1"], -r["select_loss"]))
-        said = {k: best[k] for k in ("top1", "top5", "loss", "feature", "lr")}
-        return said | {"n": n, "select_n": select_n, "table": table}
+        numbers = {k: best[k] for k in (*self._tops, "loss", "feature", "lr")}
+        return numbers | {"n": n, "select_n": select_n, "table": table}
 
     def _score(
         self, state: Any, split: str
     ) -> tuple[dict[str, dict[str, list[float]]], int]:
         """(feature -> top1, top5, loss of each head, images counted)."""
-        names = ("top1", "top5", "loss")
+        names = (*self._tops, "loss")
         sums = {f: {k: np.zeros(len(self.lrs)) for k in names} for f in self.features}
         n = 0
         for batch, out in self.context.over(state, split, self.reads):
@@ -97,8 +102,8 @@ class ProbeGrid(base.Evaluator):
             for name, total in sums.items():
                 rank, loss = (out[f"grid_{k}/{name}"][keep] for k in ("rank", "loss"))
                 self._check_width(rank)
-                total["top1"] += 100 * (rank < 1).sum(axis=0)
-                total["top5"] += 100 * (rank < 5).sum(axis=0)
+                for top, most in self._tops.items():
+                    total[top] += 100 * (rank < most).sum(axis=0)
                 total["loss"] += loss.sum(axis=0, dtype=np.float64)
         return {
             f: {k: (x / max(n, 1)).tolist() for k, x in s.items()}

@@ -101,9 +101,10 @@ class Feature(base.Objective):
         return {**found, "teacher_agreement": _cosine(x[:, 0], y[:, 0]).mean()}
 
     def predict(self, params, model_state, batch):
-        """The student's features, see `vit.features_of`."""
+        """The student's features in float32, see `vit.features_of`."""
         weights = {"params": params["encoder"]}
-        encoded: Any = self.encoder.apply(weights, batch["image"])
+        whole = self.encoder.clone(dtype="float32")
+        encoded: Any = whole.apply(weights, batch["image"])
         return vit.features_of(*encoded)
 
     def _compare(self, params, teacher, image):

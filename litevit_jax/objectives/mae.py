@@ -186,14 +186,16 @@ class Mae(base.Objective):
           'masked' `[B, H, W, C]`: masked patches are 0, the data set's mean;
           'reconstruction' `[B, H, W, C]`: masked patches are predictions, given
           the true mean and deviation where targets are normalised.
-          Masks depend only on `index [B]`, so pictures can be compared.
+          Masks depend only on `index [B]`, so pictures can be compared. Features are
+          computed in float32, whatever trains.
         """
         del model_state
         image = batch["image"]
         slot = {"slot": batch["index"]} if "index" in batch else {}
         keys = base.example_keys(jax.random.key(0), {"image": image} | slot)
         ids = self.draw_masks(keys, image)
-        encoded: Any = self.encoder.apply({"params": params["encoder"]}, image)
+        whole = self.encoder.clone(dtype="float32")
+        encoded: Any = whole.apply({"params": params["encoder"]}, image)
         return {
             **vit.features_of(*encoded),
             "mae_loss": self.example_losses(params, image, ids),

@@ -178,9 +178,11 @@ class MoCoV3(base.Objective):
         return queries, keys, state
 
     def predict(self, params, model_state, batch):
-        """The student's features after its final norm, see `vit.features_of`."""
+        """The student's features in float32, see `vit.features_of`."""
         del model_state
-        return vit.features_of(*self._tokens(params, batch["image"]))
+        whole = self.encoder.clone(dtype="float32")
+        encoded: Any = whole.apply({"params": params["encoder"]}, batch["image"])
+        return vit.features_of(*encoded)
 
     def health(self, params, model_state, teacher, batch, key):
         """Spread and rank of the projections, attention, agreement of the branches.

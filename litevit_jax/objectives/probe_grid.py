@@ -167,14 +167,15 @@ class ProbeGrid(base.Objective):
           'grid_rank/NAME' int `[B, G]`: classes that head g, on features NAME, puts
           before the label (0: it is right; K - 1 if it says nothing), and
           'grid_loss/NAME' `[B, G]`: its cross-entropy. A batch without labels has
-          neither.
+          neither. The encoder computes in float32, whatever trains.
         """
-        tokens, found = self._encode(params, batch["image"])
+        whole = dataclasses.replace(self, encoder=self.encoder.clone(dtype="float32"))
+        tokens, found = whole._encode(params, batch["image"])
         out = vit.features_of(tokens, found)
         if "label" not in batch:
             return out
         label = jnp.maximum(batch["label"], 0)
-        for name, x in self._read(params, found).items():
+        for name, x in whole._read(params, found).items():
             logits, _ = self._logits(params, model_state, name, x, train=False)
             out[f"grid_rank/{name}"] = _rank(logits, label).T
             out[f"grid_loss/{name}"] = _cross_entropy(logits, label).T

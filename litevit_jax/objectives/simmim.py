@@ -100,9 +100,10 @@ class SimMim(base.Objective):
         return health.of_encoder(self.encoder, params["encoder"], batch)
 
     def predict(self, params, model_state, batch):
-        """Features of unmasked images, see `vit.features_of`."""
+        """Features of unmasked images in float32, see `vit.features_of`."""
         variables = {"params": params["encoder"]}
-        encoded: Any = self.encoder.apply(variables, batch["image"])
+        whole = self.encoder.clone(dtype="float32")
+        encoded: Any = whole.apply(variables, batch["image"])
         return vit.features_of(*encoded)
 
     def _forward(self, params, image, mask):

@@ -13,10 +13,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import sharding
+from litevit_jax import checkpoint, sharding
 from litevit_jax.data import ops as data_ops
 from litevit_jax.plan import examples, flops, topology
-from litevit_jax.train import inherit, inputs, setup
+from litevit_jax.train import inherit, inputs, setup, views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,24 +61,24 @@ def plan(config: ConfigDict, target: topology.Target) -> Planned:
     if not target.on_cpu and config.objective.dtype == "auto":
         config.objective.dtype = "bfloat16"  # this process itself sees CPUs alone
     mesh = sharding.make_mesh(**config.mesh, devices=topology.devices(target))
-    inherit.inherit(config)
-    _teach(config)
+    views.settle(config, inherit.inherit(config), _teach(config))
     source, origin = examples.source(config.data)
     data_ops.train_ops(**inputs.image_block(config.data))
     design = setup.design(config, mesh, source)
     return Planned(config, target, mesh, design, origin)
 
 
-def _teach(config: ConfigDict) -> None:
-    """Sizes of the teacher: from `config.teacher`, or from what its block says."""
+def _teach(config: ConfigDict) -> checkpoint.Checkpoint | None:
+    """The teacher that is named; without one its block must say its sizes."""
     block = config.objective.get("teacher")
     if block is None or config.get("teacher"):
-        inherit.teacher(config)
-    elif not (block.get("variant") or block.get("width")):
+        return inherit.teacher(config)
+    if not (block.get("variant") or block.get("width")):
         raise ValueError(
             f"{inherit.which_teacher(config)}; a plan is content with its size, as in "
             "--config.objective.teacher.variant=large"
         )
+    return None
 
 
 def model_flops(planned: Planned) -> int:

@@ -20,6 +20,7 @@ from litevit_jax.weights import model as models
 
 PARTS = ("all", "encoder")
 _SIZES = ("variant", "width", "depth", "num_heads", "patch_size", "mlp_ratio")
+_KEPT = ("mean", "std", "range", names.CLASSES)  # of what a file of ours says
 _NON_COMMERCIAL = ("mae", "moco_v3")  # sources, as `weights.read` names them
 
 
@@ -37,6 +38,8 @@ def run(config: ConfigDict) -> str:
     decoder = {k: v for k, v in source.params.items() if k.startswith("decoder.")}
     written = export.write(model, kind, decoder=decoder)
     difference = _write(target, written.data, model, kind, config.tolerance)
+    if written.beside is not None:
+        _beside(target).write_text(json.dumps(written.beside, indent=1) + "\n")
     lines = [
         *source.remarks,
         f"{target}: {kind}, {len(written.data):,} bytes, output {model.output!r}",
@@ -76,7 +79,17 @@ def _check(config: ConfigDict) -> tuple[str, pathlib.Path]:
         raise FileExistsError(
             f"--config.target={target} is there already; remove it or name another"
         )
+    if formats[0] == "stablehlo" and _beside(target).exists():
+        raise FileExistsError(
+            f"--config.target={target}: {_beside(target)}, where its metadata go, is "
+            "there already; remove it or name another target"
+        )
     return config.format or formats[0], target
+
+
+def _beside(target: pathlib.Path) -> pathlib.Path:
+    """Where the metadata of a format go that has no place for them."""
+    return target.with_name(f"{target.name}.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +125,7 @@ def read(config: ConfigDict) -> tuple[models.Model, Source]:
         params = source.params
         if config.part == "encoder":
             params = {k: v for k, v in params.items() if not k.startswith("head.fc.")}
+            source.notes.pop(names.CLASSES, None)
         elif any(k.startswith("head_dist.") for k in params):
             raise ValueError(
                 "a distilled classifier predicts the mean of two heads, for which "
@@ -143,7 +157,8 @@ def _from_file(config: ConfigDict) -> Source:
         allow_half=config.allow_half,
     )
     side = found.encoder["patch_size"]
-    notes = {"source": found.source}
+    kept = {k: found.metadata[k] for k in _KEPT if k in found.metadata}
+    notes = {**kept, "source": found.source}
     if found.decoder is not None:
         notes[names.DECODER_NUM_HEADS] = str(found.decoder["num_heads"])
     remarks = [f"read as {found.source!r}", *found.notes]
@@ -177,6 +192,9 @@ def _from_run(config: ConfigDict) -> Source:
     params = {name.replace("/", "."): value for name, value in found.params.items()}
     normalize = found.config["augment"]["normalize"]
     notes = {k: json.dumps(v) for k, v in normalize.items()}
+    classes = found.config.get("derived", {}).get("classes")
+    if classes and "head.fc.kernel" in params:
+        notes[names.CLASSES] = json.dumps(classes)
     averaged = ", averaged parameters" if config.ema else ""
     if data.get("range") not in (None, "full"):
         notes["range"] = data["range"]

@@ -15,7 +15,8 @@ from litevit_jax import checkpoint
 Shape = tuple[int, ...]
 Grid = tuple[int, int]
 
-_DRAWN = ("fraction_of", "long_tail")
+_DRAWN = ("fraction_of", "long_tail", "shots")
+IMAGES = ("channels", "image_size", "image_width")  # left to `train.views`
 _BIAS_TABLE = "relative_position_bias_table"
 _CLASSES = re.compile(r"head(_dist)?/fc/kernel")
 
@@ -27,6 +28,20 @@ def data_of(run: dict[str, Any]) -> dict[str, Any]:
     """
     block = {k: v for k, v in run["data"].items() if k not in _DRAWN}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in block.items()}
+
+
+def which_parameters(config: Any, loaded: checkpoint.Checkpoint) -> list[str]:
+    """A line about the parameters of `init`, if its run kept an average of them."""
+    decay = loaded.config.get("optimizer", {}).get("ema_decay")
+    if decay is None or config.init == "random":
+        return []
+    where = f"--config.init={config.init}, step {loaded.step}"
+    if config.init_ema:
+        return [f"{where}: the average of its parameters (decay {decay:g})"]
+    return [
+        f"{where}: its last parameters, not the average (decay {decay:g}) of which its "
+        "own evaluations are; --config.init_ema=True takes that"
+    ]
 
 
 def rename(found: dict[str, Any], rules: Sequence[str]) -> dict[str, Any]:
@@ -61,10 +76,36 @@ def taken(
     return shapes
 
 
-def check_classes(shapes: dict[str, tuple[Shape, Shape]]) -> None:
-    """Raises a ValueError if a head tells another number of classes apart."""
+def classes_of(config: Any) -> list[str]:
+    """Names of the classes that a run, or a file, tells apart; [] if unknown."""
+    return list(config.get("derived", config).get("classes") or [])
+
+
+def check_names(head: str, theirs: list[str], ours: list[str]) -> None:
+    """Raises a ValueError if a head has other classes under the same numbers."""
+    apart = [pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]]
+    if theirs and ours and apart:
+        label = theirs.index(apart[0][0])
+        raise ValueError(
+            f"its {head} knows class {label} as {apart[0][0]!r}, the data as "
+            f"{apart[0][1]!r} ({len(apart)} classes differ): expected the same names "
+            "in the same order; name the folders of the data as they were, or leave "
+            "this head out"
+        )
+
+
+def check_classes(
+    shapes: dict[str, tuple[Shape, Shape]], known: list[str], names: list[str]
+) -> None:
+    """Raises a ValueError if a head that is taken tells other classes apart.
+
+    `known` are the names of its classes, `names` those of this run's.
+    """
     for name, (theirs, ours) in shapes.items():
-        if _CLASSES.fullmatch(name) and theirs[-1] != ours[-1]:
+        if not _CLASSES.fullmatch(name):
+            continue
+        check_names(name, known, names)
+        if theirs[-1] != ours[-1]:
             raise ValueError(
                 f"its {name} tells {theirs[-1]} classes apart, this run {ours[-1]}; "
                 "leave the head out of --config.init_load (and name it in "

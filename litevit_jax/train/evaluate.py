@@ -21,7 +21,15 @@ from ml_collections import ConfigDict
 from litevit_jax import augment, checkpoint, distributed, paths, registry, sharding
 from litevit_jax.models import vit
 from litevit_jax.objectives import base as objectives
-from litevit_jax.train import batches, evaluation, inherit, inputs, progress
+from litevit_jax.train import (
+    batches,
+    entries,
+    evaluation,
+    inherit,
+    inputs,
+    progress,
+    views,
+)
 from litevit_jax.train import state as states
 from litevit_jax.train import workdir as workdirs
 
@@ -38,6 +46,7 @@ class Job:
       evaluators: title -> (evaluator, every_steps).
       step: of the checkpoint; 0 for a file.
       place: () -> what holds its `params` and `model_state`, on the mesh.
+      notes: lines about images, parameters and classes, for the start.
     """
 
     config: dict[str, Any]
@@ -45,6 +54,7 @@ class Job:
     evaluators: evaluation.Evaluators
     step: int
     place: Callable[[], Any]
+    notes: list[str]
     optimizer: ClassVar[None] = None
 
 
@@ -62,6 +72,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, 
         if distributed.primary():
             writer.write(step, row)
 
+    line.say("\n".join(job.notes))
     evaluations = evaluation.Evaluations(job, write, line)
     evaluations.run(job.place(), job.step, list(job.evaluators))
     writer.close()
@@ -79,13 +90,20 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     asked = config.objective.to_dict()
     loaded = _read(config, asked["encoder"])
     complete = _from_run if "data" in loaded.config else _from_file
-    known_classes = complete(config, loaded)
+    known = complete(config, loaded)
     _take_asked(config, asked)
+    view = views.of(f"--config.init={config.init}", loaded)
+    views.take(config, view)
+    views.take_default(config, config.file_normalize.to_dict())
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, mesh)
     inputs.settle_range(config.data, config.data.eval_split)
     source = inputs.sources(config.data)
-    config.derived = {"num_classes": len(source("eval").classes)}
+    classes = source("eval").classes
+    config.derived = {"num_classes": len(classes), "classes": classes}
+    average = loaded.config.get("optimizer", {}).get("ema_decay") is not None
+    if average and config.init != "random":
+        config.derived.parameters = "average" if config.init_ema else "last"
     objective = _objective(config)
     batch = _batch(config, objective)
     variables = states.abstract_variables(objective, batch)
@@ -96,7 +114,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         source,
         mesh=mesh,
         workdir=workdir,
-        known_classes=known_classes,
+        known=known,
     )
     if config.init == "random":
         place = functools.partial(_place_random, objective, batch, config.seed, mesh)
@@ -107,7 +125,12 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         place = functools.partial(_place, params, state, mesh)
     plain = workdirs.plain(config.to_dict())
     workdirs.open_run(workdir, plain)
-    return Job(plain, workdir, evaluators, loaded.step, place)
+    notes = [
+        *views.lines(config, [view]),
+        *entries.which_parameters(config, loaded),
+        *evaluation.notes(evaluators),
+    ]
+    return Job(plain, workdir, evaluators, loaded.step, place, notes)
 
 
 def _read(config: ConfigDict, encoder: dict[str, Any]) -> checkpoint.Checkpoint:
@@ -121,35 +144,27 @@ def _read(config: ConfigDict, encoder: dict[str, Any]) -> checkpoint.Checkpoint:
     if config.init != "random":
         average = bool(config.init_ema)
         return inherit.read_flag("init", config.init, encoder, average=average)
-    like = inherit.run_config(config.like)
+    like = views.run_config(config.like)
     return checkpoint.Checkpoint({}, like, 0, pathlib.Path(config.like))
 
 
-def _from_run(config: ConfigDict, loaded: checkpoint.Checkpoint) -> int:
+def _from_run(config: ConfigDict, loaded: checkpoint.Checkpoint) -> evaluation.Known:
     """Takes objective, data and evaluators of the run; returns its classes."""
     run = loaded.config
     config.objective = _block_of(run)
     if config.data.source is None:
         inherit.take_data(config, run)
-    else:
-        _take_view(config, run["data"], run["augment"]["normalize"])
     if not config.evals:
         config.evals = _tuples(run["evals"])
-    return run["derived"]["num_classes"]
+    return evaluation.Known.of(run["derived"])
 
 
-def _from_file(config: ConfigDict, loaded: checkpoint.Checkpoint) -> int:
+def _from_file(config: ConfigDict, loaded: checkpoint.Checkpoint) -> evaluation.Known:
     """An objective that predicts what the file's parameters can; its classes."""
     if config.data.source is None:
         inherit.take_data(config, loaded.config)  # says that there is none
-    encoder = dict(loaded.config["objective"]["encoder"])
-    rows, columns = encoder.pop("grid")
-    side, params = encoder["patch_size"], loaded.params
-    channels = params["encoder/patch_embed/kernel"].shape[0] // side**2
-    view = {"image_size": rows * side, "channels": channels}
-    if rows != columns:
-        view["image_width"] = columns * side
-    _take_view(config, view, config.file_normalize.to_dict())
+    encoder, params = dict(loaded.config["objective"]["encoder"]), loaded.params
+    encoder.pop("grid")
     encoder["final_norm"] = "encoder/norm/scale" in params
     config.objective = {"name": "encoder", "encoder": encoder}
     evaluator = {"name": "knn", "split": "eval", "every_steps": 0}
@@ -165,17 +180,9 @@ def _from_file(config: ConfigDict, loaded: checkpoint.Checkpoint) -> int:
         config.objective.update(teacher=dict(encoder), distill={})
     if not config.evals:
         config.evals = {"test": evaluator}
-    return 0 if kernel is None else kernel.shape[1]
-
-
-def _take_view(config: ConfigDict, data: Any, normalize: Any) -> None:
-    """The images that the model knows, of whatever data; what is set stays."""
-    for name in ("image_size", "image_width", "channels", "range"):
-        if config.data[name] is None:
-            config.data[name] = data.get(name)
-    for name in ("mean", "std"):
-        if config.augment.normalize[name] is None:
-            config.augment.normalize[name] = tuple(normalize[name])
+    names = loaded.config["classes"]
+    count = 0 if kernel is None else kernel.shape[1]
+    return evaluation.Known(count, names if len(names) == count else [])
 
 
 def _take_asked(config: ConfigDict, asked: dict[str, Any]) -> None:

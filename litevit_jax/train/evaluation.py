@@ -7,6 +7,7 @@ with it and one without are the same, bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 import time
@@ -18,11 +19,27 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import augment, checkpoint, distributed, registry
+from litevit_jax.data import relabel
 from litevit_jax.evaluators import base
 from litevit_jax.train import batches, inputs
 from litevit_jax.train import workdir as workdirs
 
 Evaluators = dict[str, tuple[base.Evaluator, int]]
+_OF_A_HEAD = ("grid_", "logits")  # predictions about the classes that it knows
+_UNMATCHED = ("leave_out", "refuse")  # images of classes that the model does not know
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """The classes that a model tells apart: how many, and by number their names."""
+
+    count: int
+    names: list[str]
+
+    @classmethod
+    def of(cls, derived: Any) -> Known:
+        """Those of a run, by its config's `derived`; old runs have no names."""
+        return cls(derived["num_classes"], list(derived.get("classes") or []))
 
 
 def make(
@@ -33,7 +50,7 @@ def make(
     *,
     mesh: Mesh,
     workdir: pathlib.Path,
-    known_classes: int | None = None,
+    known: Known | None = None,
 ) -> Evaluators:
     """Title -> (evaluator, every_steps) for each block of `config.evals`.
 
@@ -44,14 +61,14 @@ def make(
       source: 'train' or 'eval' -> the run's own data.
       mesh: where batches go.
       workdir: where pictures go.
-      known_classes: those that the model was trained on; None: the run's own.
+      known: the classes that the model was trained on; None: the run's own.
 
     Raises:
       ValueError: an evaluator that the objective, or the data, has nothing for.
       OSError: data that is not there.
     """
-    if known_classes is None:
-        known_classes = config.derived.num_classes
+    if known is None:
+        known = Known.of(config.derived)
     maker = _Maker(
         config,
         objective,
@@ -59,7 +76,7 @@ def make(
         source,
         mesh=mesh,
         workdir=workdir,
-        known_classes=known_classes,
+        known=known,
     )
     return {title: maker.make(title) for title in config.evals}
 
@@ -76,9 +93,9 @@ class _Maker:
         *,
         mesh: Mesh,
         workdir: pathlib.Path,
-        known_classes: int,
+        known: Known,
     ) -> None:
-        self._known_classes = known_classes
+        self._known = known
         self._config, self._objective, self._variables = config, objective, variables
         self._source, self._mesh, self._workdir = source, mesh, workdir
         self._normalize = config.augment.normalize
@@ -89,6 +106,8 @@ class _Maker:
         config = self._config
         kwargs = config.evals[title].to_dict()
         name, every = kwargs.pop("name"), kwargs.pop("every_steps")
+        unmatched = kwargs.pop("unmatched", "refuse")
+        registry.check(f"evals.{title}.unmatched", unmatched, list(_UNMATCHED))
         block, data = kwargs.pop("data", None), config.data.to_dict()
         source, classes = self._source, config.derived.num_classes
         if block is not None:
@@ -104,12 +123,15 @@ class _Maker:
             mean=tuple(self._normalize.mean),
             std=tuple(self._normalize.std),
             num_classes=classes,
+            rows=inputs.evaluation_rows(data, self._mesh),
         )
         evaluator = registry.make("evaluators", name, context=context, **kwargs)
         size = batches.image_size(data)
         base.check(name, evaluator, self._predicted(title, size), config.objective.name)
-        if "logits" in evaluator.reads:
-            _check_classes(title, context, self._known_classes)
+        if evaluator.labelled:
+            evaluator = _matched(title, evaluator, self._known, unmatched)
+        elif "logits" in evaluator.reads and classes != self._known.count:
+            raise ValueError(_other_count(title, classes, self._known.count))
         _check_data(title, evaluator, kwargs)
         return evaluator, every
 
@@ -148,13 +170,85 @@ def _check_data(title: str, evaluator: Any, kwargs: dict[str, Any]) -> None:
         raise ValueError(f"evals.{title}: {error}") from None
 
 
-def _check_classes(title: str, context: base.Context, known: int) -> None:
-    if context.num_classes != known:
-        raise ValueError(
-            f"evals.{title}: the data has {context.num_classes} classes, but the "
-            f"classifier was trained on {known}; give the data that it knows, or "
-            "compare features alone with evaluator 'knn'"
-        )
+def _matched(title: str, evaluator: Any, known: Known, unmatched: str) -> Any:
+    """`evaluator` on labels that are numbers of the classes that the model knows.
+
+    What learns from the images of a bank instead knows the bank's classes.
+
+    Raises:
+      ValueError: a class that is not known.
+    """
+    context, given = evaluator.context, evaluator.context.source
+    split, bank = (getattr(evaluator, name, None) for name in ("split", "bank"))
+    if split is None:
+        return evaluator
+    if not any(name.startswith(_OF_A_HEAD) for name in evaluator.reads):
+        names = given(bank or split).classes
+        known = Known(len(names), names)
+
+    @functools.cache
+    def source(split: str) -> Any:
+        own = given(split)
+        match = relabel.match(own.classes, known.names, known.count)
+        if match is None or not match.how or not known.names:
+            return own
+        return relabel.Relabelled(own, match.numbers, known.names)
+
+    own = given(split)
+    match = relabel.match(own.classes, known.names, known.count)
+    if not (own.classes and known.count):  # `check_data` says what is missing
+        return evaluator
+    if match is None:
+        raise ValueError(_other_count(title, len(own.classes), known.count))
+    left_out = relabel.count(own, match.unknown) if len(match.unknown) else 0
+    if left_out and (unmatched == "refuse" or left_out == len(own)):
+        raise ValueError(_not_known(title, own, match, known, left_out))
+    context = dataclasses.replace(
+        context,
+        source=source,
+        num_classes=known.count,
+        classes=match.how,
+        unmatched=left_out,
+    )
+    return dataclasses.replace(evaluator, context=context)
+
+
+def _other_count(title: str, ours: int, known: int) -> str:
+    """What to say of classes without names that are not as many."""
+    return (
+        f"evals.{title}: the data has {ours} classes, but the classifier was trained "
+        f"on {known}; give the data that it knows, or compare features alone with "
+        "evaluator 'knn'"
+    )
+
+
+def _not_known(title: str, own: Any, match: Any, known: Known, images: int) -> str:
+    """What to say of classes that the model does not know."""
+    names = [own.classes[label] for label in match.unknown]
+    return (
+        f"evals.{title}: {_listed(names)}: {len(names)} of {len(own.classes)} classes "
+        f"of the data ({images} of {len(own)} images) are none that the model was "
+        f"trained on, which are {_listed(known.names)}; give them the names that it "
+        f"knows, or leave their images out with --config.evals.{title}.unmatched="
+        "leave_out"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:5]))
+    return shown + (f", ... ({len(names)})" if len(names) > 5 else "")
+
+
+def notes(evaluators: Evaluators) -> list[str]:
+    """Lines about classes of the data that are not simply the model's."""
+    found = []
+    for title, (evaluator, _) in evaluators.items():
+        context = evaluator.context
+        if context.classes:
+            count = context.unmatched
+            more = f"; {count} images of other classes are left out" if count else ""
+            found.append(f"evals.{title}: the data has {context.classes}{more}")
+    return found
 
 
 class Evaluations:
@@ -214,6 +308,8 @@ class Evaluations:
             again = self._spent[title] > 0
             self._line.begin(f"step {step}  {title}: evaluating", quiet=again)
             numbers = evaluator.run(state, step=step)
+            if evaluator.context.unmatched:
+                numbers = {**numbers, "unmatched": evaluator.context.unmatched}
             if decay is not None:
                 numbers = {**numbers, "ema_decay": decay}
             cost = self._cost(title, time.perf_counter() - start)
@@ -240,8 +336,10 @@ class Evaluations:
     def _about(self, title: str, numbers: dict[str, float]) -> dict[str, Any]:
         """What a result is of, whichever of its rows is read."""
         evaluator, _ = self._evaluators[title]
+        classes = evaluator.context.classes
         return {
             "name": title,
+            **({"classes": classes} if classes else {}),
             "evaluator": self._config["evals"][title]["name"],
             "metric": evaluator.best or next(iter(numbers)),
             "seed": self._config["seed"],

@@ -8,7 +8,6 @@ that only lends its encoder and data (to compare with random parameters).
 from __future__ import annotations
 
 import hashlib
-import json
 import pathlib
 import re
 from typing import Any
@@ -18,14 +17,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from litevit_jax import checkpoint, paths, weights
-from litevit_jax.models import layers, vit
-from litevit_jax.train import batches, entries
+from litevit_jax.models import layers
+from litevit_jax.train import entries, views
 from litevit_jax.train import state as states
 from litevit_jax.weights import positions
 
-# What a file of weights knows of its encoder; the rest is the recipe's to say.
-_SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
-_FILE_FIELDS = (*_SIZES, "pos_embed", "rpe_style")
 _POS_EMBED = "encoder/pos_embed"
 
 
@@ -34,8 +30,8 @@ def read(
 ) -> checkpoint.Checkpoint:
     """Parameters and config of a run, of a step in it, or of a file of weights.
 
-    The config of a file has no more than `objective.encoder`, and there its `grid`
-    of patches.
+    The config of a file has `objective.encoder`, and there its `grid` of patches;
+    `classes`, names of what its head tells apart, and `normalize`, both maybe empty.
 
     Args:
       path: of a run directory, a step inside it, or a file.
@@ -59,14 +55,17 @@ def read(
     found = weights.read(str(paths.local_file(path)), num_heads=num_heads)
     params = {name.replace(".", "/"): value for name, value in found.params.items()}
     config = {"objective": {"encoder": {**found.encoder, "grid": found.grid}}}
+    config |= {"classes": found.classes, "normalize": found.normalize}
+    config["range"] = found.metadata.get("range")
     return checkpoint.Checkpoint(params, config, 0, pathlib.Path(path))
 
 
 def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
     """Reads `init`, and takes what the config leaves open from its run (or `like`'s).
 
-    Open are fields of the encoder that are None, and the data if its source is None.
-    `config.encoder_default` fills what then is still open of the encoder.
+    Open are fields of the encoder that are None, and the data if its source is None;
+    for images see `views.settle`. `config.encoder_default` fills what then is still
+    open of the encoder.
 
     Raises:
       ValueError: nothing says where to start, or which encoder or data.
@@ -85,14 +84,12 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
         loaded = _with_donor(loaded, config)
     like = None if loaded is None else loaded.config
     if config.like:
-        like = run_config(config.like)
+        like = views.run_config(config.like)
     if like is not None:
         theirs = encoder_of(like)
         _take_encoder("objective.encoder", encoder, theirs, config.init or config.like)
         if config.data.source is None:
             take_data(config, like)
-        elif config.data.range is None:  # the values that the encoder knows
-            config.data.range = like.get("data", {}).get("range")
     elif "encoder_default" in config:
         open_fields = {
             k: v for k, v in config.encoder_default.items() if not encoder[k]
@@ -112,9 +109,9 @@ def _with_donor(loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:
     if not config.get("init_donor"):
         return loaded
     donor = read_flag("init_donor", config.init_donor, config.objective.encoder)
-    ours, theirs = (_encoder(encoder_of(x.config)) for x in (loaded, donor))
+    ours, theirs = (views.encoder(encoder_of(x.config)) for x in (loaded, donor))
     where = f"--config.init_donor={config.init_donor}"
-    entries.check_donor(where, ours, theirs, _SIZES)
+    entries.check_donor(where, ours, theirs, views.SIZES)
     params = entries.merge(loaded.params, donor.params, config.init_donor_load, where)
     return loaded._replace(params=params)
 
@@ -185,7 +182,7 @@ def encoder_of(config: dict[str, Any]) -> dict[str, Any]:
     block = config["objective"]["encoder"]
     if "data" in config:
         return block
-    return {name: block[name] for name in _FILE_FIELDS if name in block}
+    return {name: block[name] for name in views.FILE_FIELDS if name in block}
 
 
 def _take_encoder(name: str, block: ConfigDict, theirs: dict, where: str) -> None:
@@ -195,16 +192,6 @@ def _take_encoder(name: str, block: ConfigDict, theirs: dict, where: str) -> Non
         block.update({**theirs, **without_none(block.to_dict())})
     elif block.get("pos_embed") is None:
         block.pos_embed = theirs.get("pos_embed")
-
-
-def run_config(path: str) -> dict[str, Any]:
-    """The config of the run that `like` names."""
-    file = paths.path(path) / "config.json"
-    if not file.exists():
-        raise FileNotFoundError(
-            f"--config.like={path}: no run directory there (no config.json)"
-        )
-    return json.loads(file.read_text())
 
 
 def _check_same(name: str, theirs: dict[str, Any], ours: Any, where: str) -> None:
@@ -224,18 +211,19 @@ def _agree(field: str, ours: Any, theirs: Any) -> bool:
 
 
 def take_data(config: ConfigDict, like: dict[str, Any]) -> None:
-    """The other run's data and normalisation; what the recipe sets stays."""
+    """The other run's data; what the recipe sets stays.
+
+    Size, channels and normalisation of the images are left to `views.take`.
+    """
     if "data" not in like:
         raise ValueError(
             f"--config.init={config.init}: a file of weights says nothing about data; "
             f"name some: --config=...{config.name}.py:digits, :imagenet2012 or "
             ":data=folder,path=DIR"
         )
-    ours = {k: v for k, v in config.data.items() if v is not None}
-    config.data.update({**entries.data_of(like), **ours})
-    config.augment.normalize.update(
-        {k: tuple(v) for k, v in like["augment"]["normalize"].items()}
-    )
+    theirs = entries.data_of(like).items()
+    taken = {k: v for k, v in theirs if config.data.get(k) is None}
+    config.data.update({k: v for k, v in taken.items() if k not in entries.IMAGES})
 
 
 def check(params: Any, loaded: Any, config: ConfigDict) -> None:
@@ -257,7 +245,7 @@ def check(params: Any, loaded: Any, config: ConfigDict) -> None:
 def _check_heads(flag: str, where: str, block: ConfigDict, theirs: dict) -> None:
     name = _block_of(flag)
     try:
-        ours, given = _encoder(block).num_heads, _encoder(theirs).num_heads
+        ours, given = (views.encoder(x).num_heads for x in (block, theirs))
     except TypeError:  # a field that encoders do not have: the objective names it
         return
     if ours != given:
@@ -266,12 +254,6 @@ def _check_heads(flag: str, where: str, block: ConfigDict, theirs: dict) -> None
             "the shapes agree but the function does not: leave num_heads out to take "
             "the checkpoint's"
         )
-
-
-def _encoder(block: Any) -> vit.Encoder:
-    block = block.to_dict() if isinstance(block, ConfigDict) else block
-    fields = ("variant", *_FILE_FIELDS)
-    return vit.make_encoder(**without_none({k: block.get(k) for k in fields}))
 
 
 def fill(params: Any, loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:
@@ -288,7 +270,8 @@ def fill(params: Any, loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:
             if any(re.fullmatch(p, name) for p in config.init_load_if_there)
         ]
         load = (*config.init_load, *optional)
-        _check_meaning(entries.taken(params, found, load), loaded, config)
+        names = entries.classes_of(config)
+        _check_meaning(entries.taken(params, found, load), loaded, config, names)
         return checkpoint.fill(params, found, load=load, skip=config.init_skip)
     except ValueError as error:
         raise ValueError(f"--config.init={config.init}: {error}") from None
@@ -298,16 +281,19 @@ def fill_all(shapes: Any, loaded: checkpoint.Checkpoint, config: ConfigDict) -> 
     """Every leaf of `shapes`, on the host, from `init`; none of it may stay unused."""
     try:
         found = _with_positions(shapes, loaded, config, config.objective.encoder)
-        _check_meaning(entries.taken(shapes, found, (".*",)), loaded, config)
+        known = entries.classes_of(loaded.config)  # data have their own: `evaluation`
+        _check_meaning(entries.taken(shapes, found, (".*",)), loaded, config, known)
         return checkpoint.fill(shapes, found, load=(".*",), skip=("decoder/.*",))
     except ValueError as error:
         raise ValueError(f"--config.init={config.init}: {error}") from None
 
 
-def _check_meaning(taken: dict[str, Any], loaded: Any, config: ConfigDict) -> None:
+def _check_meaning(
+    taken: dict[str, Any], loaded: Any, config: ConfigDict, names: list[str]
+) -> None:
     """What is taken must mean the same here, beside having the same shape."""
-    entries.check_classes(taken)
-    grids = _their_grid(loaded), _grid(config.data, config.objective.encoder)
+    entries.check_classes(taken, entries.classes_of(loaded.config), names)
+    grids = _their_grid(loaded), views.grid(config.data, config.objective.encoder)
     entries.check_tables(taken, *grids)
 
 
@@ -332,6 +318,9 @@ def fill_teacher(shapes: Any, loaded: checkpoint.Checkpoint, config: ConfigDict)
     """
     skip = (f"(?!{_POS_EMBED}$).*",)
     try:
+        if "head" in shapes:
+            known = entries.classes_of(loaded.config)
+            entries.check_names("head", known, entries.classes_of(config))
         found = _with_positions(shapes, loaded, config, config.objective.teacher)
         return checkpoint.fill(shapes, found, load=(".*",), skip=skip)
     except ValueError as error:
@@ -351,7 +340,7 @@ def _with_positions(
     if leaf is None:
         return found
     theirs = encoder_of(loaded.config)
-    grid = _grid(config.data, block)
+    grid = views.grid(config.data, block)
     table = found.get(_POS_EMBED)
     if table is None:
         kind = theirs.get("pos_embed") or "sincos"
@@ -364,16 +353,9 @@ def _with_positions(
     return {**found, _POS_EMBED: np.asarray(table)}
 
 
-def _grid(data: Any, encoder: Any) -> tuple[int, int]:
-    """Rows and columns of patches."""
-    height, width = batches.image_size(data)
-    side = _encoder(encoder).patch_size
-    return height // side, width // side
-
-
 def _their_grid(loaded: checkpoint.Checkpoint) -> tuple[int, int]:
     if "data" in loaded.config:
-        return _grid(loaded.config["data"], encoder_of(loaded.config))
+        return views.grid(loaded.config["data"], encoder_of(loaded.config))
     return tuple(loaded.config["objective"]["encoder"]["grid"])
 
 

@@ -37,6 +37,7 @@ _SETTLED = (
     f"darker, {100 - levels.PERCENTILES[1]} % brighter"
 )
 _IN_STORES = ("arrays", "folder", "tfds")  # sources that read gs://
+_ROWS = 32  # images of 224 x 224 pixels that a device evaluates at once
 _HOW = ("image_size", "image_width", "eval_crop_fraction", "max_bad_fraction")
 
 
@@ -250,14 +251,30 @@ def image_block(data: Any) -> dict[str, Any]:
     }
 
 
+def evaluation_rows(data: Any, mesh: Mesh) -> int:
+    """Images that all devices of `mesh` evaluate at once.
+
+    Those of a device are a power of two that follows from the image size alone: for
+    another shape a compiler adds in another order, and where features are nearly
+    alike such rounding elects other neighbours.
+    """
+    height, width = batches.image_size(data)
+    rows = min(_ROWS, _ROWS * 224**2 // (height * width))
+    return 2 ** max(rows.bit_length() - 1, 0) * mesh.size
+
+
 def evaluation_batches(data: Any, batch_size: int, mesh: Mesh) -> Callable[..., Any]:
-    """source -> each of its examples once, in batches no larger than training's."""
-    size = min(batch_size, max(256, mesh.size))  # what fits there fits here
-    size = max(size // mesh.size, 1) * mesh.size
+    """source -> each of its examples once, about `batch_size` (at most 256) at a time.
+
+    Batches are whole multiples of `evaluation_rows`; of several processes one, as
+    pieces of larger ones would mix the order of the examples.
+    """
+    rows = evaluation_rows(data, mesh)
+    many = min(batch_size, 256) // rows if distributed.count() == 1 else 1
     return functools.partial(
         pipeline.eval_batches,
         transform=data_ops.eval_ops(**image_block(data)),
-        batch_size=size,
+        batch_size=rows * max(many, 1),
         process_index=distributed.index(),
         process_count=distributed.count(),
         workers=data["workers"],

@@ -343,7 +343,7 @@ def announce(job: Any, line: Line) -> None:
         environment = workdirs.environment(devices)
         environment["processes"] = distributed.count()
         workdirs.append_line(job.workdir / "environment.jsonl", environment)
-    line.say(summary)
+    line.say("\n".join([summary, *job.notes]))
 
 
 def describe(job: Any) -> tuple[str, str]:

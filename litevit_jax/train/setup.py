@@ -20,7 +20,7 @@ from litevit_jax import augment, checkpoint, distributed, registry, sharding
 from litevit_jax.data import fast, pipeline
 from litevit_jax.data import ops as data_ops
 from litevit_jax.evaluators import base as evaluators_base
-from litevit_jax.train import batches, evaluation, inherit, inputs, slices
+from litevit_jax.train import batches, evaluation, inherit, inputs, slices, views
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
@@ -49,6 +49,7 @@ class Job:
       evaluators: title -> (evaluator, every_steps).
       resumes: whether the workdir holds this run already.
       total_steps: of the run.
+      notes: lines about images and classes, for the start.
     """
 
     config: dict[str, Any]
@@ -64,6 +65,7 @@ class Job:
     evaluators: evaluation.Evaluators
     resumes: bool
     total_steps: int
+    notes: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ def design(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Desi
     """
     lr_batch, steps_at_least = config.batch_size, 0
     if lr_batch is None:
-        config.batch_size = _batch_size(config, len(source("train")), mesh)
+        config.batch_size = slices.batch_size(config, source)
         lr_batch = config.lr.get("batch_if_chosen", config.batch_size)
         steps_at_least = config.steps_at_least
     slices.check(config, mesh)
@@ -154,13 +156,14 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
     """
     config = config.copy_and_resolve_references().unlock()
     settle(config)
-    mesh = sharding.make_mesh(**config.mesh)
     distributed.beat("reading weights", grace=True, begun=False)
     loaded, taught = inherit.inherit(config), inherit.teacher(config)
+    notes = views.settle(config, loaded, taught)
     doing = "listing the images and designing the run"
     distributed.beat(doing, grace=True, begun=False)
     inputs.settle_range(config.data, config.data.train_split)
     source = inputs.sources(config.data)
+    mesh = slices.make_mesh(config, source)
     made = design(config, mesh, source)
     transform = data_ops.train_ops(**inputs.image_block(config.data))
     fixed = _fixed(config, made.objective, made.variables, taught)
@@ -195,6 +198,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) ->
         evaluators=evaluators,
         resumes=resumes,
         total_steps=config.derived.total_steps,
+        notes=[*notes, *evaluation.notes(evaluators)],
     )
 
 
@@ -209,14 +213,6 @@ def settle(config: ConfigDict) -> None:
     config.data.decoder = fast.choose(config.data.decoder)
 
 
-def _batch_size(config: ConfigDict, examples: int, mesh: Mesh) -> int:
-    """A power of two (times the devices) with at least 16 updates an epoch."""
-    size = mesh.size
-    while size * 2 <= min(config.batch_size_at_most, examples // 16):
-        size *= 2
-    return size
-
-
 def _derive(
     config: ConfigDict, source: Any, lr_batch: int, steps_at_least: int
 ) -> None:
@@ -226,6 +222,7 @@ def _derive(
         "train_examples": len(source),
         "train_fingerprint": source.fingerprint(),
         "num_classes": len(source.classes),
+        "classes": list(source.classes),
         **length,
         "peak_lr": config.lr.base * lr_batch / 256,
     }

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import sharding
+from litevit_jax import distributed, sharding
 
 # Whole images at once on a TPU, or as many parts of images as make up so many: the
 # compiler for v5e keeps their activations in fast memory, and those of more it does
@@ -28,6 +30,23 @@ AT_ONCE = 128
 VALUES_AT_ONCE = 8 * 224 * 224 * 3
 # 'auto' takes no divisor that is below this share of what it looks for.
 _LEAST_SHARE = 0.5
+
+
+def make_mesh(config: ConfigDict, source: Callable[[str], Any]) -> Mesh:
+    """The mesh of a run, on as many devices as a batch that is chosen divides among.
+
+    A mesh that is given, or spans several processes, takes all of them.
+    """
+    devices, free = jax.devices(), config.mesh.data < 0 and distributed.count() == 1
+    if config.batch_size is None and free:
+        devices = devices[: math.gcd(batch_size(config, source), len(devices))]
+    return sharding.make_mesh(**config.mesh, devices=devices)
+
+
+def batch_size(config: ConfigDict, source: Callable[[str], Any]) -> int:
+    """A power of two that leaves at least 16 updates an epoch, whatever the devices."""
+    most = min(config.batch_size_at_most, len(source("train")) // 16)
+    return 2 ** max(most.bit_length() - 1, 0)
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -22,6 +23,7 @@ from litevit_jax.train import workdir as workdirs
 # The axes of the grid may grow in the same directory; what a point is may not change.
 _AXES = ("sweep.lr_base", "sweep.layer_decay", "sweep.epochs", "sweep.warmup_epochs")
 _SHOWN = ("top1", "mean_per_class", "top5")
+_TEST = re.compile(r"(?<![a-z])test(?![a-z])")  # in the title of an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Of its directory."""
+        """Of its directory; `lr` is per 256 images, as in `config.lr.base`."""
         return (
             f"lr{self.lr_base:g}-decay{self.layer_decay:g}-epochs{self.epochs}"
             f"-warmup{self.warmup_epochs:g}"
@@ -118,6 +120,13 @@ class Sweep:
         config.epochs = point.epochs
         if not final:
             _select(config.data, self._sweep)
+            titles = {title: _validation(title) for title in config.evals}
+            config.evals = {titles[t]: block for t, block in config.evals.items()}
+            if len(config.evals) < len(titles):
+                raise ValueError(
+                    f"evals {', '.join(sorted(titles))}: on a sweep's points 'test' is "
+                    "called 'validation'; give one of them another name"
+                )
         return config
 
     def place(self, point: Point, *, final: bool = False) -> pathlib.Path:
@@ -129,8 +138,8 @@ class Sweep:
         self.parts.add(
             point.name,
             **dataclasses.asdict(point),
-            peak_lr=self._peak(point),
-            validation=results[self._title]["last"],
+            peak_lr=self._peak(point.lr_base),
+            validation=results[_validation(self._title)]["last"],
         )
 
     def record_final(self, point: Point, results: dict[str, dict[str, Any]]) -> None:
@@ -145,27 +154,29 @@ class Sweep:
 
     def table(self) -> str:
         """All points, and the final run on the test split, in columns."""
-        rows = [["data", "peak lr", "layer decay", "epochs", "warm-up", "n", *_SHOWN]]
+        title, test = self._title, self.parts.rest.get("test", {})
+        every = [row["validation"] for row in self.parts.rows.values()]
+        shown = [name for name in _SHOWN if any(name in row for row in every)]
+        rows = [["data", "lr", "layer decay", "epochs", "warm-up", "n", *shown]]
         for point in self.points:
             if point.name in self.parts:
                 row = self.parts.rows[point.name]["validation"]
-                rows.append(["validation", *self._cells(point), *_numbers(row)])
+                rows.append(["validation", *_cells(point), *_numbers(row, shown)])
         for point in self.points:
             if point.name == self.parts.rest.get("winner"):
-                row = self.parts.rest["test"][self._title]
-                rows.append(["test", *self._cells(point), *_numbers(row)])
-        return f"chosen by {self._metric}\n{progress.columns(rows)}"
+                rows.append(["test", *_cells(point), *_numbers(test[title], shown)])
+        return (
+            f"chosen by {self._metric} on validation images; lr is per 256 images, as "
+            f"in the names of points: its peak is {self._peak(1.0):g} times that\n"
+            f"{progress.columns(rows)}"
+        )
 
     @property
     def _metric(self) -> str:
         return self._config.evals[self._title].get("metric") or "top1"
 
-    def _peak(self, point: Point) -> float:
-        return point.lr_base * self._config.batch_size / 256
-
-    def _cells(self, point: Point) -> list[str]:
-        values = (self._peak(point), point.layer_decay, point.epochs)
-        return [f"{value:g}" for value in (*values, point.warmup_epochs)]
+    def _peak(self, base: float) -> float:
+        return base * self._config.batch_size / 256
 
     def _check_and_open(self) -> None:
         """Refuses what a point or the final run would; makes the workdir the sweep's.
@@ -234,9 +245,19 @@ def _names(splits: str) -> set[str]:
     return {part.partition("[")[0].strip() for part in splits.split("+")}
 
 
-def _numbers(row: dict[str, Any]) -> list[str]:
-    shown = (row.get(name) for name in _SHOWN)
-    return [str(row["n"]), *("" if v is None else f"{v:.2f}" for v in shown)]
+def _validation(title: str) -> str:
+    """The title of an evaluation in a point's run, which never sees a test image."""
+    return _TEST.sub("validation", title)
+
+
+def _cells(point: Point) -> list[str]:
+    values = (point.lr_base, point.layer_decay, point.epochs, point.warmup_epochs)
+    return [f"{value:g}" for value in values]
+
+
+def _numbers(row: dict[str, Any], shown: list[str]) -> list[str]:
+    values = (row.get(name) for name in shown)
+    return [str(row["n"]), *("" if v is None else f"{v:.2f}" for v in values)]
 
 
 def _grid(sweep: ConfigDict) -> list[Point]:

@@ -34,6 +34,7 @@ FREE_TO_CHANGE = (
     "data.required",
     "data.threads",
     "data.workers",
+    "derived.classes",  # the fingerprint has the labels; older runs recorded no names
     "derived.steps_per_epoch",  # what follows from it is compared instead
     "evals.*",
     "log.*",

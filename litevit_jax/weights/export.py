@@ -31,10 +31,14 @@ _BACKBONES = ("vitdet", "mmseg")  # they have no place for a head
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """The contents of a file, and what of the source is not in it."""
+    """The contents of a file, and what of the source is not in it.
+
+    `beside` is what goes into a JSON file beside it, of a format without metadata.
+    """
 
     data: bytes
     left_out: tuple[str, ...]
+    beside: dict[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +86,14 @@ def write(model: models.Model, kind: str, *, decoder: models.Arrays) -> Written:
     about = metadata(model)
     if kind != "mae":
         about.pop(names.DECODER_NUM_HEADS, None)
+    if kind in _BACKBONES:
+        about.pop(names.CLASSES, None)
     if kind in layouts.LAYOUTS:
         layout = layouts.LAYOUTS[kind](model, decoder)
         return Written(to_safetensors(layout.arrays, about), layout.left_out)
     if kind == "onnx":
         return Written(onnx_graph.write(model, about), tuple(decoder))
-    return Written(stablehlo.write(model), tuple(decoder))
+    return Written(stablehlo.write(model), tuple(decoder), beside=about)
 
 
 def metadata(model: models.Model) -> dict[str, str]:

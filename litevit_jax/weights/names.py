@@ -8,8 +8,10 @@ exporter translates to or from timm keys and leaves the arrays to this module.
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ OURS = "litevit_jax"
 NUM_HEADS = "num_heads"
 DECODER_NUM_HEADS = "decoder_num_heads"
 GRID = "grid"  # rows and columns of patches, '14x14'
+CLASSES = "classes"  # names of the classes by number, a JSON list
 
 _TOP = {
     "cls_token": "encoder.cls_token",
@@ -121,6 +124,15 @@ def array_to_timm(name: str, array: np.ndarray, *, patch_size: int) -> np.ndarra
     elif name.endswith(".kernel"):
         array = array.T
     return np.ascontiguousarray(array)
+
+
+def parse_list(text: str | None) -> list[Any]:
+    """The JSON list in a file's metadata; [] if there is none."""
+    try:
+        value = json.loads(text or "[]")
+    except ValueError:
+        return []
+    return value if isinstance(value, list) else []
 
 
 def parse_grid(text: str) -> tuple[int, int] | None:

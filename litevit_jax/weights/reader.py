@@ -33,6 +33,8 @@ class Weights:
       grid: rows and columns of patches that `pos_embed` was made for.
       unused: names in the file that were left out, all of them expected.
       notes: what a user should know of these weights.
+      metadata: what a file that we wrote says beside its arrays, as text; {} of
+        another program's.
     """
 
     params: dict[str, np.ndarray]
@@ -43,6 +45,20 @@ class Weights:
     grid: tuple[int, int]
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def normalize(self) -> dict[str, tuple[float, ...]]:
+        """Mean and std of each channel that the model was trained with, if recorded."""
+        found = {k: names.parse_list(self.metadata.get(k)) for k in ("mean", "std")}
+        return {k: tuple(map(float, v)) for k, v in found.items() if v}
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes that its head tells apart, in order; [] if unknown."""
+        return [
+            str(name) for name in names.parse_list(self.metadata.get(names.CLASSES))
+        ]
 
 
 def read(
@@ -81,7 +97,7 @@ def read(
         raise FileNotFoundError(f"{path}: no file of weights there")
     heads = {"num_heads": num_heads, "decoder_num_heads": decoder_num_heads}
     try:
-        source, model, notes = _measure(path, branch, grid=grid, **heads)
+        source, model, notes, said = _measure(path, branch, grid=grid, **heads)
         params, unused = _take(model, allow_half, allow_unused, allow_missing)
     except ValueError as error:  # also those of `models` about sizes
         raise WeightsError(f"{path}: {error}") from None
@@ -94,20 +110,22 @@ def read(
         grid=model.grid,
         unused=(*source.unused, *model.unused, *unused),
         notes=(*model.notes, *notes),
+        metadata=said if said.get(names.WRITER) == names.OURS else {},
     )
 
 
 def _measure(
     path: pathlib.Path, branch: str | None, **given: Any
-) -> tuple[sources.Source, sizes.Model, tuple[str, ...]]:
-    """Who wrote the file, what it holds, and what else a user should know."""
+) -> tuple[sources.Source, sizes.Model, tuple[str, ...], dict[str, str]]:
+    """Who wrote the file, what it holds, what else to know, and its metadata."""
     entries, container, metadata = _open(path)
     source = sources.recognise(entries, container, metadata, branch)
-    if source.name != "hf_vitmae":
-        return source, sizes.measure(source, metadata=metadata, config={}, **given), ()
-    config = hf.config_beside(path)
+    config, notes = {}, ()
+    if source.name == "hf_vitmae":
+        config = hf.config_beside(path)
+        notes = hf.notes(config)
     model = sizes.measure(source, metadata=metadata, config=config, **given)
-    return source, model, hf.notes(config)
+    return source, model, notes, metadata
 
 
 def _open(path: pathlib.Path) -> tuple[dict[str, Entry], str | None, dict[str, str]]:

@@ -57,7 +57,7 @@ def test_votes_are_those_of_brute_force(k, temperature):
     hits = brute_force(bank, bank_label, query, k, temperature, 7) == label[:, None]
     flat = brute_force(bank, bank_label, query, k, 100.0, 7) == label[:, None]
     assert k == 1 or hits[:, 0].sum() != flat[:, 0].sum()  # the weights matter here
-    assert got["n"] == 29
+    assert (got["n"], got["bank_n"]) == (29, 53)
     assert got["top1"] == pytest.approx(100 * hits[:, 0].mean())
     assert got["top5"] == pytest.approx(100 * hits[:, :5].any(axis=1).mean())
 
@@ -78,7 +78,7 @@ def test_images_without_a_label_neither_vote_nor_count():
     bank = features(12, 4)
     label = np.where(np.arange(12) < 6, np.arange(12) % 3, -1)
     got = evaluate(bank, label, bank, label, num_classes=3, k=1)
-    assert (got["n"], got["top1"]) == (6, 100.0)
+    assert (got["n"], got["bank_n"], got["top1"]) == (6, 6, 100.0)
 
 
 @pytest.mark.parametrize("setting", [{"k": 0}, {"temperature": 0.0}])
@@ -97,7 +97,7 @@ def test_features_are_read_through_the_mesh():
     evaluator = knn.make(context=made, features="tokens", k=1)
     assert evaluator.reads == ("tokens",)
     got = evaluator.run(common.state(bank), step=0)
-    assert got == {"top1": 100.0, "top5": 100.0, "n": 21}
+    assert got == {"top1": 100.0, "n": 21, "bank_n": 21}  # no top5 of three classes
 
 
 def test_more_queries_than_are_compared_at_a_time():

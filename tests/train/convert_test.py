@@ -6,6 +6,7 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 
 from litevit_jax import checkpoint, cli, commandline, weights
@@ -17,6 +18,7 @@ from tests.weights import export_test
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONVERT = str(ROOT / "configs" / "convert.py")
+CLASSES = [f"class {k}, \u00fc" for k in range(10)]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,7 @@ def saved_classifier(workdir, *, head):
         "name": "finetune",
         "objective": {"encoder": dict(export_test.SIZES), "head": head},
         "data": {"image_size": 16, "image_width": None, "range": "0,4095"},
+        "derived": {"classes": CLASSES},
         "augment": {"normalize": {"mean": [0.5] * 3, "std": [0.25] * 3}},
     }
     workdir.mkdir(exist_ok=True)
@@ -114,8 +117,36 @@ def test_the_encoder_of_a_classifier_is_a_part(classifier, tmp_path):
 
 @pytest.mark.parametrize("ending", ["onnx", "stablehlo"])
 def test_the_ending_of_the_target_picks_the_format(ending, classifier, tmp_path):
-    text = converted(classifier, tmp_path / f"out.{ending}")
+    target = tmp_path / f"out.{ending}"
+    text = converted(classifier, target)
     assert f"out.{ending}: {ending}, " in text
+    if ending == "onnx":
+        props = onnx.load(str(target)).metadata_props
+        about = {entry.key: entry.value for entry in props}
+    else:  # the format has no place for them
+        about = json.loads((tmp_path / "out.stablehlo.json").read_text())
+    assert json.loads(about["classes"]) == CLASSES
+    assert json.loads(about["mean"]) == [0.5] * 3
+    if ending == "stablehlo":
+        target.unlink()
+        with pytest.raises(FileExistsError, match=r"out.stablehlo.json, where its met"):
+            converted(classifier, target)
+
+
+def test_a_file_keeps_what_it_says_of_classes_and_images(classifier, tmp_path):
+    first, second, part = (tmp_path / f"{k}.safetensors" for k in (1, 2, 3))
+    converted(classifier, first)
+    converted(first, second)
+    for path in (first, second):
+        found = weights.read(str(path))
+        assert found.classes == CLASSES
+        assert found.normalize == {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    converted(classifier, part, part="encoder")
+    assert weights.read(str(part)).classes == []
+    assert weights.read(str(part)).normalize["std"] == (0.25,) * 3
+    converted(classifier, tmp_path / "d.safetensors", format="vitdet")
+    about = export.from_safetensors((tmp_path / "d.safetensors").read_bytes())[1]
+    assert "classes" not in about  # nor has it a head
 
 
 def test_positions_are_resized_for_another_image_size(mae, classifier, tmp_path):

@@ -1,14 +1,18 @@
 """Evaluators on data of their own: they change no bit, say what they cost."""
 
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from litevit_jax import checkpoint, sharding
-from litevit_jax.train import loop, setup
+from litevit_jax.evaluators import frozen
+from litevit_jax.train import evaluation, inputs, loop, setup
 from tests import jobs
+
+MAKE_MESH = sharding.make_mesh
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -141,8 +145,66 @@ def test_a_classifier_is_not_asked_of_other_classes(labelled, tmp_path):
     made = jobs.tiny("deit_tiny", "smoke")
     with made.unlocked():
         made.evals.test.data = {"source": "folder", "dir": str(labelled)}
-    message = (
-        r"evals.test: the data has 2 classes, but the classifier was trained on 10"
-    )
+    message = r"evals.test: 'a', 'b': 2 of 2 classes .* none that the model was trained"
     with pytest.raises(ValueError, match=message):
         setup.prepare(made, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A job of the quick start's encoder at random, and its initial state."""
+    job = setup.prepare(jobs.config("mae_tiny"), tmp_path_factory.mktemp("encoder"))
+    return job, jax.device_get(job.create())
+
+
+def gathered(encoder, batch_size, devices):
+    """Features [n, D] of the test digits, evaluated so."""
+    job, state = encoder
+    made = jobs.config("mae_tiny", batch_size=batch_size)
+    with made.unlocked():
+        made.data.eval_split = "test"
+        made.derived = {"num_classes": 10}
+        made.evals = {"knn": {"name": "knn", "split": "eval", "every_steps": 0}}
+    mesh = MAKE_MESH(devices, 1, jax.devices()[:devices])
+    variables = types.SimpleNamespace(**vars(state))
+    made_evaluators = evaluation.make(
+        made,
+        job.objective,
+        variables,
+        inputs.sources(made.data),
+        mesh=mesh,
+        workdir=job.workdir,
+    )
+    return frozen.gather(made_evaluators["knn"][0].context, state, "eval", "features")
+
+
+def test_features_are_the_same_bits_at_every_batch_and_on_every_mesh(encoder):
+    want = gathered(encoder, 32, 1)
+    assert want[0].shape == (359, 64)
+    for batch_size, devices in ((1, 1), (100, 1), (256, 1), (48, 4)):
+        got = gathered(encoder, batch_size, devices)
+        for ours, theirs in zip(got, want, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_a_device_evaluates_at_once_follows_from_the_image_size_alone():
+    mesh = MAKE_MESH(2, 1, jax.devices()[:2])
+    sizes = {8: 64, 224: 64, 256: 32, 384: 16, 512: 8, 4096: 2}
+    for size, rows in sizes.items():
+        assert inputs.evaluation_rows({"image_size": size}, mesh) == rows
+
+
+@pytest.mark.parametrize("objective", jobs.RECIPES)
+def test_features_are_computed_in_float32_whatever_trains(objective, tmp_path):
+    arg = jobs.VARIANTS.get(objective, "smoke")
+    fields = {"objective__dtype": "bfloat16"}
+    made = jobs.tiny(jobs.RECIPES[objective], arg, **fields)
+    job = setup.prepare(made, tmp_path / "run")
+    batch = {"image": jax.ShapeDtypeStruct((4, 8, 8, 1), "float32")}
+
+    def features(params, model_state, batch):
+        return job.objective.predict(params, model_state, batch)["features"]
+
+    state = job.state
+    lowered = jax.jit(features).lower(state.params, state.model_state, batch)
+    assert "bf16" not in lowered.as_text()

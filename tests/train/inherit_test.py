@@ -50,7 +50,10 @@ def file_of(monkeypatch, tmp_path):
                 raise weights.WeightsError(f"{path}: num_heads is not recorded")
             heads = encoder["num_heads"] or num_heads
             sizes = encoder | {"num_heads": heads}
-            return types.SimpleNamespace(params=params, encoder=sizes, grid=grid)
+            known = {"classes": [], "normalize": {}, "metadata": {}}
+            return types.SimpleNamespace(
+                params=params, encoder=sizes, grid=grid, **known
+            )
 
         monkeypatch.setattr(weights, "read", read)
         path.write_bytes(b"")
@@ -237,3 +240,42 @@ def test_a_fingerprint_is_of_names_shapes_and_bits():
     prints = {inherit.fingerprint(tree) for tree in (x, same)}
     assert len(prints) == 1
     assert len(prints | {inherit.fingerprint(tree) for tree in others}) == 5
+
+
+def names_of(run):
+    """The names of the digits' classes in a saved config, to be changed."""
+    names = run.config["derived"]["classes"]
+    assert len(names) == 10
+    return names
+
+
+WHOLE = {"init_load": (".*",), "init_skip": (), "init_rename": ()}
+
+
+def test_a_head_is_not_taken_for_other_classes(lend, tmp_path):
+    run = lend("deit_tiny")
+    jobs.prepare(tmp_path / "run", finetune("RUN", **WHOLE))
+    names = names_of(run)
+    names[3], names[4] = names[4], names[3]
+    message = (
+        r"init=RUN: its head/fc/kernel knows class 3 as '4', the data as '3' \(2 cl"
+    )
+    with pytest.raises(ValueError, match=message):
+        jobs.prepare(tmp_path / "other", finetune("RUN", **WHOLE))
+    jobs.prepare(tmp_path / "other", finetune("RUN"))  # a fresh head knows nothing
+
+
+def test_a_classifier_that_teaches_has_the_classes_of_the_data(lend, tmp_path):
+    run = lend("deit_tiny")
+    fields = {"init": "random", "teacher": "RUN"}
+    fields |= {f"objective__encoder__{k}": v for k, v in (
+        ("width", 24), ("depth", 1), ("num_heads", 2), ("patch_size", 2))}  # fmt: skip
+    job = jobs.prepare(
+        tmp_path / "run", jobs.config("finetune", "digits,distill", **fields)
+    )
+    assert "head" in job.fixed["teacher"]
+    names_of(run).reverse()
+    with pytest.raises(ValueError, match=r"teacher=RUN: its head knows class 0 as '9'"):
+        jobs.prepare(
+            tmp_path / "other", jobs.config("finetune", "digits,distill", **fields)
+        )

@@ -2,13 +2,14 @@
 
 import types
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from litevit_jax import sharding
 from litevit_jax.objectives import distill, mae
-from litevit_jax.train import loop, slices, step
+from litevit_jax.train import loop, setup, slices, step
 from tests import jobs
 
 FREE = types.SimpleNamespace(needs_whole_batch="", encoded_share=0.25)
@@ -174,3 +175,26 @@ def test_a_run_traces_its_step_once(microbatch, tmp_path, monkeypatch):
     )
     loop.run(jobs.tiny(steps=2, microbatch=microbatch), tmp_path)
     assert len(traced) == 1
+
+
+@pytest.mark.parametrize(("images", "batch"), [(71, 4), (15, 1), (1438, 64)])
+def test_a_batch_that_is_chosen_follows_from_the_data_alone(
+    images, batch, monkeypatch, tmp_path
+):
+    def prepared():
+        made = jobs.config("linear_probe", "smoke", batch_size=None, steps=None)
+        made.data.fraction = images / 1438
+        return setup.prepare(made, tmp_path / "run")
+
+    job, every = prepared(), jax.devices()
+    assert len(every) == 8 and job.config["derived"]["train_examples"] == images
+    assert (job.config["batch_size"], job.mesh.size) == (batch, min(batch, 8))
+    monkeypatch.setattr(jax, "devices", lambda: every[:1])
+    assert prepared().resumes  # by a machine with one device: it is the same run
+
+
+def test_a_mesh_that_is_given_is_not_made_smaller(tmp_path):
+    made = jobs.config("linear_probe", "smoke", batch_size=None, steps=None)
+    made.data.fraction, made.mesh.data = 71 / 1438, 8
+    with pytest.raises(ValueError, match=r"batch_size=4 is not a multiple of 8 dev"):
+        setup.prepare(made, tmp_path / "run")

@@ -30,6 +30,12 @@ def row(top1, by_class=50.0, step=6):
     return {"step": step, "top1": top1, "mean_per_class": by_class, "top5": 9.0, "n": 7}
 
 
+def evaluated(made):
+    """The title of the only evaluation that a run has."""
+    (title,) = made.evals
+    return title
+
+
 @pytest.fixture
 def runs(monkeypatch):
     """Runs in place of real ones: best at lr 0.1, decay 0.75; and how they were asked.
@@ -48,7 +54,8 @@ def runs(monkeypatch):
             return loop.Outcome(3, {}, signal.SIGTERM)
         lr, decay = made.lr.base, made.optimizer.layer_decay
         top1 = 90 - 100 * abs(lr - 0.1) - 10 * (decay - 0.75)
-        return loop.Outcome(6, {"test": {"last": row(top1, by_class=100 * lr)}})
+        result = {"last": row(top1, by_class=100 * lr)}
+        return loop.Outcome(6, {evaluated(made): result})
 
     monkeypatch.setattr(loop, "run", run)
     return asked
@@ -85,9 +92,13 @@ def test_every_point_runs_once_and_the_best_again_on_all_data(runs, tmp_path):
     assert saved["winner"] == "lr0.1-decay0.75-epochs20-warmup2"
     assert saved["test"]["test"]["top1"] == pytest.approx(90)
     lines = outcome.table.splitlines()
-    assert lines[0] == "chosen by top1" and len(lines) == 2 + 12 + 1
+    assert lines[0] == (
+        "chosen by top1 on validation images; lr is per 256 images, as in the names of "
+        "points: its peak is 0.125 times that"
+    )
+    assert len(lines) == 2 + 12 + 1
     cells = lines[-1].split()
-    assert cells[:5] == ["test", "0.0125", "0.75", "20", "2"]
+    assert cells[:5] == ["test", "0.1", "0.75", "20", "2"]
     assert cells[5:] == ["7", "90.00", "10.00", "9.00"]
     assert len({line.index(" 7 ") for line in lines[2:]}) == 1  # columns
 
@@ -113,6 +124,36 @@ def test_points_are_chosen_on_images_that_neither_they_nor_the_test_see(runs, tm
     assert not held_out & learned
     assert all(name.startswith("digits/train") for name in held_out)
     assert parts["test"].name_of(0).startswith("digits/test")
+
+
+def test_only_the_final_run_calls_its_numbers_test(runs, tmp_path):
+    made = config(sweep__lr_base=(0.1,))
+    with made.unlocked():
+        made.evals.knn_test = made.evals.latest = made.evals.test
+    made = made.copy_and_resolve_references()
+    titles = []
+    for final in (False, True):
+        sweep = transfer.Sweep(made, tmp_path / "run")
+        titles.append(set(sweep.config_of(sweep.points[0], final=final).evals))
+    assert titles[0] == {"validation", "knn_validation", "latest"}
+    assert titles[1] == {"test", "knn_test", "latest"}
+    with made.unlocked():
+        made.evals.validation = made.evals.test
+    with pytest.raises(ValueError, match=r"evals .*test, validation: .*another name"):
+        transfer.run(made, tmp_path / "run")
+
+
+def test_a_number_that_no_point_has_is_no_column(runs, tmp_path, monkeypatch):
+    two = {"step": 6, "top1": 50.0, "mean_per_class": 50.0, "n": 7}
+    run = loop.run
+
+    def without_top5(made, workdir):
+        run(made, workdir)
+        return loop.Outcome(6, {evaluated(made): {"last": two}})
+
+    monkeypatch.setattr(loop, "run", without_top5)
+    head = transfer.run(config(), tmp_path / "run").table.splitlines()[1]
+    assert head.split()[-3:] == ["n", "top1", "mean_per_class"]
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(runs, tmp_path):
@@ -209,8 +250,11 @@ def test_a_real_sweep_ends_with_results_of_its_runs(tmp_path):
     saved = found(tmp_path)
     (point,) = saved["points"]
     place = tmp_path / "points" / point["name"]
-    result = json.loads((place / "evals/test/result.json").read_text())
+    result = json.loads((place / "evals/validation/result.json").read_text())
     assert result["last"] == point["validation"] and point["validation"]["n"] == 288
+    assert not (place / "evals/test").exists()
+    logged = (place / "metrics.jsonl").read_text()
+    assert '"validation/top1"' in logged and "test/" not in logged
     place = tmp_path / "final" / saved["winner"]
     result = json.loads((place / "evals/test/result.json").read_text())
     assert result["last"] == saved["test"]["test"] and result["last"]["n"] == 359

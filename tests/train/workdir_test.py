@@ -60,6 +60,14 @@ def test_keys_that_matter_are_refused_and_listed_and_nothing_is_saved(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == workdir.plain(CONFIG)
 
 
+def test_a_run_that_recorded_no_names_of_classes_goes_on(tmp_path):
+    old = {"derived": {"num_classes": 2, "train_fingerprint": "a"}}
+    workdir.open_run(tmp_path, old)
+    new = {"derived": {**old["derived"], "classes": ["cat", "dog"]}}
+    assert workdir.open_run(tmp_path, new) is True
+    assert json.loads((tmp_path / "config.json").read_text()) == new
+
+
 def test_hidden_files_do_not_make_a_directory_a_strangers(tmp_path):
     (tmp_path / ".nfs0001").touch()
     assert workdir.open_run(tmp_path, CONFIG) is False

@@ -1,0 +1,102 @@
+"""Labels of a data set by the numbers of other classes, matched by their names."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from litevit_jax.data.sources import base
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """Where the classes of a data set stand among those that are known.
+
+    Attributes:
+      numbers: int32 [K], of each class of the data its known number, -1 without.
+      how: in words; '' where both lists are the same.
+    """
+
+    numbers: np.ndarray
+    how: str
+
+    @property
+    def unknown(self) -> np.ndarray:
+        """Labels of the classes that are not known."""
+        return np.flatnonzero(self.numbers < 0)
+
+
+def match(names: list[str], known: list[str], count: int) -> Match | None:
+    """Matches classes by name; by number where one side has numbers for names.
+
+    Args:
+      names: of the data's classes, by label.
+      known: names of the known classes, by number; [] if they have none.
+      count: of the known classes.
+
+    Returns:
+      None if the known classes have no names and are not as many.
+    """
+    same = np.arange(len(names), dtype=np.int32)
+    if names == known:
+        return Match(same, "")
+    if not known:
+        how = f"{count} classes matched by number: those of the model have no names"
+        return Match(same, how) if len(names) == count else None
+    if _are_numbers(names) and not _are_numbers(known):
+        found = [int(name) if int(name) < count else -1 for name in names]
+        how = "matched by number, as the data's have numbers for names"
+    else:
+        number = {name: place for place, name in enumerate(known)}
+        found = [number.get(name, -1) for name in names]
+        how = "matched by name"
+    numbers = np.array(found, np.int32)
+    there = len(set(found) - {-1})
+    return Match(numbers, f"{there} of the {count} classes of the model, {how}")
+
+
+def _are_numbers(names: list[str]) -> bool:
+    return all(name.isdecimal() for name in names)
+
+
+class Relabelled(base.Source):
+    """`source` with `numbers` [K] for its labels, which count among `classes`."""
+
+    def __init__(self, source: base.Source, numbers: np.ndarray, classes: list[str]):
+        self._source, self._numbers, self._classes = source, numbers, classes
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self._classes)
+
+    @property
+    def in_memory(self) -> bool:
+        return self._source.in_memory
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self._source[index]
+        return {**example, "label": self._number(int(example["label"]))}
+
+    def label_of(self, index: int) -> int:
+        return self._number(self._source.label_of(index))
+
+    def name_of(self, index: int) -> str:
+        return self._source.name_of(index)
+
+    def fingerprint(self) -> str:
+        numbers = self._numbers.astype("<i4").tobytes()
+        return base.digest([self._source.fingerprint().encode(), numbers])
+
+    def _number(self, label: int) -> int:
+        return int(self._numbers[label]) if label >= 0 else -1
+
+
+def count(source: base.Source, labels: np.ndarray) -> int:
+    """Examples of `source` with one of `labels`; every label is read."""
+    wanted = {int(label) for label in labels}
+    return sum(source.label_of(index) in wanted for index in range(len(source)))

@@ -1,0 +1,200 @@
+"""The images that an encoder knows: their size, channels and normalisation.
+
+A run that starts from an encoder reads images as that encoder was trained, unless a
+field says otherwise; where they differ, the run says so when it starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from litevit_jax import checkpoint, paths
+from litevit_jax.models import vit
+from litevit_jax.train import batches, entries
+
+# What a file of weights knows of its encoder, beside the images.
+SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
+FILE_FIELDS = (*SIZES, "pos_embed", "rpe_style")
+_KERNEL = "encoder/patch_embed/kernel"
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """The images that an encoder was trained on.
+
+    Attributes:
+      of: the flag that names the encoder, as '--config.init=RUN'.
+      size: (H, W).
+      channels: C.
+      mean, std: of each channel, of pixels in 0..1; None if they are not recorded.
+      range: of pixels of more than 8 bits, as in `data.range`; None: full.
+    """
+
+    of: str
+    size: tuple[int, int]
+    channels: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    range: str | None = None
+
+
+def settle(
+    config: ConfigDict,
+    loaded: checkpoint.Checkpoint | None,
+    teacher: checkpoint.Checkpoint | None,
+) -> list[str]:
+    """Size, channels and normalisation of images, as far as `config` leaves them open.
+
+    They are those of `init`, which is `loaded`, else of `like`, else of `teacher`,
+    else the recipe's `view_default`.
+
+    Returns:
+      Lines for the start: of the images, how they differ from those that the encoders
+      were trained on, and which parameters of `init` are taken.
+    """
+    known, text = [], []
+    if loaded is not None:
+        known.append(of(f"--config.init={config.init}", loaded))
+        text = entries.which_parameters(config, loaded)
+    if config.like:
+        known.append(of_run(f"--config.like={config.like}", run_config(config.like)))
+    if teacher is not None:
+        known.append(of(f"--config.teacher={config.teacher}", teacher))
+    for view in known:
+        take(config, view)
+    take_default(config)
+    return [*lines(config, known), *text]
+
+
+def run_config(path: str) -> dict[str, Any]:
+    """The config of the run that `like` names."""
+    file = paths.path(path) / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"--config.like={path}: no run directory there (no config.json)"
+        )
+    return json.loads(file.read_text())
+
+
+def of_run(flag: str, config: dict[str, Any]) -> View:
+    """Those of a run, by its saved config."""
+    data, normalize = config["data"], config["augment"]["normalize"]
+    mean, std = (tuple(normalize[key]) for key in ("mean", "std"))
+    size, levels = batches.image_size(data), data.get("range")
+    return View(flag, size, data["channels"], mean, std, levels)
+
+
+def of(flag: str, loaded: checkpoint.Checkpoint) -> View:
+    """Those of a run or, as far as it tells, of a file of weights."""
+    if "data" in loaded.config:
+        return of_run(flag, loaded.config)
+    block = loaded.config["objective"]["encoder"]
+    side = block["patch_size"]
+    rows, columns = block["grid"]
+    channels = loaded.params[_KERNEL].shape[0] // side**2
+    said = loaded.config.get("normalize", {})
+    size = rows * side, columns * side
+    levels = loaded.config.get("range")
+    return View(flag, size, channels, said.get("mean"), said.get("std"), levels)
+
+
+def take(config: ConfigDict, view: View) -> None:
+    """Fills what `config` leaves open of its images with `view`."""
+    data, normalize = config.data, config.augment.normalize
+    if data.image_size is None:
+        data.image_size = view.size[0]
+        if data.image_width is None and view.size[0] != view.size[1]:
+            data.image_width = view.size[1]
+    if data.channels is None:
+        data.channels = view.channels
+    if data.range is None:
+        data.range = view.range
+    for name in ("mean", "std"):
+        value = getattr(view, name)
+        if normalize[name] is None and value is not None:
+            normalize[name] = value
+
+
+def take_default(config: ConfigDict, *candidates: Any) -> None:
+    """Fills what is still open, of `config.view_default` and then of `candidates`.
+
+    Of means and deviations those are taken that have a number for each channel.
+
+    Raises:
+      ValueError: none has as many as the images have channels.
+    """
+    default = config.get("view_default") or {}
+    for name in ("image_size", "channels"):
+        if config.data[name] is None and name in default:
+            config.data[name] = default[name]
+    normalize, channels = config.augment.normalize, config.data.channels
+    for name in ("mean", "std"):
+        known = [block[name] for block in (default, *candidates) if name in block]
+        fitting = [tuple(value) for value in known if len(value) == channels]
+        if normalize[name] is None and not fitting:
+            raise ValueError(
+                f"augment.normalize.{name} of images of {channels} channels is not "
+                f"known: give a number for each with --config.augment.normalize.{name}="
+            )
+        if normalize[name] is None:
+            normalize[name] = fitting[0]
+
+
+def lines(config: ConfigDict, views: list[View]) -> list[str]:
+    """What to say of the images at the start: patches, and how `views` differ."""
+    (height, width), channels = batches.image_size(config.data), config.data.channels
+    side = encoder(config.objective.encoder).patch_size
+    count = (height // side) * (width // side)
+    text = [
+        f"images of {height}x{width} pixels, {channels} channels: {count:,} patches "
+        f"of {side}x{side} an image"
+    ]
+    ours = of_run("", config.to_dict())
+    for view in views:
+        text += _differences(ours, view)
+    return text
+
+
+def _differences(ours: View, theirs: View) -> list[str]:
+    pairs = {
+        "size": ("{}x{}".format(*ours.size), "{}x{}".format(*theirs.size)),
+        "channels": (ours.channels, theirs.channels),
+        "range": (ours.range or "full", theirs.range or "full"),
+        "mean": (ours.mean, theirs.mean),
+        "std": (ours.std, theirs.std),
+    }
+    apart = [
+        f"{name} {one}, there {other}"
+        for name, (one, other) in pairs.items()
+        if other is not None and one != other
+    ]
+    text = []
+    if apart:
+        text.append(
+            f"the images differ from those that {theirs.of} was trained on: "
+            f"{'; '.join(apart)}"
+        )
+    if theirs.mean is None:
+        text.append(
+            f"{theirs.of} does not say how its images were normalised: mean "
+            f"{ours.mean} and std {ours.std} are assumed (--config.augment.normalize)"
+        )
+    return text
+
+
+def encoder(block: Any) -> vit.Encoder:
+    """The encoder that a config's block describes, by what a checkpoint knows of it."""
+    block = block.to_dict() if isinstance(block, ConfigDict) else block
+    fields = {name: block.get(name) for name in ("variant", *FILE_FIELDS)}
+    return vit.make_encoder(**{k: v for k, v in fields.items() if v is not None})
+
+
+def grid(data: Any, block: Any) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    height, width = batches.image_size(data)
+    side = encoder(block).patch_size
+    return height // side, width // side
