@@ -5,10 +5,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from litevit_jax import augment, checkpoint
+from litevit_jax import augment
 from litevit_jax.data import cache, levels
 from litevit_jax.data import ops as data_ops
-from litevit_jax.train import batches, evaluate, inherit, inputs
+from litevit_jax.train import batches, inherit, inputs, views
 from tests import jobs
 
 
@@ -112,28 +112,24 @@ def test_channels_that_encoded_images_do_not_have_are_refused_first(
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluation_and_fine_tuning_read_the_runs_range(deep_folder, monkeypatch):
+@pytest.mark.parametrize("recipe", ["finetune", "linear_probe", "evaluate"])
+def test_evaluation_and_fine_tuning_read_the_runs_range(recipe, deep_folder):
     folder, _ = deep_folder
-    theirs = deep_run(folder, data__range="7,4095").to_dict()
-    theirs["derived"] = {"num_classes": 1, "total_steps": 1}
-    run = checkpoint.Checkpoint({}, theirs, 1, folder)
-    monkeypatch.setattr(checkpoint, "read_params", lambda _: run)
-    for recipe in ("finetune", "linear_probe"):
-        for arg in (f"data=folder,path={folder}", None):
-            made = jobs.config(recipe, arg, init=str(folder)).unlock()
-            if made.data.source is not None or recipe == "linear_probe":
-                inherit.inherit(made)
-                assert made.data.range == "7,4095"
-    for arg in (f"data=folder,path={folder}", None):
-        made = jobs.config("evaluate", arg, init=str(folder)).unlock()
-        evaluate._from_run(made, run)
-        assert made.data.range == "7,4095"
-        assert inputs.image_block(made.data)["range"] == "7,4095"
-    made = jobs.config("finetune", f"data=folder,path={folder}", init=str(folder))
-    made = made.unlock()
+    run = deep_run(folder, data__range="7,4095").to_dict()
+    made = jobs.config(recipe, f"data=folder,path={folder}").unlock()
+    assert made.data.range is None
+    views.take(made, views.of_run("init", run))
+    assert inputs.image_block(made.data)["range"] == "7,4095"
     made.data.range = "0,9"  # what is said stays
-    inherit.inherit(made)
+    views.take(made, views.of_run("init", run))
     assert made.data.range == "0,9"
+
+
+def test_data_of_a_run_have_its_range(deep_folder):
+    run = deep_run(deep_folder[0], data__range="7,4095").to_dict()
+    made = jobs.config("evaluate", None).unlock()
+    inherit.take_data(made, run)
+    assert made.data.range == "7,4095"
 
 
 def test_two_flips_are_one_too_many():
