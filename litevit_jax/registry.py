@@ -15,7 +15,7 @@ import numbers
 import pathlib
 import pkgutil
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 _ROOT = pathlib.Path(__file__).parent
 _NOT_PLUGINS = ("base", "frozen", "health", "masking")
@@ -81,16 +81,16 @@ class Bound(NamedTuple):
         """Whether `value` is such a number."""
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             return False
-        integer = isinstance(value, numbers.Integral)
-        if not integer and (self.whole or not math.isfinite(value)):
+        integer, number = isinstance(value, numbers.Integral), cast(float, value)
+        if not integer and (self.whole or not math.isfinite(number)):
             return False
-        low = value > self.low if self.above else value >= self.low
-        return low and (value < self.high if self.below else value <= self.high)
+        low = number > self.low if self.above else number >= self.low
+        return low and (number < self.high if self.below else number <= self.high)
 
     def text(self, value: Any) -> str:
         """What to say is expected in place of `value`."""
         each = flat(value)
-        real = [x for x in each if isinstance(x, numbers.Real)]
+        real: list[Any] = [x for x in each if isinstance(x, numbers.Real)]
         kind = ""
         if self.whole and not all(isinstance(x, numbers.Integral) for x in each):
             kind = "an integer, "

@@ -342,7 +342,7 @@ def test_help_lists_our_flags_and_every_recipe_with_its_first_line(capsys):
     assert set(flags_there) == ours
     assert set(flags.FlagValues.__iter__(commandline.flags_for(["main.py"]))) == ours
     for path in (ROOT / "configs").glob("[!_]*.py"):
-        first = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+        first = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
         shown = re.search(rf"(?m)^  {path.stem} +{re.escape(first)}$", said)
         assert bool(shown) == (path.stem != "common")
     assert "--config=NAME --help lists the fields" in said
@@ -545,7 +545,14 @@ def test_help_answers_without_loading_jax_tensorflow_or_torch():
 
 
 def test_names_are_shown_beside_numbers_but_tables_are_not(monkeypatch, capsys):
-    last = {"step": 0, "top1": 81.25, "block": 3, "lr": 0.02, "n": 9, "feature": "avg"}
+    last: dict = {
+        "step": 0,
+        "top1": 81.25,
+        "block": 3,
+        "lr": 0.02,
+        "n": 9,
+        "feature": "avg",
+    }
     last["table"] = [{"l2": 1}]
     results = {"layers": {"metric": "top1", "last": last, "best": last}}
     monkeypatch.setattr(evaluate, "run", lambda config, workdir: results)

@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from absl import flags
@@ -120,7 +121,7 @@ def test_a_mistake_of_the_user_is_one_message_and_exit_code_2(
     assert not pathlib.Path("runs").exists()
 
 
-def raised(error, cause=None):
+def raised(error, cause=None) -> Any:
     """`error`, as if a module of ours had raised it."""
     code = compile("raise error from cause", str(PACKAGE / "data" / "x.py"), "exec")
     try:
@@ -129,7 +130,7 @@ def raised(error, cause=None):
         return caught
 
 
-def failed(call, *arguments):
+def failed(call, *arguments) -> Any:
     """What `call` raises."""
     try:
         call(*arguments)
@@ -187,7 +188,7 @@ def test_a_recipe_of_yours_without_a_field_is_told_which(capsys):
 
 
 # Exceptions that the package raises -> exit code of what is raised before work begins.
-CODES = {
+CODES: dict[int, tuple[str, ...]] = {
     exits.USAGE: (
         *("ValueError", "KeyError", "ModuleNotFoundError", "OSError"),
         "TypeError",

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import math
 import pathlib
+from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
@@ -79,7 +80,9 @@ def test_every_field_can_be_overridden_for_it_has_a_type():
 
 
 def test_every_number_that_a_plug_in_takes_has_a_bound():
-    makers = {f"augment.{name}": make for name, make in augment.OPS.items()}
+    makers: dict[str, Any] = {
+        f"augment.{name}": make for name, make in augment.OPS.items()
+    }
     makers["objective.encoder"] = vit.make_encoder
     for name in registry.choices("objectives"):
         makers[f"objective({name})"] = importlib.import_module(
