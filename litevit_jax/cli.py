@@ -198,9 +198,10 @@ def _convert(config: Any, workdir: str | None) -> int:
             f"--workdir={workdir}: a conversion has no run directory, it writes "
             "--config.target alone; leave the flag out"
         )
+    _say(f"{config.name}: convert {config.source} to {config.target}")
     from litevit_jax.train import convert
 
-    print(convert.run(config))
+    _say(convert.run(config))
     if config.target.endswith(".safetensors"):  # which the other recipes read
         _say_next(config, config.target)
     return EXIT_OK

@@ -229,6 +229,7 @@ def test_the_command_line_converts_and_prints_difference_and_times(
     fields += ["--config.target=out.onnx", "--config.latency.repeats=2"]
     assert started(*fields) == 0
     out = capsys.readouterr().out
+    assert out.startswith(f"convert: convert {classifier} to out.onnx\n")
     assert "out.onnx: onnx," in out and "onnxruntime on the file" in out
     for title in ("JAX, 4 heads ", "JAX, 12 heads instead", "onnxruntime, 4 heads"):
         assert title in out
