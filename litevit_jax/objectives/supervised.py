@@ -64,9 +64,11 @@ def make(
     if teacher is not None or distill is not None:
         _check_distillation(teacher, distill, pool, head)
         made = make_distillation(teacher or {}, num_classes, dtype, **(distill or {}))
+    module = _encoder(encoder, pool, dtype, drop_path=drop_path)
+    fc_norm = not module.final_norm  # one of the two, also where they are told apart
     return Supervised(
-        encoder=_encoder(encoder, pool, dtype, drop_path=drop_path),
-        head=heads.make_head(head=head, num_classes=num_classes, fc_norm=pool == "avg"),
+        encoder=module,
+        head=heads.make_head(head=head, num_classes=num_classes, fc_norm=fc_norm),
         pool=pool,
         label_smoothing=label_smoothing,
         frozen_encoder=frozen_encoder,

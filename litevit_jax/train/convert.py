@@ -101,6 +101,7 @@ class Source:
       encoder: sizes, as `vit.make_encoder` takes them.
       image_size: height and width in pixels.
       notes: text that goes with the exported file.
+      pool: 'avg' or 'cls' where it is known, see `weights.Weights`.
       remarks: lines for the user.
     """
 
@@ -108,6 +109,7 @@ class Source:
     encoder: dict[str, Any]
     image_size: tuple[int, int]
     notes: dict[str, str]
+    pool: str | None = None
     remarks: tuple[str, ...] = ()
 
 
@@ -131,8 +133,13 @@ def read(config: ConfigDict) -> tuple[models.Model, Source]:
                 "a distilled classifier predicts the mean of two heads, for which "
                 "other programs have no place; give --config.part=encoder"
             )
+        has_head = any(name.startswith("head.") for name in params)
         model = models.make(
-            params, source.encoder, image_size=source.image_size, notes=source.notes
+            params,
+            source.encoder,
+            image_size=source.image_size,
+            pool=source.pool if has_head else config.pool,
+            notes=source.notes,
         )
         if config.image_size is not None:
             model = model.resized((config.image_size,) * 2)
@@ -140,7 +147,10 @@ def read(config: ConfigDict) -> tuple[models.Model, Source]:
         raise FileNotFoundError(f"--config.source={error}") from None
     except ValueError as error:
         text = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"--config.source={path}: {text}") from None
+        flags = {"give num_heads": "num_heads=A", "give grid": "grid=ROWSxCOLUMNS"}
+        flags["allow_half takes"] = "allow_half=True"
+        hint = [f"; here: --config.{flag}" for k, flag in flags.items() if k in text]
+        raise ValueError(f"--config.source={path}: {text}{''.join(hint)}") from None
     return model, source
 
 
@@ -154,6 +164,10 @@ def _from_file(config: ConfigDict) -> Source:
         config.source,
         num_heads=config.num_heads,
         branch=config.branch,
+        grid=names.grid_of_flag("grid", config.grid),
+        pool=config.pool,
+        act=config.act,
+        norm=config.norm,
         allow_half=config.allow_half,
     )
     side = found.encoder["patch_size"]
@@ -170,10 +184,17 @@ def _from_file(config: ConfigDict) -> Source:
             "4.0, and so is what is made of them"
         )
     size = (found.grid[0] * side, found.grid[1] * side)
-    return Source(found.params, _sizes(found.encoder), size, notes, tuple(remarks))
+    encoder = _sizes(found.encoder)
+    return Source(found.params, encoder, size, notes, found.pool, tuple(remarks))
 
 
 def _from_run(config: ConfigDict) -> Source:
+    for name in ("grid", "pool", "act", "norm", "branch"):
+        if config[name] is not None:
+            raise ValueError(
+                f"--config.{name}={config[name]} says how a file of weights is read; "
+                "a run has recorded it: leave it out"
+            )
     found = checkpoint.read_params(config.source, average=config.ema)
     objective, data = found.config["objective"], found.config["data"]
     encoder = _sizes(objective["encoder"])

@@ -159,3 +159,21 @@ def merge(
             f"({len(apart)} such entries); their blocks cannot be swapped"
         )
     return {**found, **{name: donor[name] for name in taken["theirs"]}}
+
+
+def check_same(name: str, theirs: dict[str, Any], ours: Any, where: str) -> None:
+    """Raises a ValueError if a field that is set differs from the checkpoint's."""
+    for field, value in ours.items():
+        if not agree(field, value, theirs.get(field)):
+            raise ValueError(
+                f"{name}.{field}={value}, but the checkpoint {where} has "
+                f"{field}={theirs[field]}: another architecture; leave the field out "
+                "to take the checkpoint's"
+            )
+
+
+def agree(field: str, ours: Any, theirs: Any) -> bool:
+    """Whether a field of the encoder fits the checkpoint's."""
+    if field == "pos_embed" and ours and ours.startswith("learned"):
+        return True  # a parameter can start from any table
+    return ours is None or theirs in (None, ours)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import augment, checkpoint, distributed, paths, registry, sharding
-from litevit_jax.models import vit
+from litevit_jax.models import layers, vit
 from litevit_jax.objectives import base as objectives
 from litevit_jax.train import (
     batches,
@@ -143,7 +143,10 @@ def _read(config: ConfigDict, encoder: dict[str, Any]) -> checkpoint.Checkpoint:
         )
     if config.init != "random":
         average = bool(config.init_ema)
-        return inherit.read_flag("init", config.init, encoder, average=average)
+        grid = config.init_grid
+        return inherit.read_flag(
+            "init", config.init, encoder, average=average, grid=grid
+        )
     like = views.run_config(config.like)
     return checkpoint.Checkpoint({}, like, 0, pathlib.Path(config.like))
 
@@ -166,14 +169,12 @@ def _from_file(config: ConfigDict, loaded: checkpoint.Checkpoint) -> evaluation.
     encoder, params = dict(loaded.config["objective"]["encoder"]), loaded.params
     encoder.pop("grid")
     encoder["final_norm"] = "encoder/norm/scale" in params
-    config.objective = {"name": "encoder", "encoder": encoder}
+    pool = loaded.config["objective"]["pool"]
+    config.objective = {"name": "encoder", "encoder": encoder, "pool": pool}
     evaluator = {"name": "knn", "split": "eval", "every_steps": 0}
     kernel = params.get(_HEAD)
     if kernel is not None:
-        pool = "avg" if "head/fc_norm/scale" in params else "cls"
-        config.objective.update(
-            name="supervised", pool=pool, num_classes=kernel.shape[1]
-        )
+        config.objective.update(name="supervised", num_classes=kernel.shape[1])
         evaluator["name"] = "classification"
     if any(name.startswith("head_dist/") for name in params):
         # Two heads are read with the second one's teacher; none of it is loaded.
@@ -213,7 +214,7 @@ def _objective(config: ConfigDict) -> Any:
     block = inherit.without_none(config.objective.to_dict())
     name = block.pop("name")
     if name == "encoder":
-        return Encoder(vit.make_encoder(**block["encoder"]))
+        return Encoder(vit.make_encoder(**block["encoder"]), block.get("pool"))
     return registry.make("objectives", name, **block)
 
 
@@ -230,15 +231,23 @@ def _batch(config: ConfigDict, objective: Any) -> batches.Shapes:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """What a file without a head predicts: features."""
+    """What a file without a classifier predicts: features.
+
+    With `pool` they are pooled so and go through a norm, as in a classifier whose last
+    layer was taken away.
+    """
 
     encoder: vit.Encoder
+    pool: str | None = None
     num_views: ClassVar[int] = 1
 
     def init(self, key: jax.Array, batch: dict[str, Any]) -> objectives.Variables:
-        """Parameters {'encoder'}."""
+        """Parameters {'encoder'}, and with `pool` {'head': {'fc_norm'}}."""
         image = jax.numpy.zeros((1, *batch["image"].shape[1:]))
         params = {"encoder": self.encoder.init(key, image)["params"]}
+        if self.pool is not None:
+            pooled = jax.numpy.zeros((1, self.encoder.width))
+            params["head"] = {"fc_norm": self._norm.init(key, pooled)["params"]}
         return objectives.Variables(params, {}, {})
 
     def predict(
@@ -247,7 +256,16 @@ class Encoder:
         """Features, see `vit.features_of`."""
         del model_state
         found: Any = self.encoder.apply({"params": params["encoder"]}, batch["image"])
-        return vit.features_of(*found)
+        features = vit.features_of(*found)
+        if self.pool is not None:
+            norm = {"params": params["head"]["fc_norm"]}
+            pooled = vit.pool_tokens(found[0], self.pool)
+            features["features"] = jax.numpy.asarray(self._norm.apply(norm, pooled))
+        return features
+
+    @property
+    def _norm(self) -> layers.LayerNorm:
+        return layers.LayerNorm("float32")
 
 
 def _tuples(value: Any) -> Any:

@@ -16,26 +16,32 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from litevit_jax import checkpoint, paths, weights
+from litevit_jax import checkpoint, distributed, paths, weights
 from litevit_jax.models import layers
 from litevit_jax.train import entries, views
 from litevit_jax.train import state as states
-from litevit_jax.weights import positions
+from litevit_jax.weights import names, positions
 
 _POS_EMBED = "encoder/pos_embed"
 
 
 def read(
-    path: str, *, num_heads: int | None = None, average: bool = False
+    path: str,
+    *,
+    num_heads: int | None = None,
+    grid: tuple[int, int] | None = None,
+    average: bool = False,
 ) -> checkpoint.Checkpoint:
     """Parameters and config of a run, of a step in it, or of a file of weights.
 
-    The config of a file has `objective.encoder`, and there its `grid` of patches;
-    `classes`, names of what its head tells apart, and `normalize`, both maybe empty.
+    The config of a file has `objective.encoder`, and there its `grid` of patches, and
+    `objective.pool`, see `weights.Weights`; `classes`, names of what its head tells
+    apart, and `normalize`, both maybe empty. What had to be assumed of it is printed.
 
     Args:
       path: of a run directory, a step inside it, or a file.
       num_heads: of the file's encoder, if the file does not record it.
+      grid: rows and columns of its patches, if they are not as many.
       average: the run's average of its parameters instead of the last ones.
 
     Raises:
@@ -52,9 +58,13 @@ def read(
             f"{path}: a file of weights holds one set of parameters and no average; "
             "leave --config.init_ema out"
         )
-    found = weights.read(str(paths.local_file(path)), num_heads=num_heads)
+    file = str(paths.local_file(path))
+    found = weights.read(file, num_heads=num_heads, grid=grid)
+    for note in found.notes if distributed.primary() else ():
+        print(f"{path}: {note}", flush=True)
     params = {name.replace(".", "/"): value for name, value in found.params.items()}
-    config = {"objective": {"encoder": {**found.encoder, "grid": found.grid}}}
+    encoder = {**found.encoder, "grid": found.grid}
+    config: dict[str, Any] = {"objective": {"encoder": encoder, "pool": found.pool}}
     config |= {"classes": found.classes, "normalize": found.normalize}
     config["range"] = found.metadata.get("range")
     return checkpoint.Checkpoint(params, config, 0, pathlib.Path(path))
@@ -80,7 +90,8 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
     loaded = None
     if config.init and config.init != "random":
         average = bool(config.init_ema)
-        loaded = read_flag("init", config.init, encoder, average=average)
+        grid = config.get("init_grid")
+        loaded = read_flag("init", config.init, encoder, average=average, grid=grid)
         loaded = _with_donor(loaded, config)
     like = None if loaded is None else loaded.config
     if config.like:
@@ -156,11 +167,13 @@ def no_teacher(config: ConfigDict) -> str:
 
 
 def read_flag(
-    flag: str, path: str, block: Any, average: bool = False
+    flag: str, path: str, block: Any, average: bool = False, grid: str | None = None
 ) -> checkpoint.Checkpoint:
     """`read` for a flag of the command line, with the heads that `block` gives."""
+    sides = names.grid_of_flag("init_grid", grid)
     try:
-        return read(path, num_heads=block.get("num_heads"), average=average)
+        heads = block.get("num_heads")
+        return read(path, num_heads=heads, grid=sides, average=average)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--config.{flag}={error}") from None
     except checkpoint.CorruptCheckpoint:
@@ -169,6 +182,12 @@ def read_flag(
         hint = ""
         if "num_heads" in str(error) and not block.get("num_heads"):
             hint = f"; here: --config.{_block_of(flag)}.num_heads=A"
+        elif "give grid" in str(error):
+            convert = (
+                "convert the file first, with configs/convert.py and --config.grid"
+            )
+            hint = "--config.init_grid" if flag == "init" else convert
+            hint = f"; here: {hint}=ROWSxCOLUMNS"
         raise ValueError(f"--config.{flag}={error}{hint}") from None
 
 
@@ -188,26 +207,10 @@ def encoder_of(config: dict[str, Any]) -> dict[str, Any]:
 def _take_encoder(name: str, block: ConfigDict, theirs: dict, where: str) -> None:
     """Fills the fields of an encoder's `block` that are None."""
     if block.get("variant") is None:
-        _check_same(name, theirs, block, where)
+        entries.check_same(name, theirs, block, where)
         block.update({**theirs, **without_none(block.to_dict())})
     elif block.get("pos_embed") is None:
         block.pos_embed = theirs.get("pos_embed")
-
-
-def _check_same(name: str, theirs: dict[str, Any], ours: Any, where: str) -> None:
-    for field, value in ours.items():
-        if not _agree(field, value, theirs.get(field)):
-            raise ValueError(
-                f"{name}.{field}={value}, but the checkpoint {where} has "
-                f"{field}={theirs[field]}: another architecture; leave the field out "
-                "to take the checkpoint's"
-            )
-
-
-def _agree(field: str, ours: Any, theirs: Any) -> bool:
-    if field == "pos_embed" and ours and ours.startswith("learned"):
-        return True  # a parameter can start from any table
-    return ours is None or theirs in (None, ours)
 
 
 def take_data(config: ConfigDict, like: dict[str, Any]) -> None:
@@ -233,7 +236,7 @@ def check(params: Any, loaded: Any, config: ConfigDict) -> None:
     theirs = encoder_of(loaded.config)
     _check_heads("init", config.init, config.objective.encoder, theirs)
     ours, table = config.objective.encoder.pos_embed, theirs.get("pos_embed")
-    if not _agree("pos_embed", ours, table):
+    if not entries.agree("pos_embed", ours, table):
         raise ValueError(
             f"{config.init}: the checkpoint's encoder has pos_embed={table}, "
             f"objective.encoder has {ours}; give --config.objective.encoder.pos_embed="

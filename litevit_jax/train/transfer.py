@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from litevit_jax import paths, registry
 from litevit_jax.train import inherit, inputs, loop, parts, progress, setup
 from litevit_jax.train import workdir as workdirs
+from litevit_jax.weights import names
 
 # The axes of the grid may grow in the same directory; what a point is may not change.
 _AXES = ("sweep.lr_base", "sweep.layer_decay", "sweep.epochs", "sweep.warmup_epochs")
@@ -194,6 +195,7 @@ class Sweep:
                 inherit.read(
                     self._config.init,
                     num_heads=self._config.objective.encoder.num_heads,
+                    grid=names.grid_of_flag("init_grid", self._config.init_grid),
                     average=self._config.init_ema,
                 ).params
             )

@@ -133,6 +133,7 @@ def make(
     encoder: dict[str, Any],
     *,
     image_size: tuple[int, int],
+    pool: str | None = None,
     notes: dict[str, str] | None = None,
 ) -> Model:
     """A model of `params`, of which those of 'encoder' and 'head' are taken.
@@ -141,6 +142,7 @@ def make(
       params: as in `Model`; other names (a decoder's, ...) are left out.
       encoder: sizes, as `vit.make_encoder` takes them.
       image_size: height and width in pixels.
+      pool: as in `Model`; None: 'avg' if the head has a norm, 'cls' if it has none.
       notes: as in `Model`.
 
     Raises:
@@ -156,8 +158,7 @@ def make(
     module = vit.make_encoder(**fields)
     kernel = taken.get("encoder.patch_embed.kernel", np.zeros((0, 0)))
     channels = kernel.shape[0] // module.patch_size**2
-    pool = None
-    if any(name.startswith("head.") for name in taken):
+    if pool is None and any(name.startswith("head.") for name in taken):
         pool = "avg" if "head.fc_norm.scale" in taken else "cls"
     model = Model(taken, module, image_size, channels, pool, notes or {})
     _check(model)

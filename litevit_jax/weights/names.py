@@ -141,6 +141,20 @@ def parse_grid(text: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+def grid_of_flag(name: str, text: str | None) -> tuple[int, int] | None:
+    """The grid that flag `name` of a command gives; None if it is left out.
+
+    Raises:
+      ValueError: it is no grid.
+    """
+    grid = None if text is None else parse_grid(text.strip().lower())
+    if grid is None and text is not None:
+        raise ValueError(
+            f"--config.{name}={text}: expected rows and columns of patches, as 14x10"
+        )
+    return grid
+
+
 def square_grid(count: int) -> tuple[int, int] | None:
     """The square grid of `count` patches, or None if there is none."""
     side = math.isqrt(count)

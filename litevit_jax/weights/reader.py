@@ -10,8 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from litevit_jax.weights import hf, names, safetensors, sizes, sources, torch_file
-from litevit_jax.weights.base import HALF, Entry, WeightsError, short
+from litevit_jax.weights import (
+    hf,
+    names,
+    recorded,
+    safetensors,
+    sizes,
+    sources,
+    torch_file,
+)
+from litevit_jax.weights.base import HALF, Entry, WeightsError
 
 _MOST = 10  # differences that an error lists
 
@@ -31,6 +39,7 @@ class Weights:
       source: the program that wrote the file, as `sources` names it.
       path: of the file.
       grid: rows and columns of patches that `pos_embed` was made for.
+      pool: 'avg' or 'cls' where a head or a norm reads pooled tokens, else None.
       unused: names in the file that were left out, all of them expected.
       notes: what a user should know of these weights.
       metadata: what a file that we wrote says beside its arrays, as text; {} of
@@ -43,6 +52,7 @@ class Weights:
     source: str
     path: str
     grid: tuple[int, int]
+    pool: str | None = None
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -68,6 +78,9 @@ def read(
     decoder_num_heads: int | None = None,
     branch: str | None = None,
     grid: tuple[int, int] | None = None,
+    pool: str | None = None,
+    act: str | None = None,
+    norm: str | None = None,
     allow_half: bool = False,
     allow_unused: tuple[str, ...] = (),
     allow_missing: tuple[str, ...] = (),
@@ -75,7 +88,8 @@ def read(
     """Reads `.pth`, `.pth.tar`, `.bin` or `.safetensors`, told by its content.
 
     Nothing of the file is run. Sizes are told by shapes; the head count is not, and
-    must be recorded in the file, known of its source, or given.
+    must be recorded in the file (or timm's `config.json` beside it), known of its
+    source, or given. What else shapes do not tell is assumed, and said in `notes`.
 
     Args:
       path: of the file.
@@ -83,9 +97,11 @@ def read(
       decoder_num_heads: of the decoder; one of unknown head count is left out.
       branch: 'base_encoder' (the default) or 'momentum_encoder' of MoCo v3.
       grid: rows and columns of patches, where they are not as many.
+      pool: 'avg' or 'cls', the tokens that a head or a norm behind the blocks reads.
+      act, norm: the activation and the norms of the blocks, by timm's names; all but
+        'gelu' and 'layernorm' are refused.
       allow_half: takes float16 and bfloat16 weights, which are short of digits.
-      allow_unused: patterns of timm keys that may be left out.
-      allow_missing: patterns of timm keys that the file may lack.
+      allow_unused, allow_missing: patterns of timm keys that may be left out, lack.
 
     Raises:
       FileNotFoundError: no file is there.
@@ -96,8 +112,11 @@ def read(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no file of weights there")
     heads = {"num_heads": num_heads, "decoder_num_heads": decoder_num_heads}
+    given = {"pool": pool, "act": act, "norm": norm}
+    expected = (*allow_unused, *allow_missing)
     try:
-        source, model, notes, said = _measure(path, branch, grid=grid, **heads)
+        measured = _measure(path, branch, expected, given, grid=grid, **heads)
+        source, model, used, notes, said = measured
         params, unused = _take(model, allow_half, allow_unused, allow_missing)
     except ValueError as error:  # also those of `models` about sizes
         raise WeightsError(f"{path}: {error}") from None
@@ -108,6 +127,7 @@ def read(
         source=source.name,
         path=str(path),
         grid=model.grid,
+        pool=used,
         unused=(*source.unused, *model.unused, *unused),
         notes=(*model.notes, *notes),
         metadata=said if said.get(names.WRITER) == names.OURS else {},
@@ -115,17 +135,32 @@ def read(
 
 
 def _measure(
-    path: pathlib.Path, branch: str | None, **given: Any
-) -> tuple[sources.Source, sizes.Model, tuple[str, ...], dict[str, str]]:
-    """Who wrote the file, what it holds, what else to know, and its metadata."""
+    path: pathlib.Path,
+    branch: str | None,
+    expected: tuple[str, ...],
+    given: dict[str, str | None],
+    **sizes_given: Any,
+) -> tuple[sources.Source, sizes.Model, str | None, tuple[str, ...], dict[str, str]]:
+    """Who wrote the file, what it holds, its pooling, notes and its metadata."""
     entries, container, metadata = _open(path)
     source = sources.recognise(entries, container, metadata, branch)
-    config, notes = {}, ()
+    sources.check_parts(source.entries, lambda key: _any(expected, key))
+    config: dict[str, Any] = {}
+    notes: list[str] = []
     if source.name == "hf_vitmae":
         config = hf.config_beside(path)
-        notes = hf.notes(config)
-    model = sizes.measure(source, metadata=metadata, config=config, **given)
-    return source, model, notes, metadata
+        notes += hf.notes(config)
+    elif source.name != names.OURS:
+        width = sizes.width(source.entries)
+        metadata = recorded.metadata(metadata, width)
+        config, notes = recorded.config_beside(path, width)
+    if names.GRID not in metadata:
+        grid = recorded.grid(source.entries, config, metadata)
+        metadata |= {names.GRID: "{}x{}".format(*grid)} if grid else {}
+    model = sizes.measure(source, metadata=metadata, config=config, **sizes_given)
+    records = {"metadata": metadata, "config.json": config}
+    pool, assumed = recorded.function(source.name, source.entries, records, given)
+    return source, model, pool, (*notes, *assumed), metadata
 
 
 def _open(path: pathlib.Path) -> tuple[dict[str, Entry], str | None, dict[str, str]]:
@@ -232,5 +267,5 @@ def _problem(
 def _read(key: str, name: str, entry: Entry) -> np.ndarray:
     array = names.array_to_ours(name, entry.read().astype(np.float32))
     if not np.isfinite(array).all():
-        raise WeightsError(f"{short(key)} is not finite (NaN or infinite numbers)")
+        raise WeightsError(f"{key[:80]} is not finite (NaN or infinite numbers)")
     return array

@@ -98,6 +98,12 @@ def measure(
     return Model(entries, shapes, encoder, decoder, grid, left_out)
 
 
+def width(entries: dict[str, Entry]) -> int:
+    """D by the patch embedding; 0 without one."""
+    kernel = entries.get("patch_embed.proj.weight")
+    return kernel.shape[0] if kernel is not None and kernel.shape else 0
+
+
 def _encoder_sizes(entries: dict[str, Entry]) -> tuple[dict[str, Any], int]:
     """Width, depth, patch size and the MLP ratio if it is not 4; and channels."""
     kernel = entries.get("patch_embed.proj.weight")
@@ -144,7 +150,7 @@ def _grid(
     patches = entry.shape[1] - 1
     recorded = names.parse_grid(metadata.get(names.GRID, ""))
     if given and recorded and tuple(given) != recorded:
-        raise WeightsError(f"grid={given} given, but its metadata has {recorded}")
+        raise WeightsError(f"grid={given} given, but recorded is {recorded}")
     grid = given or recorded or names.square_grid(patches)
     if grid is None:
         raise WeightsError(

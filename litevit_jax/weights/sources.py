@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,17 @@ _LEFTOVERS = {
     "mae_lite": r"(tch_model|attn_adapter|hidden_adapter)\..*",
     "moco": r"(base_encoder|momentum_encoder|predictor)\..*",
 }
+_SCALE = "LayerScale"
+# Names of other vision transformers -> what they have that ours lack.
+_FOREIGN = (
+    (r"reg_token|register_tokens", "register tokens"),
+    (r"blocks\.0\.(ls[12]\.gamma|gamma_[12])", _SCALE),
+    (r"blocks\.0\.attn\.[qk]_norm\..*", "normalised queries and keys"),
+    (r"blocks\.0\.mlp\.(w12|w3|fc1_g|fc1_x|norm)\..*", "a gated MLP"),
+    (r"norm_pre\..*", "a norm before the blocks"),
+    (r"attn_pool\..*", "pooling by attention"),
+    (r"patch_embed\.backbone\..*", "a convolutional network before the patches"),
+)
 _PROJECTOR = r"head\.\d+\..*"
 _POS_ATOL = 1e-5  # MoCo's float32 table is 5e-7 from ours (recipes 1.2)
 
@@ -167,6 +179,50 @@ def _without_mask_token(entries: dict[str, Entry]) -> tuple[dict, tuple[str, ...
         return entries, ()
     kept = {key: e for key, e in entries.items() if key != "mask_token"}
     return kept, ("mask_token",)
+
+
+def check_parts(entries: dict[str, Entry], expected: Callable[[str], bool]) -> None:
+    """Raises a WeightsError for a vision transformer that ours cannot be.
+
+    Args:
+      entries: under timm keys.
+      expected: whether a key may be unused or missing.
+    """
+    if "patch_embed.proj.weight" not in entries:
+        return
+    biased = any(key.endswith(names.BIAS_TABLE) for key in entries)
+    parts: dict[str, list[str]] = {}
+    for key in sorted(entries):
+        for pattern, what in _FOREIGN:
+            ours = biased and what == _SCALE  # such blocks have their factors here too
+            if re.fullmatch(pattern, key) and not ours and not expected(key):
+                parts.setdefault(what, []).append(key)
+    problems = [f"{what} ({_shown(keys, entries)})" for what, keys in parts.items()]
+    table = entries.get("pos_embed")
+    if "cls_token" not in entries and not expected("cls_token"):
+        rows = "" if table is None else f" (pos_embed {list(table.shape)})"
+        problems.append(f"no class token{rows}")
+    if table is None and not expected("pos_embed"):
+        problems.append("no pos_embed (rotary positions, or relative ones alone)")
+    endings = (".attn.qkv.bias", ".attn.q_bias")
+    if any(key.endswith(".attn.qkv.weight") for key in entries) and not (
+        any(key.endswith(endings) for key in entries)
+        or expected("blocks.0.attn.qkv.bias")
+    ):
+        problems.append("queries, keys and values without a bias")
+    if problems:
+        raise WeightsError(
+            "it is a vision transformer of another kind than this package's encoders; "
+            f"it has {', '.join(problems)}. Expected a class token, a pos_embed with a "
+            "row for it, and blocks as in timm's plain vit_* and deit_*: take such a "
+            "model"
+        )
+
+
+def _shown(keys: list[str], entries: dict[str, Entry]) -> str:
+    """The first key with its shape, and how many more there are."""
+    more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+    return f"{keys[0][:60]} {list(entries[keys[0]].shape)}{more}"
 
 
 def _plain_name(entries: dict[str, Entry], container: str | None) -> str:

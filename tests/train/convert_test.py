@@ -14,7 +14,7 @@ from litevit_jax.models import layers
 from litevit_jax.train import convert, loop, state
 from litevit_jax.weights import export
 from tests import jobs
-from tests.weights import export_test
+from tests.weights import export_test, reader_test
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONVERT = str(ROOT / "configs" / "convert.py")
@@ -246,3 +246,46 @@ def test_the_config_is_locked_has_no_variants_and_starts_with_its_command():
     assert "\n    python main.py --config=configs/convert.py" in module.__doc__
     with pytest.raises(ValueError, match="'smoke' unknown"):
         module.get_config("smoke")
+
+
+TIMM = ROOT / "tests" / "weights" / "fixtures" / "timm.pth"
+
+
+def test_the_pooling_of_a_file_is_said_and_recorded(tmp_path):
+    target = tmp_path / "a.safetensors"
+    text = converted(TIMM, target, num_heads=4, pool="avg", act="gelu")
+    assert "norm=layernorm" in text and "pool=" not in text.split(";")[0]
+    about = export.from_safetensors(target.read_bytes())[1]
+    assert (about["pool"], about["output"]) == ("avg", "logits")
+    found = weights.read(str(target))
+    assert (found.pool, found.notes) == ("avg", ())
+    again = converted(target, tmp_path / "b.safetensors")
+    assert "assumed" not in again and "pool='cls', but its metadata says" in refusal(
+        target, tmp_path / "c.safetensors", pool="cls"
+    )
+
+
+def refusal(source, target, **overrides):
+    with pytest.raises(ValueError, match="--config") as caught:
+        converted(source, target, **overrides)
+    assert not target.exists()
+    return str(caught.value)
+
+
+def test_what_a_file_does_not_tell_has_a_flag(mae, tmp_path):
+    target = tmp_path / "a.safetensors"
+    text = refusal(TIMM, target)
+    assert "give num_heads" in text and "here: --config.num_heads=A" in text
+    arrays = reader_test.timm_arrays(weights.read(TIMM, num_heads=4))
+    arrays["pos_embed"] = np.ones((1, 19, 16))
+    source = reader_test.to_file(tmp_path / "rect.safetensors", arrays)
+    text = refusal(source, target, num_heads=4)
+    assert "18 patches, no square; " in text and "--config.grid=ROWSxCOLUMNS" in text
+    assert "--config.grid=3,6: expected rows" in refusal(
+        source, target, num_heads=4, grid="3,6"
+    )
+    converted(source, target, num_heads=4, grid="3x6")
+    assert weights.read(str(target)).grid == (3, 6)
+    assert "--config.pool=avg says how a file of weights is read" in refusal(
+        mae, tmp_path / "b.safetensors", pool="avg"
+    )

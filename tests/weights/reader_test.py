@@ -390,3 +390,131 @@ def test_config_beside_a_vitmae_is_checked(tmp_path):
     file.unlink()
     with pytest.raises(weights.WeightsError, match="give num_heads"):
         weights.read(model)
+
+
+# --- what shapes do not tell
+
+
+def encoder_only(pool):
+    """timm keys of a classifier without its last layer, and the pooling of its norm."""
+    arrays = timm_arrays(load("timm.pth"))
+    kept = {k: v for k, v in arrays.items() if not k.startswith("head.")}
+    if pool == "avg":
+        for leaf in ("weight", "bias"):
+            kept[f"fc_norm.{leaf}"] = kept.pop(f"norm.{leaf}")
+    return kept
+
+
+def notes_of(path, **given):
+    found = weights.read(path, num_heads=4, **given)
+    return found.pool, " ".join(found.notes)
+
+
+def test_what_is_assumed_of_a_timm_file_is_said(tmp_path):
+    classifier = timm_arrays(load("timm.pth"))
+    for arrays, pool in (
+        (classifier, "cls"),
+        (encoder_only("avg"), "avg"),
+        (encoder_only(None), None),
+    ):
+        path = to_file(tmp_path / "a.safetensors", arrays)
+        found, notes = notes_of(path)
+        assert found == pool and "assumed" in notes and "act=gelu" in notes
+        assert (f"pool={pool}" in notes) == (pool is not None)
+    found, notes = notes_of(path, pool="avg", act="gelu", norm="LayerNorm")
+    assert (found, notes) == ("avg", "")
+
+
+def test_what_is_said_is_not_assumed(tmp_path):
+    path = to_file(tmp_path / "a.safetensors", timm_arrays(load("timm.pth")))
+    for said in ("cls", "token"):
+        assert notes_of(path, pool=said, act="gelu", norm="layernorm") == ("cls", "")
+    assert notes_of(path, pool="avg")[0] == "avg"
+    for wrong, message in (
+        ({"pool": "max"}, r"pool='max': expected avg .* or cls"),
+        ({"act": "quick_gelu"}, r"act='quick_gelu': the encoders .* compute gelu"),
+        ({"norm": "rmsnorm"}, r"norm='rmsnorm': .* compute layernorm \(with epsilon"),
+    ):
+        with pytest.raises(weights.WeightsError, match=message):
+            weights.read(path, num_heads=4, **wrong)
+
+
+def timm_config(**model_args):
+    return {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 5,
+        "num_features": 16,
+        "global_pool": "token",
+        "pretrained_cfg": {"input_size": [3, 16, 16], "mean": [0.5, 0.5, 0.5]},
+        "model_args": {"num_heads": 4, **model_args},
+    }
+
+
+@pytest.mark.parametrize("place", ["config.json", "metadata"])
+def test_what_timm_recorded_is_read(tmp_path, place):
+    arrays = timm_arrays(load("timm.pth"))
+    table = np.random.default_rng(0).normal(size=(1, 1 + 2 * 8, 16))
+    arrays["pos_embed"] = table.astype(np.float32)
+
+    def written(config):
+        beside = tmp_path / "config.json"
+        beside.write_text(json.dumps(config if place == "config.json" else {}))
+        text = {k: json.dumps(v) if isinstance(v, dict) else str(v)
+                for k, v in config.items()}  # fmt: skip
+        text = text if place == "metadata" else {"format": "pt"}
+        return to_file(tmp_path / "a.safetensors", arrays, text)
+
+    config = timm_config(global_pool="avg", img_size=[8, 32], act_layer="gelu")
+    found = weights.read(written(config))
+    assert (found.pool, found.grid) == ("avg", (2, 8))
+    assert found.encoder["num_heads"] == 4
+    assert "act=gelu" not in found.notes[0] and "norm=layernorm" in found.notes[0]
+    with pytest.raises(weights.WeightsError, match=rf"pool='cls', but its {place} say"):
+        weights.read(tmp_path / "a.safetensors", pool="cls")
+    path = written(timm_config(img_size=[8, 32], act_layer="quick_gelu"))
+    with pytest.raises(weights.WeightsError, match=r"act='quick_gelu': the encoders"):
+        weights.read(path)
+    # 16 patches of an image of 16x16 are a square, whatever the name's usual size.
+    assert weights.read(written(timm_config())).grid == (4, 4)
+
+
+def test_a_config_of_another_model_is_not_used_and_said_so(tmp_path):
+    path = to_file(tmp_path / "a.safetensors", timm_arrays(load("timm.pth")))
+    config = timm_config(global_pool="avg") | {"num_features": 192}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    pool, notes = notes_of(path)
+    assert pool == "cls" and "of another model: its width is 192, not 16" in notes
+    (tmp_path / "config.json").write_text('{"architecture"')
+    with pytest.raises(
+        weights.WeightsError, match=r"config\.json beside it is no JSON"
+    ):
+        weights.read(path, num_heads=4)
+
+
+OTHERS = {
+    "registers": ({"reg_token": (1, 4, 16)}, (), r"register tokens \(reg_token \[1, 4"),
+    "layer scale": (
+        {"blocks.0.ls1.gamma": (16,), "blocks.0.ls2.gamma": (16,)}, (),
+        r"LayerScale \(blocks\.0\.ls1\.gamma \[16\] and 1 more\)"),
+    "no class token": ({"pos_embed": (1, 16, 16)}, ("cls_token",),
+        r"no class token \(pos_embed \[1, 16, 16\]\)"),
+    "registers and no row": (
+        {"reg_token": (1, 4, 16), "pos_embed": (1, 16, 16)}, (), "register tokens"),
+    "rotary": ({}, ("pos_embed",), "no pos_embed"),
+    "norms": ({"blocks.0.attn.q_norm.weight": (4,)}, (), "normalised queries and keys"),
+    "before": ({"norm_pre.weight": (16,)}, (), "a norm before the blocks"),
+    "without bias": (
+        {}, ("blocks.0.attn.qkv.bias", "blocks.1.attn.qkv.bias"), "without a bias"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_kind_of_vision_transformer_is_named_by_its_parts(tmp_path, name):
+    added, removed, message = OTHERS[name]
+    arrays = timm_arrays(load("timm.pth"))
+    arrays |= {key: np.ones(shape) for key, shape in added.items()}
+    for key in removed:
+        del arrays[key]
+    path = to_file(tmp_path / "a.safetensors", arrays)
+    with pytest.raises(weights.WeightsError, match=f"of another kind.*has .*{message}"):
+        weights.read(path, num_heads=4)

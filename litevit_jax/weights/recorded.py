@@ -1,0 +1,184 @@
+"""What shapes do not tell of a file, from what its writer recorded or a user says.
+
+timm keeps it in a `config.json` beside the file, or as text in the metadata of a
+safetensors file: the model's name, its arguments and its `pretrained_cfg`.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from typing import Any
+
+from litevit_jax.weights import names
+from litevit_jax.weights.base import Entry, WeightsError, short
+
+# What the arrays of all files must be used with, by timm's names.
+COMPUTED = {"act": "gelu", "norm": "layernorm"}
+_ABOUT = {"gelu": "by the error function", "layernorm": "with epsilon 1e-6"}
+POOLS = {"avg": "avg", "cls": "cls", "token": "cls"}
+_TIMM_KEYS = {"pool": "global_pool", "act": "act_layer", "norm": "norm_layer"}
+# Sizes of timm's and DeiT's names -> width and heads.
+_HEADS = {
+    "tiny": (192, 3),
+    "small": (384, 6),
+    "base": (768, 12),
+    "large": (1024, 16),
+    "huge": (1280, 16),
+}
+
+
+def config_beside(path: pathlib.Path, width: int) -> tuple[dict[str, Any], list[str]]:
+    """What timm's `config.json` in the file's folder says, and notes for the user.
+
+    Returns:
+      `num_attention_heads`, `image_size`, `pool`, `act` and `norm` as far as they are
+      there; {} if there is no such file, or one of another model.
+
+    Raises:
+      WeightsError: it is damaged.
+    """
+    file = path.parent / "config.json"
+    if not file.is_file() or file.stat().st_size > 1 << 20:
+        return {}, []
+    try:
+        config = json.loads(file.read_text())
+    except (ValueError, RecursionError):
+        raise WeightsError(f"{file} beside it is no JSON") from None
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
+        return {}, []
+    theirs = config.get("num_features", width)
+    if theirs != width:
+        note = f"{file} is of another model: its width is {short(theirs)}, not {width}"
+        return {}, [note]
+    return _facts(config, width), []
+
+
+def metadata(text: dict[str, str], width: int) -> dict[str, str]:
+    """Metadata of a file that is not ours, with what timm's names say under ours."""
+    config: dict[str, Any] = {}
+    for key, value in text.items():
+        try:
+            config[key] = json.loads(value) if value.startswith("{") else value
+        except (ValueError, RecursionError):
+            continue
+    facts = _facts(config, width)
+    found = {key: facts[key] for key in _TIMM_KEYS if key in facts}
+    if "num_attention_heads" in facts:
+        found[names.NUM_HEADS] = str(facts["num_attention_heads"])
+    if "image_size" in facts:
+        found["image_size"] = "{}x{}".format(*facts["image_size"])
+    return {**found, **text}
+
+
+def _facts(config: dict[str, Any], width: int) -> dict[str, Any]:
+    """What timm's config says, under our names."""
+    arguments = config.get("model_args")
+    three = (arguments, config, config.get("pretrained_cfg"))
+    places: list[dict[str, Any]] = [x for x in three if isinstance(x, dict)]
+
+    def look(key: str) -> Any:
+        return next((place[key] for place in places if place.get(key)), None)
+
+    found = {ours: look(theirs) for ours, theirs in _TIMM_KEYS.items()}
+    architecture = str(look("architecture") or "")
+    if "quickgelu" in architecture:
+        found["act"] = "quick_gelu"
+    size = re.match(r"(?:vit|deit3?)_([a-z]+)_", architecture)
+    standard, heads = _HEADS.get(size[1] if size else "", (None, None))
+    given = arguments.get("num_heads") if isinstance(arguments, dict) else None
+    found["num_attention_heads"] = given or (heads if standard == width else None)
+    found["image_size"] = _sides(look("img_size") or look("input_size"))
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
+    """Height and width of `224`, `[224, 160]` or `[3, 224, 160]`."""
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list | tuple) or len(sides) < 2:
+        return None
+    height, width = sides[-2:]
+    both = type(height) is int and type(width) is int and min(height, width) > 0
+    return (height, width) if both else None
+
+
+def grid(
+    entries: dict[str, Entry], config: dict[str, Any], text: dict[str, str]
+) -> tuple[int, int] | None:
+    """The grid that follows from the image size recorded, if the table is of it."""
+    known = config.get("image_size") or names.parse_grid(text.get("image_size", ""))
+    sides = _sides(known)
+    kernel, table = entries.get("patch_embed.proj.weight"), entries.get("pos_embed")
+    shapes = [() if entry is None else entry.shape for entry in (kernel, table)]
+    if not sides or [len(shape) for shape in shapes] != [4, 3] or not shapes[0][3]:
+        return None
+    rows, columns = (side // shapes[0][3] for side in sides)
+    return (rows, columns) if rows * columns == shapes[1][1] - 1 else None
+
+
+def function(
+    source: str,
+    entries: dict[str, Entry],
+    records: dict[str, dict[str, Any]],
+    given: dict[str, str | None],
+) -> tuple[str | None, list[str]]:
+    """How the arrays are used: the pooling, and what had to be assumed, as notes.
+
+    Args:
+      source: the program that wrote the file.
+      entries: by timm keys.
+      records: place ('metadata', 'config.json') -> what it says.
+      given: 'pool', 'act' and 'norm' as the user says them, or None.
+
+    Returns:
+      'avg' or 'cls' where a head or a norm reads pooled tokens, or if it is given;
+      else None.
+
+    Raises:
+      WeightsError: a contradiction, or a function that this package does not compute.
+    """
+    assumed = []
+    for what, computed in COMPUTED.items():
+        said = _said(what, given, records)
+        if said is None:
+            assumed.append(f"{what}={computed} ({_ABOUT[computed]})")
+        elif str(said).lower() != computed:
+            raise WeightsError(
+                f"{what}={short(said)}: the encoders of this package compute "
+                f"{computed} ({_ABOUT[computed]}) alone; with it these weights would "
+                "be another function"
+            )
+    reads = {"head.weight", "fc_norm.weight"} & entries.keys()
+    pool = _said("pool", given, records if reads else {})
+    if pool is not None and pool not in POOLS and not (pool == "none" and not reads):
+        raise WeightsError(
+            f"pool={short(pool)}: expected avg (the mean of the patch tokens) or cls "
+            "(the class token, timm's 'token')"
+        )
+    if reads and pool is None:
+        pool = "avg" if "fc_norm.weight" in entries else "cls"
+        assumed.insert(0, f"pool={pool}")
+    if source != "timm" or not assumed:
+        return POOLS.get(pool or ""), []
+    note = (
+        f"assumed, as nothing recorded says it: {', '.join(assumed)}; if it is not so, "
+        "say so when converting (--config.pool=, --config.act=, --config.norm=)"
+    )
+    return POOLS.get(pool or ""), [note]
+
+
+def _said(what: str, given: dict[str, Any], records: dict[str, dict[str, Any]]) -> Any:
+    """What a user or a record says, which must be the same."""
+    said = given.get(what)
+    for place, record in records.items():
+        value = record.get(what)
+        if value is None:
+            continue
+        if said is not None and POOLS.get(said, said) != POOLS.get(value, value):
+            raise WeightsError(
+                f"{what}={short(said)}, but its {place} says {short(value)}; leave "
+                "one of them out"
+            )
+        said = value
+    return said
