@@ -44,6 +44,7 @@ def get_config(arg=None):
         raise ValueError(common.unknown("protocol", protocol, list(_PROTOCOLS)))
     config = common.base("linear_probe")
     config.update(epochs=90, init_load=("encoder/.*",))
+    config.init_load_if_there = ("head/fc_norm/.*",)  # of averaged tokens
     config.batch_size = placeholder(int)  # None: chosen by the size of the data
     config.steps_at_least = 2000  # then; few epochs of little data leave it undecided
     config.init_required = True  # nothing is probed that is not named

@@ -177,3 +177,15 @@ def agree(field: str, ours: Any, theirs: Any) -> bool:
     if field == "pos_embed" and ours and ours.startswith("learned"):
         return True  # a parameter can start from any table
     return ours is None or theirs in (None, ours)
+
+
+def about_norm(found: dict[str, Any], problem: str) -> str:
+    """What to do if an encoder's last norm is missed that follows the average there."""
+    if "encoder/norm/scale" in found or "encoder/norm/scale" not in problem:
+        return ""
+    if "head/fc_norm/scale" not in found:
+        return ""
+    return (
+        "\nits last norm follows the average of the patch tokens (head/fc_norm); read "
+        "those with --config.objective.pool=avg"
+    )

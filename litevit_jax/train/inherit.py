@@ -277,7 +277,8 @@ def fill(params: Any, loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:
         _check_meaning(entries.taken(params, found, load), loaded, config, names)
         return checkpoint.fill(params, found, load=load, skip=config.init_skip)
     except ValueError as error:
-        raise ValueError(f"--config.init={config.init}: {error}") from None
+        text = f"{error}{entries.about_norm(loaded.params, str(error))}"
+        raise ValueError(f"--config.init={config.init}: {text}") from None
 
 
 def fill_all(shapes: Any, loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:

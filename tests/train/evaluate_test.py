@@ -8,12 +8,16 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from litevit_jax import checkpoint, sharding, weights
+from litevit_jax.objectives import supervised
 from litevit_jax.train import evaluate, loop
+from litevit_jax.train import state as states
 from litevit_jax.weights import model as models
 from tests import bad_input_test, jobs
+from tests.weights import reader_test
 
 FILES = pathlib.Path(__file__).parents[1] / "weights" / "fixtures"
 SAME = ("top1", "top5", "mean_per_class", "n", "params", "step")
@@ -421,3 +425,31 @@ def test_a_model_at_random_is_that_with_which_its_run_started(averaged, tmp_path
     assert ours.keys() == started.keys()
     for name, value in started.items():
         np.testing.assert_allclose(ours[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_a_norm_behind_the_average_gives_the_features_of_a_file(images, tmp_path):
+    """As timm's encoders with average pooling have it, without a last layer."""
+    arrays = reader_test.encoder_only("avg")
+    file = reader_test.to_file(tmp_path / "a.safetensors", arrays)
+    made = config(f"data=arrays,path={images(range(16))[0]}", init=str(file))
+    with made.unlocked():
+        made.objective.encoder.num_heads = 4
+    job = evaluate.prepare(made, tmp_path / "run")
+    assert job.config["objective"]["pool"] == "avg"
+    objective, state = evaluate._objective(ConfigDict(job.config)), job.place()
+    image = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    got = objective.predict(state.params, {}, {"image": image})["features"]
+    found = weights.read(file, num_heads=4)
+    exported = models.make(found.params, found.encoder, image_size=(16, 16))
+    assert exported.output == "features"
+    np.testing.assert_allclose(got, exported.apply(image), atol=1e-5)
+
+
+def test_an_average_of_normed_tokens_needs_no_norm_behind_it():
+    block = {"width": 16, "depth": 1, "num_heads": 4, "patch_size": 4}
+    made = supervised.make(
+        encoder={**block, "final_norm": True}, num_classes=3, pool="avg"
+    )
+    batch = {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")}
+    params = states.abstract_variables(made, batch).params
+    assert "norm" in params["encoder"] and set(params["head"]) == {"fc"}
