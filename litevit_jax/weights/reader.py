@@ -87,19 +87,18 @@ def read(
 ) -> Weights:
     """Reads `.pth`, `.pth.tar`, `.bin` or `.safetensors`, told by its content.
 
-    Nothing of the file is run. Sizes are told by shapes; the head count is not, and
-    must be recorded in the file (or timm's `config.json` beside it), known of its
-    source, or given. What else shapes do not tell is assumed, and said in `notes`.
+    Nothing of the file is run. Shapes tell sizes. The head count must be recorded in
+    the file (or timm's `config.json` beside it), known of its source, or given; what
+    else shapes do not tell is assumed, and said in `notes`.
 
     Args:
       path: of the file.
       num_heads: of the encoder, where the file does not tell.
       decoder_num_heads: of the decoder; one of unknown head count is left out.
-      branch: 'base_encoder' (the default) or 'momentum_encoder' of MoCo v3.
+      branch: 'base_encoder' (default) or 'momentum_encoder' of MoCo v3.
       grid: rows and columns of patches, where they are not as many.
       pool: 'avg' or 'cls', the tokens that a head or a norm behind the blocks reads.
-      act, norm: the activation and the norms of the blocks, by timm's names; all but
-        'gelu' and 'layernorm' are refused.
+      act, norm: of the blocks, by timm's names; only 'gelu' and 'layernorm' pass.
       allow_half: takes float16 and bfloat16 weights, which are short of digits.
       allow_unused, allow_missing: patterns of timm keys that may be left out, lack.
 
@@ -113,10 +112,10 @@ def read(
         raise FileNotFoundError(f"{path}: no file of weights there")
     heads = {"num_heads": num_heads, "decoder_num_heads": decoder_num_heads}
     given = {"pool": pool, "act": act, "norm": norm}
-    expected = (*allow_unused, *allow_missing)
+    allowed = (*allow_unused, *allow_missing)
     try:
-        measured = _measure(path, branch, expected, given, grid=grid, **heads)
-        source, model, used, notes, said = measured
+        found = _measure(path, branch, allowed, given, grid=grid, **heads)
+        source, model, used, notes, said = found
         params, unused = _take(model, allow_half, allow_unused, allow_missing)
     except ValueError as error:  # also those of `models` about sizes
         raise WeightsError(f"{path}: {error}") from None
