@@ -22,13 +22,15 @@ Open MPI they find one another; elsewhere --coordinator=HOST:PORT --num_processe
 --process_id=I say who they are (docs/distributed.md).
 """
 
-import sys
-
-from absl import app
-
-from litevit_jax import cli
-
-cli.define()
-
 if __name__ == "__main__":
-    app.run(lambda _: sys.exit(cli.run(sys.argv)), flags_parser=cli.parse)
+    from litevit_jax import stop
+
+    with stop.program():  # from the very start: the rest is slow to import
+        import sys
+
+        from absl import app
+
+        from litevit_jax import cli
+
+        cli.define()
+        app.run(lambda _: sys.exit(cli.run(sys.argv)), flags_parser=cli.parse)

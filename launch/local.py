@@ -5,7 +5,7 @@
 
 Each process gets its own CPU devices; they meet at a port of this machine. Output
 stands behind the number of its process. If one fails the others are stopped, and its
-exit code is this program's. SIGTERM and Ctrl-C are passed on to all.
+exit code is this program's. SIGTERM, SIGHUP and Ctrl-C are passed on to all.
 """
 
 from __future__ import annotations
@@ -56,11 +56,15 @@ def run(lines: list[list[str]], *, devices: int, grace_s: float) -> int:
     }
     running = [
         subprocess.Popen(
-            line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            line,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,  # the terminal's Ctrl-C reaches them once, through us
         )
         for line in lines
     ]
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda got, _: _tell(running, got))
     readers = [
         threading.Thread(target=_copy, args=(i, process), daemon=True)

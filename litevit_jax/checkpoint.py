@@ -187,9 +187,20 @@ class Checkpoints:
         return target
 
     def _set_aside_leftover(self, step: int) -> None:
-        """Moves away a directory of that step which no finished save wrote."""
+        """Moves away a directory of that step which no finished save wrote.
+
+        Raises:
+          RuntimeError: it is complete, and not of this program.
+        """
         there = self.directory / str(step)
         if distributed.from_primary(there.exists):
+            if distributed.from_primary((there / "meta" / "metadata").exists):
+                raise RuntimeError(
+                    f"step {step} was not saved: {there} is complete already, and "
+                    "another program wrote it since this one began. Let one run "
+                    "work in a --workdir at a time; the same command again goes on "
+                    "from there"
+                )
             logging.warning("moved an incomplete step %d to corrupt/", step)
             self._set_aside(step)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import signal
 import sys
 import traceback
 from typing import Any
 
 from absl import flags, logging
 
-from litevit_jax import exits
+from litevit_jax import exits, stop
 from litevit_jax.commandline import (
     MISSING,
     config_path,
@@ -42,7 +43,8 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     from litevit_jax import distributed, registry
     from litevit_jax.train import terminal
 
-    why, before = None, distributed.beats()
+    why: BaseException | None = None
+    before = distributed.beats()
     try:
         config: Any = values["config"].value
         job = _job(config)
@@ -59,8 +61,8 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
         why = error
         code = exits.report(error, begun=distributed.beats() > before)
     except KeyboardInterrupt as error:
-        distributed.leave(EXIT_INTERRUPTED, error)
-        raise
+        stop.say(f"{error or 'interrupted'}; the same command again goes on")
+        code, why = stop.exit_code(getattr(error, "signal", signal.SIGINT)), error
     return distributed.leave(code, why)
 
 
@@ -212,7 +214,7 @@ def _train(config: Any, workdir: str) -> int:
 
     outcome = loop.run(config, workdir)
     if outcome.signal is not None:
-        return _stopped(outcome.signal)
+        return stop.exit_code(outcome.signal)
     if outcome.results:
         _say(progress.results_table(outcome.results))
     if config.log.report:
@@ -256,7 +258,7 @@ def _analysis(name: str, config: Any, workdir: str | None) -> int:
     outcome = job.run(name, config, workdir)
     _say(outcome.text)
     if outcome.signal is not None:
-        return _stopped(outcome.signal)
+        return stop.exit_code(outcome.signal)
     _say_next(config, workdir or "")
     return EXIT_OK
 
@@ -281,7 +283,7 @@ def _transfer(config: Any, workdir: str) -> int:
     outcome = transfer.run(config, workdir)
     _say(outcome.table)
     if outcome.signal is not None:
-        return _stopped(outcome.signal)
+        return stop.exit_code(outcome.signal)
     _say(f"done: all points are in {os.path.join(workdir, 'sweep.json')}")
     _say_next(config, str(outcome.final))
     return EXIT_OK
@@ -301,12 +303,6 @@ def _prepare_cpu(config: Any) -> None:
 
 def _given(block: Any) -> dict[str, Any]:
     return {name: value for name, value in block.items() if value is not None}
-
-
-def _stopped(number: int) -> int:
-    import signal
-
-    return EXIT_PREEMPTED if number == signal.SIGTERM else EXIT_INTERRUPTED
 
 
 def _imagenet_is_missing(config: Any) -> bool:

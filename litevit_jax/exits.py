@@ -18,7 +18,7 @@ import traceback
 from types import TracebackType
 
 OK, FAILED, USAGE = 0, 1, 2
-PREEMPTED = 42  # SIGTERM: saved, start the same command again to go on
+PREEMPTED = 42  # SIGTERM, SIGHUP: saved, start the same command again to go on
 INTERRUPTED = 130  # Ctrl-C: saved as well
 # Of several hosts one is gone or stuck (43): start the same command again, on all.
 

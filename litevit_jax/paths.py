@@ -7,8 +7,10 @@ writes through fsspec (gs:// needs the package gcsfs) and never imports TensorFl
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
 import importlib.util
+import json
 import os
 import pathlib
 import shutil
@@ -86,7 +88,46 @@ def replace_text(place: Any, text: str) -> None:
         return
     temporary = place.with_name(f".{place.name}.tmp")  # hidden, should a kill leave it
     temporary.write_text(text)
-    temporary.replace(place)
+    rename(temporary, place)
+
+
+def rename(written: pathlib.Path, target: pathlib.Path) -> None:
+    """Gives a local file or folder, just written, its final name.
+
+    What is in it reaches the disk first, and the name after it: if the machine stops at
+    any moment, `target` is the old one or the new one, whole.
+    """
+    files = (p for p in written.rglob("*")) if written.is_dir() else ()
+    for path in (*files, written):
+        _sync(path)
+    written.replace(target)
+    _sync(target.parent)
+
+
+def _sync(place: pathlib.Path) -> None:
+    number = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of some file systems
+            raise
+    finally:
+        os.close(number)
+
+
+def read_json(place: Any, otherwise: str) -> Any:
+    """What is in a JSON file of ours.
+
+    Raises:
+      ValueError: it is damaged; the message names it and says what to do `otherwise`.
+    """
+    try:
+        return json.loads(place.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{place} is damaged ({error}); a crash or a full disk may have cut it "
+            f"short: {otherwise}"
+        ) from None
 
 
 def append(place: Any, data: bytes) -> None:

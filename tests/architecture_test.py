@@ -26,11 +26,12 @@ MAY_IMPORT = {
     "distributed": set(),
     "trees": set(),
     "paths": set(),
+    "stop": {"distributed", "exits", "sharding"},
     "checkpoint": {"distributed", "paths", "sharding", "trees"},
     "weights": {"models"},
     "data": {"paths", "registry", "sharding"},
     "objectives": {"models", "weights", "registry"},
-    "evaluators": {"data", "distributed", "paths", "registry", "sharding"},
+    "evaluators": {"data", "distributed", "paths", "registry", "sharding", "stop"},
 }
 MAY_IMPORT["train"] = set(MAY_IMPORT) | {"train"}
 MAY_IMPORT["analysis"] = {*MAY_IMPORT, "analysis"}
@@ -103,7 +104,7 @@ def test_the_loop_stays_short():
 def test_main_only_starts_the_command_line():
     assert len((ROOT / "main.py").read_text().splitlines()) < 60
     ours = [name for name in imports(ROOT / "main.py") if "litevit_jax" in name]
-    assert ours == ["litevit_jax.cli"]
+    assert ours == ["litevit_jax.stop", "litevit_jax.cli"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=str)

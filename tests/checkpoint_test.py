@@ -199,6 +199,16 @@ def test_a_directory_that_no_save_finished_is_moved_away(when, copy):
     same_bits(restore(copy, like)[0], values(6))
 
 
+def test_a_step_that_another_program_finished_is_left_alone(copy):
+    checkpoints = checkpoint.Checkpoints(copy, keep=3)
+    save(copy, on_mesh("8", values(6)))
+    with pytest.raises(RuntimeError, match="6 is complete already, and another"):
+        checkpoints.save(on_mesh("8", values(6)), config={})
+    checkpoints.close()
+    assert not (copy / "corrupt").exists()
+    same_bits(restore(copy, on_mesh("8", values()))[0], values(6))
+
+
 def test_a_leftover_of_a_killed_save_does_not_stop_the_next(copy):
     leftover = copy / "checkpoints" / "6.orbax-checkpoint-tmp"
     shutil.copytree(copy / "checkpoints" / "5", leftover)

@@ -1,6 +1,8 @@
 """Files in a bucket are written, read and found as local ones are."""
 
 import json
+import os
+import pathlib
 import pickle
 
 import numpy as np
@@ -137,3 +139,27 @@ def test_a_run_in_a_bucket_resumes_and_teaches(gs, tmp_path):
         "metrics.jsonl", "parameters.txt", "pictures", "tensorboard"}  # fmt: skip
     assert inherit.run_config(there)["seed"] == 0
     assert inherit.read(there).params.keys() == wanted.params.keys()
+
+
+def test_what_is_renamed_into_place_is_on_the_disk_first(tmp_path, monkeypatch):
+    done = []
+
+    def sync(number):
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{number}")))
+
+    replace = pathlib.Path.replace
+
+    def spy(self, target):
+        done.append(f"-> {target.name}")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(pathlib.Path, "replace", spy)
+    paths.replace_text(tmp_path / "result.json", "{}")
+    assert done == [".result.json.tmp", "-> result.json", tmp_path.name]
+    done.clear()
+    (tmp_path / "part" / "deep").mkdir(parents=True)
+    (tmp_path / "part" / "deep" / "x").touch()
+    paths.rename(tmp_path / "part", tmp_path / "whole")
+    assert done == ["deep", "x", "part", "-> whole", tmp_path.name]
+    assert (tmp_path / "whole" / "deep" / "x").exists()

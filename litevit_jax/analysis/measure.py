@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -118,9 +117,9 @@ def _open(workdir: pathlib.Path, plain: dict[str, Any]) -> None:
     Raises:
       ValueError: it holds something else.
     """
-    path = workdir / "config.json"
-    if path.exists() and json.loads(path.read_text()).get("job") == plain["job"]:
-        workdirs.write_json(path, plain)
+    old = workdirs.read_config(workdir)
+    if old is not None and old.get("job") == plain["job"]:
+        workdirs.write_json(workdir / "config.json", plain)
     workdirs.open_run(workdir, plain)
 
 

@@ -9,6 +9,8 @@ import math
 import pathlib
 from typing import Any
 
+from litevit_jax.train import workdir as workdirs
+
 # Of evaluations' results: what says when and how, not how well.
 STAMPS = ("step", "n", "params", "time", "seconds", "percent_of_run")
 _NAMES = ("nan", "inf", "-inf")  # how metrics.jsonl writes what JSON cannot
@@ -58,7 +60,7 @@ def read(name: str, place: pathlib.Path) -> Run:
 
     Raises:
       FileNotFoundError: there is no run directory.
-      ValueError: its config.json is no JSON.
+      ValueError: its config.json is damaged.
     """
     path = place / "config.json"
     if not path.is_file():
@@ -67,10 +69,7 @@ def read(name: str, place: pathlib.Path) -> Run:
             "run's --workdir"
         )
     notes: list[str] = []
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: no JSON ({error}); is it a run of ours?") from None
+    config: Any = workdirs.read_config(place)
     rows = _rows(place / "metrics.jsonl", notes)
     steps, events = _by_metric(rows, notes)
     run = Run(

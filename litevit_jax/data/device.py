@@ -24,6 +24,7 @@ class Fed(NamedTuple):
 
 
 _END = object()
+_PATIENCE_S = 10.0  # for a read that is under way at the end
 
 
 def feed(
@@ -32,7 +33,8 @@ def feed(
     """Yields every batch placed on `mesh`, read `ahead` of time in a thread.
 
     An exception of `batches` is raised here, at the batch where it happened.
-    Closing the generator stops the thread and closes `batches`.
+    Closing the generator stops the thread, which closes `batches`; a read that does not
+    return is not waited for.
     """
     waiting: queue.Queue = queue.Queue(maxsize=max(ahead, 1))
     stop = threading.Event()
@@ -55,6 +57,9 @@ def feed(
             put(_END)
         except BaseException as error:
             put(error)
+        finally:
+            # Here, as nobody else can close what is just being read.
+            getattr(batches, "close", lambda: None)()
 
     thread = threading.Thread(target=read, name="feed", daemon=True)
     thread.start()
@@ -62,10 +67,7 @@ def feed(
         yield from _take(waiting)
     finally:
         stop.set()
-        thread.join()
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
+        thread.join(_PATIENCE_S)
 
 
 def _take(waiting: queue.Queue) -> Iterator[Fed]:

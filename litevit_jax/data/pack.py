@@ -32,7 +32,7 @@ from typing import Any
 
 import PIL.Image
 
-from litevit_jax import registry
+from litevit_jax import paths, registry
 from litevit_jax.data import decode as decoding
 from litevit_jax.data import fast, levels, survey
 from litevit_jax.data.sources import base, packed
@@ -168,7 +168,7 @@ def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
     # Jobs that run at the same time write the same; the last one stays.
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     partial.write_text(json.dumps(content))
-    partial.replace(path)
+    paths.rename(partial, path)
 
 
 def _complete(stem: pathlib.Path) -> bool:
@@ -231,7 +231,7 @@ def _write_shard(
         "labels": labels,
         "bad": bad,
     }
-    partial.replace(file)
+    paths.rename(partial, file)
     _write_json(stem.with_name(f"{stem.name}.json"), manifest)
     print(f"{file.name}: {len(labels)} images, {manifest['bytes']:,} bytes", flush=True)
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from etils import epath
 
+from litevit_jax import paths
 from litevit_jax.data.sources import tfds as tfds_source
 
 # Data sets whose archives must be fetched by hand, behind a login.
@@ -209,7 +210,7 @@ def _convert_into(
         split["filepathTemplate"] = _TEMPLATE
     info["fileFormat"] = tfds_source.FORMAT
     (partial / "dataset_info.json").write_text(json.dumps(info, indent=2))
-    partial.rename(target)
+    paths.rename(partial, target)
 
 
 def _shards(info: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
@@ -255,7 +256,7 @@ def _convert_shard(old: pathlib.Path, new: pathlib.Path, count: int) -> None:
             f"{old} holds {written} examples; dataset_info.json says {count}. The "
             "copy is damaged: fetch it again"
         )
-    partial.rename(new)
+    paths.rename(partial, new)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -15,6 +15,7 @@ import pathlib
 import tarfile
 from typing import Any
 
+from litevit_jax import paths
 from litevit_jax.data.layout import EXTENSIONS
 
 # Members that may hold a label, in the order in which they are asked.
@@ -73,7 +74,7 @@ def read(file: str, key: str = "") -> Index:
             place.parent.mkdir(parents=True, exist_ok=True)
             partial = place.with_name(f"{place.name}.{os.getpid()}.part")
             partial.write_text(json.dumps(vars(index) | {"stamp": stamp}))
-            partial.replace(place)
+            paths.rename(partial, place)
             break
         except OSError:  # read-only: the next place
             continue

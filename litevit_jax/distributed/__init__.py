@@ -1,6 +1,7 @@
 """Several processes, one job: who they are, what they agree on, how they end."""
 
 from litevit_jax.distributed.peers import (
+    alone,
     beat,
     beats,
     check_joined,
@@ -19,6 +20,7 @@ from litevit_jax.distributed.watch import EXIT_STUCK, Limits
 __all__ = [
     "EXIT_STUCK",
     "Limits",
+    "alone",
     "beat",
     "beats",
     "check_joined",

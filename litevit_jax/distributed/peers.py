@@ -68,7 +68,8 @@ def start(
     faulthandler.enable()  # JAX aborts when process 0 is gone: say where we were
     there = meeting.meet(place.coordinator, place.count, place.index, join_s)
     limits = limits or Limits()
-    _initialize(place, join_s, max(100, 2 * int(limits.peer_s)))  # ours is the earlier
+    # JAX's own watch aborts after half of its time-out at the earliest: ours is first.
+    _initialize(place, join_s, 100 + 4 * int(limits.peer_s))
     hosts = [row["host"] for row in there]
     if primary():
         _report_skew(there)
@@ -110,9 +111,9 @@ def _initialize(place: detect.Place, join_s: float, heartbeat_s: int) -> None:
         initialization_timeout=int(join_s),
         heartbeat_timeout_seconds=heartbeat_s,
     )
-    # JAX now notes a SIGTERM and goes on. Until training listens itself, it ends us.
+    # JAX has put a handler of its own in the place of Python's, which only notes it.
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _report_skew(there: list[dict[str, Any]]) -> None:
@@ -148,6 +149,11 @@ def index() -> int:
 def count() -> int:
     """Of processes."""
     return _state().num_processes
+
+
+def alone() -> bool:
+    """Whether this process has joined no others; asks nothing of JAX."""
+    return _watch is None
 
 
 def primary() -> bool:

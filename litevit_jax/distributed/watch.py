@@ -1,4 +1,4 @@
-"""A thread that ends this process when the job cannot go on.
+"""Threads that end this process when the job cannot go on.
 
 Every second each process says what it is doing, and reads what the others said. The
 process ends, with the stacks of all its threads, if another one has ended with an
@@ -9,6 +9,7 @@ suspended does not.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import faulthandler
 import json
@@ -16,6 +17,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 EXIT_STUCK = 43  # a process is gone or does not get on: start the same command again
@@ -24,6 +26,8 @@ _EVERY_S = 1.0
 # Others that failed at the same time say so themselves, if they are given a moment.
 _PATIENCE_S = 3.0
 _LAST_S = 1.5  # from the last word of a process to its end
+_ANSWER_S = 3.0  # that process 0 has to answer at the end
+_NOTHING = {"done": False, "doing": "starting"}  # before a process said anything
 ALIVE, FAILED = "litevit_jax/alive/", "litevit_jax/failed/"
 
 
@@ -59,13 +63,19 @@ class Watch:
         self._since, self._longest = 0.0, 0.0
         self._now = 0.0  # seconds that this process was running, by its own count
         self._heard: dict[int, tuple[Any, float]] = {}
+        self._failed: list[tuple[str, str]] = []
+        self._trouble = ""  # why the last exchange failed
         self._done = False
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for target, name in ((self._run, "watch"), (self._talk, "messages"))
+        ]
 
     def start(self) -> None:
-        """Starts the thread."""
-        self._thread.start()
+        """Starts the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def beat(self, doing: str, *, grace: bool = False) -> None:
         """Says what this process does from now on; `grace` if it may take long."""
@@ -78,12 +88,13 @@ class Watch:
     def finish(self) -> None:
         """This process ends as it should; the others go on watching one another."""
         self._done = True
-        self._publish()
+        _within(_ANSWER_S, self._publish)
 
     def stop(self) -> None:
-        """Stops the thread."""
+        """Stops the threads."""
         self._stop.set()
-        self._thread.join(timeout=2 * _EVERY_S)
+        for thread in self._threads:
+            thread.join(timeout=2 * _EVERY_S)
 
     def wait_for_verdict(self) -> None:
         """Waits until another process must have been noticed, if one is gone."""
@@ -94,30 +105,37 @@ class Watch:
 
         Bounded by `wait_s`: whoever does not read it notices that this one is gone.
         """
-        row = json.dumps({"code": code, "text": text[:2000]})
-        self._client.key_value_set(f"{FAILED}{self._index}", row, allow_overwrite=True)
         self._done = True
-        self._publish()
+        _within(_ANSWER_S, lambda: self._tell(code, text[:2000]))
         self._linger(wait_s)
+
+    def _tell(self, code: int, text: str) -> None:
+        row = json.dumps({"code": code, "text": text})
+        self._client.key_value_set(f"{FAILED}{self._index}", row, allow_overwrite=True)
+        self._publish()
 
     def _run(self) -> None:
         last = time.monotonic()
-        silent_since: float | None = None
         while not self._stop.wait(_EVERY_S):
             now = time.monotonic()
             self._now += min(now - last, 2 * _EVERY_S)
             last = now
-            try:
-                self._publish()
-                heard, failed = self._read(), self._client.key_value_dir_get(FAILED)
-                silent_since = None
-            except Exception as error:
-                silent_since = self._now if silent_since is None else silent_since
-                if self._now - silent_since > self._limits.peer_s:
-                    self._end(f"process 0 does not answer any more: {error}")
-                continue
             if not self._done:
-                self._judge(heard, failed)
+                self._judge()
+
+    def _talk(self) -> None:
+        while not self._stop.wait(_EVERY_S):
+            try:
+                self._exchange()
+            except Exception as error:
+                self._trouble = f": {error}"
+
+    def _exchange(self) -> None:
+        """Says what this process does, and reads what the others said."""
+        self._publish()
+        self._heard = self._read()
+        self._failed = self._client.key_value_dir_get(FAILED)
+        self._trouble = ""
 
     def _publish(self) -> None:
         said = {
@@ -132,26 +150,30 @@ class Watch:
 
     def _read(self) -> dict[int, tuple[Any, float]]:
         """Process -> (what it said last, when that was news)."""
+        heard = dict(self._heard)
         for key, text in self._client.key_value_dir_get(ALIVE):
             index, said = int(key.rpartition("/")[2]), json.loads(text)
-            old = self._heard.get(index)
+            old = heard.get(index)
             if old is None or old[0] != said:
-                self._heard[index] = said, self._now
-        return self._heard
+                heard[index] = said, self._now
+        return heard
 
-    def _judge(self, heard: dict[int, tuple[Any, float]], failed: list) -> None:
+    def _judge(self) -> None:
+        heard, failed = self._heard, self._failed
         for key, text in failed:
             index, row = int(key.rpartition("/")[2]), json.loads(text)
             if index != self._index:
                 self._follow(index, row)
+        # Without process 0 none is heard of: it comes first, and is named.
         for index in range(len(self._hosts)):
-            said, when = heard.get(index, ({"done": False, "doing": "starting"}, 0.0))
+            said, when = heard.get(index, (_NOTHING, 0.0))
             silent = self._now - when
             if index == self._index or said["done"] or silent <= self._limits.peer_s:
                 continue
             self._end(
                 f"{self._name(index)} was not heard of for {silent:.0f} s: it, or its "
                 f"host, is gone or suspended; it was doing: {said['doing']}"
+                f"{self._trouble}"
             )
         spent, limit = self._now - self._since, self._limit()
         if spent > limit:
@@ -189,12 +211,8 @@ class Watch:
 
     def _end(self, text: str) -> None:
         self._say(f"error: {text}")
-        try:
-            row = json.dumps({"code": EXIT_STUCK, "text": text})
-            place = f"{FAILED}{self._index}"
-            self._client.key_value_set(place, row, allow_overwrite=True)
-        except Exception as error:
-            self._say(f"(the others could not be told: {str(error)[:200]})")
+        if not _within(_ANSWER_S, lambda: self._tell(EXIT_STUCK, text)):
+            self._say("(the others could not be told: process 0 does not answer)")
         self._quit(EXIT_STUCK, stacks=True)
 
     def _say(self, text: str) -> None:
@@ -205,7 +223,7 @@ class Watch:
             faulthandler.dump_traceback(file=2, all_threads=True)
         self._done = True
         try:
-            self._publish()
+            _within(_ANSWER_S, self._publish)
             if self._index == 0:
                 self._linger(_PATIENCE_S + 4 * _EVERY_S)
         finally:
@@ -221,9 +239,24 @@ class Watch:
         others = set(range(len(self._hosts))) - {self._index}
         until = time.monotonic() + wait_s
         while time.monotonic() < until:
-            ended = {i for i, (said, _) in self._read().items() if said["done"]}
-            if others <= ended:
+            said: dict[int, tuple[Any, float]] = {}
+            if not _within(_ANSWER_S, lambda s=said: s.update(self._read())):
+                break
+            if others <= {i for i, (row, _) in said.items() if row["done"]}:
                 break
             time.sleep(0.1)
         if self._index == 0 and wait_s:
             time.sleep(_LAST_S)
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> bool:
+    """Whether `call` comes back in time, without an error; it may go on for ever."""
+    done = threading.Event()
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            call()
+            done.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.wait(seconds)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from litevit_jax import distributed, sharding
+from litevit_jax import distributed, sharding, stop
 from litevit_jax.data import device, pipeline
 
 Rows = dict[str, np.ndarray]
@@ -69,6 +69,7 @@ class Context:
         host = _pieces(self.batches(self.source(split)), self.rows, limit)
         for fed in device.feed(host, self.mesh):
             distributed.beat(f"evaluation on {split!r}", grace=True)
+            stop.vote(self.mesh)
             yield jax.device_get(predict(state.params, state.model_state, fed.batch))
 
 

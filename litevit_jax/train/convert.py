@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from litevit_jax import checkpoint, registry, weights
+from litevit_jax import checkpoint, paths, registry, weights
 from litevit_jax.models import mae_decoder, vit
 from litevit_jax.weights import export, latency, names
 from litevit_jax.weights import model as models
@@ -257,7 +257,7 @@ def _write(
                 f"source; {difference}, expected at most {tolerance:g} of the larger "
                 "of 1 and the largest output (--config.tolerance)"
             )
-        partial.rename(target)
+        paths.rename(partial, target)
     finally:
         partial.unlink(missing_ok=True)
     return difference

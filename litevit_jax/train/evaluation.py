@@ -18,7 +18,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import augment, checkpoint, distributed, registry
+from litevit_jax import augment, checkpoint, distributed, registry, stop
 from litevit_jax.data import relabel
 from litevit_jax.evaluators import base
 from litevit_jax.train import batches, inputs
@@ -276,6 +276,12 @@ class Evaluations:
         evaluators = self._evaluators.items()
         return [t for t, (_, n) in evaluators if last or (n and step % n == 0)]
 
+    def left_out(self, step: int) -> list[str]:
+        """Titles due after update `step` that a stop kept from their end."""
+        titles = self.due(step, last=False) if step else []
+        missing = self.missing(step) if titles else []
+        return [title for title in titles if title in missing]
+
     def missing(self, step: int) -> list[str]:
         """Titles without a result at `step`; the results of the others are read."""
         missing = []
@@ -307,7 +313,8 @@ class Evaluations:
             # The first time it is compiled; later ones are as quick as the last.
             again = self._spent[title] > 0
             self._line.begin(f"step {step}  {title}: evaluating", quiet=again)
-            numbers = evaluator.run(state, step=step)
+            with stop.at_once():  # on resuming it is made again
+                numbers = evaluator.run(state, step=step)
             if evaluator.context.unmatched:
                 numbers = {**numbers, "unmatched": evaluator.context.unmatched}
             if decay is not None:

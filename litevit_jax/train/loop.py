@@ -18,9 +18,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from litevit_jax import checkpoint, distributed, paths
+from litevit_jax import stop as stops
 from litevit_jax.data import device
 from litevit_jax.train import evaluation, progress, setup
-from litevit_jax.train import stop as stops
 
 
 @dataclasses.dataclass
@@ -118,15 +118,18 @@ class Run:
         every = self.config["checkpoint"]["every_steps"]
         feed = device.feed(self.job.stream(step), self.job.mesh)
         try:
+            self.evaluate(state, step, self.evaluations.left_out(step))
             with contextlib.closing(feed):
                 self.clock.reset()
                 while step < self.job.total_steps and not stop.agreed(self.job.mesh):
                     new = step < first + 2  # the step is compiled
                     distributed.beat(f"data of step {step + 1}", grace=new)
-                    fed = next(feed)
+                    with stop.at_once():
+                        fed = next(feed)
                     distributed.beat(f"step {step + 1}", grace=new)
                     with jax.transfer_guard("disallow"):
                         state, metrics = self.step(state, fed.batch)
+                    stop.unsaved = True
                     step += 1
                     self.flush()  # of the step before; ends its interval
                     self.clock.tick(fed.wait_s)
@@ -140,19 +143,29 @@ class Run:
                     if titles:
                         self.evaluate(state, step, titles)
                 self.flush()
+        except stops.Stopped as error:  # between two steps
+            stop.caught(error)
         finally:
             # Also when bad data or numbers end the run: what was learned is kept. One
             # of several processes cannot save alone: the last checkpoint stands.
             self.pending = None
-            kept = distributed.together(sys.exception())
+            kept = distributed.together(sys.exception()) and not stop.urgent
             if kept and not state.step.is_deleted() and int(state.step) > 0:
                 self.save(state)
         return state
 
-    def finish(self, state: Any) -> None:
-        """Results of a complete run; runs what an earlier stop left out."""
-        step = int(state.step)
-        self.evaluate(state, step, self.evaluations.missing(step))
+    def go(self, stop: stops.Stop) -> None:
+        """Trains from the latest checkpoint to the end; runs evaluations left out."""
+        try:
+            distributed.beat("restoring or creating the state", grace=True)
+            with stop.at_once():
+                state = self.start()
+            state = self.train(state, stop)
+            step = int(state.step)
+            if stop.signal is None:
+                self.evaluate(state, step, self.evaluations.missing(step))
+        except stops.Stopped as error:
+            stop.caught(error)
 
     def close(self) -> None:
         """Waits for the last checkpoint and closes the logs."""
@@ -160,6 +173,15 @@ class Run:
             self.checkpoints.wait()
             self.checkpoints.close()
         self.writer.close()
+
+    def outcome(self, signal: int | None) -> Outcome:
+        """How the run, which is closed, ended; says so if a signal stopped it."""
+        results, step = self.evaluations.results, self.job.total_steps
+        if signal is not None:
+            step = max(self.checkpoints.steps(), default=0)
+            saved = f"saved step {step}" if step else "nothing to save yet"
+            self.line.say(f"stopped by signal {signal}; {saved}")
+        return Outcome(step, results, signal)
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
@@ -173,18 +195,10 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
     job = setup.prepare(config, paths.path(workdir))
     this = Run(job)
     progress.announce(job, this.line)
-    try:
-        with stops.Stop().listening() as stop:
-            distributed.beat("restoring or creating the state", grace=True)
-            state = this.start()
-            state = this.train(state, stop)
-            step = int(state.step)
-            if step < job.total_steps:
-                this.checkpoints.wait()
-                saved = f"saved step {step}" if step else "nothing to save yet"
-                this.line.say(f"stopped by signal {stop.signal}; {saved}")
-                return Outcome(step, this.evaluations.results, stop.signal)
-            this.finish(state)
-            return Outcome(step, this.evaluations.results)
-    finally:
-        this.close()
+    with stops.listening() as stop:
+        with stop.training(this.close):
+            try:
+                this.go(stop)
+            finally:
+                this.close()
+        return this.outcome(stop.signal)

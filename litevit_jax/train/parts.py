@@ -6,11 +6,10 @@ A job that was stopped reads it and goes on with the parts that are missing.
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 from typing import Any
 
-from litevit_jax import distributed
+from litevit_jax import distributed, paths
 from litevit_jax.train import workdir as workdirs
 
 
@@ -47,7 +46,8 @@ class Parts:
         self._write()
 
     def _read(self) -> Any:
-        return json.loads(self._path.read_text()) if self._path.exists() else None
+        again = "move it away; the same command again reads what the runs recorded"
+        return paths.read_json(self._path, again) if self._path.exists() else None
 
     def _write(self) -> None:
         rows = list(self.rows.values())

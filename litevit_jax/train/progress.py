@@ -78,10 +78,11 @@ class Writer:
         self._written = time.monotonic()
 
     def close(self) -> None:
-        """Writes what is not written yet."""
+        """Writes what is not written yet; the run's directory is free then."""
         if self._events is not None:
             self._events.close()
         self.flush()
+        workdirs.close_run(self._path.parent)
 
 
 def _json_number(value: Any) -> Any:

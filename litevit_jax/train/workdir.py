@@ -22,6 +22,7 @@ import time
 from typing import Any
 
 from litevit_jax import distributed, paths
+from litevit_jax.train import lock
 
 # Changes that leave the numbers of a run alone (mesh and slices: up to float rounding).
 FREE_TO_CHANGE = (
@@ -49,6 +50,11 @@ FREE_TO_CHANGE = (
 
 _PATIENCE_S = 15.0  # until a shared file system shows a new file
 
+_NO_CONFIG = (
+    "put a copy of it back (each checkpoints/STEP/meta/metadata holds the config under "
+    "'config'), or start anew in another --workdir"
+)
+
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -73,7 +79,8 @@ def open_run(
 ) -> bool:
     """Makes `workdir` this run's; True if it holds the run already (resume).
 
-    Of several processes the first one does it, and all come to the same.
+    Of several processes the first one does it, and all come to the same. The run is
+    this process's until `close_run`.
 
     Args:
       workdir: of the run.
@@ -81,8 +88,8 @@ def open_run(
       free: keys that may differ from the saved config's, besides FREE_TO_CHANGE.
 
     Raises:
-      ValueError: it holds another run, or files that are not a run's; or not all
-        processes see it.
+      ValueError: it holds another run, or files that are not a run's; another process
+        works in it; or not all processes see it.
       OSError: it cannot be written.
     """
     if distributed.count() > 1:
@@ -92,6 +99,15 @@ def open_run(
 
 def _open(workdir: pathlib.Path, config: Any, free: tuple[str, ...]) -> bool:
     _check_writable(workdir)
+    lock.take(workdir)
+    try:
+        return _begin_or_resume(workdir, config, free)
+    except BaseException:
+        lock.release(workdir)
+        raise
+
+
+def _begin_or_resume(workdir: pathlib.Path, config: Any, free: tuple[str, ...]) -> bool:
     path = workdir / "config.json"
     if not path.exists():
         there = workdir.iterdir() if workdir.exists() else ()
@@ -104,7 +120,7 @@ def _open(workdir: pathlib.Path, config: Any, free: tuple[str, ...]) -> bool:
             )
         write_json(path, config)
         return False
-    old = json.loads(path.read_text())
+    old: Any = read_config(workdir)
     changed = differences(old, config)
     refused = [c for c in changed if c[0] not in free and not _may_change(c[0])]
     if refused:
@@ -117,6 +133,11 @@ def _open(workdir: pathlib.Path, config: Any, free: tuple[str, ...]) -> bool:
     if changed:
         write_json(path, config)
     return True
+
+
+def close_run(workdir: pathlib.Path) -> None:
+    """Lets another process go on in `workdir`."""
+    lock.release(workdir)
 
 
 def _short(value: Any) -> str:
@@ -227,6 +248,12 @@ def environment(devices: list[str]) -> dict[str, Any]:
     }
 
 
+def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """config.json, or None."""
+    path = workdir / "config.json"
+    return paths.read_json(path, _NO_CONFIG) if path.exists() else None
+
+
 def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:
     """Adds one JSON line; a line cut by an earlier kill is closed first."""
     paths.append(path, json.dumps(row).encode() + b"\n")
@@ -235,7 +262,8 @@ def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:
 def read_result(workdir: pathlib.Path, title: str) -> dict[str, Any] | None:
     """evals/<title>/result.json, or None."""
     path = workdir / "evals" / title / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    again = "move it away; the evaluation of the last step is then made again"
+    return paths.read_json(path, again) if path.exists() else None
 
 
 def record_result(

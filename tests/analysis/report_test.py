@@ -274,7 +274,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no run directory there"):
         record.read("x", tmp_path)
     (tmp_path / "config.json").write_text("no")
-    with pytest.raises(ValueError, match=r"no JSON"):
+    with pytest.raises(ValueError, match=r"config.json is damaged"):
         record.read("x", tmp_path)
 
 

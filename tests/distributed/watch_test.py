@@ -1,6 +1,8 @@
 """Who ends a job, and why: with a clock and a store of messages of the test's own."""
 
 import json
+import threading
+import time
 
 import pytest
 
@@ -35,10 +37,9 @@ class Fake(watch.Watch):
 
     def tick(self, seconds=1.0):
         self._now += seconds
-        self._publish()
-        heard, failed = self._read(), self._client.key_value_dir_get(watch.FAILED)
+        self._exchange()
         if not self._done:
-            self._judge(heard, failed)
+            self._judge()
 
     def _say(self, text):
         self.said.append(text)
@@ -71,6 +72,32 @@ def test_a_silent_process_ends_the_others_and_is_named(three):
     assert ended.value.args == (watch.EXIT_STUCK, True)
     (text,) = three[0].said
     assert "process 2 (c) was not heard of for 11 s" in text and "step" in text
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(watch, "_EVERY_S", 0.05)
+    monkeypatch.setattr(watch, "_ANSWER_S", 0.2)
+    store, never, ended = Store(), threading.Event(), []
+    one = Fake(store, 1, stuck_s=600, grace_s=600, peer_s=0.5)
+    one._hosts = ["a", "b"]
+
+    def quit_(code, *, stacks):
+        ended.append((code, stacks, time.monotonic()))
+        one._stop.set()
+
+    one._quit = quit_
+    one.start()
+    store.values[f"{watch.ALIVE}0"] = json.dumps({"done": False, "doing": "a step"})
+    while 0 not in one._heard:
+        time.sleep(0.01)
+    store.key_value_set = lambda *_, **__: never.wait()  # process 0 is suspended
+    start = time.monotonic()
+    one._threads[0].join(60)
+    ((code, stacks, end),) = ended
+    never.set()
+    assert (code, stacks) == (watch.EXIT_STUCK, True) and end - start < 30
+    assert "process 0 (a) was not heard of" in one.said[0] and "a step" in one.said[0]
+    assert "could not be told" in one.said[1]
 
 
 def test_one_that_never_spoke_is_noticed_too(three):

@@ -1,19 +1,24 @@
 """Laws of whole runs: resume, signals, one compile, results, damaged checkpoints."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import re
 import shutil
 import signal
+import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from litevit_jax import checkpoint
-from litevit_jax.train import loop, progress, setup
+from litevit_jax.data import device
+from litevit_jax.evaluators import base
+from litevit_jax.train import lock, loop, progress, setup
 from tests import jobs
 
 
@@ -47,6 +52,7 @@ def whole(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
     outcome = loop.run(tiny(), workdir)
     assert outcome.step == 6 and outcome.signal is None
+    assert not (workdir / lock.NAME).exists()
     return workdir
 
 
@@ -105,6 +111,70 @@ def test_a_stopped_run_resumes_to_the_same_bits(number, whole, tmp_path, monkeyp
     same(params(tmp_path), params(whole))
     assert losses(tmp_path) == losses(whole)
     assert [r["step"] for r in rows(tmp_path) if r.get("event") == "resume"] == [4]
+
+
+def test_a_run_whose_data_do_not_come_saves_and_stops(whole, tmp_path, monkeypatch):
+    never, stream = threading.Event(), setup._stream
+
+    def stuck(*args):
+        yield from itertools.islice(stream(*args), 5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        never.wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(setup, "_stream", stuck)
+        patch.setattr(device, "_PATIENCE_S", 0.1)
+        outcome = loop.run(tiny(), tmp_path)
+    never.set()
+    assert (outcome.step, outcome.signal) == (5, signal.SIGTERM)
+    assert loop.run(tiny(), tmp_path).step == 6
+    same(params(tmp_path), params(whole))
+
+
+def test_a_second_ctrl_c_saves_nothing_more_and_loses_nothing_else(
+    tmp_path, monkeypatch
+):
+    tick = progress.Clock.tick
+
+    def twice(self, wait_s):
+        tick(self, wait_s)
+        if self._steps == 5:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                while loop.stops._stop._heard_s is None:
+                    time.sleep(0.01)
+            while not loop.stops._stop.urgent:
+                time.sleep(0.01)
+
+    monkeypatch.setattr(progress.Clock, "tick", twice)
+    made = tiny(checkpoint__every_steps=4, evals={}, log__every_steps=100)
+    outcome = loop.run(made, tmp_path)
+    assert (outcome.step, outcome.signal) == (4, signal.SIGINT)
+    assert not (tmp_path / "corrupt").exists()
+
+
+def test_a_stop_in_an_evaluation_is_obeyed_and_the_evaluation_made_on_resuming(
+    whole, tmp_path, monkeypatch
+):
+    over = base.Context.over
+
+    def signalled(self, *args, **kwargs):
+        for count, rows in enumerate(over(self, *args, **kwargs)):
+            assert not count, "it goes on"
+            os.kill(os.getpid(), signal.SIGHUP)
+            yield rows
+
+    def steps(workdir):
+        path = workdir / "evals" / "reconstruction" / "result.json"
+        return [row["step"] for row in json.loads(path.read_text())["history"]]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(base.Context, "over", signalled)
+        outcome = loop.run(tiny(), tmp_path)
+    assert (outcome.step, outcome.signal) == (steps(whole)[0], signal.SIGHUP)
+    assert loop.run(tiny(), tmp_path).signal is None
+    assert steps(tmp_path) == steps(whole)
+    same(params(tmp_path), params(whole))
 
 
 def test_a_run_resumes_from_any_of_its_checkpoints_to_the_same_bits(whole, copy):

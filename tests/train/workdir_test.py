@@ -68,6 +68,30 @@ def test_a_run_that_recorded_no_names_of_classes_goes_on(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == new
 
 
+def test_a_config_that_was_cut_short_is_named_with_a_way_out(tmp_path):
+    path = tmp_path / "config.json"
+    workdir.open_run(tmp_path, CONFIG)
+    path.write_text(path.read_text()[:20])
+    with pytest.raises(ValueError, match=r"config.json is damaged .*put a copy of it"):
+        workdir.open_run(tmp_path, CONFIG)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"config.json is damaged"):
+        workdir.read_config(tmp_path)
+
+
+def test_a_result_that_was_cut_short_is_named_with_a_way_out(tmp_path):
+    row = {"step": 3, "top1": 1.0}
+    workdir.record_result(tmp_path, "knn", row, "top1")
+    path = tmp_path / "evals" / "knn" / "result.json"
+    path.write_text(path.read_text()[:-9])
+    for read in (
+        lambda: workdir.read_result(tmp_path, "knn"),
+        lambda: workdir.record_result(tmp_path, "knn", row, "top1"),
+    ):
+        with pytest.raises(ValueError, match=r"knn/result.json is damaged .*move it"):
+            read()
+
+
 def test_hidden_files_do_not_make_a_directory_a_strangers(tmp_path):
     (tmp_path / ".nfs0001").touch()
     assert workdir.open_run(tmp_path, CONFIG) is False
