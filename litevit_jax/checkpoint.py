@@ -8,9 +8,11 @@ damage is noticed. Writing is asynchronous and atomic: a complete step has its n
 
 from __future__ import annotations
 
+import contextlib
+import logging as stdlib_logging
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +68,7 @@ class Checkpoints:
         self.directory = paths.absolute(paths.path(workdir)) / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        logging.get_absl_logger().addFilter(_QUIET)  # once, however often
 
     def steps(self) -> list[int]:
         """Steps that are saved completely, oldest first."""
@@ -216,17 +219,45 @@ class Checkpoints:
             # A full disk shows as almost any exception of the storage layers below.
             raise RuntimeError(self._not_written("the last step", error)) from error
 
+    @contextlib.contextmanager
+    def disk_errors(self) -> Iterator[None]:
+        """Says what is saved and what to do if the disk fails a run inside the block.
+
+        Raises:
+          RuntimeError: in place of the OSError.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in paths.DISK_ERRORS:
+                raise
+            what = str(error.filename or "a file")
+            raise RuntimeError(self._explain(what, error)) from error
+
     def _not_written(self, what: str, error: Exception) -> str:
-        why = str(error).strip().splitlines() or [type(error).__name__]
+        return self._explain(f"{what} could not be saved to {self.directory}", error)
+
+    def _explain(self, what: str, error: BaseException) -> str:
+        saved = self.steps() or "none"
         return (
-            f"{what} could not be saved to {self.directory}: {why[0][:300]}; complete "
-            f"are steps {self.steps() or 'none'}. Make room or mend the disk, then run "
-            "the same command again to go on from there"
+            f"{what}: {paths.reason(error)}; complete are steps {saved}"
+            f" in {self.directory}. Make room or mend the disk, then run the same "
+            "command again to go on from there"
         )
 
     def close(self) -> None:
         """Waits for the last save and releases the directory."""
         self._manager.close()
+
+
+class _Quiet(stdlib_logging.Filter):
+    """Drops what Orbax logs, with its stacks, of errors that it raises as well."""
+
+    def filter(self, record: stdlib_logging.LogRecord) -> bool:
+        return not (record.exc_info and "orbax" in record.pathname)
+
+
+_QUIET = _Quiet()
 
 
 def _read(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ writes through fsspec (gs:// needs the package gcsfs) and never imports TensorFl
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import functools
 import importlib.util
@@ -15,6 +16,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 # epath would read stores through TensorFlow wherever that is installed.
@@ -87,8 +89,9 @@ def replace_text(place: Any, text: str) -> None:
         place.write_text(text)  # an object appears when it is complete
         return
     temporary = place.with_name(f".{place.name}.tmp")  # hidden, should a kill leave it
-    temporary.write_text(text)
-    rename(temporary, place)
+    with named(place):
+        temporary.write_text(text)
+        rename(temporary, place)
 
 
 def rename(written: pathlib.Path, target: pathlib.Path) -> None:
@@ -130,6 +133,35 @@ def read_json(place: Any, otherwise: str) -> Any:
         ) from None
 
 
+# What a disk may answer in the middle of a run, wherever it is written.
+DISK_ERRORS = (errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS)
+
+
+@contextlib.contextmanager
+def named(place: Any) -> Iterator[None]:
+    """Gives an error of the disk the name of the file, which writing leaves out."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(place)
+        raise
+
+
+def reason(error: BaseException) -> str:
+    """Why a write failed, in a line: the system's word, if it is among the causes."""
+    chain: list[BaseException] = []
+    there: BaseException | None = error
+    while there is not None and there not in chain:
+        chain.append(there)
+        there = there.__cause__ or there.__context__
+    for one in chain:
+        if isinstance(one, OSError) and one.strerror:
+            return one.strerror
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
+
+
 def append(place: Any, data: bytes) -> None:
     """Adds whole lines to a file; a line cut by an earlier kill is closed first.
 
@@ -139,7 +171,7 @@ def append(place: Any, data: bytes) -> None:
         old = place.read_bytes() if place.exists() else b""
         place.write_bytes(old + b"\n" * bool(old and old[-1:] != b"\n") + data)
         return
-    with open(place, "ab+") as file:
+    with named(place), open(place, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":

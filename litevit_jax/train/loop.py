@@ -196,7 +196,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
     this = Run(job)
     progress.announce(job, this.line)
     with stops.listening() as stop:
-        with stop.training(this.close):
+        with stop.training(this.close), this.checkpoints.disk_errors():
             try:
                 this.go(stop)
             finally:

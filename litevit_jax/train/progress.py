@@ -6,6 +6,7 @@ finite, names the examples of their batch, and stops the run after too many in a
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -37,6 +38,7 @@ class Writer:
         self._rows: list[dict[str, Any]] = []  # not yet in the store
         self._written = time.monotonic()
         self._events = self._mirror = None
+        self._refused: Exception | None = None  # the first error of the events
         if tensorboard:
             import tensorboardX  # slow to import
 
@@ -44,10 +46,33 @@ class Writer:
             if not self._local:
                 self._mirror = paths.Mirror(folder)
                 folder = self._mirror.folder
-            self._events = tensorboardX.SummaryWriter(str(folder))
+            self._events = events = tensorboardX.SummaryWriter(str(folder))
+            assert events.file_writer is not None
+            self._watch(events.file_writer.event_writer._ev_writer)
+
+    def _watch(self, file: Any) -> None:
+        """Notes what a disk refuses: the events are written by a thread, which would
+        end with its stacks, and the next event would wait for it for ever."""
+        write, flush = file.write_event, file.flush
+
+        def noting(call: Any, *args: Any) -> None:
+            try:
+                with paths.named(file._file_name):
+                    call(*args)
+            except (OSError, ValueError) as error:
+                self._refused = self._refused or error
+
+        file.write_event = functools.partial(noting, write)
+        file.flush = functools.partial(noting, flush)
 
     def write(self, step: int, row: dict[str, Any]) -> None:
-        """One row at `step`; numbers also go to TensorBoard."""
+        """One row at `step`; numbers also go to TensorBoard.
+
+        Raises:
+          OSError: this row, or an event before it, could not be written.
+        """
+        if self._refused is not None:
+            raise self._refused
         # JSON has no NaN: a value that is not finite is written as its name.
         safe = {k: _json_number(v) for k, v in row.items()}
         if self._local:

@@ -48,6 +48,9 @@ FREE_TO_CHANGE = (
     "watchdog*",
 )
 
+# Of a checkpoint, for names, shapes and half-filled blocks of the disk.
+_BESIDE_STATE = 400_000
+
 _PATIENCE_S = 15.0  # until a shared file system shows a new file
 
 _NO_CONFIG = (
@@ -214,14 +217,23 @@ def check_space(workdir: pathlib.Path, state_bytes: int, keep: int) -> None:
     saved = 0
     if there == workdir:
         saved = sum(1 for _ in workdir.glob("checkpoints/[0-9]*"))
-    need = state_bytes * max(keep + 1 - saved, 1)
+    one = state_bytes + _BESIDE_STATE
+    need = one * max(keep + 1 - saved, 1)
     if free < need:
         raise OSError(
-            f"--workdir={workdir}: {free / 1e6:.0f} MB free, but {keep} checkpoints of "
-            f"{state_bytes / 1e6:.0f} MB and one being written need {need / 1e6:.0f} "
-            "MB; free some space, choose another --workdir, or lower "
-            "--config.checkpoint.keep"
+            f"--workdir={workdir}: {_size(free)} free, but {keep} checkpoints of "
+            f"{_size(one)} and one being written need {_size(need)}; free some space, "
+            "choose another --workdir, or lower --config.checkpoint.keep"
         )
+
+
+def _size(count: float) -> str:
+    """Bytes in the unit that makes two or three digits of them: '312 kB'."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -107,10 +107,11 @@ def free(monkeypatch):
 
 
 def test_there_must_be_room_for_all_kept_checkpoints_and_one_more(tmp_path, free):
-    free(4_000_000)
+    free(5_600_000)
     workdir.check_space(tmp_path / "new" / "run", 1_000_000, keep=3)
-    free(3_999_999)
-    with pytest.raises(OSError, match=r"4 MB free, but 3 checkpoints of 1 MB .* 4 MB"):
+    free(5_599_999)
+    match = r"5.6 MB free, but 3 checkpoints of 1.4 MB and .* need 5.6 MB"
+    with pytest.raises(OSError, match=match):
         workdir.check_space(tmp_path / "new" / "run", 1_000_000, keep=3)
     assert list(tmp_path.iterdir()) == []
 
@@ -118,11 +119,11 @@ def test_there_must_be_room_for_all_kept_checkpoints_and_one_more(tmp_path, free
 def test_a_resumed_run_needs_room_for_what_is_not_there_yet(tmp_path, free):
     for step in (10, 20, 30):
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
-    free(1_000_000)
-    workdir.check_space(tmp_path, 1_000_000, keep=3)
-    free(999_999)
-    with pytest.raises(OSError, match="free some space"):
-        workdir.check_space(tmp_path, 1_000_000, keep=3)
+    free(401_000)
+    workdir.check_space(tmp_path, 1_000, keep=3)
+    free(400_999)
+    with pytest.raises(OSError, match=r"401 kB free.* of 401 kB .*free some space"):
+        workdir.check_space(tmp_path, 1_000, keep=3)
 
 
 def test_a_line_cut_by_a_kill_is_closed_before_the_next(tmp_path):
