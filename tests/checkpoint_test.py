@@ -1,9 +1,11 @@
 """Saving and restoring: any mesh, every bit, every name; and what is refused."""
 
+import errno
 import json
 import logging
 import shutil
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -313,3 +315,27 @@ def test_what_is_asked_for_is_filled_and_nothing_else():
 def test_what_does_not_fit_is_refused_both_ways(found, message):
     with pytest.raises(ValueError, match=r"(?s)1 differences.*" + message):
         fill(found)
+
+
+def test_a_full_disk_is_one_message_with_what_is_saved_and_what_to_do(saved):
+    checkpoints = checkpoint.Checkpoints(saved, keep=3)
+    full = OSError(errno.ENOSPC, "No space left on device", "run/metrics.jsonl")
+    with pytest.raises(RuntimeError) as caught, checkpoints.disk_errors():
+        raise full
+    text = str(caught.value)
+    assert text.startswith("run/metrics.jsonl: No space left on device; complete are")
+    assert f"steps {checkpoints.steps()} in {saved}" in text
+    assert "Make room" in text and "the same command" in text
+    with pytest.raises(FileNotFoundError), checkpoints.disk_errors():
+        raise FileNotFoundError(errno.ENOENT, "no such file", "x")
+    checkpoints.close()
+
+
+def test_what_orbax_raises_it_does_not_log_as_well(saved, caplog):
+    checkpoint.Checkpoints(saved, keep=3).close()
+    logger = absl.logging.get_absl_logger()
+    where = checkpoint.ocp.__file__
+    for line, trace in (("raised", (OSError, OSError(), None)), ("said", None)):
+        record = logger.makeRecord("absl", 40, where, 1, line, (), trace)
+        logger.handle(record)
+    assert "said" in caplog.text and "raised" not in caplog.text

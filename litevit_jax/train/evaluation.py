@@ -18,7 +18,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import augment, checkpoint, distributed, registry, stop
+from litevit_jax import augment, checkpoint, cpu, distributed, registry, stop
 from litevit_jax.data import relabel
 from litevit_jax.evaluators import base
 from litevit_jax.train import batches, inputs
@@ -332,6 +332,7 @@ class Evaluations:
             shown = ((k, v) for k, v in numbers.items() if not isinstance(v, list))
             said = "  ".join(f"{k} {_short(v)}" for k, v in shown)
             self._line.say(f"step {step}  {title}: {said}  ({cost['seconds']:.1f} s)")
+        cpu.give_back_memory()
 
     def _cost(self, title: str, seconds: float) -> dict[str, float]:
         """Seconds of this evaluation; percentage that all of `title` took of the time

@@ -1,9 +1,13 @@
 """What a run says, on a terminal and in files, and when its guard stops it."""
 
+import errno
 import io
 import json
 import logging
 import math
+import os
+import time
+import types
 
 import numpy as np
 import pytest
@@ -176,3 +180,31 @@ def test_waiting_for_data_is_told_once_with_what_to_change(monkeypatch):
     assert "--config.data.threads to the 8 cores" in said
     [said] = _waiting(monkeypatch, 0.25, source="packed")
     assert "more cores" in said
+
+
+def test_events_that_a_full_disk_refuses_end_the_run_and_do_not_hang_it(
+    tmp_path, monkeypatch
+):
+    writer = progress.Writer(tmp_path, tensorboard=True)
+
+    def refuse(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    events = writer._events.file_writer.event_writer._ev_writer
+    monkeypatch.setattr(events, "_py_recordio_writer", types.SimpleNamespace(
+        write=refuse, flush=lambda: None, close=lambda: None))  # fmt: skip
+    with pytest.raises(OSError, match=r"No space .*events.out") as error:
+        for step in range(10_000):
+            writer.write(step, {"loss": 1.0})
+            time.sleep(0.001)
+    assert error.value.errno == errno.ENOSPC
+    writer.close()
+
+
+def test_lines_that_nobody_reads_do_not_end_the_run():
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as stream:
+        line = progress.Line(stream)
+        for _ in range(3):
+            line.say("x" * 10_000)

@@ -1,0 +1,55 @@
+"""Does a run's memory stay where it is? A small run that evaluates often, watched.
+
+    python -m benchmarks.memory --minutes=10
+
+Prints the resident memory once a minute and its growth since the third; a growth of
+more than one per cent ends with code 1. Linux only.
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+_WARM_MINUTES = 3  # programs are compiled, readers and evaluators have run
+
+
+def resident_kib(pid: int) -> int:
+    """Resident memory of a process, as Linux counts it."""
+    text = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return int(text.partition("VmRSS:")[2].split()[0])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=int, default=10)
+    parser.add_argument("--every", type=int, default=10, help="steps, to evaluate")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as workdir:
+        command = [
+            *(sys.executable, "main.py", "--config=configs/mae_tiny.py:smoke"),
+            *("--config.steps=100000000", "--config.checkpoint.every_steps=1000"),
+            f"--config.evals.reconstruction.every_steps={given.every}",
+            f"--workdir={workdir}",
+        ]
+        run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        sizes = []
+        try:
+            for minute in range(1, given.minutes + 1):
+                time.sleep(60)
+                sizes.append(resident_kib(run.pid))
+                print(f"minute {minute}: {sizes[-1] / 1024:.1f} MiB", flush=True)
+        finally:
+            run.terminate()
+            run.wait()
+    first = sizes[min(_WARM_MINUTES, len(sizes)) - 1]
+    growth = sizes[-1] / first - 1
+    print(f"growth since minute {_WARM_MINUTES}: {100 * growth:.2f} %")
+    return int(growth > 0.01)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
