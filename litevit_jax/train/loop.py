@@ -75,9 +75,8 @@ class Run:
         self.flush()
         self.writer.flush()
         distributed.beat("saving", grace=True)
-        self.checkpoints.save(
-            state, config=self.config, skipped_steps=self.guard.skipped
-        )
+        skipped = self.guard.skipped
+        self.checkpoints.save(state, config=self.config, skipped_steps=skipped)
 
     def flush(self) -> None:
         """Reads the metrics of the last dispatched step, if not read yet."""
@@ -108,9 +107,10 @@ class Run:
 
     def evaluate(self, state: Any, step: int, titles: list[str]) -> None:
         """Runs evaluators; keeps last and best in evals/<title>/result.json."""
-        self.flush()
-        self.evaluations.run(state, step, titles)
-        self.clock.reset()
+        if titles:
+            self.flush()
+            self.evaluations.run(state, step, titles)
+            self.clock.reset()
 
     def train(self, state: Any, stop: stops.Stop) -> Any:
         """Updates `state` until the run is complete or a signal came."""
@@ -139,9 +139,7 @@ class Run:
                     if step % every == 0 or step == self.job.total_steps:
                         self.save(state)
                     last = step == self.job.total_steps
-                    titles = self.evaluations.due(step, last=last)
-                    if titles:
-                        self.evaluate(state, step, titles)
+                    self.evaluate(state, step, self.evaluations.due(step, last=last))
                 self.flush()
         except stops.Stopped as error:  # between two steps
             stop.caught(error)
@@ -155,7 +153,7 @@ class Run:
         return state
 
     def go(self, stop: stops.Stop) -> None:
-        """Trains from the latest checkpoint to the end; runs evaluations left out."""
+        """Trains from the latest checkpoint to the end, evaluates, and closes."""
         try:
             distributed.beat("restoring or creating the state", grace=True)
             with stop.at_once():
@@ -166,6 +164,8 @@ class Run:
                 self.evaluate(state, step, self.evaluations.missing(step))
         except stops.Stopped as error:
             stop.caught(error)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Waits for the last checkpoint and closes the logs."""
@@ -189,16 +189,12 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
 
     Raises:
       ValueError, KeyError, OSError: a mistake of the user's, before any compile.
-      BadDataError, WorkerError, FloatingPointError: during the run; the state is
-        saved first.
+      BadDataError, WorkerError, FloatingPointError: in the run, which is saved first.
     """
     job = setup.prepare(config, paths.path(workdir))
     this = Run(job)
     progress.announce(job, this.line)
     with stops.listening() as stop:
         with stop.training(this.close), this.checkpoints.disk_errors():
-            try:
-                this.go(stop)
-            finally:
-                this.close()
+            this.go(stop)
         return this.outcome(stop.signal)
