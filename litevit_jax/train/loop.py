@@ -38,7 +38,6 @@ class Run:
     def __init__(self, job: setup.Job) -> None:
         self.job = job
         self.config = job.config
-        self.primary = distributed.primary()
         self.line = progress.Line()
         self.clock = progress.Clock(job.config["data"])
         self.pace = progress.Pace(live=self.line.live)
@@ -48,7 +47,7 @@ class Run:
         self.checkpoints = checkpoint.Checkpoints(job.workdir, keep=keep, fixed=fixed)
         log = self.config["log"]
         self.writer = progress.Writer(
-            job.workdir, tensorboard=log["tensorboard"] and self.primary
+            job.workdir, tensorboard=log["tensorboard"] and distributed.primary()
         )
         self.evaluations = evaluation.Evaluations(job, self.write, self.line)
         self.pending: tuple[int, Any, np.ndarray] | None = None
@@ -67,7 +66,7 @@ class Run:
 
     def write(self, step: int, row: dict[str, Any]) -> None:
         """Logs a row, on the first process."""
-        if self.primary:
+        if distributed.primary():
             self.writer.write(step, row)
 
     def save(self, state: Any) -> None:
@@ -176,12 +175,12 @@ class Run:
 
     def outcome(self, signal: int | None) -> Outcome:
         """How the run, which is closed, ended; says so if a signal stopped it."""
-        results, step = self.evaluations.results, self.job.total_steps
+        step = self.job.total_steps
         if signal is not None:
             step = max(self.checkpoints.steps(), default=0)
             saved = f"saved step {step}" if step else "nothing to save yet"
             self.line.say(f"stopped by signal {signal}; {saved}")
-        return Outcome(step, results, signal)
+        return Outcome(step, self.evaluations.results, signal)
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:

@@ -7,7 +7,6 @@ field says otherwise; where they differ, the run says so when it starts.
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 from litevit_jax import checkpoint, paths
 from litevit_jax.models import vit
 from litevit_jax.train import batches, entries
+from litevit_jax.train import workdir as workdirs
 
 # What a file of weights knows of its encoder, beside the images.
 SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
@@ -72,12 +72,12 @@ def settle(
 
 def run_config(path: str) -> dict[str, Any]:
     """The config of the run that `like` names."""
-    file = paths.path(path) / "config.json"
-    if not file.exists():
+    config = workdirs.read_config(paths.path(path))
+    if config is None:
         raise FileNotFoundError(
             f"--config.like={path}: no run directory there (no config.json)"
         )
-    return json.loads(file.read_text())
+    return config
 
 
 def of_run(flag: str, config: dict[str, Any]) -> View:
