@@ -57,6 +57,8 @@ def settle(
       were trained on, and which parameters of `init` are taken.
     """
     known, text = [], []
+    if "normalize" not in config.augment:  # misspelt: `augment.make` says so
+        return text
     if loaded is not None:
         known.append(of(f"--config.init={config.init}", loaded))
         text = entries.which_parameters(config, loaded)
