@@ -127,7 +127,7 @@ def test_a_run_whose_data_do_not_come_saves_and_stops(whole, tmp_path, monkeypat
         outcome = loop.run(tiny(), tmp_path)
     never.set()
     assert outcome.signal == signal.SIGTERM and not (tmp_path / lock.NAME).exists()
-    assert 3 <= outcome.step <= 5  # two batches may have been read ahead
+    assert 1 <= outcome.step <= 5  # a few batches may have been read ahead
     assert (tmp_path / "checkpoints" / str(outcome.step)).exists()
     assert loop.run(tiny(), tmp_path).step == 6
     same(params(tmp_path), params(whole))
