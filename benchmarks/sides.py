@@ -265,7 +265,6 @@ class Side:
             text=True,
             env=env,
             cwd=ROOT,
-            start_new_session=True,
         )
         assert self._process.stdin and self._process.stdout  # both are pipes
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
@@ -304,7 +303,7 @@ class Side:
     def close(self) -> None:
         """Ends the process."""
         if self._process.poll() is None:
-            self._signal(signal.SIGKILL)
+            self._process.kill()
         self._process.wait()
         self._stdin.close()
         self._stdout.close()
@@ -318,7 +317,7 @@ class Side:
         }
 
     def _signal(self, number: int) -> None:
-        os.killpg(self._process.pid, number)
+        self._process.send_signal(number)
 
     def _read(self) -> dict[str, Any]:
         for line in self._stdout:

@@ -177,12 +177,13 @@ def rate(count: float, seconds: dict[str, float]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def process(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A child in a group of its own, which is ended with the block."""
-    child = subprocess.Popen(command, text=True, start_new_session=True, **options)
+    """A child that is ended with the block; it stays in the part's process group."""
+    child = subprocess.Popen(command, text=True, **options)
     try:
         yield child
     finally:
-        end_group(child)
+        child.kill()
+        child.wait()
 
 
 def end_group(child: subprocess.Popen[Any]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
+import subprocess
+import sys
 from typing import Any
 
 from benchmarks import sides
@@ -29,12 +32,13 @@ def run(part: common.Part) -> None:
 
 
 def _compare(part: common.Part, spec: sides.Spec) -> dict[str, Any]:
-    import dataclasses
-
     small = part.small
     spec = steps.shrink(spec) if small else spec
     # PyTorch's model has the size of ViT-Tiny; tests leave compiling out.
     names = ["ours", "torch eager"] if small else list(PEERS)
+    missing = _why_no_torch(part.torch_python or sys.executable)
+    if missing:
+        names = ["ours"]
     started: dict[str, sides.Side] = {}
     # Each takes what it needs; JAX alone would take three quarters of the memory.
     env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -55,10 +59,17 @@ def _compare(part: common.Part, spec: sides.Spec) -> dict[str, Any]:
         for _ in range(rounds):
             for name, side in started.items():
                 side.measure(counts[name])
-        return _figures(started)
+        return _figures(started) | ({"without PyTorch": missing} if missing else {})
     finally:
         for side in started.values():
             side.close()
+
+
+def _why_no_torch(python: str) -> str:
+    """Empty if `python` imports torch, else the last line of what it says."""
+    command = [python, "-c", "import torch"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
 def _steps(side: sides.Side, seconds: float) -> int:

@@ -287,6 +287,70 @@ def _plain_backward(scale, saved, bias, grad):
     return pull(grad)
 
 
+# Keys from which on cuDNN's fused attention is taken. On an H200 it is as fast as the
+# formula with 50 tokens, in less memory, and 2.4 times as fast with 197 tokens
+# (docs/performance.md).
+_FUSED_FROM = 48
+
+
+def _cuda_forward(scale, q, k, v, bias):
+    if not _fuses(q, k, bias):
+        return _plain_forward(scale, q, k, v, bias)
+    logits = (*q.shape[:3], k.shape[2])
+    unused = jnp.zeros(logits, v.dtype), jnp.zeros((*q.shape[:3], 1), jnp.float32)
+    # As a backward pass asks for it, so that XLA finds it there again.
+    out, _ = jax.vjp(functools.partial(_fused, scale), q, k, v)
+    return out, (q, k, v, *unused, out)
+
+
+def _cuda_backward(scale, saved, bias, grad):
+    q, k, v, *_ = saved
+    if not _fuses(q, k, bias):
+        return _plain_backward(scale, saved, bias, grad)
+    return *jax.vjp(functools.partial(_fused, scale), q, k, v)[1](grad), None
+
+
+def _fuses(q, k, bias):
+    """Whether cuDNN's attention applies: half precision, no bias, enough keys."""
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    sizes = k.shape[2] >= _FUSED_FROM and q.shape[3] % 8 == 0 and q.shape[3] <= 128
+    return bias is None and half and sizes and _cudnn_is_here()
+
+
+@functools.cache
+def _cudnn_is_here():
+    try:
+        x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
+        fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+        jax.eval_shape(fused, x, x, x)
+    except RuntimeError:  # no cuDNN, or one that is too old
+        return False
+    return True
+
+
+def _fused(scale, q, k, v):
+    """cuDNN's attention; of an odd length one token is added, which nobody reads."""
+    lengths = [x.shape[2] for x in (q, k)]
+    masks = [None, None]
+    if any(length % 2 for length in lengths):
+        masks = [jnp.full(len(q), length, jnp.int32) for length in lengths]
+    # [B, A, T, E] -> [B, T, A, E] with an even T
+    q, k, v = (
+        jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, x.shape[2] % 2), (0, 0), (0, 0)))
+        for x in (q, k, v)
+    )
+    out = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        scale=scale,
+        query_seq_lengths=masks[0],
+        key_value_seq_lengths=masks[1],
+        implementation="cudnn",
+    )
+    return out[:, : lengths[0]].swapaxes(1, 2)
+
+
 def _logits(q, k, bias):
     logits = jnp.einsum("basd,batd->bast", q, k, preferred_element_type=jnp.float32)
     return logits if bias is None else logits + bias
@@ -302,6 +366,7 @@ def _logits(q, k, bias):
 # removes them. A bias is None or [A, S, T], and None has no gradient.
 KERNELS = {
     "cpu": (_cpu_forward, _cpu_backward),
+    "cuda": (_cuda_forward, _cuda_backward),
     "default": (_plain_forward, _plain_backward),
 }
 

@@ -117,7 +117,10 @@ def design(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Desi
     optimizer = _optimizer(config, variables.params)
     create, shardings = states.creator(objective, optimizer, batch, mesh)
     state = _abstract_state(create, shardings)
-    count = slices.count(config, mesh, objective)
+    fitting = functools.partial(
+        slices.images_that_fit, mesh, objective, variables, batch, state
+    )
+    count = slices.count(config, mesh, objective, fitting)
     jitted = _step(config, objective, optimizer, ops, shardings, count)
     host = batches.host(config)
     placed = sharding.batch_sharding(mesh)

@@ -23,8 +23,12 @@ from litevit_jax import distributed, sharding
 # compiler for v5e keeps their activations in fast memory, and those of more it does
 # not. Of MAE, which encodes a quarter, these are 128 images (docs/performance.md).
 WHOLE_AT_ONCE = 32
-# Images at once on GPUs, where nothing was measured.
-AT_ONCE = 128
+# On a GPU the whole batch is fastest (1.6 times slices of 128 on an H200), so that is
+# computed at once which fits: of the memory that JAX may use this share, each image
+# taking so many times what autodiff keeps of it by shapes. Compiled steps took 1.4
+# times as much for MAE and 1.9 times for fine-tuning, before attention was fused.
+_GPU_SHARE, _KEPT_TWICE = 0.9, 2.0
+_SMALL_GPU = 11 * 2**30  # bytes, of a GPU that does not say how many it has
 # Values (H * W * C) at once on a device of a CPU, of whole images: 8 of 224 x 224 x 3,
 # or 32 that MAE encodes. As fast as more, in less memory (docs/performance.md).
 VALUES_AT_ONCE = 8 * 224 * 224 * 3
@@ -66,11 +70,17 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def count(config: ConfigDict, mesh: Mesh, objective: Any) -> int:
+def count(
+    config: ConfigDict,
+    mesh: Mesh,
+    objective: Any,
+    fitting: Callable[[], int] | None = None,
+) -> int:
     """How many slices the batch of a device is cut into; 1 leaves it whole.
 
     'auto' cuts where the objective allows it: into slices of at most so many images as
-    stands above for the platform, if a number not much smaller divides the batch.
+    stands above for the platform, if a number not much smaller divides the batch. On a
+    GPU `fitting` says how many images its memory holds; see `images_that_fit`.
 
     Raises:
       ValueError: a slice that does not divide the batch of a device, or that the
@@ -85,7 +95,11 @@ def count(config: ConfigDict, mesh: Mesh, objective: Any) -> int:
     if whole or said == "off":
         return 1
     if isinstance(said, str):  # auto
-        return per_device // _chosen(per_device, _at_once(config, mesh, objective))
+        if fitting and _platform(mesh) not in ("cpu", "tpu"):
+            fit = fitting()  # more would not: a small divisor is better than the whole
+            return per_device // max(n for n in _divisors(per_device) if n <= fit)
+        wanted = _at_once(config, mesh, objective)
+        return per_device // _chosen(per_device, wanted)
     if per_device % said:
         near = min(_divisors(per_device), key=lambda size: abs(size - said))
         raise ValueError(
@@ -124,12 +138,68 @@ def _refuse(config: ConfigDict, said: int | str, reason: str | bool) -> None:
     )
 
 
+def images_that_fit(
+    mesh: Mesh, objective: Any, variables: Any, batch: Any, state: Any
+) -> int:
+    """How many images a step can compute at once in a device's memory, at least 1.
+
+    Nothing is compiled: what autodiff keeps of an image for the backward pass is
+    counted by shapes, beside the state and its gradient.
+
+    Args:
+      mesh: its first device is asked for its memory.
+      objective, variables, batch: by shape, as `setup.Design` has them.
+      state: abstract TrainState.
+    """
+    params = jax.tree.leaves(variables.params)
+    fixed = sum(_bytes(x) for x in [*jax.tree.leaves(state), *params])
+    left = _GPU_SHARE * _memory(mesh) - fixed
+    one, two = (_kept(objective, variables, batch, images) for images in (1, 2))
+    return max(int(left / (_KEPT_TWICE * max(two - one, 1))), 1)
+
+
+def _kept(objective: Any, variables: Any, batch: Any, images: int) -> int:
+    """Bytes that autodiff keeps for the backward pass of `images` images."""
+
+    def some(name: str, x: Any) -> jax.ShapeDtypeStruct:
+        axis = int(name == "views")
+        shape = (*x.shape[:axis], images, *x.shape[axis + 1 :])
+        return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    def backward(params: Any, state: Any, teacher: Any, batch: Any, key: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
+            return objective.loss(params, state, teacher, batch, key)[0]
+
+        return jax.vjp(loss, params)[1]
+
+    few = {name: some(name, x) for name, x in batch.items()}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    kept = jax.eval_shape(backward, *variables, few, key)
+    return sum(_bytes(x) for x in jax.tree.leaves(kept))
+
+
+def _bytes(x: Any) -> int:
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):  # keys of random numbers
+        return 0
+    return x.size * x.dtype.itemsize
+
+
+def _memory(mesh: Mesh) -> int:
+    """Bytes that JAX may use of the memory of a device."""
+    try:
+        stats = mesh.devices.flat[0].memory_stats() or {}
+    except (AttributeError, NotImplementedError, RuntimeError):
+        stats = {}  # a device that is only described
+    return stats.get("bytes_limit", _SMALL_GPU)
+
+
+def _platform(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
+
+
 def _at_once(config: ConfigDict, mesh: Mesh, objective: Any) -> int:
-    platform = mesh.devices.flat[0].platform
-    if platform not in ("cpu", "tpu"):
-        return AT_ONCE
     whole = WHOLE_AT_ONCE
-    if platform == "cpu":
+    if _platform(mesh) == "cpu":
         data = config.data
         sides = data.image_size * (data.image_width or data.image_size)
         whole = VALUES_AT_ONCE / (sides * data.channels)
