@@ -106,14 +106,17 @@ def _block(row: dict[str, Any]) -> str:
 
 
 def of_probes(
-    probes: dict[str, dict[str, Any]], random: frozenset[str] = frozenset()
+    probes: dict[str, dict[str, Any]],
+    random: dict[str, list[dict[str, Any]]] | None = None,
 ) -> tuple[str, list[dict[str, Any]]]:
     """Which encoder and how many layers to tune, from results of layer probes.
 
     Args:
       probes: name of an encoder -> the last result of evaluator `layers`: 'top1' of the
         best block, 'block', 'n', and 'table' of all blocks.
-      random: names of those that never learned. They are what others must beat.
+      random: names of encoders that never learned -> such results of each, of one or
+        more choices of tokens. They are what others must beat; the best encoder is
+        compared with what they give by the same tokens.
 
     Returns:
       Sentences; and the numbers they rest on, a row for each encoder.
@@ -122,26 +125,21 @@ def of_probes(
       ValueError: there is nothing to compare, no encoder that has learned, or a result
         is none of `layers`.
     """
-    rows = []
-    for name, last in probes.items():
-        if "table" not in last or "block" not in last:
-            raise ValueError(
-                f"{name}: no result of the evaluator 'layers'; make one with "
-                "configs/layer_probe.py"
-            )
-        rows.append(_row(name, last, name in random))
-    trained = [row for row in rows if not row["random"]]
+    trained = [_row(name, last, False) for name, last in probes.items()]
     if not trained:
-        given = f" ({', '.join(probes)}: random parameters)" if probes else ""
+        given = f" ({', '.join(random)}: random parameters)" if random else ""
         raise ValueError(
             "--config.models: no probe of an encoder that has learned"
             f"{given}; give the directory of a configs/layer_probe.py with "
             "--config.init=RUN_OR_FILE"
         )
-    rows.sort(key=lambda row: -row["top1"])
-    best = max(trained, key=lambda row: row["top1"])
-    floor = max((r for r in rows if r["random"]), key=_top1, default=None)
-    n = best["n"]
+    best = max(trained, key=_top1)
+    floors = [
+        _row(name, _by_same_tokens(lasts, best["pool"]), True)
+        for name, lasts in (random or {}).items()
+    ]
+    floor, n = max(floors, key=_top1, default=None), best["n"]
+    rows = sorted([*trained, *floors], key=_top1, reverse=True)
     if floor is not None and not _apart(n, best["top1"], floor["top1"]):
         worse = _apart(n, floor["top1"], best["top1"])
         beyond = "is worse than" if worse else "cannot be told from"
@@ -158,6 +156,11 @@ def of_probes(
 
 def _top1(row: dict[str, Any]) -> float:
     return row["top1"]
+
+
+def _by_same_tokens(lasts: list[dict[str, Any]], pool: str) -> dict[str, Any]:
+    """Of one encoder's results the one by these tokens, else the highest."""
+    return max([last for last in lasts if last["pool"] == pool] or lasts, key=_top1)
 
 
 def _start_from(best: dict[str, Any], trained: list, floor: dict | None) -> str:
@@ -188,6 +191,11 @@ def _start_from(best: dict[str, Any], trained: list, floor: dict | None) -> str:
 
 
 def _row(name: str, last: dict[str, Any], random: bool) -> dict[str, Any]:
+    if "table" not in last or "block" not in last:
+        raise ValueError(
+            f"{name}: no result of the evaluator 'layers'; make one with "
+            "configs/layer_probe.py"
+        )
     linear = [row["linear"] for row in last["table"]]
     top1, n = linear[last["block"] - 1], last["n"]
     enough = next(i for i, x in enumerate(linear) if not _apart(n, top1, x))

@@ -103,19 +103,21 @@ def advise(config: ConfigDict, workdir: str) -> str:
       ValueError, FileNotFoundError: a directory has no such result, or they are of
         different images.
     """
-    probes, prints, random = {}, {}, set()
+    probes, prints, random = {}, {}, {}
     for name, path in models.named(config.models).items():
         run = record.read(name, _run(name, path))
-        probes[name] = _probe(run, config.probe, f"--config.models={name}={path}")
+        lasts = _probes(run, config.probe, f"--config.models={name}={path}")
         prints[name] = _data(run.config)
         if run.config.get("job") == "evaluate" and run.config["init"] == "random":
-            random.add(name)
+            random[name] = lasts
+        else:
+            probes[name] = max(lasts, key=lambda last: last["select_top1"])
     if len(set(prints.values())) > 1:
         said = "; ".join(f"{name}: {data}" for name, data in prints.items())
         raise ValueError(
             f"--config.models: probes of different data cannot be compared ({said})"
         )
-    text, rows = advice.of_probes(probes, frozenset(random))
+    text, rows = advice.of_probes(probes, random)
     place = pathlib.Path(workdir)
     workdirs.write_json(place / "advice.json", {"advice": text, "encoders": rows})
     head = list(rows[0])
@@ -142,8 +144,8 @@ def advise(config: ConfigDict, workdir: str) -> str:
     return f"{text}\n{progress.columns([head, *shown])}"
 
 
-def _probe(run: record.Run, title: str | None, where: str) -> dict[str, Any]:
-    """The last result of a probe of layers: of `title`, or the better one held out."""
+def _probes(run: record.Run, title: str | None, where: str) -> list[dict[str, Any]]:
+    """The last results of a run's probes of layers, or of `title` alone."""
     titles = (title,) if title else ("layers", "layers_avg")
     lasts = [run.results[t]["last"] for t in titles if t in run.results]
     if not lasts:
@@ -157,7 +159,7 @@ def _probe(run: record.Run, title: str | None, where: str) -> dict[str, Any]:
             "what held-out images chose; make it anew with configs/layer_probe.py and "
             "another --workdir"
         )
-    return max(lasts, key=lambda last: last["select_top1"])
+    return lasts
 
 
 def _data(config: dict[str, Any]) -> str:

@@ -31,21 +31,31 @@ def test_the_better_encoder_is_named_with_its_lead():
 
 
 def test_random_parameters_are_what_others_must_beat_and_never_advised():
-    random = frozenset({"b"})
     low, high = probe([20.0, 30.0]), probe([50.0, 52.0])
-    text, rows = advice.of_probes({"a": low, "b": high}, random)
+    text, rows = advice.of_probes({"a": low}, {"b": [high]})
     assert text.startswith("None of these is worth starting from: the best, a (30.0 %")
     assert "is worse than random parameters (b, 52.0 %) on 1,000 images" in text
     assert [row["random"] for row in rows] == [True, False]
-    text, _ = advice.of_probes({"a": probe([20.0, 53.0]), "b": high}, random)
+    text, _ = advice.of_probes({"a": probe([20.0, 53.0])}, {"b": [high]})
     assert "cannot be told from random parameters (b, 52.0 %)" in text
     assert "tune" not in text
-    text, _ = advice.of_probes({"b": low, "a": high}, random)
+    text, _ = advice.of_probes({"a": high}, {"b": [low]})
     assert text.startswith("Start from a: ")
     assert "where random parameters (b) give 30.0 %" in text
     assert "b (30" not in text and "more than b" not in text
     with pytest.raises(ValueError, match=r"no probe of an encoder that has learned"):
-        advice.of_probes({"b": high}, random)
+        advice.of_probes({}, {"b": [high]})
+
+
+def test_random_parameters_are_read_by_the_same_tokens_as_the_best_encoder():
+    tokens = probe([20.0, 30.0]), probe([50.0, 52.0], pool="avg")
+    text, rows = advice.of_probes(
+        {"a": probe([50.0, 53.0], pool="avg")}, {"b": [*tokens]}
+    )
+    assert "cannot be told from random parameters (b, 52.0 %)" in text
+    assert [row["pool"] for row in rows] == ["avg", "avg"]
+    text, _ = advice.of_probes({"a": probe([50.0, 53.0])}, {"b": [*tokens]})
+    assert "where random parameters (b) give 30.0 %" in text
 
 
 def test_a_lead_within_the_error_is_no_lead():
