@@ -75,7 +75,9 @@ def four_devices():
         patch.setattr(
             sharding,
             "make_mesh",
-            lambda data=-1, fsdp=1: make(data, fsdp, jax.devices()[:4]),
+            lambda data=-1, fsdp=1, devices=None: make(
+                data, fsdp, (devices or jax.devices())[:4]
+            ),
         )
         yield
 
