@@ -224,18 +224,24 @@ def attend(
 
 
 def _attend_forward(q, k, v, scale, bias):
-    ways = {
-        name: functools.partial(kernel[0], scale) for name, kernel in KERNELS.items()
-    }
-    out, saved = jax.lax.platform_dependent(q, k, v, bias, **ways)
+    out, saved = jax.lax.platform_dependent(q, k, v, bias, **_ways(0, scale))
     return out, (saved, bias)
 
 
 def _attend_backward(scale, saved, grad):
-    ways = {
-        name: functools.partial(kernel[1], scale) for name, kernel in KERNELS.items()
+    return jax.lax.platform_dependent(*saved, grad, **_ways(1, scale))
+
+
+def _ways(which, scale):
+    """The forward (0) or backward (1) functions of `KERNELS`.
+
+    Each is traced, so cuDNN's is left out where there is none.
+    """
+    return {
+        name: functools.partial(kernel[which], scale)
+        for name, kernel in KERNELS.items()
+        if name != "cuda" or _cudnn_is_here()
     }
-    return jax.lax.platform_dependent(*saved, grad, **ways)
 
 
 def _cpu_forward(scale, q, k, v, bias):
