@@ -333,6 +333,7 @@ def evaluation(name, said):
     config.batch_size = 256  # images read at once; no number depends on it
     config.init = config_dict.placeholder(str)  # run, step in it, file, or random
     config.init_ema = False  # a run's average of its parameters, not the last ones
+    config.init_grid = config_dict.placeholder(str)  # of a file: patches, as 14x10
     config.like = config_dict.placeholder(str)  # run whose model starts at random
     config.objective = {
         "encoder": {

@@ -45,7 +45,6 @@ def get_config(arg=None):
     data=folder,path=DIR."""
     said = common.parse_arg(arg, flags=(*EVALUATORS, "v2"), values=("real", "v2"))
     config = common.evaluation("evaluate", said)
-    config.init_grid = placeholder(str)  # of a file: rows x columns of its patches
     for name in EVALUATORS:
         if said[name]:
             config.evals[name] = _block(name)

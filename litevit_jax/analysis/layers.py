@@ -123,6 +123,7 @@ class Study:
         made, ours = recipe.get_config(None), self._config
         with made.unlocked():
             made.init, made.init_ema = ours.init, ours.init_ema
+            made.init_grid = ours.init_grid
             made.seed, made.mesh = ours.seed, ours.mesh
             heads = ours.objective.encoder.get("num_heads")
             made.objective.encoder.num_heads = heads
