@@ -32,6 +32,7 @@ EXIT_PREEMPTED, EXIT_INTERRUPTED = exits.PREEMPTED, exits.INTERRUPTED
 # What a recipe's field `job` may name.
 _ANALYSES = ("advise", "analyse", "layers", "report")
 _JOBS = (*_ANALYSES, "convert", "evaluate", "train", "transfer")
+_LABELLED = ("finetune", "linear_probe")  # recipes that need labels
 _CLASSIFIERS = ("probe_grid", "supervised")  # objectives that tell classes apart
 
 
@@ -125,8 +126,43 @@ def _say_next(config: Any, result: str) -> None:
     """Says what can be done next with `result`: the last lines of a job."""
     start = ["python", sys.argv[0] if sys.argv[0].endswith(".py") else "main.py"]
     for purpose, recipe, flag in _next(config, result):
-        command = shlex.join([*start, f"--config={recipe}", f"--config.{flag}"])
-        _say(f"next, to {purpose}: {command}")
+        variant, more = _for_its_images(config, result, recipe)
+        flags = [f"--config={recipe}{variant}", f"--config.{flag}", *more]
+        _say(f"next, to {purpose}: {shlex.join([*start, *flags, *_beside(*flags)])}")
+
+
+def _for_its_images(config: Any, result: str, recipe: str) -> tuple[str, list[str]]:
+    """(variant, flags) with which `recipe` can use the images of a run just trained.
+
+    A probe needs labels, and images to be tested on.
+    """
+    if config.get("job", "train") != "train" or recipe not in _LABELLED:
+        return "", []
+    from ml_collections import ConfigDict
+
+    from litevit_jax import paths
+    from litevit_jax.train import inputs, workdir
+
+    saved = workdir.read_config(paths.path(result))
+    if saved is None or saved["data"]["source"] in ("digits", "tfds"):
+        return "", []
+    if saved["derived"]["num_classes"] < 2:
+        return ":data=folder,path=LABELLED", []
+    try:
+        inputs.sources(ConfigDict(saved["data"]))("eval")
+    except (OSError, ValueError):
+        return "", ["--config.data.holdout=0.1"]
+    return "", []
+
+
+def _beside(recipe: str, flag: str, *_: str) -> list[str]:
+    """--workdir of a job that starts from a run or file: beside it, by its name."""
+    name, encoder = recipe.partition("=")[2], flag.partition("init=")[2]
+    if not encoder or encoder == "RUN":
+        return []
+    run = encoder.rstrip("/").partition("/checkpoints/")[0]
+    stem = run.removesuffix(os.path.splitext(run)[1]) or run
+    return [f"--workdir={stem}-{name.partition(':')[0]}"]
 
 
 def _next(config: Any, result: str) -> list[tuple[str, str, str]]:

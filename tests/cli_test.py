@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import json
 import os
 import pathlib
 import re
@@ -12,7 +13,9 @@ import sys
 
 import pytest
 from absl import flags
+from PIL import Image
 
+from configs import mae_tiny
 from litevit_jax import cli, commandline, distributed, recipes
 from litevit_jax.analysis import job as analyses
 from litevit_jax.data.sources import tfds
@@ -445,7 +448,7 @@ def test_a_transfer_is_a_sweep_unless_that_is_off(
     assert (config.job, config.data.name) == ("train", "oxford_iiit_pet")
 
 
-NEXT = {  # command -> what its last lines name
+NEXT = {  # command -> what its last lines name, but for a --workdir
     "mae_tiny:smoke": ["linear_probe --config.init=w", "finetune --config.init=w"],
     "mocov3_tiny:smoke": ["linear_probe --config.init=w", "finetune --config.init=w"],
     "finetune:smoke --config.init=RUN":
@@ -481,8 +484,16 @@ def test_the_last_lines_of_a_job_are_the_commands_that_come_next(
     lines = capsys.readouterr().out.splitlines()
     said = [line for line in lines if line.startswith("next, to ")]
     assert said == lines[-len(said) :]
-    want = [f"python main.py --config={text}" for text in NEXT[command]]
+    want = [f"python main.py --config={text}{beside(text)}" for text in NEXT[command]]
     assert [line.partition(": ")[2] for line in said] == want
+
+
+def beside(text):
+    """The --workdir of a job that starts from an encoder that is known."""
+    name, _, init = text.partition(" --config.init=")
+    stem = init.removesuffix(".safetensors")
+    known = init and init != "RUN"
+    return f" --workdir={stem}-{name.partition(':')[0]}" if known else ""
 
 
 def no_report(recipe):
@@ -502,7 +513,45 @@ def test_a_command_that_comes_next_can_be_copied_whatever_its_names(started, cap
     )
     last = capsys.readouterr().out.splitlines()[-1]
     command = shlex.split(last.partition(": ")[2])
-    assert command[1:] == ["main.py", "--config=finetune", "--config.init=my runs/a"]
+    assert command[1:] == [
+        "main.py",
+        "--config=finetune",
+        "--config.init=my runs/a",
+        "--workdir=my runs/a-finetune",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folders", "variant", "more"),
+    [
+        (["train/a", "train/b", "test/a", "test/b"], "", []),
+        (["a", "b"], "", ["--config.data.holdout=0.1"]),
+        (["."], ":data=folder,path=LABELLED", []),
+    ],
+)
+def test_the_next_command_suits_the_images_of_the_run(
+    folders, variant, more, tmp_path, started, capsys
+):
+    for folder in folders:
+        path = tmp_path / "images" / folder / "x.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    made = mae_tiny.get_config(f"smoke,data=folder,path={tmp_path / 'images'}")
+    classes = 1 if folders == ["."] else 2
+    saved = made.to_dict() | {"derived": {"num_classes": classes}}
+    (workdir / "config.json").write_text(json.dumps(saved))
+    config = f"--config={TINY}:smoke,data=folder,path={tmp_path / 'images'}"
+    assert run(config, "--config.log.report=False", f"--workdir={workdir}") == 0
+    last = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": ")[2])
+    init = [f"--config.init={workdir}", *more, f"--workdir={workdir}-finetune"]
+    assert last[2:] == [f"--config=finetune{variant}", *init]
+
+
+def test_what_starts_from_a_step_is_not_put_among_the_checkpoints():
+    flags = cli._beside("--config=finetune", "--config.init=runs/a/checkpoints/12")
+    assert flags == ["--workdir=runs/a-finetune"]
 
 
 def failing(error):
