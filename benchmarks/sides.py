@@ -145,7 +145,7 @@ def our_step(spec: Spec) -> Step:
     name = "views" if spec.job == "mocov3" else "image"
     rows = {"index": np.arange(spec.batch, dtype=np.int32), "label": labels(spec)}
     batch = sharding.global_batch({**rows, name: images(spec)}, mesh)
-    state = design.create(jax.random.key(0))
+    state: Any = design.create(jax.random.key(0))
     if design.objective.frozen_teacher:
         rng = np.random.default_rng(2)
         teacher = jax.tree.map(

@@ -95,7 +95,9 @@ def _measure(part: common.Part, shape: str, compiled: Any, expected: Any) -> Any
         float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max())
         for a, b in pairs
     ]
-    quick = {"repetitions": 2, "at_least_s": 0.0} if part.small else {"at_least_s": 0.1}
+    quick: dict[str, Any] = (
+        {"repetitions": 2, "at_least_s": 0.0} if part.small else {"at_least_s": 0.1}
+    )
     seconds = common.timed(lambda: program(*args), **quick)
     images = _sizes(part.small, shape)[3]
     temporary = program.memory_analysis().temp_size_in_bytes
@@ -162,11 +164,12 @@ def _library(
     if name == "cudnn" and length % 2:
         q, k, v = (jnp.pad(y, ((0, 0), (0, 1), (0, 0), (0, 0))) for y in (q, k, v))
         lengths = jnp.full(len(x), length, jnp.int32)
+    library: Any = name  # of the names that the function takes
     out = jax.nn.dot_product_attention(
         q,
         k,
         v,
-        implementation=name,
+        implementation=library,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
     )

@@ -47,7 +47,8 @@ class Part:
         self.name, self.out, self._until = name, out, until
         self._small = small
         self._missing = False
-        self.torch_python, self.data = "", None
+        self.torch_python = ""
+        self.data: str | None = None
         self._state = load(out, name)
 
     @property

@@ -81,9 +81,9 @@ def _measure(part: common.Part, spec: sides.Spec, compiled: Any) -> dict[str, An
         step.state, metrics = step.program(step.state, step.batch)
         return metrics["loss"]
 
-    quick = {"repetitions": 2, "at_least_s": 0.0} if part.small else {}
+    quick: dict[str, Any] = {"repetitions": 2, "at_least_s": 0.0} if part.small else {}
     seconds = common.timed(update, **quick)
-    row = {
+    row: dict[str, Any] = {
         "images/s": common.rate(spec.batch, seconds),
         "ms": {k: 1e3 * v for k, v in seconds.items()},
         "slices": step.design.slices,
