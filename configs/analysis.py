@@ -58,7 +58,7 @@ def get_config(arg=None):
     # training images that its probe held out.
     config.probe = placeholder(str)
     config.num_heads = placeholder(int)  # of files that do not tell
-    config.decoder_num_heads = placeholder(int)  # likewise
+    config.decoder_num_heads = placeholder(int)  # of their decoders
     config.split = "eval"  # of the data
     config.images = 1024  # that every model sees
     config.order = "random"  # drawn by seed; or 'first'

@@ -9,8 +9,12 @@ from ml_collections import config_dict
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Of several hosts: seconds until one counts as stuck or gone (docs/distributed.md).
-WATCHDOG = {"stuck_s": 600.0, "grace_s": 3600.0, "peer_s": 60.0}
+# When one of several processes counts as stuck or gone (docs/distributed.md).
+WATCHDOG = {
+    "stuck_s": 600.0,  # seconds that a step or its data may take at most
+    "grace_s": 3600.0,  # seconds that compiling, evaluating or saving may take
+    "peer_s": 60.0,  # seconds without a sign from a process until it counts as gone
+}
 
 # Where compiled programs are kept: auto (the user's cache), off or a directory.
 COMPILATION_CACHE = "auto"
@@ -143,7 +147,7 @@ def base(name):
     # Images that a device computes at once: auto, off or a number; gradients of the
     # slices of a batch are added up, so the update is the same and memory is saved.
     config.microbatch = "auto"
-    config.accum_steps = 1  # the same said as a number of slices
+    config.accum_steps = 1  # slices of a batch; 1: as `microbatch` says
     # For models too large otherwise; both cost time (docs/performance.md).
     config.remat = False  # blocks are computed again in the backward pass
     config.scan = False  # one block is compiled, and looped over
@@ -162,7 +166,7 @@ def base(name):
     config.augment = ml_collections.ConfigDict()
     config.augment.normalize = {
         "mean": IMAGENET_MEAN,  # of each channel, of values in 0..1
-        "std": IMAGENET_STD,  # likewise
+        "std": IMAGENET_STD,  # of each channel, of values in 0..1
     }
     config.mesh = {
         "data": -1,  # devices over which the batch is divided; -1: the rest
@@ -201,12 +205,12 @@ def imagenet():
     data.fraction = 1.0  # of the training images, over all classes
     data.fraction_of = config_dict.placeholder(str)  # or balanced, classes
     data.long_tail = config_dict.placeholder(float)  # most frequent over rarest class
-    data.select_fraction = 0.0  # of them, kept to choose settings by ('select')
-    data.select_at_most = 20_000  # images
-    data.subset_seed = 0  # of drawing all of these
-    data.image_size = 224  # pixels, height; None: the run's
-    data.image_width = config_dict.placeholder(int)  # None: square
-    data.channels = 3  # 1: grey
+    data.select_fraction = 0.0  # share of the training images kept as 'select'
+    data.select_at_most = 20_000  # images kept as 'select', at most
+    data.subset_seed = 0  # seed of drawing subsets: shots, fraction, select...
+    data.image_size = 224  # pixels, height; None: as the model was trained
+    data.image_width = config_dict.placeholder(int)  # pixels; None: as the height
+    data.channels = 3  # of an image; 1: grey, 3: RGB
     # Black and white of pixels of more than 8 bits (docs/input.md).
     data.range = config_dict.placeholder(str)  # full, LOW,HIGH, auto or auto_each
     data.crop_scale = (0.08, 1.0)  # share of the image's area
@@ -221,9 +225,9 @@ def imagenet():
     data.max_bad_fraction = 0.001  # more unreadable files than that end the run
     data.decoder = "auto"  # fast (libjpeg-turbo, OpenCV) if installed, else pillow
     data.cache = False  # decodes all images once, into memory: for small sets
-    data.cache_gib = 8.0  # that they may take there
+    data.cache_gib = 8.0  # memory in GiB that cached images may take
     data.workers = config_dict.placeholder(int)  # processes; None: by the cores
-    data.threads = config_dict.placeholder(int)  # over all processes; None likewise
+    data.threads = config_dict.placeholder(int)  # threads in all; None: by the cores
     return data
 
 
@@ -281,7 +285,7 @@ def use_labelled(config, said):
         "train_split": "train",  # that is learned from
         "eval_split": "test",  # what evaluations read
         "holdout": 0.0,
-        "image_size": config_dict.placeholder(int),  # pixels; None: the run's
+        "image_size": config_dict.placeholder(int),  # pixels; None: as the run trains
     }
     if place == "digits":
         data["source"] = "digits"
@@ -337,9 +341,11 @@ def evaluation(name, said):
     config.like = config_dict.placeholder(str)  # run whose model starts at random
     config.objective = {
         "encoder": {
+            # Attention heads; None: as the variant or the file of weights says.
             "num_heads": config_dict.placeholder(int)
-        },  # A; where a file is silent
-        # Of the computation; None: the run's.
+        },
+        # Type to compute in; auto: bfloat16 on accelerators, float32 on CPUs; None: as
+        # the run computed.
         "dtype": config_dict.placeholder(str),
     }
     config.data = imagenet()
@@ -349,7 +355,7 @@ def evaluation(name, said):
     config.compilation_cache = COMPILATION_CACHE
     config.file_normalize = {
         "mean": IMAGENET_MEAN,  # of the images of a file's model
-        "std": IMAGENET_STD,  # likewise
+        "std": IMAGENET_STD,  # of the images of a file's model
     }
     config.log = {"report": True}  # at the end
     config.evals = {}
@@ -403,8 +409,8 @@ def mae(name, size, arg):
     config.lr = {
         "base": 1.5e-4,  # peak, per 256 images of the batch
         "warmup_epochs": 40.0,  # in which it rises from start to peak
-        "start": 0.0,  # of the first update
-        "end": 0.0,  # of the last
+        "start": 0.0,  # learning rate of the first update
+        "end": 0.0,  # learning rate of the last update
     }
     config.optimizer = {
         "name": "adamw",  # adamw, sgd or lars
@@ -460,7 +466,7 @@ def use_finetuning(config):
     config.augment.erase = {"probability": 0.0}  # of a part of an image
     config.augment.mix = {
         "mixup": 0.2,  # alpha of its Beta distribution; 0: off
-        "cutmix": 0.0,  # likewise
+        "cutmix": 0.0,  # alpha of its Beta distribution; 0: off
         "switch": 0.5,  # probability of cutmix where both are on
     }
     config.lr = {"base": 1e-3, "warmup_epochs": 5.0, "start": 0.0, "end": 1e-6}
@@ -512,10 +518,10 @@ def encoder_block(size=None):
     """A named encoder; a number given beside the name overrides the name's."""
     return {
         "variant": _text(size),  # a name; a size beside it overrides the name's
-        "width": config_dict.placeholder(int),  # D
-        "depth": config_dict.placeholder(int),  # blocks
-        "num_heads": config_dict.placeholder(int),  # A
-        "patch_size": config_dict.placeholder(int),  # pixels
+        "width": config_dict.placeholder(int),  # numbers of a token
+        "depth": config_dict.placeholder(int),  # number of blocks
+        "num_heads": config_dict.placeholder(int),  # attention heads of a block
+        "patch_size": config_dict.placeholder(int),  # side of a patch in pixels
         "pos_embed": "sincos",  # sincos, sincos_moco; learned, learned_sincos
     }
 

@@ -22,7 +22,7 @@ from ml_collections import config_dict
 
 
 def get_config(arg=None):
-    """No variants: `arg` must be None."""
+    """This recipe has no variants."""
     if arg:
         raise ValueError(f"variant {arg!r} unknown; this config has none")
     config = ml_collections.ConfigDict()

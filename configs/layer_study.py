@@ -60,8 +60,8 @@ def get_config(arg=None):
     config.study = {
         "kinds": KINDS,  # of the parts above
         "depths": (),  # k; none: all from 0 to the depth
-        "rich": 1.0,  # shares of the training images
-        "poor": 0.1,  # likewise
+        "rich": 1.0,  # share of the training images
+        "poor": 0.1,  # share of the training images
         "metric": "top1",  # that the curves show
     }
     common.use_finetuning_data(config, said)

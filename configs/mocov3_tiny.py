@@ -70,8 +70,8 @@ def _views(augment):
     """Probabilities are those of the first and the second view (recipes 4.4)."""
     augment.color_jitter = {
         "brightness": 0.4,  # changed by up to this share
-        "contrast": 0.4,  # likewise
-        "saturation": 0.2,  # likewise
+        "contrast": 0.4,  # changed by up to this share
+        "saturation": 0.2,  # changed by up to this share
         "hue": 0.1,  # of the circle of hues, at most 0.5
         "probability": (0.8, 0.8),  # of the first and of the second view
     }

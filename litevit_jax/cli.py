@@ -62,7 +62,7 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
         why = error
         code = exits.report(error, begun=distributed.beats() > before)
     except KeyboardInterrupt as error:
-        stop.say(f"{error or 'interrupted'}; the same command again goes on")
+        stop.say(f"{error or 'interrupted'}; run the same command to go on")
         code, why = stop.exit_code(getattr(error, "signal", signal.SIGINT)), error
     return distributed.leave(code, why)
 

@@ -20,6 +20,7 @@ FLAGS = ("workdir", "plan", "plan_out", "coordinator", "num_processes", "process
 FLAGS += ("join_timeout_s",)
 
 MISSING = "--config is missing, for example --config=configs/mae_tiny.py"
+_KINDS = {int: "a whole number", float: "a number", bool: "True or False"}
 _HELP = ("help", "helpfull", "helpshort", "h", "?")
 _FIELDS_HELP = "python main.py --config={} --help lists the fields of a recipe"
 
@@ -46,7 +47,7 @@ def define(values: flags.FlagValues = flags.FLAGS, argv: Any = None) -> None:
         ("process_id", "Which of them this is, from 0 on (JAX_PROCESS_ID)."),
     ):
         flags.DEFINE_integer(name, None, text, flag_values=values)
-    text = "Seconds that all processes have to come."
+    text = "Seconds to wait for all processes to join."
     flags.DEFINE_float("join_timeout_s", 300.0, text, flag_values=values)
 
 
@@ -237,9 +238,14 @@ def _last_line(error: Exception) -> str:
 
 
 def _overrides(argv: list[str]) -> list[tuple[str, str]]:
-    """('a.b', 'value') for each --config.a.b=value."""
-    given = (a.lstrip("-").partition("=") for a in argv if _is_override(a))
-    return [(name.partition("config.")[2], value) for name, _, value in given]
+    """('a.b', 'value') for each --config.a.b=value or --config.a.b value."""
+    found = []
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if _is_override(argument):
+            name, equals, value = argument.lstrip("-").partition("=")
+            value = value if equals else following
+            found.append((name.partition("config.")[2], value))
+    return found
 
 
 def _is_override(argument: str) -> bool:
@@ -304,8 +310,9 @@ def _wrong_value(name: str, value: str, block: Any) -> str:
         fields = ", ".join(f"--config.{name}.{field}=" for field in sorted(old))
         return f"--config.{name}={value}: expected one of its fields: {fields}"
     example = "" if old is None else f", as in --config.{name}={old}"
-    expected = block.get_type(key).__name__
-    return f"--config.{name}={value}: {value!r} is no {expected}{example}"
+    kind = block.get_type(key)
+    expected = _KINDS.get(kind, f"a {kind.__name__}")
+    return f"--config.{name}={value}: expected {expected}{example}, got {value!r}"
 
 
 def with_variant(argv: list[str], variant: str) -> list[str]:

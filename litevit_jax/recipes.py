@@ -57,7 +57,8 @@ def variants(path: str | pathlib.Path) -> str:
     """What a recipe's `get_config` says of its variants, in one line."""
     for node in ast.parse(pathlib.Path(path).read_text()).body:
         if isinstance(node, ast.FunctionDef) and node.name == "get_config":
-            return " ".join((ast.get_docstring(node) or "").split())
+            text = " ".join((ast.get_docstring(node) or "").split())
+            return text.removeprefix("`arg`: ")
     return ""
 
 

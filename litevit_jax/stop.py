@@ -37,7 +37,8 @@ class Stopped(KeyboardInterrupt):
     """A signal asked the program to stop."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by signal {number}")
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        super().__init__(f"stopped by {name}")
         self.signal = number
 
 

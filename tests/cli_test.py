@@ -241,12 +241,15 @@ MISTAKES = {
     "negated field": ([f"--config={TINY}", "--noconfig.data.requird"],
         r"config.data has no field 'requird'; did you mean required\?"),
     "int": ([f"--config={TINY}", "--config.seed=one"],
-        r"--config.seed=one: 'one' is no int, as in --config.seed=0"),
+        r"seed=one: expected a whole number, as in --config.seed=0, got 'one'"),
+    "int behind a space": ([f"--config={TINY}", "--config.seed", "3.5x"],
+        r"--config.seed=3.5x: expected a whole number, as in --config.seed=0, got '3"),
     "float": ([f"--config={TINY}", "--config.lr.base=1,5"],
-        r"--config.lr.base=1,5: '1,5' is no float"),
+        r"base=1,5: expected a number, as in --config.lr.base=0.00015, got '1,5'"),
     "bool": ([f"--config={TINY}", "--config.data.required=maybe"],
-        r"'maybe' is no bool, as in --config.data.required=False"),
-    "open field": ([f"--config={TINY}", "--config.steps=many"], r"'many' is no int"),
+        r"expected True or False, as in --config.data.required=False, got 'maybe'"),
+    "open field": ([f"--config={TINY}", "--config.steps=many"],
+        r"expected a whole number, got 'many'"),
     "value of a block": ([f"--config={TINY}", "--config.mesh=4"],
         r"expected one of its fields: --config.mesh.data=, --config.mesh.fsdp="),
     "dict for a block": ([f"--config={TINY}", "--config.objective.encoder={}"],
@@ -354,9 +357,10 @@ def test_help_lists_our_flags_and_every_recipe_with_its_first_line(capsys):
 def test_help_of_a_recipe_lists_its_fields_with_values_and_comments(capsys):
     said = helped(capsys, "--config=mae_tiny:digits", "--help", "--config.seed=7")
     assert "MAE pre-training of ViT-Tiny/16" in said and "knn=LABELLED" in said
+    assert "\n  imagenet2012, digits, smoke" in said and "likewise" not in said
     for line in (
         "batch_size = 128 +# images per update, over all devices and slices",
-        "data.image_width = None +# None: square",
+        "data.image_width = None +# pixels; None: as the height",
         "data.channels = 1( |$)",
         "seed = 7( |$)",
         r"lr.base = 0.003( |$)",

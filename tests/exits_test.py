@@ -58,7 +58,7 @@ REFUSED = {
     "no recipe": ([], "--config is missing"),
     "misspelt recipe": (["--config=mae_tny"], "did you mean mae_tiny"),
     "misspelt field": ([SMOKE, "--config.sed=1"], "did you mean seed"),
-    "no number": ([SMOKE, "--config.seed=one"], "is no int"),
+    "no number": ([SMOKE, "--config.seed=one"], "expected a whole number"),
     "plan": ([SMOKE, "--plan=v99-8"], "v99-8"),
     "plan of no training": (["--config=convert", "--plan=cpu"], "--plan=cpu"),
     "plan's file": ([SMOKE, "--plan=cpu", "--plan_out=no/x.json"],

@@ -92,7 +92,7 @@ def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(tmp_path):
     run.until(lambda: len(rows(workdir)) > before + 1)
     assert run.end(signal.SIGTERM) == 42
     said = run.log.read_text()
-    assert "stopped by signal 15; saved step" in said and "Traceback" not in said
+    assert "stopped by SIGTERM; saved step" in said and "Traceback" not in said
     stopped = int(said.rpartition("saved step ")[2])
     assert 0 < stopped < STEPS
     assert checkpoint.read_params(str(workdir)).step == stopped

@@ -61,11 +61,13 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
       ValueError, OSError: a mistake of the user's, before any compile.
     """
     line = terminal.Line()
-    line.begin("reading the models", begun=False)
+    line.begin("report: reading the models", begun=False)
     job = prepare(config, pathlib.Path(workdir))
-    line.begin(f"looking at {len(job.source):,} images with {len(job.models)} model(s)")
+    images = terminal.counted(len(job.source), "image")
+    with_models = f"with {terminal.counted(len(job.models), 'model')}"
+    line.begin(f"report: looking at {images} {with_models}")
     found = measure(job)
-    line.begin("drawing attention maps and reconstructions")
+    line.begin("report: drawing attention maps and reconstructions")
     found |= pictures.draw_all(job.config, job.models, job.source, job.workdir)
     workdirs.write_json(job.workdir / "analysis.json", found)
     return found

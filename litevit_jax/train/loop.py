@@ -179,7 +179,7 @@ class Run:
         if signal is not None:
             step = max(self.checkpoints.steps(), default=0)
             saved = f"saved step {step}" if step else "nothing to save yet"
-            self.line.say(f"stopped by signal {signal}; {saved}")
+            self.line.say(f"{stops.Stopped(signal)}; {saved}")
         return Outcome(step, self.evaluations.results, signal)
 
 

@@ -20,7 +20,7 @@ from absl import logging
 
 from litevit_jax import distributed, paths
 from litevit_jax.train import workdir as workdirs
-from litevit_jax.train.terminal import QUIET_S
+from litevit_jax.train.terminal import QUIET_S, counted
 from litevit_jax.train.terminal import Line as Line
 
 
@@ -287,7 +287,8 @@ class Program:
 
     def _compile(self, lowered: Any, start: float) -> Any:
         about = _round(_COMPILING * (time.perf_counter() - start))
-        self._line.begin(f"compiling the step (first time: about {about} s)")
+        expected = f"first time: about {about} s; a few seconds from the cache"
+        self._line.begin(f"compiling the step ({expected})")
         return lowered.compile()
 
     def took(self) -> str:
@@ -389,7 +390,8 @@ def describe(job: Any) -> tuple[str, str]:
         f"{job.config['name']}: {sum(counts.values()):,} parameters ({parts}; table in "
         f"{job.workdir}/parameters.txt)\n{derived['train_examples']:,} training images "
         f"({data['source']}{place}, decoder {data['decoder']}), "
-        f"{job.total_steps:,} steps of {job.config['batch_size']} on {job.mesh.size} "
-        f"{jax.default_backend()} device(s){hosts}, workdir {job.workdir}"
+        f"{counted(job.total_steps, 'step')} of {job.config['batch_size']} on "
+        f"{counted(job.mesh.size, f'{jax.default_backend().upper()} device')}{hosts}, "
+        f"workdir {job.workdir}"
     )
     return text, parameter_overview.get_parameter_overview(params, include_stats=False)

@@ -97,12 +97,19 @@ def _speak(line: Line, stop: threading.Event) -> None:
                 line.show(f"{doing.text}: {spent:.0f} s so far")
 
 
+def counted(number: int, noun: str) -> str:
+    """'1 step', '1,200 steps': `number` with the noun in its form."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def headline(name: str, job: str, where: str | None, devices: Sequence[Any]) -> str:
     """What runs, on which devices, where: the first line of every job."""
     text = f"{name}: {job}"
     if devices:
-        kinds = ", ".join(sorted({d.device_kind for d in devices}))
-        text += f" on {len(devices)} {devices[0].platform} device(s) ({kinds})"
+        platform = devices[0].platform
+        text += f" on {counted(len(devices), f'{platform.upper()} device')}"
+        kinds = sorted({d.device_kind for d in devices} - {platform})
+        text += f" ({', '.join(kinds)})" if kinds else ""
     if distributed.count() > 1:
         text += f" of {distributed.count()} processes"
     return f"{text}, in {where}" if where else text

@@ -15,6 +15,7 @@ from litevit_jax import checkpoint, paths
 from litevit_jax.models import vit
 from litevit_jax.train import batches, entries
 from litevit_jax.train import workdir as workdirs
+from litevit_jax.train.terminal import counted
 
 # What a file of weights knows of its encoder, beside the images.
 SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
@@ -151,8 +152,9 @@ def lines(config: ConfigDict, views: list[View]) -> list[str]:
     (height, width), channels = batches.image_size(config.data), config.data.channels
     side = encoder(config.objective.encoder).patch_size
     count = (height // side) * (width // side)
+    shades = counted(channels, "channel")
     text = [
-        f"images of {height}x{width} pixels, {channels} channels: {count:,} patches "
+        f"images of {height}x{width} pixels, {shades}: {count:,} patches "
         f"of {side}x{side} an image"
     ]
     ours = of_run("", config.to_dict())

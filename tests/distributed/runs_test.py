@@ -224,7 +224,7 @@ def test_four_tasks_of_the_slurm_script_give_the_losses_of_one(tmp_path, alone):
     arguments = [*COMMAND[1:], f"--config.steps={STEPS}", f"--workdir={workdir}"]
     code, said = processes.sbatch(tmp_path, arguments, count=4, JAX_NUM_CPU_DEVICES="1")
     assert code == 0, said
-    assert "4 cpu device(s)" in said["0"]
+    assert "4 CPU devices" in said["0"]
     assert_same_run(workdir, alone / "mae", steps=STEPS)
 
 
@@ -250,7 +250,7 @@ def test_a_killed_process_ends_the_other_and_the_job_goes_on(tmp_path):
     job.until(lambda: reached(before + 1))
     job.signal(0, signal.SIGTERM)
     assert job.end() == [42, 42], job.everything()
-    assert "stopped by signal 15; saved step" in job.said(0)
+    assert "stopped by SIGTERM; saved step" in job.said(0)
     assert job.said(1).count("saved step") == 0
 
     made = {"steps": 30, "evals__reconstruction__every_steps": 0, **LOGGED}

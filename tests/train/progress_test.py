@@ -112,7 +112,10 @@ def test_the_step_is_compiled_once_with_a_word_before_and_its_time_after(monkeyp
     clock = progress.Clock()
     step = progress.Program(Lowered(now), progress.Line(stream), clock)
     assert step(1, 2) == (3, {})
-    assert stream.getvalue() == "compiling the step (first time: about 24 s) ...\n"
+    assert stream.getvalue() == (
+        "compiling the step (first time: about 24 s; a few seconds from the cache) "
+        "...\n"
+    )
     now[0] += 4.0
     clock.tick(0.0)
     assert clock.read(8)["images_per_s"] == 2.0  # without the 32 s

@@ -77,8 +77,8 @@ def test_a_terminal_counts_the_seconds(monkeypatch):
 @pytest.mark.parametrize(
     ("job", "where", "text"),
     [
-        ("train", "runs/x", "mae: train on 2 cpu device(s) (cpu), in runs/x"),
-        ("train", None, "mae: train on 2 cpu device(s) (cpu)"),
+        ("train", "runs/x", "mae: train on 2 CPU devices, in runs/x"),
+        ("train", None, "mae: train on 2 CPU devices"),
     ],
 )
 def test_the_first_line_says_what_runs_on_which_devices_where(job, where, text):
@@ -91,5 +91,5 @@ def test_a_job_without_devices_and_one_of_several_processes(monkeypatch):
     monkeypatch.setattr(distributed, "count", lambda: 4)
     device = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100")
     assert terminal.headline("x", "train", "gs://b/x", [device]) == (
-        "x: train on 1 gpu device(s) (NVIDIA H100) of 4 processes, in gs://b/x"
+        "x: train on 1 GPU device (NVIDIA H100) of 4 processes, in gs://b/x"
     )
