@@ -34,7 +34,9 @@ PIL.Image.init()
 # Others are slow, or start programs (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
 
-_TIFF_BITS, _TIFF_SAMPLES, _TIFF_SIGNED = 258, 339, 2
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES = 258, 262, 339
+_WHITE_IS_ZERO = 0  # of the photometric interpretation, and what PIL takes without one
+_UNSIGNED, _SIGNED = 1, 2  # of the format of samples
 _ORIENTATION_TAG = 0x0112
 _UNDO_ORIENTATION = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -162,18 +164,39 @@ def open_image(encoded: bytes) -> Iterator[PIL.Image.Image]:
 
 
 def deep_pixels(image: PIL.Image.Image) -> levels.Deep | None:
-    """The pixels of a loaded grey image of more than 8 bits; None for all else."""
-    if image.mode != "F" and not image.mode.startswith("I"):
+    """The pixels of a loaded grey image that `is_deep`; None for all else."""
+    if not is_deep(image):
         return None
     values, kind = np.asarray(image), f"mode {image.mode}"
+    if image.format != "TIFF":
+        if image.mode == "F":
+            return levels.Deep(values, kind, None)
+        bits = 16 if image.mode.startswith("I;16") else 32
+        return levels.of_integers(values, kind, bits=bits, signed=False)
+    # PIL widens what it reads, and hands on the bits of other types and the zero that
+    # is white as they are.
+    tags: Any = image
+    bits, signed = tags.tag_v2.get(_TIFF_BITS, (1,))[0], _is_signed(image)
+    inverted = tags.tag_v2.get(_TIFF_PHOTOMETRIC, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
     if image.mode == "F":
-        return levels.Deep(values, kind, None)
-    bits, signed = (16 if image.mode.startswith("I;16") else 32), False
-    if image.format == "TIFF":  # PIL widens what it reads
-        tags: Any = image
-        bits = tags.tag_v2.get(_TIFF_BITS, (1,))[0]
-        signed = tags.tag_v2.get(_TIFF_SAMPLES, (1,))[0] == _TIFF_SIGNED
-    return levels.of_integers(values, kind, bits=bits, signed=signed)
+        return levels.Deep(values, kind, None, inverted)
+    if image.mode == "L":
+        values, kind = values.view(np.int8), "8 bits with a sign"
+    if image.mode == "I" and bits == 32 and not signed:
+        values = values.view(np.uint32)
+    deep = levels.of_integers(values, kind, bits=bits, signed=signed)
+    return deep._replace(inverted=inverted)
+
+
+def is_deep(image: PIL.Image.Image) -> bool:
+    """Whether an opened image is grey, of more than 8 bits or of 8 with a sign."""
+    if image.mode == "L":
+        return image.format == "TIFF" and _is_signed(image)
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _is_signed(image: Any) -> bool:
+    return image.tag_v2.get(_TIFF_SAMPLES, (_UNSIGNED,))[0] == _SIGNED
 
 
 def orientation(exif: Any) -> int:

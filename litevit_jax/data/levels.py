@@ -2,7 +2,7 @@
 
 `data.range` says it: 'full' is all that the pixels' type can hold, 'auto' a pair of
 percentiles over the training images, 'auto_each' the same of each image, 'LOW,HIGH'
-those two values. Images of 8 bits stay as they are.
+those two values. Unsigned pixels of 8 bits stay as they are.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ Pair = tuple[float, float]
 
 
 class Deep(NamedTuple):
-    """Pixels of more than 8 bits.
+    """Pixels of more than 8 bits, or of 8 with a sign.
 
     Attributes:
       values: numbers of any type, in any shape.
       kind: what they are, for messages.
       full: the range of their type; None for types that are never used up.
+      inverted: the low end of the range is white and the high end black.
     """
 
     values: np.ndarray
     kind: str
     full: Pair | None
+    inverted: bool = False
 
 
 def parse(text: str) -> str | Pair:
@@ -84,6 +86,8 @@ def of_array(values: np.ndarray) -> Deep:
 def to_bytes(deep: Deep, text: str) -> np.ndarray:
     """uint8, in the shape of the pixels: low and less is 0, high and more 255.
 
+    Inverted pixels have 255 at the low end and 0 at the high one.
+
     Raises:
       ValueError: some are no numbers, or `text` gives them no range.
     """
@@ -92,7 +96,8 @@ def to_bytes(deep: Deep, text: str) -> np.ndarray:
     if low == high:
         return np.zeros(values.shape, np.uint8)
     scaled = (np.clip(values, low, high) - low) * (255 / (high - low))
-    return np.floor(scaled + 0.5).astype(np.uint8)
+    grey = np.floor(scaled + 0.5).astype(np.uint8)
+    return 255 - grey if deep.inverted else grey
 
 
 def pair(deep: Deep, text: str) -> Pair:
@@ -126,7 +131,8 @@ def pair(deep: Deep, text: str) -> Pair:
 
 def percentiles(values: np.ndarray) -> Pair:
     """`PERCENTILES` of the values; their ends if those are one and the same."""
-    low, high = np.percentile(values, PERCENTILES)
+    # As floats: NumPy interpolates integers by differences, which may overflow.
+    low, high = np.percentile(values.astype(np.float64), PERCENTILES)
     if low == high:
         low, high = values.min(), values.max()
     return float(low), float(high)

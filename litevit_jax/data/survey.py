@@ -15,6 +15,7 @@ IMAGES = 64  # spread evenly over the source
 _PIXELS = 2**16  # of each image, for percentiles
 _NARROW = 1 / 16  # of the range; what uses less is left with 16 grey levels or fewer
 _COLOUR = "colour of 16 bits, which is read with 8"
+_ALPHA = "grey with alpha of 16 bits, which is read with 8"
 
 
 def check(
@@ -128,28 +129,35 @@ def _check_channels(name: str, image: Any, channels: int) -> None:
 
 
 def _pixels(image: Any, max_pixels: int) -> levels.Deep | None:
-    """Pixels whose range matters: of arrays, and of images of more than 8 bits."""
+    """Pixels whose range matters: of arrays, and of images of more than 8 bits.
+
+    Files of 8 bits are left out: they look in any viewer as they do to a model.
+    """
     if isinstance(image, np.ndarray):
         return levels.of_array(image) if image.dtype.kind in "iuf" else None
     if fast.read_header(image) is not None:
         return None
     try:
         with decode.open_image(image) as opened:
-            size, colour = opened.size[0] * opened.size[1], _is_deep_colour(opened)
-            if size > max_pixels or not (colour or opened.mode[0] in "FI"):
+            size, colour = opened.size[0] * opened.size[1], _deep_colour(opened)
+            if size > max_pixels or not (colour or decode.is_deep(opened)):
                 return None
             opened.load()
             if colour:
-                return levels.Deep(np.asarray(opened), _COLOUR, (0.0, 255.0))
+                # What is transparent is no grey level: alpha would hide the others.
+                values = np.asarray(opened.convert(opened.mode.removesuffix("A")))
+                return levels.Deep(values, colour, (0.0, 255.0))
             return decode.deep_pixels(opened)
     except decode.DecodeError:
         return None
 
 
-def _is_deep_colour(opened: Any) -> bool:
-    """Whether PIL will cut colours of 16 bits to 8; told by how it will read them."""
+def _deep_colour(opened: Any) -> str:
+    """What PIL will cut from 16 bits to 8, by how it will read them; '' if nothing."""
     kinds = [str(tile[3]) for tile in getattr(opened, "tile", [])]
-    return opened.mode in ("RGB", "RGBA", "LA") and any(";16" in kind for kind in kinds)
+    if opened.mode not in ("RGB", "RGBA", "LA") or not any(";16" in x for x in kinds):
+        return ""
+    return _ALPHA if kinds[0].startswith("LA") else _COLOUR
 
 
 def _is_deep(pixels: levels.Deep) -> bool:

@@ -1,6 +1,8 @@
 """Every kind of file gives the right colours, or a reason why not."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -107,8 +109,6 @@ def test_sixteen_bit_colour_is_scaled():
 
 def _sixteen_bit_png(array):
     """PIL cannot write 16-bit colour, so its chunks are put together here."""
-    import struct
-    import zlib
 
     def chunk(kind, data):
         crc = struct.pack(">I", zlib.crc32(kind + data))
@@ -143,6 +143,53 @@ def test_signed_sixteen_bit_tiff_keeps_its_sign():
     )
     assert _decoded(encoded, channels=1).tolist() == [[0, 127, 128, 255]]
     assert _decoded(encoded, channels=1, range="-1,0").tolist() == [[0, 0, 255, 255]]
+
+
+def _tiff(values, *, zero_is_white=False):
+    """PIL writes few types of samples, so the tags are put together here."""
+    height, width = values.shape
+    bits, sample = 8 * values.itemsize, "uif".index(values.dtype.kind) + 1
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: int(not zero_is_white)}
+    tags |= {273: 8, 277: 1, 278: height, 279: values.nbytes, 339: sample}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in tags)
+    head = b"II" + struct.pack("<HI", 42, 8 + values.nbytes) + values.tobytes()
+    return head + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_unsigned_tiff_of_32_bits_has_no_sign():
+    values = np.array([[0, 1, 2**31, 2**32 - 1]], np.uint32)
+    whole = _decoded(_tiff(values), channels=1, range="0,4294967295")
+    assert whole.tolist() == [[0, 0, 128, 255]]
+    assert _decoded(_tiff(values), channels=1, range="auto_each")[0, 2] in (128, 129)
+    with pytest.raises(decode.DecodeError, match=r"from 0 to 4\.29497e\+09 have no"):
+        decode.Decode()(_tiff(values))
+    signed = np.array([[-2, 0, 2]], np.int32)
+    got = _decoded(_tiff(signed), channels=1, range="-2,2")
+    assert got.tolist() == [[0, 128, 255]]
+
+
+@pytest.mark.parametrize("range", ["full", "auto_each", "-4,3"])
+def test_signed_tiff_of_eight_bits_is_read_as_the_same_array(range):
+    values = np.array([[-128, -3, -1, 0, 1, 127]], np.int8)
+    got = _decoded(_tiff(values), channels=1, range=range)
+    assert np.array_equal(got, _decoded(values, channels=1, range=range))
+    assert (np.diff(got[0]) >= 0).all() and got[0, -1] == 255
+
+
+def test_zero_is_white_in_tiffs_of_any_bits():
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for values, range in (
+        (grey, "full"),
+        (grey.astype(np.uint16) * 257, "full"),
+        (grey.astype(np.uint16), "0,255"),
+        (grey.astype(np.float32), "0,255"),
+    ):
+        black, white = (
+            _decoded(_tiff(values, zero_is_white=white), channels=1, range=range)
+            for white in (False, True)
+        )
+        assert np.array_equal(black, grey)
+        assert np.array_equal(white, 255 - black)
 
 
 def test_a_range_leaves_images_of_eight_bits_as_they_are():

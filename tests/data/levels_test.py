@@ -98,3 +98,9 @@ def test_what_is_no_range_is_explained(text):
 def test_auto_is_no_range_until_it_is_settled():
     with pytest.raises(ValueError, match="auto was not replaced"):
         levels.to_bytes(_sixteen([1, 2]), "auto")
+
+
+def test_percentiles_of_whole_numbers_do_not_overflow():
+    values = np.array([-(2**31), 2**31 - 1], np.int32)
+    expected = levels.percentiles(values.astype(np.float64))
+    assert levels.percentiles(values) == expected and expected[0] < expected[1]

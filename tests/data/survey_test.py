@@ -79,21 +79,45 @@ def test_bytes_from_0_to_1_are_noticed_in_arrays():
     assert _check(_grey(17, kind=np.uint8)) == []
 
 
-def test_colour_of_sixteen_bits_is_said_to_be_read_with_eight():
+def test_files_of_eight_bits_are_as_any_viewer_shows_them():
+    dark = _grey(10, 3, np.uint8)
+    [line] = _check(dark)
+    assert "(type uint8) has 3 to 10 of 0 to 255, 8 levels" in line
+    assert _check(_encoded(dark), _encoded(dark, "TIFF")) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "colour", "alpha"),
+    [("colour", 2, False), ("colour", 6, True), ("grey with alpha", 4, True)],
+)
+def test_colour_and_alpha_of_sixteen_bits_are_said_to_be_read_with_eight(
+    kind, colour, alpha
+):
     def chunk(kind, data):
         crc = struct.pack(">I", zlib.crc32(kind + data))
         return struct.pack(">I", len(data)) + kind + data + crc
 
     def png(high):
-        rows = _grey(high).astype(">u2").repeat(3, axis=1).reshape(12, 16 * 3)
+        bands = [_grey(high)] * (1 if kind.startswith("grey") else 3)
+        bands += [np.full((12, 16), 65535)] * alpha  # opaque
+        rows = np.stack(bands, -1).astype(">u2")
         raw = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-        header = struct.pack(">IIBBBBB", 16, 12, 16, 2, 0, 0, 0)
+        header = struct.pack(">IIBBBBB", 16, 12, 16, colour, 0, 0, 0)
         body = chunk(b"IHDR", header) + chunk(b"IDAT", raw)
         return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
 
     [line] = _check(png(3000), channels=3)
-    assert "(colour of 16 bits, which is read with 8) has 0 to 11 of 0 to 255" in line
+    assert f"({kind} of 16 bits, which is read with 8) has 0 to 11 of 0 to 255" in line
     assert _check(png(60000), channels=3) == []
+
+
+def test_a_sign_makes_eight_bits_a_matter_of_the_range():
+    image = _encoded(_grey(5, kind=np.uint8), "TIFF", tiffinfo={339: 2})
+    [line] = _check(image)
+    assert "(8 bits with a sign) has 0 to 5 of -128 to 127, 6 levels" in line
+    assert _check(image, range="0,5") == []
+    low, high = survey.percentiles(Images([image]))
+    assert low == 0 and 4 < high <= 5
 
 
 def test_a_range_of_images_of_eight_bits_changes_nothing_and_says_so():
