@@ -170,7 +170,7 @@ class _Scan:
             text = content.decode("utf-8")
             if extension == "json":
                 return _as_label(self._from_json(json.loads(text)))
-        except ValueError:  # no text, or no JSON
+        except (ValueError, RecursionError):  # no text, no JSON, or nested too deep
             text = ""
         return _as_label(text)
 

@@ -1,7 +1,7 @@
 """Tar files of images, as WebDataset writes them, read in any order.
 
     KEY.jpg (or .png, .webp ...)   the image; KEY may contain folders, but no dot
-    KEY.cls, KEY.target.cls        its label: a number, or the name of a class
+    KEY.cls, KEY.target.cls        its label: a number (-1: none), or a class's name
     KEY.json                       or this one's `label` or `cls` (data.name: another
                                    key, `a.b` for one inside another)
     KEY.txt                        or the name of a class; captions are no labels
@@ -32,7 +32,7 @@ from litevit_jax.data.layout import EXTENSIONS
 from litevit_jax.data.sources import base
 
 _COMPRESSED = re.compile(r"\.(tar\.(bz2|gz|lz4|xz|z|zst)|tgz|tbz2|txz)$", re.IGNORECASE)
-_NUMBER = re.compile(r"\d{1,6}")
+_NUMBER = re.compile(r"(-?0*[0-9]{1,6})(\.0*)?")
 
 
 class Tar(base.Source):
@@ -141,8 +141,7 @@ def make(
     # Classes are those of all splits, so that these agree on the numbers.
     others = [reader.labels(group)[1] for s, group in groups.items() if s != chosen]
     classes = _classes([made.labels, *others])
-    number_of = {label: number for number, label in enumerate(classes)}
-    labels = np.array([number_of.get(str(x), -1) for x in made.labels], np.int32)
+    labels = _encode(made.labels, classes)
     keep = base.part_of(map(os.fsencode, made.names), part, holdout, str(dir))
     return Tar(
         files,
@@ -167,7 +166,7 @@ def _find(dir: str | None) -> tuple[str, list[str], list[str]]:
     else:
         root = os.path.dirname(path)
         there = sorted(name for name in _matching(path) if os.path.isfile(name))
-    files = [file for file in there if file.endswith(".tar")]
+    files = [file for file in there if file.lower().endswith(".tar")]
     packed = [file for file in there if _COMPRESSED.search(file)]
     if packed:
         raise ValueError(
@@ -216,7 +215,7 @@ def _groups(
     """
     groups: dict[str | None, list[str]] = {}
     for file in files:
-        parts = os.path.relpath(file, root).removesuffix(".tar").split(os.sep)
+        parts = os.path.splitext(os.path.relpath(file, root))[0].split(os.sep)
         words = [split_names.read(part).word for part in reversed(parts)]
         groups.setdefault(next(filter(None, words), None), []).append(file)
     if len(groups) == 1 or None not in groups:
@@ -362,20 +361,40 @@ def _are_captions(texts: list[str]) -> bool:
     return "" in texts or (several_words and 2 * len(set(texts)) > len(texts))
 
 
+def _number(label: str) -> int | None:
+    """The class number that a label is, as in '9', '09' or '9.0'; None: a name."""
+    return int(match[1]) if (match := _NUMBER.fullmatch(label)) else None
+
+
 def _classes(splits: list[list[str]]) -> list[str]:
     """Numbers up to the largest, or names in order, of all labels as written.
 
     Raises:
-      ValueError: one split has numbers and another one names.
+      ValueError: one split has numbers and another one names, or a number is below -1.
     """
-    given = [set(labels) - {""} for labels in splits]
-    numbers = [all(map(_NUMBER.fullmatch, labels)) for labels in given if labels]
+    given = [{x for x in labels if x and _number(x) != -1} for labels in splits]
+    numbers = [all(_number(x) is not None for x in group) for group in given if group]
     named = set().union(*given)
     if len(set(numbers)) > 1:
         raise ValueError(
             "labels of one split of the tar files are numbers, those of another names "
             f"({base.first(sorted(named))}); expected the same in all"
         )
-    if all(numbers):
-        return [str(number) for number in range(max(map(int, named), default=-1) + 1)]
-    return sorted(named)
+    if not all(numbers):
+        return sorted(named)
+    values = {_number(x) or 0 for x in named}
+    if min(values, default=0) < 0:
+        raise ValueError(
+            f"labels of the tar files are numbers from {min(values)} to {max(values)}; "
+            "expected class numbers from 0 on, -1 for an image without label"
+        )
+    return [str(number) for number in range(max(values, default=-1) + 1)]
+
+
+def _encode(labels: list[str], classes: list[str]) -> np.ndarray:
+    """Labels int32 [N] as numbers of `classes`, which hold all; -1 for none."""
+    number_of = {name: number for number, name in enumerate(classes)} | {"": -1}
+    for label in set(labels) - number_of.keys():
+        number = _number(label)
+        number_of[label] = -1 if number == -1 else number_of[str(number)]
+    return np.array([number_of[x] for x in labels], np.int32)

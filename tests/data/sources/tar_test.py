@@ -304,3 +304,48 @@ def test_a_pattern_may_span_folders_and_lists_each_once(tmp_path):
         assert len(tar.make(split="train", dir=str(tmp_path / pattern))) == count
     with pytest.raises(FileNotFoundError, match=r"no \.tar file there"):
         tar.make(split="train", dir=str(tmp_path / "**" / "z.tar"))
+
+
+@pytest.mark.parametrize(
+    "written, expected",
+    [
+        (["09", "10", "11", "9"], [9, 10, 11, 9]),
+        (["00", "1", "0000001"], [0, 1, 1]),
+        (["0", "1", "-1"], [0, 1, -1]),
+        (["0.0", "1.", "2.00", "-1.0"], [0, 1, 2, -1]),
+        (["cat", "-1", "dog"], [0, -1, 1]),
+        (["\u0661", "\u0662"], [0, 1]),  # digits of another script are names
+        (["1.0", "2.5"], [0, 1]),  # names, as not all are whole numbers
+        (["-1", "-1"], [-1, -1]),
+    ],
+)
+def test_numbers_may_be_padded_or_whole_floats_and_minus_one_is_no_label(
+    tmp_path, written, expected
+):
+    content = members(lambda v: written[v].encode(), "cls", len(written))
+    source = tar.make(split="train", dir=write_one(tmp_path, content))
+    assert [source.label_of(i) for i in range(len(written))] == expected
+    assert len(source.classes) == max(expected) + 1
+    assert source.labelled == (max(expected) >= 0)
+
+
+def test_other_negative_labels_are_refused(tmp_path):
+    content = members(lambda v: b"%d" % (v - 2), "cls")
+    with pytest.raises(ValueError, match=r"numbers from -2 to 3; .* -1 for an image"):
+        tar.make(split="train", dir=write_one(tmp_path, content))
+
+
+def test_the_extension_of_a_tar_may_be_in_capitals(tmp_path):
+    write(tmp_path / "a-train.TAR", members(lambda v: b"%d" % v, "cls", 2))
+    write(tmp_path / "b-train.tar", members(lambda v: b"%d" % v, "cls", 3))
+    write(tmp_path / "TEST.TAR", members(lambda v: b"%d" % v, "cls", 1))
+    assert len(tar.make(split="train", dir=str(tmp_path))) == 5
+    assert len(tar.make(split="test", dir=str(tmp_path))) == 1
+
+
+def test_json_that_is_nested_too_deep_is_no_label(tmp_path):
+    deep = b'{"a":' * 200_000 + b"1" + b"}" * 200_000
+    content = members(lambda v: b"%d" % v, "cls") | {"0.json": deep[:1_000_000]}
+    content |= {"1.json": b'{"a":' * 50_000 + b"1" + b"}" * 50_000}
+    source = tar.make(split="train", dir=write_one(tmp_path, content))
+    assert len(source.classes) == 6
