@@ -118,19 +118,22 @@ def _sync(place: pathlib.Path) -> None:
         os.close(number)
 
 
-def read_json(place: Any, otherwise: str) -> Any:
-    """What is in a JSON file of ours.
+def read_json(place: Any, otherwise: str) -> dict[str, Any]:
+    """Reads a JSON file that holds an object, as all those of a run do.
 
     Raises:
       ValueError: it is damaged; the message names it and says what to do `otherwise`.
     """
     try:
-        return json.loads(place.read_text())
-    except ValueError as error:
+        content = json.loads(place.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, got {json.dumps(content)[:40]}")
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{place} is damaged ({error}); a crash or a full disk may have cut it "
             f"short: {otherwise}"
         ) from None
+    return content
 
 
 # What a disk may answer in the middle of a run, wherever it is written.

@@ -173,7 +173,7 @@ def _analysis(place: pathlib.Path, notes: list[str]) -> dict[str, Any]:
         return {}
     try:
         return {**json.loads(path.read_text()), "place": str(path.parent)}
-    except ValueError:
+    except (ValueError, TypeError):
         notes.append(f"{path.name} cannot be read.")
         return {}
 

@@ -265,9 +265,12 @@ def test_steps_that_were_done_again_count_as_done_last(tmp_path):
 
 def test_damaged_results_are_named_and_left_out(tmp_path):
     place = write_run(tmp_path / "damaged")
-    (place / "evals" / "knn" / "result.json").write_text("{")
-    run = record.read("damaged", place)
-    assert "evals/knn/result.json cannot be read." in run.notes and not run.results
+    for text in ("{", "[]"):
+        (place / "evals" / "knn" / "result.json").write_text(text)
+        (place / "analysis.json").write_text(text)
+        run = record.read("damaged", place)
+        assert "evals/knn/result.json cannot be read." in run.notes and not run.results
+        assert "analysis.json cannot be read." in run.notes
 
 
 def test_what_is_no_run_is_refused(tmp_path):

@@ -92,6 +92,18 @@ def test_a_result_that_was_cut_short_is_named_with_a_way_out(tmp_path):
             read()
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "3", "[" * 100_000])
+def test_a_file_of_a_run_that_holds_no_object_is_damaged(tmp_path, text):
+    path = tmp_path / "evals" / "knn" / "result.json"
+    path.parent.mkdir(parents=True)
+    for damaged in (path, tmp_path / "config.json"):
+        damaged.write_text(text)
+    with pytest.raises(ValueError, match=r"knn/result.json is damaged .*move it"):
+        workdir.record_result(tmp_path, "knn", {"step": 3, "top1": 1.0}, "top1")
+    with pytest.raises(ValueError, match=r"config.json is damaged"):
+        workdir.read_config(tmp_path)
+
+
 def test_hidden_files_do_not_make_a_directory_a_strangers(tmp_path):
     (tmp_path / ".nfs0001").touch()
     assert workdir.open_run(tmp_path, CONFIG) is False
