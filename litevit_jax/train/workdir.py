@@ -127,7 +127,9 @@ def _begin_or_resume(workdir: pathlib.Path, config: Any, free: tuple[str, ...]) 
     changed = differences(old, config)
     refused = [c for c in changed if c[0] not in free and not _may_change(c[0])]
     if refused:
-        rows = "\n".join(f"  {k}: {_short(a)} -> {_short(b)}" for k, a, b in refused)
+        # What you set says why the rest, which follows from it, differs too.
+        yours = [c for c in refused if not c[0].startswith("derived.")] or refused
+        rows = "\n".join(f"  {k}: {_short(a)} -> {_short(b)}" for k, a, b in yours)
         raise ValueError(
             f"--workdir={workdir} holds a run with another config; these keys differ "
             f"(saved -> now):\n{rows}\nresume it with the saved values, or start a new "

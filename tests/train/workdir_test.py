@@ -48,6 +48,17 @@ def test_keys_that_cannot_matter_may_change_and_are_saved(tmp_path):
     assert saved["log"] == {"every_steps": 1}
 
 
+def test_what_follows_from_a_change_is_listed_only_where_nothing_else_is(tmp_path):
+    saved = {**CONFIG, "derived": {"total_steps": 6, "train_fingerprint": "a"}}
+    workdir.open_run(tmp_path, saved)
+    other = {**saved, "seed": 1, "derived": {**saved["derived"], "total_steps": 8}}
+    with pytest.raises(ValueError, match=r"now\):\n  seed: 0 -> 1\nresume it"):
+        workdir.open_run(tmp_path, other)
+    other = {**saved, "derived": {**saved["derived"], "train_fingerprint": "b"}}
+    with pytest.raises(ValueError, match=r'now\):\n  derived.train_fing.*: "a" -> "b"'):
+        workdir.open_run(tmp_path, other)
+
+
 def test_keys_that_matter_are_refused_and_listed_and_nothing_is_saved(tmp_path):
     workdir.open_run(tmp_path, CONFIG)
     other = {**CONFIG, "seed": 1, "lr": {"base": 0.2}, "log": {"every_steps": 1}}
