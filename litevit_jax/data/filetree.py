@@ -72,7 +72,7 @@ class Tree(abc.ABC):
           top: the folder to list.
           skipped: receives name -> reason for what is neither a file nor a folder,
             and for links to folders that are not followed.
-          barred: folders of the tree that no link may lead into.
+          barred: folders of the tree that no link to a folder or a file may lead into.
         """
 
     @abc.abstractmethod
@@ -129,7 +129,10 @@ class LocalTree(Tree):
                 name, kind = prefix + entry.name, _kind(entry)
                 real = os.path.join(path, entry.name)
                 if kind == _FILE:
-                    yield name
+                    if entry.is_symlink() and _inside(os.path.realpath(real), closed):
+                        skipped[name] = _BARRED
+                    else:
+                        yield name
                 elif kind != _FOLDER:
                     skipped[name] = kind
                 elif entry.is_symlink():

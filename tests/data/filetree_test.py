@@ -100,9 +100,13 @@ def test_no_link_leads_into_a_barred_folder(tree, root):
     touch(root / "tester" / "3.jpg")
     for number, target in enumerate(("../test", "../test/cat", "../tester")):
         (root / "train" / f"link{number}").symlink_to(target)
+    (root / "train" / "file0.jpg").symlink_to("../test/cat/2.jpg")
+    (root / "train" / "file1.jpg").symlink_to(root / "train" / "file0.jpg")
+    (root / "train" / "file2.jpg").symlink_to("../tester/3.jpg")
     files, skipped = walk(tree, "train", barred=["test"])
-    assert files == ["1.jpg", "link2/3.jpg"]
-    assert skipped == dict.fromkeys(["link0", "link1"], "link into another split")
+    assert files == ["1.jpg", "file2.jpg", "link2/3.jpg"]
+    barred = ["file0.jpg", "file1.jpg", "link0", "link1"]
+    assert skipped == dict.fromkeys(barred, "link into another split")
 
 
 def test_hidden_entries_and_leftovers_of_archivers_are_left_out(tree, root):

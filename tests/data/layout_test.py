@@ -172,5 +172,8 @@ def test_links_from_one_split_into_the_other_are_not_followed(fill, tmp_path):
     dir = fill(*classes_in("train", "test"))
     (tmp_path / "train" / "owl").symlink_to("../test/cat")
     (tmp_path / "test" / "x").symlink_to("../train")
-    assert read(dir, "train")[1] == ["cat", "dog"] and len(read(dir, "test")[0]) == 2
+    (tmp_path / "train" / "cat" / "2.jpg").symlink_to("../../test/cat/test.jpg")
+    assert read(dir, "train") == (classes_in("train"), ["cat", "dog"])
+    assert read(dir, "test") == (classes_in("test"), ["cat", "dog"])
     assert "1 link into another split" in folder.make(split="test", dir=dir).summary()
+    assert "2 link into another split" in folder.make(split="train", dir=dir).summary()

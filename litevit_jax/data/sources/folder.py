@@ -203,7 +203,8 @@ def _make_split(
     labels, classes = _labels_of(listing)
     training = there.training(root)
     if training is not None and training != folder:
-        known = _class_folders(root, layout.descend(root, training))
+        barred = there.opposite(posixpath.basename(training))
+        known = _class_folders(root, layout.descend(root, training), barred)
         labels = _renumber(listing, labels, classes, known, training)
         classes = known
     notes = [*listing.notes, *split_names.unused_holdout(there.kinds, holdout)]
@@ -297,10 +298,11 @@ def _part(name: str, depth: int) -> str:
     return parts[depth] if len(parts) > depth + 1 else ""
 
 
-def _class_folders(root: filetree.Tree, top: str) -> list[str]:
-    """Class folders of `top` that hold an image."""
+def _class_folders(root: filetree.Tree, top: str, barred: Sequence[str]) -> list[str]:
+    """Class folders of `top` that hold an image; no link may lead into `barred`."""
     depth = top.count("/") + 1
-    images = (layout.join(top, n) for n in root.walk(top) if layout.is_image(n))
+    files = root.walk(top, barred=barred)
+    images = (layout.join(top, name) for name in files if layout.is_image(name))
     return _in_order({_part(name, depth) for name in images} - {""})
 
 
