@@ -48,8 +48,6 @@ def get_config(arg=None):
     for name in EVALUATORS:
         if said[name]:
             config.evals[name] = _block(name)
-    if said["classification"]:
-        config.evals.classification.unmatched = "refuse"  # or leave_out
     if said["real"]:
         config.evals.real = _block("real", labels=said["real"])
     if said["v2"]:
@@ -60,6 +58,8 @@ def get_config(arg=None):
 
 
 def _block(name, **fields):
+    if name == "classification":
+        fields["unmatched"] = "refuse"  # or leave_out
     return {"name": name, "split": "eval", "every_steps": 0, **fields}
 
 

@@ -195,10 +195,10 @@ def _explain(error: Exception, argv: list[str]) -> str:
         return _no_recipe(recipe, argv)
     for name, value in _overrides(argv):
         wrong = _wrong_field(name, recipe)
-        if wrong is None and f"--config.{name}={value}: " in str(error):
-            wrong = _wrong_value(name, value, recipe)
         if wrong is not None:
-            return wrong
+            return wrong + _evaluator_hint(name, recipe, argv)
+        if f"--config.{name}={value}: " in str(error):
+            return _wrong_value(name, value, recipe)
     return _with_flags(error)
 
 
@@ -295,10 +295,27 @@ def _wrong_field(name: str, block: Any) -> str | None:
         if key not in keys:
             near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
-            has = f"it has {', '.join(keys)}" if keys else "it is a value"
+            nothing = "it is empty" if hasattr(block, "keys") else "it is a value"
+            has = f"it has {', '.join(keys)}" if keys else nothing
             return f"--config.{name}: {place} has no field {key!r}; {hint}{has}"
         block, place = block[key], f"{place}.{key}"
     return None
+
+
+def _evaluator_hint(name: str, recipe: ConfigDict, argv: list[str]) -> str:
+    """Which variant adds the evaluator of a field that the recipe lacks."""
+    block, _, rest = name.partition(".")
+    if block != "evals" or "evals" not in recipe:
+        return ""
+    title = rest.partition(".")[0]
+    argv = with_variant(argv, title)
+    other = _recipe(argv)
+    if isinstance(other, ConfigDict) and _wrong_field(name, other) is None:
+        return f"; the variant {title} adds it: --config={_config_argument(argv)}"
+    if recipe.evals:
+        return ""
+    text = recipes.variants(recipes.locate(config_path(argv)))
+    return f"; variants add evaluators: {text.removeprefix('`arg`: ')}"
 
 
 def _wrong_value(name: str, value: str, block: Any) -> str:

@@ -236,6 +236,13 @@ MISTAKES = {
         r"config has no field 'optimiser'; did you mean optimizer\?"),
     "missing block": ([f"--config={TINY}", "--config.evals.knn.k=1"],
         r"config.evals has no field 'knn'; it has reconstruction"),
+    "evaluator of a variant": (
+        ["--config=evaluate:knn", "--config.evals.classification.unmatched=leave_out"],
+        r"no field 'classification'; it has knn; the variant classification adds it: "
+        r"--config=evaluate:knn,classification"),
+    "evaluator without a variant": (
+        ["--config=evaluate", "--config.evals.test.unmatched=leave_out"],
+        r"no field 'test'; it is empty; variants add evaluators: evaluators; real=FI"),
     "field of a value": ([f"--config={TINY}", "--config.seed.x=1"],
         r"config.seed has no field 'x'; it is a value"),
     "negated field": ([f"--config={TINY}", "--noconfig.data.requird"],

@@ -15,6 +15,23 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from litevit_jax import registry
 from litevit_jax.data.sources import base
 
+
+class NoTestSplit(ValueError):
+    """Images to test on were asked of data that are all 'train'.
+
+    Attributes:
+      where: what holds the data.
+      whole: the split that is all of it.
+    """
+
+    def __init__(self, where: str, whole: str) -> None:
+        self.where, self.whole = where, whole
+        super().__init__(
+            f"{where} has no 'test' split: all of it is 'train'. Keep a share of it "
+            "for testing with --config.data.holdout=0.1, or provide a test split"
+        )
+
+
 # Kind -> usual names, the first one preferred.
 USUAL = {
     "train": ("train", "training", "trainval", "trn"),
@@ -163,10 +180,8 @@ def resolve(
     if named and split.casefold() in map(str.casefold, also):
         return choose(split, {}, also, where), None
     if part == "test" and holdout == 0:
-        raise ValueError(
-            f"{where} has no 'test' split: all of it is 'train'. Keep a share of it "
-            "for testing with --config.data.holdout=0.1, or provide a test split"
-        )
+        folder = where.startswith("folder ") and not kinds
+        raise NoTestSplit(where, "." if folder else "train")
     parts = ["test", "train"] if holdout > 0 else ["train"]
     base.check_split(part, [*parts, *also[:20]], where)
     return choose("train", kinds, (), where) if kinds else None, part

@@ -30,6 +30,23 @@ def data_of(run: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in block.items()}
 
 
+def which_encoder(config: Any, loaded: checkpoint.Checkpoint | None) -> list[str]:
+    """A line about the encoder that a job starts from, if it starts from one.
+
+    `loaded` is what `init` names; one of which nothing is taken lends its sizes alone.
+    """
+    init, like = config.init, config.like
+    if init and init != "random" and not config.get("init_load", True):
+        init, like = "random", init
+    if loaded is None or init == "random":
+        lent = f", like {like}" if like else ""
+        return [f"encoder: random{lent}"] * bool(init or like)
+    if "data" not in loaded.config:
+        return [f"encoder: {init} (weights)"]
+    method = loaded.config["objective"]["name"]
+    return [f"encoder: {init}, step {loaded.step} ({method})"]
+
+
 def which_parameters(config: Any, loaded: checkpoint.Checkpoint) -> list[str]:
     """A line about the parameters of `init`, if its run kept an average of them."""
     decay = loaded.config.get("optimizer", {}).get("ema_decay")

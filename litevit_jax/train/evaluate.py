@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import augment, checkpoint, distributed, paths, registry, sharding
+from litevit_jax.data import split_names
 from litevit_jax.models import layers, vit
 from litevit_jax.objectives import base as objectives
 from litevit_jax.train import (
@@ -46,7 +47,7 @@ class Job:
       evaluators: title -> (evaluator, every_steps).
       step: of the checkpoint; 0 for a file.
       place: () -> what holds its `params` and `model_state`, on the mesh.
-      notes: lines about images, parameters and classes, for the start.
+      notes: lines about encoder, images, parameters and classes, for the start.
     """
 
     config: dict[str, Any]
@@ -97,8 +98,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     views.take_default(config, config.file_normalize.to_dict())
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, mesh)
-    inputs.settle_range(config.data, config.data.eval_split)
-    source = inputs.sources(config.data)
+    source = _source(config)
     classes = source("eval").classes
     config.derived = {"num_classes": len(classes), "classes": classes}
     average = loaded.config.get("optimizer", {}).get("ema_decay") is not None
@@ -126,6 +126,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     plain = workdirs.plain(config.to_dict())
     workdirs.open_run(workdir, plain)
     notes = [
+        *entries.which_encoder(config, loaded),
         *views.lines(config, [view]),
         *entries.which_parameters(config, loaded),
         *evaluation.notes(evaluators),
@@ -149,6 +150,22 @@ def _read(config: ConfigDict, encoder: dict[str, Any]) -> checkpoint.Checkpoint:
         )
     like = views.run_config(config.like)
     return checkpoint.Checkpoint({}, like, 0, pathlib.Path(config.like))
+
+
+def _source(config: ConfigDict) -> Callable[[str], Any]:
+    """`inputs.sources`, with 'eval' opened: nothing is trained, so it may be all."""
+    try:
+        inputs.settle_range(config.data, config.data.eval_split)
+        source = inputs.sources(config.data)
+        source("eval")
+    except split_names.NoTestSplit as error:
+        raise ValueError(
+            f"{error.where} has no 'test' split. Evaluate all of its images with "
+            f"--config.data.eval_split={error.whole} (k-NN needs other images than "
+            "those that vote), or keep a share of them for testing with "
+            "--config.data.holdout=0.1, or provide a test split"
+        ) from None
+    return source
 
 
 def _from_run(config: ConfigDict, loaded: checkpoint.Checkpoint) -> evaluation.Known:

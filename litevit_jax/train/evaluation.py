@@ -129,7 +129,7 @@ class _Maker:
         size = batches.image_size(data)
         base.check(name, evaluator, self._predicted(title, size), config.objective.name)
         if evaluator.labelled:
-            evaluator = _matched(title, evaluator, self._known, unmatched)
+            evaluator = _matched(title, evaluator, self._known, config)
         elif "logits" in evaluator.reads and classes != self._known.count:
             raise ValueError(_other_count(title, classes, self._known.count))
         _check_data(title, evaluator, kwargs)
@@ -170,7 +170,7 @@ def _check_data(title: str, evaluator: Any, kwargs: dict[str, Any]) -> None:
         raise ValueError(f"evals.{title}: {error}") from None
 
 
-def _matched(title: str, evaluator: Any, known: Known, unmatched: str) -> Any:
+def _matched(title: str, evaluator: Any, known: Known, config: ConfigDict) -> Any:
     """`evaluator` on labels that are numbers of the classes that the model knows.
 
     What learns from the images of a bank instead knows the bank's classes.
@@ -201,8 +201,10 @@ def _matched(title: str, evaluator: Any, known: Known, unmatched: str) -> Any:
     if match is None:
         raise ValueError(_other_count(title, len(own.classes), known.count))
     left_out = relabel.count(own, match.unknown) if len(match.unknown) else 0
-    if left_out and (unmatched == "refuse" or left_out == len(own)):
-        raise ValueError(_not_known(title, own, match, known, left_out))
+    refused = config.evals[title].get("unmatched", "refuse") == "refuse"
+    if left_out and (refused or left_out == len(own)):
+        hint = _leave_out(title, config) if left_out < len(own) else ""
+        raise ValueError(_not_known(title, own, match, known, left_out) + hint)
     context = dataclasses.replace(
         context,
         source=source,
@@ -229,8 +231,23 @@ def _not_known(title: str, own: Any, match: Any, known: Known, images: int) -> s
         f"evals.{title}: {_listed(names)}: {len(names)} of {len(own.classes)} classes "
         f"of the data ({images} of {len(own)} images) are none that the model was "
         f"trained on, which are {_listed(known.names)}; give them the names that it "
-        f"knows, or leave their images out with --config.evals.{title}.unmatched="
-        "leave_out"
+        "knows"
+    )
+
+
+def _leave_out(title: str, config: ConfigDict) -> str:
+    """How the command line can leave out images of classes that are not known."""
+    block, field = config.evals[title], f"evals.{title}.unmatched"
+    if block["name"] != "classification":
+        return ""
+    text = ", or leave their images out with "
+    if "unmatched" in block:
+        return f"{text}--config.{field}=leave_out"
+    if config.get("job") != "evaluate":
+        return f"{text}{field}='leave_out' in the recipe"
+    return (
+        f"{text}the variant classification: --config=configs/evaluate.py:"
+        "classification,... --config.evals.classification.unmatched=leave_out"
     )
 
 

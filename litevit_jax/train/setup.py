@@ -49,7 +49,7 @@ class Job:
       evaluators: title -> (evaluator, every_steps).
       resumes: whether the workdir holds this run already.
       total_steps: of the run.
-      notes: lines about images and classes, for the start.
+      notes: lines about encoder, images and classes, for the start.
     """
 
     config: dict[str, Any]

@@ -54,8 +54,9 @@ def settle(
     else the recipe's `view_default`.
 
     Returns:
-      Lines for the start: of the images, how they differ from those that the encoders
-      were trained on, and which parameters of `init` are taken.
+      Lines for the start: which encoder it is from, of the images, how they differ
+      from those that the encoders were trained on, and which parameters of `init` are
+      taken.
     """
     known, text = [], []
     if "normalize" not in config.augment:  # misspelt: `augment.make` says so
@@ -70,7 +71,8 @@ def settle(
     for view in known:
         take(config, view)
     take_default(config)
-    return [*lines(config, known), *text]
+    text = [*lines(config, known), *text]
+    return [*entries.which_encoder(config, loaded), *text]
 
 
 def run_config(path: str) -> dict[str, Any]:

@@ -316,6 +316,21 @@ def test_a_class_that_the_model_does_not_know_is_refused(judged, tmp_path):
     assert not (tmp_path / "evaluated").exists()
 
 
+def test_without_a_variant_the_hint_names_the_one_that_leaves_images_out(
+    animals, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(checkpoint, "read_params", lambda _: animals)
+    root = folder(tmp_path / "eval3", "train", ("dog", "owl", "zcat"))
+    made = config(f"data=folder,path={root / 'train'}", init="RUN")
+    whole = r"has no 'test' split\. Evaluate all of its images with --config.data."
+    with pytest.raises(ValueError, match=whole + r"eval_split=\. .*data.holdout=0.1"):
+        evaluate.prepare(made, tmp_path / "evaluated")
+    made.data.eval_split = "."
+    hint = r"evaluate.py:classification,... --config.evals.classification.unmatched=lea"
+    with pytest.raises(ValueError, match=rf"evals.test: 'zcat'.*{hint}ve_out$"):
+        evaluate.prepare(made, tmp_path / "evaluated")
+
+
 def test_images_of_unknown_classes_are_left_out_if_asked_and_counted(
     judged, tmp_path, monkeypatch
 ):
@@ -358,7 +373,8 @@ def test_neighbours_of_other_data_know_the_classes_of_their_own_bank(judged, tmp
     evaluator, job = judged(root, "test", "knn")
     source = evaluator.context.source("eval")
     assert [source.label_of(row) for row in range(2)] == [1, 1]
-    assert len(job.notes) == 1
+    assert len(job.notes) == 2
+    assert job.notes[0] == "encoder: RUN, step 6 (supervised)"
 
 
 FROZEN = {
@@ -419,7 +435,7 @@ def test_a_model_at_random_is_that_with_which_its_run_started(averaged, tmp_path
     made = config(init="random", like=str(run), evals=nearest)
     got = evaluate.prepare(made, tmp_path / "run")
     assert got.step == 0 and set(got.evaluators) == {"knn"}
-    assert len(got.notes) == 1  # it has learned nothing that could be averaged
+    assert len(got.notes) == 2  # it has learned nothing that could be averaged
     ours = checkpoint.flatten(got.place().params)
     started = checkpoint.flatten(jobs.prepare(tmp_path / "again").create().params)
     assert ours.keys() == started.keys()

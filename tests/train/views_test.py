@@ -59,7 +59,10 @@ def images(config):
 def test_images_of_other_data_are_those_that_the_run_knows(recipe, arg, lent):
     config, lines = settled(recipe, arg, init="RUN")
     assert images(config) == (12, 8, 3, MEAN, STD)
-    assert lines == ["images of 12x8 pixels, 3 channels: 24 patches of 2x2 an image"]
+    assert lines == [
+        "encoder: RUN, step 6 (mae)",
+        "images of 12x8 pixels, 3 channels: 24 patches of 2x2 an image",
+    ]
     assert config.data.source != "digits" or arg == "digits"
 
 
@@ -68,8 +71,8 @@ def test_a_field_says_otherwise_and_the_start_says_how_they_differ(recipe, lent)
     fields = {"data__image_size": 16, "augment__normalize__std": (0.5,) * 3}
     config, lines = settled(recipe, init="RUN", **fields)
     assert images(config) == (16, None, 3, MEAN, (0.5,) * 3)
-    assert lines[0].startswith("images of 16x16 pixels, 3 channels: 64 patches of 2x2")
-    assert lines[1:] == [
+    assert lines[1].startswith("images of 16x16 pixels, 3 channels: 64 patches of 2x2")
+    assert lines[2:] == [
         "the images differ from those that --config.init=RUN was trained on: size "
         "16x16, there 12x8; std (0.5, 0.5, 0.5), there (0.4, 0.5, 0.6)"
     ]
@@ -95,7 +98,8 @@ def test_what_a_run_drew_from_its_images_is_not_taken(lent):
 def test_a_run_that_is_named_by_like_lends_its_images(lent):
     fields = {"init": "random", "like": "RUN"}
     config, lines = settled("linear_probe", "data=folder,path=DIR", **fields)
-    assert images(config) == (12, 8, 3, MEAN, STD) and len(lines) == 1
+    assert images(config) == (12, 8, 3, MEAN, STD) and len(lines) == 2
+    assert lines[0] == "encoder: random, like RUN"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,13 @@ def file_of(monkeypatch, tmp_path):
         params = {"encoder.patch_embed.kernel": kernel}
         encoder = {"width": 24, "depth": 1, "num_heads": 2, "patch_size": 2}
         found = {"params": params, "encoder": encoder, "grid": (4, 6)}
-        found |= {"classes": [], "normalize": normalize, "metadata": {}}
+        found |= {
+            "classes": [],
+            "normalize": normalize,
+            "metadata": {},
+            "notes": (),
+            "pool": None,
+        }
         read = lambda *_, **__: types.SimpleNamespace(**found)  # noqa: E731
         monkeypatch.setattr(weights, "read", read)
         (tmp_path / "weights.safetensors").write_bytes(b"")
@@ -135,13 +145,14 @@ def file_of(monkeypatch, tmp_path):
 def test_a_file_says_what_it_records(recipe, file_of):
     path = file_of(3, mean=MEAN, std=STD)
     config, lines = settled(recipe, init=path)
-    assert images(config) == (8, 12, 3, MEAN, STD) and len(lines) == 1
+    assert images(config) == (8, 12, 3, MEAN, STD) and len(lines) == 2
+    assert lines[0] == f"encoder: {path} (weights)"
 
 
 def test_of_a_file_without_normalisation_the_recipes_is_assumed_and_said(file_of):
     config, lines = settled("finetune", init=file_of(3))
     assert images(config) == (8, 12, 3, *DEFAULT)
-    assert "does not say how its images were normalised: mean (0.485" in lines[1]
+    assert "does not say how its images were normalised: mean (0.485" in lines[2]
     assert images(settled("finetune", "digits", init=file_of(1))[0])[2:] == (
         1,
         (0.305,),
@@ -169,7 +180,7 @@ def test_which_parameters_of_a_run_with_an_average_are_taken_is_said(lent):
         _, lines = settled("finetune", init="RUN")
     finally:
         del lent.config["optimizer"]["ema_decay"]
-    assert lines[1:] == [
+    assert lines[2:] == [
         "--config.init=RUN, step 6: its last parameters, not the average (decay 0.99) "
         "of which its own evaluations are; --config.init_ema=True takes that"
     ]
