@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,9 @@ def match(names: list[str], known: list[str], count: int) -> Match | None:
 
     Returns:
       None if the known classes have no names and are not as many.
+
+    Raises:
+      ValueError: a name, or a number, stands for several classes.
     """
     same = np.arange(len(names), dtype=np.int32)
     if names == known:
@@ -46,9 +51,13 @@ def match(names: list[str], known: list[str], count: int) -> Match | None:
         how = f"{count} classes matched by number: those of the model have no names"
         return Match(same, how) if len(names) == count else None
     if _are_numbers(names) and not _are_numbers(known):
+        _check_unique((int(name) for name in names), "number", "data")
         found = [int(name) if int(name) < count else -1 for name in names]
         how = "matched by number, as the data's have numbers for names"
     else:
+        _check_unique(names, "name", "data")
+        wanted = set(names)
+        _check_unique((name for name in known if name in wanted), "name", "model")
         number = {name: place for place, name in enumerate(known)}
         found = [number.get(name, -1) for name in names]
         how = "matched by name"
@@ -58,7 +67,20 @@ def match(names: list[str], known: list[str], count: int) -> Match | None:
 
 
 def _are_numbers(names: list[str]) -> bool:
-    return all(name.isdecimal() for name in names)
+    return all(name.isascii() and name.isdecimal() for name in names)
+
+
+def _check_unique(keys: Iterable[Any], what: str, owner: str) -> None:
+    """Raises a ValueError if classes cannot be told apart by `keys`."""
+    counts = collections.Counter(keys)
+    several = [f"{key!r} of {n} classes" for key, n in counts.items() if n > 1]
+    if several:
+        shown = ", ".join(several[:5]) + ", ..." * (len(several) > 5)
+        raise ValueError(
+            f"classes of the {owner} have the same {what} ({shown}), so that classes "
+            f"of the data and of the model cannot be matched by {what}; give each "
+            f"class of the {owner} a {what} of its own"
+        )
 
 
 class Relabelled(base.Source):

@@ -195,9 +195,12 @@ def _matched(title: str, evaluator: Any, known: Known, config: ConfigDict) -> An
         return relabel.Relabelled(own, match.numbers, known.names)
 
     own = given(split)
-    match = relabel.match(own.classes, known.names, known.count)
     if not (own.classes and known.count):  # `check_data` says what is missing
         return evaluator
+    try:
+        match = relabel.match(own.classes, known.names, known.count)
+    except ValueError as error:
+        raise ValueError(f"evals.{title}: {error}") from None
     if match is None:
         raise ValueError(_other_count(title, len(own.classes), known.count))
     left_out = relabel.count(own, match.unknown) if len(match.unknown) else 0

@@ -18,6 +18,9 @@ MATCHES = {
     "too large a number": (["1", "3"], KNOWN, [1, -1], "matched by number"),
     "numbers on both sides": (["2", "10"], ["1", "2", "10"], [1, 2], "by name"),
     "names for numbers": (["a", "b", "c"], ["0", "1", "2"], [-1] * 3, "by name"),
+    "digits of other scripts": (["\u0660", "\u0661"], KNOWN, [-1, -1], "by name"),
+    "a name twice that is not asked for": (["owl"], ["cat", "cat", "owl"], [2], "1 of"),
+    "the same, a name twice": (["cat", "cat"], ["cat", "cat"], [0, 1], ""),
     "no names": (["a", "b", "c"], [], [0, 1, 2], "those of the model have no names"),
 }  # fmt: skip
 
@@ -34,6 +37,19 @@ def test_classes_are_matched(name):
 
 def test_classes_without_names_are_not_matched_if_they_are_not_as_many():
     assert relabel.match(["a", "b"], [], 3) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "message"),
+    [
+        (["crane", "owl"], ["crane", "owl", "crane"], r"model .* name \('crane' of 2"),
+        (["cat", "dog", "cat"], KNOWN, r"data have the same name \('cat' of 2 classes"),
+        (["00", "0", "1"], KNOWN, r"data have the same number \(0 of 2 classes\).*own"),
+    ],
+)
+def test_a_name_or_number_of_several_classes_is_refused(names, known, message):
+    with pytest.raises(ValueError, match=message):
+        relabel.match(names, known, len(known))
 
 
 def test_a_relabelled_source_has_the_known_classes_and_their_numbers():
