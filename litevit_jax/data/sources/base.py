@@ -11,6 +11,7 @@ import abc
 import collections
 import hashlib
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -87,7 +88,7 @@ class Source(abc.ABC):
             labels += f" (other splits have {kinds})"
         notes = [f"{len(self):,} images, {labels}", *self.notes]
         notes += [f"other splits: {first(self.other_splits)}"] * bool(self.other_splits)
-        return "; ".join(notes)
+        return printable("; ".join(notes))
 
     @abc.abstractmethod
     def name_of(self, index: int) -> str:
@@ -99,8 +100,18 @@ class Source(abc.ABC):
 
 
 def printable(name: str) -> str:
-    """`name` as text that any log can hold; bytes that are no UTF-8 are spelled out."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """`name` on one line that any log can hold.
+
+    Bytes that are no UTF-8, ends of lines and control characters are spelled out.
+    """
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(
+        x.encode("unicode_escape").decode() if _is_control(x) else x for x in text
+    )
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Zl", "Zp")
 
 
 def check_exists(path: Any, dir: str, expected: str) -> None:

@@ -233,7 +233,7 @@ def _renumber(
         place = listing.root.place
         raise ValueError(
             f"{place(listing.top)} has classes that {place(training)} has not: "
-            f"{', '.join(unknown[:10])} ({len(unknown)} of {len(classes)}); the "
+            f"{base.first(unknown, 10)} ({len(unknown)} of {len(classes)}); the "
             "class folders of the splits must have the same names"
         )
     return np.array([known.index(name) for name in classes], np.int32)[labels]

@@ -90,6 +90,17 @@ def test_the_summary_names_images_classes_splits_and_what_is_not_read(fill, tmp_
     )
 
 
+def test_names_with_line_ends_and_escapes_are_spelled_out(fill):
+    dir = fill("train/c\na\u2028t/1.jpg", "train/d\x1b[31mog/2.jpg", "train/é 犬/3.jpg")
+    source = folder.make(split="train", dir=dir)
+    assert source.classes[0] == "c\na\u2028t"
+    shown = r"3 classes (c\na\u2028t, d\x1b[31mog, é 犬)"
+    assert shown in source.summary() and source.summary().isprintable()
+    other = fill("test/c\nat/1.jpg", "train/owl/1.jpg")
+    with pytest.raises(ValueError, match=r"that .* has not: c\\nat"):
+        folder.make(split="test", dir=other)
+
+
 def test_labels_in_a_table_are_said_not_to_be_read(fill):
     source = folder.make(split="train", dir=fill("train/1.jpg", "train/metadata.jsonl"))
     assert source.summary().startswith("1 images, no labels;")
