@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from litevit_jax.data import filetree, split_names
 
@@ -157,27 +157,79 @@ def descend(root: filetree.Tree, top: str) -> str:
     return top
 
 
-def check_classes(root: filetree.Tree, inside: dict[str, set[str]]) -> None:
+def subfolders(names: Iterable[str], top: str) -> dict[str, set[str]]:
+    """Folder below `top` -> its subfolders that hold images; '' if it does itself.
+
+    Args:
+      names: images below `top`, relative to the root as `top` is.
+      top: the folder of the class folders.
+    """
+    inside: dict[str, set[str]] = {}
+    for folder in {posixpath.dirname(name) for name in names}:
+        child = ""
+        while folder != top and child not in inside.setdefault(folder, set()):
+            inside[folder].add(child)
+            folder, child = posixpath.split(folder)
+    return inside
+
+
+def check_classes(root: filetree.Tree, top: str, inside: dict[str, set[str]]) -> None:
     """Raises ValueError if a class folder holds splits, or a copy of all classes.
 
     Args:
       root: the tree.
-      inside: class folder -> its subfolders that hold images.
+      top: the folder of the class folders.
+      inside: every folder below `top` -> its subfolders that hold images.
     """
-    names = {posixpath.basename(folder) for folder in inside}
-    for folder, folders in inside.items():
-        level = posixpath.dirname(folder)
+    start = len(join(top, ""))
+    owners = {folder: folder[start:].partition("/")[0] for folder in inside}
+    names = set(owners.values())
+    for folder in sorted(inside):
+        folders = inside[folder] - {""}
         kinds = split_names.recognise(folders)
         values = set(kinds.values()) - {"extra"}
         if values and (len(values) > 1 or len(kinds) == len(folders)):
-            raise ValueError(_own_splits(root, folder, kinds, level))
-        beside = names - {posixpath.basename(folder)}
-        if len(beside) > 1 and beside <= folders:
+            raise ValueError(_own_splits(root, folder, kinds, top))
+        beside = names - {owners[folder]}
+        lower = {name.casefold() for name in folders}
+        if len(beside) > 1 and all(name.casefold() in lower for name in beside):
             raise ValueError(
                 f"{root.place(folder)} holds folders of all the classes beside it "
                 f"({', '.join(sorted(beside)[:5])}): it looks like a copy of them, not "
                 "like a class. Move it elsewhere; if it is a class: "
-                f"--config.data.train_split={join(level, '.')}"
+                f"--config.data.train_split={join(top, '.')}"
+            )
+
+
+def check_split(
+    root: filetree.Tree, there: Layout, split: str, classes: Sequence[str]
+) -> None:
+    """Raises ValueError if a class of `split` is rather a split of the other kind.
+
+    It is a class if a split of the other kind has it too.
+
+    Args:
+      root: the tree.
+      there: the splits.
+      split: the name of one.
+      classes: of this split.
+    """
+    training = there.kinds.get(split) in ("train", "extra")
+    for name in classes:
+        reading = split_names.read(name)
+        if not reading.kind or reading.rest or len(classes) == 1:
+            continue
+        if training == (reading.kind in ("train", "extra")):
+            continue
+        others = (descend(root, folder) for folder in there.opposite(split))
+        if not any(name in root.folders(folder) for folder in others):
+            folder = join(there.top, split)
+            rest = [other for other in classes if other != name]
+            raise ValueError(
+                f"{root.place(folder)}: {name!r} reads as a split, but beside it lie "
+                f"what look like classes: {', '.join(map(repr, rest[:5]))}. If it is a "
+                f"class: --config.data.train_split={folder}/. ; if not, move it beside "
+                f"{root.place(folder)}"
             )
 
 

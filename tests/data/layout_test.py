@@ -131,6 +131,16 @@ def test_a_split_wrapped_in_a_folder_of_its_name_is_unwrapped(fill):
         (["train/test/1.jpg", "test/2.jpg"], "train", r"train holds splits of its own"),
         (["cat/1.jpg", "dog/2.jpg", "copy/cat/1.jpg", "copy/dog/2.jpg"], "train",
             r"copy holds folders of all the classes beside it \(cat, dog\): it looks"),
+        (["cat/1.jpg", "dog/2.jpg", "old/a/Cat/1.jpg", "old/a/Dog/2.jpg"], "train",
+            r"old/a holds folders of all the classes beside it \(cat, dog\)"),
+        (["a/b/train/cat/1.jpg", "a/b/test/cat/2.jpg"], "train",
+            r"a/b holds splits of its own \(test, train\).*path=.*/a/b, .*=a/b/train"),
+        (["a/b/c/train/cat/1.jpg", "a/b/c/val/cat/2.jpg", "a/d/3.jpg"], "train",
+            r"a/b/c holds splits of its own"),
+        (["train/cat/1.jpg", "train/dog/2.jpg", "train/test/3.jpg"], "train",
+            r"train: 'test' reads as a split, .*: 'cat', 'dog'.*train_split=train/\. "),
+        (["train/cat/1.jpg", "train/dog/2.jpg", "train/val/3.jpg", "test/cat/4.jpg"],
+            "train", r"train: 'val' reads as a split"),
         (["test/1.jpg", "val/2.jpg"], "train",
             r"no 'train' split: its splits are test, val; .*data.train_split="),
         (["trainA/1.jpg", "trainB/2.jpg", "testA/3.jpg"], "train",
@@ -151,6 +161,8 @@ def test_the_user_may_answer_that_names_of_splits_are_classes(fill):
     assert read(dir, "./train") == (["train/3.jpg"], [])
     dir = fill("deep/train/4.jpg", "deep/test/5.jpg")
     assert read(dir, "deep/.")[1] == ["test", "train"]
+    fill("set/train/cat/1.jpg", "set/train/test/2.jpg", "set/train/dog/x/test/3.jpg")
+    assert read(f"{dir}/set", "train/.")[1] == ["cat", "dog", "test"]
 
 
 def test_a_class_called_train_in_a_split_is_a_class(fill):
@@ -159,6 +171,12 @@ def test_a_class_called_train_in_a_split_is_a_class(fill):
     ]
     dir = fill(*names, "train/orchid/1.jpg", "bullet_train/readme.txt")
     assert read(dir, "train")[1] == read(dir, "test")[1] == ["bus", "orchid", "train"]
+
+
+def test_a_class_called_test_in_both_splits_is_a_class(fill):
+    splits = ("seg_train/seg_train", "seg_test/seg_test")
+    dir = fill(*[f"{split}/{c}/1.jpg" for split in splits for c in ("bus", "test")])
+    assert read(dir, "train")[1] == read(dir, "test")[1] == ["bus", "test"]
 
 
 def test_classes_below_unknown_splits_are_pointed_out(fill):

@@ -148,6 +148,8 @@ def _make_part(
     top = layout.descend(root, training) if training else ""
     listing = Listing.read(root, top, there, training)
     labels, classes = _labels_of(listing)
+    if training:
+        layout.check_split(root, there, posixpath.basename(training), classes)
     keys = map(os.fsencode, listing.names)
     keep = base.part_of(keys, part, holdout, f"folder {root}")
     return Folder(
@@ -201,6 +203,8 @@ def _make_split(
     folder = layout.join(there.top, split)
     listing = Listing.read(root, layout.descend(root, folder), there, folder)
     labels, classes = _labels_of(listing)
+    if split in there.kinds:
+        layout.check_split(root, there, split, classes)
     training = there.training(root)
     if training is not None and training != folder:
         barred = there.opposite(posixpath.basename(training))
@@ -262,12 +266,13 @@ def _labels_of(
             "them into class folders, or the class folders elsewhere"
         )
     classes = _in_order(set(owners))
-    inner: dict[str, set[str]] = {layout.join(top, name): set() for name in classes}
-    for name, owner in zip(names, owners, strict=True):
-        inner[layout.join(top, owner)].add(_part(name, depth + 1))
     if divisible:
-        layout.check_classes(root, {k: v - {""} for k, v in inner.items()})
-        listing.notes.extend(_doubtful_classes(inner))
+        inside = layout.subfolders(names, top)
+        layout.check_classes(root, top, inside)
+        folders = [layout.join(top, name) for name in classes]
+        listing.notes.extend(
+            _doubtful_classes({name: inside[name] for name in folders})
+        )
     empty = sorted(set(root.folders(top)) - set(classes))
     if empty:
         named, place = ", ".join(empty), root.place(top)
