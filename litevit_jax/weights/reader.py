@@ -42,8 +42,8 @@ class Weights:
       pool: 'avg' or 'cls' where a head or a norm reads pooled tokens, else None.
       unused: names in the file that were left out, all of them expected.
       notes: what a user should know of these weights.
-      metadata: what a file that we wrote says beside its arrays, as text; {} of
-        another program's.
+      metadata: what a file that we wrote says beside its arrays, as text; of
+        another program's, mean and std if it records them.
     """
 
     params: dict[str, np.ndarray]
@@ -129,7 +129,7 @@ def read(
         pool=used,
         unused=(*source.unused, *model.unused, *unused),
         notes=(*model.notes, *notes),
-        metadata=said if said.get(names.WRITER) == names.OURS else {},
+        metadata=said,
     )
 
 
@@ -153,13 +153,15 @@ def _measure(
         width = sizes.width(source.entries)
         metadata = recorded.metadata(metadata, width)
         config, notes = recorded.config_beside(path, width)
+    about = recorded.statistics(source.entries, config, metadata)
     if names.GRID not in metadata:
         grid = recorded.grid(source.entries, config, metadata)
         metadata |= {names.GRID: "{}x{}".format(*grid)} if grid else {}
     model = sizes.measure(source, metadata=metadata, config=config, **sizes_given)
     records = {"metadata": metadata, "config.json": config}
     pool, assumed = recorded.function(source.name, source.entries, records, given)
-    return source, model, pool, (*notes, *assumed), metadata
+    said = metadata if metadata.get(names.WRITER) == names.OURS else about
+    return source, model, pool, (*notes, *assumed), said
 
 
 def _open(path: pathlib.Path) -> tuple[dict[str, Entry], str | None, dict[str, str]]:

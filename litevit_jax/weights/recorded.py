@@ -7,6 +7,7 @@ safetensors file: the model's name, its arguments and its `pretrained_cfg`.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import re
 from typing import Any
@@ -33,11 +34,11 @@ def config_beside(path: pathlib.Path, width: int) -> tuple[dict[str, Any], list[
     """What timm's `config.json` in the file's folder says, and notes for the user.
 
     Returns:
-      `num_attention_heads`, `image_size`, `pool`, `act` and `norm` as far as they are
-      there; {} if there is no such file, or one of another model.
+      `num_attention_heads`, `image_size`, `pool`, `act`, `norm`, `mean` and `std` as
+      far as they are there; {} if there is no such file, or one of another model.
 
     Raises:
-      WeightsError: it is damaged.
+      WeightsError: it is damaged, or images cannot be normalised by what it says.
     """
     file = path.parent / "config.json"
     if not file.is_file() or file.stat().st_size > 1 << 20:
@@ -56,7 +57,11 @@ def config_beside(path: pathlib.Path, width: int) -> tuple[dict[str, Any], list[
 
 
 def metadata(text: dict[str, str], width: int) -> dict[str, str]:
-    """Metadata of a file that is not ours, with what timm's names say under ours."""
+    """Metadata of a file that is not ours, with what timm's names say under ours.
+
+    Raises:
+      WeightsError: images cannot be normalised by what it says.
+    """
     config: dict[str, Any] = {}
     for key, value in text.items():
         try:
@@ -69,6 +74,7 @@ def metadata(text: dict[str, str], width: int) -> dict[str, str]:
         found[names.NUM_HEADS] = str(facts["num_attention_heads"])
     if "image_size" in facts:
         found["image_size"] = "{}x{}".format(*facts["image_size"])
+    found |= {key: json.dumps(facts[key]) for key in ("mean", "std") if key in facts}
     return {**found, **text}
 
 
@@ -90,7 +96,41 @@ def _facts(config: dict[str, Any], width: int) -> dict[str, Any]:
     given = arguments.get("num_heads") if isinstance(arguments, dict) else None
     found["num_attention_heads"] = given or (heads if standard == width else None)
     found["image_size"] = _sides(look("img_size") or look("input_size"))
+    for key in ("mean", "std"):
+        values = (place.get(key) for place in places)
+        # Text is a file's own metadata, which is not timm's.
+        given = (x for x in values if x is not None and not isinstance(x, str))
+        found[key] = _statistics(key, next(given, None))
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _statistics(key: str, values: Any) -> list[float] | None:
+    """Means or deviations of channels as timm's config says them."""
+    if values is None:
+        return None
+    values = values if isinstance(values, list | tuple) else [values]
+    numbers = values and all(
+        type(x) in (int, float) and math.isfinite(x) for x in values
+    )
+    if not numbers or (key == "std" and min(values) <= 0):
+        raise WeightsError(
+            f"timm's config says {key}={short(values)} of its images; expected one "
+            f"finite number{' above 0' * (key == 'std')} for each channel: correct it "
+            f"there, or remove {key}"
+        )
+    return list(map(float, values))
+
+
+def statistics(
+    entries: dict[str, Entry], config: dict[str, Any], text: dict[str, str]
+) -> dict[str, str]:
+    """Mean and std as a file of ours says them, if there is one for each channel."""
+    kernel = entries.get("patch_embed.proj.weight")
+    known = {key: json.dumps(config[key]) for key in ("mean", "std") if key in config}
+    known = {key: text.get(key, known.get(key)) for key in ("mean", "std")}
+    lists = [names.parse_list(value) for value in known.values()]
+    fit = kernel is not None and all(len(x) == kernel.shape[1] for x in lists)
+    return {key: value for key, value in known.items() if value and fit}
 
 
 def _sides(size: Any) -> tuple[int, int] | None:

@@ -478,6 +478,38 @@ def test_what_timm_recorded_is_read(tmp_path, place):
     assert weights.read(written(timm_config())).grid == (4, 4)
 
 
+@pytest.mark.parametrize("place", ["config.json", "metadata"])
+def test_means_and_deviations_that_timm_recorded_are_read(tmp_path, place):
+    arrays = timm_arrays(load("timm.pth"))
+
+    def read(**pretrained):
+        config = timm_config() | {"pretrained_cfg": pretrained}
+        beside = config if place == "config.json" else {}
+        (tmp_path / "config.json").write_text(json.dumps(beside))
+        text = {"pretrained_cfg": json.dumps(pretrained), "architecture": "vit_x_"}
+        text = text if place == "metadata" else {"format": "pt"}
+        path = to_file(tmp_path / "a.safetensors", arrays, text)
+        return weights.read(path, num_heads=4)
+
+    mean, std = (0.5, 0.25, 0.0), (0.5, 0.1, 1.0)
+    found = read(mean=mean, std=std)
+    assert found.normalize == {"mean": mean, "std": std}
+    assert set(found.metadata) == {"mean", "std"}
+    assert read(mean=[0.5], std=[0.5]).normalize == {}  # of one channel
+    assert read(mean=mean).normalize == read().normalize == {}
+    for wrong in (
+        {"std": [0, 0, 0]},
+        {"std": 0},
+        {"std": [0.5, -0.5, 0.5]},
+        {"std": []},
+        {"mean": [float("nan")] * 3},
+        {"mean": [0.5, "x", 0.5]},
+    ):
+        [key] = wrong
+        with pytest.raises(weights.WeightsError, match=f"timm's config says {key}="):
+            read(**({"mean": mean, "std": std} | wrong))
+
+
 def test_a_config_of_another_model_is_not_used_and_said_so(tmp_path):
     path = to_file(tmp_path / "a.safetensors", timm_arrays(load("timm.pth")))
     config = timm_config(global_pool="avg") | {"num_features": 192}
