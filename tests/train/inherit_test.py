@@ -45,14 +45,14 @@ def file_of(monkeypatch, tmp_path):
         encoder = {k: run.config["objective"]["encoder"].get(k) for k in FIELDS} | known
         params = {name.replace("/", "."): x for name, x in run.params.items()}
 
-        def read(path, *, num_heads=None, grid=None):
+        def read(path, *, num_heads=None, **_):
             if num_heads is None and encoder["num_heads"] is None:
                 raise weights.WeightsError(f"{path}: num_heads is not recorded")
             heads = encoder["num_heads"] or num_heads
             sizes = encoder | {"num_heads": heads}
-            known = {"classes": [], "normalize": {}, "metadata": {}}
+            known = {"classes": [], "normalize": {}, "metadata": {}, "notes": ()}
             return types.SimpleNamespace(
-                params=params, encoder=sizes, grid=grid, **known
+                params=params, encoder=sizes, grid=grid, pool=None, **known
             )
 
         monkeypatch.setattr(weights, "read", read)
