@@ -465,7 +465,9 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused(refuse, monkeypatch):
         return shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    refuse(jobs.tiny(), r"0 MB free, but 3 checkpoints of .* lower --config.checkpoint")
+    refuse(
+        jobs.tiny(), r"100 kB free, but 3 checkpoints of .* lower --config.checkpoint"
+    )
 
 
 def test_a_folder_that_is_no_run_is_left_alone(refuse, tmp_path):

@@ -155,7 +155,7 @@ def test_a_named_place_without_data_is_an_error_that_lists_the_ways_on(
     assert ":data=folder,path=DIR" in err
     assert ":digits" in err
     if variable or override == ["--config.data.dir=DIR"]:
-        assert "DIR. Ways on" in err
+        assert "DIR. There is no such folder. Ways on" in err
     assert not (tmp_path / "runs").exists()
 
 

@@ -68,17 +68,31 @@ def recipe_of(config: dict[str, Any]) -> str | None:
 def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(field, the recipe's value, the run's) wherever a run departs from its recipe.
 
-    The recipe is that for ImageNet, as its file gives it without a variant. Fields that
-    the run's config lacks, being older than they are, are no departure.
+    The recipe is that for ImageNet. Fields that the run's config lacks, being older
+    than they are, are no departure.
     """
     name = recipe_of(config)
     if name is None:
         return []
-    plain = importlib.import_module(f"configs.{name}").get_config(None)
+    recipe = importlib.import_module(f"configs.{name}")
+    try:
+        plain = recipe.get_config("imagenet2012")
+    except ValueError:  # a recipe that reads no images of its own
+        plain = recipe.get_config(None)
     theirs = workdirs.plain(plain.copy_and_resolve_references().to_dict())
+    _fill_images(theirs)
     ours = {key: value for key, value in config.items() if key != "derived"}
     found = workdirs.differences(theirs, ours)
+    found = [row for row in found if row[0] != "data.required"]  # of the variant
     return [(k, a, b) for k, a, b in found if b is not None or _has(ours, k)]
+
+
+def _fill_images(recipe: dict[str, Any]) -> None:
+    """Puts the recipe's own images where it would take those of an encoder."""
+    default = recipe.get("view_default") or {}
+    blocks = [recipe.get("data"), recipe.get("augment", {}).get("normalize")]
+    for block in filter(None, blocks):
+        block.update({k: v for k, v in default.items() if block.get(k, 0) is None})
 
 
 def _has(block: Any, field: str) -> bool:
@@ -148,4 +162,6 @@ def _comparable(run: record.Run, measured: bool) -> dict[str, Any]:
 
 def _matters(field: str) -> bool:
     quiet = ("name", "init", "seed", "log.", "checkpoint.", "mesh.", "evals.", "like")
-    return not field.startswith((*quiet, "data.dir", "data.threads", "data.workers"))
+    return not field.startswith(
+        (*quiet, "data.dir", "data.threads", "data.workers", "data.required")
+    )

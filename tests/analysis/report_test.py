@@ -14,9 +14,12 @@ from litevit_jax.train import workdir as workdirs
 from tests import jobs
 
 
-def write_run(place, *, logged=40, total=40, name="mae_tiny", **config):
-    """A run's directory with what a run of `name` writes, and no parameters."""
-    made = jobs.config(name, None, **config).to_dict()
+def write_run(place, *, logged=40, total=40, name="mae_tiny", arg=None, **config):
+    """A run's directory with what a run of `name:arg` writes, and no parameters."""
+    made = jobs.config(name, arg, **config).to_dict()
+    for key, value in (made.get("view_default") or {}).items():  # as a run settles it
+        block = made["data"] if key in made["data"] else made["augment"]["normalize"]
+        block[key] = value
     made["derived"] = {"total_steps": total, "num_classes": 2}
     workdirs.write_json(place / "config.json", workdirs.plain(made))
     rng = np.random.default_rng(0)
@@ -404,7 +407,9 @@ def test_a_published_number_is_compared_only_where_the_recipe_is_the_same(tmp_pa
     row = expected.of(record.read("pre", place))
     assert row["expected"] == 78.0 and row["reached"] is None
     assert not row["comparable"] and "configs/finetune.py" in row["why"]
-    tuned = write_run(tmp_path / "tuned", name="finetune", init=str(place))
+    tuned = write_run(
+        tmp_path / "tuned", name="finetune", arg="imagenet2012", init=str(place)
+    )
     stamp = {"step": 40, "n": 50_000}
     workdirs.record_result(tuned, "test", {"top1": 77.9} | stamp, "top1", {})
     row = expected.of(record.read("tuned", tuned))
