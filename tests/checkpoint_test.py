@@ -235,7 +235,7 @@ def test_a_write_that_fails_in_the_background_is_told(copy, monkeypatch):
         patch.setattr(checkpoints._manager, "wait_until_finished", full)
         message = (
             r"could not be saved to .*checkpoints: .*No space left on device; complete "
-            r"are steps \[3, 5\]\. Make room .*run the same command again"
+            r"are steps \[3, 5\] in .*\. Make room .*run the same command again"
         )
         with pytest.raises(RuntimeError, match=message):
             checkpoints.wait()
