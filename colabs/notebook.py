@@ -18,6 +18,8 @@ import sys
 import urllib.request
 import zipfile
 
+from litevit_jax import cpu
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 _DRIVE = pathlib.Path("/content/drive")
 # Of a smoke run.
@@ -71,13 +73,17 @@ def main(*arguments: object) -> None:
       KeyboardInterrupt: it was stopped.
     """
     command = ["main.py", *map(str, arguments)]
+    # Compiled programs, for a second run on the same machine.
+    defaults = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
+    if (
+        on_colab() and not cpu.has_accelerator()
+    ):  # it may have the libraries all the same
+        defaults["JAX_PLATFORMS"] = "cpu"
     print(f"$ python {shlex.join(command)}", flush=True)
     with subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
-        # Compiled programs, for a second run on the same machine.
-        env={"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), **os.environ}
-        | {"PYTHONUNBUFFERED": "1"},
+        env={**defaults, **os.environ, "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -31,6 +31,7 @@ EXIT_PREEMPTED, EXIT_INTERRUPTED = exits.PREEMPTED, exits.INTERRUPTED
 
 # What a recipe's field `job` may name.
 _ANALYSES = ("advise", "analyse", "layers", "report")
+_IDLE = ("advise", "report")  # they compute nothing
 _JOBS = (*_ANALYSES, "convert", "evaluate", "train", "transfer")
 _LABELLED = ("finetune", "linear_probe")  # recipes that need labels
 _CLASSIFIERS = ("probe_grid", "supervised")  # objectives that tell classes apart
@@ -41,7 +42,7 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     logging.set_verbosity(logging.WARNING)
     if values["config"].value is None:
         return usage(MISSING)
-    from litevit_jax import distributed, registry
+    from litevit_jax import cpu, distributed, registry
     from litevit_jax.train import terminal
 
     why: BaseException | None = None
@@ -53,6 +54,8 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
         with terminal.alive():
             if values.plan or values.plan_out:
                 return _plan(config, job, values.plan, values.plan_out)
+            if job not in _IDLE:
+                cpu.choose()
             if job in ("evaluate", "train", "transfer"):
                 _join(values)
             code = _run_job(job, argv, values)
@@ -69,11 +72,10 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
 
 def _join(values: flags.FlagValues) -> None:
     """Starts JAX, with the other processes of this job if there are any."""
-    from litevit_jax import cpu, distributed
+    from litevit_jax import distributed
 
     if not 0 < values.join_timeout_s < math.inf:
         raise ValueError(f"--join_timeout_s={values.join_timeout_s}; expected seconds")
-    cpu.choose()
     config: Any = values["config"].value
     limits = distributed.Limits(**config.get("watchdog", {}))
     distributed.start(
@@ -103,18 +105,16 @@ def _run_job(job: str, argv: list[str], values: flags.FlagValues) -> int:
 
 def _begin(job: str, config: Any, workdir: str | None) -> None:
     """Readies JAX for the job, and says what runs, on which devices, where."""
-    from litevit_jax import compilation, distributed
+    from litevit_jax import compilation, cpu, distributed
     from litevit_jax.train import terminal
 
     if job in ("layers", "train", "transfer"):
         _prepare_cpu(config)
     devices: Any = []
     said = None
-    if job not in ("advise", "report"):  # those compute nothing
-        import jax
-
+    if job not in _IDLE:
         said = compilation.use(config.get("compilation_cache", "auto"))
-        devices = jax.devices()
+        devices = cpu.devices()
     where = workdir or os.path.join("runs", config.name)
     _say(terminal.headline(config.name, job, where, devices))
     if said is not None:

@@ -1,4 +1,7 @@
-"""What a large step on CPUs needs set before JAX starts.
+"""Which platform JAX computes on, and what a large step on CPUs needs beforehand.
+
+An accelerator that was asked for is an error where it is missing: JAX alone would go on
+with CPUs, with JAX_PLATFORMS=cuda,cpu without a word.
 
 XLA for CPUs asks the system for one block each step (1 GB for ViT-Tiny at batch 64)
 and gives it back: touching it anew costs 280,000 page faults, a quarter of the step
@@ -13,15 +16,24 @@ import glob
 import importlib.util
 import os
 import pathlib
+import pkgutil
 import sys
+from typing import Any
 
 # Values of a batch of images from which on a step counts as large: 224 x 224 x 3
 # at batch 8. Digits and CIFAR-10 stay below, and would run slower.
 LARGE = 1_200_000
 
 _MOST_DEVICES = 8
-_TPU_FILES = ("/dev/accel*", "/dev/vfio/[0-9]*")
+_TPU_FILES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
+# Google's network cards have its vendor number too: the devices are TPU v3 to TPU7x.
 _PCI_VENDORS, _GOOGLE = "/sys/bus/pci/devices/*/vendor", "0x1ae0"
+_TPUS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
+# Without one of these JAX does not try CUDA at all.
+_NVIDIA_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
+_DRIVER = "libcuda.so.1"
+_PLUGINS = {"xla_cuda": "cuda", "xla_rocm": "rocm"}  # names begin so -> JAX's platform
+_ON_CPUS = "JAX_PLATFORMS=cpu runs on CPUs all the same"
 # Parameters of mallopt(3): of the arenas only the main one has room for large
 # blocks; they come from its heap, whose top is never given back (-1; a number would
 # end at 2 GiB, which a step of 32 images in full exceeds).
@@ -52,13 +64,59 @@ def prepare(batch_size: int, values: int) -> None:
 
 
 def choose() -> None:
-    """Has JAX use CPUs where it has nothing else, before it starts.
+    """Says which platform JAX is to use, before it starts.
 
-    libtpu, where it is installed for its compiler, would otherwise look for a TPU and
-    say at length that there is none.
+    JAX_PLATFORMS, if set, is obeyed. Otherwise an installed plugin, or libtpu beside a
+    TPU, asks for its accelerator. libtpu alone is here for its compiler, and would look
+    for a TPU and say at length that there is none.
+
+    Raises:
+      ValueError: what is asked for cannot be used on this machine.
     """
-    if _on_cpu():
-        os.environ["JAX_PLATFORMS"] = "cpu"
+    asked = os.environ.get("JAX_PLATFORMS", "").partition(",")[0]
+    if not asked and _on_cpu():
+        asked = os.environ["JAX_PLATFORMS"] = "cpu"
+        _note_idle()
+    elif not asked and (asked := _expected()):
+        os.environ["JAX_PLATFORMS"] = f"{asked},cpu"
+    if asked == "cuda":
+        _check_cuda()
+    if asked == "tpu" and not importlib.util.find_spec("libtpu"):
+        raise ValueError(
+            "a TPU is asked for (JAX_PLATFORMS=tpu), but its library is not installed: "
+            f"pip install -e '.[tpu]'; {_ON_CPUS}"
+        )
+
+
+def devices() -> list[Any]:
+    """All devices of the job; starts JAX.
+
+    Raises:
+      RuntimeError: there are none of the platform that was asked for.
+    """
+    import jax
+
+    asked = os.environ.get("JAX_PLATFORMS", "").partition(",")[0]
+    if asked in ("", "cpu"):
+        return jax.devices()
+    try:
+        there = jax.devices()
+        why = f"JAX has {there[0].platform.upper()} devices only"
+    except (AssertionError, RuntimeError) as error:  # the former without a message
+        why = str(error).partition(" (set JAX_PLATFORMS")[0] or "JAX does not see it"
+        there = []
+    if not there or there[0].platform == "cpu":
+        raise RuntimeError(
+            f"{asked.upper()} is asked for (JAX_PLATFORMS="
+            f"{os.environ['JAX_PLATFORMS']}), but cannot be used: {why}. Is it free, "
+            f"and its driver in order? {_ON_CPUS}"
+        )
+    return there
+
+
+def has_accelerator() -> bool:
+    """Whether this machine has an NVIDIA GPU or a TPU, usable or not."""
+    return any(map(os.path.exists, _NVIDIA_FILES)) or _tpu_is_here()
 
 
 def count_devices(batch_size: int) -> int:
@@ -80,17 +138,85 @@ def _on_cpu() -> bool:
     platforms = os.environ.get("JAX_PLATFORMS")
     if platforms:
         return platforms == "cpu"
-    if importlib.util.find_spec("jax_plugins"):
+    if _plugins():
         return False
     return not (importlib.util.find_spec("libtpu") and _tpu_is_here())
 
 
+def _plugins() -> list[str]:
+    """Names of JAX's installed plugins, for accelerators other than TPUs."""
+    spec = importlib.util.find_spec("jax_plugins")
+    if spec is None:
+        return []
+    return [m.name for m in pkgutil.iter_modules(spec.submodule_search_locations)]
+
+
+def _expected() -> str:
+    """The platform that is installed here; empty: one that only JAX knows."""
+    if importlib.util.find_spec("libtpu") and _tpu_is_here():
+        return "tpu"
+    named = (
+        p for name in _plugins() for k, p in _PLUGINS.items() if name.startswith(k)
+    )
+    return next(named, "")
+
+
+def _check_cuda() -> None:
+    """Raises ValueError unless a GPU can be looked for."""
+    why = "a GPU is asked for (JAX_PLATFORMS=cuda, or JAX's plugin for CUDA), but "
+    if not any(name.startswith("xla_cuda") for name in _plugins()):
+        raise ValueError(
+            f"{why}JAX's plugin for it is not installed: pip install -e '.[cuda13]', "
+            f"or '.[cuda12]' with a driver before 580; {_ON_CPUS}"
+        )
+    if not any(map(os.path.exists, _NVIDIA_FILES)):
+        raise ValueError(
+            f"{why}none is visible here ({' and '.join(_NVIDIA_FILES)} are missing). "
+            "Does `nvidia-smi` see one, was the container given any (docker run "
+            f"--gpus=all), or the job (sbatch --gpus-per-node=8)? {_ON_CPUS}"
+        )
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError as error:
+        raise ValueError(
+            f"{why}the driver's library cannot be loaded ({error}). In a pod of GKE it "
+            "is in /usr/local/nvidia/lib64: set LD_LIBRARY_PATH to that; elsewhere "
+            f"install NVIDIA's driver; {_ON_CPUS}"
+        ) from None
+
+
+def _note_idle() -> None:
+    """Tells of an accelerator that is here, but that JAX has no library for.
+
+    Raises:
+      ValueError: the scheduler, or the user, gave this process GPUs.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "-1") not in ("", "-1", "NoDevFiles"):
+        _check_cuda()
+    gpu = any(map(os.path.exists, _NVIDIA_FILES))
+    if gpu or (_tpu_on_bus() and not importlib.util.find_spec("libtpu")):
+        what, extra = ("an NVIDIA GPU", "cuda13") if gpu else ("a TPU", "tpu")
+        print(
+            f"note: this machine has {what}, but JAX's library for it is not "
+            f"installed, so this runs on CPUs: pip install -e '.[{extra}]' "
+            "(JAX_PLATFORMS=cpu leaves this note out)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def _tpu_is_here() -> bool:
-    """Whether this machine has a chip that libtpu could open, or one of Google's."""
-    if any(glob.glob(pattern) for pattern in _TPU_FILES):
-        return True
+    """Whether this machine has a chip that libtpu could open."""
+    return any(glob.glob(pattern) for pattern in _TPU_FILES) or _tpu_on_bus()
+
+
+def _tpu_on_bus() -> bool:
     vendors = map(pathlib.Path, glob.glob(_PCI_VENDORS))
-    return any(path.read_text().strip() == _GOOGLE for path in vendors)
+    return any(
+        path.read_text().strip() == _GOOGLE
+        and path.with_name("device").read_text().strip() in _TPUS
+        for path in vendors
+    )
 
 
 def _keep_freed_memory() -> None:

@@ -201,6 +201,8 @@ def test_the_first_cell_installs_once(name, tmp_path, monkeypatch):
     exec(first_code(name), {})
     root = str(tmp_path / "litevit")
     address = re.search(r'REPOSITORY = "(.*)"', first_code(name))[1]
+    tested = "py311.txt" if sys.version_info < (3, 12) else "py312.txt"
+    assert (ROOT / "constraints" / tested).is_file()
     assert ran == [
         ["git", "clone", "--quiet", "--depth=1", address, root],
         [
@@ -209,6 +211,8 @@ def test_the_first_cell_installs_once(name, tmp_path, monkeypatch):
             "pip",
             "install",
             "--quiet",
+            "-c",
+            f"{root}/constraints/{tested}",
             "--editable",
             f"{root}[tpu]",
         ],
@@ -281,6 +285,25 @@ def test_a_command_that_fails_stops_the_notebook(tmp_path, monkeypatch, capsys):
     with pytest.raises(RuntimeError, match="ended with code 1"):
         notebook.main("--config=x")
     assert "no such thing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("colab", "accelerator", "platforms"),
+    [(True, False, "cpu"), (True, True, None), (False, False, None)],
+)
+def test_a_runtime_without_accelerator_uses_cpus(
+    colab, accelerator, platforms, tmp_path, monkeypatch, capsys
+):
+    """Colab has JAX's plugin for GPUs where it has none, too."""
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(notebook, "ROOT", tmp_path)
+    monkeypatch.setattr(notebook, "on_colab", lambda: colab)
+    monkeypatch.setattr(notebook.cpu, "has_accelerator", lambda: accelerator)
+    (tmp_path / "main.py").write_text(
+        "import os; print('on', os.environ.get('JAX_PLATFORMS'))"
+    )
+    notebook.main("--config=x")
+    assert f"on {platforms}\n" in capsys.readouterr().out
 
 
 def archive(path, names):

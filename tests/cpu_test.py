@@ -1,13 +1,17 @@
-"""What a large step on CPUs sets before JAX starts."""
+"""Which platform JAX is told to use, and what a large step on CPUs needs."""
 
 import os
+import pathlib
 import subprocess
 import sys
+from unittest import mock
 
+import jax
 import pytest
 
 from litevit_jax import cpu
 
+ROOT = pathlib.Path(__file__).parents[1]
 REPORT = (
     "from litevit_jax import cpu; cpu.prepare({}, {}); import jax; "
     "print(jax.device_count(), jax.config.read('jax_cpu_enable_async_dispatch'))"
@@ -63,26 +67,159 @@ def test_devices_divide_the_batch(cores, batch_size, expected, monkeypatch):
     assert cpu.count_devices(batch_size) == expected
 
 
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """(libraries, files of devices, **environment) -> what JAX is told to use."""
+    # What JAX's plugin needs of NVIDIA's driver; this library is on every Linux.
+    monkeypatch.setattr(cpu, "_DRIVER", "libc.so.6")
+    monkeypatch.setattr(cpu, "_TPU_FILES", (str(tmp_path / "accel[0-9]*"),))
+    monkeypatch.setattr(cpu, "_PCI_VENDORS", str(tmp_path / "*" / "vendor"))
+    monkeypatch.setattr(cpu, "_NVIDIA_FILES", (str(tmp_path / "nvidia0"),))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def platforms(installed=(), here=(), platforms="", **environ):
+        for name, value in {**environ, "JAX_PLATFORMS": platforms}.items():
+            monkeypatch.setenv(name, value)
+        plugins = [name for name in installed if name != "libtpu"]
+        monkeypatch.setattr(cpu, "_plugins", lambda: plugins)
+        monkeypatch.setattr(
+            cpu.importlib.util, "find_spec", lambda n: n if n in installed else None
+        )
+        for name in here:
+            folder = tmp_path / "bus" if name.startswith("0x") else tmp_path
+            folder.mkdir(exist_ok=True)
+            if name.startswith("0x"):  # a device of Google's on the bus
+                (folder / "vendor").write_text("0x1ae0\n")
+                (folder / "device").write_text(f"{name}\n")
+            else:
+                (folder / name).touch()
+        cpu.choose()
+        return os.environ["JAX_PLATFORMS"]
+
+    return platforms
+
+
 @pytest.mark.parametrize(
     ("installed", "here", "expected"),
     [
-        ([], None, True),
-        (["libtpu"], None, True),  # its compiler alone is used
-        (["libtpu"], "accel0", False),
-        (["libtpu"], "vendor", False),
-        (["jax_plugins"], None, False),
+        ([], [], "cpu"),
+        (["libtpu"], [], "cpu"),  # its compiler alone is used
+        (["libtpu"], ["accel"], "cpu"),  # Linux has a folder of this name
+        (["libtpu"], ["0x0042"], "cpu"),  # Google's network card
+        (["libtpu"], ["accel0"], "tpu,cpu"),
+        (["libtpu"], ["0x0063"], "tpu,cpu"),
+        (["xla_cuda13"], ["nvidia0"], "cuda,cpu"),
+        (["libtpu", "xla_cuda12"], ["nvidia0"], "cuda,cpu"),
+        (["libtpu", "xla_cuda12"], ["accel0"], "tpu,cpu"),
+        (["xla_rocm7"], [], "rocm,cpu"),
+        (["a_new_one"], [], ""),  # JAX knows what that is
     ],
 )
-def test_a_library_for_tpus_without_one_leaves_this_a_machine_of_cpus(
-    installed, here, expected, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("JAX_PLATFORMS", "")
-    monkeypatch.setattr(
-        cpu.importlib.util, "find_spec", lambda n: n if n in installed else None
+def test_what_is_installed_and_here_is_used(installed, here, expected, machine):
+    assert machine(installed, here) == expected
+
+
+def test_platforms_that_are_named_are_obeyed(machine):
+    assert machine(["xla_cuda13"], ["nvidia0"], "cpu") == "cpu"
+    assert machine(["libtpu"], [], "tpu,cpu") == "tpu,cpu"
+
+
+MISSING = {
+    "plugin": ([], ["nvidia0"], "cuda,cpu", r"cuda13\]', or '\.\[cuda12"),
+    "card": (["xla_cuda13"], [], "", r"none is visible.*nvidia-smi.*--gpus=all"),
+    "asked for": (["xla_cuda12"], [], "cuda", "none is visible"),
+    "libtpu": ([], ["0x0063"], "tpu", r"not installed: pip install -e '\.\[tpu\]'"),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_an_accelerator_that_is_asked_for_and_missing_is_an_error(name, machine):
+    *where, message = MISSING[name]
+    with pytest.raises(ValueError, match=message) as caught:
+        machine(*where)
+    assert "JAX_PLATFORMS=cpu runs on CPUs all the same" in str(caught.value)
+
+
+def test_a_driver_that_cannot_be_loaded_is_an_error(machine, monkeypatch):
+    monkeypatch.setattr(cpu, "_DRIVER", "libnowhere.so.1")
+    with pytest.raises(ValueError, match=r"libnowhere.*LD_LIBRARY_PATH") as caught:
+        machine(["xla_cuda13"], ["nvidia0"])
+    assert "/usr/local/nvidia/lib64" in str(caught.value)
+
+
+def test_an_idle_accelerator_is_told_of(machine, capsys):
+    assert machine([], ["nvidia0"]) == "cpu"
+    assert "has an NVIDIA GPU, but JAX's library for it" in capsys.readouterr().err
+    assert machine([], ["nvidia0"], "cpu") == "cpu"
+    assert not capsys.readouterr().err
+
+
+def test_an_idle_tpu_is_told_of(machine, capsys):
+    assert machine([], ["0x0063"]) == "cpu"
+    assert "has a TPU, but" in capsys.readouterr().err
+
+
+def test_a_gpu_of_the_job_is_not_left_idle(machine):
+    with pytest.raises(ValueError, match="plugin for it is not installed"):
+        machine([], ["nvidia0"], CUDA_VISIBLE_DEVICES="0")
+    assert machine([], CUDA_VISIBLE_DEVICES="") == "cpu"
+
+
+CPUS = jax.devices
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "cuda,cpu", "tpu", "tpu,cpu"])
+@pytest.mark.parametrize(
+    "answer", [CPUS, AssertionError(), RuntimeError("no backend")], ids=repr
+)
+def test_cpus_do_not_stand_in_for_an_accelerator(platforms, answer, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=answer))
+    name = platforms[: platforms.index(",")] if "," in platforms else platforms
+    with pytest.raises(RuntimeError, match=f"{name.upper()} is asked for .*JAX"):
+        cpu.devices()
+
+
+def test_devices_of_what_was_asked_for_are_given(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
+    gpus = [mock.Mock(platform="gpu")]
+    monkeypatch.setattr(jax, "devices", lambda: gpus)
+    assert cpu.devices() is gpus
+
+
+@pytest.mark.parametrize(
+    ("plugin", "platforms", "why"),
+    [
+        # As launchers start it: JAX alone would run on CPUs without a word.
+        (False, "cuda,cpu", "JAX's plugin for it is not installed"),
+        (True, "", "none is visible here"),
+    ],
+)
+def test_a_run_without_its_accelerator_does_not_start(plugin, platforms, why, tmp_path):
+    if plugin:
+        (tmp_path / "jax_plugins" / "xla_cuda13").mkdir(parents=True)
+        (tmp_path / "jax_plugins" / "xla_cuda13" / "__init__.py").touch()
+    command = [sys.executable, "main.py", "--config=configs/mae_tiny.py:smoke"]
+    env = {**os.environ, "JAX_PLATFORMS": platforms, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'run'}"],
+        cwd=ROOT, env=env, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"error: a GPU is asked for ({why}" in done.stderr.replace(
+        "(JAX_PLATFORMS=cuda, or JAX's plugin for CUDA), but ", "("
     )
-    monkeypatch.setattr(cpu, "_TPU_FILES", (str(tmp_path / "accel*"),))
-    monkeypatch.setattr(cpu, "_PCI_VENDORS", str(tmp_path / "vendor"))
-    if here:
-        (tmp_path / here).write_text("0x1ae0\n")
-    cpu.choose()
-    assert os.environ["JAX_PLATFORMS"] == ("cpu" if expected else "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_look_inside_says_nothing_of_a_tpu_that_is_not_here():
+    """libtpu is installed for its compiler; an analysis starts JAX as training does."""
+    command = [sys.executable, "main.py", "--config=configs/analysis.py"]
+    env = {**os.environ, "JAX_PLATFORMS": ""}
+    done = subprocess.run(
+        [*command, "--config.models=a=nowhere"],
+        cwd=ROOT, env=env, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "CPU device" in done.stdout
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: --config.models=a=nowhere")
