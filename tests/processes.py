@@ -28,6 +28,7 @@ def flags_of(index, count, port):
 # srun, as far as the launcher knows it: starts the tasks of a step, on this machine,
 # and ends with the worst of their codes. What task i says is in $LOGS-i.txt.
 _SRUN = """#!/usr/bin/env bash
+printf '%s\\n' "$@" >"$LOGS-srun.txt"
 while [[ $1 == --* ]]; do shift; done
 for ((task = 0; task < TASKS; task++)); do
   SLURM_NTASKS=$TASKS SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_STEP_NUM_NODES=1 \
@@ -43,6 +44,7 @@ done
 exit $worst
 """
 _SCONTROL = '#!/bin/sh\necho "$*" >"$LOGS-scontrol.txt"\n'
+_SQUEUE = '#!/bin/sh\necho "${STATE:-RUNNING}"\n'
 _PYTHON = """#!/bin/sh
 cd "$CODE" && exec "$PYTHON" "$@"
 """
@@ -53,9 +55,14 @@ def sbatch(
 ):
     """Runs launch/slurm/train.sbatch with `count` tasks on this machine.
 
-    Returns its exit code and what was said: by the tasks, and to scontrol.
+    Returns its exit code and what was said: by the tasks, to srun and to scontrol.
     """
-    files = {"srun": _SRUN, "scontrol": _SCONTROL, "code/.venv/bin/python": python}
+    files = {
+        "srun": _SRUN,
+        "scontrol": _SCONTROL,
+        "squeue": _SQUEUE,
+        "code/.venv/bin/python": python,
+    }
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

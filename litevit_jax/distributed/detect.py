@@ -135,10 +135,14 @@ def _scheduler(environ: Mapping[str, str]) -> Place | None:
     if _number(environ, "SLURM_NTASKS") > 1:
         how = "start the command with srun, one task for each process"
         _require(_SLURM, environ, "SLURM_NTASKS", how)
-        return Place("SLURM")
+        hosts = _number(environ, "SLURM_STEP_NUM_NODES")
+        here = _even(_number(environ, "SLURM_NTASKS"), hosts)
+        return Place("SLURM", devices=_gpus("SLURM_LOCALID", here, environ))
     if _number(environ, "OMPI_COMM_WORLD_SIZE") > 1:
         _require(_OPEN_MPI, environ, "OMPI_COMM_WORLD_SIZE", "start with mpirun")
-        return Place("Open MPI")
+        local, here = "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"
+        count = _number(environ, here) or None
+        return Place("Open MPI", devices=_gpus(local, count, environ))
     if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
         if importlib.util.find_spec("kubernetes") is None:
             raise ValueError(
@@ -169,6 +173,43 @@ def _gke_tpu(names: list[str], environ: Mapping[str, str]) -> Place | None:
     index += _number(environ, "MEGASCALE_SLICE_ID") * len(names)
     port = environ.get("JAX_COORDINATOR_PORT", _TPU_PORT)
     return Place("GKE", f"{first.partition(':')[0]}:{port}", count, index)
+
+
+def _gpus(
+    name: str, count: int | None, environ: Mapping[str, str]
+) -> tuple[int, ...] | None:
+    """Which of the GPUs that this process sees are its own; None: nothing is known.
+
+    JAX takes GPU number i for task i of a host, which is right only where every task
+    sees all of them. Here they are divided evenly, unless the scheduler did so already.
+
+    Args:
+      name: the variable with this task's number on its host.
+      count: of tasks on this host, if known.
+    """
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "")
+    on_cpu = environ.get("JAX_PLATFORMS") == "cpu"
+    if on_cpu or visible in ("", "-1", "NoDevFiles"):
+        return None
+    seen, task = len(visible.split(",")), _number(environ, name)
+    bound = environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2] == str(seen)
+    if seen == 1 or bound or count == 1:
+        return tuple(range(seen))
+    share = _even(seen, count or seen)
+    if share is None or (task + 1) * share > seen:
+        tasks = "" if count is None else f" for {count} tasks on this host"
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES={visible}{tasks}: {seen} GPUs cannot be divided, "
+            f"nor say which is that of {name}={task}; start as many tasks as GPUs, and "
+            "let each task see all of them (srun --gpu-bind=none) or its own "
+            "(--gpus-per-task=1)"
+        )
+    return tuple(range(task * share, (task + 1) * share))
+
+
+def _even(whole: int, parts: int) -> int | None:
+    """`whole` / `parts`, or None if that is no whole number."""
+    return whole // parts if parts and not whole % parts else None
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

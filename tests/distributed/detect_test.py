@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from litevit_jax.distributed import detect
+from litevit_jax.distributed import detect, peers
 
 SLURM = {
     "SLURM_JOB_ID": "4242",
@@ -65,6 +65,65 @@ def test_the_environment_of_a_scheduler_is_known():
     assert find(OPEN_MPI) == detect.Place("Open MPI")
     assert find(GKE) == detect.Place("GKE", "w-0.svc:8476", 2, 1)
     assert find(SLICES) == detect.Place("GKE", "job-0.svc:8476", 6, 5)
+
+
+NODES = {"SLURM_STEP_NUM_NODES": "2"}
+
+
+@pytest.mark.parametrize(
+    ("visible", "local", "tasks", "more", "expected"),
+    [
+        ("0", 3, 16, NODES, (0,)),  # --gpus-per-task=1
+        ("GPU-5ebe9fc9", 3, 16, {}, (0,)),
+        ("0,1,2,3,4,5,6,7", 3, 16, NODES, (3,)),  # --gpus-per-node=8
+        ("0,1,2,3,4,5,6,7", 3, 16, {}, (3,)),
+        ("0,1", 3, 8, NODES | {"SLURM_GPUS_PER_TASK": "2"}, (0, 1)),
+        ("0,1", 3, 8, NODES | {"SLURM_GPUS_PER_TASK": "h100:2"}, (0, 1)),
+        ("0,1,2,3,4,5,6,7", 0, 2, NODES, (0, 1, 2, 3, 4, 5, 6, 7)),  # a task a node
+        ("0,1,2,3,4,5,6,7", 3, 8, NODES, (6, 7)),
+        ("0", 1, 4, NODES, (0,)),
+        ("", 3, 16, NODES, None),  # CPUs, or GPUs that SLURM knows nothing of
+        ("NoDevFiles", 3, 16, NODES, None),
+    ],
+)
+def test_a_task_has_the_gpus_that_are_its_own(visible, local, tasks, more, expected):
+    told = {"SLURM_NTASKS": str(tasks), "SLURM_LOCALID": str(local)}
+    found = find(SLURM | told | {"CUDA_VISIBLE_DEVICES": visible} | more)
+    assert found == detect.Place("SLURM", devices=expected)
+
+
+@pytest.mark.parametrize(
+    ("visible", "local", "tasks", "more"),
+    [("0,1,2", 3, 16, NODES), ("0,1,2,3", 4, 16, NODES), ("0,1", 3, 8, {})],
+)
+def test_gpus_that_cannot_be_divided_among_tasks_are_refused(
+    visible, local, tasks, more
+):
+    told = {"SLURM_NTASKS": str(tasks), "SLURM_LOCALID": str(local)}
+    with pytest.raises(ValueError, match=rf"{visible}.*SLURM_LOCALID={local}; start"):
+        find(SLURM | told | {"CUDA_VISIBLE_DEVICES": visible} | more)
+    on_cpu = {"CUDA_VISIBLE_DEVICES": visible, "JAX_PLATFORMS": "cpu"}
+    assert find(SLURM | told | on_cpu | more) == detect.Place("SLURM")
+
+
+def test_tasks_of_open_mpi_divide_the_gpus_too():
+    told = {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+    found = find(OPEN_MPI | told | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"})
+    assert found == detect.Place("Open MPI", devices=(2, 3))
+    found = find(OPEN_MPI | told | {"CUDA_VISIBLE_DEVICES": "3"})
+    assert found == detect.Place("Open MPI", devices=(0,))
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices"), [("0", (0,)), ("0,1,2,3", (3,)), ("", (3,))]
+)
+def test_jax_is_told_of_these_gpus(visible, devices, monkeypatch):
+    """As --gpus-per-task=1 shows task 3 of a node its own GPU, number 0."""
+    told = {"SLURM_LOCALID": "3", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_NODES": "1"}
+    monkeypatch.delenv("JAX_PLATFORMS")
+    for name, value in {**SLURM, **told, "CUDA_VISIBLE_DEVICES": visible}.items():
+        monkeypatch.setenv(name, value)
+    assert peers._completed(detect.find(), 1.0).devices == devices
 
 
 @pytest.mark.parametrize("whole", [SLURM, GKE, SLICES, OPEN_MPI, JAX])
