@@ -18,17 +18,25 @@
 #   --project=PROJECT    default: gcloud's own     --spot          cheaper, may be taken
 #   --worker=0           whose log                 --poll=60       seconds between looks
 #   --dry-run            print every command, run none
+#
+# For v4, v5e, v5p and v6e. Google mends the Cloud TPU API, but adds nothing to it, and
+# TPU7x is not among its types: launch/gke is the way to go on.
 set -euo pipefail
 
 readonly SERVICE=litevit LOG=/tmp/litevit.log
-# Exit codes of main.py: complete; a mistake of yours; saved after SIGTERM.
-readonly DONE=0 USAGE=2 PREEMPTED=42
+# Exit codes of main.py: complete; a mistake of yours; saved after SIGTERM; a process is
+# gone or stuck. After the last two the same command goes on.
+readonly DONE=0 USAGE=2 PREEMPTED=42 STUCK=43
+# How often babysit bears what may pass: looks in a row that failed or did not reach
+# host 0; requests in a row that failed, slices in a row that were never reached,
+# failures of the job without an hour between; restarts of the job in all.
+readonly LOOKS=10 TRIES=3 RESTARTS=100
 
 name='' zone='' type=v5litepod-8 version='' project='' worker=0 poll=60
-spot=false dry_run=false arguments=()
+spot=false dry_run=false arguments=() errors=/dev/null
 
 usage() {
-  sed -n '2,20{s/^# \{0,1\}//;p;}' "$0"
+  sed -n '2,23{s/^# \{0,1\}//;p;}' "$0"
 }
 
 fail() {
@@ -36,12 +44,18 @@ fail() {
   exit 2
 }
 
-# Prints a command, and runs it unless this is a rehearsal.
+# Prints a command, and runs it unless this is a rehearsal. What it says of errors is
+# kept, too.
 run() {
   printf '+'
   printf ' %q' "$@"
   printf '\n'
-  $dry_run || "$@"
+  $dry_run || { "$@" 2>&1 >&3 3>&- | tee "$errors" >&2; } 3>&1
+}
+
+# What the last command said of errors, on one line.
+why() {
+  grep -v '^[[:space:]]*$' "$errors" | tail -n 3 | paste -s -d ' ' - || true
 }
 
 parse() {
@@ -66,6 +80,8 @@ parse() {
   [[ $version ]] || version=$(image) || exit
   place=(--zone="$zone" --quiet)
   [[ -z $project ]] || place+=(--project="$project")
+  errors=$(mktemp)
+  trap 'rm -f "$errors"' EXIT
 }
 
 image() {
@@ -74,16 +90,26 @@ image() {
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v5p-*) echo v2-alpha-tpuv5 ;;
     v6e-*) echo v2-alpha-tpuv6e ;;
+    tpu7x-* | v7*)
+      fail "--type=$type: the Cloud TPU API, which this script uses, does not serve \
+TPU7x and later; see launch/gke"
+      ;;
     *) fail "--type=$type: no image known for it, give --version=" ;;
   esac
 }
 
-# State of the request; MISSING if there is none, UNKNOWN if nobody answers.
+# State of the request; MISSING if there is none, UNKNOWN if nobody answers. Warnings
+# of gcloud are no part of it.
 state() {
-  local said
-  said=$(gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
-    --format='value(state.state)' 2>&1) && echo "$said" && return
-  [[ $said == *NOT_FOUND* ]] && echo MISSING || echo UNKNOWN
+  local answer
+  if answer=$(gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
+    --format='value(state.state)' 2>"$errors"); then
+    echo "${answer:-UNKNOWN}"
+  elif grep -q NOT_FOUND "$errors"; then
+    echo MISSING
+  else
+    echo UNKNOWN
+  fi
 }
 
 # on WORKER COMMAND: runs a command on a host, or on all of them.
@@ -100,7 +126,7 @@ request() {
 }
 
 create() {
-  local now
+  local now unknown=0
   request
   if $dry_run; then
     run gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
@@ -113,6 +139,17 @@ create() {
         echo "error: the request for $name is $now" >&2
         return 1
         ;;
+      UNKNOWN)
+        unknown=$((unknown + 1))
+        echo "$name: no answer: $(why)" >&2
+        if ((unknown >= LOOKS)); then
+          echo "error: no answer $LOOKS times in a row; the request for $name stands," \
+            "and costs money once it is granted:" \
+            "$0 delete --name=$name --zone=$zone" >&2
+          return 1
+        fi
+        ;;
+      *) unknown=0 ;;
     esac
     echo "$name: $now"
     sleep "$poll"
@@ -130,18 +167,21 @@ setup() {
   on all 'set -e; mkdir -p litevit && tar -xzf litevit.tar.gz -C litevit && cd litevit &&
 python3 -m pip install --quiet --user uv &&
 ~/.local/bin/uv venv --quiet --clear --python 3.12 &&
-~/.local/bin/uv pip install --quiet -c constraints/py312.txt -e ".[tpu]" gcsfs'
+~/.local/bin/uv pip install --quiet -c constraints/py312.txt -e ".[tpu,gcs]"'
 }
 
 # Each host finds the others by the slice's metadata; nothing is said of them here.
+# main.py takes no CPUs in the place of TPUs; newer ones lock memory, for which systemd
+# has a small limit.
 start() {
   ((${#arguments[@]})) || fail 'what to run? give -- --config=... --workdir=gs://...'
   local quoted
   quoted=$(printf ' %q' "${arguments[@]}")
-  on all "cd litevit && { sudo systemctl stop $SERVICE; \
+  on all "cd litevit || exit; { sudo systemctl stop $SERVICE; \
 sudo systemctl reset-failed $SERVICE; } 2>/dev/null;
 sudo systemd-run --unit=$SERVICE --uid=\"\$(id -u)\" --remain-after-exit \
---working-directory=\"\$PWD\" --setenv=HOME=\"\$HOME\" --property=TimeoutStopSec=120 \
+--working-directory=\"\$PWD\" --setenv=HOME=\"\$HOME\" --setenv=JAX_PLATFORMS=tpu,cpu \
+--property=TimeoutStopSec=120 --property=LimitMEMLOCK=infinity \
 --property=StandardOutput=append:$LOG --property=StandardError=append:$LOG \
 \"\$PWD/.venv/bin/python\" main.py$quoted"
 }
@@ -166,19 +206,36 @@ delete() {
 
 # The job on host 0: running, absent, unreachable, or its exit code.
 outcome() {
-  local said
-  said=$(gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker=0 \
+  local answer code
+  answer=$(gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker=0 \
     --command="systemctl show $SERVICE --property=SubState,ExecMainStatus" \
-    2>/dev/null) || said=unreachable
-  case $said in
-    *SubState=exited* | *SubState=failed*) sed -n 's/^ExecMainStatus=//p' <<<"$said" ;;
+    2>"$errors") || answer=unreachable
+  case $answer in
+    *SubState=exited* | *SubState=failed*)
+      code=$(sed -n 's/^ExecMainStatus=//p' <<<"$answer")
+      echo "${code:-unreachable}"
+      ;;
     *SubState=dead*) echo absent ;;
     unreachable) echo unreachable ;;
     *) echo running ;;
   esac
 }
 
+# State of the slice itself, which a request may call ACTIVE when it is taken away.
+node() {
+  gcloud compute tpus tpu-vm describe "$name" "${place[@]}" --format='value(state)' \
+    2>/dev/null || echo UNKNOWN
+}
+
+# give_up TEXT: ends babysit; the slice is left.
+give_up() {
+  echo "error: $1; what there is of $name is left for you to look at, and to delete:" \
+    "$0 logs --name=$name --zone=$zone" >&2
+  exit 1
+}
+
 # Looks, does what is missing, looks again: it can be stopped and started at any time.
+# One bad answer is borne, several in a row are not.
 babysit() {
   case " ${arguments[*]-} " in
     *' --workdir=gs://'*) ;;
@@ -188,33 +245,87 @@ babysit() {
     create && setup && start && delete
     return
   fi
-  local failures=0 there job
+  local there job ok pause
+  local bad=0 refused=0 silent=0 lost=0 failures=0 restarts=0 steady=0
   while true; do
     there=$(state)
     job=none
     [[ $there != ACTIVE ]] || job=$(outcome)
     echo "$name: slice $there, job $job"
+    ok=true pause=$poll
+    [[ $job == unreachable ]] || silent=0
+    [[ $job == running ]] || steady=0
+    [[ $there != ACTIVE ]] || refused=0
     case $there/$job in
-      MISSING/*) request ;;
-      FAILED/* | SUSPENDED/*) delete ;;
-      ACTIVE/absent) { setup && start; } || true ;;
-      ACTIVE/"$PREEMPTED") start || true ;;
+      UNKNOWN/*)
+        ok=false
+        echo "$name: no answer: $(why)" >&2
+        ;;
+      MISSING/*) request || ok=false ;;
+      SUSPENDED/*) delete || ok=false ;;
+      FAILED/*) refuse ;;
+      ACTIVE/unreachable) miss ;;
+      ACTIVE/running)
+        lost=0 steady=$((steady + 1))
+        ((steady * poll < 3600)) || failures=0
+        ;;
+      ACTIVE/absent) { setup && start; } || ok=false ;;
       ACTIVE/"$DONE")
-        delete
+        give_back
         return
+        ;;
+      ACTIVE/"$PREEMPTED" | ACTIVE/"$STUCK")
+        restarts=$((restarts + 1))
+        ((restarts <= RESTARTS)) || give_up "main.py ended with $job again, after \
+$RESTARTS restarts"
+        start || ok=false
         ;;
       ACTIVE/[0-9]*)
         failures=$((failures + 1))
-        if ((job == USAGE || failures > 3)); then
-          echo "error: main.py ended with $job; the slice is left for you to look," \
-            "and to delete: $0 logs --name=$name --zone=$zone" >&2
-          return 1
-        fi
-        start || true
+        ((job != USAGE && failures <= TRIES)) || give_up "main.py ended with $job"
+        start || ok=false
         ;;
     esac
+    if $ok; then bad=0; else bad=$((bad + 1)); fi
+    ((bad < LOOKS)) || give_up "nothing worked $LOOKS times in a row: $(why)"
+    sleep "$pause"
+  done
+}
+
+# The request failed: asks again, each time after a longer pause.
+refuse() {
+  refused=$((refused + 1))
+  run gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
+    --format='yaml(state)' || true
+  ((refused <= TRIES)) || give_up "the request failed $refused times in a row"
+  delete || ok=false
+  pause=$((poll * 2 ** refused))
+}
+
+# Host 0 does not answer: waits, and gives back a slice that is not there any more.
+miss() {
+  silent=$((silent + 1))
+  echo "$name: host 0 does not answer: $(why)" >&2
+  case $(node) in
+    PREEMPTED | TERMINATED) ;;
+    *)
+      ((silent >= LOOKS)) || return 0
+      lost=$((lost + 1))
+      ((lost <= TRIES)) || give_up "host 0 of $lost slices did not answer: $(why)"
+      ;;
+  esac
+  delete || ok=false
+}
+
+# The run is complete: a slice that is not deleted costs money.
+give_back() {
+  local try
+  for ((try = 0; try < LOOKS; try++)); do
+    ! delete || return 0
     sleep "$poll"
   done
+  give_up "the run is complete, but the slice could not be deleted and goes on to \
+cost money: $(why)"
 }
 
 main() {

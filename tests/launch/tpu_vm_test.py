@@ -14,26 +14,37 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 WHERE = ("--name=mae", "--zone=us-west4-a")
 RUN = ("--", "--config=configs/mae_tiny.py:imagenet2012", "--workdir=gs://b/runs/a b")
 
-# Answers are lines of $DIR/states and $DIR/jobs; the last one stays.
+# Answers are lines of $DIR/states, nodes and jobs; the last one stays. Lines of
+# $DIR/fails are commands that fail, once each, in this order. $WARN is said each time.
 GCLOUD = """#!/usr/bin/env bash
 answer() {
   head -n 1 "$DIR/$1"
   if (($(wc -l <"$DIR/$1") > 1)); then sed -i 1d "$DIR/$1"; fi
 }
+[[ -z ${WARN-} ]] || echo "WARNING: $WARN" >&2
 case "$*" in
+  *"tpu-vm describe "*) answer nodes ;;
+  *"--format=yaml(state)"*) echo "failedData: quota exceeded" ;;
   *" describe "*)
     said=$(answer states)
     case $said in
       NOT_FOUND) echo "ERROR: NOT_FOUND: no such resource" >&2; exit 1 ;;
       DOWN) echo "ERROR: the network" >&2; exit 1 ;;
+      DENIED) echo "ERROR: (gcloud) PERMISSION_DENIED: log in again" >&2; exit 1 ;;
     esac
     echo "$said" ;;
   *"systemctl show"*)
     read -r sub code < <(answer jobs)
-    [[ $sub != lost ]] || exit 255
+    [[ $sub != lost ]] || { echo "ssh: timed out" >&2; exit 255; }
     printf 'SubState=%s\\nExecMainStatus=%s\\n' "$sub" "$code" ;;
   *)
-    printf '%s\\n' "$*" >>"$DIR/log" ;;
+    printf '%s\\n' "$*" >>"$DIR/log"
+    word=$(head -n 1 "$DIR/fails")
+    if [[ $word && " $* " == *"$word"* ]]; then
+      sed -i 1d "$DIR/fails"
+      echo "ERROR: 503 on $word" >&2
+      exit 1
+    fi ;;
 esac
 """
 
@@ -46,15 +57,15 @@ class Cloud:
         for name in ("gcloud", "git"):
             (folder / name).write_text(GCLOUD)
             (folder / name).chmod(0o755)
-        self.answer(states=["ACTIVE"], jobs=["running 0"])
+        self.answer(states=["ACTIVE"], jobs=["running 0"], nodes=["READY"], fails=[""])
 
     def answer(self, **lines):
         for name, answers in lines.items():
             (self.folder / name).write_text("\n".join(answers) + "\n")
 
-    def run(self, *arguments, **options):
+    def run(self, *arguments, warn="", **options):
         env = {"PATH": f"{self.folder}:/usr/bin:/bin", "DIR": str(self.folder)}
-        env["TMPDIR"] = "/tmp"
+        env |= {"TMPDIR": "/tmp", "WARN": warn}
         return subprocess.run(
             [SCRIPT, *arguments],
             env=env,
@@ -146,19 +157,146 @@ def test_a_spot_slice_that_was_taken_is_asked_for_again_and_the_run_resumed(clou
     assert cloud.asked() == once * 2
 
 
-def test_a_job_that_saved_on_sigterm_is_started_again_where_it_is(cloud):
-    cloud.answer(jobs=["failed 42", "running 0", "exited 0"])
-    assert cloud.run("babysit", *WHERE, "--poll=0", *RUN).returncode == 0
-    assert cloud.asked() == ["start", "delete"]
+@pytest.mark.parametrize("code", [42, 43])
+def test_a_job_that_can_go_on_is_started_again_where_it_is(code, cloud):
+    """However often, within reason: these are no failures."""
+    cloud.answer(jobs=[f"failed {code}", "running 0"] * 5 + ["exited 0"])
+    assert babysit(cloud).returncode == 0
+    assert cloud.asked() == ["start"] * 5 + ["delete"]
+
+
+def test_but_not_for_ever(cloud):
+    cloud.answer(jobs=["failed 43"])
+    done = babysit(cloud)
+    assert done.returncode == 1
+    assert cloud.asked() == ["start"] * 100
+    assert "main.py ended with 43 again, after 100 restarts" in done.stderr
 
 
 @pytest.mark.parametrize(("code", "starts"), [(2, 0), (1, 3)])
 def test_a_job_that_fails_leaves_the_slice_and_says_so(code, starts, cloud):
     cloud.answer(jobs=[f"failed {code}"])
-    done = cloud.run("babysit", *WHERE, "--poll=0", *RUN)
+    done = babysit(cloud)
     assert done.returncode == 1
     assert cloud.asked() == ["start"] * starts
-    assert f"main.py ended with {code}; the slice is left" in done.stderr
+    assert f"main.py ended with {code}; what there is of mae is left" in done.stderr
+
+
+def babysit(cloud, **options):
+    return cloud.run("babysit", *WHERE, "--poll=0", "--spot", *RUN, **options)
+
+
+WHOLE = ["create", "copy", "install", "start", "delete"]
+UPDATE = "updates are available\nWARNING: your project has no quota project"
+
+
+def test_warnings_of_gcloud_are_no_part_of_its_answers(cloud):
+    cloud.answer(states=["PROVISIONING", "ACTIVE"])
+    done = cloud.run("create", *WHERE, "--poll=0", warn=UPDATE)
+    assert (done.returncode, "mae: PROVISIONING\n" in done.stdout) == (0, True)
+    states = ["NOT_FOUND", "PROVISIONING", "ACTIVE"]
+    cloud.answer(states=states, jobs=["dead 0", "running 0", "exited 0"])
+    (cloud.folder / "log").unlink()
+    done = babysit(cloud, warn=UPDATE)
+    assert done.returncode == 0, done.stderr
+    assert cloud.asked() == WHOLE
+
+
+@pytest.mark.parametrize("command", ["create", "babysit"])
+def test_one_bad_answer_is_borne_several_end_it_with_the_message(command, cloud):
+    cloud.answer(states=["DENIED"])
+    done = cloud.run(command, *WHERE, "--poll=0", *RUN)
+    assert done.returncode == 1
+    assert "PERMISSION_DENIED: log in again" in done.stderr.splitlines()[0]
+    assert "10 times in a row" in done.stderr.splitlines()[-1]
+    cloud.answer(states=["DENIED", "DOWN", "PROVISIONING", "ACTIVE"], jobs=["exited 0"])
+    assert cloud.run(command, *WHERE, "--poll=0", *RUN).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("fails", "asked"),
+    [
+        (["create"], ["create", *WHOLE]),
+        (["scp"], ["create", "copy", *WHOLE[1:]]),
+        (["uv venv"], ["create", "copy", "install", *WHOLE[1:]]),
+        (["systemd-run"], ["create", "copy", "install", "start", *WHOLE[1:]]),
+        (["delete"], [*WHOLE, "delete"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_a_command_that_fails_once_is_given_again(fails, asked, cloud):
+    again = {"create": 1}.get(fails[0], 0)
+    cloud.answer(
+        states=["NOT_FOUND"] * (1 + again) + ["ACTIVE"],
+        jobs=["dead 0"] * (1 + (fails[0] in "scp uv venv systemd-run")) + ["exited 0"],
+        fails=[*fails, ""],
+    )
+    done = babysit(cloud)
+    assert done.returncode == 0, done.stderr
+    assert cloud.asked() == asked
+
+
+@pytest.mark.parametrize(
+    ("states", "jobs", "word"),
+    [
+        (["NOT_FOUND"], ["dead 0"], "create"),
+        (["ACTIVE"], ["dead 0"], "scp"),
+        (["ACTIVE"], ["exited 0"], "delete"),
+        (["SUSPENDED"], ["dead 0"], "delete"),
+    ],
+)
+def test_one_that_fails_always_ends_it_with_the_message(states, jobs, word, cloud):
+    cloud.answer(states=states, jobs=jobs, fails=[word] * 10)
+    done = babysit(cloud)
+    assert done.returncode == 1
+    assert len(cloud.asked()) == 10
+    assert f"ERROR: 503 on {word}" in done.stderr.splitlines()[-1]
+    assert ("goes on to cost money" in done.stderr) == (jobs == ["exited 0"])
+
+
+@pytest.mark.parametrize("node", ["PREEMPTED", "TERMINATED"])
+def test_a_slice_that_was_taken_without_a_word_is_given_back_at_once(node, cloud):
+    cloud.answer(
+        states=["ACTIVE", "ACTIVE", "NOT_FOUND", "ACTIVE"],
+        jobs=["running 0", "lost 0", "dead 0", "running 0", "exited 0"],
+        nodes=[node],
+    )
+    done = babysit(cloud)
+    assert done.returncode == 0, done.stderr
+    assert cloud.asked() == ["delete", *WHOLE]
+
+
+def test_a_slice_that_does_not_answer_is_given_back_in_the_end(cloud):
+    cloud.answer(
+        states=["ACTIVE"] * 12 + ["NOT_FOUND", "ACTIVE"],
+        jobs=["lost 0", "running 0"] + ["lost 0"] * 10 + ["dead 0", "exited 0"],
+    )
+    done = babysit(cloud)
+    assert done.returncode == 0, done.stderr
+    assert cloud.asked() == ["delete", *WHOLE]
+
+
+def test_slices_that_never_answer_are_not_asked_for_for_ever(cloud):
+    cloud.answer(jobs=["lost 0"])
+    done = babysit(cloud)
+    assert done.returncode == 1
+    assert cloud.asked() == ["delete"] * 3
+    assert "host 0 of 4 slices did not answer: ssh: timed out" in done.stderr
+
+
+def test_a_request_that_fails_is_not_repeated_for_ever(cloud):
+    cloud.answer(states=["FAILED", "NOT_FOUND"] * 3 + ["FAILED"])
+    done = babysit(cloud)
+    assert done.returncode == 1
+    assert cloud.asked() == ["delete", "create"] * 3
+    assert "failedData: quota exceeded" in done.stdout
+    assert "the request failed 4 times in a row" in done.stderr
+
+
+def test_the_job_asks_for_tpus_and_may_lock_memory(cloud):
+    said = cloud.run("run", *WHERE, "--dry-run", *RUN).stdout
+    assert "--setenv=JAX_PLATFORMS=tpu,cpu" in said
+    assert "--property=LimitMEMLOCK=infinity" in said
 
 
 MISTAKES = {
@@ -167,6 +305,7 @@ MISTAKES = {
     "name": (["create", "--zone=z"], "--name= is missing"),
     "zone": (["create", "--name=a"], "--zone= is missing, as in --zone=us-west4-a"),
     "type": (["create", *WHERE, "--type=v9-8"], "--type=v9-8: no image known"),
+    "TPU7x": (["create", *WHERE, "--type=tpu7x-8"], "not serve TPU7x and later"),
     "nothing to run": (["run", *WHERE], "what to run? give -- --config="),
     "local disk": (["babysit", *WHERE, "--", "--config=c"], "needs -- --workdir=gs://"),
 }
@@ -184,4 +323,4 @@ def test_a_mistake_is_told_before_anything_is_asked_for(name, cloud):
 def test_help_is_the_head_of_the_file_and_no_more(cloud):
     said = cloud.run("--help").stdout
     assert said.startswith("A run on a Cloud TPU slice")
-    assert said.rstrip().endswith("--dry-run            print every command, run none")
+    assert said.rstrip().endswith("launch/gke is the way to go on.")
