@@ -44,6 +44,8 @@ setuptools.setup(
         "tpu": ["jax[tpu]>=0.10.0"],
         # --plan=v5e-8 and so on: needs no TPU.
         "plan": PLAN,
+        # NVIDIA's driver has to be 580 or newer; cuda12 is for older ones.
+        "cuda13": ["jax[cuda13]>=0.10.0"],
         "cuda12": ["jax[cuda12]>=0.10.0"],
         # Workdirs, weights and image folders in gs://.
         "gcs": ["gcsfs>=2024.6"],

@@ -170,10 +170,11 @@ def prepare(target: Target) -> None:
 
 
 def _find_cuda(target: Target) -> None:
-    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+    plugins = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+    if not any(map(importlib.util.find_spec, plugins)):
         raise ValueError(
             f"--plan={target.name}: the compiler for GPUs is not installed; no GPU is "
-            "needed, but the plugin is: pip install -e '.[cuda12]'"
+            "needed, but the plugin is: pip install -e '.[cuda13]'"
         )
 
 

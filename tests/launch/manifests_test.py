@@ -3,8 +3,11 @@
 import copy
 import importlib
 import math
+import os
 import pathlib
 import re
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -12,7 +15,8 @@ import yaml
 from absl import flags
 from ml_collections import config_flags
 
-from litevit_jax import cli
+from litevit_jax import cli, distributed
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -125,34 +129,165 @@ def test_the_command_of_a_pod_is_one_that_main_takes(name, monkeypatch):
     assert values.workdir.startswith("gs://")
 
 
+ACCELERATORS = {"tpu": "tpu,cpu", "gpu": "cuda,cpu"}
+
+
+def environment(container):
+    return {entry["name"]: entry["value"] for entry in container["env"]}
+
+
+@pytest.mark.parametrize(("kind", "platforms"), ACCELERATORS.items())
+def test_a_pod_without_its_accelerator_is_an_error(kind, platforms):
+    """And a GPU's driver is found where GKE mounts it."""
+    [container] = pods(documents(f"gke/jobset-{kind}.yaml")[0])["containers"]
+    told = {"JAX_PLATFORMS": platforms}
+    if kind == "gpu":
+        told["LD_LIBRARY_PATH"] = "/usr/local/nvidia/lib64"
+    assert environment(container) == told
+
+
+@pytest.mark.parametrize("name", JOBSETS)
+def test_a_pod_has_shared_memory_for_the_processes_that_read_data(name):
+    """A container has 64 MB of it unless told otherwise."""
+    pod = pods(documents(f"gke/{name}")[0])
+    [container] = pod["containers"]
+    [mount] = [m for m in container["volumeMounts"] if m["mountPath"] == "/dev/shm"]
+    [volume] = [v for v in pod["volumes"] if v["name"] == mount["name"]]
+    assert volume["emptyDir"] == {"medium": "Memory"}
+
+
+EXTRAS = {
+    "tpu": {"JAX_PLATFORMS=tpu,cpu"},
+    "cuda12": {"JAX_PLATFORMS=cuda,cpu", "LD_LIBRARY_PATH=/usr/local/nvidia/lib64"},
+    "cuda13": {"JAX_PLATFORMS=cuda,cpu", "LD_LIBRARY_PATH=/usr/local/nvidia/lib64"},
+    "plan": {"JAX_PLATFORMS=cpu"},
+}
+
+
+def stages():
+    """Name of a stage of the image -> (what it starts from, its variables)."""
+    text = (LAUNCH / "Dockerfile").read_text()
+    parts = re.split(r"^FROM (\S+)(?: AS (\S+))?$", text, flags=re.M)
+    return {
+        name: (base, set(" ".join(re.findall(r"^ENV (.*)$", body, re.M)).split()))
+        for base, name, body in zip(parts[1::3], parts[2::3], parts[3::3], strict=True)
+    }
+
+
+@pytest.mark.parametrize(("extra", "expected"), EXTRAS.items())
+def test_the_image_asks_for_the_accelerator_of_its_extra(extra, expected):
+    known = stages()
+    assert known[None][0] == "for-$EXTRA"
+    name, variables = f"for-{extra}", set()
+    while name in known:
+        name, told = known[name]
+        variables |= told
+    assert name == "python:3.13-slim" and variables == expected
+
+
 def test_the_image_installs_an_extra_that_exists():
     text = (LAUNCH / "Dockerfile").read_text()
     extras = (ROOT / "setup.py").read_text()
     said = (LAUNCH / "README.md").read_text()
-    named = {"tpu", "cuda12", "plan"}
-    for extra in named:
+    for extra in EXTRAS:
         assert f'"{extra}":' in extras and f"`{extra}`" in said
     assert re.search(r"^ARG EXTRA=tpu$", text, re.M)
-    assert 'ENTRYPOINT ["python", "main.py"]' in text  # no shell between it and SIGTERM
     for source in re.findall(r"^COPY (.*) \S+$", text, re.M):
         assert all((ROOT / part).exists() for part in source.split())
 
 
+def test_the_first_process_of_the_image_hands_sigterm_on():
+    """The kernel drops it for a first process that does not handle it (yet)."""
+    text = (LAUNCH / "Dockerfile").read_text()
+    assert 'ENTRYPOINT ["tini", "--", "python", "main.py"]' in text
+    assert re.search(r"apt-get install .*\btini\b", text)
+
+
+def test_main_itself_handles_sigterm_from_its_first_moments_on():
+    """A first process without tini obeys it, too."""
+    command = [sys.executable, "main.py", "--config=configs/mae_tiny.py:smoke"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        status = pathlib.Path(f"/proc/{process.pid}/status")
+        handled = "SigCgt:\\s*([0-9a-f]+)"
+        while not int(re.search(handled, status.read_text())[1], 16) & 1 << 14:
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(processes.PATIENCE_S) == cli.EXIT_PREEMPTED
+
+
+def test_the_image_fetches_libraries_before_the_code_that_changes():
+    steps = re.findall(r"^(COPY|RUN) (.*)$", (LAUNCH / "Dockerfile").read_text(), re.M)
+    install = next(i for i, (_, what) in enumerate(steps) if what.startswith("mkdir"))
+    before = " ".join(what for kind, what in steps[:install] if kind == "COPY")
+    assert before == "constraints constraints setup.py ./"
+
+
 SKY = {"name", "workdir", "num_nodes", "resources", "envs", "setup", "run"}
-SKY_RESOURCES = {"infra", "accelerators", "accelerator_args", "use_spot"}
+SKY_RESOURCES = {
+    "infra", "accelerators", "accelerator_args", "use_spot", "job_recovery",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["tpu.yaml", "gpu.yaml"])
-def test_a_skypilot_task_has_fields_that_skypilot_knows(name):
-    [task] = documents(f"skypilot/{name}")
+@pytest.mark.parametrize(("kind", "platforms"), ACCELERATORS.items())
+def test_a_skypilot_task_has_fields_that_skypilot_knows(kind, platforms):
+    [task] = documents(f"skypilot/{kind}.yaml")
     assert task.keys() <= SKY and task["resources"].keys() <= SKY_RESOURCES
     used = set(re.findall(r"\$(\w+)", task["run"]))
     given = {"SKYPILOT_NUM_NODES", "SKYPILOT_NODE_RANK", "SKYPILOT_NODE_IPS"}
     assert used <= task["envs"].keys() | given
     assert task["envs"]["RUN"].startswith("gs://")
+    assert task["envs"]["JAX_PLATFORMS"] == platforms
     # SkyPilot's own parser, where it is installed: it is too large for [dev].
     try:
         import sky
     except ImportError:
         return
-    sky.Task.from_yaml(str(LAUNCH / "skypilot" / name))
+    sky.Task.from_yaml(str(LAUNCH / "skypilot" / f"{kind}.yaml"))
+
+
+@pytest.mark.parametrize("kind", ACCELERATORS)
+def test_skypilot_starts_a_run_again_that_can_go_on(kind):
+    [task] = documents(f"skypilot/{kind}.yaml")
+    recovery = task["resources"]["job_recovery"]
+    codes = [cli.EXIT_PREEMPTED, distributed.EXIT_STUCK]
+    assert recovery == {"recover_on_exit_codes": codes}
+
+
+PYTHON = """#!/usr/bin/env bash
+[[ $1 == main.py ]] || exec "$PYTHON" "$@"
+printf '%s\\n' "$@"
+exit 42
+"""
+
+
+@pytest.mark.parametrize(
+    ("starts", "environ", "code"),
+    [
+        (None, {}, 42),
+        (100, {}, 42),
+        (101, {}, 1),
+        (3, {"LITEVIT_RESTARTS": "2"}, 1),
+        (2, {"LITEVIT_RESTARTS": "2"}, 42),
+    ],
+)
+def test_but_not_for_ever(starts, environ, code, tmp_path):
+    """The first start of a run is none of its restarts."""
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    run = tmp_path / "run"
+    if starts is not None:
+        run.mkdir()
+        (run / "environment.jsonl").write_text("{}\n" * starts)
+    told = {"RUN": str(run), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [LAUNCH / "skypilot" / "run.sh", "--config=a b"],
+        cwd=tmp_path, env={**os.environ, **told, **environ},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    if code == 42:
+        assert done.stdout == "main.py\n--config=a b\n"
+    else:
+        assert f"was started {starts} times" in done.stderr

