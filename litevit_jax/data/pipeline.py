@@ -20,7 +20,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from litevit_jax.data import journal
+from litevit_jax.data import handover, journal
 from litevit_jax.data.examples import (
     MAX_REPLACEMENTS,
     Batches,
@@ -191,16 +191,11 @@ class Stream:
 
     def _lost(self, error: BaseException) -> BaseException | None:
         """What to raise if `error` says that a worker process was killed."""
-        if self._journal is None or "terminated unexpectedly" not in str(error):
+        if self._journal is None or not handover.is_killed(error):
             return None
         indices = self._journal.unfinished()
         names = [base.printable(self._name_of(index)) for index in indices]
-        return WorkerError(
-            f"a worker process that reads data ended ({error}). It was reading "
-            f"{', '.join(names) or 'nothing yet'}. If the machine ran out of memory, "
-            "lower --config.data.workers or data.threads; if it happens with the same "
-            "file again, remove that file"
-        )
+        return WorkerError(handover.explain(error, names))
 
     def close(self) -> None:
         """Stops reading ahead; the stream is then at its end."""
@@ -261,6 +256,7 @@ def _close_all(
     # Emptied, because Grain's iterators complain if they outlive Grain.
     while iterators:
         iterators.pop().close()
+    handover.drain()
     if kept is not None:
         kept.remove()
 
@@ -325,11 +321,13 @@ class _Reading:
         if not flags.FLAGS.is_parsed():  # Grain reads a flag; notebooks parse none
             flags.FLAGS.mark_as_parsed()
         # Shared memory is small in containers: only a few examples wait there.
+        handover.check_memory(self.workers, run, math.prod(examples.transform.shape))
         return dataset.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=self.workers,
                 per_worker_buffer_size=max(_MAX_RUN // run, 1),
-            )
+            ),
+            handover.settle,
         )
 
 
