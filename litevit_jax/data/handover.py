@@ -44,21 +44,23 @@ def _follow() -> None:
     os._exit(1)
 
 
-def check_memory(workers: int, run: int, size: int) -> None:
+def check_memory(workers: int, run: int, size: int, streams: int) -> None:
     """Raises ValueError if the images that wait will not fit into shared memory.
 
     Args:
       workers: processes.
       run: images that are handed over together.
       size: of an image, in bytes.
+      streams: that read at the same time: 2 for training, which is evaluated meanwhile
+        and asks for both, so that no evaluation ends a run.
     """
     if not workers or not _SHM.is_dir():
         return
-    free = _free()
-    need = size * (_RUNS * run * workers + _LATE)
+    free, late = _free(), _LATE * (streams > 1)
+    need = size * (_RUNS * run * workers * streams + late)
     if need <= free:
         return
-    fit = max(0, (free // size - _LATE) // (_RUNS * run))
+    fit = max(0, (free // size - late) // (_RUNS * run * streams))
     raise ValueError(
         f"data.workers={workers}: as many processes hand images over in {_SHM}, up to "
         f"{need / 1e6:.0f} MB of them, but {free / 1e6:.0f} MB are free there. "

@@ -8,6 +8,7 @@ hosts change nothing but speed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -87,7 +88,7 @@ def train_batches(
     share = Share(batch_size, process_index, process_count, first_step=start_step)
     examples = TrainExamples(source, transform, share, seed)
     limit = _BadLimit(max_bad_fraction, len(source))
-    reading = _Reading(share.size, *reading_counts(source, workers, threads))
+    reading = _Reading(share.size, *reading_counts(source, workers, threads), 2)
     return Stream(examples, masked=False, limit=limit, reading=reading)
 
 
@@ -113,7 +114,7 @@ def eval_batches(
     share = Share(batch_size, process_index, process_count)
     examples = EvalExamples(source, transform, share)
     limit = _BadLimit(max_bad_fraction, len(source))
-    reading = _Reading(share.size, *reading_counts(source, workers, threads))
+    reading = _Reading(share.size, *reading_counts(source, workers, threads), 1)
     return Stream(examples, masked=True, limit=limit, reading=reading)
 
 
@@ -255,7 +256,8 @@ def _close_all(
     examples.close()  # it may hold memory that is shared with workers
     # Emptied, because Grain's iterators complain if they outlive Grain.
     while iterators:
-        iterators.pop().close()
+        with contextlib.suppress(AttributeError):  # closed at the program's end as well
+            iterators.pop().close()
     handover.drain()
     if kept is not None:
         kept.remove()
@@ -292,6 +294,7 @@ class _Reading:
     batch_size: int
     workers: int
     threads: int
+    streams: int  # that read at the same time
 
     def __post_init__(self):
         if self.workers < 0 or self.threads < 1:
@@ -320,8 +323,9 @@ class _Reading:
             return dataset
         if not flags.FLAGS.is_parsed():  # Grain reads a flag; notebooks parse none
             flags.FLAGS.mark_as_parsed()
-        # Shared memory is small in containers: only a few examples wait there.
-        handover.check_memory(self.workers, run, math.prod(examples.transform.shape))
+        # Shared memory is small in containers: few examples wait there, and are counted.
+        size, streams = math.prod(examples.transform.shape), self.streams
+        handover.check_memory(self.workers, run, size, streams)
         return dataset.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=self.workers,

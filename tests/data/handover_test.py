@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from litevit_jax.data import handover
+from litevit_jax.data import handover, ops, pipeline
+from litevit_jax.data.sources import digits
 from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -27,7 +28,7 @@ if __name__ == "__main__":
     (module,) = [m for n, m in sys.modules.items()
                  if n.startswith("grain.") and n.endswith(".shared_memory_array")]
     fast = module._del_shm
-    module._del_shm = lambda *shm, **how: (time.sleep(0.01), fast(*shm, **how))
+    module._del_shm = lambda *shm, **how: (time.sleep(0.1), fast(*shm, **how))
     stream = pipeline.train_batches(
         digits.make(split="train"), ops.train_ops(image_size=(8, 8), channels=1),
         batch_size=32, seed=0, workers=2,
@@ -53,7 +54,7 @@ def start(tmp_path):
     started = []
 
     def run(how):
-        command = [sys.executable, "-W", "error", str(program), how]
+        command = [sys.executable, str(program), how]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         pipe = subprocess.PIPE
         started.append(
@@ -93,28 +94,36 @@ def is_alive(pid):
         return False
 
 
-@pytest.mark.parametrize(("workers", "fit"), [(14, 8), (28, 8)])
-def test_more_processes_than_memory_holds_are_refused(workers, fit, monkeypatch):
+@pytest.mark.parametrize(
+    ("workers", "streams", "fit"), [(8, 2, 4), (28, 2, 4), (28, 1, 9)]
+)
+def test_more_processes_than_memory_holds_are_refused(
+    workers, streams, fit, monkeypatch
+):
+    """Training asks for what its evaluations need, too."""
     monkeypatch.setattr(handover, "_free", lambda: CONTAINER)
-    with pytest.raises(
-        ValueError, match=rf"data\.workers={workers}: .* 67 MB"
-    ) as error:
-        handover.check_memory(workers, 8, IMAGE)
-    for hint in (
-        "/dev/shm",
-        "--shm-size=8g",
-        "emptyDir",
-        f"--config.data.workers={fit}",
-    ):
+    wanted = rf"data\.workers={workers}: .* 67 MB"
+    with pytest.raises(ValueError, match=wanted) as error:
+        handover.check_memory(workers, 8, IMAGE, streams)
+    for hint in ("/dev/shm", "--shm-size=8g", "emptyDir", f"data.workers={fit}"):
         assert hint in str(error.value)
-    handover.check_memory(fit, 8, IMAGE)
+    handover.check_memory(fit, 8, IMAGE, streams)
 
 
 def test_threads_need_no_shared_memory(monkeypatch):
     monkeypatch.setattr(handover, "_free", lambda: 1 << 20)
-    handover.check_memory(0, 8, IMAGE)
+    handover.check_memory(0, 8, IMAGE, 2)
     with pytest.raises(ValueError, match=r"workers=0 \(threads of one process\)"):
-        handover.check_memory(1, 8, IMAGE)
+        handover.check_memory(1, 8, IMAGE, 2)
+
+
+def test_a_run_is_refused_before_it_reads(monkeypatch):
+    monkeypatch.setattr(handover, "_free", lambda: 1000)
+    transform = ops.train_ops(image_size=(8, 8), channels=1)
+    with pytest.raises(ValueError, match=r"data\.workers=1: .* /dev/shm"):
+        pipeline.train_batches(
+            digits.make(split="train"), transform, batch_size=8, seed=0, workers=1
+        )
 
 
 def test_what_is_measured_is_what_is_free(tmp_path, monkeypatch):
@@ -123,7 +132,7 @@ def test_what_is_measured_is_what_is_free(tmp_path, monkeypatch):
     assert before > 0
     monkeypatch.setattr(handover, "_SHM", tmp_path / "nowhere")
     assert handover._free() == 0
-    handover.check_memory(1000, 8, IMAGE)  # another system, which has none
+    handover.check_memory(1000, 8, IMAGE, 2)  # another system, which has none
 
 
 @pytest.mark.parametrize(

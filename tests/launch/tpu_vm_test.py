@@ -94,7 +94,7 @@ def cloud(tmp_path):
     return Cloud(tmp_path)
 
 
-SCRIPTS = ["tpu_vm.sh", "skypilot/run.sh", "slurm/train.sbatch"]
+SCRIPTS = ["tpu_vm.sh", "offline.sh", "skypilot/run.sh", "slurm/train.sbatch"]
 
 
 @pytest.mark.parametrize("path", SCRIPTS)
