@@ -1,6 +1,7 @@
 """Operations with gradients of their own: those of the plain formulas."""
 
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -191,3 +192,16 @@ def test_tokens_that_ask_nothing_change_no_answer(kernel):
     np.testing.assert_allclose(tail(variables, x, 4), tail(variables, x, 0), atol=1e-5)
     for got, want in zip(*map(jax.tree.leaves, (grads(4), grads(0))), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [("7.5", False), ("8.0", True), ("9.0", True)]
+)
+def test_fused_attention_is_left_out_where_the_card_is_too_old(
+    capability, expected, monkeypatch
+):
+    """A T4 has 7.5, and cuDNN, which JAX alone asks for."""
+    card = mock.Mock(platform="gpu", compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [card])
+    monkeypatch.setattr(jax, "eval_shape", lambda *_: None)
+    assert ops._cudnn_is_here.__wrapped__() is expected
