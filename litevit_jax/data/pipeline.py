@@ -323,7 +323,7 @@ class _Reading:
             return dataset
         if not flags.FLAGS.is_parsed():  # Grain reads a flag; notebooks parse none
             flags.FLAGS.mark_as_parsed()
-        # Shared memory is small in containers: few examples wait there, and are counted.
+        # Shared memory is small in containers: few examples wait there.
         size, streams = math.prod(examples.transform.shape), self.streams
         handover.check_memory(self.workers, run, size, streams)
         return dataset.mp_prefetch(
