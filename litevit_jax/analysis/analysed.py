@@ -41,7 +41,9 @@ def _attention(found: dict[str, Any], colors: dict[str, str]) -> list[figures.Fi
     for kind, label in names.items():
         flat = [x for one in every.values() for row in one[kind] for x in row]
         for name, one in every.items():
-            axes = charts.Axes("block", label, y_range=(0, 1.05 * max(flat) or 1))
+            # The same for all models, and no more: from 0 on boxes would be flat.
+            shared = charts.widened(min(flat), max(flat), 0.05)
+            axes = charts.Axes("block", label, y_range=shared)
             canvas = charts.boxes(one[kind], axes, color=colors[name])
             drawn.append(
                 figures.Figure(

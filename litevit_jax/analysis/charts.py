@@ -140,9 +140,9 @@ class _Frame:
         self, canvas: draw.Canvas, axes: Axes, top: float, points: list
     ) -> None:
         xs, ys = [x for x, _ in points] or [0, 1], [y for _, y in points] or [0, 1]
-        self._x = _widened(min(xs), max(xs), 0)
+        self._x = widened(min(xs), max(xs), 0)
         self._log = axes.log_y
-        self._y = _widened(min(ys), max(ys), 0.05)
+        self._y = widened(min(ys), max(ys), 0.05)
         if axes.y_range is not None:
             self._y = axes.y_range
         self._box = (_LEFT, top, WIDTH - _RIGHT, HEIGHT - _BOTTOM)
@@ -195,7 +195,8 @@ class _Frame:
         return whole or [math.floor(self._y[0]), math.ceil(self._y[1])]
 
 
-def _widened(low: float, high: float, share: float) -> tuple[float, float]:
+def widened(low: float, high: float, share: float) -> tuple[float, float]:
+    """A range that has a `share` of itself around `low` and `high`."""
     if high > low:
         more = share * (high - low)
         return low - more, high + more

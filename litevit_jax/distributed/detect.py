@@ -188,8 +188,7 @@ def _gpus(
       count: of tasks on this host, if known.
     """
     visible = environ.get("CUDA_VISIBLE_DEVICES", "")
-    on_cpu = environ.get("JAX_PLATFORMS") == "cpu"
-    if on_cpu or visible in ("", "-1", "NoDevFiles"):
+    if visible in ("", "-1", "NoDevFiles"):
         return None
     seen, task = len(visible.split(",")), _number(environ, name)
     bound = environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2] == str(seen)
@@ -197,6 +196,8 @@ def _gpus(
         return tuple(range(seen))
     share = _even(seen, count or seen)
     if share is None or (task + 1) * share > seen:
+        if environ.get("JAX_PLATFORMS") == "cpu":
+            return None
         tasks = "" if count is None else f" for {count} tasks on this host"
         raise ValueError(
             f"CUDA_VISIBLE_DEVICES={visible}{tasks}: {seen} GPUs cannot be divided, "

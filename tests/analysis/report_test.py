@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from litevit_jax.analysis import draw, expected, figures, job, page, record, report
+from litevit_jax.analysis import (
+    analysed,
+    charts,
+    draw,
+    expected,
+    figures,
+    job,
+    page,
+    record,
+    report,
+)
 from litevit_jax.train import workdir as workdirs
 from tests import jobs
 
@@ -550,3 +560,15 @@ def test_what_a_relative_bias_should_reach_depends_on_the_start(first, want, tmp
     tuned = write_run(tmp_path / "tuned", logged=1, name="finetune_rpe", init=init)
     row = expected.of(record.read("tuned", tuned))
     assert (row and row["expected"]) == want
+
+
+def test_models_share_a_range_that_their_heads_fill(monkeypatch):
+    """One to compare them by; from 0 on, distances of 12 to 16 pixels would be flat."""
+    heads = {"a": [[12.0, 13.0], [12.5, 14.0]], "b": [[15.0, 16.0], [12.0, 15.0]]}
+    every = {name: {"distance": v, "entropy": v} for name, v in heads.items()}
+    ranges = []
+    monkeypatch.setattr(
+        charts, "boxes", lambda layers, axes, color: ranges.append(axes.y_range)
+    )
+    analysed._attention({"attention": every}, {"a": "red", "b": "blue"})
+    assert ranges == [pytest.approx((11.8, 16.2))] * 4

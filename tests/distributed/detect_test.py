@@ -120,7 +120,6 @@ def test_tasks_of_open_mpi_divide_the_gpus_too():
 def test_jax_is_told_of_these_gpus(visible, devices, monkeypatch):
     """As --gpus-per-task=1 shows task 3 of a node its own GPU, number 0."""
     told = {"SLURM_LOCALID": "3", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_NODES": "1"}
-    monkeypatch.delenv("JAX_PLATFORMS")
     for name, value in {**SLURM, **told, "CUDA_VISIBLE_DEVICES": visible}.items():
         monkeypatch.setenv(name, value)
     assert peers._completed(detect.find(), 1.0).devices == devices
