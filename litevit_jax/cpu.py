@@ -73,14 +73,16 @@ def choose() -> None:
     Raises:
       ValueError: what is asked for cannot be used on this machine.
     """
-    asked = os.environ.get("JAX_PLATFORMS", "").partition(",")[0]
+    told = os.environ.get("JAX_PLATFORMS", "")
+    asked, why = told.partition(",")[0], f"JAX_PLATFORMS={told}"
     if not asked and _on_cpu():
         asked = os.environ["JAX_PLATFORMS"] = "cpu"
         _note_idle()
     elif not asked and (asked := _expected()):
         os.environ["JAX_PLATFORMS"] = f"{asked},cpu"
+        why = "JAX's plugin for it is installed"
     if asked == "cuda":
-        _check_cuda()
+        _check_cuda(why)
     if asked == "tpu" and not importlib.util.find_spec("libtpu"):
         raise ValueError(
             "a TPU is asked for (JAX_PLATFORMS=tpu), but its library is not installed: "
@@ -96,8 +98,9 @@ def devices() -> list[Any]:
     """
     import jax
 
-    asked = os.environ.get("JAX_PLATFORMS", "").partition(",")[0]
-    if asked in ("", "cpu"):
+    told = os.environ.get("JAX_PLATFORMS", "")
+    asked = told.partition(",")[0].upper() or " or ".join(_plugins())
+    if asked in ("", "CPU"):
         return jax.devices()
     try:
         there = jax.devices()
@@ -107,9 +110,8 @@ def devices() -> list[Any]:
         there = []
     if not there or there[0].platform == "cpu":
         raise RuntimeError(
-            f"{asked.upper()} is asked for (JAX_PLATFORMS="
-            f"{os.environ['JAX_PLATFORMS']}), but cannot be used: {why}. Is it free, "
-            f"and its driver in order? {_ON_CPUS}"
+            f"{asked} is asked for (JAX_PLATFORMS={told}), but cannot be used: {why}. "
+            f"Is it free, and its driver in order? {_ON_CPUS}"
         )
     return there
 
@@ -161,9 +163,9 @@ def _expected() -> str:
     return next(named, "")
 
 
-def _check_cuda() -> None:
-    """Raises ValueError unless a GPU can be looked for."""
-    why = "a GPU is asked for (JAX_PLATFORMS=cuda, or JAX's plugin for CUDA), but "
+def _check_cuda(because: str) -> None:
+    """Raises ValueError unless a GPU, asked for `because`, can be looked for."""
+    why = f"a GPU is asked for ({because}), but "
     if not any(name.startswith("xla_cuda") for name in _plugins()):
         raise ValueError(
             f"{why}JAX's plugin for it is not installed: pip install -e '.[cuda13]', "
@@ -191,8 +193,9 @@ def _note_idle() -> None:
     Raises:
       ValueError: the scheduler, or the user, gave this process GPUs.
     """
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "-1") not in ("", "-1", "NoDevFiles"):
-        _check_cuda()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "-1")
+    if given not in ("", "-1", "NoDevFiles"):
+        _check_cuda(f"CUDA_VISIBLE_DEVICES={given}")
     gpu = any(map(os.path.exists, _NVIDIA_FILES))
     if gpu or (_tpu_on_bus() and not importlib.util.find_spec("libtpu")):
         what, extra = ("an NVIDIA GPU", "cuda13") if gpu else ("a TPU", "tpu")

@@ -160,7 +160,9 @@ def test_an_idle_tpu_is_told_of(machine, capsys):
 
 
 def test_a_gpu_of_the_job_is_not_left_idle(machine):
-    with pytest.raises(ValueError, match="plugin for it is not installed"):
+    with pytest.raises(
+        ValueError, match=r"\(CUDA_VISIBLE_DEVICES=0\), .* not installed"
+    ):
         machine([], ["nvidia0"], CUDA_VISIBLE_DEVICES="0")
     assert machine([], CUDA_VISIBLE_DEVICES="") == "cpu"
 
@@ -168,16 +170,23 @@ def test_a_gpu_of_the_job_is_not_left_idle(machine):
 CPUS = jax.devices
 
 
-@pytest.mark.parametrize("platforms", ["cuda", "cuda,cpu", "tpu", "tpu,cpu"])
+@pytest.mark.parametrize("platforms", ["cuda", "cuda,cpu", "tpu", "tpu,cpu", ""])
 @pytest.mark.parametrize(
     "answer", [CPUS, AssertionError(), RuntimeError("no backend")], ids=repr
 )
 def test_cpus_do_not_stand_in_for_an_accelerator(platforms, answer, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    monkeypatch.setattr(cpu, "_plugins", lambda: ["a_new_one"])
     monkeypatch.setattr(jax, "devices", mock.Mock(side_effect=answer))
-    name = platforms[: platforms.index(",")] if "," in platforms else platforms
-    with pytest.raises(RuntimeError, match=f"{name.upper()} is asked for .*JAX"):
+    name = platforms.partition(",")[0].upper() or "a_new_one"
+    with pytest.raises(RuntimeError, match=f"{name} is asked for .*JAX"):
         cpu.devices()
+
+
+def test_cpus_are_used_where_nothing_else_is_asked_for(monkeypatch):
+    for platforms in ("cpu", ""):
+        monkeypatch.setenv("JAX_PLATFORMS", platforms)
+        assert cpu.devices() == CPUS()
 
 
 def test_devices_of_what_was_asked_for_are_given(monkeypatch):
@@ -188,14 +197,16 @@ def test_devices_of_what_was_asked_for_are_given(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("plugin", "platforms", "why"),
+    ("plugin", "platforms", "words"),
     [
         # As launchers start it: JAX alone would run on CPUs without a word.
-        (False, "cuda,cpu", "JAX's plugin for it is not installed"),
-        (True, "", "none is visible here"),
+        (False, "cuda,cpu", "(JAX_PLATFORMS=cuda,cpu), but JAX's plugin for it is not"),
+        (True, "", "(JAX's plugin for it is installed), but none is visible here"),
     ],
 )
-def test_a_run_without_its_accelerator_does_not_start(plugin, platforms, why, tmp_path):
+def test_a_run_without_its_accelerator_does_not_start(
+    plugin, platforms, words, tmp_path
+):
     if plugin:
         (tmp_path / "jax_plugins" / "xla_cuda13").mkdir(parents=True)
         (tmp_path / "jax_plugins" / "xla_cuda13" / "__init__.py").touch()
@@ -206,9 +217,7 @@ def test_a_run_without_its_accelerator_does_not_start(plugin, platforms, why, tm
         cwd=ROOT, env=env, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 2
-    assert f"error: a GPU is asked for ({why}" in done.stderr.replace(
-        "(JAX_PLATFORMS=cuda, or JAX's plugin for CUDA), but ", "("
-    )
+    assert f"error: a GPU is asked for {words}" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
