@@ -14,7 +14,7 @@ from litevit_jax import paths
 record = paths.path(sys.argv[1]) / "environment.jsonl"
 print(record.read_text().count("\n") if record.exists() else 0)
 END
-)
+) || started=0 # main.py tells what is wrong with the place, better
 if ((started > STARTS)); then
   echo "error: $RUN was started $started times, LITEVIT_RESTARTS=$STARTS: look at its" \
     "logs before it costs more" >&2

@@ -260,34 +260,48 @@ exit 42
 """
 
 
-@pytest.mark.parametrize(
-    ("starts", "environ", "code"),
-    [
-        (None, {}, 42),
-        (100, {}, 42),
-        (101, {}, 1),
-        (3, {"LITEVIT_RESTARTS": "2"}, 1),
-        (2, {"LITEVIT_RESTARTS": "2"}, 42),
-    ],
-)
-def test_but_not_for_ever(starts, environ, code, tmp_path):
-    """The first start of a run is none of its restarts."""
+@pytest.fixture
+def start(tmp_path):
+    """(RUN, **environment) -> what launch/skypilot/run.sh did, with main.py told."""
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(PYTHON)
     python.chmod(0o755)
-    run = tmp_path / "run"
+
+    def run(place, **environ):
+        told = {"RUN": str(place), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            [LAUNCH / "skypilot" / "run.sh", "--config=a b"],
+            cwd=tmp_path, env={**os.environ, **told, **environ},
+            capture_output=True, text=True,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("starts", "environ", "goes_on"),
+    [
+        (None, {}, True),
+        (100, {}, True),
+        (101, {}, False),
+        (3, {"LITEVIT_RESTARTS": "2"}, False),
+        (2, {"LITEVIT_RESTARTS": "2"}, True),
+    ],
+)
+def test_but_not_for_ever(starts, environ, goes_on, start, tmp_path):
+    """The first start of a run is none of its restarts."""
     if starts is not None:
-        run.mkdir()
-        (run / "environment.jsonl").write_text("{}\n" * starts)
-    told = {"RUN": str(run), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [LAUNCH / "skypilot" / "run.sh", "--config=a b"],
-        cwd=tmp_path, env={**os.environ, **told, **environ},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    if code == 42:
-        assert done.stdout == "main.py\n--config=a b\n"
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "environment.jsonl").write_text("{}\n" * starts)
+    done = start(tmp_path / "run", **environ)
+    if goes_on:
+        assert (done.returncode, done.stdout) == (42, "main.py\n--config=a b\n")
     else:
+        assert (done.returncode, done.stdout) == (1, "")
         assert f"was started {starts} times" in done.stderr
+
+
+def test_a_place_that_cannot_be_read_is_left_to_main(start):
+    done = start("nowhere://bucket")
+    assert (done.returncode, done.stdout) == (42, "main.py\n--config=a b\n")
