@@ -1,7 +1,8 @@
 """Files here and in stores such as gs://, through one kind of path.
 
 A local path is a pathlib.Path. One in a store is an epath.Path, which reads and
-writes through fsspec (gs:// needs the package gcsfs) and never imports TensorFlow.
+writes through fsspec (gs:// needs the package gcsfs) and never imports TensorFlow: the
+package says so to epath as soon as it is imported.
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import Any
-
-# epath would read stores through TensorFlow wherever that is installed.
-os.environ["EPATH_USE_TF"] = "false"
 
 _NEEDS = {"gs": "gcsfs", "s3": "s3fs"}
 

@@ -139,7 +139,7 @@ GREY = {"image": np.zeros((2, 8, 8, 1), np.uint8)}
 )
 def test_one_channel_has_no_colours_to_change(name, block):
     [op] = augment.make({name: block})
-    with pytest.raises(ValueError, match=rf"{name}.* images have 1 channel.*leave it"):
+    with pytest.raises(ValueError, match=rf"{name}.*have 1 channel.*leaves it out"):
         jax.eval_shape(op, KEY, GREY)
 
 
