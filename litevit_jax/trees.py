@@ -18,6 +18,7 @@ def flatten(tree: Any) -> dict[str, Any]:
     }
 
 
+@jax.jit  # inside another: arrays of one shape are traced once
 def _fingerprint(x: jax.Array) -> jax.Array:
     """uint32 sum of hashes, one of each word of the array together with its place.
 

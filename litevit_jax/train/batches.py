@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -101,18 +102,33 @@ def training(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Shapes:
     return _augmented(ops, batch)
 
 
-def evaluation(
-    config: ConfigDict, ops: tuple[augment.Op, ...], size: tuple[int, int]
-) -> Shapes:
-    """An evaluation batch as `predict` sees it: images (H, W) without augmentation."""
-    image = (*size, config.data.channels)
-    batch = {
-        "image": _shape(config, *image, dtype=jnp.uint8),
-        "label": _shape(config),
-        "index": _shape(config),
-        "mask": _shape(config, dtype=jnp.float32),
+def evaluation(config: ConfigDict, size: tuple[int, int], rows: int) -> Shapes:
+    """A batch of an evaluation: `rows` images (H, W) as they were decoded."""
+    shapes = {
+        "image": ((rows, *size, config.data.channels), jnp.uint8),
+        "label": ((rows,), jnp.int32),
+        "index": ((rows,), jnp.int32),
+        "mask": ((rows,), jnp.float32),
     }
-    return _augmented(ops, batch)
+    return {name: jax.ShapeDtypeStruct(*given) for name, given in shapes.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """(params, model_state, batch of uint8 images) -> what an objective predicts.
+
+    Equal ones are one to JAX: runs of one process share what is traced and compiled.
+    """
+
+    objective: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, params: Any, model_state: Any, batch: Any) -> dict[str, Any]:
+        """Named arrays `[B, ...]` for images normalised by `mean` and `std`."""
+        ops = augment.make({"normalize": {"mean": self.mean, "std": self.std}})
+        batch = augment.apply(ops, jax.random.key(0), batch)
+        return self.objective.predict(params, model_state, batch)
 
 
 def _shape(config: ConfigDict, *shape: int, dtype: Any = jnp.int32):

@@ -18,7 +18,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import augment, checkpoint, distributed, paths, registry, sharding
+from litevit_jax import checkpoint, distributed, paths, registry, sharding
 from litevit_jax.data import split_names
 from litevit_jax.models import layers, vit
 from litevit_jax.objectives import base as objectives
@@ -65,8 +65,11 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, 
     Raises:
       ValueError, KeyError, OSError: a mistake of the user's, before any compile.
     """
-    job = prepare(config, paths.path(workdir))
     line = progress.Line()
+    doing = "reading the model and listing the images"
+    distributed.beat(doing, grace=True, begun=False)
+    line.say(f"{doing} ...")
+    job = prepare(config, paths.path(workdir))
     writer = progress.Writer(job.workdir, tensorboard=False)
 
     def write(step: int, row: dict[str, Any]) -> None:
@@ -237,12 +240,12 @@ def _objective(config: ConfigDict) -> Any:
 
 def _batch(config: ConfigDict, objective: Any) -> batches.Shapes:
     """A batch that the objective's parameters are made for, by shape."""
-    normalize = augment.make({"normalize": config.augment.normalize.to_dict()})
-    batch = batches.evaluation(config, normalize, batches.image_size(config.data))
-    image, views = batch["image"], objective.num_views
+    size = batches.image_size(config.data)
+    image = (config.batch_size, *size, config.data.channels)
+    batch = {"image": jax.ShapeDtypeStruct(image, "float32")}
+    views = objective.num_views
     if views > 1:
-        shape = (views, *image.shape)
-        batch["views"] = jax.ShapeDtypeStruct(shape, image.dtype)
+        batch["views"] = jax.ShapeDtypeStruct((views, *image), "float32")
     return batch
 
 

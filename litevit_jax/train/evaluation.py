@@ -18,10 +18,18 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import augment, checkpoint, cpu, distributed, registry, stop
+from litevit_jax import (
+    checkpoint,
+    cpu,
+    distributed,
+    registry,
+    sharding,
+    stop,
+)
 from litevit_jax.data import relabel
 from litevit_jax.evaluators import base
 from litevit_jax.train import batches, inputs
+from litevit_jax.train import state as states
 from litevit_jax.train import workdir as workdirs
 
 Evaluators = dict[str, tuple[base.Evaluator, int]]
@@ -99,7 +107,8 @@ class _Maker:
         self._config, self._objective, self._variables = config, objective, variables
         self._source, self._mesh, self._workdir = source, mesh, workdir
         self._normalize = config.augment.normalize
-        self._ops = augment.make({"normalize": self._normalize.to_dict()})
+        mean, std = (tuple(self._normalize[key]) for key in ("mean", "std"))
+        self._predict = states.jitted(batches.Predict(objective, mean, std), "__call__")
 
     def make(self, title: str) -> tuple[base.Evaluator, int]:
         """(evaluator, every_steps) of block `title`."""
@@ -126,8 +135,8 @@ class _Maker:
             rows=inputs.evaluation_rows(data, self._mesh),
         )
         evaluator = registry.make("evaluators", name, context=context, **kwargs)
-        size = batches.image_size(data)
-        base.check(name, evaluator, self._predicted(title, size), config.objective.name)
+        predicted = self._predicted(title, data)
+        base.check(name, evaluator, predicted, config.objective.name)
         if evaluator.labelled:
             evaluator = _matched(title, evaluator, self._known, config)
         elif "logits" in evaluator.reads and classes != self._known.count:
@@ -135,18 +144,22 @@ class _Maker:
         _check_data(title, evaluator, kwargs)
         return evaluator, every
 
-    def _predict(self, params: Any, model_state: Any, batch: dict[str, Any]) -> Any:
-        batch = augment.apply(self._ops, jax.random.key(0), batch)
-        return self._objective.predict(params, model_state, batch)
-
-    def _predicted(self, title: str, size: tuple[int, int]) -> dict[str, Any]:
-        """What the objective predicts for images (H, W), by shape."""
-        batch = batches.evaluation(self._config, self._ops, size)
-        variables = self._variables
+    def _predicted(self, title: str, data: Any) -> dict[str, Any]:
+        """What the objective predicts for images of `data`, by shape."""
+        variables, size = self._variables, batches.image_size(data)
+        rows = inputs.evaluation_rows(data, self._mesh)
+        given = (
+            variables.params,
+            variables.model_state,
+            batches.evaluation(self._config, size, rows),
+        )
+        # On the mesh, as those of the evaluation: these are not traced anew then.
+        anywhere = sharding.replicated(self._mesh)
+        given = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=anywhere), given
+        )
         try:
-            return jax.eval_shape(
-                self._objective.predict, variables.params, variables.model_state, batch
-            )
+            return jax.eval_shape(self._predict, *given)
         except (TypeError, ValueError) as error:
             ours = batches.image_size(self._config.data)
             if ours == size:
@@ -323,16 +336,18 @@ class Evaluations:
         if not titles:
             return
         decay = self._optimizer and self._optimizer.ema_decay
-        if decay is not None:
-            params = self._optimizer.average(state.opt_state, state.params)
-            state = state.replace(params=params)
-        params = checkpoint.fingerprint(state)
+        params = None
         for title in titles:
             evaluator, _ = self._evaluators[title]
-            start = time.perf_counter()
             # The first time it is compiled; later ones are as quick as the last.
             again = self._spent[title] > 0
             self._line.begin(f"step {step}  {title}: evaluating", quiet=again)
+            if params is None:
+                if decay is not None:
+                    average = self._optimizer.average(state.opt_state, state.params)
+                    state = state.replace(params=average)
+                params = checkpoint.fingerprint(state)
+            start = time.perf_counter()
             with stop.at_once():  # on resuming it is made again
                 numbers = evaluator.run(state, step=step)
             if evaluator.context.unmatched:

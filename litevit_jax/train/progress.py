@@ -279,6 +279,7 @@ class Program:
     def __call__(self, state: Any, batch: Any) -> Any:
         """(state, metrics) after one update."""
         if self._program is None:
+            self._line.begin("tracing the step")
             start = time.perf_counter()
             self._program = self._compile(self._step.lower(state, batch), start)
             self._took_s = time.perf_counter() - start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
@@ -30,9 +31,15 @@ def abstract_key() -> Any:
     return jax.eval_shape(jax.random.key, 0)
 
 
+@functools.cache
+def jitted(objective: Any, method: str) -> Any:
+    """A method of an objective under jit: equal objectives share what is traced."""
+    return jax.jit(getattr(objective, method))
+
+
 def abstract_variables(objective: Any, batch: Any) -> Any:
     """Shapes of the objective's Variables for an (abstract) batch; no compute."""
-    return jax.eval_shape(objective.init, abstract_key(), batch)
+    return jax.eval_shape(jitted(objective, "init"), abstract_key(), batch)
 
 
 def creator(objective: Any, optimizer: optimizers.Optimizer, batch: Any, mesh: Mesh):
@@ -46,7 +53,7 @@ def creator(objective: Any, optimizer: optimizers.Optimizer, batch: Any, mesh: M
         # An array made from a Python number is weakly typed and would recompile.
         variables = jax.tree.map(
             lambda x: jax.lax.convert_element_type(x, x.dtype),
-            objective.init(key, zeros),
+            jitted(objective, "init")(key, zeros),
         )
         teacher = variables.teacher
         if objective.frozen_teacher:  # its arrays are another run's: a place for them

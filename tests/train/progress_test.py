@@ -113,6 +113,7 @@ def test_the_step_is_compiled_once_with_a_word_before_and_its_time_after(monkeyp
     step = progress.Program(Lowered(now), progress.Line(stream), clock)
     assert step(1, 2) == (3, {})
     assert stream.getvalue() == (
+        "tracing the step ...\n"
         "compiling the step (first time: about 24 s; a few seconds from the cache) "
         "...\n"
     )
