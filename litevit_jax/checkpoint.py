@@ -9,7 +9,7 @@ damage is noticed. Writing is asynchronous and atomic: a complete step has its n
 from __future__ import annotations
 
 import contextlib
-import logging as stdlib_logging
+import functools
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
@@ -25,6 +25,9 @@ from litevit_jax.trees import fingerprint as fingerprint
 from litevit_jax.trees import flatten as flatten
 
 PARTS = ("step", "params", "model_state", "teacher", "opt_state")
+# Of a replicated array every device saves a slice of its own if a slice is at least
+# this large; cutting smaller ones takes longer than writing them.
+_MIN_SLICE_BYTES = 1 << 20
 
 
 class CorruptCheckpoint(ValueError):
@@ -41,13 +44,12 @@ class Checkpoint(NamedTuple):
     model_state: dict[str, np.ndarray] = {}  # noqa: RUF012  running statistics
 
 
-def place(state: Any, given: dict[str, Any], abstract: Any) -> Any:
-    """`state` with the parts `given`, host arrays, put where `abstract` has them."""
-    shardings = {
-        name: jax.tree.map(lambda x: x.sharding, getattr(abstract, name))
-        for name in given
-    }
-    return state.replace(**sharding.put(given, shardings))
+@functools.cache
+def _set_up_orbax() -> None:
+    logging.get_absl_logger().addFilter(_is_news)
+    handlers = ocp.type_handlers
+    ours = handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES)
+    handlers.register_type_handler(jax.Array, ours, override=True)
 
 
 class Checkpoints:
@@ -67,8 +69,8 @@ class Checkpoints:
         self._fixed = fixed or {}
         self.directory = paths.absolute(paths.path(workdir)) / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        _set_up_orbax()
         self._manager = ocp.CheckpointManager(self.directory, options=options)
-        logging.get_absl_logger().addFilter(_QUIET)  # once, however often
 
     def steps(self) -> list[int]:
         """Steps that are saved completely, oldest first."""
@@ -167,7 +169,8 @@ class Checkpoints:
             for name in PARTS
             if name not in self._fixed
         }
-        return place(abstract.replace(**state), self._fixed, abstract), meta
+        state = abstract.replace(**state)
+        return sharding.replace(state, self._fixed, abstract), meta
 
     def _parts(self, state: Any) -> dict[str, dict[str, Any]]:
         names = [name for name in PARTS if name not in self._fixed]
@@ -250,14 +253,10 @@ class Checkpoints:
         self._manager.close()
 
 
-class _Quiet(stdlib_logging.Filter):
-    """Drops what Orbax logs, with its stacks, of errors that it raises as well."""
-
-    def filter(self, record: stdlib_logging.LogRecord) -> bool:
-        return not (record.exc_info and "orbax" in record.pathname)
-
-
-_QUIET = _Quiet()
+def _is_news(record: Any) -> bool:
+    """Whether Orbax neither raises what it logs as well nor speaks of our handler."""
+    known = record.exc_info or record.filename == "type_handler_registry.py"
+    return not (known and "orbax" in record.pathname)
 
 
 def _read(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> Any:

@@ -137,6 +137,15 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(one, tree, shardings)
 
 
+def replace(state: Any, parts: dict[str, Any], abstract: Any) -> Any:
+    """`state` with the `parts`, host arrays by name, put where `abstract` has them."""
+    shardings = {
+        name: jax.tree.map(lambda x: x.sharding, getattr(abstract, name))
+        for name in parts
+    }
+    return state.replace(**put(parts, shardings))
+
+
 def most(mesh: Mesh, number: int) -> jax.Array:
     """The largest of the numbers that the processes give, on all of them."""
     mine = np.full(len(mesh.local_devices), number, np.int32)

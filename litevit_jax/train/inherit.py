@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from litevit_jax import checkpoint, distributed, paths, weights
+from litevit_jax import checkpoint, distributed, paths, sharding, weights
 from litevit_jax.models import layers
 from litevit_jax.train import entries, views
 from litevit_jax.train import state as states
@@ -308,7 +308,7 @@ def start(
     state, given = create(jax.random.key(config.seed)), dict(fixed)
     if loaded is not None:
         given["params"] = fill(state.params, loaded, config)
-    state = checkpoint.place(state, given, abstract)
+    state = sharding.replace(state, given, abstract)
     if loaded is None or optimizer.ema_decay is None:
         return state
     return states.restart_optimizer(state, optimizer)  # the average starts there too
