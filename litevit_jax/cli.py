@@ -63,6 +63,7 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
         raise
     except Exception as error:
         why = error
+        distributed.wait_for_verdict(error)
         code = exits.report(error, begun=distributed.beats() > before)
     except KeyboardInterrupt as error:
         stop.say(f"{error or 'interrupted'}; run the same command to go on")

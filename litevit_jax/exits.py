@@ -83,6 +83,8 @@ def report(error: Exception, *, begun: bool) -> int:
 def classify(error: Exception, *, begun: bool) -> tuple[int, bool]:
     """(exit code, whether the error's text is all that a user needs)."""
     ours, deliberate = _origin(error.__traceback__)
+    if type(error).__module__.startswith("litevit_jax."):  # whoever raises it
+        ours = deliberate = True
     if _lacks_field(error) and not begun:
         return USAGE, True
     if isinstance(error, OSError):

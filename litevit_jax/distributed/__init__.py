@@ -14,6 +14,7 @@ from litevit_jax.distributed.peers import (
     primary,
     start,
     together,
+    wait_for_verdict,
 )
 from litevit_jax.distributed.watch import EXIT_STUCK, Limits
 
@@ -33,4 +34,5 @@ __all__ = [
     "primary",
     "start",
     "together",
+    "wait_for_verdict",
 ]

@@ -68,8 +68,7 @@ def _receive(address: str, me: dict, deadline: float, timeout_s: float) -> list[
             said = _read(line, 5.0)
             if said is None or said.get("greeting") != _GREETING:
                 continue  # some program that looks which ports are open
-            if said["index"] in lines and _gone(lines[said["index"]]):
-                del there[said["index"]]  # it was started again
+            _leave_out_the_gone(there, lines)  # to be started again
             wrong = _contradiction(said, me["count"], there)
             if wrong:
                 answer = {"wrong": wrong}
@@ -77,6 +76,9 @@ def _receive(address: str, me: dict, deadline: float, timeout_s: float) -> list[
                 break
             there[said["index"]] = {**said, "skew": said["time"] - time.time()}
             lines[said["index"]] = line
+            _leave_out_the_gone(
+                there, lines
+            )  # the last one to come may not be the last
         else:
             answer = {"there": [there[i] for i in range(me["count"])]}
         for line in lines.values():
@@ -148,6 +150,12 @@ def _read(line: socket.socket, timeout_s: float) -> dict | None:
     except (TimeoutError, ValueError):
         return None
     return said if isinstance(said, dict) else None
+
+
+def _leave_out_the_gone(there: dict[int, Any], lines: dict[int, Any]) -> None:
+    """Forgets processes that ended while they waited for the others."""
+    for index in [i for i, line in lines.items() if _gone(line)]:
+        del there[index], lines[index]
 
 
 def _gone(line: socket.socket) -> bool:

@@ -280,13 +280,21 @@ def leave(code: int, why: BaseException | None = None) -> int:
 
         jax.distributed.shutdown()
         return code
-    if _communication(why):  # whose fault it is, the watch finds out and tells
-        _watch.wait_for_verdict()
     with contextlib.suppress(Exception):  # process 0 may be gone already
         _watch.fail(code, _text(why) or type(why).__name__)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def wait_for_verdict(error: BaseException) -> None:
+    """If `error` may be that another process is gone, waits for the watch to say so.
+
+    Then the watch ends this process, with the other's exit code; whoever goes on after
+    this call has an error of its own.
+    """
+    if _watch is not None and _communication(error):
+        _watch.wait_for_verdict()
 
 
 def _communication(error: BaseException) -> bool:

@@ -81,8 +81,10 @@ def test_one_that_was_started_again_takes_its_place(address):
             b'"pid": 1, "time": 0}\n'
         )
         line.close()
-        others = [pool.submit(meeting.meet, address, 3, i, 600.0) for i in (1, 2)]
-        told = [future.result() for future in (first, *others)]
+        second = pool.submit(meeting.meet, address, 3, 2, 600.0)
+        time.sleep(0.3)  # all three have come, and one of them is gone
+        third = pool.submit(meeting.meet, address, 3, 1, 600.0)
+        told = [future.result() for future in (first, second, third)]
     assert "gone" not in {row["host"] for row in told[0]}
 
 
