@@ -70,6 +70,7 @@ def test_tables_have_a_column_for_each_figure(tmp_path):
 
 @pytest.mark.parametrize("name", common.PARTS)
 def test_every_part_runs_in_its_small_form(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")  # of main.py, where a part runs it
     if name in ("steps", "peers"):
         module = {"steps": steps, "peers": peers}[name]
         first = dict(list(module.STEPS.items())[:1])

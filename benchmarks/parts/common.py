@@ -25,6 +25,15 @@ PARTS = {
     "profile": 0.6,
     "learning": 1.2,
 }
+# A model that main.py trains within seconds, where a part is in its small form.
+SMALL_MODEL = (
+    "--config.objective.encoder.width=24",
+    "--config.objective.encoder.depth=1",
+    "--config.objective.encoder.num_heads=2",
+    "--config.objective.decoder.width=16",
+    "--config.objective.decoder.num_heads=2",
+    "--config.log.health=False",
+)
 _AT_LEAST_S = 0.25  # of a repetition that is timed
 _REPETITIONS = 7
 
@@ -185,6 +194,8 @@ def process(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str
     finally:
         child.kill()
         child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
 
 
 def end_group(child: subprocess.Popen[Any]) -> None:

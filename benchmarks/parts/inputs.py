@@ -103,8 +103,7 @@ def _waiting(small: bool, kind: str, place: pathlib.Path) -> dict[str, Any]:
             "--config.evals.reconstruction.every_steps=0",
             "--config.checkpoint.every_steps=1000",
         ]
-        if not small:
-            command += ["--config.batch_size=512"]
+        command += common.SMALL_MODEL if small else ["--config.batch_size=512"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "images_per_s" in row][2:]
@@ -113,5 +112,5 @@ def _waiting(small: bool, kind: str, place: pathlib.Path) -> dict[str, Any]:
     middle = len(rows) // 2
     return {
         "images/s": {"median": rates[middle], "min": rates[0], "max": rates[-1]},
-        "% waiting": 100 * waits[middle],
+        "% waiting": waits[middle],
     }

@@ -35,7 +35,8 @@ def run(part: common.Part) -> None:
 def _pretrain(part: common.Part) -> dict[str, Any]:
     """Trains for about half of the time that is left, by the speed of its start."""
     workdir = part.out / "learning" / "mae"
-    row = _main(part, "mae_tiny", workdir, *_recipe(part), *_epochs(part))
+    small = common.SMALL_MODEL if part.small else ()
+    row = _main(part, "mae_tiny", workdir, *_recipe(part), *_epochs(part), *small)
     curves = list((workdir / "report").glob("*loss*.png"))
     for path in curves[:1]:
         shutil.copy(path, part.out / "learning-loss.png")
@@ -48,14 +49,14 @@ def _probe(part: common.Part) -> dict[str, Any]:
     fields += ["steps=6", "batch_size=16"] if part.small else ["steps=2000"]
     row = _main(part, "linear_probe", part.out / "learning" / "probe", *fields)
     path = part.out / "learning" / "probe" / "evals" / "test" / "result.json"
-    row["top-1 %"] = 100 * json.loads(path.read_text())["last"]["top1"]
+    row["top-1 %"] = json.loads(path.read_text())["last"]["top1"]
     return row
 
 
 def _recipe(part: common.Part) -> list[str]:
     """The variant and fields of the pre-training."""
     if part.small or not part.data:
-        return [":digits", "steps=6"] if part.small else [":digits"]
+        return [":smoke"] if part.small else [":digits"]
     kind = "arrays" if str(part.data).endswith(".npz") else "folder"
     return [f":data={kind},path={pathlib.Path(part.data).resolve()}", *_FIELDS]
 
@@ -72,7 +73,11 @@ def _main(
 ) -> dict[str, Any]:
     """Runs main.py; images/s of its metrics and seconds of the whole."""
     variant = "".join(s for s in settings if s.startswith(":"))
-    fields = [f"--config.{s}" for s in settings if not s.startswith(":")]
+    fields = [
+        s if s.startswith("--") else f"--config.{s}"
+        for s in settings
+        if not s.startswith(":")
+    ]
     command = [sys.executable, "main.py", f"--config=configs/{recipe}.py{variant}"]
     start = time.time()
     with common.process(

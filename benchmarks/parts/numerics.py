@@ -28,13 +28,6 @@ MAE_LOSS, RAW_LOSS = 1.081296, 0.829725
 LOGITS = [0.52863, 0.426949, 0.143044, 0.756373]
 # (queries, keys, heads, size of a head) of the attention that is compared.
 SHAPES = {"encoder": (50, 50, 12, 16), "decoder": (148, 197, 3, 32)}
-_TINY = (
-    "encoder.width=24",
-    "encoder.depth=1",
-    "encoder.num_heads=2",
-    "decoder.width=16",
-    "decoder.num_heads=2",
-)
 BOUNDS = {"float32": 1e-4, "bfloat16": 0.015}
 
 
@@ -201,7 +194,7 @@ def _resume(small: bool) -> dict[str, Any]:
 def _command(folder: pathlib.Path, small: bool) -> list[str]:
     """A run of 20 steps: ViT-Tiny on random images, or the digits if `small`."""
     if small:
-        variant, more = "smoke", [f"--config.objective.{field}" for field in _TINY]
+        variant, more = "smoke", list(common.SMALL_MODEL)
     else:
         images = np.random.default_rng(0).integers(256, size=(256, 96, 96, 3))
         np.savez(folder / "images.npz", image=images.astype(np.uint8))
