@@ -172,7 +172,9 @@ CPUS = jax.devices
 
 @pytest.mark.parametrize("platforms", ["cuda", "cuda,cpu", "tpu", "tpu,cpu", ""])
 @pytest.mark.parametrize(
-    "answer", [CPUS, AssertionError(), RuntimeError("no backend")], ids=repr
+    "answer",
+    [CPUS, AssertionError(), RuntimeError("no backend")],
+    ids=["CPUs", "a failed check", "no backend"],
 )
 def test_cpus_do_not_stand_in_for_an_accelerator(platforms, answer, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
