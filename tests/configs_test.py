@@ -15,6 +15,8 @@ from litevit_jax import checkpoint, cli, sharding
 from litevit_jax.train import inputs, loop, setup
 from tests import jobs
 
+pytestmark = pytest.mark.usefixtures("shared_designs")
+
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("[!_]*.py"))
 RECIPES = [path.stem for path in FILES if path.stem not in ("common", "convert")]

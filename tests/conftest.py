@@ -1,5 +1,6 @@
 """Every test sees 8 CPU devices; flags are parsed as `main.py` would."""
 
+import importlib.metadata
 import os
 import pathlib
 
@@ -13,10 +14,18 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # Most of the suite's time is compiling small programs: this halves it. The laws and
 # values that are tested do not depend on how hard XLA tries.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+_OLDER = importlib.metadata.version("jaxlib").startswith("0.10.")
+if _OLDER:  # compiles in half of the time; newer ones do not know it
+    quick = " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + quick
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import gc
 
 import pytest
 from absl import flags
+
+gc.set_threshold(100_000, 20, 20)  # tracing makes many objects and little garbage
 
 # The files that take longest come first (and --no-loadscope-reorder keeps it so), or
 # one process would be busy with the last of them while the others have nothing to do.
@@ -32,6 +41,23 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True, scope="session")
 def _parsed_flags():
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+
+
+@pytest.fixture(scope="session")
+def _designs():
+    from tests import jobs
+
+    return jobs.sharing_designs()
+
+
+@pytest.fixture(scope="module")
+def shared_designs(_designs):
+    """Runs of one config share what is traced and compiled for them."""
+    from litevit_jax.train import setup
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "design", _designs)
+        yield
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from litevit_jax.models import layers
 from litevit_jax.train import loop, setup
 from tests import jobs
 
+pytestmark = pytest.mark.usefixtures("shared_designs")
+
 
 def config(arg=None, name="finetune"):
     return importlib.import_module(f"configs.{name}").get_config(arg)

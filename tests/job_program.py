@@ -105,6 +105,7 @@ def main(argv):
     values(["program", *argv[2:]])
     flags.FLAGS.mark_as_parsed()
     sharding._MIN_SHARDED_SIZE = 64  # so that fsdp divides even these models
+    setup.design = jobs.sharing_designs()
     plan = json.loads(pathlib.Path(argv[1]).read_text())
     if values.process_id == plan.get("late_clock"):
         now = time.time
@@ -123,6 +124,7 @@ def main(argv):
             path = folder / f"{piece}-{distributed.index()}.json"
             path.write_text(json.dumps(found))
     except Exception as error:
+        distributed.wait_for_verdict(error)
         code, why = exits.report(error, begun=distributed.beats() > 0), error
     sys.exit(distributed.leave(code, why))
 

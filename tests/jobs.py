@@ -1,10 +1,16 @@
 """Small runs that the tests share."""
 
 import atexit
+import copy
+import dataclasses
 import functools
 import importlib
+import json
+import os
 import shutil
 import tempfile
+
+import numpy as np
 
 from litevit_jax.train import loop, setup
 
@@ -60,6 +66,56 @@ def teacher():
     sizes = {"objective__encoder__width": 32, "objective__encoder__num_heads": 4}
     loop.run(tiny(steps=1, **sizes), workdir)
     return workdir
+
+
+# Blocks of a config that change nothing of what is compiled for training.
+_ELSEWHERE = ("checkpoint", "evals", "name", "watchdog")
+
+
+class _Once:
+    """A step that is lowered, or a lowered one that is compiled, only once."""
+
+    def __init__(self, stage):
+        self._stage, self._next = stage, None
+
+    def lower(self, *arguments):
+        self._next = self._next or _Once(self._stage.lower(*arguments))
+        return self._next
+
+    def compile(self):
+        # The step of a whole run is compiled as users have it: that logging changes no
+        # bit of it depends on how the compiler fuses.
+        quick = "fusion_emitters" in os.environ.get("XLA_FLAGS", "")  # of conftest.py
+        options = {"xla_cpu_use_fusion_emitters": True} if quick else None
+        self._next = self._next or self._stage.compile(options)
+        return self._next
+
+    def __call__(self, *arguments):
+        return self._stage(*arguments)
+
+    def __getattr__(self, name):
+        return getattr(self._stage, name)
+
+
+def sharing_designs():
+    """`setup.design`, which designs a run of an equal config only once."""
+    made, design = {}, setup.design
+
+    def shared(config, mesh, source):
+        fields = config.to_dict()
+        key = json.dumps({k: fields[k] for k in fields if k not in _ELSEWHERE})
+        key += f"{mesh}{np.ravel(mesh.devices)}{source('train').fingerprint()}"
+        if key not in made:
+            one = design(config, mesh, source)
+            one = dataclasses.replace(one, step=_Once(one.step))
+            made[key] = one, copy.deepcopy(config.to_dict())
+        one, settled = made[key]
+        for block in settled:
+            if block not in _ELSEWHERE:
+                config[block] = copy.deepcopy(settled[block])
+        return one
+
+    return shared
 
 
 def prepare(workdir, made=None):

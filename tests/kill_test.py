@@ -24,6 +24,7 @@ COMMAND = [
     "--config.checkpoint.every_steps=2",
     "--config.evals.reconstruction.every_steps=0",
     "--config.log.tensorboard=false",
+    "--config.log.health=false",
     "--config.log.report=false",
     "--config.objective.encoder.width=24",
     "--config.objective.encoder.depth=1",

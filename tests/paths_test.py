@@ -14,6 +14,8 @@ from litevit_jax.train import inherit, loop, progress, views
 from litevit_jax.train import workdir as workdirs
 from tests import bucket, jobs
 
+pytestmark = pytest.mark.usefixtures("shared_designs")
+
 
 @pytest.fixture(scope="module")
 def gs():

@@ -13,6 +13,8 @@ from litevit_jax.analysis import layers
 from litevit_jax.train import evaluate, loop, setup
 from tests import jobs
 
+pytestmark = pytest.mark.usefixtures("shared_designs")
+
 
 def config(checkpoints, **overrides):
     fields = {"init": str(checkpoints / "0"), "study__poor": 0.5, "steps": 2}

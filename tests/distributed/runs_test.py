@@ -13,10 +13,10 @@ from tests import jobs, processes
 
 STEPS = 3
 LOGGED = {"log__every_steps": 1, "log__health": False}  # half as much to compile
-METHODS = {
-    "mae": ("mae_tiny", {"mesh__fsdp": 4}),
-    "moco": ("mocov3_tiny", {}),
-    "distill": ("mae_tiny_distill", {"mesh__fsdp": 4, "evals": {}}),
+METHODS = {  # the first has the program of the run that is stopped
+    "mae": ("mae_tiny", {"mesh__fsdp": 4, "steps": 12}),
+    "moco": ("mocov3_tiny", {"steps": STEPS}),
+    "distill": ("mae_tiny_distill", {"mesh__fsdp": 4, "evals": {}, "steps": STEPS}),
 }
 STOPPED = {"steps": 12, "checkpoint__every_steps": 100, "evals": {}, **LOGGED}
 LIMITS = {"stuck_s": 3600.0, "grace_s": 3600.0, "peer_s": 1800.0}  # of nobody here
@@ -87,7 +87,7 @@ def alone(tmp_path_factory):
     """The folder of the same runs in one process."""
     folder = tmp_path_factory.mktemp("alone")
     for name, (recipe, overrides) in METHODS.items():
-        made = jobs.tiny(recipe, steps=STEPS, **LOGGED, **overrides)
+        made = jobs.tiny(recipe, **LOGGED, **overrides)
         loop.run(made, folder / name)
     loop.run(jobs.tiny(**STOPPED), folder / "stopped")
     return folder
@@ -98,8 +98,8 @@ def pair(tmp_path_factory):
     """What two processes of two devices each did; the last piece ended them."""
     folder = tmp_path_factory.mktemp("pair")
     pieces = {
-        name: ("train", {"name": recipe, "workdir": str(folder / name), "steps": STEPS,
-            **LOGGED, **overrides}
+        name: ("train", {"name": recipe, "workdir": str(folder / name), **LOGGED,
+            **overrides}
             | ({"teacher": jobs.teacher()} if name == "distill" else {}))
         for name, (recipe, overrides) in METHODS.items()
     }  # fmt: skip
@@ -124,11 +124,12 @@ def found(job, piece):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_give_the_losses_and_parameters_of_one(name, pair, alone):
-    assert found(pair, name) == [{"step": STEPS, "signal": None}] * 2
+    steps = METHODS[name][1]["steps"]
+    assert found(pair, name) == [{"step": steps, "signal": None}] * 2
     # BatchNorm behind the encoder's end cancels its bias, as softmax those of keys.
     undetermined = {"encoder/norm/bias"} if name == "moco" else set()
     assert_same_run(
-        pair.folder / name, alone / name, steps=STEPS, undetermined=undetermined
+        pair.folder / name, alone / name, steps=steps, undetermined=undetermined
     )
 
 
@@ -221,11 +222,26 @@ COMMAND = [
 
 def test_four_tasks_of_the_slurm_script_give_the_losses_of_one(tmp_path, alone):
     workdir = tmp_path / "mae"
-    arguments = [*COMMAND[1:], f"--config.steps={STEPS}", f"--workdir={workdir}"]
+    steps = f"--config.steps={METHODS['mae'][1]['steps']}"
+    arguments = [*COMMAND[1:], steps, f"--workdir={workdir}"]
     code, said = processes.sbatch(tmp_path, arguments, count=4, JAX_NUM_CPU_DEVICES="1")
     assert code == 0, said
     assert "4 CPU devices" in said["0"]
-    assert_same_run(workdir, alone / "mae", steps=STEPS)
+    assert_same_run(workdir, alone / "mae", steps=METHODS["mae"][1]["steps"])
+
+
+def test_a_suspended_first_process_ends_the_other(tmp_path):
+    """Though what all say is kept by the first, and does not answer any more."""
+    workdir = tmp_path / "run"
+    job = processes.Job([*COMMAND, f"--workdir={workdir}"], tmp_path / "said")
+    job.until((workdir / "checkpoints" / "4").exists)
+    job.signal(0, signal.SIGSTOP)
+    try:
+        code = job.processes[1].wait(timeout=processes.PATIENCE_S)
+    finally:
+        job.kill()
+    assert code == distributed.EXIT_STUCK, job.everything()
+    assert "process 0 (" in job.said(1) and "was not heard of for" in job.said(1)
 
 
 def test_a_killed_process_ends_the_other_and_the_job_goes_on(tmp_path):

@@ -12,6 +12,8 @@ from litevit_jax import checkpoint, sharding
 from litevit_jax.train import convert, inherit, loop, setup
 from tests import jobs
 
+pytestmark = pytest.mark.usefixtures("shared_designs")
+
 DECAY = 0.5
 FIELDS = {
     "steps": 3,

@@ -11,6 +11,8 @@ from litevit_jax.data import ops as data_ops
 from litevit_jax.train import batches, inherit, inputs, views
 from tests import jobs
 
+pytestmark = pytest.mark.usefixtures("shared_designs")
+
 
 def flips(made):
     """Probabilities: of the host's flip, and of the device's (None: has none)."""

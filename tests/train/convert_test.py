@@ -16,6 +16,8 @@ from litevit_jax.weights import export
 from tests import jobs
 from tests.weights import export_test, reader_test
 
+pytestmark = pytest.mark.usefixtures("shared_designs")
+
 ROOT = pathlib.Path(__file__).parents[2]
 CONVERT = str(ROOT / "configs" / "convert.py")
 CLASSES = [f"class {k}, \u00fc" for k in range(10)]

@@ -19,6 +19,8 @@ from litevit_jax.weights import model as models
 from tests import bad_input_test, jobs
 from tests.weights import reader_test
 
+pytestmark = pytest.mark.usefixtures("shared_designs")
+
 FILES = pathlib.Path(__file__).parents[1] / "weights" / "fixtures"
 SAME = ("top1", "top5", "mean_per_class", "n", "params", "step")
 

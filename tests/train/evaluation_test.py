@@ -12,6 +12,8 @@ from litevit_jax.evaluators import frozen
 from litevit_jax.train import evaluation, inputs, loop, setup
 from tests import jobs
 
+pytestmark = pytest.mark.usefixtures("shared_designs")
+
 MAKE_MESH = sharding.make_mesh
 
 

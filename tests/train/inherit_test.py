@@ -12,6 +12,8 @@ from litevit_jax.train import inherit, setup
 from litevit_jax.weights import positions
 from tests import jobs
 
+pytestmark = pytest.mark.usefixtures("shared_designs")
+
 
 def arrays_like(job):
     """Random parameters of a job, by path."""

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -20,6 +19,8 @@ from litevit_jax.data import device
 from litevit_jax.evaluators import base
 from litevit_jax.train import lock, loop, progress, setup
 from tests import jobs
+
+pytestmark = pytest.mark.usefixtures("shared_designs")
 
 
 def tiny(**overrides):
@@ -100,7 +101,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(number, whole, tmp_path, monkeyp
         ticks.append(wait_s)
         self._steps += 1
         if len(ticks) == 4:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
         patch.setattr(progress.Clock, "tick", tick)
@@ -118,7 +119,7 @@ def test_a_run_whose_data_do_not_come_saves_and_stops(whole, tmp_path, monkeypat
 
     def stuck(*args):
         yield from itertools.islice(stream(*args), 5)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         never.wait()
 
     with monkeypatch.context() as patch:
@@ -142,7 +143,7 @@ def test_a_second_ctrl_c_saves_nothing_more_and_loses_nothing_else(
         tick(self, wait_s)
         if self._steps == 5:
             for _ in range(2):
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
                 while loop.stops._stop._heard_s is None:
                     time.sleep(0.01)
             while not loop.stops._stop.urgent:
@@ -163,7 +164,7 @@ def test_a_stop_in_an_evaluation_is_obeyed_and_the_evaluation_made_on_resuming(
     def signalled(self, *args, **kwargs):
         for count, rows in enumerate(over(self, *args, **kwargs)):
             assert not count, "it goes on"
-            os.kill(os.getpid(), signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
             yield rows
 
     def steps(workdir):

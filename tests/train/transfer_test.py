@@ -10,6 +10,8 @@ from litevit_jax import sharding
 from litevit_jax.train import inputs, loop, transfer
 from tests import jobs
 
+pytestmark = pytest.mark.usefixtures("shared_designs")
+
 GRID = {"sweep__lr_base": (0.05, 0.1, 0.2), "sweep__layer_decay": (0.75, 1.0)}
 
 

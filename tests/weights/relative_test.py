@@ -15,6 +15,8 @@ from litevit_jax.weights import model as models
 from litevit_jax.weights import names
 from tests import golden, jobs
 
+pytestmark = pytest.mark.usefixtures("shared_designs")
+
 SIZES = {"width": 16, "depth": 2, "num_heads": 4, "patch_size": 2}
 KINDS = {np.dtype(np.float32): "F32", np.dtype(np.int64): "I64"}
 
