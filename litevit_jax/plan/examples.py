@@ -50,9 +50,8 @@ def source(data: Any) -> tuple[Callable[[str], base.Source], str]:
       ValueError: they are not here, and nobody says how many there are.
       OSError: the named place has no such data.
     """
-    named = data.dir or data.required
-    here = data.source != "tfds" or named or tfds.locate(data.name) is not None
-    if here:
+    # A set that a run requires (`data.required`) may be missing where it is planned.
+    if data.source != "tfds" or data.dir or tfds.locate(data.name) is not None:
         return inputs.sources(data), "data"
     parts = [(data.name, split.strip()) for split in data.train_split.split("+")]
     unknown = [part for part in parts if part not in _KNOWN]
