@@ -69,7 +69,14 @@ def report(error: Exception, *, begun: bool) -> int:
       begun: whether the job had begun to work, or was still being checked.
     """
     code, is_message = classify(error, begun=begun)
-    if is_message and "LITEVIT_TRACEBACK" not in os.environ:
+    if _out_of_memory(error) and "LITEVIT_TRACEBACK" not in os.environ:
+        print(
+            f"error: a device ran out of memory ({str(error).splitlines()[0][:200]}); "
+            "compute fewer images at once with --config.microbatch=N (how many a "
+            "device takes), or keep less of each with --config.remat=True",
+            file=sys.stderr,
+        )
+    elif is_message and "LITEVIT_TRACEBACK" not in os.environ:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         if _lacks_field(error):
             name = str(text).strip("\"'")
@@ -93,6 +100,8 @@ def classify(error: Exception, *, begun: bool) -> tuple[int, bool]:
         # With a file's name, whatever library asked for it.
         is_message = ours or (known and (machine or error.filename is not None))
         return (FAILED if machine or begun else USAGE), is_message
+    if _out_of_memory(error):
+        return USAGE, True  # the same command would run out of it again
     if isinstance(error, ValueError | KeyError):
         mistake = deliberate or (ours and not begun)
         return (USAGE if mistake else FAILED), mistake
@@ -100,6 +109,12 @@ def classify(error: Exception, *, begun: bool) -> tuple[int, bool]:
         return USAGE, True  # a package to be installed, an extension to be mended
     named = isinstance(error, RuntimeError | FloatingPointError)
     return FAILED, named and ours
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether XLA found no room on a device."""
+    of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return of_jax and "RESOURCE_EXHAUSTED" in str(error)[:200]
 
 
 def _lacks_field(error: BaseException) -> bool:

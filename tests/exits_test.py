@@ -10,6 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 import pytest
 from absl import flags
 
@@ -175,6 +176,16 @@ def test_an_error_in_our_code_that_nobody_raised_is_a_bug_once_work_has_begun():
     code = compile("int('x')", str(PACKAGE / "data" / "x.py"), "exec")
     error = failed(exec, code)
     assert exits.classify(error, begun=True) == (exits.FAILED, False)
+
+
+def test_a_device_without_room_is_told_with_the_settings_that_help(capsys):
+    text = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 GiB.\n+ stacks"
+    error = jax.errors.JaxRuntimeError(text)
+    assert exits.report(error, begun=True) == exits.USAGE
+    said = capsys.readouterr().err
+    assert said.startswith("error: a device ran out of memory (RESOURCE_EXHAUSTED: Out")
+    assert "--config.microbatch=N" in said and "--config.remat=True" in said
+    assert "stacks" not in said and said.count("\n") == 1
 
 
 def test_a_recipe_of_yours_without_a_field_is_told_which(capsys):
