@@ -58,6 +58,8 @@ _NO_CONFIG = (
     "'config'), or start anew in another --workdir"
 )
 
+# How the environment variables begin that change what JAX and its compilers do.
+_VARIABLES = ("CUDA_", "JAX_", "LIBTPU_", "NCCL_", "TPU_", "XLA_")
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -251,6 +253,7 @@ def environment(devices: list[str]) -> dict[str, Any]:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
+    variables = {k: v for k, v in os.environ.items() if k.startswith(_VARIABLES)}
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": commit.strip(),
@@ -259,6 +262,7 @@ def environment(devices: list[str]) -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         "devices": devices,
         "command": sys.argv,
+        "variables": variables,
     }
 
 

@@ -82,6 +82,7 @@ def test_a_run_leaves_what_the_readme_says(whole):
     environment = json.loads((whole / "environment.jsonl").read_text())
     assert len(environment["devices"]) == 8
     assert environment["versions"]["jax"] == jax.__version__
+    assert environment["variables"]["JAX_NUM_CPU_DEVICES"] == "8"
     assert "encoder/cls_token" in (whole / "parameters.txt").read_text()
     result = json.loads((whole / "evals/reconstruction/result.json").read_text())
     assert [r["step"] for r in result["history"]] == [3, 6]
