@@ -43,20 +43,32 @@ def _parsed_flags():
     flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
 
 
-@pytest.fixture(scope="session")
-def _designs():
-    from tests import jobs
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+    """Forgets compiled programs between files: Linux maps 65,530 pieces of memory into
+    a process, of which each program takes several, and beyond them XLA crashes."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 15_000:
+        import jax
 
-    return jobs.sharing_designs()
+        from litevit_jax.evaluators import base
+        from litevit_jax.train import state
+
+        state.jitted.cache_clear()
+        base._only.cache_clear()
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
-def shared_designs(_designs):
+def shared_designs():
     """Runs of one config share what is traced and compiled for them."""
     from litevit_jax.train import setup
+    from tests import jobs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "design", _designs)
+        patch.setattr(setup, "design", jobs.sharing_designs())
         yield
 
 

@@ -90,7 +90,7 @@ def _pieces(
                     return
 
 
-@functools.cache
+@functools.lru_cache(maxsize=16)  # a program keeps its memory as long as it is known
 def _only(
     predict: Callable[..., Any], reads: tuple[str, ...], images: bool, mesh: Mesh
 ) -> Any:

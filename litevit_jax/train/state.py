@@ -31,7 +31,7 @@ def abstract_key() -> Any:
     return jax.eval_shape(jax.random.key, 0)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)  # a program keeps its memory as long as it is known
 def jitted(objective: Any, method: str) -> Any:
     """A method of an objective under jit: equal objectives share what is traced."""
     return jax.jit(getattr(objective, method))
