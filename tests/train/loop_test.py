@@ -165,7 +165,7 @@ def test_a_stop_in_an_evaluation_is_obeyed_and_the_evaluation_made_on_resuming(
     def signalled(self, *args, **kwargs):
         for count, rows in enumerate(over(self, *args, **kwargs)):
             assert not count, "it goes on"
-            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)  # nohup would ignore SIGHUP
             yield rows
 
     def steps(workdir):
@@ -175,7 +175,7 @@ def test_a_stop_in_an_evaluation_is_obeyed_and_the_evaluation_made_on_resuming(
     with monkeypatch.context() as patch:
         patch.setattr(base.Context, "over", signalled)
         outcome = loop.run(tiny(), tmp_path)
-    assert (outcome.step, outcome.signal) == (steps(whole)[0], signal.SIGHUP)
+    assert (outcome.step, outcome.signal) == (steps(whole)[0], signal.SIGTERM)
     assert loop.run(tiny(), tmp_path).signal is None
     assert steps(tmp_path) == steps(whole)
     same(params(tmp_path), params(whole))
