@@ -1,6 +1,7 @@
 """Which process of which job this is, from flags and variables; what is missing."""
 
 import http.server
+import os
 import re
 import threading
 
@@ -119,6 +120,8 @@ def test_tasks_of_open_mpi_divide_the_gpus_too():
 )
 def test_jax_is_told_of_these_gpus(visible, devices, monkeypatch):
     """As --gpus-per-task=1 shows task 3 of a node its own GPU, number 0."""
+    for name in [name for name in os.environ if name.startswith("TPU_")]:
+        monkeypatch.delenv(name)  # a plan's compiler has left them there
     told = {"SLURM_LOCALID": "3", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_NODES": "1"}
     for name, value in {**SLURM, **told, "CUDA_VISIBLE_DEVICES": visible}.items():
         monkeypatch.setenv(name, value)
