@@ -21,10 +21,12 @@ if _OLDER:  # compiles in half of the time; newer ones do not know it
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import gc
+import signal
 
 import pytest
 from absl import flags
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, too: children inherit it
 gc.set_threshold(100_000, 20, 20)  # tracing makes many objects and little garbage
 
 # The files that take longest come first (and --no-loadscope-reorder keeps it so), or
