@@ -75,9 +75,8 @@ def main(*arguments: object) -> None:
     command = ["main.py", *map(str, arguments)]
     # Compiled programs, for a second run on the same machine.
     defaults = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
-    if (
-        on_colab() and not cpu.has_accelerator()
-    ):  # it may have the libraries all the same
+    # Colab may have an accelerator's libraries without the accelerator.
+    if on_colab() and not cpu.has_accelerator():
         defaults["JAX_PLATFORMS"] = "cpu"
     print(f"$ python {shlex.join(command)}", flush=True)
     with subprocess.Popen(

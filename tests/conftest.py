@@ -1,8 +1,10 @@
 """Every test sees 8 CPU devices; flags are parsed as `main.py` would."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
+import signal
 
 _CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"  # of compiled programs
 
@@ -19,9 +21,6 @@ if _OLDER:  # compiles in half of the time; newer ones do not know it
     quick = " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + quick
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-
-import gc
-import signal
 
 import pytest
 from absl import flags
@@ -57,7 +56,7 @@ def _few_programs():
         from litevit_jax.evaluators import base
         from litevit_jax.train import state
 
-        state.jitted.cache_clear()
+        state._shared.cache_clear()
         base._only.cache_clear()
         jax.clear_caches()
         gc.collect()

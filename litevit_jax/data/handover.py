@@ -61,12 +61,11 @@ def check_memory(workers: int, run: int, size: int, streams: int) -> None:
     if need <= free:
         return
     fit = max(0, (free // size - late) // (_RUNS * run * streams))
+    threads = "" if fit else " (threads of one process)"
     raise ValueError(
         f"data.workers={workers}: as many processes hand images over in {_SHM}, up to "
         f"{need / 1e6:.0f} MB of them, but {free / 1e6:.0f} MB are free there. "
-        f"{_MORE}. Or use less: --config.data.workers={fit}"
-        + " (threads of one process)"
-        * (not fit)
+        f"{_MORE}. Or use less: --config.data.workers={fit}{threads}"
     )
 
 

@@ -76,9 +76,7 @@ def _receive(address: str, me: dict, deadline: float, timeout_s: float) -> list[
                 break
             there[said["index"]] = {**said, "skew": said["time"] - time.time()}
             lines[said["index"]] = line
-            _leave_out_the_gone(
-                there, lines
-            )  # the last one to come may not be the last
+            _leave_out_the_gone(there, lines)  # then there are more to come
         else:
             answer = {"there": [there[i] for i in range(me["count"])]}
         for line in lines.values():

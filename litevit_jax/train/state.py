@@ -31,9 +31,16 @@ def abstract_key() -> Any:
     return jax.eval_shape(jax.random.key, 0)
 
 
-@functools.lru_cache(maxsize=8)  # a program keeps its memory as long as it is known
 def jitted(objective: Any, method: str) -> Any:
     """A method of an objective under jit: equal objectives share what is traced."""
+    try:
+        return _shared(objective, method)
+    except TypeError:  # it cannot be hashed, and is traced each time
+        return jax.jit(getattr(objective, method))
+
+
+@functools.lru_cache(maxsize=8)  # a program keeps its memory as long as it is known
+def _shared(objective: Any, method: str) -> Any:
     return jax.jit(getattr(objective, method))
 
 

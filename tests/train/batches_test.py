@@ -1,5 +1,7 @@
 """Where images are flipped, and from where they are read, follow from the config."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import PIL.Image
@@ -9,6 +11,7 @@ from litevit_jax import augment
 from litevit_jax.data import cache, levels
 from litevit_jax.data import ops as data_ops
 from litevit_jax.train import batches, inherit, inputs, views
+from litevit_jax.train import state as states
 from tests import jobs
 
 pytestmark = pytest.mark.usefixtures("shared_designs")
@@ -168,3 +171,21 @@ def test_a_cache_keeps_every_split_and_part():
             one, two = kept[row], plain(split)[row]
             assert one["label"] == two["label"]
             assert np.array_equal(one["image"][..., 0], two["image"])
+
+
+@dataclasses.dataclass
+class Adds:
+    """What an extension may be: it cannot be hashed."""
+
+    numbers: list
+
+    def init(self, x):
+        return x + sum(self.numbers)
+
+
+def test_equal_objectives_share_what_is_traced_and_others_need_no_hash():
+    pair = [batches.Predict(None, (0.5,), (0.25,)) for _ in range(2)]
+    one, other = (states.jitted(predict, "__call__") for predict in pair)
+    assert one is other
+    assert states.jitted(Adds([1, 2]), "init")(3) == 6
+    assert states.jitted(Adds([5]), "init")(3) == 8
