@@ -450,7 +450,7 @@ def _small_mae(config):
 
 
 def use_finetuning(config):
-    """Recipe 5.1: the paper's fine-tuning, and its supervised training from scratch."""
+    """The paper's fine-tuning and supervised training from scratch (recipes 5.1)."""
     config.update(batch_size=1024, epochs=300)
     config.objective = {
         "name": "supervised",  # a file of litevit_jax/objectives
@@ -532,7 +532,7 @@ def _text(value):
 
 
 def distilled_mae(name, size, arg, decoupled=(None, None)):
-    """The MAE recipe with attention distillation (recipes section 3).
+    """The MAE recipe with attention distillation (recipes 3).
 
     Args:
       name, size, arg: see `mae`.

@@ -9,7 +9,7 @@
 `init` is a run directory, a step inside it (RUN_DIR/checkpoints/STEP), or `random`.
 Encoder and data are those of that run unless a variant or field says otherwise, image
 size, channels and normalisation unless a field does.
-Two published protocols (recipes section 7): `mae` (default), BatchNorm without
+Two published protocols (recipes 7): `mae` (default), BatchNorm without
 affine and LARS, lr 0.1 per 256 images, 10 warm-up epochs of 90, batch 16384; `moco`,
 a plain linear layer and SGD, lr 3 per 256 images, batch 1024. On small data the batch
 is a power of two that leaves at least 16 updates an epoch, the LARS peak stays 6.4, and

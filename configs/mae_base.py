@@ -1,4 +1,4 @@
-"""MAE pre-training of ViT-Base/16, the teacher of distillation (recipes section 2).
+"""MAE pre-training of ViT-Base/16, the teacher of distillation (recipes 2).
 
     python main.py --config=configs/mae_base.py
     python main.py --config=configs/mae_base.py:data=folder,path=DIR

@@ -1,4 +1,4 @@
-"""MAE pre-training of ViT-Tiny/16 on ImageNet-1k (recipes section 2).
+"""MAE pre-training of ViT-Tiny/16 on ImageNet-1k (recipes 2).
 
     python main.py --config=configs/mae_tiny.py
     python main.py --config=configs/mae_tiny.py:data=folder,path=DIR

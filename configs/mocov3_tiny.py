@@ -1,4 +1,4 @@
-"""MoCo v3 pre-training of ViT-Tiny/16 on ImageNet-1k (recipes section 4).
+"""MoCo v3 pre-training of ViT-Tiny/16 on ImageNet-1k (recipes 4).
 
     python main.py --config=configs/mocov3_tiny.py
     python main.py --config=configs/mocov3_tiny.py:data=folder,path=DIR

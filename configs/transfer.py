@@ -1,4 +1,4 @@
-"""Transfer of a pre-trained encoder to another data set (recipes section 6).
+"""Transfer of a pre-trained encoder to another data set (recipes 6).
 
     python main.py --config=configs/transfer.py:pets --config.init=RUN_OR_FILE
     python main.py --config=configs/transfer.py:cifar100 --config.init=RUN_OR_FILE \\

@@ -1,7 +1,7 @@
 """Deterministic parameters and images behind the golden values of the tests.
 
 The recorded numbers come from the reference PyTorch models filled by the same
-rule (recipes, section 13). Every tensor is filled in PyTorch's layout under its
+rule (recipes 13). Every tensor is filled in PyTorch's layout under its
 PyTorch name and then converted to ours.
 """
 

@@ -12,7 +12,7 @@ import numpy as np
 
 COMPAT = ("exact", "paper")
 # The authors multiply distances in patches by 14, the patches in a row at 224 pixels,
-# where the patch size 16 is meant; and add 1e-6 in the logarithm (recipes 12, 16-17).
+# where the patch size 16 is meant; and add 1e-6 in the logarithm (recipes 8.3 and 12).
 PAPER_FACTOR, PAPER_EPSILON = 14, 1e-6
 
 

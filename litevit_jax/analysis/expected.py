@@ -1,6 +1,6 @@
 """What a recipe of the paper should reach, and how far a run is from that recipe.
 
-Numbers are those of the authors' repository (recipes, sections 10.1 and 10.2), in
+Numbers are those of the authors' repository (recipes 10.1 and 10.2), in
 percent of ImageNet's validation images. Recalled or unpublished ones are not here.
 """
 

@@ -1,4 +1,4 @@
-"""Linear maps from a student's sizes to its teacher's (recipes, section 3)."""
+"""Linear maps from a student's sizes to its teacher's (recipes 3)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Parts that every transformer of the package is built from.
 
-Sizes and initial values: recipes of arXiv 2205.14443, sections 1.1 to 1.4.
+Sizes and initial values are those of arXiv 2205.14443 (recipes 1.1 to 1.4).
 Parameter names are those of timm's vision transformers, because converters,
 freeze patterns and weight-decay masks match on them.
 """

@@ -1,7 +1,7 @@
 """The beginning of a transformer block, for a loss that reads no more of it.
 
 The last block that a distillation teacher runs, and the attention-only 13th block
-of a decoupled student (recipes, section 3), are of this kind. Parameters have the
+of a decoupled student (recipes 3), are of this kind. Parameters have the
 names and shapes they have in `layers.Block`, so a whole block's fit.
 """
 

@@ -1,4 +1,4 @@
-"""Masked autoencoders (He et al., arXiv 2111.06377; arXiv 2205.14443, section 2).
+"""Masked autoencoders (He et al., arXiv 2111.06377; recipes 2).
 
 The loss is that of `models_mae.py` in the official repository: mean squared error
 on masked patches, whose target pixels are normalised per patch. Order of the

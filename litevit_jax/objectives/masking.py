@@ -63,7 +63,7 @@ def count_kept(mask_ratio: float, num_patches: int) -> int:
 def patch_stats(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and standard deviation of each patch `[B, N, P*P*C]`: two `[B, N, 1]`."""
     mean = patches.mean(axis=-1, keepdims=True)
-    # Unbiased, and 1e-6 under the root: section 3 of recipes 2.1.
+    # Unbiased, and 1e-6 under the root (recipes 2.1).
     var = patches.var(axis=-1, keepdims=True, ddof=1)
     return mean, jnp.sqrt(var + 1e-6)
 

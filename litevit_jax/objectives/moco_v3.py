@@ -1,7 +1,7 @@
 """MoCo v3: contrast of two views (Chen et al., arXiv 2104.02057, Algorithm 1).
 
 The loss is that of `moco/builder.py` in the official repository, as the authors of
-arXiv 2205.14443 use it (recipes, section 4). BatchNorm and the negatives are those of
+arXiv 2205.14443 use it (recipes 4). BatchNorm and the negatives are those of
 the global batch; each view is normalised by its own statistics, in both branches.
 """
 

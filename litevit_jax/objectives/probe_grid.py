@@ -2,7 +2,7 @@
 
 Every batch is encoded once. Then one head for each learning rate and each choice of
 features is trained on it; the heads are stacked and know nothing of each other, so
-that each ends where it would have ended alone (recipes section 7 has the protocols).
+that each ends where it would have ended alone (recipes 7 has the protocols).
 Choosing among them is the evaluator's, on images held out of the training split.
 
 Concatenated class tokens of the last blocks come from DINO (arXiv 2104.14294), a

@@ -1,9 +1,8 @@
 """Supervised classification: from scratch, fine-tuning and linear probing.
 
-arXiv 2205.14443, sections 1.3 (pooling), 5 and 7 of the recipes. Average pooling
-takes the un-normed patch tokens and normalises their mean; class-token pooling
-takes the token after the final norm. The probe heads are those of MAE
-(`probe_bn`) and MoCo v3 (`probe`).
+arXiv 2205.14443 (recipes 1.3, 5 and 7). Average pooling takes the un-normed patch
+tokens and normalises their mean; class-token pooling takes the token after the final
+norm. The probe heads are those of MAE (`probe_bn`) and MoCo v3 (`probe`).
 
 With `distill` a second head on the class token imitates a frozen classifier, as in
 DeiT (arXiv 2012.12877; recipes 1.3 and 5.6). The authors' teacher there is

@@ -134,7 +134,7 @@ def lars(
     weight_decay: float = 0.0,
     decay: PyTree = None,
 ) -> optax.GradientTransformation:
-    """LARS of the MAE and MoCo-v3 probes (recipes section 7).
+    """LARS of the MAE and MoCo-v3 probes (recipes 7).
 
     Leaves with more than one dimension: g + wd p, scaled by trust |p| / |g| (1 if
     either is zero). Others: the raw gradient. Then momentum.

@@ -231,7 +231,7 @@ def test_layer_decay_scales_rate_least_rate_and_weight_decay(name):
 
 
 def test_the_least_rate_of_a_layer_is_scaled_too():
-    """At the last update of recipe 5.1 everything moves by 1e-6 times its scale."""
+    """At the last update (recipes 5.1) everything moves by 1e-6 times its scale."""
     params = {
         "encoder": {f"blocks_{i}": {"kernel": jnp.zeros((2, 2))} for i in range(12)}
     }
