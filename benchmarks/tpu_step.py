@@ -16,9 +16,9 @@ port of plain_step.py, and prints for each:
   there, unless they live in the chip's fast memory;
 * temporary memory, all memory, and seconds of compiling.
 
-MAE-Base follows with rematerialisation and with a scan over blocks, then larger and
-larger batches of MAE-Tiny, -Small and -Base, in slices and whole. Where one does not
-fit, the largest that does stands below the table.
+MAE-Base follows with rematerialisation, then larger and larger batches of MAE-Tiny,
+-Small and -Base, in slices and whole. Where one does not fit, the largest that does
+stands below the table.
 
 Ratios that are aimed at stand below the table, with what was reached. A row takes one
 to ten minutes of a core, in a process of its own; what is in `--out` already is not
@@ -62,7 +62,6 @@ OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "whole": {"microbatch": "off"},
     "remat": {"remat": True},
-    "scan": {"scan": True},
 }
 # The most telling rows first.
 ROWS = [
@@ -73,7 +72,7 @@ ROWS = [
     *(f"mae-256-{side}" for side in ("ours", "plain")),
     *(f"distill-{n}-plain" for n in (128, 512)),
     *(f"{job}-256-{s}" for job in ("distill", "finetune") for s in ("ours", "plain")),
-    *(f"base-128-{side}" for side in ("ours", "remat", "scan")),
+    *(f"base-128-{side}" for side in ("ours", "remat")),
     *(f"mae-{n}-whole" for n in (512, 1024, 2048, 4096)),
     *(f"small-{n}-whole" for n in (512, 1024, 2048)),
     *(f"base-{n}-whole" for n in (256, 512)),

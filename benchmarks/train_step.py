@@ -22,7 +22,7 @@ with other work the rates still depend on how either side's threads are schedule
 the load printed, and compare CPU seconds then. Memory is the peak resident size of the
 process.
 
-"--set=microbatch=8;scan=True" changes the config of ours; --alone leaves torch out.
+"--set=microbatch=8;remat=True" changes the config of ours; --alone leaves torch out.
 """
 
 from __future__ import annotations

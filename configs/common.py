@@ -148,9 +148,9 @@ def base(name):
     # slices of a batch are added up, so the update is the same and memory is saved.
     config.microbatch = "auto"
     config.accum_steps = 1  # slices of a batch; 1: as `microbatch` says
-    # For models too large otherwise; both cost time (docs/performance.md).
-    config.remat = False  # blocks are computed again in the backward pass
-    config.scan = False  # one block is compiled, and looped over
+    # Computes blocks again in the backward pass: less memory, for models too large
+    # otherwise, and more time (docs/performance.md).
+    config.remat = False
     config.epochs = 400  # passes over the images; ImageNet's are whole batches
     config.steps = config_dict.placeholder(int)  # overrides epochs
     config.init = config_dict.placeholder(str)  # run, step in it, weights, random

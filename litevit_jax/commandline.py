@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from litevit_jax import exits, recipes
+from litevit_jax import choices, exits, recipes
 
 EXIT_USAGE = exits.USAGE
 
@@ -289,6 +289,8 @@ def flags_for(argv: list[str]) -> flags.FlagValues:
 
 def _wrong_field(name: str, block: Any) -> str | None:
     """What is wrong with the field `a.b.c` of --config.a.b.c=, if it does not exist."""
+    if name in choices.REMOVED:
+        return f"--config.{name} is gone: {choices.REMOVED[name].instead}"
     place = "config"
     for key in name.split("."):
         keys = sorted(block) if hasattr(block, "keys") else []

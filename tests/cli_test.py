@@ -247,6 +247,8 @@ MISTAKES = {
         r"config.seed has no field 'x'; it is a value"),
     "negated field": ([f"--config={TINY}", "--noconfig.data.requird"],
         r"config.data has no field 'requird'; did you mean required\?"),
+    "field that is gone": ([f"--config={TINY}", "--config.scan=True"],
+        r"--config.scan is gone: .* slower .*use --config.remat=True"),
     "int": ([f"--config={TINY}", "--config.seed=one"],
         r"seed=one: expected a whole number, as in --config.seed=0, got 'one'"),
     "int behind a space": ([f"--config={TINY}", "--config.seed", "3.5x"],

@@ -12,6 +12,7 @@ import pathlib
 import pkgutil
 from typing import Any
 
+from litevit_jax import choices
 from litevit_jax.analysis import record
 from litevit_jax.train import workdir as workdirs
 
@@ -69,7 +70,7 @@ def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(field, the recipe's value, the run's) wherever a run departs from its recipe.
 
     The recipe is that for ImageNet. Fields that the run's config lacks, being older
-    than they are, are no departure.
+    than they are, are no departure; nor are those of an older version that are gone.
     """
     name = recipe_of(config)
     if name is None:
@@ -81,7 +82,8 @@ def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
         plain = recipe.get_config(None)
     theirs = workdirs.plain(plain.copy_and_resolve_references().to_dict())
     _fill_images(theirs)
-    ours = {key: value for key, value in config.items() if key != "derived"}
+    skipped = {"derived", *choices.REMOVED}
+    ours = {key: value for key, value in config.items() if key not in skipped}
     found = workdirs.differences(theirs, ours)
     found = [row for row in found if row[0] != "data.required"]  # of the variant
     return [(k, a, b) for k, a, b in found if b is not None or _has(ours, k)]

@@ -388,8 +388,7 @@ class Block(nn.Module):
         return branch * gamma.astype(branch.dtype)
 
     def _drop(self, branch, drop_keys, index):
-        never = isinstance(self.drop_rate, float) and not self.drop_rate
-        if drop_keys is None or never:  # the rate is traced where blocks are scanned
+        if drop_keys is None or not self.drop_rate:
             return branch
         keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(drop_keys)
         return drop_path(branch, keys, self.drop_rate)

@@ -33,7 +33,6 @@ def make_decoder(
     mlp_ratio: float = 4,
     dtype: str = "float32",
     remat: bool = False,
-    scan: bool = False,
 ) -> Decoder:
     """Builds a decoder; explicit sizes override those of the variant.
 
@@ -47,9 +46,7 @@ def make_decoder(
             f"decoder: width={sizes['width']} is not a multiple of 4, which its "
             "sin-cos position embedding needs"
         )
-    return Decoder(
-        **sizes, mlp_ratio=mlp_ratio, dtype=str(dtype), remat=remat, scan=scan
-    )
+    return Decoder(**sizes, mlp_ratio=mlp_ratio, dtype=str(dtype), remat=remat)
 
 
 class Decoder(nn.Module):
@@ -61,7 +58,7 @@ class Decoder(nn.Module):
       num_heads: A.
       mlp_ratio: hidden width of the MLPs over the width.
       dtype: of the computation; parameters are float32.
-      remat, scan: see `stack`.
+      remat: less memory for more arithmetic; see `stack`.
     """
 
     width: int
@@ -70,7 +67,6 @@ class Decoder(nn.Module):
     mlp_ratio: float = 4
     dtype: str = "float32"
     remat: bool = False
-    scan: bool = False
 
     @nn.compact
     def __call__(
@@ -110,7 +106,6 @@ class Decoder(nn.Module):
             x,
             last_query=first,
             remat=self.remat,
-            scan=self.scan,
         )
         if all_patches:
             x = layers.take_tokens(x, jnp.argsort(ids_shuffle, axis=1))

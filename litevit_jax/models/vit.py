@@ -81,7 +81,6 @@ def make_encoder(
     rpe_style: str = "none",
     dtype: str = "float32",
     remat: bool = False,
-    scan: bool = False,
 ) -> Encoder:
     """Builds an encoder; explicit sizes override those of the variant.
 
@@ -115,7 +114,6 @@ def make_encoder(
         rpe_style=rpe_style,
         dtype=str(dtype),
         remat=remat,
-        scan=scan,
     )
 
 
@@ -140,7 +138,7 @@ class Encoder(nn.Module):
       dtype: of the computation; parameters are float32, and so are softmax and
         the statistics of LayerNorm.
       last_block: how much of the last block there is; see `cut`.
-      remat, scan: less memory, a smaller program, for large models; see `stack`.
+      remat: less memory for more arithmetic; see `stack`.
     """
 
     width: int
@@ -156,7 +154,6 @@ class Encoder(nn.Module):
     dtype: str = "float32"
     last_block: str = "full"
     remat: bool = False
-    scan: bool = False
 
     def cut(self, depth: int, last_block: str = "full") -> Encoder:
         """The first `depth` blocks, for a loss that reads no later one.
@@ -271,7 +268,6 @@ class Encoder(nn.Module):
             rates=rates[:whole],
             drop_keys=drop_keys,
             remat=self.remat,
-            scan=self.scan,
         )
         found |= inside
         if whole < self.depth:

@@ -285,7 +285,7 @@ def _objective(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> 
     name = block.pop("name")
     for part in ("encoder", "decoder"):  # how its blocks run, not what they compute
         if part in block:
-            block[part] |= {k: True for k in ("remat", "scan") if config[k]}
+            block[part] |= {"remat": True} if config.remat else {}
     objective = registry.make("objectives", name, **block)
     least = objective.min_batch_per_device * mesh.size
     if config.batch_size < least:

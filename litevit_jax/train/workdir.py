@@ -21,7 +21,7 @@ import sys
 import time
 from typing import Any
 
-from litevit_jax import distributed, paths
+from litevit_jax import choices, distributed, paths
 from litevit_jax.train import lock
 
 # Changes that leave the numbers of a run alone (mesh and slices: up to float rounding).
@@ -43,7 +43,6 @@ FREE_TO_CHANGE = (
     "microbatch",
     "nonfinite.*",
     "remat",
-    "scan",
     "teacher",  # its fingerprint is compared instead
     "watchdog*",
 )
@@ -126,6 +125,7 @@ def _begin_or_resume(workdir: pathlib.Path, config: Any, free: tuple[str, ...]) 
         write_json(path, config)
         return False
     old: Any = read_config(workdir)
+    _check_removed(path, old)
     changed = differences(old, config)
     refused = [c for c in changed if c[0] not in free and not _may_change(c[0])]
     if refused:
@@ -152,8 +152,22 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _check_removed(path: pathlib.Path, config: dict[str, Any]) -> None:
+    """Raises ValueError if a saved config uses a field that no longer exists."""
+    for name, field in choices.REMOVED.items():
+        value = config.get(name, field.off)
+        if value != field.off:
+            raise ValueError(
+                f"{path} has {name}={value}, and {name} is gone: {field.instead}. To "
+                f"resume the run, write {json.dumps({name: field.off})[1:-1]} there; "
+                "its checkpoints stay as they are"
+            )
+
+
 def _may_change(key: str) -> bool:
-    return any(fnmatch.fnmatchcase(key, pattern) for pattern in FREE_TO_CHANGE)
+    return key in choices.REMOVED or any(
+        fnmatch.fnmatchcase(key, pattern) for pattern in FREE_TO_CHANGE
+    )
 
 
 def _check_shared(workdir: pathlib.Path) -> None:

@@ -79,6 +79,24 @@ def test_a_run_that_recorded_no_names_of_classes_goes_on(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == new
 
 
+def test_a_run_whose_config_has_a_field_that_is_gone_goes_on_if_it_was_off(tmp_path):
+    workdir.open_run(tmp_path, CONFIG | {"scan": False})
+    assert workdir.open_run(tmp_path, CONFIG) is True
+    assert json.loads((tmp_path / "config.json").read_text()) == workdir.plain(CONFIG)
+
+
+def test_a_run_that_used_a_field_that_is_gone_is_told_what_to_do(tmp_path):
+    workdir.open_run(tmp_path, CONFIG | {"scan": True})
+    with pytest.raises(ValueError) as caught:
+        workdir.open_run(tmp_path, CONFIG)
+    text = str(caught.value)
+    assert f"{tmp_path}/config.json has scan=True, and scan is gone" in text
+    assert 'write "scan": false there' in text and "--config.remat=True" in text
+    path = tmp_path / "config.json"  # what the message says leads on
+    path.write_text(path.read_text().replace("true", "false"))
+    assert workdir.open_run(tmp_path, CONFIG) is True
+
+
 def test_a_config_that_was_cut_short_is_named_with_a_way_out(tmp_path):
     path = tmp_path / "config.json"
     workdir.open_run(tmp_path, CONFIG)
