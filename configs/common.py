@@ -62,9 +62,9 @@ def parse_arg(arg, flags=(), values=()):
         name, equals, value = piece.partition("=")
         known = names if equals else words
         if name not in known:
-            raise ValueError(
-                _unknown(piece, name, words, names) + _comma(before, piece)
-            )
+            listed = [*words, *(f"{n}=" for n in names)]
+            message = _unknown(repr(piece), name, [*words, *names], listed)
+            raise ValueError(message + _comma(before, piece))
         before = piece if equals else ""
         if equals and not value:
             raise ValueError(f"variant {name}= has no value; give one, or leave it out")
@@ -105,19 +105,16 @@ def _comma(before, piece):
     return f'. If the comma belongs to {name}=, quote it: {name}="{whole}"{field}'
 
 
-def _unknown(piece, name, words, names):
-    everything = words + [f"{n}=" for n in names]
-    near = difflib.get_close_matches(name, words + names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"variant {piece!r} unknown; {hint}choose from {', '.join(everything)}"
-
-
 def unknown(name, value, known):
     """The message for `name=value` where `value` is none of `known`."""
-    near = difflib.get_close_matches(value, known)
-    hint = f"did you mean {near[0]}? " if near else ""
-    choices = ", ".join(known)
-    return f"variant {name}={value!r} unknown; {hint}choose from {choices}"
+    return _unknown(f"{name}={value!r}", value, known, known)
+
+
+def _unknown(variant, name, known, listed):
+    """The message of litevit_jax/choices.py, which recipes do not import."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"variant {variant} unknown; {hint}choose from {', '.join(listed)}"
 
 
 def _check_data(said):

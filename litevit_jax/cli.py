@@ -201,9 +201,9 @@ def _say(text: str) -> None:
 
 
 def _job(config: Any) -> str:
-    from litevit_jax import registry
+    from litevit_jax import choices
 
-    return registry.check("job", config.get("job", "train"), list(_JOBS))
+    return choices.check("job", config.get("job", "train"), list(_JOBS))
 
 
 def _plan(config: Any, job: str, target: str | None, path: str | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import pathlib
 import sys
 import traceback
@@ -295,8 +294,7 @@ def _wrong_field(name: str, block: Any) -> str | None:
     for key in name.split("."):
         keys = sorted(block) if hasattr(block, "keys") else []
         if key not in keys:
-            near = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            hint = choices.hint(key, keys)
             nothing = "it is empty" if hasattr(block, "keys") else "it is a value"
             has = f"it has {', '.join(keys)}" if keys else nothing
             return f"--config.{name}: {place} has no field {key!r}; {hint}{has}"

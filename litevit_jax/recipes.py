@@ -6,13 +6,14 @@ Nothing is imported or run but the recipe that is asked for, so help is quick.
 from __future__ import annotations
 
 import ast
-import difflib
 import io
 import itertools
 import pathlib
 import tokenize
 from collections.abc import Iterator
 from typing import Any
+
+from litevit_jax import choices
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 _SHARED = FOLDER / "common.py"  # what the recipes share
@@ -40,12 +41,9 @@ def locate(text: str) -> str:
 
 def unknown(text: str) -> str:
     """What to say of a `text` that names no file: near matches, then all recipes."""
-    near = difflib.get_close_matches(pathlib.Path(text).stem, names(), n=2)
-    known = names()
-    if text.endswith(".py") or "/" in text:
-        near, known = ([f"configs/{x}.py" for x in xs] for xs in (near, known))
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"{hint}choose from {', '.join(known)}"
+    is_path = text.endswith(".py") or "/" in text
+    form = "configs/{}.py" if is_path else "{}"
+    return choices.suggest(pathlib.Path(text).stem, names(), form=form)
 
 
 def docstring(path: str | pathlib.Path) -> str:

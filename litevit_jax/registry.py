@@ -6,7 +6,6 @@ Every plug-in file (an objective, an evaluator, a data source, ...) exposes
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import importlib
 import inspect
@@ -17,6 +16,8 @@ import pkgutil
 import re
 from typing import Any, NamedTuple, cast
 
+from litevit_jax.choices import check
+
 _ROOT = pathlib.Path(__file__).parent
 _NOT_PLUGINS = ("base", "frozen", "health", "masking")
 
@@ -26,24 +27,6 @@ def choices(folder: str) -> list[str]:
     path = str(_ROOT.joinpath(*folder.split(".")))
     names = (module.name for module in pkgutil.iter_modules([path]))
     return sorted(name for name in names if name not in _NOT_PLUGINS)
-
-
-def suggest(name: str, known: list[str]) -> str:
-    """'did you mean ...? ' for near matches of `name`, then all of `known`."""
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"{hint}choose from {', '.join(known)}"
-
-
-def check(kind: str, name: str, known: list[str]) -> str:
-    """Returns `name` if it is one of `known`.
-
-    Raises:
-      ValueError: otherwise; the message lists near matches and all choices.
-    """
-    if name not in known:
-        raise ValueError(f"{kind} {name!r} unknown; {suggest(name, known)}")
-    return name
 
 
 def make(folder: str, name: str, /, **kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from litevit_jax import registry
+from litevit_jax import choices
 from litevit_jax.analysis import advice, charts, figures, report
 from litevit_jax.models import vit
 from litevit_jax.train import evaluate, inherit, loop, parts, progress, setup, views
@@ -302,8 +302,8 @@ class Study:
         """The depth of the encoder; refuses what no part could do."""
         study = self._config.study
         for kind in study.kinds:
-            registry.check("study.kinds", kind, list(KINDS))
-        registry.check("study.metric", study.metric, list(METRICS))
+            choices.check("study.kinds", kind, list(KINDS))
+        choices.check("study.metric", study.metric, list(METRICS))
         for name in ("rich", "poor"):
             if not 0 < study[name] <= 1:
                 raise ValueError(

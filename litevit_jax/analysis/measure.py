@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import registry, sharding
+from litevit_jax import choices, sharding
 from litevit_jax.analysis import (
     attention,
     capture,
@@ -127,10 +127,10 @@ def _open(workdir: pathlib.Path, plain: dict[str, Any]) -> None:
 
 def _wanted(config: ConfigDict) -> capture.Wanted:
     compat, place = config.attention.compat, config.features.place
-    registry.check("attention.compat", compat, list(attention.COMPAT))
-    registry.check("features.place", place, list(capture.PLACES))
-    registry.check("features.pool", config.features.pool, ["avg", "cls"])
-    registry.check("order", config.order, list(ORDERS))
+    choices.check("attention.compat", compat, list(attention.COMPAT))
+    choices.check("features.place", place, list(capture.PLACES))
+    choices.check("features.pool", config.features.pool, ["avg", "cls"])
+    choices.check("order", config.order, list(ORDERS))
     return capture.Wanted(
         cka=config.cka.on,
         attention=config.attention.on,

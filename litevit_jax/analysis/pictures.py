@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
-from litevit_jax import registry
+from litevit_jax import choices
 from litevit_jax.analysis import capture, draw, images, models
 from litevit_jax.data import subset
 from litevit_jax.evaluators import reconstruction
@@ -98,7 +98,7 @@ def _query(query: str, grid: tuple[int, int]) -> int:
             f"maps.queries: {query!r} is outside of the {rows}x{columns} patches"
         )
     known = ["cls", "center", "ROW/COLUMN"]
-    raise ValueError(f"maps.queries: {registry.suggest(query, known)} (got {query!r})")
+    raise ValueError(f"maps.queries: {choices.suggest(query, known)} (got {query!r})")
 
 
 def _maps(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from litevit_jax import choices
 from litevit_jax.augment import color, erase, mix, spatial
 
 Op = Callable[[jax.Array, dict[str, Any]], dict[str, Any]]
@@ -33,12 +33,7 @@ def make(blocks: dict[str, dict[str, Any]]) -> tuple[Op, ...]:
       ValueError: unknown op, with near matches.
     """
     for name in blocks:
-        if name not in OPS:
-            near = difflib.get_close_matches(name, OPS)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(
-                f"augment {name!r} unknown; {hint}choose from {', '.join(OPS)}"
-            )
+        choices.check("augment", name, OPS)
     return tuple(op(**blocks[name]) for name, op in OPS.items() if name in blocks)
 
 

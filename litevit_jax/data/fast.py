@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from litevit_jax import registry
+from litevit_jax import choices
 from litevit_jax.data.decode import orientation as orientation_of
 
 DECODERS = ("auto", "fast", "pillow")
@@ -59,7 +59,7 @@ def choose(decoder: str) -> str:
     Raises:
       ValueError: unknown, or 'fast' without the libraries it needs.
     """
-    registry.check("data.decoder", decoder, list(DECODERS))
+    choices.check("data.decoder", decoder, list(DECODERS))
     missing = [
         package
         for module, package in _LIBRARIES.items()

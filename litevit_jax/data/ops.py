@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import PIL.Image
 
-from litevit_jax import registry
+from litevit_jax import choices
 from litevit_jax.data import fast
 from litevit_jax.data.decode import DEFAULT_MAX_PIXELS, Decode, DecodeError, Image
 from litevit_jax.data.randaugment import RandAugment
@@ -303,7 +303,7 @@ class ImageSettings:
     decoder: str = "pillow"
 
     def __post_init__(self):
-        registry.check("data.interpolation", self.interpolation, list(INTERPOLATIONS))
+        choices.check("data.interpolation", self.interpolation, list(INTERPOLATIONS))
         _check_range("crop_scale", self.crop_scale, high=1.0)
         _check_range("crop_ratio", self.crop_ratio, high=math.inf)
         _expect(0 <= self.flip <= 1, "flip", self.flip, "a probability, 0 to 1")

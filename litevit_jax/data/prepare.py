@@ -15,7 +15,6 @@ TensorFlow: pip install -e ".[tf]".
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib.util
 import json
 import os
@@ -28,7 +27,7 @@ from typing import Any
 
 from etils import epath
 
-from litevit_jax import paths
+from litevit_jax import choices, paths
 from litevit_jax.data.sources import tfds as tfds_source
 
 # Data sets whose archives must be fetched by hand, behind a login.
@@ -182,8 +181,8 @@ def _unknown(tfds: Any, name: str) -> str:
         kind = tfds.builder_cls(own)
     except ValueError:
         known = tfds.list_builders(with_community_datasets=False)
-        near = ", ".join(difflib.get_close_matches(own, known)) or "none"
-        return f"--name={name}: TFDS has no data set {own!r}; near names: {near}"
+        hint = choices.suggest(own, known)
+        return f"--name={name}: TFDS has no data set {own!r}; {hint}"
     versions = [kind.VERSION, *(kind.SUPPORTED_VERSIONS or ())]
     for config in kind.BUILDER_CONFIGS or ():
         versions += [config.version, *(config.supported_versions or ())]

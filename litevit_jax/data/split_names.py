@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from litevit_jax import registry
+from litevit_jax import choices
 from litevit_jax.data.sources import base
 
 
@@ -149,7 +149,7 @@ def choose(
             f"{', '.join(sorted(kinds))}; name one with --config.data.train_split= or "
             "--config.data.eval_split="
         )
-    return registry.check(f"split of {where}", asked, sorted(names))
+    return choices.check(f"split of {where}", asked, sorted(names))
 
 
 def resolve(

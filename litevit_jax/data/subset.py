@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from litevit_jax import registry
+from litevit_jax import choices
 from litevit_jax.data.sources import base
 
 
@@ -166,7 +166,7 @@ def take(
         rows = draw(source, count=shots, seed=seed, what=what, lower="data.shots")
         return Subset(source, np.sort(rows.ravel()))
     if of is not None:
-        registry.check("data.fraction_of", of, list(FRACTIONS))
+        choices.check("data.fraction_of", of, list(FRACTIONS))
     if long_tail is not None:
         source = _long_tail(source, long_tail, seed)
     if fraction == 1:

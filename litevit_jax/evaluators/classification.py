@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from litevit_jax import registry
+from litevit_jax import choices
 from litevit_jax.evaluators import base
 
 
@@ -26,7 +26,7 @@ def make(
       ValueError: another metric.
     """
     kinds = {"mean_per_class": ByClass, "top1": Classification}
-    registry.check("metric of evaluator 'classification'", metric, list(kinds))
+    choices.check("metric of evaluator 'classification'", metric, list(kinds))
     return kinds[metric](context, split)
 
 

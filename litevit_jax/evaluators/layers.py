@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from litevit_jax import choices
 from litevit_jax.evaluators import base, classification, frozen, knn
 
 _POOLS = {"cls": "features_blocks", "avg": "features_blocks_avg"}
@@ -46,8 +47,7 @@ def make(
     Raises:
       ValueError: a value out of range.
     """
-    if pool not in _POOLS:
-        raise ValueError(f"layers: pool {pool!r} unknown; choose from {list(_POOLS)}")
+    choices.check("layers: pool", pool, _POOLS)
     if examples < 2 or not 0 < select_fraction < 1:
         raise ValueError(
             f"layers: {examples=}, {select_fraction=}; expected at least 2 images and "

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from litevit_jax.models import layers, vit
+from litevit_jax import choices
+from litevit_jax.models import layers
 
 # name -> (standard deviation of the kernel, BatchNorm before it). 'probe' is the
 # linear probe of MoCo v3, 'probe_bn' that of MAE; 'linear_small' that of encoders with
@@ -25,7 +26,7 @@ def make_head(*, head: str, num_classes: int, fc_norm: bool) -> Classifier:
     Raises:
       ValueError: an unknown head, or no classes.
     """
-    vit.check_choice("head", head, tuple(HEADS))
+    choices.check("head", head, tuple(HEADS))
     if num_classes < 1:
         raise ValueError(f"head: num_classes={num_classes}, expected at least 1")
     stddev, batch_norm = HEADS[head]

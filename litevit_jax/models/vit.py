@@ -7,13 +7,13 @@ the authors' MAE and with timm 0.4.12's `VisionTransformer`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from litevit_jax import choices
 from litevit_jax.models import layers, partial_block, pixels, relative, stack
 
 # The `_std` variants have the head counts of timm and DeiT. They hold the same
@@ -29,15 +29,6 @@ VARIANTS = {
 }
 
 
-def check_choice(what: str, got: str, known: tuple[str, ...]) -> None:
-    """Raises a ValueError with near matches unless `got` is one of `known`."""
-    if got in known:
-        return
-    near = difflib.get_close_matches(str(got), known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ValueError(f"{what} {got!r} unknown; {hint}choose from {', '.join(known)}")
-
-
 def sizes_of(what: str, variants: dict, variant: str | None, given: dict) -> dict:
     """The sizes of `variant`, overridden by those of `given` that are not None.
 
@@ -45,7 +36,7 @@ def sizes_of(what: str, variants: dict, variant: str | None, given: dict) -> dic
       ValueError: an unknown variant, or a size that nothing gives.
     """
     if variant is not None:
-        check_choice(f"{what} variant", variant, tuple(variants))
+        choices.check(f"{what} variant", variant, tuple(variants))
     sizes = dict(variants[variant]) if variant is not None else {}
     sizes |= {name: value for name, value in given.items() if value is not None}
     missing = sorted(set(given) - set(sizes))
@@ -94,9 +85,9 @@ def make_encoder(
         "patch_size": patch_size,
     }
     sizes = sizes_of("encoder", VARIANTS, variant, given)
-    check_choice("pos_embed", pos_embed, layers.POS_EMBEDS)
-    check_choice("init_style", init_style, layers.INIT_STYLES)
-    check_choice("rpe_style", rpe_style, ("none", *relative.STYLES))
+    choices.check("pos_embed", pos_embed, layers.POS_EMBEDS)
+    choices.check("init_style", init_style, layers.INIT_STYLES)
+    choices.check("rpe_style", rpe_style, ("none", *relative.STYLES))
     if "sincos" in pos_embed and sizes["width"] % 4:
         raise ValueError(
             f"encoder: width={sizes['width']} is not a multiple of 4, which "
@@ -170,7 +161,7 @@ class Encoder(nn.Module):
         Raises:
           ValueError: more blocks than there are, or an unknown part.
         """
-        check_choice("last_block", last_block, ("full", *partial_block.PARTS))
+        choices.check("last_block", last_block, ("full", *partial_block.PARTS))
         if self.rpe_style != "none" and last_block in ("logits", "qkv"):
             raise ValueError(
                 f"encoder: cut to the {last_block} of a block with rpe_style="
@@ -325,7 +316,7 @@ def pool_tokens(tokens: jax.Array, pool: str) -> jax.Array:
       tokens: class token first.
       pool: 'cls' takes the class token, 'avg' the mean over patch tokens.
     """
-    check_choice("pool", pool, ("avg", "cls"))
+    choices.check("pool", pool, ("avg", "cls"))
     tokens = tokens.astype(jnp.float32)
     return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(axis=1)
 

@@ -7,12 +7,13 @@ what is random comes from the key, what changes is returned.
 from __future__ import annotations
 
 import abc
-import difflib
 import inspect
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from litevit_jax import choices
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -173,13 +174,7 @@ def compute_dtype(dtype: str) -> str:
     if dtype == "auto":
         return "float32" if jax.default_backend() == "cpu" else "bfloat16"
     known = ("auto", "bfloat16", "float16", "float32")
-    if dtype not in known:
-        near = difflib.get_close_matches(str(dtype), known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(
-            f"dtype {dtype!r} unknown; {hint}choose from {', '.join(known)}"
-        )
-    return dtype
+    return choices.check("dtype", dtype, known)
 
 
 def held(teacher: Tree, dtype: str) -> Tree:

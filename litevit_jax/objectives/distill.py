@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from litevit_jax import choices
 from litevit_jax.models import adapter as adapters
 from litevit_jax.models import partial_block, vit
 from litevit_jax.objectives import base, health, mae
@@ -89,7 +90,7 @@ def make(
     )
     computed: dict[str, Any] = {"dtype": student.encoder.dtype}
     full = vit.make_encoder(**{**computed, **teacher})
-    vit.check_choice("distill: target", target, TARGETS)
+    choices.check("distill: target", target, TARGETS)
     check_patches("distill", student.encoder, full)
     if weight < 0:
         raise ValueError(f"distill: weight={weight}, expected 0 or more")

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from litevit_jax import choices
 from litevit_jax.models import adapter, ops, vit
 from litevit_jax.objectives import base, distill, health
 
@@ -39,7 +40,7 @@ def make(
     Raises:
       ValueError: an unknown choice, or a teacher with other patches.
     """
-    vit.check_choice("feature: distance", distance, DISTANCES)
+    choices.check("feature: distance", distance, DISTANCES)
     computed: dict[str, Any] = {"dtype": base.compute_dtype(dtype)}
     made, taught = (
         vit.make_encoder(**{**computed, **block}) for block in (encoder, teacher)

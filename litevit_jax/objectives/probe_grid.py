@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from litevit_jax import choices
 from litevit_jax.models import heads, layers, vit
 from litevit_jax.objectives import base
 
@@ -52,7 +53,7 @@ def make(
     Raises:
       ValueError: an unknown choice, one that the encoder does not have, or none.
     """
-    vit.check_choice("head", head, ("probe", "probe_bn"))
+    choices.check("head", head, ("probe", "probe_bn"))
     defaults: dict[str, Any] = {
         "init_style": "classifier",
         "final_norm": final_norm,

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from litevit_jax import choices
 from litevit_jax.models import heads, vit
 from litevit_jax.objectives import base, health
 
@@ -54,7 +55,7 @@ def make(
     Raises:
       ValueError: a value out of range, or an unknown choice.
     """
-    vit.check_choice("pool", pool, ("avg", "cls"))
+    choices.check("pool", pool, ("avg", "cls"))
     if not 0 <= label_smoothing < 1:
         raise ValueError(
             f"supervised: label_smoothing={label_smoothing}, expected 0 <= value < 1"
@@ -123,7 +124,7 @@ def make_distillation(
     """
     pool, encoder = teacher.get("pool", "avg"), {**teacher}
     encoder.pop("pool", None)
-    vit.check_choice("teacher.pool", pool, ("avg", "cls"))
+    choices.check("teacher.pool", pool, ("avg", "cls"))
     if not (0 <= alpha <= 1 and tau > 0):
         raise ValueError(
             f"supervised: distill.alpha={alpha}, distill.tau={tau}; expected 0 <= "

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from litevit_jax import checkpoint, paths, registry, weights
+from litevit_jax import checkpoint, choices, paths, weights
 from litevit_jax.models import mae_decoder, vit
 from litevit_jax.weights import export, latency, names
 from litevit_jax.weights import model as models
@@ -61,10 +61,10 @@ def _check(config: ConfigDict) -> tuple[str, pathlib.Path]:
                 f"config.{name} is missing; a conversion needs --config.source=RUN_DIR "
                 "or FILE, and --config.target=FILE.safetensors (or .onnx, .stablehlo)"
             )
-    registry.check("part", config.part, list(PARTS))
+    choices.check("part", config.part, list(PARTS))
     target = pathlib.Path(config.target)
     if config.format is not None:
-        registry.check("format", config.format, list(export.FORMATS))
+        choices.check("format", config.format, list(export.FORMATS))
     formats = export.ENDINGS.get(target.suffix)
     if formats is None or config.format not in (None, *formats):
         endings = {k: end for end, kinds in export.ENDINGS.items() for k in kinds}

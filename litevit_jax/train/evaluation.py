@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from litevit_jax import (
     checkpoint,
+    choices,
     cpu,
     distributed,
     registry,
@@ -116,7 +117,7 @@ class _Maker:
         kwargs = config.evals[title].to_dict()
         name, every = kwargs.pop("name"), kwargs.pop("every_steps")
         unmatched = kwargs.pop("unmatched", "refuse")
-        registry.check(f"evals.{title}.unmatched", unmatched, list(_UNMATCHED))
+        choices.check(f"evals.{title}.unmatched", unmatched, list(_UNMATCHED))
         block, data = kwargs.pop("data", None), config.data.to_dict()
         source, classes = self._source, config.derived.num_classes
         if block is not None:

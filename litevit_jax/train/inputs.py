@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
-from litevit_jax import distributed, paths, registry
+from litevit_jax import choices, distributed, paths, registry
 from litevit_jax.data import cache, levels, pipeline, subset, survey
 from litevit_jax.data import ops as data_ops
 from litevit_jax.data.sources import base as sources_base
@@ -148,7 +148,7 @@ def _source(data: Any, parts: Callable[[], Any], split: str) -> Any:
             "it with --config.data.select_fraction=0.1"
         )
     known = ["eval", "train"] + ["select"] * bool(data["select_fraction"])
-    registry.check("split", split, sorted(known))
+    choices.check("split", split, sorted(known))
     if split != "eval":
         return parts()[split == "select"]
     share = data["validation_share"]
@@ -223,7 +223,7 @@ def own(title: str, block: dict[str, Any], data: Any) -> dict[str, Any]:
     given = {key: value for key, value in block.items() if value is not None}
     for key in given:
         known = [*_WHICH, *_HOW]
-        registry.check(f"field of evals.{title}.data", key, known)
+        choices.check(f"field of evals.{title}.data", key, known)
     if "source" not in given:
         raise ValueError(
             f"evals.{title}.data names no source; choose from "

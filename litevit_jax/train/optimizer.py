@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from litevit_jax import registry
+from litevit_jax import choices
 
 PyTree = Any
 
@@ -48,7 +48,7 @@ def match(patterns: Sequence[str], tree: PyTree) -> PyTree:
         if not any(re.fullmatch(pattern, path) for path in known):
             raise ValueError(
                 f"pattern {pattern!r} matches no parameter; "
-                f"{registry.suggest(pattern, known)}"
+                f"{choices.suggest(pattern, known)}"
             )
     return jax.tree_util.tree_map_with_path(
         lambda keys, _: any(re.fullmatch(p, path_of(keys)) for p in patterns), tree
@@ -353,7 +353,7 @@ def make(
       ValueError: unknown name, setting or pattern, nothing left to train, or leaves
         that do not hold as many models as there are factors.
     """
-    registry.check("optimizer", name, sorted(TRANSFORMATIONS))
+    choices.check("optimizer", name, sorted(TRANSFORMATIONS))
     trainable = jax.tree.map(lambda frozen: not frozen, match(freeze, params))
     if not any(jax.tree.leaves(trainable)):
         raise ValueError(f"optimizer.freeze={tuple(freeze)} leaves nothing to train")

@@ -8,7 +8,6 @@ update is that of the whole batch, to rounding; what grows with the images at on
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import distributed, sharding
+from litevit_jax import choices, distributed, sharding
 
 # Whole images at once on a TPU, or as many parts of images as make up so many: the
 # compiler for v5e keeps their activations in fast memory, and those of more it does
@@ -117,8 +116,7 @@ def _read(said: Any) -> int | str:
         return text
     if text.isascii() and text.isdigit() and int(text):
         return int(text)
-    near = difflib.get_close_matches(text, ("auto", "off"), n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = choices.hint(text, ("auto", "off"))
     raise ValueError(
         f"microbatch={text}: {hint}expected auto, off, or the number of images that a "
         "device computes at once, from 1"

@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from litevit_jax import paths, registry
+from litevit_jax import choices, paths
 from litevit_jax.train import inherit, inputs, loop, parts, progress, setup
 from litevit_jax.train import workdir as workdirs
 from litevit_jax.weights import names
@@ -106,7 +106,7 @@ class Sweep:
         self._config = config.copy_and_resolve_references().unlock()
         self._sweep = self._config.sweep
         self._workdir = workdir
-        self._title = registry.check(
+        self._title = choices.check(
             "sweep.evaluator", self._sweep.evaluator, sorted(self._config.evals)
         )
         self.points = _grid(self._sweep)

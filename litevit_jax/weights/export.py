@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 import litevit_jax
-from litevit_jax.models import vit
+from litevit_jax import choices
 from litevit_jax.weights import layouts, names, onnx_graph, plain, stablehlo
 from litevit_jax.weights import model as models
 
@@ -82,7 +82,7 @@ def write(model: models.Model, kind: str, *, decoder: models.Arrays) -> Written:
       ValueError: an unknown format, or a model that it cannot hold.
       RuntimeError: a package that the format needs is not installed.
     """
-    vit.check_choice("format", kind, FORMATS)
+    choices.check("format", kind, FORMATS)
     about = metadata(model)
     if kind != "mae":
         about.pop(names.DECODER_NUM_HEADS, None)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from litevit_jax import choices
 from litevit_jax.models import layers
 from litevit_jax.weights import hf, names
 from litevit_jax.weights.base import Entry, WeightsError
@@ -115,9 +116,8 @@ def recognise(
 
 def _moco(entries: dict[str, Entry], container: str | None, branch: str) -> Source:
     if branch not in BRANCHES:
-        raise WeightsError(
-            f"branch={branch!r} unknown; choose from {', '.join(BRANCHES)}"
-        )
+        hint = choices.suggest(branch, BRANCHES)
+        raise WeightsError(f"branch={branch!r} unknown; {hint}")
     own, rest = _split(entries, f"{branch}.", _LEFTOVERS["moco"])
     if not own:
         raise WeightsError(f"a file of MoCo v3 without {branch}.*")

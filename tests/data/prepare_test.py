@@ -289,7 +289,7 @@ def test_what_cannot_be_prepared_lists_what_can(imagenet):
     for name in ("spots/none", "spots/few:9.0.0"):
         there = "spots has versions 1.2.0; configs few, many"
         assert f"--name={name}: no such version or config in TFDS; {there}" in said
-    assert "--name=spotz: TFDS has no data set 'spotz'; near names: spots" in said
+    assert "--name=spotz: TFDS has no data set 'spotz'; did you mean spots" in said
 
 
 def test_numbers_without_names_are_labels(imagenet):

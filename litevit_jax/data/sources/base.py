@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from litevit_jax import registry
+from litevit_jax import choices
 
 
 class Source(abc.ABC):
@@ -126,7 +126,7 @@ def check_exists(path: Any, dir: str, expected: str) -> None:
 
 def check_split(split: str, known: Iterable[str], where: str) -> str:
     """Returns `split` if it is one of `known`, else a ValueError listing them."""
-    return registry.check(f"split of {where}", split, sorted(known))
+    return choices.check(f"split of {where}", split, sorted(known))
 
 
 def check_holdout(holdout: float) -> float:

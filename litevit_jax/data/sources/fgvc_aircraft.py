@@ -14,7 +14,7 @@ import pathlib
 
 import numpy as np
 
-from litevit_jax import registry
+from litevit_jax import choices
 from litevit_jax.data import filetree
 from litevit_jax.data.sources import base, folder
 
@@ -42,7 +42,7 @@ def make(
       ValueError: no such split or level, or a list that is none.
     """
     del holdout
-    level = registry.check("data.name of fgvc_aircraft", name or "variant", [*LEVELS])
+    level = choices.check("data.name of fgvc_aircraft", name or "variant", [*LEVELS])
     root = _root(dir)
     base.check_split(split, SPLITS, f"FGVC-Aircraft in {root}")
     listed = _read(root, level, split)

@@ -7,7 +7,6 @@ a copy, from the original archives or from a TFRecord copy.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import os
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from litevit_jax import paths
+from litevit_jax import choices, paths
 from litevit_jax.data.sources import base
 
 FORMAT = "array_record"
@@ -371,7 +370,7 @@ def what_is_there(name: str, data_dir: epath.Path) -> str:
         return "No prepared data set is there. "
     own = name.partition(":")[0].partition("/")[0]
     short = sorted({full.partition(":")[0].partition("/")[0] for full in everything})
-    near = difflib.get_close_matches(own, short, n=3)
+    near = choices.near(own, short)
     shown = [full for full in everything if full.startswith(tuple(near))] or everything
     dots = ", ..." if len(shown) > _SEVERAL else ""
     return f"There are: {', '.join(shown[:_SEVERAL])}{dots}. "
