@@ -3,6 +3,7 @@
 import ast
 import itertools
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -100,6 +101,26 @@ def test_only_models_import_flax(path):
 def test_near_matches_are_looked_for_in_one_place():
     importing = [path for path in FILES if "difflib" in imports(path)]
     assert importing == [PACKAGE / "choices.py"]
+
+
+@pytest.mark.parametrize(
+    "folder", ["augment", "evaluators", "models", "objectives", "plan"]
+)
+def test_the_first_line_of_a_docstring_stands_alone(folder):
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    nodes = [
+        (path.name, node)
+        for path in sorted((PACKAGE / folder).glob("*.py"))
+        for node in ast.walk(parse(path))
+        if isinstance(node, kinds)
+    ]
+    texts = [(name, ast.get_docstring(node)) for name, node in nodes]
+    fragments = [
+        (name, text.splitlines()[0])
+        for name, text in texts
+        if text and re.match(r"\W|(As|From|It|Of|On|See|That|Those|What)\b", text)
+    ]
+    assert not fragments
 
 
 @names

@@ -40,7 +40,7 @@ def make(blocks: dict[str, dict[str, Any]]) -> tuple[Op, ...]:
 def for_channels(
     blocks: dict[str, dict[str, Any]], channels: int
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """`blocks` for images of `channels`, and what had to be left out for them.
+    """Adapts `blocks` to images of `channels`; also returns what is left out.
 
     Saturation, hue and grey are defined for red, green and blue alone; brightness and
     contrast work on any number of channels.
@@ -72,7 +72,7 @@ def apply(
 
 
 def split(ops: tuple[Op, ...]) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
-    """`ops` that need the whole batch, and those behind them, for any part of it.
+    """Splits `ops` into those that need the whole batch and those that run on parts.
 
     What an op draws for an example depends on its `slot` alone, so the second kind may
     run on slices of a batch. An op that mixes examples says so (`pairs_examples`).

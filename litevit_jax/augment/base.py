@@ -1,4 +1,4 @@
-"""Changes of single images: of one view of each example, or of several.
+"""Augmentations of single images, in one or several views of each example.
 
 They work on bytes and round after each change as PIL and torchvision do, since the
 recipe of MoCo v3 is defined by them (recipes 4.4).
@@ -27,7 +27,7 @@ class ImageOp(abc.ABC):
 
     @abc.abstractmethod
     def change(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """One image `[H, W, C]`, uint8, changed; what is random comes from `key`."""
+        """Changes one image `[H, W, C]`, uint8; what is random comes from `key`."""
 
     def __call__(self, key: jax.Array, batch: dict[str, Any]) -> dict[str, Any]:
         """Changes some images of `image [B, H, W, C]` or `views [V, B, H, W, C]`.
@@ -72,7 +72,7 @@ class ImageOp(abc.ABC):
 
 
 def probabilities(op: str, probability: Any) -> tuple[float, ...]:
-    """A number, or one per view, as a tuple.
+    """Returns a probability, or one per view, as a tuple.
 
     Raises:
       ValueError: one of them is no probability.

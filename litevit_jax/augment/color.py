@@ -16,7 +16,7 @@ Range = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Normalize:
-    """(image / 255 - mean) / std per channel; recipes for ImageNet: timm's values."""
+    """Normalises each channel: (image / 255 - mean) / std."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -29,7 +29,7 @@ class Normalize:
         return {**batch, name: (batch[name].astype(jnp.float32) - shift) * scale}
 
     def affine(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """(shift, scale) of each channel: a byte becomes (byte - shift) * scale."""
+        """Returns (shift, scale) by channel: a byte becomes (byte - shift) * scale."""
         one, most = np.float32(1), np.float32(255)
         scale = one / (most * np.asarray(self.std, np.float32))
         shift = np.asarray(self.mean, np.float32) * most
@@ -52,7 +52,7 @@ def normalize(*, mean: tuple[float, ...], std: tuple[float, ...]) -> Normalize:
 
 @dataclasses.dataclass(frozen=True)
 class ColorJitter(base.ImageOp):
-    """Brightness, contrast, saturation and hue changed at random, in random order.
+    """Changes brightness, contrast, saturation and hue at random, in random order.
 
     Attributes:
       brightness, contrast, saturation: ranges of the factors; (1, 1) leaves the
@@ -66,13 +66,13 @@ class ColorJitter(base.ImageOp):
     hue: Range
 
     def change(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """One image `[H, W, C]`, uint8, with changes drawn from `key`."""
+        """Changes one image `[H, W, C]`, uint8, as drawn from `key`."""
         if self.hue != (0, 0) or self.saturation != (1, 1):
             base.check_rgb("color_jitter with saturation or hue", image)
         return self.apply(image, **self.draw(key))
 
     def draw(self, key: jax.Array) -> dict[str, jax.Array]:
-        """Factors and order: the arguments of `apply` besides the image."""
+        """Draws factors and order, the arguments of `apply` besides the image."""
         factor_key, hue_key, order_key, place_key = jax.random.split(key, 4)
         low, high = jnp.array([self.brightness, self.contrast, self.saturation]).T
         return {
@@ -146,7 +146,7 @@ def color_jitter(
 
 
 def _enhance(planes: jax.Array, kind: jax.Array, factor: jax.Array) -> jax.Array:
-    """Brightness (0), contrast (1) or saturation (2) of bytes `[C, H, W]`.
+    """Changes brightness (0), contrast (1) or saturation (2) of bytes `[C, H, W]`.
 
     All three move away from, or towards, something dull: black, the mean grey of
     the image, the image in grey. A factor of 1 changes nothing.
@@ -159,7 +159,7 @@ def _enhance(planes: jax.Array, kind: jax.Array, factor: jax.Array) -> jax.Array
 
 
 def luma(planes: jax.Array) -> jax.Array:
-    """Grey bytes `[H, W]` of bytes `[C, H, W]`.
+    """Converts bytes `[C, H, W]` to grey `[H, W]`.
 
     Three channels are weighted as ITU-R 601-2 has it, in the fixed point of PIL;
     of another number the mean is taken.
@@ -186,7 +186,7 @@ def turn_hue(planes: jax.Array, turn: jax.Array) -> jax.Array:
 
 
 def _to_hsv(rgb: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Hue, saturation and value `[H, W]`, whole numbers from 0 to 255."""
+    """Converts RGB to hue, saturation and value `[H, W]`, whole numbers, 0 to 255."""
     red, green = rgb[:2]
     high, low = rgb.max(axis=0), rgb.min(axis=0)
     spread = high - low
@@ -203,10 +203,10 @@ def _to_hsv(rgb: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Grayscale(base.ImageOp):
-    """Three equal channels instead of colours, with a probability per view."""
+    """Replaces colours by three equal channels, with a probability per view."""
 
     def change(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """One image `[H, W, 3]`, uint8, in grey; nothing is drawn."""
+        """Makes one image `[H, W, 3]`, uint8, grey; nothing is drawn."""
         del key
         base.check_rgb("grayscale", image)
         grey = luma(jnp.moveaxis(image, -1, 0))
@@ -225,7 +225,7 @@ class Solarize(base.ImageOp):
     threshold: int
 
     def change(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """One image `[H, W, C]`, uint8; nothing is drawn."""
+        """Inverts one image `[H, W, C]`, uint8; nothing is drawn."""
         del key
         dark = image.astype(jnp.int32) < self.threshold  # 256 is no byte
         return jnp.where(dark, image, 255 - image)

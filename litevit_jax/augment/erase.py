@@ -59,7 +59,7 @@ class Erase:
         return jnp.where(inside[..., None], noise, image)
 
     def box(self, key: jax.Array, height: int, width: int) -> tuple[jax.Array, ...]:
-        """(top, left, height, width) of a box in an image of that size, int32."""
+        """Draws a box in an image of that size: (top, left, height, width), int32."""
         area_key, aspect_key, top_key, left_key = jax.random.split(key, 4)
         shape, aspect = (self._ATTEMPTS,), [math.log(a) for a in self.aspect]
         area = jax.random.uniform(

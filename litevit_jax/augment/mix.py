@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """Every example becomes a mix of itself and its partner.
+    """Mixes every example with its partner.
 
     The label stays an index; `partner_label` and `label_share` say what else the
     image shows, and the objective makes the target distribution of the three.
@@ -69,7 +69,7 @@ class Mix:
     def weights(
         self, key: jax.Array, height: int, width: int
     ) -> tuple[jax.Array, jax.Array]:
-        """Weight of each own pixel `[H, W]`, and their mean: the label's share."""
+        """Draws weights of own pixels `[H, W]`, and their mean: the label's share."""
         switch_key, mixup_key, cutmix_key = jax.random.split(key, 3)
         if not self.cutmix:
             return self._mixup(mixup_key, height, width)
@@ -95,7 +95,7 @@ class Mix:
 
 
 def _in_cut(key: jax.Array, side: jax.Array, length: int) -> jax.Array:
-    """Which of `length` pixels lie in a cut of relative length `side`, bool [length].
+    """Draws a cut of relative length `side`: bool [length], True inside.
 
     Its middle is uniform, and what sticks out of the image is lost.
     """

@@ -1,4 +1,4 @@
-"""Changes that move or mix pixels on the device: flip and blur (recipes 4.4)."""
+"""Augmentations that move or mix pixels on the device: flip and blur (recipes 4.4)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _PASSES = 3  # box blurs in PIL's Gaussian
 
 @dataclasses.dataclass(frozen=True)
 class Flip(base.ImageOp):
-    """Left and right swapped, with a probability per view."""
+    """Swaps left and right, with a probability per view."""
 
     def change(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """One image `[H, W, C]`, flipped; nothing is drawn."""
+        """Flips one image `[H, W, C]`; nothing is drawn."""
         del key
         return image[:, ::-1]
 
@@ -41,15 +41,15 @@ class GaussianBlur(base.ImageOp):
     sigma: tuple[float, float]
 
     def change(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """One image `[H, W, C]`, uint8, blurred with a sigma drawn from `key`."""
+        """Blurs one image `[H, W, C]`, uint8, with a sigma drawn from `key`."""
         return self.blur(image, self.draw(key))
 
     def draw(self, key: jax.Array) -> jax.Array:
-        """A sigma."""
+        """Draws a sigma."""
         return jax.random.uniform(key, (), jnp.float32, *self.sigma)
 
     def blur(self, image: jax.Array, sigma: jax.Array) -> jax.Array:
-        """One image `[H, W, C]`, uint8, rounded after each pass as in PIL.
+        """Blurs one image `[H, W, C]`, uint8, and rounds after each pass as PIL does.
 
         The boxes are a few pixels wide, so shifted copies are cheaper than a
         product with a band matrix, and need no table per image.
@@ -102,7 +102,7 @@ def box_weights(sigma: jax.Array, reach: int) -> jax.Array:
 
 
 def _box_blur(image: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
-    """Bytes `[H, W, C]` averaged along an axis; the border pixel goes on outside."""
+    """Averages bytes `[H, W, C]` along an axis; the border pixel goes on outside."""
     reach, size = weights.shape[0] // 2, image.shape[axis]
     pad = [(reach, reach) if a == axis else (0, 0) for a in range(image.ndim)]
     padded = jnp.pad(image, pad, mode="edge")

@@ -1,1 +1,1 @@
-"""A state -> numbers and pictures."""
+"""Evaluators: they turn a state into numbers and pictures."""

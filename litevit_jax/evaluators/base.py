@@ -1,4 +1,4 @@
-"""The contract of evaluators, and a pass over a split that counts each example once."""
+"""The contract of evaluators, and passes over a split that count each example once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Rows = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What an evaluator is given.
+    """The run as an evaluator sees it: data, predictions and mesh.
 
     Attributes:
       predict: (params, model_state, batch of uint8 images) -> named arrays [B, ...].
@@ -60,7 +60,7 @@ class Context:
         images: bool = False,
         limit: int | None = None,
     ) -> Iterator[tuple[Rows, Rows]]:
-        """(batch, predictions) over a split, of all hosts; padded rows have mask 0.
+        """Yields (batch, predictions) of a split, of all hosts; padding has mask 0.
 
         Images are part of the batch only if asked for. `limit` stops after so many
         examples (rounded up to whole pieces of `rows`).
@@ -76,7 +76,7 @@ class Context:
 def _pieces(
     batches: pipeline.Stream, rows: int | None, limit: int | None
 ) -> Iterator[Rows]:
-    """Batches in pieces of `rows`; ends after `limit` rows of all hosts together."""
+    """Cuts batches into pieces of `rows`, up to `limit` rows of all hosts together."""
     seen = 0
     with contextlib.closing(batches):
         for batch in batches:
@@ -107,7 +107,7 @@ def _only(
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator(abc.ABC):
-    """A state -> numbers. Subclasses are frozen dataclasses; `reads` names what
+    """Turns a state into numbers. Subclasses are frozen dataclasses; `reads` names what
     they need of the objective's predictions; `best` is the number to maximise."""
 
     context: Context
@@ -117,17 +117,17 @@ class Evaluator(abc.ABC):
     @property
     @abc.abstractmethod
     def reads(self) -> tuple[str, ...]:
-        """Names of the predictions that it needs."""
+        """The names of the predictions that the evaluator needs."""
 
     @abc.abstractmethod
     def run(self, state: Any, *, step: int) -> dict[str, Any]:
-        """Numbers of `state`; `step` names files that are written.
+        """Evaluates `state` and returns numbers; `step` names files that are written.
 
         Names (str) and tables (lists of dicts) beside them are recorded, not plotted.
         """
 
     def check_data(self) -> None:
-        """Raises ValueError if its splits lack what it needs; nothing is compiled.
+        """Raises ValueError if the evaluator's splits lack what it needs.
 
         A labelled evaluator needs one labelled image to count, and two classes to
         learn from. No more labels are read than it takes to find them.

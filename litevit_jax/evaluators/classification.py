@@ -32,7 +32,7 @@ def make(
 
 @dataclasses.dataclass(frozen=True)
 class Classification(base.Evaluator):
-    """Sums over the split under the mask, divided once at the end."""
+    """Accuracy and loss: sums over the split under the mask, divided at the end."""
 
     split: str
 
@@ -41,11 +41,11 @@ class Classification(base.Evaluator):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Class scores."""
+        """The logits of the objective."""
         return ("logits",)
 
     def run(self, state: Any, *, step: int) -> dict[str, float]:
-        """top1, top5, mean_per_class (percent), loss (nats) and n, those counted.
+        """Returns top1, top5, mean_per_class (percent), loss (nats), n images counted.
 
         mean_per_class is the mean, over the classes that have examples here, of the
         share of each that is right. See `tops` for when top5 is left out.
@@ -74,13 +74,13 @@ class Classification(base.Evaluator):
 
 @dataclasses.dataclass(frozen=True)
 class ByClass(Classification):
-    """The same numbers; mean_per_class is the one to maximise."""
+    """Classification whose number to maximise is mean_per_class."""
 
     best: ClassVar[str | None] = "mean_per_class"
 
 
 def _score(logits: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
-    """Per-example rank and loss of logits [B, K] for label [B]."""
+    """Computes rank and loss of each example, of logits [B, K] and label [B]."""
     own = logits[np.arange(len(label)), label]
     top = logits.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
@@ -88,7 +88,7 @@ def _score(logits: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def tops(num_classes: int) -> dict[str, int]:
-    """Name of an accuracy -> below which rank a label counts as right.
+    """Maps the name of an accuracy to the rank below which a label counts as right.
 
     Of five classes or fewer all labels are among the first five: there is no top5.
     """
@@ -96,7 +96,7 @@ def tops(num_classes: int) -> dict[str, int]:
 
 
 def rank(scores: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """How many classes come before label [B] in scores [B, K]: int [B].
+    """Counts the classes that come before label [B] in scores [B, K]: int [B].
 
     It counts classes that do not score lower, of equal ones those before the label;
     so constant scores are not called right, nor are those that are no numbers.

@@ -80,7 +80,7 @@ class FewShot(base.Evaluator):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The features asked for."""
+        """The features that the classifiers read."""
         return (self.features,)
 
     @functools.cached_property
@@ -107,12 +107,12 @@ class FewShot(base.Evaluator):
         return np.stack(rows)
 
     def check_data(self) -> None:
-        """As for every evaluator; and there must be enough images of every class."""
+        """Raises ValueError for unlabelled data or too few images of a class."""
         super().check_data()
         assert self.draws.size
 
     def run(self, state: Any, *, step: int) -> dict[str, Any]:
-        """Percent right, by the number of images of each class.
+        """Returns accuracies by the number of images of each class, in percent.
 
         Returns:
           'top1': mean over all shots and drawings; 'top1_S': mean over the drawings
@@ -142,7 +142,7 @@ class FewShot(base.Evaluator):
         return numbers | {"n": len(test[1]), "table": table}
 
     def _fit(self, drawn: np.ndarray, shots: int, test: Any) -> dict[str, float]:
-        """l2 and top1 for the first `shots` of the images drawn [K, N, D]."""
+        """Fits on the first `shots` of the images drawn [K, N, D]: l2 and top1."""
         classes, most = drawn.shape[0], self.shots[-1]
         x, label = _flat(drawn[:, :shots])
         ridge, place = frozen.fit(x, label, classes, self.l2), 0
@@ -154,6 +154,6 @@ class FewShot(base.Evaluator):
 
 
 def _flat(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features [K N, D] and labels [K N] of images drawn [K, N, D]."""
+    """Flattens images drawn [K, N, D]: features [K N, D] and labels [K N]."""
     classes, count, width = drawn.shape
     return drawn.reshape(-1, width), np.repeat(np.arange(classes), count)

@@ -20,7 +20,7 @@ L2 = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 def gather(
     context: base.Context, state: Any, split: str, name: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features [n, ...], labels [n] and indices [n] of a split's labelled images.
+    """Gathers features [n, ...], labels [n], indices [n] of a split's labelled images.
 
     In the order of the split, whatever the batches; `name` is the prediction's.
     """
@@ -34,7 +34,7 @@ def gather(
 
 
 def part(context: base.Context, split: str, rows: np.ndarray) -> base.Context:
-    """`context` with no more than `rows` [n] of `split`, which are numbered anew."""
+    """Restricts `context` to `rows` [n] of `split`, which are numbered anew."""
     chosen = subset.Subset(context.source(split), rows)
     return dataclasses.replace(context, source=lambda _: chosen)
 
@@ -62,7 +62,7 @@ class Ridge:
     bias: np.ndarray
 
     def scores(self, features: np.ndarray, place: int) -> np.ndarray:
-        """Class scores [n, K] of features [n, D] with strength number `place`."""
+        """Scores classes [n, K] by features [n, D] with strength number `place`."""
         x = (features.astype(np.float64) - self.mean) / self.scale
         return x @ self.weights[place] + self.bias
 
@@ -99,7 +99,7 @@ def fit(
 
 
 def choose(ridge: Ridge, features: np.ndarray, label: np.ndarray) -> tuple[int, float]:
-    """(place of the best strength on held-out [n, D] and [n], its accuracy in percent).
+    """Chooses a strength by held-out [n, D] and [n]: (its number, accuracy in percent).
 
     Of equally good ones it is the last, the strongest where they ascend.
     """

@@ -59,11 +59,11 @@ class Knn(base.Evaluator):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The features asked for."""
+        """The features that are compared."""
         return (self.features,)
 
     def run(self, state: Any, *, step: int) -> dict[str, float]:
-        """top1, top5 (percent), n, the images counted, and bank_n, those that vote.
+        """Returns top1, top5 (percent), n images counted and bank_n images that vote.
 
         See `classification.tops` for when top5 is left out.
         """
@@ -97,7 +97,7 @@ def votes(
     temperature: float,
     num_classes: int,
 ) -> np.ndarray:
-    """Votes [n, K] of the neighbours of queries [n, D] in a bank [m, D].
+    """Computes votes [n, K] of the neighbours of queries [n, D] in a bank [m, D].
 
     All of the bank votes if there are fewer than k. Features that are no numbers
     get votes that are none either.
@@ -124,7 +124,7 @@ def _unit(features: np.ndarray) -> np.ndarray:
 def _vote(
     query: Any, bank: Any, bank_label: Any, *, k: int, temperature: float, num_classes
 ) -> jax.Array:
-    """Votes [n, K] for unit queries [n, D] from a unit bank [m, D]."""
+    """Computes votes [n, K] for unit queries [n, D] from a unit bank [m, D]."""
     similarity = jnp.dot(query, bank.T, precision="highest")
     nearest, index = jax.lax.top_k(similarity, k)
     weight = jnp.exp((nearest - nearest[:, :1]) / temperature)

@@ -1,4 +1,4 @@
-"""What each block of an encoder knows of the classes: linear and k-NN, layer by layer.
+"""Linear and k-NN probes of every block of an encoder.
 
 The linear classifier is fitted in closed form (`frozen.fit`) to the features that
 leave the block, and the vote is that of `knn`. Nothing is trained, so that it can run
@@ -85,7 +85,7 @@ class Layers(base.Evaluator):
         return (_POOLS[self.pool],)
 
     def check_data(self) -> None:
-        """As for every evaluator; and the share to choose by must not be empty."""
+        """Raises ValueError for data without labels or an empty share to choose by."""
         super().check_data()
         count = min(self.examples, len(self.context.source(self.bank)))
         if not 0 < self._held_out(count) < count:
@@ -99,7 +99,7 @@ class Layers(base.Evaluator):
         return round(self.select_fraction * count)
 
     def run(self, state: Any, *, step: int) -> dict[str, Any]:
-        """Percent of `split` that is right, by block.
+        """Returns accuracies on `split` by block, in percent.
 
         Returns:
           'top1': linear, after 'block', the one that is best on held-out training
@@ -134,7 +134,7 @@ class Layers(base.Evaluator):
         return numbers | counts | {"pool": self.pool, "table": table}
 
     def _linear(self, bank, bank_label, test, label) -> dict[str, float]:
-        """l2, its accuracy on held-out images, and that on `split`."""
+        """Fits and chooses l2: (l2, accuracy on held-out images, on `split`)."""
         held, classes = self._held_out(len(bank)), self.context.num_classes
         ridge = frozen.fit(bank[held:], bank_label[held:], classes, self.l2)
         place, select_top1 = frozen.choose(ridge, bank[:held], bank_label[:held])
@@ -145,5 +145,5 @@ class Layers(base.Evaluator):
 
 
 def _top1(scores: np.ndarray, label: np.ndarray) -> float:
-    """Percent of label [n] that is first in scores [n, K]."""
+    """Computes the percentage of label [n] that is first in scores [n, K]."""
     return 100 * float((classification.rank(scores, label) < 1).mean())

@@ -56,7 +56,7 @@ class ProbeGrid(base.Evaluator):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Rank of the label and loss, for each of the features."""
+        """The rank of the label and the loss, for each of the features."""
         kinds = ("grid_rank", "grid_loss")
         return tuple(f"{kind}/{name}" for name in self.features for kind in kinds)
 
@@ -65,7 +65,7 @@ class ProbeGrid(base.Evaluator):
         return classification.tops(self.context.num_classes)
 
     def run(self, state: Any, *, step: int) -> dict[str, Any]:
-        """top1, top5 and loss on `split` of the head that is best on `select`.
+        """Returns top1, top5 and loss on `split` of the head that is best on `select`.
 
         Of heads that are right as often the one of lower loss is best. See
         `classification.tops` for when top5 is left out.
@@ -92,7 +92,7 @@ class ProbeGrid(base.Evaluator):
     def _score(
         self, state: Any, split: str
     ) -> tuple[dict[str, dict[str, list[float]]], int]:
-        """(feature -> top1, top5, loss of each head, images counted)."""
+        """Scores all heads: (feature -> top1, top5, loss of each, images counted)."""
         names = (*self._tops, "loss")
         sums = {f: {k: np.zeros(len(self.lrs)) for k in names} for f in self.features}
         n = 0

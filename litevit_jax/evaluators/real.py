@@ -52,7 +52,7 @@ def make(*, context: base.Context, labels: str | None, split: str = "eval") -> R
 
 
 def _read(path: pathlib.Path, num_classes: int) -> list[frozenset[int]]:
-    """The sets of labels in the file, checked."""
+    """Reads and checks the sets of labels in a file."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no file of ReaL labels there; get real.json from "
@@ -80,14 +80,14 @@ def _read(path: pathlib.Path, num_classes: int) -> list[frozenset[int]]:
 
 
 def _number(name: str) -> int | None:
-    """Place in the file of the image of that name."""
+    """The position in the file of the image of that name."""
     found = _NUMBER.search(name)
     return None if found is None else int(found[1]) - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Real(base.Evaluator):
-    """Whether the first choice is among the labels of the image.
+    """Accuracy where any label of an image's set counts as right.
 
     Attributes:
       split: which images.
@@ -103,11 +103,11 @@ class Real(base.Evaluator):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Class scores."""
+        """The logits of the objective."""
         return ("logits",)
 
     def run(self, state: Any, *, step: int) -> dict[str, float]:
-        """top1 (percent), n, the images counted, and unlabelled, those left out.
+        """Returns top1 (percent), n images counted and unlabelled, those left out.
 
         Raises:
           ValueError: the name of an image tells no place in the file.

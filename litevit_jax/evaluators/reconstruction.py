@@ -50,11 +50,11 @@ class Reconstruction(base.Evaluator):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The loss of each example and two pictures of it."""
+        """The loss of each example, and two pictures of it."""
         return ("mae_loss", "masked", "reconstruction")
 
     def run(self, state: Any, *, step: int) -> dict[str, float]:
-        """mae_loss, the mean over masked patches, and n, the images counted."""
+        """Returns mae_loss, the mean over masked patches, and n, the images counted."""
         total, n, drawn = 0.0, 0, []
         stream = self.context.over(
             state, self.split, self.reads, images=True, limit=self.examples
@@ -75,14 +75,14 @@ class Reconstruction(base.Evaluator):
         return {"mae_loss": total / max(n, 1), "n": n}
 
     def _pixels(self, image: np.ndarray) -> np.ndarray:
-        """Normalised [H, W, C] -> uint8."""
+        """Converts normalised [H, W, C] to uint8."""
         mean, std = np.asarray(self.context.mean), np.asarray(self.context.std)
         pixels = (image.astype(np.float32) * std + mean) * 255
         return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
 
 def grid(rows: list[list[np.ndarray]], *, least: int = 96) -> np.ndarray:
-    """uint8 picture [H, W, 3]: a row per example, two examples side by side.
+    """Draws a uint8 picture [H, W, 3]: two examples side by side in each row.
 
     Small images are enlarged, pixel by pixel, to at least `least` pixels.
     """
@@ -108,7 +108,7 @@ def grid(rows: list[list[np.ndarray]], *, least: int = 96) -> np.ndarray:
 
 
 def rgb(image: np.ndarray) -> np.ndarray:
-    """[H, W, C] -> [H, W, 3]: grey repeated, further channels left out."""
+    """Converts [H, W, C] to [H, W, 3]: grey is repeated, further channels left out."""
     if image.shape[2] in (1, 2):
         return np.repeat(image[..., :1], 3, axis=2)
     return np.ascontiguousarray(image[..., :3])

@@ -49,7 +49,7 @@ def normal(stddev: float) -> Initializer:
 
 
 def xavier(fan_in: int, fan_out: int) -> Initializer:
-    """U(+-sqrt(6 / (fan_in + fan_out))) with the fans given explicitly."""
+    """The Xavier uniform initializer, U(+-sqrt(6 / (fan_in + fan_out)))."""
     return uniform(math.sqrt(6 / (fan_in + fan_out)))
 
 
@@ -61,7 +61,7 @@ def dense_init(style: str, fan_in: int, fan_out: int) -> Initializer:
 
 
 def branch_init(style: str, fan_in: int, fan_out: int, block: int) -> Initializer:
-    """That of a layer that ends a residual branch, in block number `block` from 0.
+    """The kernel initializer of a residual branch's last layer; `block` counts from 0.
 
     'rpe' divides it by sqrt(2 i) in the i-th block, counted from 1 (recipes 1.4).
     """
@@ -200,7 +200,7 @@ def patch_embed(style: str, patch_dim: int, width: int, dtype: str) -> Linear:
 
 
 def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
-    """`[B, T, D] -> [B, A, T, D/A]`."""
+    """Splits tokens into heads: `[B, T, D] -> [B, A, T, D/A]`."""
     return x.reshape(*x.shape[:2], num_heads, -1).swapaxes(1, 2)
 
 
@@ -213,7 +213,7 @@ class Qkv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, first: int, bias: jax.Array | None = None):
-        """A `bias` `[3 D]` that is given takes the place of the layer's own."""
+        """Projects `[B, T, D]`; a given `bias` `[3 D]` replaces the layer's own."""
         width = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (width, 3 * width))
         if bias is None:

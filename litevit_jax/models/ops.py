@@ -18,7 +18,7 @@ EPSILON = 1e-6  # every LayerNorm of the reference models
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """x * Phi(x) with the exact error function, in float32 inside.
+    """Computes x * Phi(x) with the exact error function, in float32 inside.
 
     Its own gradient keeps x alone for the backward pass and needs one exponential.
     """
@@ -82,7 +82,7 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 
 @jax.custom_vjp
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """`x @ kernel + bias` for x `[..., D]`, computed in the type of x.
+    """Computes `x @ kernel + bias` for x `[..., D]`, in the type of x.
 
     The gradient of the kernel is written as x^T g. Autodiff asks for (g^T x)^T,
     and XLA for CPUs then computes the gradient of the residual stream anew, from
@@ -130,7 +130,7 @@ linear.defvjp(_linear_forward, _linear_backward)
 def project_heads(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, num_heads: int, first: int
 ) -> tuple[jax.Array, ...]:
-    """From `[B, T, D]` queries `[B, A, T - first, D/A]`, keys, values `[B, A, T, D/A]`.
+    """Projects `[B, T, D]` to q `[B, A, T - first, D/A]`, k and v `[B, A, T, D/A]`.
 
     They lie side by side in `kernel` `[D, 3 D]` and `bias` `[3 D]`, float32. CPUs like
     one large product, which is then taken apart. On a TPU that reshape is a copy of
@@ -214,11 +214,12 @@ def attend(
     scale: float,
     bias: jax.Array | None = None,
 ) -> jax.Array:
-    """softmax(scale q k^T + bias) v: `[B, A, S, E], 2 x [B, A, T, E] -> [B, A, S, E]`.
+    """Computes softmax(scale q k^T + bias) v: `[B, A, S, E]`.
 
-    Softmax in float32. `bias` `[A, S, T]`, float32, is the same for every example and
-    has a gradient; None adds nothing and costs nothing. How it is computed depends on
-    the platform, see `KERNELS`.
+    q is `[B, A, S, E]`, k and v are `[B, A, T, E]`; the softmax is taken in float32.
+    `bias` `[A, S, T]`, float32, is the same for every example and has a gradient; None
+    adds nothing and costs nothing. How it is computed depends on the platform, see
+    `KERNELS`.
     """
     return _attend_forward(q, k, v, scale, bias)[0]
 
@@ -245,7 +246,7 @@ def _ways(which, scale):
 
 
 def _cpu_forward(scale, q, k, v, bias):
-    """On CPUs products want their operands as they lie, and fewer elements divided."""
+    """Computes attention on CPUs: contiguous operands, few divisions."""
     q, k, v = _materialize(q * scale, k, v)
     logits = _logits(q, k, bias)
     exps = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -274,7 +275,7 @@ def _cpu_backward(scale, saved, bias, grad):
 
 
 def _plain(q, k, v, scale, bias):
-    """Elsewhere, the formula: a TPU's compiler fuses it best as autodiff has it."""
+    """Computes attention by its formula, which a TPU's compiler fuses best."""
     probs = jax.nn.softmax(_logits(q * scale, k, bias))
     return jnp.einsum("bast,batd->basd", probs.astype(v.dtype), v)
 
@@ -337,7 +338,7 @@ def _cudnn_is_here():
 
 
 def _fused(scale, q, k, v):
-    """cuDNN's attention; of an odd length one token is added, which nobody reads."""
+    """Computes attention by cuDNN; odd lengths get one more token, which is masked."""
     lengths = [x.shape[2] for x in (q, k)]
     masks = [None, None]
     if any(length % 2 for length in lengths):
@@ -380,7 +381,7 @@ KERNELS = {
 
 
 def _materialize(*arrays):
-    """On CPUs, arrays as they lie: products with a permuted operand are 3x slower."""
+    """Makes arrays contiguous on CPUs: products of permuted ones are 3x slower."""
     return jax.lax.platform_dependent(
         *arrays,
         cpu=lambda *x: jax.lax.optimization_barrier(x),

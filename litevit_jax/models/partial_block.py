@@ -34,7 +34,7 @@ class PartialBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> layers.Intermediates:
-        """Intermediates of tokens `[B, T, D]`, named as in `layers.Block`."""
+        """Returns intermediates of tokens `[B, T, D]`, named as in `layers.Block`."""
         normed = layers.LayerNorm(self.dtype, name="norm1")(x)
         found = {"in": x, "norm1": normed}
         if self.part == "norm1":

@@ -29,7 +29,7 @@ class Pixels:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`[B, H, W, C]`."""
+        """The shape of the images, `[B, H, W, C]`."""
         return self.bytes.shape
 
 

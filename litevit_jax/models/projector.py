@@ -12,7 +12,7 @@ from litevit_jax.models import heads, layers
 
 
 def make_projector(*, mlp_dim: int, embed_dim: int, dtype: str) -> BatchNormMlp:
-    """Three layers, which follow the encoder in both branches.
+    """Builds the projector: three layers behind the encoder, in both branches.
 
     Raises:
       ValueError: a size below 1.
@@ -21,7 +21,7 @@ def make_projector(*, mlp_dim: int, embed_dim: int, dtype: str) -> BatchNormMlp:
 
 
 def make_predictor(*, mlp_dim: int, embed_dim: int, dtype: str) -> BatchNormMlp:
-    """Two layers, which the student's branch alone has.
+    """Builds the predictor: two layers, in the student's branch alone.
 
     Raises:
       ValueError: a size below 1.

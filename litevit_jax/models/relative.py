@@ -17,7 +17,7 @@ _OF_CLS = 3  # rows: class token asks a patch, a patch asks it, it asks itself
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """What else differs in the blocks of an encoder with relative position bias.
+    """How blocks with relative position bias differ from plain ones, besides the bias.
 
     Attributes:
       fused_bias: whether q, k and v have one stored bias, as without the table; else
@@ -39,7 +39,7 @@ STYLES = {
 
 
 def table_rows(grid: tuple[int, int]) -> int:
-    """Rows of a table for `grid`, rows and columns of patches."""
+    """The number of rows of a table for `grid`, rows and columns of patches."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + _OF_CLS
 
 
@@ -84,7 +84,7 @@ def expand(table: jax.Array, grid: tuple[int, int]) -> jax.Array:
 
 
 def _chosen(length: int) -> np.ndarray:
-    """1 where offset `m` is that of query `i` and key `j`: `[i, j, m]`, float32."""
+    """One-hot offsets `[i, j, m]`: 1 where query `i` and key `j` have offset `m`."""
     place = np.arange(length)
     offset = place[:, None] - place[None] + length - 1
     return np.eye(2 * length - 1, dtype=np.float32)[offset]

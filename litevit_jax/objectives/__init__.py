@@ -1,1 +1,1 @@
-"""What is learned: one file per method, all behind `base.Objective`."""
+"""Objectives: one file per method, all behind `base.Objective`."""

@@ -1,4 +1,4 @@
-"""The contract between what is learned and how.
+"""The contract between an objective and the training loop.
 
 A step of training knows an objective only by these methods. All of them are pure:
 what is random comes from the key, what changes is returned.
@@ -118,7 +118,7 @@ class Objective(abc.ABC):
     def health(
         self, params: Tree, model_state: Tree, teacher: Tree, batch: Batch, key: Any
     ) -> Metrics:
-        """Scalars that tell collapse from learning; taken at logged steps only.
+        """Scalars that tell collapse from learning; computed at logged steps only.
 
         They are computed beside the loss and never change it; see
         `objectives.health` for what they are made of.
@@ -178,7 +178,7 @@ def compute_dtype(dtype: str) -> str:
 
 
 def held(teacher: Tree, dtype: str) -> Tree:
-    """A frozen teacher with its kernels in the type they are multiplied in.
+    """Casts a frozen teacher's kernels to the type they are multiplied in.
 
     What it computes stays: they would be rounded so at every step. On accelerators
     that is half the memory, and half of what a step reads of it.

@@ -141,7 +141,7 @@ def _extra_block(
 def _resolve(
     pairs: Any, target: str, encoder: vit.Encoder, teacher: vit.Encoder, extra: bool
 ) -> tuple[Pair, ...]:
-    """The pairs asked for, or the last layers; checked."""
+    """Returns the pairs of layers asked for, or the last ones, after checks."""
     first = 0 if target == "hidden" else 1
     last = Pair(encoder.depth + extra, teacher.depth)
     if pairs is None:
@@ -177,7 +177,7 @@ def _resolve(
 def _as_far_as_needed(
     teacher: vit.Encoder, target: str, pairs: tuple[Pair, ...]
 ) -> vit.Encoder:
-    """The teacher without what no pair reads."""
+    """Cuts off the part of the teacher that no pair reads."""
     last = max(pair.teacher for pair in pairs)
     if target == "hidden":
         return teacher if last == teacher.depth else teacher.cut(last + 1, "norm1")
@@ -223,7 +223,7 @@ class Distill(base.Objective):
 
     @property
     def encoded_share(self) -> float:
-        """The student's."""
+        """The share of the patches that the student encodes."""
         return self.student.encoded_share
 
     @property
@@ -269,7 +269,7 @@ class Distill(base.Objective):
         return loss, ({"loss": loss, **metrics}, model_state)
 
     def health(self, params, model_state, teacher, batch, key):
-        """MAE's, and 'teacher_agreement': the mean correlation of what is matched."""
+        """MAE's health and 'teacher_agreement', the mean correlation of the pairs."""
         some = health.some(batch)
         ids = self.student.masks_of(some, key)
         _, ours, theirs = self._both(params, teacher, some["image"], ids)
@@ -279,11 +279,11 @@ class Distill(base.Objective):
         return {**of_student, "teacher_agreement": each.mean()}
 
     def predict(self, params, model_state, batch):
-        """That of MAE."""
+        """Returns the predictions of MAE."""
         return self.student.predict(params, model_state, batch)
 
     def _name(self, pair: Pair) -> str:
-        """The adapter's: layers from 0, as the original counts ('attn_11')."""
+        """The name of a pair's adapter; layers count from 0, as in 'attn_11'."""
         if self.target == "hidden":
             kind, ours, theirs = "hidden", pair.student, pair.teacher
         else:
@@ -291,13 +291,13 @@ class Distill(base.Objective):
         return f"{kind}_{ours}" if ours == theirs else f"{kind}_{ours}_to_{theirs}"
 
     def _zeros(self):
-        """An input of the adapter."""
+        """Zeros in the shape of an input of the adapter."""
         encoder = self.student.encoder
         hidden = self.target == "hidden"
         return jnp.zeros((1, 1, encoder.width) if hidden else (encoder.num_heads, 1, 1))
 
     def _both(self, params, teacher, image, ids):
-        """The student's prediction, its intermediates, and the teacher's."""
+        """Runs both: the student's prediction, its intermediates, the teacher's."""
         pred, tokens, found = self.student.forward(params, image, ids)
         ours = self._with_extra(params, {**found, "tokens": tokens})
         return pred, ours, self._taught(teacher, image, ids[:, : tokens.shape[1] - 1])
@@ -310,13 +310,13 @@ class Distill(base.Objective):
         return found | {f"{place}/{name}": x for name, x in inside.items()}
 
     def _taught(self, teacher, image, ids_keep):
-        """The teacher's intermediates, with 'tokens' `[B, 1 + M, D]`."""
+        """Runs the teacher: its intermediates, and 'tokens' `[B, 1 + M, D]`."""
         variables = {"params": teacher["encoder"]}
         encoded: Any = self.teacher.apply(variables, image, ids_keep)
         return jax.lax.stop_gradient({**encoded[1], "tokens": encoded[0]})
 
     def _matched(self, params, pair, ours, theirs):
-        """What is compared, float32, before any softmax: [(student's, teacher's)]."""
+        """Pairs of tensors to compare: (student's, teacher's), before any softmax."""
         if self.target == "relations":
             return _relations(_layer(ours, pair.student), _layer(theirs, pair.teacher))
         if self.target == "hidden":
@@ -339,7 +339,7 @@ class Distill(base.Objective):
 
 
 def _layer(found, number):
-    """name -> the intermediate of attention layer `number`, counted from 1."""
+    """Returns a function from names to intermediates of layer `number`, from 1."""
     return lambda name: found[f"block_{number - 1:02d}/{name}"]
 
 
@@ -358,7 +358,7 @@ def _relations(ours, theirs):
 
 
 def _self_product(x, heads):
-    """`[B, A, T, D/A]` -> `[B, heads, T, T]`, neighbouring heads joined."""
+    """Joins neighbouring heads of `[B, A, T, D/A]`: products `[B, heads, T, T]`."""
     batch, _, tokens, _ = x.shape
     x = x.swapaxes(1, 2).reshape(batch, tokens, heads, -1)
     return jnp.einsum(

@@ -51,7 +51,7 @@ def make(
 
 @dataclasses.dataclass(frozen=True)
 class Feature(base.Objective):
-    """An encoder whose tokens tell the teacher's by a linear map.
+    """Predicts a frozen teacher's tokens from the student's by a linear map.
 
     Attributes:
       encoder: the student.
@@ -67,7 +67,7 @@ class Feature(base.Objective):
 
     @property
     def frozen_teacher(self) -> bool:
-        """It is another run's encoder."""
+        """The teacher is another run's encoder."""
         return True
 
     def init(self, key, batch):
@@ -95,7 +95,7 @@ class Feature(base.Objective):
         return loss, ({"loss": loss, "cosine": cosine}, model_state)
 
     def health(self, params, model_state, teacher, batch, key):
-        """See `health.describe`; and the mean cosine of matched class tokens."""
+        """Returns `health.describe`, and the mean cosine of matched class tokens."""
         batch = health.some(batch)
         x, y = self._compare(params, teacher, batch["image"])
         found = health.of_encoder(self.encoder, params["encoder"], batch)
@@ -109,7 +109,7 @@ class Feature(base.Objective):
         return vit.features_of(*encoded)
 
     def _compare(self, params, teacher, image):
-        """The student's tokens, mapped, and the teacher's: two `[B, T, E]`."""
+        """Encodes by both: the student's mapped tokens, the teacher's `[B, T, E]`."""
         tokens, _ = self.encoder.apply({"params": params["encoder"]}, image)
         mapped: Any = self.adapter.apply({"params": params["adapter"]}, tokens)
         taught, _ = self.teacher.apply({"params": teacher["encoder"]}, image)

@@ -1,4 +1,4 @@
-"""Numbers that tell whether an encoder learns or collapses, while it trains.
+"""Statistics that tell, during training, whether an encoder learns or collapses.
 
 They are for `Objective.health`: taken at logged steps, from a few examples, never
 part of a loss.
@@ -20,7 +20,7 @@ MOST_EXAMPLES = 256
 
 
 def some(batch: base.Batch, most: int = MOST_EXAMPLES) -> base.Batch:
-    """Evenly spaced examples of a batch, `most` or fewer; all arrays alike.
+    """Selects evenly spaced examples of a batch, at most `most`; all arrays alike.
 
     Every n-th row, so that each device looks at its own.
     """
@@ -82,7 +82,7 @@ def attention_entropy(attn_probs: jax.Array) -> jax.Array:
 def of_encoder(
     encoder: vit.Encoder, params: base.Tree, batch: base.Batch, *, pool: str = "cls"
 ) -> base.Metrics:
-    """`describe` of pooled tokens and the last block, for whole images of a batch."""
+    """Computes `describe` for pooled tokens and the last block, on whole images."""
     image = some(batch)["image"]
     encoded: Any = encoder.apply({"params": params}, image)
     tokens, found = encoded
@@ -91,7 +91,7 @@ def of_encoder(
 
 
 def describe(features: jax.Array, attn_probs: jax.Array) -> base.Metrics:
-    """All of the above by name: of features `[B, E]` and attention `[B, A, T, T]`.
+    """Computes all statistics of features `[B, E]` and attention `[B, A, T, T]`.
 
     Heads are counted from 01.
     """

@@ -68,12 +68,12 @@ class Mae(base.Objective):
 
     @property
     def encoded_share(self) -> float:
-        """The patches that are kept."""
+        """The share of the patches that is kept."""
         return 1 - self.mask_ratio
 
     @property
     def reads_bytes(self) -> bool:
-        """Each patch is read once: to be encoded, or as a target."""
+        """True: each patch is read once, to be encoded or as a target."""
         return True
 
     def init(self, key: jax.Array, batch: base.Batch) -> base.Variables:
@@ -171,12 +171,12 @@ class Mae(base.Objective):
         return pred, latent, found
 
     def health(self, params, model_state, teacher, batch, key):
-        """Of the class token and the last block, nothing masked."""
+        """Health statistics of the class token and the last block, nothing masked."""
         del model_state, teacher, key
         return health.of_encoder(self.encoder, params["encoder"], batch)
 
     def predict(self, params, model_state, batch):
-        """Features of the whole image, and pictures of a masked one.
+        """Returns features of the whole image, and pictures of a masked one.
 
         Returns:
           'features' `[B, D]`: class token after the final norm, nothing masked;
@@ -214,7 +214,7 @@ class Mae(base.Objective):
         }
 
     def _paste(self, image, masked, ids_shuffle):
-        """The image with its masked patches replaced by `masked [B, N-M, P*P*C]`."""
+        """Replaces the masked patches of the image by `masked [B, N-M, P*P*C]`."""
         side, num_kept = self.encoder.patch_size, self._num_kept(image)
         patches = masking.patchify(image, side)
         kept = masking.take_tokens(patches, ids_shuffle[:, :num_kept])

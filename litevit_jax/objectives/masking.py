@@ -37,7 +37,7 @@ def unpatchify(patches: jax.Array, grid: tuple[int, int], patch_size: int) -> ja
 
 
 def random_masking(keys: jax.Array, num_patches: int) -> jax.Array:
-    """A uniform permutation of the patches for each key `[B]`: ids `[B, N]`.
+    """Draws a uniform permutation of the patches for each key `[B]`: ids `[B, N]`.
 
     The first M ids of a row are its kept patches, the others are masked.
     """
@@ -69,6 +69,6 @@ def patch_stats(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def normalize_patches(patches: jax.Array) -> jax.Array:
-    """Patches `[B, N, P*P*C]` with mean 0 and variance 1 each: the target of MAE."""
+    """Normalises each patch `[B, N, P*P*C]` to mean 0 and variance 1: MAE's target."""
     mean, std = patch_stats(patches)
     return (patches - mean) / std

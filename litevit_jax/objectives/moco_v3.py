@@ -66,7 +66,7 @@ def make(
 
 @dataclasses.dataclass(frozen=True)
 class MoCoV3(base.Objective):
-    """The student finds, from one view, what the teacher makes of the other."""
+    """Contrasts the student's prediction of one view with the teacher's other view."""
 
     encoder: vit.Encoder
     projector: projector.BatchNormMlp
@@ -77,7 +77,7 @@ class MoCoV3(base.Objective):
 
     @property
     def num_views(self) -> int:
-        """Two crops of each image."""
+        """The number of crops of each image: 2."""
         return 2
 
     @property
@@ -87,7 +87,7 @@ class MoCoV3(base.Objective):
 
     @property
     def min_batch_per_device(self) -> int:
-        """A batch of one is 0 after BatchNorm, and its own only candidate."""
+        """Two: BatchNorm maps a batch of one to 0, and it has no negatives."""
         return 2
 
     def init(self, key: jax.Array, batch: base.Batch) -> base.Variables:
@@ -122,7 +122,7 @@ class MoCoV3(base.Objective):
         return jax.tree.map(lambda t, p: t + rate * (p - t), teacher, student)
 
     def loss(self, params, model_state, teacher, batch, key):
-        """ctr(q1, k2) + ctr(q2, k1); see `base.Objective`. Nothing is drawn.
+        """Returns ctr(q1, k2) + ctr(q2, k1); see `base.Objective`. Nothing is drawn.
 
         'contrast_top1' is the percentage of queries nearest to their own key.
         """
@@ -142,7 +142,7 @@ class MoCoV3(base.Objective):
         teacher: base.Tree,
         views: jax.Array,
     ) -> tuple[list[jax.Array], list[jax.Array], base.Tree]:
-        """Queries, keys and the new state, as in training.
+        """Returns queries, keys and the new state, as in training.
 
         Args:
           params: the student's.
@@ -207,7 +207,7 @@ class MoCoV3(base.Objective):
         return self.encoder.apply({"params": params["encoder"]}, image, train=True)
 
     def _pooled(self, params, views):
-        """The class token of each view, `[V, B, H, W, C]` to `[V, B, D]`.
+        """Encodes each view to its class token, `[V, B, H, W, C]` to `[V, B, D]`.
 
         One pass serves all views. The batch stays the outer axis, so that every
         device keeps its rows.

@@ -82,7 +82,7 @@ def _known(encoder: vit.Encoder) -> str:
 
 
 def _parse(name: str, encoder: vit.Encoder) -> tuple[str, int]:
-    """'avg_last4' -> ('avg', 4)."""
+    """Splits the name of features: 'avg_last4' -> ('avg', 4)."""
     found = _FEATURE.fullmatch(name)
     if found is None:
         raise ValueError(
@@ -99,7 +99,7 @@ def _parse(name: str, encoder: vit.Encoder) -> tuple[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeGrid(base.Objective):
-    """Cross-entropy of every head, summed.
+    """Trains every head at once by the sum of their cross-entropies.
 
     Attributes:
       encoder: frozen; no gradient reaches it.
@@ -115,7 +115,7 @@ class ProbeGrid(base.Objective):
 
     @property
     def needs_whole_batch(self) -> str:
-        """As for a single probe, BatchNorm sees the whole batch."""
+        """BatchNorm's statistics are those of the whole batch, as in one probe."""
         return "its head has BatchNorm" if self.head.batch_norm else ""
 
     def init(self, key: jax.Array, batch: base.Batch) -> base.Variables:
@@ -162,7 +162,7 @@ class ProbeGrid(base.Objective):
         return each.sum(), (metrics, state if model_state else model_state)
 
     def predict(self, params, model_state, batch):
-        """Features, see `vit.features_of`, and how well each head does.
+        """Returns features (see `vit.features_of`), and rank and loss of each head.
 
         Returns:
           'grid_rank/NAME' int `[B, G]`: classes that head g, on features NAME, puts
@@ -186,7 +186,7 @@ class ProbeGrid(base.Objective):
         return self.encoder.apply({"params": params["encoder"]}, image)
 
     def _read(self, params, found):
-        """What the heads read, by name `[B, D]`; no gradient reaches the encoder."""
+        """Selects the features that heads read, by name `[B, D]`; no gradient."""
         outs = [found[name] for name in sorted(found) if name.endswith("/out")]
         outs = jax.lax.stop_gradient(outs[-max(count for *_, count in self.features) :])
         if self.encoder.final_norm:
@@ -218,13 +218,13 @@ class ProbeGrid(base.Objective):
 
 
 def _cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """`[G, B]` for logits `[G, B, K]` and label `[B]`."""
+    """Cross-entropy `[G, B]` of logits `[G, B, K]` and label `[B]`."""
     own = jnp.take_along_axis(logits, label[None, :, None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - own
 
 
 def _rank(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """How many of K classes come before `label [B]` in logits `[G, B, K]`: `[G, B]`.
+    """Counts the classes before `label [B]` in logits `[G, B, K]`: `[G, B]`.
 
     Of equal ones those before the label do, and all do if logits are no numbers.
     """

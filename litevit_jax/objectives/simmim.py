@@ -95,7 +95,7 @@ class SimMim(base.Objective):
         return hidden.reshape(len(rank), -1).astype(jnp.float32)
 
     def health(self, params, model_state, teacher, batch, key):
-        """Of unmasked images; see `health.describe`."""
+        """Health statistics of unmasked images; see `health.describe`."""
         del model_state, teacher, key
         return health.of_encoder(self.encoder, params["encoder"], batch)
 
@@ -107,7 +107,7 @@ class SimMim(base.Objective):
         return vit.features_of(*encoded)
 
     def _forward(self, params, image, mask):
-        """Predicted patches `[B, N, P*P*C]`, float32."""
+        """Predicts patches `[B, N, P*P*C]`, float32."""
         hide = (mask, params["head"]["mask_token"])
         variables = {"params": params["encoder"]}
         tokens, _ = self.encoder.apply(variables, image, hide=hide, train=True)
@@ -120,7 +120,7 @@ class SimMim(base.Objective):
         return layers.Linear(patch_dim, self.encoder.dtype, layers.xavier(*sizes))
 
     def _units(self, image):
-        """Rows and columns of mask units."""
+        """The number of rows and columns of mask units."""
         rows, cols = masking.grid_of(image.shape, self.encoder.patch_size)
         unit = self.mask_unit
         if rows % unit or cols % unit:

@@ -77,7 +77,7 @@ def make(
 
 
 def _encoder(block, pool, dtype, **defaults):
-    """An encoder for a classifier that pools so."""
+    """Builds the encoder of a classifier that pools by `pool`."""
     defaults |= {
         "init_style": "classifier",
         "pos_embed": "learned",
@@ -109,7 +109,7 @@ def make_distillation(
     tau: float = 1.0,
     hard: bool = True,
 ) -> Distillation:
-    """Builds the teacher and how it is imitated.
+    """Builds the teacher and the loss by which a student imitates it.
 
     Args:
       teacher: its encoder, and `pool`.
@@ -168,7 +168,7 @@ class Distillation:
         return logits[0]
 
     def loss(self, logits: jax.Array, wanted: jax.Array) -> jax.Array:
-        """How far student logits `[B, K]` are from the teacher's `[B, K]`.
+        """The distance of student logits `[B, K]` from the teacher's `[B, K]`.
 
         Hard: cross-entropy with the teacher's first choice. Soft: tau^2 times the
         divergence KL(teacher | student) at temperature tau, summed and divided by
@@ -205,7 +205,7 @@ class Supervised(base.Objective):
 
     @property
     def needs_whole_batch(self) -> str:
-        """BatchNorm sees the whole batch or another result comes out."""
+        """BatchNorm's statistics are those of the whole batch."""
         return "its head has BatchNorm" if self.head.batch_norm else ""
 
     @property
@@ -253,13 +253,13 @@ class Supervised(base.Objective):
         return loss, ({"loss": loss} | metrics, model_state)
 
     def health(self, params, model_state, teacher, batch, key):
-        """Of the pooled tokens and the last block."""
+        """Health statistics of the pooled tokens and the last block."""
         del model_state, teacher, key
         encoder = params["encoder"]
         return health.of_encoder(self.encoder, encoder, batch, pool=self.pool)
 
     def predict(self, params, model_state, batch):
-        """'logits' `[B, K]` and 'features' `[B, D]`, those that the head reads.
+        """Returns 'logits' `[B, K]` and the head's input, 'features' `[B, D]`.
 
         Logits of two heads are averaged. Of every block there are 'features_blocks'
         and 'features_blocks_avg' `[B, L, D]`, see `vit.blocks_of`. All in float32,
@@ -275,7 +275,7 @@ class Supervised(base.Objective):
         return {"logits": logits, "features": features} | vit.blocks_of(found)
 
     def _encode(self, params, image, drop_keys):
-        """Tokens `[B, T, D]` in training."""
+        """Encodes images in training: tokens `[B, T, D]`."""
         variables = {"params": params["encoder"]}
         tokens, _ = self.encoder.apply(
             variables, image, drop_keys=drop_keys, train=True
@@ -283,13 +283,13 @@ class Supervised(base.Objective):
         return jax.lax.stop_gradient(tokens) if self.frozen_encoder else tokens
 
     def _second_logits(self, params, tokens):
-        """Logits `[B, K]` of the head that imitates the teacher."""
+        """Computes logits `[B, K]` of the head that imitates the teacher."""
         pooled = vit.pool_tokens(tokens, "cls")
         logits: Any = self.head.apply({"params": params["head_dist"]}, pooled)
         return logits[0]
 
     def _classify(self, params, model_state, tokens, train):
-        """Logits, features and the new model state."""
+        """Computes logits, features and the new model state."""
         variables = {"params": params["head"]}
         if model_state:
             variables["batch_stats"] = model_state["head"]

@@ -1,4 +1,4 @@
-"""How many examples and classes a run would train on, also where its data are not."""
+"""Counts the examples and classes of a run, with or without its data at hand."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Counted(base.Source):
 
 
 def source(data: Any) -> tuple[Callable[[str], base.Source], str]:
-    """(split -> its examples, where their number is from): 'data' or 'known'.
+    """Returns (split -> its examples, where their number is from: 'data' or 'known').
 
     Raises:
       ValueError: they are not here, and nobody says how many there are.

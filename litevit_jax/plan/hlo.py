@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: its text, read for traffic and aliasing.
+"""Parses a compiled program's text for memory traffic, collectives and aliasing.
 
 Instructions are followed from the entry into loops (times their trips) and calls.
 Branches of a conditional run at some steps only and are kept apart.
@@ -83,7 +83,7 @@ class Module:
     """A compiled module, parsed."""
 
     def __init__(self, text: str, *, trips: int = 1):
-        """`trips`: of loops that do not tell how often they run."""
+        """Parses `text`; loops of unknown length run `trips` times."""
         self._trips = trips
         self._computations: dict[str, list[Instruction]] = {}
         self._entry = ""
@@ -99,7 +99,7 @@ class Module:
         }
 
     def collectives(self, *, sometimes: bool = False) -> dict[str, Traffic]:
-        """Kind -> its traffic at every step, or that of the branches alone."""
+        """Sums traffic by kind of collective, of every step or of branches alone."""
         found: dict[str, Traffic] = collections.defaultdict(Traffic)
         for instruction, times, branch in self._walk(self._entry, fused=True):
             kind = instruction.opcode.removesuffix("-start")
@@ -153,7 +153,7 @@ class Module:
     def _walk(
         self, name: str, *, fused: bool, times: int = 1, branch: bool = False
     ) -> Iterator[tuple[Instruction, int, bool]]:
-        """(instruction, times it runs in a step, whether at some steps only)."""
+        """Yields (instruction, runs in a step, whether it runs at some steps only)."""
         for instruction in self._computations.get(name, []):
             yield instruction, times, branch
             runs, in_branch, inner = times, branch, _called(instruction)
@@ -187,7 +187,7 @@ class Module:
 
 
 def aliased_outputs(text: str) -> int:
-    """How many results take the place of an argument."""
+    """Counts the results that take the place of an argument."""
     return len(re.findall(r"\{[\d, ]*\}: \(\d+, ", text.partition("\n")[0]))
 
 
@@ -206,7 +206,7 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis that opens `text` is closed."""
+    """The index that closes the parenthesis which opens `text`."""
     depth = 0
     for place, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -223,7 +223,7 @@ def _called(instruction: Instruction) -> list[str]:
 
 
 def _group(collective: Instruction) -> int:
-    """How many devices take part together."""
+    """The number of devices that take part in a collective together."""
     text = collective.attributes
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
         return int(iota[1])
@@ -237,7 +237,7 @@ def _group(collective: Instruction) -> int:
 
 
 def _hops(kind: str, size: int) -> float:
-    """Times that a ring of `size` devices sends the whole array, per device."""
+    """How often each device of a ring of `size` sends the whole array."""
     if kind == "collective-permute":
         return 1.0
     return (1 + (kind == "all-reduce")) * (size - 1) / size
@@ -251,7 +251,7 @@ def _bytes(type_: str) -> int:
 
 
 def _padded(type_: str) -> int:
-    """Bytes in main memory, with what the tiles of a layout add."""
+    """Bytes of an array in main memory, with the padding of its layout's tiles."""
     total = 0
     for kind, sides, layout in _ARRAY.findall(type_):
         order, _, tiling = layout.partition(":")

@@ -20,7 +20,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def run(config: ConfigDict, target: topology.Target) -> dict[str, Any]:
-    """The report (see `report`) of `config` on `target`.
+    """Plans `config` on `target` and returns the report (see `report`).
 
     If it does not fit, `advice` says what does, as compiled too.
 
@@ -63,7 +63,7 @@ def _compile(planned: program.Planned) -> dict[str, Any]:
 
 
 def _refused(message: str, target: topology.Target) -> dict[str, Any]:
-    """What a compiler says that found too little memory."""
+    """Reads the memory needed and available from the compiler's refusal."""
     used = _USED.search(message)
     needed, available = float("nan"), target.chip.hbm
     if used:
@@ -102,7 +102,7 @@ def _what(found: dict[str, Any]) -> str:
 def _other_settings(
     planned: program.Planned, found: dict[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(flags, changes of the config) that may fit, the gentlest first."""
+    """Yields (flags, changes of the config) that may fit, the gentlest first."""
     memory, state = found["memory"], found["state_bytes_per_chip"]
     config, chips = planned.config, planned.target.chips
     changes: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""A config and a target -> the training step as the target would run it."""
+"""Compiles the training step of a config for a target."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Planned:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Of one checkpoint, over all files."""
+        """Bytes of one checkpoint, over all files."""
         fixed = ["teacher"] if self.design.objective.frozen_teacher else []
         return setup.saved_bytes(self.design.state, fixed)
 
     @property
     def gradient_bytes(self) -> int:
-        """Of the gradient that the devices add up."""
+        """Bytes of the gradient that the devices add up."""
         trained, _ = self.design.optimizer.split(self.design.state.params)
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trained))
 
@@ -69,7 +69,7 @@ def plan(config: ConfigDict, target: topology.Target) -> Planned:
 
 
 def _teach(config: ConfigDict) -> checkpoint.Checkpoint | None:
-    """The teacher that is named; without one its block must say its sizes."""
+    """Reads the named teacher; without one, its block must give its sizes."""
     block = config.objective.get("teacher")
     if block is None or config.get("teacher"):
         return inherit.teacher(config)
@@ -95,7 +95,7 @@ def model_flops(planned: Planned) -> int:
 
 @contextlib.contextmanager
 def without_cache() -> Iterator[None]:
-    """JAX's compilation cache is left alone inside.
+    """Turns JAX's compilation cache off inside the context.
 
     It writes programs for devices that are not here, and fails to read them again.
     """
@@ -110,7 +110,7 @@ def without_cache() -> Iterator[None]:
 
 
 def compile_step(planned: Planned) -> tuple[Any, float]:
-    """(the compiled step, seconds it took).
+    """Compiles the step: (the compiled step, seconds it took).
 
     Raises:
       MemoryError: the compiler says that it does not fit; its words.

@@ -14,7 +14,7 @@ _MEMORY = ("arguments", "outputs", "aliased", "temporaries", "code")
 
 
 def design(planned: program.Planned) -> dict[str, Any]:
-    """What is known without a compiler."""
+    """The numbers that are known without a compiler."""
     config, target, derived = planned.config, planned.target, planned.config.derived
     per_chip = config.batch_size // target.chips
     return {
@@ -44,7 +44,7 @@ def design(planned: program.Planned) -> dict[str, Any]:
 
 
 def state_bytes(planned: program.Planned) -> int:
-    """Of the part of the state that one device holds."""
+    """Bytes of the state that one device holds."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(planned.design.state)
@@ -52,7 +52,7 @@ def state_bytes(planned: program.Planned) -> int:
 
 
 def compiled(planned: program.Planned, executable: Any, seconds: float) -> dict:
-    """What the compiled step says of one chip and one step, and times from that."""
+    """The compiled step's numbers for one chip, and times estimated from them."""
     text = executable.as_text()
     module = hlo.Module(text, trips=planned.design.slices)
     said = executable.memory_analysis()
@@ -120,7 +120,7 @@ def estimate(planned: program.Planned, found: dict[str, Any]) -> dict[str, Any] 
 
 
 def text(found: dict[str, Any]) -> str:
-    """The report for a reader."""
+    """The report as text."""
     rows = [*_design_rows(found)]
     if "memory" in found:
         rows += _memory_rows(found)
@@ -156,7 +156,7 @@ def _design_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _epochs(found: dict[str, Any]) -> str:
-    """'10 epochs of 195.3'; passes too, where a recipe counts whole batches alone."""
+    """The text '10 epochs of 195.3', with passes where only whole batches count."""
     an_epoch = found["steps_per_epoch"]
     updates = f"{an_epoch:,.1f}".removesuffix(".0")
     text = f"{found['epochs']:.4g} epochs of {updates}"
@@ -231,7 +231,7 @@ def _estimate_rows(guess: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _beside(said: float | None, text: str, unit: float) -> str:
-    """XLA's own number behind ours, where it has one."""
+    """The text of XLA's own number, behind ours; '' without one."""
     return "" if said is None else f" ({text.format(said / unit)})"
 
 

@@ -1,4 +1,4 @@
-"""Targets of a plan: names as their makers write them, what a chip has, its devices."""
+"""Targets of a plan: their names, the resources of their chips, their devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one chip has. Rates are peaks, for estimates alone.
+    """The resources of one chip. Rates are peaks, for estimates alone.
 
     TPUs: Google's pages of each generation (docs.cloud.google.com/tpu/docs/v5e and so
     on). `link_rate` is half of the bidirectional bandwidth named there: what a chip
@@ -86,7 +86,7 @@ _MOST_CPUS = 64
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Where a run is to be: `chips` of one kind, in a `grid` (empty for CPUs)."""
+    """The target of a plan: `chips` of one kind, in a `grid` (empty for CPUs)."""
 
     name: str
     chip: Chip
@@ -96,7 +96,7 @@ class Target:
 
     @property
     def chips(self) -> int:
-        """How many there are; each is one device of JAX."""
+        """The number of chips; each is one device of JAX."""
         count = self.cpus or 1
         for side in self.grid:
             count *= side
@@ -109,13 +109,13 @@ class Target:
 
 
 def known() -> list[str]:
-    """Names that `find` takes."""
+    """The names that `find` takes."""
     slices = [f"{kind}-{count}" for kind in _SLICES for count in _SLICES[kind]]
     return ["cpu", "cpu-N", *slices]
 
 
 def find(name: str) -> Target:
-    """The target called `name`: `v5e-8`, `v4-8`, `cpu`, `cpu-8`...
+    """Finds the target called `name`: `v5e-8`, `v4-8`, `cpu`, `cpu-8`...
 
     Raises:
       ValueError: there is none; the message lists those there are.
@@ -138,7 +138,7 @@ def find(name: str) -> Target:
 
 
 def _this_machine(count: int) -> Chip:
-    """A share of this machine; nothing is claimed of its speed."""
+    """One of `count` equal shares of this machine, without a claim of its speed."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Chip("CPU", total / count, 0.0, 0.0, 0.0)
 
@@ -179,7 +179,7 @@ def _find_cuda(target: Target) -> None:
 
 
 def compiler_options(target: Target) -> dict[str, Any]:
-    """What differs from a compilation beside the device.
+    """Compiler options that stand in for what only the device could decide.
 
     Choosing among kernels takes a GPU to time them: XLA's defaults and cuBLAS stand in.
     """
