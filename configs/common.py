@@ -145,6 +145,8 @@ def base(name):
     # slices of a batch are added up, so the update is the same and memory is saved.
     config.microbatch = "auto"
     config.accum_steps = 1  # slices of a batch; 1: as `microbatch` says
+    # How attention is computed (docs/performance.md).
+    config.attention = "auto"  # auto (by platform and shape), plain, deferred or cudnn
     # Computes blocks again in the backward pass: less memory, for models too large
     # otherwise, and more time (docs/performance.md).
     config.remat = False

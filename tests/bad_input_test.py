@@ -60,6 +60,11 @@ FIELDS = {
         r"microbatch=5 does not divide the 12 images of a device \(batch_size=96 over "
         r"8\); the nearest that does is 4: set --config.microbatch=4"),
     "slice's name": ({"microbatch": "of"}, r"microbatch=of: did you mean off"),
+    "attention": ({"attention": "cuddn"},
+        r"attention 'cuddn' unknown; did you mean cudnn\? choose from auto, plain, "
+        "deferred, cudnn"),
+    "attention of GPUs": ({"attention": "cudnn"},
+        r"attention=cudnn .* of platform 'cpu'; set --config.attention=auto, or plain"),
     "no batch": ({"batch_size": 0}, r"config.batch_size=0; expected 1 or more"),
     "mesh": ({"mesh__data": 3}, r"mesh data=3 x fsdp=1 needs 3 devices, found 8"),
     "patch": ({"objective__encoder__patch_size": 3}, r"8.*patch.*3|patch.*3.*8"),

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.parts import common
-from litevit_jax.models import ops
+from litevit_jax.models import attention, ops
 
 # Tokens, heads, size of a head; images.
 SHAPES = {
@@ -30,7 +30,7 @@ _LOST = 0.03  # relative error in norm: what bfloat16 may lose
 
 def run(part: common.Part) -> None:
     here = jax.default_backend()
-    ways = [way for way in WAYS if here == "gpu" or not way.startswith("cudnn")]
+    ways = [way for way in WAYS if here == "gpu" or "cudnn" not in way]
     for shape in SHAPES:
         jobs = {}
         for way in ways:
@@ -136,22 +136,10 @@ def _three_products(x: jax.Array, kernel: jax.Array, heads: int) -> list[jax.Arr
 
 def _of_table(entry: str, x: jax.Array, kernel: jax.Array, heads: int) -> jax.Array:
     """The product's own: heads and attention by `ops`, one entry of its table."""
-    projected = ops.HEADS["cpu" if entry == "cpu" else "default"]
-    forward, backward = ops.KERNELS[entry]
-
-    @jax.custom_vjp
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return forward(q.shape[-1] ** -0.5, q, k, v, None)[0]
-
-    def attend_forward(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
-        return forward(q.shape[-1] ** -0.5, q, k, v, None)
-
-    def attend_backward(saved: Any, grad: jax.Array) -> Any:
-        return backward(saved[0].shape[-1] ** -0.5, saved, None, grad)[:3]
-
-    attend.defvjp(attend_forward, attend_backward)
+    projected = ops.HEADS["cpu" if entry == "deferred" else "default"]
     bias = jnp.zeros(kernel.shape[-1])
-    out = attend(*projected[0](heads, 0, x, kernel, bias))
+    q, k, v = projected[0](heads, 0, x, kernel, bias)
+    out = attention.attend(q, k, v, q.shape[-1] ** -0.5, kernel=entry)
     return out.swapaxes(1, 2).reshape(x.shape)
 
 
@@ -178,7 +166,7 @@ def _library(
 
 WAYS: dict[str, Callable[[jax.Array, jax.Array, int], jax.Array]] = {
     "formula": _formula,
-    **{f"ops {e!r}": functools.partial(_of_table, e) for e in ops.KERNELS},
+    **{f"ours {e!r}": functools.partial(_of_table, e) for e in attention.KERNELS},
     "xla": functools.partial(_library, "xla", _one_product),
     "cudnn": functools.partial(_library, "cudnn", _one_product),
     "cudnn, three products": functools.partial(_library, "cudnn", _three_products),

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from litevit_jax.models import relative
-from litevit_jax.models.ops import attend, gelu, linear, normalize, project_heads
+from litevit_jax.models.attention import attend
+from litevit_jax.models.ops import gelu, linear, normalize, project_heads
 
 INIT_STYLES = ("mae", "classifier", "moco", "rpe")
 POS_EMBEDS = (
@@ -233,6 +234,7 @@ class Attention(nn.Module):
         own, and k has none.
       grid: of the patches behind the class token, for a relative position bias;
         None: without.
+      kernel: of `attention.CHOICES`.
     """
 
     num_heads: int
@@ -241,6 +243,7 @@ class Attention(nn.Module):
     block: int = 0
     fused_bias: bool = True
     grid: tuple[int, int] | None = None
+    kernel: str = "auto"
 
     @nn.compact
     def __call__(
@@ -256,9 +259,8 @@ class Attention(nn.Module):
         scale, bias = (width // self.num_heads) ** -0.5, self._position_bias()
         if bias is not None:
             bias = bias[:, first_query:]
-        out = attend(q, k, v, scale, bias).swapaxes(
-            1, 2
-        )  # [B, A, T, E] -> [B, T, A, E]
+        out = attend(q, k, v, scale, bias, self.kernel)
+        out = out.swapaxes(1, 2)  # [B, A, T, E] -> [B, T, A, E]
         logits = jnp.einsum(
             "bhnd,bhmd->bhnm", q * scale, k, preferred_element_type=jnp.float32
         )
@@ -330,7 +332,7 @@ class Block(nn.Module):
       dtype: of the computation.
       drop_rate: of drop path.
       block: its number in the encoder, from 0, on which initial values may depend.
-      fused_bias, grid: as of `Attention`.
+      fused_bias, grid: as of `Attention`; `attention` is its `kernel`.
       layer_scale: initial factor of each channel of both branches; None: no factor.
     """
 
@@ -343,6 +345,7 @@ class Block(nn.Module):
     fused_bias: bool = True
     grid: tuple[int, int] | None = None
     layer_scale: float | None = None
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -368,6 +371,7 @@ class Block(nn.Module):
             self.block,
             self.fused_bias,
             self.grid,
+            self.attention,
             name="attn",
         )
         branch, inside = attention(found["norm1"], first_query)

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from litevit_jax import choices
+from litevit_jax.models import attention as attentions
 from litevit_jax.models import layers, stack, vit
 
 VARIANTS = {
@@ -32,6 +34,7 @@ def make_decoder(
     num_heads: int | None = None,
     mlp_ratio: float = 4,
     dtype: str = "float32",
+    attention: str = "auto",
     remat: bool = False,
 ) -> Decoder:
     """Builds a decoder; explicit sizes override those of the variant.
@@ -46,7 +49,14 @@ def make_decoder(
             f"decoder: width={sizes['width']} is not a multiple of 4, which its "
             "sin-cos position embedding needs"
         )
-    return Decoder(**sizes, mlp_ratio=mlp_ratio, dtype=str(dtype), remat=remat)
+    choices.check("attention", attention, attentions.CHOICES)
+    return Decoder(
+        **sizes,
+        mlp_ratio=mlp_ratio,
+        dtype=str(dtype),
+        attention=attention,
+        remat=remat,
+    )
 
 
 class Decoder(nn.Module):
@@ -58,6 +68,7 @@ class Decoder(nn.Module):
       num_heads: A.
       mlp_ratio: hidden width of the MLPs over the width.
       dtype: of the computation; parameters are float32.
+      attention: as of `vit.Encoder`.
       remat: less memory for more arithmetic; see `stack`.
     """
 
@@ -66,6 +77,7 @@ class Decoder(nn.Module):
     num_heads: int
     mlp_ratio: float = 4
     dtype: str = "float32"
+    attention: str = "auto"
     remat: bool = False
 
     @nn.compact
@@ -96,7 +108,8 @@ class Decoder(nn.Module):
 
         def make(cls, **kwargs):
             mlp_dim = int(self.width * self.mlp_ratio)
-            return cls(self.num_heads, mlp_dim, "mae", self.dtype, **kwargs)
+            how = {"attention": self.attention}
+            return cls(self.num_heads, mlp_dim, "mae", self.dtype, **how, **kwargs)
 
         # What follows the last attention is computed of predicted tokens alone.
         x, _ = stack.run(

@@ -2,7 +2,7 @@
 
 Each computes what autodiff of the plain formula would; what differs is what is kept
 for the backward pass and in which order axes lie. Reverse mode only. Measured by
-benchmarks/train_step.py.
+benchmarks/train_step.py. Attention is in attention.py.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ def _linear_forward(x, kernel, bias):
 
 def _linear_backward(saved, grad):
     x, kernel = saved
+    grad = _rounded(grad)
     grad_x = jnp.tensordot(grad, kernel.astype(x.dtype), axes=((-1,), (1,)))
     # XLA for CPUs copies operands that contract more than one axis; on TPUs it is
     # the reshape to rows that copies.
@@ -105,6 +106,19 @@ def _linear_backward(saved, grad):
     )
     grad_bias = grad.astype(jnp.float32).sum(tuple(range(grad.ndim - 1)))
     return grad_x, grad_kernel, grad_bias
+
+
+def _rounded(grad):
+    """Writes a gradient in half precision once on GPUs, as the products read it.
+
+    XLA there would write it in float32 as well, for the sum of the bias: 3.7 of the
+    46.2 MB that MAE-Tiny moved an image.
+    """
+    if grad.dtype == jnp.float32:
+        return grad
+    return jax.lax.platform_dependent(
+        grad, cuda=jax.lax.optimization_barrier, default=lambda x: x
+    )
 
 
 def _outer(x, grad):
@@ -204,189 +218,3 @@ HEADS = {
     "default": (_project_heads, _project_backward),
 }
 project_heads.defvjp(_heads_forward, _heads_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    scale: float,
-    bias: jax.Array | None = None,
-) -> jax.Array:
-    """Computes softmax(scale q k^T + bias) v: `[B, A, S, E]`.
-
-    q is `[B, A, S, E]`, k and v are `[B, A, T, E]`; the softmax is taken in float32.
-    `bias` `[A, S, T]`, float32, is the same for every example and has a gradient; None
-    adds nothing and costs nothing. How it is computed depends on the platform, see
-    `KERNELS`.
-    """
-    return _attend_forward(q, k, v, scale, bias)[0]
-
-
-def _attend_forward(q, k, v, scale, bias):
-    out, saved = jax.lax.platform_dependent(q, k, v, bias, **_ways(0, scale))
-    return out, (saved, bias)
-
-
-def _attend_backward(scale, saved, grad):
-    return jax.lax.platform_dependent(*saved, grad, **_ways(1, scale))
-
-
-def _ways(which, scale):
-    """The forward (0) or backward (1) functions of `KERNELS`.
-
-    Each is traced, so cuDNN's is left out where there is none.
-    """
-    return {
-        name: functools.partial(kernel[which], scale)
-        for name, kernel in KERNELS.items()
-        if name != "cuda" or _cudnn_is_here()
-    }
-
-
-def _cpu_forward(scale, q, k, v, bias):
-    """Computes attention on CPUs: contiguous operands, few divisions."""
-    q, k, v = _materialize(q * scale, k, v)
-    logits = _logits(q, k, bias)
-    exps = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
-    inverse = 1 / exps.sum(axis=-1, keepdims=True)
-    exps = exps.astype(v.dtype)
-    # Normalised after the product: [S, E] has fewer elements than [S, T].
-    out = jnp.einsum("bast,batd->basd", exps, v, preferred_element_type=jnp.float32)
-    out = (out * inverse).astype(v.dtype)
-    return out, (q, k, v, exps, inverse, out)
-
-
-def _cpu_backward(scale, saved, bias, grad):
-    q, k, v, exps, inverse, out = saved
-    # d softmax = p * (dp - sum(p * dp)), and that sum is out . grad.
-    along = (out * grad).astype(jnp.float32).sum(axis=-1, keepdims=True) * inverse
-    grad = (grad * inverse).astype(v.dtype)
-    grad, grad_t, q_t = _materialize(grad, grad.swapaxes(2, 3), q.swapaxes(2, 3))
-    grad_p = jnp.einsum("basd,batd->bast", grad, v, preferred_element_type=jnp.float32)
-    grad_logits = exps * (grad_p - along)
-    grad_bias = None if bias is None else grad_logits.sum(axis=0)
-    grad_logits = grad_logits.astype(v.dtype)
-    grad_q = jnp.einsum("bast,batd->basd", grad_logits, k) * scale
-    grad_k = jnp.einsum("bads,bast->badt", q_t, grad_logits).swapaxes(2, 3)
-    grad_v = jnp.einsum("bads,bast->badt", grad_t, exps).swapaxes(2, 3)
-    return grad_q, grad_k, grad_v, grad_bias
-
-
-def _plain(q, k, v, scale, bias):
-    """Computes attention by its formula, which a TPU's compiler fuses best."""
-    probs = jax.nn.softmax(_logits(q * scale, k, bias))
-    return jnp.einsum("bast,batd->basd", probs.astype(v.dtype), v)
-
-
-def _plain_forward(scale, q, k, v, bias):
-    logits = (*q.shape[:3], k.shape[2])
-    unused = jnp.zeros(logits, v.dtype), jnp.zeros((*q.shape[:3], 1), jnp.float32)
-    out = _plain(q, k, v, scale, bias)
-    return out, (q, k, v, *unused, out)
-
-
-def _plain_backward(scale, saved, bias, grad):
-    # Within one program XLA finds the forward pass here again, and keeps what it needs.
-    q, k, v, *_ = saved
-    _, pull = jax.vjp(lambda q, k, v, bias: _plain(q, k, v, scale, bias), q, k, v, bias)
-    return pull(grad)
-
-
-# Keys from which on cuDNN's fused attention is taken. On an H200 it is as fast as the
-# formula with 50 tokens, in less memory, and 2.4 times as fast with 197 tokens
-# (docs/performance.md).
-_FUSED_FROM = 48
-
-
-def _cuda_forward(scale, q, k, v, bias):
-    if not _fuses(q, k, bias):
-        return _plain_forward(scale, q, k, v, bias)
-    logits = (*q.shape[:3], k.shape[2])
-    unused = jnp.zeros(logits, v.dtype), jnp.zeros((*q.shape[:3], 1), jnp.float32)
-    # As a backward pass asks for it, so that XLA finds it there again.
-    out, _ = jax.vjp(functools.partial(_fused, scale), q, k, v)
-    return out, (q, k, v, *unused, out)
-
-
-def _cuda_backward(scale, saved, bias, grad):
-    q, k, v, *_ = saved
-    if not _fuses(q, k, bias):
-        return _plain_backward(scale, saved, bias, grad)
-    return *jax.vjp(functools.partial(_fused, scale), q, k, v)[1](grad), None
-
-
-def _fuses(q, k, bias):
-    """Whether cuDNN's attention applies: half precision, no bias, enough keys."""
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    sizes = k.shape[2] >= _FUSED_FROM and q.shape[3] % 8 == 0 and q.shape[3] <= 128
-    return bias is None and half and sizes and _cudnn_is_here()
-
-
-@functools.cache
-def _cudnn_is_here():
-    try:
-        x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
-        fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-        jax.eval_shape(fused, x, x, x)
-    except RuntimeError:  # no cuDNN, or one that is too old
-        return False
-    # It fuses attention on Ampere (8.0) and later; a T4 has 7.5.
-    cards = [device for device in jax.devices() if device.platform == "gpu"]
-    return all(int(card.compute_capability.partition(".")[0]) >= 8 for card in cards)
-
-
-def _fused(scale, q, k, v):
-    """Computes attention by cuDNN; odd lengths get one more token, which is masked."""
-    lengths = [x.shape[2] for x in (q, k)]
-    masks = [None, None]
-    if any(length % 2 for length in lengths):
-        masks = [jnp.full(len(q), length, jnp.int32) for length in lengths]
-    # [B, A, T, E] -> [B, T, A, E] with an even T
-    q, k, v = (
-        jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, x.shape[2] % 2), (0, 0), (0, 0)))
-        for x in (q, k, v)
-    )
-    out = jax.nn.dot_product_attention(
-        q,
-        k,
-        v,
-        scale=scale,
-        query_seq_lengths=masks[0],
-        key_value_seq_lengths=masks[1],
-        implementation="cudnn",
-    )
-    return out[:, : lengths[0]].swapaxes(1, 2)
-
-
-def _logits(q, k, bias):
-    logits = jnp.einsum("basd,batd->bast", q, k, preferred_element_type=jnp.float32)
-    return logits if bias is None else logits + bias
-
-
-# Platform of JAX ('cpu', 'tpu', 'cuda'), or 'default' for the others -> (forward,
-# backward) of `attend`. The one place to plug a kernel in, such as a Pallas kernel for
-# 'tpu'; it has to pass the tests of every entry (tests/models/ops_test.py).
-#   forward(scale, q, k, v, bias) -> (out, saved)
-#   backward(scale, saved, bias, grad) -> gradients of q, k, v and bias
-# `saved` has six arrays of the shapes and types of (q, k, v, [B, A, S, T] like v,
-# float32 [B, A, S, 1], out); a kernel gives zeros for what it does not read, and XLA
-# removes them. A bias is None or [A, S, T], and None has no gradient.
-KERNELS = {
-    "cpu": (_cpu_forward, _cpu_backward),
-    "cuda": (_cuda_forward, _cuda_backward),
-    "default": (_plain_forward, _plain_backward),
-}
-
-
-def _materialize(*arrays):
-    """Makes arrays contiguous on CPUs: products of permuted ones are 3x slower."""
-    return jax.lax.platform_dependent(
-        *arrays,
-        cpu=lambda *x: jax.lax.optimization_barrier(x),
-        default=lambda *x: x,
-    )
-
-
-attend.defvjp(_attend_forward, _attend_backward)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from litevit_jax import choices
+from litevit_jax.models import attention as attentions
 from litevit_jax.models import layers, partial_block, pixels, relative, stack
 
 # The `_std` variants have the head counts of timm and DeiT. They hold the same
@@ -71,6 +72,7 @@ def make_encoder(
     init_style: str = "mae",
     rpe_style: str = "none",
     dtype: str = "float32",
+    attention: str = "auto",
     remat: bool = False,
 ) -> Encoder:
     """Builds an encoder; explicit sizes override those of the variant.
@@ -88,6 +90,7 @@ def make_encoder(
     choices.check("pos_embed", pos_embed, layers.POS_EMBEDS)
     choices.check("init_style", init_style, layers.INIT_STYLES)
     choices.check("rpe_style", rpe_style, ("none", *relative.STYLES))
+    choices.check("attention", attention, attentions.CHOICES)
     if "sincos" in pos_embed and sizes["width"] % 4:
         raise ValueError(
             f"encoder: width={sizes['width']} is not a multiple of 4, which "
@@ -104,6 +107,7 @@ def make_encoder(
         init_style=init_style,
         rpe_style=rpe_style,
         dtype=str(dtype),
+        attention=attention,
         remat=remat,
     )
 
@@ -129,6 +133,7 @@ class Encoder(nn.Module):
       dtype: of the computation; parameters are float32, and so are softmax and
         the statistics of LayerNorm.
       last_block: how much of the last block there is; see `cut`.
+      attention: how it is computed, of `attention.CHOICES`.
       remat: less memory for more arithmetic; see `stack`.
     """
 
@@ -144,7 +149,15 @@ class Encoder(nn.Module):
     rpe_style: str = "none"
     dtype: str = "float32"
     last_block: str = "full"
+    attention: str = "auto"
     remat: bool = False
+
+    def in_float32(self) -> Encoder:
+        """The encoder for features: in float32, by the platform's own attention.
+
+        `attention` tells how training computes; cuDNN has no float32.
+        """
+        return self.clone(dtype="float32", attention="auto")
 
     def cut(self, depth: int, last_block: str = "full") -> Encoder:
         """The first `depth` blocks, for a loss that reads no later one.
@@ -247,7 +260,8 @@ class Encoder(nn.Module):
         def make(cls, **kwargs):
             mlp_dim = int(self.width * self.mlp_ratio)
             sizes = (self.num_heads, mlp_dim, self.init_style, self.dtype)
-            return cls(*sizes, **self._relative(grid), **kwargs)
+            how = {"attention": self.attention, **self._relative(grid)}
+            return cls(*sizes, **how, **kwargs)
 
         rates = np.linspace(0, self.drop_path, self.depth)
         whole = self.depth - (self.last_block != "full")

@@ -104,7 +104,7 @@ class Feature(base.Objective):
     def predict(self, params, model_state, batch):
         """The student's features in float32, see `vit.features_of`."""
         weights = {"params": params["encoder"]}
-        whole = self.encoder.clone(dtype="float32")
+        whole = self.encoder.in_float32()
         encoded: Any = whole.apply(weights, batch["image"])
         return vit.features_of(*encoded)
 

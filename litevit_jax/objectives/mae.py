@@ -194,7 +194,7 @@ class Mae(base.Objective):
         slot = {"slot": batch["index"]} if "index" in batch else {}
         keys = base.example_keys(jax.random.key(0), {"image": image} | slot)
         ids = self.draw_masks(keys, image)
-        whole = self.encoder.clone(dtype="float32")
+        whole = self.encoder.in_float32()
         encoded: Any = whole.apply({"params": params["encoder"]}, image)
         return {
             **vit.features_of(*encoded),

@@ -180,7 +180,7 @@ class MoCoV3(base.Objective):
     def predict(self, params, model_state, batch):
         """The student's features in float32, see `vit.features_of`."""
         del model_state
-        whole = self.encoder.clone(dtype="float32")
+        whole = self.encoder.in_float32()
         encoded: Any = whole.apply({"params": params["encoder"]}, batch["image"])
         return vit.features_of(*encoded)
 

@@ -170,7 +170,7 @@ class ProbeGrid(base.Objective):
           'grid_loss/NAME' `[B, G]`: its cross-entropy. A batch without labels has
           neither. The encoder computes in float32, whatever trains.
         """
-        whole = dataclasses.replace(self, encoder=self.encoder.clone(dtype="float32"))
+        whole = dataclasses.replace(self, encoder=self.encoder.in_float32())
         tokens, found = whole._encode(params, batch["image"])
         out = vit.features_of(tokens, found)
         if "label" not in batch:

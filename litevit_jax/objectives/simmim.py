@@ -102,7 +102,7 @@ class SimMim(base.Objective):
     def predict(self, params, model_state, batch):
         """Features of unmasked images in float32, see `vit.features_of`."""
         variables = {"params": params["encoder"]}
-        whole = self.encoder.clone(dtype="float32")
+        whole = self.encoder.in_float32()
         encoded: Any = whole.apply(variables, batch["image"])
         return vit.features_of(*encoded)
 

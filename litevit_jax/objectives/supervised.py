@@ -266,7 +266,7 @@ class Supervised(base.Objective):
         whatever trains: results are those of the parameters as they are saved
         (recipes 5.1).
         """
-        encoder = self.encoder.clone(dtype="float32")
+        encoder = self.encoder.in_float32()
         encoded: Any = encoder.apply({"params": params["encoder"]}, batch["image"])
         tokens, found = encoded
         logits, features, _ = self._classify(params, model_state, tokens, False)

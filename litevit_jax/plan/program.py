@@ -64,7 +64,7 @@ def plan(config: ConfigDict, target: topology.Target) -> Planned:
     views.settle(config, inherit.inherit(config), _teach(config))
     source, origin = examples.source(config.data)
     data_ops.train_ops(**inputs.image_block(config.data))
-    design = setup.design(config, mesh, source)
+    design = setup.design(config, mesh, source, target.chip.hbm)
     return Planned(config, target, mesh, design, origin)
 
 
@@ -89,7 +89,8 @@ def model_flops(planned: Planned) -> int:
     config = planned.config.copy_and_resolve_references()
     config.log.health = False
     source = examples.Counted(config.derived.train_examples, config.derived.num_classes)
-    quiet = setup.design(config, planned.mesh, lambda split: source)
+    memory = planned.target.chip.hbm
+    quiet = setup.design(config, planned.mesh, lambda split: source, memory)
     return flops.count(quiet.step, quiet.state, quiet.batch)
 
 

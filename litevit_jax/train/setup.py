@@ -20,6 +20,7 @@ from litevit_jax import augment, checkpoint, distributed, registry, sharding
 from litevit_jax.data import fast, pipeline
 from litevit_jax.data import ops as data_ops
 from litevit_jax.evaluators import base as evaluators_base
+from litevit_jax.models import attention
 from litevit_jax.train import batches, evaluation, inherit, inputs, slices, views
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
@@ -91,13 +92,19 @@ class Design:
     slices: int
 
 
-def design(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Design:
+def design(
+    config: ConfigDict,
+    mesh: Mesh,
+    source: Callable[[str], Any],
+    memory: float | None = None,
+) -> Design:
     """Designs a run on `mesh`; fills what `config` leaves to be derived.
 
     Args:
       config: unlocked and settled; it gets `derived`, and a batch size if it has none.
       mesh: of real devices, or of those of a topology that is only planned for.
       source: split -> its examples; of 'train', their number and classes are used.
+      memory: bytes that JAX may use of a device that is not here to be asked.
 
     Raises:
       ValueError, KeyError: the user's mistake, named in the message.
@@ -118,7 +125,7 @@ def design(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Desi
     create, shardings = states.creator(objective, optimizer, batch, mesh)
     state = _abstract_state(create, shardings)
     fitting = functools.partial(
-        slices.images_that_fit, mesh, objective, variables, batch, state
+        slices.images_that_fit, mesh, objective, variables, batch, state, memory
     )
     count = slices.count(config, mesh, objective, fitting)
     jitted = _step(config, objective, optimizer, ops, shardings, count)
@@ -283,9 +290,13 @@ def _objective(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> 
     if "momentum_steps" in config.objective:  # None: as long as the run
         block.setdefault("momentum_steps", config.derived.total_steps)
     name = block.pop("name")
-    for part in ("encoder", "decoder"):  # how its blocks run, not what they compute
+    # How blocks run, not what they compute.
+    attention.check(config.attention, mesh.devices.flat[0].platform)
+    kernel = {"attention": config.attention}
+    blocks = kernel | ({"remat": True} if config.remat else {})
+    for part, how in (("encoder", blocks), ("decoder", blocks), ("teacher", kernel)):
         if part in block:
-            block[part] |= {"remat": True} if config.remat else {}
+            block[part] |= how
     objective = registry.make("objectives", name, **block)
     least = objective.min_batch_per_device * mesh.size
     if config.batch_size < least:

@@ -137,7 +137,12 @@ def _refuse(config: ConfigDict, said: int | str, reason: str | bool) -> None:
 
 
 def images_that_fit(
-    mesh: Mesh, objective: Any, variables: Any, batch: Any, state: Any
+    mesh: Mesh,
+    objective: Any,
+    variables: Any,
+    batch: Any,
+    state: Any,
+    memory: float | None = None,
 ) -> int:
     """How many images a step can compute at once in a device's memory, at least 1.
 
@@ -148,10 +153,11 @@ def images_that_fit(
       mesh: its first device is asked for its memory.
       objective, variables, batch: by shape, as `setup.Design` has them.
       state: abstract TrainState.
+      memory: bytes that JAX may use of each device; None asks the device.
     """
     params = jax.tree.leaves(variables.params)
     fixed = sum(_bytes(x) for x in [*jax.tree.leaves(state), *params])
-    left = _GPU_SHARE * _memory(mesh) - fixed
+    left = _GPU_SHARE * (memory or _memory(mesh)) - fixed
     one, two = (_kept(objective, variables, batch, images) for images in (1, 2))
     return max(int(left / (_KEPT_TWICE * max(two - one, 1))), 1)
 

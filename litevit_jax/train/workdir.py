@@ -27,6 +27,7 @@ from litevit_jax.train import lock
 # Changes that leave the numbers of a run alone (mesh and slices: up to float rounding).
 FREE_TO_CHANGE = (
     "accum_steps",
+    "attention",
     "checkpoint.*",
     "compilation_cache",
     "data.cache_gib",
@@ -58,7 +59,7 @@ _NO_CONFIG = (
 )
 
 # How the environment variables begin that change what JAX and its compilers do.
-_VARIABLES = ("CUDA_", "JAX_", "LIBTPU_", "NCCL_", "TPU_", "XLA_")
+_VARIABLES = ("CUDA_", "JAX_", "LIBTPU_", "LITEVIT_", "NCCL_", "TPU_", "XLA_")
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 

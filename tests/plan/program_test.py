@@ -52,6 +52,15 @@ def recipe(request):
     return compiled(request.param)
 
 
+def test_slices_are_planned_by_the_memory_of_the_target(monkeypatch):
+    asked = []
+    monkeypatch.setattr(topology, "devices", lambda target: jax.devices()[:1])
+    monkeypatch.setattr(program.setup, "design", lambda *args: asked.append(args[3]))
+    target = topology.find("h100-1")
+    program.plan(config("mae_tiny"), target)
+    assert asked == [target.chip.hbm]
+
+
 def test_the_old_state_gives_its_memory_to_the_new_one(recipe):
     run, executable, found = recipe
     state = run.design.state

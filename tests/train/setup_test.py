@@ -5,6 +5,7 @@ import json
 import pytest
 
 from litevit_jax import sharding
+from litevit_jax.models import attention
 from litevit_jax.plan import examples
 from litevit_jax.train import loop, setup
 from tests import jobs
@@ -65,6 +66,48 @@ def test_few_images_are_passed_as_often_as_the_epochs_say(tmp_path):
     with made.unlocked():
         setup.design(made, mesh, lambda split: examples.Counted(48, 10))
     assert (made.derived.total_steps, made.derived.warmup_steps) == (8, 1)
+
+
+def designed(recipe="mae_tiny", **fields):
+    """The design of a tiny run on CPUs."""
+    made = jobs.tiny(recipe, **fields)
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    with made.unlocked():
+        return setup.design(made, mesh, lambda split: examples.Counted(64, 10))
+
+
+@pytest.mark.parametrize("kernel", ["auto", "plain", "deferred"])
+def test_the_attention_that_is_asked_for_reaches_every_network(kernel):
+    sizes = {"width": 32, "depth": 1, "num_heads": 4, "patch_size": 2}
+    fields = {f"objective__teacher__{name}": size for name, size in sizes.items()}
+    fields["teacher"] = "a run, which is not read"
+    objective = designed("mae_tiny_distill", attention=kernel, **fields).objective
+    student = objective.student
+    networks = (student.encoder, student.decoder, objective.teacher)
+    assert {network.attention for network in networks} == {kernel}
+
+
+def test_attention_is_computed_as_asked_for(monkeypatch):
+    asked = []
+    real = attention._ways
+
+    def ways(which, kernel, *args):
+        asked.append(kernel)
+        return real(which, kernel, *args)
+
+    monkeypatch.setattr(attention, "_ways", ways)
+    designed(attention="plain")
+    # Features of the health metrics come from the encoder that trains.
+    assert set(asked) == {"plain"}
+
+
+def test_a_kernel_that_cannot_compute_a_model_is_refused_before_it_is_compiled(
+    monkeypatch,
+):
+    """On a GPU, of which the check of the platform is told here."""
+    monkeypatch.setattr(attention, "check", lambda kernel, platform: None)
+    with pytest.raises(ValueError, match=r"attention=cudnn .* expected bfloat16"):
+        designed(attention="cudnn", objective__dtype="float32")
 
 
 def test_the_log_counts_passes(tmp_path):

@@ -168,10 +168,11 @@ def test_an_objective_that_forbids_slices_tells_why(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_may_go_on_with_other_slices(tmp_path):
+def test_a_run_may_go_on_with_other_slices_and_attention(tmp_path):
     jobs.prepare(tmp_path, jobs.tiny())
     assert jobs.prepare(tmp_path, jobs.tiny(microbatch="2")).resumes
     assert jobs.prepare(tmp_path, jobs.tiny(accum_steps=4)).resumes
+    assert jobs.prepare(tmp_path, jobs.tiny(attention="plain")).resumes
 
 
 @pytest.mark.parametrize("microbatch", ["off", "2"])
@@ -232,6 +233,8 @@ def test_on_a_gpu_what_fits_its_memory_is_computed_at_once(small_mae):
     assert fitting[0] == 1 < fitting[1]
     assert fitting[2] == pytest.approx(2 * fitting[1], rel=0.1)  # but for the state
     assert fitting[3] > 1000 * fitting[1] / 2
+    # Of one that is planned for, the target's is told.
+    assert slices.images_that_fit(gpu(None), *small_mae, 2**24) == fitting[1]
 
 
 def test_what_an_image_keeps_is_what_autodiff_saves(small_mae):
