@@ -1,7 +1,8 @@
 """Which platform JAX computes on, and what a large step on CPUs needs beforehand.
 
 An accelerator that was asked for is an error where it is missing: JAX alone would go on
-with CPUs, with JAX_PLATFORMS=cuda,cpu without a word.
+with CPUs, with JAX_PLATFORMS=cuda,cpu without a word. For GPUs XLA gets the flags that
+JAX's guide advises, as far as they are safe (docs/accelerators.md).
 
 XLA for CPUs asks the system for one block each step (1 GB for ViT-Tiny at batch 64)
 and gives it back: touching it anew costs 280,000 page faults, a quarter of the step
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import glob
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -33,6 +35,10 @@ _TPUS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 _NVIDIA_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
 _DRIVER = "libcuda.so.1"
 _PLUGINS = {"xla_cuda": "cuda", "xla_rocm": "rocm"}  # names begin so -> JAX's platform
+# Flags for GPUs, and releases of JAX that know them: with others XLA would end.
+_XLA_FLAGS = {"xla_gpu_enable_latency_hiding_scheduler": True}
+_KNOWN_BY = ((0, 10), (0, 12))
+_SWITCH = "LITEVIT_XLA_FLAGS"
 _ON_CPUS = "JAX_PLATFORMS=cpu runs on CPUs all the same"
 # Parameters of mallopt(3): of the arenas only the main one has room for large
 # blocks; they come from its heap, whose top is never given back (-1; a number would
@@ -83,11 +89,35 @@ def choose() -> None:
         why = "JAX's plugin for it is installed"
     if asked == "cuda":
         _check_cuda(why)
+        ours = [f"--{name}={str(on).lower()}" for name, on in xla_flags().items()]
+        given = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = " ".join([given, *ours] if given else ours)
     if asked == "tpu" and not importlib.util.find_spec("libtpu"):
         raise ValueError(
             "a TPU is asked for (JAX_PLATFORMS=tpu), but its library is not installed: "
             f"pip install -e '.[tpu]'; {_ON_CPUS}"
         )
+
+
+def xla_flags() -> dict[str, bool]:
+    """The flags of XLA that we set for GPUs: name -> value.
+
+    What XLA_FLAGS says stands; if it names a file, all is left to that. There are none
+    with LITEVIT_XLA_FLAGS=off, or with a JAX of which they are not known.
+
+    Raises:
+      ValueError: LITEVIT_XLA_FLAGS is neither auto nor off.
+    """
+    switch, given = os.environ.get(_SWITCH, "auto"), os.environ.get("XLA_FLAGS", "")
+    if switch not in ("auto", "off"):
+        raise ValueError(f"{_SWITCH}={switch}: expected auto (the default) or off")
+    names = [flag.partition("=")[0] for flag in given.split()]
+    in_file = any(not name.startswith("--") for name in names)
+    release = importlib.metadata.version("jaxlib").split(".")[:2]
+    known = _KNOWN_BY[0] <= tuple(map(int, release)) <= _KNOWN_BY[1]
+    if switch == "off" or in_file or not known:
+        return {}
+    return {k: value for k, value in _XLA_FLAGS.items() if f"--{k}" not in names}
 
 
 def devices() -> list[Any]:

@@ -76,6 +76,8 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "_PCI_VENDORS", str(tmp_path / "*" / "vendor"))
     monkeypatch.setattr(cpu, "_NVIDIA_FILES", (str(tmp_path / "nvidia0"),))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("LITEVIT_XLA_FLAGS", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "")  # set for GPUs; given back after the test
 
     def platforms(installed=(), here=(), platforms="", **environ):
         for name, value in {**environ, "JAX_PLATFORMS": platforms}.items():
@@ -165,6 +167,56 @@ def test_a_gpu_of_the_job_is_not_left_idle(machine):
     ):
         machine([], ["nvidia0"], CUDA_VISIBLE_DEVICES="0")
     assert machine([], CUDA_VISIBLE_DEVICES="") == "cpu"
+
+
+OURS = "--xla_gpu_enable_latency_hiding_scheduler=true"
+GPU = ["xla_cuda13"], ["nvidia0"]
+
+
+@pytest.mark.parametrize(
+    ("where", "given", "expected"),
+    [
+        (GPU, "", OURS),
+        (GPU, "--xla_dump_to=/tmp", f"--xla_dump_to=/tmp {OURS}"),
+        (GPU, OURS.replace("true", "false"), OURS.replace("true", "false")),
+        (GPU, "flags.txt", "flags.txt"),  # XLA reads them from a file of that name
+        (([], []), "", ""),
+        ((["libtpu"], ["accel0"]), "", ""),
+    ],
+)
+def test_xla_gets_flags_for_gpus_beside_those_of_the_user(
+    where, given, expected, machine
+):
+    machine(*where, XLA_FLAGS=given)
+    assert os.environ["XLA_FLAGS"] == expected
+
+
+def test_flags_for_gpus_can_be_switched_off(machine):
+    machine(*GPU, LITEVIT_XLA_FLAGS="off")
+    assert os.environ["XLA_FLAGS"] == ""
+    machine(*GPU, LITEVIT_XLA_FLAGS="auto")
+    assert os.environ["XLA_FLAGS"] == OURS
+    with pytest.raises(ValueError, match="LITEVIT_XLA_FLAGS=no: expected auto"):
+        machine(*GPU, LITEVIT_XLA_FLAGS="no")
+
+
+@pytest.mark.parametrize(
+    ("release", "flags"),
+    [("0.9.2", ""), ("0.10.0", OURS), ("0.12.0.1", OURS), ("0.13.0", "")],
+)
+def test_flags_are_set_for_releases_that_know_them(
+    release, flags, machine, monkeypatch
+):
+    monkeypatch.setattr(cpu.importlib.metadata, "version", lambda name: release)
+    machine(*GPU)
+    assert os.environ["XLA_FLAGS"] == flags
+
+
+def test_the_installed_xla_knows_our_flags():
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": OURS}
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 CPUS = jax.devices

@@ -8,6 +8,8 @@ import os
 import re
 from typing import Any
 
+from litevit_jax import cpu
+
 GIB = 2**30
 
 
@@ -185,7 +187,8 @@ def compiler_options(target: Target) -> dict[str, Any]:
     """
     if target.kind != "h100":
         return {}
-    return {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+    untimed = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+    return {**cpu.xla_flags(), **untimed}
 
 
 def devices(target: Target) -> list[Any]:

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from litevit_jax import cpu
 from litevit_jax.plan import topology
 
 
@@ -60,3 +61,13 @@ def test_without_the_compiler_the_extra_is_named(monkeypatch):
 def test_more_cpu_devices_than_there_are_is_an_error_that_says_how():
     with pytest.raises(ValueError, match=r"JAX has 8 CPU.*JAX_NUM_CPU_DEVICES=16"):
         topology.devices(topology.find("cpu-16"))
+
+
+def test_a_plan_for_gpus_is_compiled_as_runs_there_are(monkeypatch):
+    """XLA's flags as litevit_jax/cpu.py sets them, and what takes no card to time."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+    options = topology.compiler_options(topology.find("h100-8"))
+    assert options.pop("xla_gpu_autotune_level") == 0
+    assert not options.pop("xla_gpu_enable_triton_gemm")
+    assert options == cpu.xla_flags() != {}
+    assert not topology.compiler_options(topology.find("v5e-8"))
