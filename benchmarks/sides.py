@@ -2,7 +2,8 @@
 
 A `Spec` says what a step is; `jax_side` and `torch_side` build it and return a function
 that runs it. `Side` is such a process: it is stopped (SIGSTOP) while it waits for its
-turn, so that threads that spin do not slow the other side down.
+turn, so that threads that spin do not slow the other side down, and makes a step that
+is not timed when it goes on, with cold caches.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,13 @@ def recipe(spec: Spec) -> Any:
     return config
 
 
+def host_batch(spec: Spec) -> dict[str, np.ndarray]:
+    """A batch as our input gives it."""
+    name = "views" if spec.job == "mocov3" else "image"
+    index = np.arange(spec.batch, dtype=np.int32)
+    return {"index": index, "label": labels(spec), name: images(spec)}
+
+
 def our_step(spec: Spec) -> Step:
     """Designs our step and creates its state; a frozen teacher starts at random."""
     import jax
@@ -142,9 +150,7 @@ def our_step(spec: Spec) -> Step:
     setup.settle(config)
     source = examples.Counted(1_281_167, CLASSES)
     design = setup.design(config, mesh, lambda split: source)
-    name = "views" if spec.job == "mocov3" else "image"
-    rows = {"index": np.arange(spec.batch, dtype=np.int32), "label": labels(spec)}
-    batch = sharding.global_batch({**rows, name: images(spec)}, mesh)
+    batch = sharding.global_batch(host_batch(spec), mesh)
     state: Any = design.create(jax.random.key(0))
     if design.objective.frozen_teacher:
         rng = np.random.default_rng(2)
@@ -277,15 +283,15 @@ class Side:
           RuntimeError: the process died.
         """
         self.about = self._read()
-        self._signal(signal.SIGSTOP)
+        self.halt()
 
     def measure(self, steps: int) -> None:
         """Lets it run and times `steps` steps; it is stopped again afterwards."""
-        self._signal(signal.SIGCONT)
+        self.go_on()
         self._stdin.write(f"{steps}\n")
         self._stdin.flush()
         row = self._read()
-        self._signal(signal.SIGSTOP)
+        self.halt()
         self.rates.append(self._spec.batch * steps / row["seconds"])
         self.cpu.append(row["cpu_seconds"] / steps)
         self.peak_mib = row["peak_mib"]
@@ -316,8 +322,21 @@ class Side:
             "peak_mib": self.peak_mib,
         }
 
-    def _signal(self, number: int) -> None:
-        self._process.send_signal(number)
+    def halt(self) -> None:
+        """Stops all its threads; returns when they stand."""
+        self._process.send_signal(signal.SIGSTOP)
+        # A process that has died instead is left to `close`.
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def go_on(self) -> None:
+        """Lets its threads run on, those that spin while they wait too."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of its threads so far, as Linux counts it."""
+        stat = pathlib.Path(f"/proc/{self._process.pid}/stat").read_text()
+        ticks = stat.rpartition(")")[2].split()[11:13]  # of the user, of the system
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
     def _read(self) -> dict[str, Any]:
         for line in self._stdout:
@@ -327,7 +346,7 @@ class Side:
         raise RuntimeError(f"the {self.name} side died; its error is above")
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, smallest and largest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
@@ -336,6 +355,33 @@ def ratio(ours: Side, peer: Side) -> dict[str, float]:
     """Ours over the peer's images/s, of the measurements that stood side by side."""
     pairs = zip(ours.rates, peer.rates, strict=True)
     return spread([one / other for one, other in pairs])
+
+
+def beside(ours: Side, peer: Side, rounds: int, steps: int) -> dict[str, Any]:
+    """Ours beside a peer that is stopped and one that waits, in turn."""
+    figures: dict[str, Any] = {}
+    rates: dict[str, list[tuple[float, float]]] = {"stopped": [], "waiting": []}
+    shares = []
+    for _ in range(rounds):
+        for kind, kept in rates.items():
+            peer.measure(1)  # its threads have just had work
+            if kind == "waiting":
+                peer.go_on()
+            start, used = time.perf_counter(), peer.cpu_seconds()
+            ours.measure(steps)
+            used, spent = peer.cpu_seconds() - used, time.perf_counter() - start
+            if kind == "waiting":
+                shares.append(100 * used / spent)
+                peer.halt()
+            kept.append((ours.rates[-1], ours.cpu[-1]))
+    for kind, kept in rates.items():
+        speeds, seconds = zip(*kept, strict=True)
+        figures[f"peer {kind}"] = ours.figures() | {
+            "images_per_s": spread(speeds),
+            "cpu_s_per_step": spread(seconds),
+        }
+    figures["peer waiting"]["% of a core that it uses"] = spread(shares)
+    return figures
 
 
 def serve(name: str, spec: Spec) -> None:
@@ -348,6 +394,7 @@ def serve(name: str, spec: Spec) -> None:
     about["ready_s"] = time.perf_counter() - start
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
+        run(1)  # it was stopped, and the other side has had the caches
         start, cpu_start = time.perf_counter(), time.process_time()
         run(int(line))
         row = {

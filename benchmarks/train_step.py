@@ -17,21 +17,26 @@ not views.
 
 Each side lives in its own process, ours as main.py sets it up, torch as it comes
 with as many threads as there are cores; they take turns within a round, so that a
-slow minute of the machine hits both, and are stopped while they wait. On a machine
-with other work the rates still depend on how either side's threads are scheduled: see
-the load printed, and compare CPU seconds then. Memory is the peak resident size of the
-process.
+slow minute of the machine hits both. All threads of a side are stopped (SIGSTOP) while
+it waits, and its first step afterwards is not timed. On a machine with other work the
+rates still depend on how either side's threads are scheduled: see the load printed, and
+compare CPU seconds then. Memory is the peak resident size of the process.
 
 "--set=microbatch=8;remat=True" changes the config of ours; --alone leaves torch out.
+--waiting measures what a peer costs that waits: ours alone, beside a peer that is
+stopped, and beside one that has just made a step and waits as it likes, in turn; with
+the share of a core that the latter uses meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import platform
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from absl import app, flags
@@ -50,6 +55,7 @@ SET = flags.DEFINE_string(
     "set", "", "Changes of the config of ours: a.b=value;c=value."
 )
 ALONE = flags.DEFINE_bool("alone", False, "Time our side alone.")
+WAITING = flags.DEFINE_bool("waiting", False, "Measure what a waiting peer costs ours.")
 
 
 def cpu_model() -> str:
@@ -61,8 +67,9 @@ def cpu_model() -> str:
         return platform.processor()
 
 
-def compare(names: list[str]) -> dict[str, Any]:
-    """Measures the sides in turn; figures by name."""
+@contextlib.contextmanager
+def ready(names: list[str]) -> Iterator[list[sides.Side]]:
+    """The sides of these names, stopped until they are measured."""
     fields = dict(field.split("=", 1) for field in SET.value.split(";") if field)
     biased = RPE.value != "none"
     spec = sides.Spec(JOB.value, BATCH.value, SIDE.value, fields, biased)
@@ -72,12 +79,31 @@ def compare(names: list[str]) -> dict[str, Any]:
         for name in names:
             started.append(sides.Side(name, spec, env=on_cpu))
             started[-1].wait_ready()
-        for _ in range(ROUNDS.value):
-            for side in started:
-                side.measure(STEPS.value)
+        yield started
     finally:
         for side in started:
             side.close()
+
+
+def waiting(names: list[str]) -> dict[str, Any]:
+    """Ours with the last of `names` as a peer that is gone, stopped, or waits.
+
+    A peer of the same kind as ours stands in where torch is not installed.
+    """
+    with ready(["jax"]) as (ours,):
+        for _ in range(ROUNDS.value):
+            ours.measure(STEPS.value)
+        figures = {"alone": ours.figures()}
+    with ready(["jax", names[-1]]) as (ours, peer):
+        return figures | sides.beside(ours, peer, ROUNDS.value, STEPS.value)
+
+
+def compare(names: list[str]) -> dict[str, Any]:
+    """Measures the sides in turn; figures by name."""
+    with ready(names) as started:
+        for _ in range(ROUNDS.value):
+            for side in started:
+                side.measure(STEPS.value)
     figures: dict[str, Any] = {side.name: side.figures() for side in started}
     if len(started) == 2:
         figures["ratio"] = sides.ratio(*started)
@@ -109,6 +135,9 @@ def describe(figures: dict[str, Any]) -> str:
             )
             line += f" images/s, {cpu} CPU s/step, peak {found['peak_mib']:.0f} MiB, "
             line += found["versions"]
+            if "% of a core that it uses" in found:
+                share = found["% of a core that it uses"]
+                line += ", the peer at {median:.0f} % of a core".format(**share)
         lines.append(f"{name:>6}: {line}")
     return "\n".join(lines)
 
@@ -119,7 +148,7 @@ def main(_: list[str]) -> None:
     if JOB.value == "finetune" and BATCH.value % 2:
         raise app.UsageError(f"--batch={BATCH.value} is odd, and mixup pairs images")
     names = ["jax", *([] if ALONE.value else importable.usable({"torch": ("torch",)}))]
-    figures = compare(names)
+    figures = waiting(names) if WAITING.value else compare(names)
     print(describe(figures))
     if JSON.value:
         about = {"cpu": cpu_model(), "cores": os.cpu_count(), "batch": BATCH.value}
