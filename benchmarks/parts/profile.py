@@ -1,4 +1,4 @@
-"""Where the time of a step goes: the operations of five traced steps."""
+"""Where the time of a step goes: operations of five traced steps, and what stalls."""
 
 from __future__ import annotations
 
@@ -12,26 +12,37 @@ from typing import Any
 import jax
 
 from benchmarks import sides
-from benchmarks.parts import common, steps
+from benchmarks.parts import common, stalls, steps
 
 _STEPS = 5
 _MOST = 40  # operations in the table
+_LAST = "stalls: saving"  # row of a step
 
 
 def run(part: common.Part) -> None:
     for name in ("MAE 1,024, auto", "fine-tuning 512, auto"):
-        if not any(key.startswith(name) for key in part.rows):
+        if not all(f"{name}, {last}" in part.rows for last in ("1", _LAST)):
             _trace(part, name)
 
 
 def _trace(part: common.Part, name: str) -> None:
-    """Adds a row for each kind of operation, the longest first."""
+    """Adds a row for each kind of operation, the longest first, and of what stalls."""
     if part.left <= 0:
         return part.skip()
     spec = steps.STEPS[name]
-    step = sides.our_step(steps.shrink(spec) if part.small else spec)
+    spec = steps.shrink(spec) if part.small else spec
+    step = sides.our_step(spec)
     step.compile()
     step.run(2)
+    _operations(part, name, spec, step)
+    stalls.rows(part, name, spec, step)
+
+
+def _operations(
+    part: common.Part, name: str, spec: sides.Spec, step: sides.Step
+) -> None:
+    if f"{name}, 1" in part.rows:
+        return
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             step.run(_STEPS)
