@@ -1,4 +1,4 @@
-"""The training steps as one writes them first: the other side of tpu_step.py.
+"""The training steps as one writes them first: the other side of compiled_step.py.
 
 What the papers' code does, in JAX, without regard to what it costs: float32 images;
 all patches embedded before most are thrown away; q, k and v from one product that is

@@ -1,24 +1,30 @@
-"""Training steps compiled for one TPU v5e chip: cycles, memory traffic, memory.
+"""Training steps compiled for one TPU v5e or one H100: memory traffic, memory, cycles.
 
     pip install -e '.[plan]'
-    python benchmarks/tpu_step.py --out=tpu_step
+    python benchmarks/compiled_step.py --out=compiled_step
+    pip install -e '.[cuda12]'
+    python benchmarks/compiled_step.py --out=compiled_step --target=h100
 
-No TPU is needed and **nothing is timed**: what is printed is the compiler's own account
-of its program. For MAE-Tiny, D-MAE-Tiny under a MAE-Base teacher, and fine-tuning, at
-224 px with 128, 256 and 512 images on the chip, it compiles the step that training runs
-(recipes as they are, hence in slices of 128 images, of 32 in fine-tuning) and the plain
-port of plain_step.py, and prints for each:
+No TPU or GPU is needed and **nothing is timed**: what is printed is the compiler's own
+account of its program. For MAE-Tiny, D-MAE-Tiny under a MAE-Base teacher, and
+fine-tuning, at 224 px, it compiles the step that training runs (recipes as they are:
+`ours`) and the plain port of plain_step.py (`plain`), and prints for each:
 
-* cycles an image, the compiler's estimate, summed over the program and through loops;
-  gathers and sorts have none there, copies that change a layout next to none, and
-  arithmetic of the vector unit is not seen;
+* of a TPU, cycles an image, the compiler's estimate, summed over the program and
+  through loops; gathers and sorts have none there, copies that change a layout next to
+  none, and arithmetic of the vector unit is not seen;
 * MB an image in main memory: operands and results of what runs on its own, as laid out
   there, unless they live in the chip's fast memory;
 * temporary memory, all memory, and seconds of compiling.
 
+On a TPU a step has 128, 256 and 512 images (hence slices of 128, of 32 in fine-tuning).
 MAE-Base follows with rematerialisation, then larger and larger batches of MAE-Tiny,
 -Small and -Base, in slices and whole. Where one does not fit, the largest that does
 stands below the table.
+
+On a GPU a step has as many images as are timed there (accelerator.py); `whole` computes
+them at once, `formula` also with attention by the formula, as all once were. XLA cannot
+time its kernels without a card: cuBLAS computes the products.
 
 Ratios that are aimed at stand below the table, with what was reached. A row takes one
 to ten minutes of a core, in a process of its own; what is in `--out` already is not
@@ -40,7 +46,8 @@ from typing import Any
 
 from absl import app, flags
 
-OUT = flags.DEFINE_string("out", "tpu_step", "Folder of a JSON file for each row.")
+OUT = flags.DEFINE_string("out", "compiled_step", "Folder of a JSON file for each row.")
+TARGET = flags.DEFINE_enum("target", "v5e", ["v5e", "h100"], "What is compiled for.")
 ONLY = flags.DEFINE_list(
     "only", [], "Rows to compile, as mae-128-ours; all by default."
 )
@@ -61,10 +68,11 @@ JOBS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
 OURS: dict[str, dict[str, Any]] = {
     "ours": {},
     "whole": {"microbatch": "off"},
+    "formula": {"microbatch": "off", "attention": "plain"},
     "remat": {"remat": True},
 }
-# The most telling rows first.
-ROWS = [
+# Target -> its rows, the most telling first.
+_TPU_ROWS = [
     *(f"mae-{n}-{side}" for n in (128, 512) for side in ("ours", "plain")),
     "distill-512-ours",
     "distill-128-ours",
@@ -80,6 +88,14 @@ ROWS = [
     *(f"small-{n}-ours" for n in (16384, 32768)),
     *(f"base-{n}-ours" for n in (8192, 16384)),
 ]
+_GPU_ROWS = [
+    *(f"mae-1024-{side}" for side in ("ours", "formula", "plain")),
+    *(f"finetune-512-{side}" for side in ("ours", "formula", "plain")),
+    *(f"distill-1024-{side}" for side in ("ours", "formula", "plain")),
+    *(f"mae-{n}-ours" for n in (256, 4096)),
+    *(f"{row}-whole" for row in ("mae-4096", "finetune-512")),
+]
+ROWS = {"v5e": _TPU_ROWS, "h100": _GPU_ROWS}
 COLUMNS = (
     "step",
     "images",
@@ -122,8 +138,9 @@ def compile_plain(job: str, images: int, target: Any) -> tuple[Any, int]:
     mesh = sharding.make_mesh(devices=topology.devices(target))
     shapes = plain_step.shapes(job, images, sharding.replicated(mesh))
     step = jax.jit(functools.partial(plain_step.step, job), donate_argnums=0)
+    options = topology.compiler_options(target)
     with program.without_cache():
-        return step.lower(*shapes).compile(), 1
+        return step.lower(*shapes).compile(options), 1
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -131,7 +148,7 @@ def measure(name: str) -> dict[str, Any]:
     from litevit_jax.plan import hlo, topology
 
     job, number, side = name.split("-")
-    images, target = int(number), topology.find("v5e-1")
+    images, target = int(number), topology.find(f"{TARGET.value}-1")
     topology.prepare(target)
     start = time.monotonic()
     row: dict[str, Any] = {"step": job, "images": images, "side": side}
@@ -144,7 +161,7 @@ def measure(name: str) -> dict[str, Any]:
         return row | {"too_large": str(error).partition("\n")[0]}
     text = compiled.as_text()
     if HLO.value:
-        (pathlib.Path(OUT.value) / f"{name}.hlo.txt").write_text(text)
+        _path(name).with_suffix(".hlo.txt").write_text(text)
     module = hlo.Module(text, trips=slices)
     said = compiled.memory_analysis()
     whole = said.argument_size_in_bytes + said.output_size_in_bytes
@@ -159,15 +176,20 @@ def measure(name: str) -> dict[str, Any]:
     }
 
 
+def _path(name: str) -> pathlib.Path:
+    """The file of row `name`."""
+    return pathlib.Path(OUT.value) / TARGET.value / f"{name}.json"
+
+
 def find(name: str) -> dict[str, Any] | None:
     """The row called `name`: from its file, or compiled by a process of its own."""
-    path = pathlib.Path(OUT.value) / f"{name}.json"
+    path = _path(name)
     if not path.exists():
         if ONLY.value and name not in ONLY.value:
             return None
         print(f"compiling {name}", file=sys.stderr, flush=True)
         command = [sys.executable, __file__, f"--row={name}", f"--out={OUT.value}"]
-        command += [f"--hlo={HLO.value}"]
+        command += [f"--target={TARGET.value}", f"--hlo={HLO.value}"]
         command += [f"--set={','.join(FIELDS.value)}"] if FIELDS.value else []
         done = subprocess.run(command, cwd=ROOT, env=_environment(), check=False)
         if done.returncode:
@@ -203,13 +225,25 @@ class Aim:
         return f"{wanted}; {found:.3g}, {'reached' if reached else 'NOT reached'}"
 
 
+def _fewer(what: str, images: int, over: str, bound: float) -> Aim:
+    job = {"MAE-Tiny": "mae", "fine-tuning": "finetune"}[what]
+    row, ours = f"{job}-{images}-{over}", f"{job}-{images}-ours"
+    what = f"{what}, MB of {over} over ours at {images} images"
+    return Aim(what, "hbm_mb", row, ours, bound, True)
+
+
 def _faster(images: int, bound: float) -> Aim:
     what = f"MAE-Tiny, cycles of plain over ours at {images} images"
     plain, ours = f"mae-{images}-plain", f"mae-{images}-ours"
     return Aim(what, "kcycles", plain, ours, bound, True)
 
 
-AIMS = (
+_GPU_AIMS = (
+    Aim("MAE-Tiny, MB an image at 1,024", "hbm_mb", "mae-1024-ours", None, 45, False),
+    _fewer("fine-tuning", 512, "formula", 2.0),
+    _fewer("MAE-Tiny", 1024, "plain", 1.5),
+)
+_TPU_AIMS = (
     _faster(512, 1.8),
     _faster(128, 1.2),
     Aim("MAE-Tiny, MB an image at 128", "hbm_mb", "mae-128-ours", None, 34, False),
@@ -226,6 +260,7 @@ AIMS = (
         for n in (128, 512)
     ),
 )
+AIMS = {"v5e": _TPU_AIMS, "h100": _GPU_AIMS}
 
 
 def fitting(rows: dict[str, dict[str, Any]]) -> list[str]:
@@ -242,11 +277,13 @@ def fitting(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 def table(rows: dict[str, dict[str, Any]]) -> list[str]:
     """The rows in Markdown."""
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
     rows = {name: row for name, row in rows.items() if "too_large" not in row}
+    timed = any(row["kcycles"] for row in rows.values())  # on TPUs alone
+    columns = [name for name in COLUMNS if timed or "cycles" not in name]
+    lines = [columns, ["---"] * len(columns)]
     for row in sorted(rows.values(), key=lambda r: (r["step"], r["images"])):
         figures = (
-            f"{row['kcycles']:.0f}",
+            *([f"{row['kcycles']:.0f}"] if timed else []),
             f"{row['hbm_mb']:.1f}",
             f"{row['temporary_mib']:.0f}",
             f"{row['memory_gib']:.2f}",
@@ -262,17 +299,18 @@ def main(argv: list[str]) -> None:
     del argv
     if ROW.value:
         os.environ["JAX_PLATFORMS"] = "cpu"
-        path = pathlib.Path(OUT.value) / f"{ROW.value}.json"
+        path = _path(ROW.value)
         path.parent.mkdir(parents=True, exist_ok=True)
         found = measure(ROW.value)
         path.with_suffix(".part").write_text(json.dumps(found, indent=1) + "\n")
         path.with_suffix(".part").rename(path)
         return
-    unknown = set(ONLY.value) - set(ROWS)
+    known = ROWS[TARGET.value]
+    unknown = set(ONLY.value) - set(known)
     if unknown:
-        raise app.UsageError(f"--only={','.join(sorted(unknown))}; known: {ROWS}")
-    rows = {name: row for name in ROWS if (row := find(name))}
-    aims = [aim.text(rows) for aim in AIMS]
+        raise app.UsageError(f"--only={','.join(sorted(unknown))}; known: {known}")
+    rows = {name: row for name in known if (row := find(name))}
+    aims = [aim.text(rows) for aim in AIMS[TARGET.value]]
     print("\n".join([*table(rows), "", *aims, "", *fitting(rows)]))
 
 
