@@ -51,7 +51,7 @@ def _attend_backward(scale, kernel, saved, grad):
 
 
 def _ways(which, kernel, scale, q, k, bias):
-    """Platform -> the forward (0) or backward (1) function that is taken there."""
+    """Maps a platform to the forward (0) or backward (1) function used there."""
     if kernel == "auto":
         names = {"cpu": "deferred", "default": "plain"}
         # Every way is traced, so that of cuDNN is named only where it can be.
@@ -150,7 +150,7 @@ def _cudnn_backward(scale, saved, bias, grad):
 
 
 def _why_not_cudnn(q, bias):
-    """Why cuDNN's attention cannot be used for such queries; empty if it can."""
+    """Tells why cuDNN cannot attend with such queries; empty if it can."""
     if bias is not None:
         return "the logits have a position bias (rpe_style), which it does not add here"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
@@ -162,7 +162,7 @@ def _why_not_cudnn(q, bias):
 
 @functools.cache
 def _why_no_cudnn():
-    """Why there is no cuDNN to use here; empty if there is."""
+    """Tells why cuDNN cannot be used here; empty if it can."""
     try:
         x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
         fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
@@ -201,7 +201,7 @@ def _fused(scale, q, k, v):
 
 
 def _with_inputs(out, q, k, v):
-    """What `forward` gives where `backward` reads its inputs alone."""
+    """Returns `out` and what is saved for a backward pass that reads inputs alone."""
     logits = jnp.zeros((*q.shape[:3], k.shape[2]), v.dtype)
     return out, (q, k, v, logits, jnp.zeros((*q.shape[:3], 1), jnp.float32), out)
 
