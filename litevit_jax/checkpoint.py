@@ -174,7 +174,7 @@ class Checkpoints:
 
     def _parts(self, state: Any) -> dict[str, dict[str, Any]]:
         names = [name for name in PARTS if name not in self._fixed]
-        parts = {name: flatten(getattr(state, name)) for name in names}
+        parts = {name: trees.saved(getattr(state, name)) for name in names}
         return {name: flat for name, flat in parts.items() if flat}
 
     def _set_aside(self, step: int) -> str:
@@ -351,7 +351,7 @@ def _read_part(manager: ocp.CheckpointManager, step: int, meta: Any, part: str) 
         return {}
     flat = _read(manager, step, {part: ocp.args.StandardRestore(wanted)})
     _check_bits(flat, meta)
-    return {k.replace(".", "/"): np.asarray(v) for k, v in flat[part].items()}
+    return {trees.from_dotted(k): np.asarray(v) for k, v in flat[part].items()}
 
 
 def _average(opt_state: dict[str, np.ndarray], path: str) -> dict[str, np.ndarray]:

@@ -1,4 +1,8 @@
-"""Trees of arrays by name: what they are, and fingerprints that tell their bits."""
+"""Trees of arrays by name: what they are, and fingerprints that tell their bits.
+
+A parameter is named by its path, 'encoder/norm/scale'. Checkpoints (and ONNX files)
+have dots instead of slashes; `to_dotted` and `from_dotted` alone translate.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,39 @@ import jax.numpy as jnp
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by dotted path; a bare array gets the name 'value'."""
+    """Leaves by path, 'encoder/norm/scale'; a bare array gets the name 'value'."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        jax.tree_util.keystr(keys, simple=True, separator=".") or "value": leaf
+        jax.tree_util.keystr(keys, simple=True, separator="/") or "value": leaf
         for keys, leaf in leaves
     }
+
+
+def nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """The nested dict of leaves by path; undoes `flatten` for trees of dicts."""
+    tree: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *blocks, last = path.split("/")
+        parent = tree
+        for block in blocks:
+            parent = parent.setdefault(block, {})
+        parent[last] = leaf
+    return tree
+
+
+def to_dotted(path: str) -> str:
+    """'encoder/norm/scale' -> 'encoder.norm.scale', a name inside a file."""
+    return path.replace("/", ".")
+
+
+def from_dotted(name: str) -> str:
+    """'encoder.norm.scale', a name inside a file, -> 'encoder/norm/scale'."""
+    return name.replace(".", "/")
+
+
+def saved(tree: Any) -> dict[str, Any]:
+    """Leaves by the names that a checkpoint gives them, 'encoder.norm.scale'."""
+    return {to_dotted(path): leaf for path, leaf in flatten(tree).items()}
 
 
 @jax.jit  # inside another: arrays of one shape are traced once
@@ -67,7 +98,7 @@ def fingerprint(state: Any) -> str:
 
     Equal for equal bits, in training as in a saved step that was read.
     """
-    parts = {name: flatten(getattr(state, name)) for name in ("params", "model_state")}
+    parts = {name: saved(getattr(state, name)) for name in ("params", "model_state")}
     prints, _ = inspect_parts(parts)
     lines = "".join(f"{name} {value};" for name, value in sorted(prints.items()))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "paths": set(),
     "stop": {"distributed", "exits", "sharding"},
     "checkpoint": {"distributed", "paths", "sharding", "trees"},
-    "weights": {"choices", "models"},
+    "weights": {"choices", "models", "trees"},
     "data": {"choices", "paths", "registry", "sharding"},
     "objectives": {"choices", "models", "weights", "registry"},
     "evaluators": {
@@ -121,6 +121,13 @@ def test_the_first_line_of_a_docstring_stands_alone(folder):
         if text and re.match(r"\W|(As|From|It|Of|On|See|That|Those|What)\b", text)
     ]
     assert not fragments
+
+
+@names
+def test_names_are_translated_between_dots_and_slashes_in_one_place(path):
+    text = re.sub(r"\s", "", path.read_text())
+    pairs = re.findall(r"""replace\(["'][./]["'],["'][./]["']\)""", text)
+    assert len(pairs) == (2 if path == PACKAGE / "trees.py" else 0)
 
 
 @names

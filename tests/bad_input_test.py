@@ -323,7 +323,7 @@ def lend(monkeypatch, tmp_path):
     def make(name="mae_tiny", **overrides):
         job = jobs.prepare(tmp_path / "lender", jobs.tiny(name, **overrides))
         flat = checkpoint.flatten(job.state.params)
-        found = {k.replace(".", "/"): np.zeros(x.shape) for k, x in flat.items()}
+        found = {k: np.zeros(x.shape) for k, x in flat.items()}
         run = checkpoint.Checkpoint(found, job.config, 6, tmp_path / "lender")
         monkeypatch.setattr(inherit.checkpoint, "read_params", lambda _: run)
         return found

@@ -329,8 +329,7 @@ def untimed(row):
 def created(config, workdir):
     """Job and initial parameters of a probe, by path."""
     job = setup.prepare(config, workdir)
-    flat = checkpoint.flatten(jax.device_get(job.create()).params)
-    return job, {name.replace(".", "/"): value for name, value in flat.items()}
+    return job, checkpoint.flatten(jax.device_get(job.create()).params)
 
 
 def test_a_probe_of_a_step_starts_from_that_step(mae, tmp_path):

@@ -195,7 +195,7 @@ def _of_file(
     name: str, path: str, heads: dict[str, Any], normalize: dict[str, Any]
 ) -> Model:
     found = weights.read(path, **heads)
-    params = {key.replace(".", "/"): value for key, value in found.params.items()}
+    params = found.params
     block = {k: v for k, v in found.encoder.items() if k != "grid"}
     encoder = vit.make_encoder(**block)
     side = encoder.patch_size
@@ -224,8 +224,7 @@ def _random(name: str, path: str, seed: int) -> Model:
     encoder = getattr(objective, "student", objective).encoder
     image = jnp.zeros((1, *view.size, view.channels))
     made = jax.jit(encoder.init)(jax.random.key(seed), image)["params"]
-    flat = checkpoint.flatten({"encoder": jax.device_get(made)})
-    params = {key.replace(".", "/"): value for key, value in flat.items()}
+    params = checkpoint.flatten({"encoder": jax.device_get(made)})
     return _model(name, path, encoder, params, view=view)
 
 

@@ -35,7 +35,7 @@ def run(config: ConfigDict) -> str:
     """
     kind, target = _check(config)
     model, source = read(config)
-    decoder = {k: v for k, v in source.params.items() if k.startswith("decoder.")}
+    decoder = {k: v for k, v in source.params.items() if k.startswith("decoder/")}
     written = export.write(model, kind, decoder=decoder)
     difference = _write(target, written.data, model, kind, config.tolerance)
     if written.beside is not None:
@@ -97,7 +97,7 @@ class Source:
     """What a run or a file holds of a vision transformer.
 
     Attributes:
-      params: 'encoder.norm.scale' -> array, and those of other parts.
+      params: 'encoder/norm/scale' -> array, and those of other parts.
       encoder: sizes, as `vit.make_encoder` takes them.
       image_size: height and width in pixels.
       notes: text that goes with the exported file.
@@ -126,14 +126,14 @@ def read(config: ConfigDict) -> tuple[models.Model, Source]:
         source = _from_file(config) if is_file else _from_run(config)
         params = source.params
         if config.part == "encoder":
-            params = {k: v for k, v in params.items() if not k.startswith("head.fc.")}
+            params = {k: v for k, v in params.items() if not k.startswith("head/fc/")}
             source.notes.pop(names.CLASSES, None)
-        elif any(k.startswith("head_dist.") for k in params):
+        elif any(k.startswith("head_dist/") for k in params):
             raise ValueError(
                 "a distilled classifier predicts the mean of two heads, for which "
                 "other programs have no place; give --config.part=encoder"
             )
-        has_head = any(name.startswith("head.") for name in params)
+        has_head = any(name.startswith("head/") for name in params)
         model = models.make(
             params,
             source.encoder,
@@ -210,22 +210,21 @@ def _from_run(config: ConfigDict) -> Source:
             "other programs have no place; export its encoder (--config.part=encoder) "
             "or train a probe with :protocol=moco"
         )
-    params = {name.replace("/", "."): value for name, value in found.params.items()}
     normalize = found.config["augment"]["normalize"]
     notes = {k: json.dumps(v) for k, v in normalize.items()}
     classes = found.config.get("derived", {}).get("classes")
-    if classes and "head.fc.kernel" in params:
+    if classes and "head/fc/kernel" in found.params:
         notes[names.CLASSES] = json.dumps(classes)
     averaged = ", averaged parameters" if config.ema else ""
     if data.get("range") not in (None, "full"):
         notes["range"] = data["range"]
     notes["source"] = f"{found.config['name']}, step {found.step}{averaged}"
-    if "decoder.mask_token" in params and "decoder" in objective:
+    if "decoder/mask_token" in found.params and "decoder" in objective:
         block = {k: v for k, v in objective["decoder"].items() if v is not None}
         heads = mae_decoder.make_decoder(**block).num_heads
         notes[names.DECODER_NUM_HEADS] = str(heads)
     width = data["image_size"] if data["image_width"] is None else data["image_width"]
-    return Source(params, encoder, (data["image_size"], width), notes)
+    return Source(found.params, encoder, (data["image_size"], width), notes)
 
 
 def _sizes(block: Any) -> dict[str, Any]:

@@ -86,8 +86,7 @@ def taken(
 ) -> dict[str, tuple[Shape, Shape]]:
     """Name -> (shape in `found`, shape in `params`) of what `load` names of both."""
     shapes = {}
-    for dotted, leaf in checkpoint.flatten(params).items():
-        name = dotted.replace(".", "/")
+    for name, leaf in checkpoint.flatten(params).items():
         if name in found and any(re.fullmatch(p, name) for p in load):
             shapes[name] = (found[name].shape, leaf.shape)
     return shapes

@@ -62,12 +62,11 @@ def read(
     found = weights.read(file, num_heads=num_heads, grid=grid)
     for note in found.notes if distributed.primary() else ():
         print(f"{path}: {note}", flush=True)
-    params = {name.replace(".", "/"): value for name, value in found.params.items()}
     encoder = {**found.encoder, "grid": found.grid}
     config: dict[str, Any] = {"objective": {"encoder": encoder, "pool": found.pool}}
     config |= {"classes": found.classes, "normalize": found.normalize}
     config["range"] = found.metadata.get("range")
-    return checkpoint.Checkpoint(params, config, 0, pathlib.Path(path))
+    return checkpoint.Checkpoint(found.params, config, 0, pathlib.Path(path))
 
 
 def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
@@ -340,7 +339,7 @@ def _with_positions(
     parameter of another grid is resized.
     """
     found = loaded.params
-    leaf = checkpoint.flatten(wanted).get(_POS_EMBED.replace("/", "."))
+    leaf = checkpoint.flatten(wanted).get(_POS_EMBED)
     if leaf is None:
         return found
     theirs = encoder_of(loaded.config)
@@ -366,8 +365,7 @@ def _their_grid(loaded: checkpoint.Checkpoint) -> tuple[int, int]:
 def fingerprint(arrays: Any) -> str:
     """A hash of names, shapes and bits of host arrays; the same on any machine."""
     digest = hashlib.sha256()
-    for keys, x in jax.tree_util.tree_leaves_with_path(arrays):
-        name = jax.tree_util.keystr(keys, simple=True, separator="/")
+    for name, x in checkpoint.flatten(arrays).items():
         digest.update(f"{name} {x.dtype} {x.shape};".encode())
         digest.update(np.ascontiguousarray(x).tobytes())
     return digest.hexdigest()[:16]

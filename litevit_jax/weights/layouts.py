@@ -60,7 +60,7 @@ def mae(model: models.Model, decoder: models.Arrays) -> Layout:
             "--config.format=timm holds the encoder alone"
         )
     arrays = timm(model, {}).arrays | _to_timm(model, decoder)
-    width = decoder["decoder.mask_token"].shape[-1]
+    width = decoder["decoder/mask_token"].shape[-1]
     table = layers.sincos_table(model.grid, width, "sincos")[None]
     return Layout(arrays | {names.DECODER_POS_EMBED: table})
 

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from litevit_jax import trees
 from litevit_jax.models import layers, vit
 from litevit_jax.weights import positions
 
 # Parameters of a classifier's head that other programs have a place for.
-_HEAD = ("head.fc_norm.scale", "head.fc_norm.bias", "head.fc.kernel", "head.fc.bias")
+_HEAD = ("head/fc_norm/scale", "head/fc_norm/bias", "head/fc/kernel", "head/fc/bias")
 
 Arrays = dict[str, np.ndarray]
 
@@ -40,7 +41,7 @@ class Model:
     """An encoder, with a classifier's head if it has one.
 
     Attributes:
-      params: 'encoder.blocks_0.attn.qkv.kernel' -> float32 array; names of
+      params: 'encoder/blocks_0/attn/qkv/kernel' -> float32 array; names of
         'encoder' and 'head'.
       encoder: the module; it computes in float32.
       image_size: height and width in pixels.
@@ -61,7 +62,7 @@ class Model:
         """'logits' `[B, K]`, 'features' `[B, D]` or 'tokens' `[B, T, D]`."""
         if self.pool is None:
             return "tokens"
-        return "logits" if "head.fc.kernel" in self.params else "features"
+        return "logits" if "head/fc/kernel" in self.params else "features"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -72,14 +73,14 @@ class Model:
     @property
     def num_classes(self) -> int:
         """K; 0 without a classifier."""
-        kernel = self.params.get("head.fc.kernel")
+        kernel = self.params.get("head/fc/kernel")
         return 0 if kernel is None else kernel.shape[1]
 
     @property
     def pos_table(self) -> np.ndarray:
         """Position embeddings `[1, 1 + N, D]`, learned or fixed, cls first."""
-        if "encoder.pos_embed" in self.params:
-            return self.params["encoder.pos_embed"]
+        if "encoder/pos_embed" in self.params:
+            return self.params["encoder/pos_embed"]
         order = self.encoder.pos_embed
         return layers.sincos_table(self.grid, self.encoder.width, order)[None]
 
@@ -87,26 +88,26 @@ class Model:
     def num_parameters(self) -> int:
         """All numbers of the model, a fixed position table among them."""
         count = sum(x.size for x in self.params.values())
-        learned = "encoder.pos_embed" in self.params
+        learned = "encoder/pos_embed" in self.params
         return count + (0 if learned else self.pos_table.size)
 
     def without_head(self) -> Model:
         """The encoder alone; its output is tokens."""
-        params = {k: v for k, v in self.params.items() if k.startswith("encoder.")}
+        params = {k: v for k, v in self.params.items() if k.startswith("encoder/")}
         return dataclasses.replace(self, params=params, pool=None)
 
     def without_classifier(self) -> Model:
         """Without the last linear layer; what it reads becomes the output."""
-        params = {k: v for k, v in self.params.items() if not k.startswith("head.fc.")}
-        pool = self.pool if "head.fc_norm.scale" in params else None
+        params = {k: v for k, v in self.params.items() if not k.startswith("head/fc/")}
+        pool = self.pool if "head/fc_norm/scale" in params else None
         return dataclasses.replace(self, params=params, pool=pool)
 
     def resized(self, image_size: tuple[int, int]) -> Model:
         """The model for images of another size; learned positions are resized."""
         other = dataclasses.replace(self, image_size=image_size)
-        if other.grid != self.grid and "encoder.pos_embed" in self.params:
+        if other.grid != self.grid and "encoder/pos_embed" in self.params:
             table = positions.resize(self.pos_table, self.grid, other.grid)
-            params = {**self.params, "encoder.pos_embed": table}
+            params = {**self.params, "encoder/pos_embed": table}
             other = dataclasses.replace(other, params=params)
         return other
 
@@ -116,7 +117,7 @@ class Model:
 
     def with_params(self, flat: Arrays, image: jax.Array) -> jax.Array:
         """As `apply`, for parameters that are an argument: jit inlines no arrays."""
-        params = nest(flat)
+        params = trees.nest(flat)
         tokens, _ = self.encoder.apply({"params": params["encoder"]}, image)
         if self.pool is None:
             return tokens
@@ -149,17 +150,17 @@ def make(
       ValueError: parameters are missing, unknown or of other shapes than the
         encoder's, or a head that has no counterpart elsewhere.
     """
-    taken = {k: v for k, v in params.items() if k.split(".")[0] in ("encoder", "head")}
+    taken = {k: v for k, v in params.items() if k.split("/")[0] in ("encoder", "head")}
     fields: dict[str, Any] = {k: v for k, v in encoder.items() if v is not None}
-    fields |= {"final_norm": "encoder.norm.scale" in taken, "drop_path": 0.0}
+    fields |= {"final_norm": "encoder/norm/scale" in taken, "drop_path": 0.0}
     fields["dtype"] = "float32"
-    if "encoder.pos_embed" in taken:
+    if "encoder/pos_embed" in taken:
         fields["pos_embed"] = "learned"
     module = vit.make_encoder(**fields)
-    kernel = taken.get("encoder.patch_embed.kernel", np.zeros((0, 0)))
+    kernel = taken.get("encoder/patch_embed/kernel", np.zeros((0, 0)))
     channels = kernel.shape[0] // module.patch_size**2
-    if pool is None and any(name.startswith("head.") for name in taken):
-        pool = "avg" if "head.fc_norm.scale" in taken else "cls"
+    if pool is None and any(name.startswith("head/") for name in taken):
+        pool = "avg" if "head/fc_norm/scale" in taken else "cls"
     model = Model(taken, module, image_size, channels, pool, notes or {})
     _check(model)
     return model
@@ -169,7 +170,7 @@ def _check(model: Model) -> None:
     image = jax.ShapeDtypeStruct((1, *model.image_size, max(model.channels, 1)), "f4")
     key = jax.eval_shape(jax.random.key, 0)
     wanted = jax.eval_shape(model.encoder.init, key, image)["params"]
-    shapes = {f"encoder.{k}": x.shape for k, x in flatten(wanted).items()}
+    shapes = {f"encoder/{k}": x.shape for k, x in trees.flatten(wanted).items()}
     shapes |= _head_shapes(model)
     problems = []
     for name in sorted(shapes.keys() | model.params.keys()):
@@ -192,28 +193,9 @@ def _check(model: Model) -> None:
 def _head_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     width, classes = model.encoder.width, model.num_classes
     sizes = ((width,), (width,), (width, classes), (classes,))
-    parts = {name.split(".")[1] for name in model.params if name.startswith("head.")}
+    parts = {name.split("/")[1] for name in model.params if name.startswith("head/")}
     shapes = dict(zip(_HEAD, sizes, strict=True))
-    return {name: s for name, s in shapes.items() if name.split(".")[1] in parts}
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by dotted path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    name = jax.tree_util.keystr
-    return {name(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """The nested dict of leaves by dotted path."""
-    tree: dict[str, Any] = {}
-    for name, leaf in flat.items():
-        *blocks, last = name.split(".")
-        place = tree
-        for block in blocks:
-            place = place.setdefault(block, {})
-        place[last] = leaf
-    return tree
+    return {name: s for name, s in shapes.items() if name.split("/")[1] in parts}
 
 
 def fixed_images(model: Model, count: int = 2) -> np.ndarray:

@@ -1,9 +1,9 @@
 """PyTorch names and layouts of timm's vision transformers <-> ours.
 
 timm, DeiT, MAE, mae-lite and the trunk of MoCo v3 share one set of names ("timm
-keys"); only prefixes and containers differ (recipes 11). Ours are dotted paths into
-a tree of parameters, `encoder.blocks_0.attn.qkv.kernel`. Every other importer and
-exporter translates to or from timm keys and leaves the arrays to this module.
+keys"); only prefixes and containers differ (recipes 11). Ours are paths into a tree
+of parameters, `encoder/blocks_0/attn/qkv/kernel`. Every other importer and exporter
+translates to or from timm keys and leaves the arrays to this module.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ GRID = "grid"  # rows and columns of patches, '14x14'
 CLASSES = "classes"  # names of the classes by number, a JSON list
 
 _TOP = {
-    "cls_token": "encoder.cls_token",
-    "pos_embed": "encoder.pos_embed",
-    "patch_embed.proj.weight": "encoder.patch_embed.kernel",
-    "patch_embed.proj.bias": "encoder.patch_embed.bias",
-    "norm.weight": "encoder.norm.scale",
-    "norm.bias": "encoder.norm.bias",
-    "mask_token": "decoder.mask_token",
-    "decoder_embed.weight": "decoder.embed.kernel",
-    "decoder_embed.bias": "decoder.embed.bias",
-    "decoder_norm.weight": "decoder.norm.scale",
-    "decoder_norm.bias": "decoder.norm.bias",
-    "decoder_pred.weight": "decoder.pred.kernel",
-    "decoder_pred.bias": "decoder.pred.bias",
-    "fc_norm.weight": "head.fc_norm.scale",
-    "fc_norm.bias": "head.fc_norm.bias",
-    "head.weight": "head.fc.kernel",
-    "head.bias": "head.fc.bias",
-    "dist_norm.weight": "head_dist.fc_norm.scale",
-    "dist_norm.bias": "head_dist.fc_norm.bias",
-    "head_dist.weight": "head_dist.fc.kernel",
-    "head_dist.bias": "head_dist.fc.bias",
+    "cls_token": "encoder/cls_token",
+    "pos_embed": "encoder/pos_embed",
+    "patch_embed.proj.weight": "encoder/patch_embed/kernel",
+    "patch_embed.proj.bias": "encoder/patch_embed/bias",
+    "norm.weight": "encoder/norm/scale",
+    "norm.bias": "encoder/norm/bias",
+    "mask_token": "decoder/mask_token",
+    "decoder_embed.weight": "decoder/embed/kernel",
+    "decoder_embed.bias": "decoder/embed/bias",
+    "decoder_norm.weight": "decoder/norm/scale",
+    "decoder_norm.bias": "decoder/norm/bias",
+    "decoder_pred.weight": "decoder/pred/kernel",
+    "decoder_pred.bias": "decoder/pred/bias",
+    "fc_norm.weight": "head/fc_norm/scale",
+    "fc_norm.bias": "head/fc_norm/bias",
+    "head.weight": "head/fc/kernel",
+    "head.bias": "head/fc/bias",
+    "dist_norm.weight": "head_dist/fc_norm/scale",
+    "dist_norm.bias": "head_dist/fc_norm/bias",
+    "head_dist.weight": "head_dist/fc/kernel",
+    "head_dist.bias": "head_dist/fc/bias",
 }
 _BLOCK = {
-    "norm1.weight": "norm1.scale",
-    "norm1.bias": "norm1.bias",
-    "attn.qkv.weight": "attn.qkv.kernel",
-    "attn.qkv.bias": "attn.qkv.bias",
-    "attn.proj.weight": "attn.proj.kernel",
-    "attn.proj.bias": "attn.proj.bias",
-    "norm2.weight": "norm2.scale",
-    "norm2.bias": "norm2.bias",
-    "mlp.fc1.weight": "mlp.fc1.kernel",
-    "mlp.fc1.bias": "mlp.fc1.bias",
-    "mlp.fc2.weight": "mlp.fc2.kernel",
-    "mlp.fc2.bias": "mlp.fc2.bias",
+    "norm1.weight": "norm1/scale",
+    "norm1.bias": "norm1/bias",
+    "attn.qkv.weight": "attn/qkv/kernel",
+    "attn.qkv.bias": "attn/qkv/bias",
+    "attn.proj.weight": "attn/proj/kernel",
+    "attn.proj.bias": "attn/proj/bias",
+    "norm2.weight": "norm2/scale",
+    "norm2.bias": "norm2/bias",
+    "mlp.fc1.weight": "mlp/fc1/kernel",
+    "mlp.fc1.bias": "mlp/fc1/bias",
+    "mlp.fc2.weight": "mlp/fc2/kernel",
+    "mlp.fc2.bias": "mlp/fc2/bias",
 }
 # Of blocks with relative position bias (recipes 1.5), besides those above.
 _RELATIVE = {
-    "attn.q_bias": "attn.q_bias",
-    "attn.v_bias": "attn.v_bias",
-    "attn.relative_position_bias_table": "attn.relative_position_bias_table",
+    "attn.q_bias": "attn/q_bias",
+    "attn.v_bias": "attn/v_bias",
+    "attn.relative_position_bias_table": "attn/relative_position_bias_table",
     "gamma_1": "gamma_1",
     "gamma_2": "gamma_2",
 }
@@ -83,18 +83,18 @@ DECODER_POS_EMBED = "decoder_pos_embed"
 
 
 def to_ours(key: str) -> str | None:
-    """'blocks.3.norm1.weight' -> 'encoder.blocks_3.norm1.scale'; None if unknown."""
+    """'blocks.3.norm1.weight' -> 'encoder/blocks_3/norm1/scale'; None if unknown."""
     found = re.fullmatch(r"(decoder_)?blocks\.(0|[1-9]\d{0,3})\.(.+)", key)
     if not found:
         return _TOP.get(key)
     part = "decoder" if found[1] else "encoder"
     leaf = _BLOCK.get(found[3]) or _RELATIVE.get(found[3])
-    return leaf and f"{part}.blocks_{found[2]}.{leaf}"
+    return leaf and f"{part}/blocks_{found[2]}/{leaf}"
 
 
 def to_timm(name: str) -> str | None:
-    """'encoder.blocks_3.norm1.scale' -> 'blocks.3.norm1.weight'; None if unknown."""
-    found = re.fullmatch(r"(encoder|decoder)\.blocks_(\d+)\.(.+)", name)
+    """'encoder/blocks_3/norm1/scale' -> 'blocks.3.norm1.weight'; None if unknown."""
+    found = re.fullmatch(r"(encoder|decoder)/blocks_(\d+)/(.+)", name)
     if not found:
         return _TOP_BACK.get(name)
     prefix = "decoder_blocks" if found[1] == "decoder" else "blocks"
@@ -108,20 +108,20 @@ def array_to_ours(name: str, tensor: np.ndarray) -> np.ndarray:
     A linear weight [out, in] becomes a kernel [in, out]. The patch convolution
     [D, C, P, P] becomes [P*P*C, D]: ours flattens a patch as (row, column, channel).
     """
-    if name == "encoder.patch_embed.kernel":
+    if name == "encoder/patch_embed/kernel":
         tensor = tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
-    elif name.endswith(".kernel"):
+    elif name.endswith("/kernel"):
         tensor = tensor.T
     return np.ascontiguousarray(tensor)
 
 
 def array_to_timm(name: str, array: np.ndarray, *, patch_size: int) -> np.ndarray:
     """Our parameter `name` in PyTorch's layout; the inverse of `array_to_ours`."""
-    if name == "encoder.patch_embed.kernel":
+    if name == "encoder/patch_embed/kernel":
         channels = array.shape[0] // patch_size**2
         shape = (patch_size, patch_size, channels, array.shape[1])
         array = array.reshape(shape).transpose(3, 2, 0, 1)
-    elif name.endswith(".kernel"):
+    elif name.endswith("/kernel"):
         array = array.T
     return np.ascontiguousarray(array)
 
@@ -163,9 +163,9 @@ def square_grid(count: int) -> tuple[int, int] | None:
 
 def shape_to_ours(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """The shape that `array_to_ours` would give; None if the rank is another."""
-    if name == "encoder.patch_embed.kernel":
+    if name == "encoder/patch_embed/kernel":
         rank4 = len(shape) == 4
         return (shape[1] * shape[2] * shape[3], shape[0]) if rank4 else None
-    if name.endswith(".kernel"):
+    if name.endswith("/kernel"):
         return shape[::-1] if len(shape) == 2 else None
     return shape

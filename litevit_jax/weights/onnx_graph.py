@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from litevit_jax import trees
 from litevit_jax.models import ops
 from litevit_jax.weights import model as models
 
@@ -34,7 +35,9 @@ def write(model: models.Model, metadata: dict[str, str]) -> bytes:
             "file holds 2 GiB; export to StableHLO (--config.format=stablehlo)"
         )
     onnx = models.require("onnx")
-    graph = _Graph(onnx, model.params)
+    # An ONNX file keeps the names that it always had.
+    params = {trees.to_dotted(name): x for name, x in model.params.items()}
+    graph = _Graph(onnx, params)
     x = _embed(graph, model)
     for i in range(model.encoder.depth):
         x = _block(graph, x, f"encoder.blocks_{i}", model.encoder.num_heads)

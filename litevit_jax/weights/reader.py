@@ -29,9 +29,9 @@ class Weights:
     """The weights of a file.
 
     Attributes:
-      params: 'encoder.blocks_0.attn.qkv.kernel' -> float32 array, in our layout;
-        'decoder...' where the file has a decoder, 'head.fc...' and
-        'head.fc_norm...' of a classifier, 'head_dist...' of a distilled one.
+      params: 'encoder/blocks_0/attn/qkv/kernel' -> float32 array, in our layout;
+        'decoder/...' where the file has a decoder, 'head/fc/...' and
+        'head/fc_norm/...' of a classifier, 'head_dist/...' of a distilled one.
       encoder: width, depth, num_heads, patch_size and pos_embed, as
         `vit.make_encoder` takes them; 'mlp_ratio' if it is not 4, 'grid' (which
         encoders do not take) if it is not square.
@@ -260,7 +260,7 @@ def _problem(
         return f"is {entry.dtype}, expected float32"
     if names.shape_to_ours(name, entry.shape) != expected:
         # Only the patch kernel has another rank in PyTorch, and sizes are told by it.
-        wanted = expected[::-1] if name.endswith(".kernel") else expected
+        wanted = expected[::-1] if name.endswith("/kernel") else expected
         return f"got shape {list(entry.shape)}, expected {list(wanted)}"
     return None
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from litevit_jax import trees
 from litevit_jax.models import mae_decoder, relative, vit
 from litevit_jax.weights import names, sources
 from litevit_jax.weights.base import Entry, WeightsError, short
@@ -242,12 +243,7 @@ def _shapes_of(module: Any, part: str, *args: Any, **kwargs: Any) -> Shapes:
 
     key = jax.eval_shape(jax.random.key, 0)
     tree = jax.eval_shape(init, key, *args)
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    dotted = jax.tree_util.keystr
-    return {
-        f"{part}.{dotted(path, simple=True, separator='.')}": leaf.shape
-        for path, leaf in leaves
-    }
+    return {f"{part}/{name}": x.shape for name, x in trees.flatten(tree).items()}
 
 
 def _encoder_shapes(
@@ -269,12 +265,12 @@ def _head_shapes(entries: dict[str, Entry]) -> Shapes:
     heads = (("head", "fc_norm", "head"), ("head_dist", "dist_norm", "head_dist"))
     for part, norm, linear in heads:
         if f"{norm}.weight" in entries:
-            shapes |= {f"{part}.fc_norm.{leaf}": (width,) for leaf in ("scale", "bias")}
+            shapes |= {f"{part}/fc_norm/{leaf}": (width,) for leaf in ("scale", "bias")}
         entry = entries.get(f"{linear}.weight")
         if entry is not None:
             classes = entry.shape[0] if entry.shape else 0
-            shapes[f"{part}.fc.kernel"] = (width, classes)
-            shapes[f"{part}.fc.bias"] = (classes,)
+            shapes[f"{part}/fc/kernel"] = (width, classes)
+            shapes[f"{part}/fc/bias"] = (classes,)
     return shapes
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from litevit_jax import checkpoint, cli, commandline, weights
+from litevit_jax import checkpoint, cli, commandline, trees, weights
 from litevit_jax.models import layers
 from litevit_jax.train import convert, loop, state
 from litevit_jax.weights import export
@@ -39,7 +39,7 @@ def classifier(tmp_path_factory):
 
 def saved_classifier(workdir, *, head):
     model = export_test.made("avg")
-    params = export_test.models.nest(model.params)
+    params = trees.nest(model.params)
     empty = {"model_state": {}, "teacher": {}, "opt_state": {}}
     saved = state.TrainState(step=jnp.int32(5), params=params, **empty)
     config = {
@@ -65,8 +65,7 @@ def converted(source, target, **overrides):
 
 
 def params_of(run):
-    found = checkpoint.read_params(str(run)).params
-    return {name.replace("/", "."): value for name, value in found.items()}
+    return checkpoint.read_params(str(run)).params
 
 
 def same(one, other):

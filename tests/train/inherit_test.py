@@ -20,8 +20,7 @@ def arrays_like(job):
     rng = np.random.default_rng(0)
     flat = checkpoint.flatten(job.state.params)
     return {
-        name.replace(".", "/"): rng.normal(size=x.shape).astype(np.float32)
-        for name, x in flat.items()
+        name: rng.normal(size=x.shape).astype(np.float32) for name, x in flat.items()
     }
 
 
@@ -45,7 +44,6 @@ def file_of(monkeypatch, tmp_path):
 
     def make(run, grid=(4, 4), **known):
         encoder = {k: run.config["objective"]["encoder"].get(k) for k in FIELDS} | known
-        params = {name.replace("/", "."): x for name, x in run.params.items()}
 
         def read(path, *, num_heads=None, **_):
             if num_heads is None and encoder["num_heads"] is None:
@@ -54,7 +52,7 @@ def file_of(monkeypatch, tmp_path):
             sizes = encoder | {"num_heads": heads}
             known = {"classes": [], "normalize": {}, "metadata": {}, "notes": ()}
             return types.SimpleNamespace(
-                params=params, encoder=sizes, grid=grid, pool=None, **known
+                params=run.params, encoder=sizes, grid=grid, pool=None, **known
             )
 
         monkeypatch.setattr(weights, "read", read)
@@ -79,7 +77,7 @@ def test_a_teachers_open_fields_are_its_runs(lend, tmp_path):
     assert job.config["objective"]["encoder"]["width"] == 24
     got = checkpoint.flatten(job.fixed["teacher"])
     for name, value in got.items():
-        np.testing.assert_array_equal(value, run.params[name.replace(".", "/")])
+        np.testing.assert_array_equal(value, run.params[name])
 
 
 def test_a_run_with_another_teacher_is_not_resumed(lend, tmp_path):
@@ -169,8 +167,7 @@ def loaded_into(made, workdir):
     config = ml_collections.ConfigDict(job.config)
     run = inherit.read(config.init, num_heads=config.objective.encoder.num_heads)
     filled = inherit.fill(job.state.params, run, config)
-    flat = checkpoint.flatten(filled)
-    return {name.replace(".", "/"): value for name, value in flat.items()}, job
+    return checkpoint.flatten(filled), job
 
 
 @pytest.mark.parametrize("kind", ["run", "file"])

@@ -123,7 +123,7 @@ def file_of(monkeypatch, tmp_path):
 
     def make(channels, **normalize):
         kernel = np.zeros((4 * channels, 24), np.float32)
-        params = {"encoder.patch_embed.kernel": kernel}
+        params = {"encoder/patch_embed/kernel": kernel}
         encoder = {"width": 24, "depth": 1, "num_heads": 2, "patch_size": 2}
         found = {"params": params, "encoder": encoder, "grid": (4, 6)}
         found |= {

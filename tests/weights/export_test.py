@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from litevit_jax import trees
 from litevit_jax.models import layers, vit
 from litevit_jax.weights import export, layouts, onnx_graph, plain
 from litevit_jax.weights import model as models
@@ -21,7 +22,7 @@ def noisy(shapes, seed=0):
     rng = np.random.default_rng(seed)
     return {
         name: (0.2 * rng.standard_normal(x.shape) + name.endswith("scale")).astype("f4")
-        for name, x in models.flatten(shapes).items()
+        for name, x in trees.flatten(shapes).items()
     }
 
 
@@ -41,7 +42,7 @@ def made(kind, size=(16, 16)):
 
 
 def decoder_of(width=24):
-    arrays = {"decoder.mask_token": (1, 1, 8), "decoder.embed.kernel": (width, 8)}
+    arrays = {"decoder/mask_token": (1, 1, 8), "decoder/embed/kernel": (width, 8)}
     return {k: np.full(s, 0.5, np.float32) for k, s in arrays.items()}
 
 
@@ -91,17 +92,17 @@ def test_values_for_queries_or_another_number_of_heads_are_noticed():
 
 def reference(kind):
     """ViT-Tiny as a classifier with the golden parameters."""
-    head = {"fc.kernel": (192, 1000), "fc.bias": (1000,)}
+    head = {"fc/kernel": (192, 1000), "fc/bias": (1000,)}
     if kind == "avg":
-        head |= {"fc_norm.scale": (192,), "fc_norm.bias": (192,)}
+        head |= {"fc_norm/scale": (192,), "fc_norm/bias": (192,)}
     encoder = vit.make_encoder(variant="tiny", final_norm=kind == "cls")
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), image)["params"]
     tree = {
         "encoder": shapes,
-        "head": models.nest({k: np.zeros(s) for k, s in head.items()}),
+        "head": trees.nest({k: np.zeros(s) for k, s in head.items()}),
     }
-    flat = models.flatten(golden.params_like(tree))
+    flat = trees.flatten(golden.params_like(tree))
     return models.make(flat, {"variant": "tiny"}, image_size=(224, 224))
 
 
@@ -208,6 +209,9 @@ def test_an_onnx_file_names_its_opset_inputs_and_metadata():
     assert [d.dim_param or d.dim_value for d in shape] == ["B", 3, 16, 16]
     assert proto.graph.output[0].name == "logits"
     assert {p.key: p.value for p in proto.metadata_props}["num_heads"] == "4"
+    names = {constant.name for constant in proto.graph.initializer}
+    assert {"encoder.blocks_1.attn.qkv.kernel", "head.fc.bias", "pos_embed"} < names
+    assert not any("/" in name for name in names)
 
 
 def test_resizing_to_the_same_grid_changes_nothing_and_to_another_keeps_cls():
@@ -226,7 +230,7 @@ def test_without_its_classifier_a_model_gives_what_the_classifier_reads():
     part = model.without_classifier()
     assert part.output == "features" and part.num_classes == 0
     image = models.fixed_images(model)
-    head = models.nest(model.params)["head"]["fc"]
+    head = trees.nest(model.params)["head"]["fc"]
     logits = part.apply(image) @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(logits, model.apply(image), atol=1e-5)
     data = export.write(part, "timm", decoder={}).data
@@ -248,18 +252,18 @@ def test_mistakes_are_named():
 
 def test_parameters_that_do_not_fit_are_listed():
     params = dict(made("tokens").params)
-    params["encoder.rel_pos"] = np.zeros(3, np.float32)
-    params["head.fc_dist.bias"] = np.zeros(3, np.float32)
-    del params["encoder.cls_token"]
-    params["encoder.norm.bias"] = np.zeros(5, np.float32)
+    params["encoder/rel_pos"] = np.zeros(3, np.float32)
+    params["head/fc_dist/bias"] = np.zeros(3, np.float32)
+    del params["encoder/cls_token"]
+    params["encoder/norm/bias"] = np.zeros(5, np.float32)
     with pytest.raises(ValueError) as caught:
         models.make(params, SIZES, image_size=(16, 16))
     text = str(caught.value)
     assert "(4 differences)" in text
-    assert "encoder.cls_token [1, 1, 24]: missing" in text
-    assert "encoder.rel_pos [3]: has no counterpart elsewhere" in text
-    assert "head.fc_dist.bias [3]: has no counterpart elsewhere" in text
-    assert "encoder.norm.bias: got [5], expected [24]" in text
+    assert "encoder/cls_token [1, 1, 24]: missing" in text
+    assert "encoder/rel_pos [3]: has no counterpart elsewhere" in text
+    assert "head/fc_dist/bias [3]: has no counterpart elsewhere" in text
+    assert "encoder/norm/bias: got [5], expected [24]" in text
 
 
 def test_a_model_too_large_for_onnx_is_refused_before_it_is_written():

@@ -7,15 +7,15 @@ from litevit_jax.models import layers
 from litevit_jax.weights import names
 
 PAIRS = {
-    "cls_token": "encoder.cls_token",
-    "patch_embed.proj.weight": "encoder.patch_embed.kernel",
-    "blocks.11.attn.qkv.weight": "encoder.blocks_11.attn.qkv.kernel",
-    "decoder_blocks.0.norm2.weight": "decoder.blocks_0.norm2.scale",
-    "decoder_pred.bias": "decoder.pred.bias",
-    "norm.weight": "encoder.norm.scale",
-    "fc_norm.bias": "head.fc_norm.bias",
-    "head.weight": "head.fc.kernel",
-    "head_dist.weight": "head_dist.fc.kernel",
+    "cls_token": "encoder/cls_token",
+    "patch_embed.proj.weight": "encoder/patch_embed/kernel",
+    "blocks.11.attn.qkv.weight": "encoder/blocks_11/attn/qkv/kernel",
+    "decoder_blocks.0.norm2.weight": "decoder/blocks_0/norm2/scale",
+    "decoder_pred.bias": "decoder/pred/bias",
+    "norm.weight": "encoder/norm/scale",
+    "fc_norm.bias": "head/fc_norm/bias",
+    "head.weight": "head/fc/kernel",
+    "head_dist.weight": "head_dist/fc/kernel",
 }
 
 
@@ -44,17 +44,17 @@ def test_patch_kernel_reads_pixels_as_the_convolution_does():
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(5, 3, 4, 4))  # [D, C, P, P]
     image = rng.normal(size=(1, 4, 4, 3))
-    kernel = names.array_to_ours("encoder.patch_embed.kernel", weight)
+    kernel = names.array_to_ours("encoder/patch_embed/kernel", weight)
     patch = np.asarray(layers.patchify(image, 4))[0, 0]
     wanted = np.einsum("dcij,ijc->d", weight, image[0])
     np.testing.assert_allclose(patch @ kernel, wanted, rtol=1e-5)
-    assert names.shape_to_ours("encoder.patch_embed.kernel", weight.shape) == (48, 5)
+    assert names.shape_to_ours("encoder/patch_embed/kernel", weight.shape) == (48, 5)
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 4, 4), (5, 1, 2, 2)])
 def test_layouts_go_there_and_back(shape):
     tensor = np.random.default_rng(1).normal(size=shape)
-    name = "encoder.patch_embed.kernel"
+    name = "encoder/patch_embed/kernel"
     ours = names.array_to_ours(name, tensor)
     back = names.array_to_timm(name, ours, patch_size=shape[2])
     np.testing.assert_array_equal(back, tensor)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from litevit_jax import weights
+from litevit_jax import trees, weights
 from litevit_jax.models import layers, mae_decoder, vit
 from litevit_jax.weights import names, sizes, sources
 from litevit_jax.weights.base import Entry
@@ -51,26 +51,13 @@ TOKENS = {
 }
 
 
-def nest(flat, part):
-    """The tree of a part's parameters."""
-    tree = {}
-    for name, value in flat.items():
-        first, *path, leaf = name.split(".")
-        if first == part:
-            place = tree
-            for step in path:
-                place = place.setdefault(step, {})
-            place[leaf] = value
-    return tree
-
-
 def load(name):
     return weights.read(HERE / name, **FILES[name][0])
 
 
 def encode(found, image=EXPECTED["image"], ids_keep=None):
     """Tokens of an encoder of the file's sizes and parameters."""
-    tree = nest(found.params, "encoder")
+    tree = trees.nest(found.params)["encoder"]
     encoder = vit.make_encoder(**found.encoder, final_norm="norm" in tree)
     apply = jax.jit(lambda p, x, ids: encoder.apply({"params": p}, x, ids)[0])
     return apply(tree, image, ids_keep)
@@ -82,7 +69,7 @@ def test_source_and_sizes_are_told_by_the_file(name):
     _, source, pos_embed = FILES[name]
     assert found.source == source
     assert found.encoder == SIZES | {"pos_embed": pos_embed}
-    assert ("encoder.pos_embed" in found.params) == (pos_embed == "learned")
+    assert ("encoder/pos_embed" in found.params) == (pos_embed == "learned")
     assert all(value.dtype == np.float32 for value in found.params.values())
     assert found.grid == (4, 4)
 
@@ -106,7 +93,7 @@ CLASSIFIERS = (
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifier_computes_what_it_does_in_pytorch(name):
     found = load(name)
-    head = nest(found.params, "head")
+    head = trees.nest(found.params)["head"]
     averaged = "fc_norm" in head
     pooled = vit.pool_tokens(encode(found), "avg" if averaged else "cls")
     if averaged:
@@ -127,7 +114,7 @@ def test_decoder_computes_what_it_does_in_pytorch(name):
     if masked:
         np.testing.assert_allclose(latent, EXPECTED["mae_latent"], rtol=0, atol=ATOL)
     decoder = mae_decoder.make_decoder(**found.decoder)
-    variables = {"params": nest(found.params, "decoder")}
+    variables = {"params": trees.nest(found.params)["decoder"]}
     pred = decoder.apply(
         variables, latent, ids, grid=(4, 4), patch_dim=48, all_patches=True
     )
@@ -157,7 +144,7 @@ def test_momentum_encoder_is_the_other_branch():
     other = weights.read(
         HERE / "moco_v3.pth.tar", num_heads=4, branch="momentum_encoder"
     )
-    key = "encoder.blocks_1.mlp.fc1.kernel"
+    key = "encoder/blocks_1/mlp/fc1/kernel"
     np.testing.assert_array_equal(other.params[key], 0.5 * base.params[key])
     assert "predictor.0.weight" in base.unused
     assert "base_encoder.head.0.weight" in base.unused
@@ -180,8 +167,8 @@ def test_distillation_leaves_teacher_and_adapter_out():
 
 def test_two_heads_of_a_distilled_classifier_are_read():
     params = load("mae_lite_two_heads.pth.tar").params
-    assert params["head_dist.fc.kernel"].shape == (16, 5)
-    np.testing.assert_array_equal(params["head_dist.fc_norm.scale"], np.ones(16))
+    assert params["head_dist/fc/kernel"].shape == (16, 5)
+    np.testing.assert_array_equal(params["head_dist/fc_norm/scale"], np.ones(16))
 
 
 # --- the head count
@@ -336,7 +323,7 @@ def test_differences_pass_only_where_they_are_allowed(tmp_path):
     allowed = {"allow_unused": (r"extra\..*",), "allow_missing": (r"head\.bias",)}
     found = weights.read(path, num_heads=4, **allowed)
     assert found.unused == ("extra.bias",)
-    assert "head.fc.bias" not in found.params
+    assert "head/fc/bias" not in found.params
     for name in allowed:
         with pytest.raises(weights.WeightsError, match="1 differences"):
             weights.read(path, num_heads=4, **{name: allowed[name]})

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from litevit_jax import weights
+from litevit_jax import trees, weights
 from litevit_jax.models import relative, vit
 from litevit_jax.objectives import supervised
 from litevit_jax.train import setup
@@ -22,7 +22,7 @@ KINDS = {np.dtype(np.float32): "F32", np.dtype(np.int64): "I64"}
 
 
 def classifier(style):
-    """Parameters by our dotted names, none of them 0."""
+    """Parameters by our names, none of them 0."""
     encoder = SIZES | {"rpe_style": style, "init_style": "rpe"}
     objective = supervised.make(encoder=encoder, num_classes=10, dtype="float32")
     image = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
@@ -31,7 +31,7 @@ def classifier(style):
     rng = np.random.default_rng(0)
     noise = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), start)
     noise["encoder"]["pos_embed"] = rng.normal(size=shape).astype(np.float32)
-    return models.flatten(noise)
+    return trees.flatten(noise)
 
 
 def arrays_of(params):
@@ -116,8 +116,8 @@ def test_a_classifier_of_such_a_file_is_fine_tuned_as_it_is(tmp_path):
     job = setup.prepare(jobs.config("finetune", "digits", init=path), tmp_path / "run")
     encoder = job.config["objective"]["encoder"]
     assert (encoder["rpe_style"], encoder["num_heads"]) == ("v2023", 4)
-    got = models.flatten(jax.device_get(job.create()).params)
-    for name in (n for n in params if n.startswith("encoder.")):
+    got = trees.flatten(jax.device_get(job.create()).params)
+    for name in (n for n in params if n.startswith("encoder/")):
         np.testing.assert_array_equal(got[name], params[name], err_msg=name)
     made = jobs.config("finetune", "digits", init=path, data__image_size=12)
     with pytest.raises(ValueError, match=r"is for 4x4 patches, this run has 6x6"):
