@@ -1,14 +1,17 @@
-"""Reads the pickles of PyTorch files without running them.
+"""Reads the pickles of PyTorch files without running what they name.
 
-A pickle is a program that may call any function. This module never calls or imports
-what a file names: it reads the instructions one by one (`pickletools`), knows those
-that build dicts, lists and numbers, and a short table of names that stand for
-tensors. Anything else is refused by its name.
+A pickle is a program that may call any function and ask for any memory or time. The
+standard library's unpickler builds the object, with stand-ins from a short list for
+all that the pickle names: nothing is imported, and anything else is refused by its
+name. `_safe_program` comes before it and refuses or replaces the instructions whose
+cost would not follow from the pickle's length.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
+import pickle
 import pickletools
 from collections.abc import Callable
 from typing import Any
@@ -30,8 +33,21 @@ STORAGES = {
 }
 
 
+class _Inert:
+    """What a pickle cannot change: attributes that it sets are left out.
+
+    Every object that the unpickler is handed derives from it. Without this method
+    BUILD would write into `__dict__`, of frozen classes and of functions too.
+    """
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 @dataclasses.dataclass(frozen=True)
-class Storage:
+class Storage(_Inert):
     """A run of `numel` elements that the file keeps under `key`."""
 
     key: str
@@ -40,7 +56,7 @@ class Storage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tensor:
+class Tensor(_Inert):
     """A view of a storage; offset and strides count elements."""
 
     storage: Storage
@@ -49,22 +65,49 @@ class Tensor:
     stride: tuple[int, ...]
 
 
+class Dict(_Inert, dict):
+    """A dict that hashes text, numbers below 2^60 and nothing else.
+
+    The hash of a tuple takes as long as all that it holds, parts that it holds twice
+    twice; integers that differ by multiples of 2^61 - 1 share one hash.
+    """
+
+    __slots__ = ()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        plain = type(key) in (str, float, bool) and key == key
+        plain = plain or (type(key) is int and abs(key) < 2**60)
+        _check(plain, f"a dict key of type {type(key).__name__}")
+        super().__setitem__(key, value)
+
+
+class Opaque(_Inert):
+    """A value that no weights are made of; only the name of its class is kept."""
+
+    __slots__ = ()
+
+    def __new__(cls, *_: Any) -> Opaque:
+        return super().__new__(cls)
+
+    def add(self, _: Any) -> None:
+        """Leaves out an element of a set."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Opaque:
-    """A value that no weights are made of; only the name of its type is kept."""
+class _Function(_Inert):
+    """Stands for a function that a pickle may call."""
 
-    name: str
+    call: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.call(*args)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Global:
-    """A name in the pickle that is on the list; nothing is imported for it."""
+class _StorageType(_Inert):
+    """Stands for a class of storages, which a pickle only names."""
 
-    name: str
-
-
-class _Mark:
-    """The instruction MARK on the stack."""
+    dtype: str
 
 
 def _check(condition: Any, problem: str) -> None:
@@ -111,26 +154,6 @@ def _size(values: Any = ()) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
-    made: dict[Any, Any] = {}
-    _check(isinstance(items, list | tuple), "an ordered dict of no list")
-    for pair in items:
-        _check(isinstance(pair, list | tuple) and len(pair) == 2, "a pair of no two")
-        _store(made, *pair)
-    return made
-
-
-def _opaque(name: str) -> Callable[..., Opaque]:
-    return lambda *_: Opaque(name)
-
-
-_CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch.Size": _size,
-}
 # Values beside the weights: numbers of NumPy, options of the command line.
 _OPAQUE = (
     "_codecs.encode",
@@ -143,174 +166,116 @@ _OPAQUE = (
     "numpy.ndarray",
     "torch.device",
 )
-_CALLS |= {name: _opaque(name) for name in _OPAQUE}
-_TYPES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()}
+_STAND_INS: dict[str, Any] = {
+    "torch._utils._rebuild_tensor": _Function(_tensor),
+    "torch._utils._rebuild_tensor_v2": _Function(_tensor),
+    "torch._utils._rebuild_parameter": _Function(_parameter),
+    "torch.Size": _Function(_size),
+    "litevit_jax.dict": Dict,  # see `_REPLACED`
+    "litevit_jax.set": type("set", (Opaque,), {"__slots__": ()}),
+    **{name: type(name, (Opaque,), {"__slots__": ()}) for name in _OPAQUE},
+    **{f"torch.{name}": _StorageType(dtype) for name, dtype in STORAGES.items()},
+}
 
 
-def _store(target: dict[Any, Any], key: Any, value: Any) -> None:
-    plain = type(key) in (str, int, float, bool) and key == key
-    _check(plain, f"a dict key of type {type(key).__name__}")
-    target[key] = value
+class _Unpickler(pickle.Unpickler):
+    """Builds the object of a safe program from stand-ins."""
 
+    def __init__(self, program: bytes) -> None:
+        super().__init__(io.BytesIO(program), encoding="latin-1")
+        self._left = len(program)  # elements that may be copied into dicts
 
-def _storage(saved: Any) -> Storage:
-    """The storage of a persistent id, as both formats of PyTorch write it."""
-    known = isinstance(saved, tuple) and len(saved) >= 5 and saved[0] == "storage"
-    _check(known, "a reference to something that is no storage")
-    kind, key, _, numel, *view = saved[1:]
-    name = kind.name if isinstance(kind, _Global) else short(kind)
-    _check(name in _TYPES, f"a storage of type {name}")
-    _check(isinstance(key, str) and _is_size(numel), "a storage without key or size")
-    before = "a format before PyTorch 0.4"
-    _check(not any(view), f"a view of storage {short(key)} ({before})")
-    return Storage(key, _TYPES[name], numel)
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        name = f"{module_name}.{global_name}"
+        if name == "collections.OrderedDict":
+            return _Function(self._ordered_dict)
+        _check(
+            name in _STAND_INS,
+            f"it names {name:.80}, which is no part of a tensor; nothing of the file "
+            "was run. If you trust where it comes from, load it in PyTorch and save "
+            "the state dict alone",
+        )
+        return _STAND_INS[name]
 
+    def persistent_load(self, pid: Any) -> Storage:
+        """The storage of a persistent id, as both formats of PyTorch write it."""
+        known = isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"
+        _check(known, "a reference to something that is no storage")
+        kind, key, _, numel, *view = pid[1:]
+        _check(isinstance(kind, _StorageType), f"a storage of type {short(kind)}")
+        _check(isinstance(key, str) and _is_size(numel), "a storage without key, size")
+        before = "a format before PyTorch 0.4"
+        _check(not any(view), f"a view of storage {short(key)} ({before})")
+        return Storage(key, kind.dtype, numel)
 
-class _Machine:
-    """The stack and memo of a pickle that is being read."""
-
-    def __init__(self, size: int) -> None:
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
-        self.left = size  # elements that calls may copy, as many as there are bytes
-
-    def step(self, name: str, arg: Any) -> None:
-        """Follows one instruction, named as in `pickletools`."""
-        if name in _LITERALS:
-            self.stack.append(arg)
-        elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name]())
-        elif name in _STEPS:
-            _STEPS[name](self, arg)
-        elif name not in _IGNORED:
-            raise WeightsError(f"the pickle instruction {name}")
-
-    def pop(self) -> Any:
-        return self.stack.pop()
-
-    def pop_mark(self) -> list[Any]:
-        """What was pushed since the last MARK."""
-        place = len(self.stack) - 1
-        while not isinstance(self.stack[place], _Mark):
-            place -= 1
-            _check(place >= 0, "an instruction without its MARK")
-        found = self.stack[place + 1 :]
-        del self.stack[place:]
-        return found
-
-    def make_tuple(self, size: int) -> None:
-        parts = [self.pop() for _ in range(size)]
-        self.stack.append(tuple(reversed(parts)))
-
-    def make_dict(self) -> None:
-        pairs = self.pop_mark()
-        self.stack.append({})
-        self.set_items(pairs)
-
-    def put(self, index: Any) -> None:
-        self.memo[len(self.memo) if index is None else index] = self.stack[-1]
-
-    def get(self, index: int) -> None:
-        _check(index in self.memo, "a reference to nothing")
-        self.stack.append(self.memo[index])
-
-    def name(self, arg: str | None) -> None:
-        """GLOBAL ('module name') and STACK_GLOBAL (both on the stack)."""
-        pair = arg.split(" ", 1) if arg else [self.pop(), self.pop()][::-1]
-        _check(all(isinstance(part, str) for part in pair), "a name that is no text")
-        name = ".".join(pair)
-        if name not in _CALLS and name not in _TYPES:
-            raise WeightsError(
-                f"it names {name:.80}, which is no part of a tensor; nothing of the "
-                "file was run. If you trust where it comes from, load it in PyTorch "
-                "and save the state dict alone"
+    def _ordered_dict(self, items: Any = ()) -> Dict:
+        _check(isinstance(items, list | tuple), "an ordered dict of no list")
+        self._left -= len(items)
+        _check(self._left >= 0, "it copies one list again and again")
+        result = Dict()
+        for pair in items:
+            _check(
+                isinstance(pair, list | tuple) and len(pair) == 2, "a pair of not two"
             )
-        self.stack.append(_Global(name))
-
-    def call(self, _: Any) -> None:
-        """REDUCE and NEWOBJ."""
-        args, function = self.pop(), self.pop()
-        known = isinstance(function, _Global) and function.name in _CALLS
-        _check(known and isinstance(args, tuple), "a call of something unnamed")
-        self.left -= sum(len(x) for x in args if isinstance(x, list | tuple | dict))
-        _check(self.left >= 0, "it copies one list again and again")
-        self.stack.append(_CALLS[function.name](*args))
-
-    def build(self, _: Any) -> None:
-        """BUILD: the attributes of an object, none of which are weights."""
-        self.pop()
-        known = isinstance(self.stack[-1], dict | Opaque | Tensor)
-        _check(known, f"attributes of a {type(self.stack[-1]).__name__}")
-
-    def set_items(self, pairs: list[Any]) -> None:
-        target = self.stack[-1]
-        _check(isinstance(target, dict) and len(pairs) % 2 == 0, "items of no dict")
-        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            _store(target, key, value)
-
-    def append(self, values: list[Any]) -> None:
-        target = self.stack[-1]
-        _check(isinstance(target, list), "elements of no list")
-        target.extend(values)
-
-    def pop_last(self, size: int) -> list[Any]:
-        return [self.pop() for _ in range(size)][::-1]
+            result[pair[0]] = pair[1]
+        return result
 
 
-_LITERALS = (
+_ALLOWED = {
+    *("PROTO", "STOP", "MARK", "POP", "NONE", "NEWTRUE", "NEWFALSE"),
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "INT", "FLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "UNICODE", "SHORT_BINSTRING", "BINSTRING"),
     *("SHORT_BINBYTES", "BINBYTES"),
-)
-_CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": lambda: Opaque("set"),
-    "MARK": _Mark,
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS"),
+    *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
+    *("GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID"),
 }
-# How `pickletools`, an empty stack or a value of the wrong type say it.
-_MALFORMED = (ValueError, IndexError, TypeError, OverflowError, RecursionError)
-_IGNORED = ("PROTO", "FRAME", "STOP")
-_STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
-    "TUPLE": lambda m, _: m.stack.append(tuple(m.pop_mark())),
-    "LIST": lambda m, _: m.stack.append(m.pop_mark()),
-    "TUPLE1": lambda m, _: m.make_tuple(1),
-    "TUPLE2": lambda m, _: m.make_tuple(2),
-    "TUPLE3": lambda m, _: m.make_tuple(3),
-    "DICT": lambda m, _: m.make_dict(),
-    "PUT": _Machine.put,
-    "GET": _Machine.get,
-    "BINPUT": _Machine.put,
-    "LONG_BINPUT": _Machine.put,
-    "MEMOIZE": _Machine.put,
-    "BINGET": _Machine.get,
-    "LONG_BINGET": _Machine.get,
-    "GLOBAL": _Machine.name,
-    "STACK_GLOBAL": _Machine.name,
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
-    "BUILD": _Machine.build,
-    "BINPERSID": lambda m, _: m.stack.append(_storage(m.pop())),
-    "SETITEM": lambda m, _: m.set_items(m.pop_last(2)),
-    "SETITEMS": lambda m, _: m.set_items(m.pop_mark()),
-    "APPEND": lambda m, _: m.append(m.pop_last(1)),
-    "APPENDS": lambda m, _: m.append(m.pop_mark()),
-    "ADDITEMS": lambda m, _: m.pop_mark(),
-    "POP": lambda m, _: m.pop(),
+# Instruction -> its bytes, and what stands in their place. Python's dicts and sets
+# hash whatever they are given. A frame only says how much to read at once; where one
+# ends inside an instruction, the unpickler would go on at another than `pickletools`.
+_REPLACED = {
+    "EMPTY_DICT": (1, b"clitevit_jax\ndict\n)R"),
+    "EMPTY_SET": (1, b"clitevit_jax\nset\n)R"),
+    "FRAME": (9, b""),
 }
 
 
-def _size_of(stream: Any) -> int:
-    """Bytes from here to the stream's end."""
-    here = stream.tell()
-    stream.seek(0, 2)
+def _safe_program(stream: Any) -> bytes:
+    """The stream's next pickle, in instructions that cost no more than their length.
+
+    Raises:
+      WeightsError: it has others.
+    """
+    start, replaced = stream.tell(), []
+    for step, (opcode, arg, position) in enumerate(pickletools.genops(stream)):
+        if opcode.name in _REPLACED:
+            replaced.append((position - start, *_REPLACED[opcode.name]))
+            continue
+        _check(opcode.name in _ALLOWED, f"the pickle instruction {opcode.name}")
+        if "PUT" in opcode.name:  # the memo is an array as long as its largest index
+            _check(int(arg or 0) <= step, f"a memo of {short(arg)} entries")
     end = stream.tell()
-    stream.seek(here)
-    return end - here
+    stream.seek(start)
+    program, parts, begin = stream.read(end - start), [], 0
+    for position, size, new in replaced:
+        parts += [program[begin:position], new]
+        begin = position + size
+    return b"".join([*parts, program[begin:]])
+
+
+# How `pickletools`, the unpickler or a value of the wrong type say it.
+_MALFORMED = (
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 def load(stream: Any) -> Any:
@@ -323,13 +288,9 @@ def load(stream: Any) -> Any:
     Raises:
       WeightsError: the pickle is damaged, or has more in it than tensors.
     """
-    machine = _Machine(_size_of(stream))
     try:
-        for opcode, arg, _ in pickletools.genops(stream):
-            machine.step(opcode.name, arg)
-        (result,) = machine.stack
+        return _Unpickler(_safe_program(stream)).load()
     except WeightsError:
         raise
-    except (*_MALFORMED, MemoryError) as error:
+    except _MALFORMED as error:
         raise WeightsError(f"its pickle is damaged ({error!s:.120})") from None
-    return result

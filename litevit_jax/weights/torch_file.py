@@ -77,8 +77,8 @@ def entries(tree: dict[str, Any], storage_bytes: Bytes, size: int) -> dict[str, 
     for name, value in tree.items():
         if not isinstance(name, str) or not isinstance(value, pickles.Tensor):
             raise WeightsError(
-                f"entry {short(name)} is a {_kind(value)}, expected a tensor; save the "
-                "state dict alone"
+                f"entry {short(name)} is a {type(value).__name__}, expected a tensor; "
+                "save the state dict alone"
             )
         dtype = value.storage.dtype
         total += ITEM_SIZES[dtype] * count(value.shape)
@@ -89,10 +89,6 @@ def entries(tree: dict[str, Any], storage_bytes: Bytes, size: int) -> dict[str, 
             "numbers again and again"
         )
     return found
-
-
-def _kind(value: Any) -> str:
-    return value.name if isinstance(value, pickles.Opaque) else type(value).__name__
 
 
 def _reader(tensor: pickles.Tensor, storage_bytes: Bytes) -> Callable[[], np.ndarray]:

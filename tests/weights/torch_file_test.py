@@ -164,7 +164,7 @@ NESTED = {
     "offset": (REBUILD + STORAGE + nested(LEVELS) + b"))tR", "with offset"),
     "shape": (REBUILD + STORAGE + b"K\x00" + nested(LEVELS) + b")tR", "with sizes"),
     "kind": (b"(" + TEXT + nested(LEVELS) + b"U\x010U\x03cpuK\x08tQ", "a storage of"),
-    "name": (nested(LEVELS) + b"U\x01a\x93", "a name that is no text"),
+    "name": (nested(LEVELS) + b"U\x01a\x93", "STACK_GLOBAL requires str"),
     "size": (b"ctorch\nSize\n" + nested(LEVELS) + b"\x85R", "expected a tensor"),
     "value": (nested(LEVELS), "is a tuple, expected a tensor"),
     "key": (b"}" + nested(LEVELS) + b"K\x01s", "a dict key of type tuple"),
@@ -193,6 +193,129 @@ def test_a_list_that_is_copied_again_and_again_is_refused(tmp_path, call):
     refused(path, "copies one list again and again|a size of")
     assert tracemalloc.get_traced_memory()[1] < 100 * len(program)
     tracemalloc.stop()
+
+
+PAST_ANY_HASH = b"".join(
+    b"\x8a\x0c" + (i * (2**61 - 1)).to_bytes(12, "little") + b"N"
+    for i in range(1, 20_000)
+)
+# What would take a machine's memory or hours, or end the process, if it were followed.
+COSTLY = {
+    "memo": (b"Nr\xff\xff\xff\xff", "a memo of 4294967295 entries"),
+    "memo as text": (b"Np99999999999999999999\n", "a memo of 99999999999999999999 "),
+    "memo as long text": (b"Np" + b"9" * 5000 + b"\n", "its pickle is damaged"),
+    "text": (b"X\xff\xff\xff\xffa", "its pickle is damaged"),
+    "bytes": (b"B\xff\xff\xff\xffa", "its pickle is damaged"),
+    "bytes of 64 bits": (b"\x8e" + b"\xff" * 7 + b"\x0fa", "its pickle is damaged"),
+    "array": (b"\x96" + b"\xff" * 7 + b"\x0fa", "its pickle is damaged"),
+    "integer": (b"\x8b\xff\xff\xff\x7fa", "its pickle is damaged"),
+    "integer as text": (b"I" + b"9" * 10**5 + b"\n", "its pickle is damaged"),
+    "frame": (b"\x95" + b"\xff" * 7 + b"\x0fN", "is a NoneType, expected a tensor"),
+    "wide key": (b"}" + nested(60) + b"K\x01s", "a dict key of type tuple"),
+    "deep key": (b"})" + b"\x85" * 50_000 + b"K\x01s", "a dict key of type tuple"),
+    "deep pair": (
+        b"ccollections\nOrderedDict\n])" + b"\x85" * 50_000 + b"K\x01\x86a\x85R",
+        "a dict key of type tuple",
+    ),
+    "wide element": (b"\x8f(" + nested(60) + b"\x90", "is a set, expected a tensor"),
+    "equal hashes": (b"}(" + PAST_ANY_HASH + b"u", "a dict key of type int"),
+    "deep list": (b"]" * 50_000 + b"a" * 49_999, "is a list, expected a tensor"),
+    "deep tuple": (b")" + b"\x85" * 50_000, "is a tuple, expected a tensor"),
+    "deep dict": (
+        b"}" + b"K\x01}" * 25_000 + b"s" * 25_000, "is a Dict, expected a tensor"),
+    "list in itself": (b"]q\x00h\x00a", "is a list, expected a tensor"),
+    "attributes": (
+        b"cargparse\nNamespace\n)\x81q\x000}(" + b"".join(
+            b"J" + i.to_bytes(4, "little") + b"N" for i in range(10**4)
+        ) + b"uq\x010h\x00" + b"h\x01b" * 10**4,
+        r"is a argparse\.Namespace, expected a tensor",
+    ),
+    "dicts": (b"]" + b"}a" * 20_000, "is a list, expected a tensor"),
+    "sets": (b"]" + b"\x8fa" * 20_000, "is a list, expected a tensor"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_what_a_pickle_costs_follows_from_its_length(tmp_path, name):
+    code, message = COSTLY[name]
+    path = archive(tmp_path / "a.pth", b"\x80\x02}U\x01a" + code + b"s.")
+    tracemalloc.start()
+    refused(path, message)
+    assert tracemalloc.get_traced_memory()[1] < 2**20 + 400 * len(code)
+    tracemalloc.stop()
+
+
+# As C's unpickler knows them and no file of tensors needs them.
+REFUSED = {
+    "EXT1": b"\x82\x01", "EXT4": b"\x84\x01\x00\x00\x00", "INST": b"(ios\nsystem\n",
+    "OBJ": b"(cargparse\nNamespace\no", "DUP": b"N20", "PERSID": b"Pstorage\n",
+    "NEXT_BUFFER": b"\x97", "FROZENSET": b"(\x91", "POP_MARK": b"N(1",
+    "NEWOBJ_EX": b"cargparse\nNamespace\n)}\x92", "STRING": b"S'a'\n", "LONG": b"L1L\n",
+    "LONG4": b"\x8b\x01\x00\x00\x00\x01", "DICT": b"(d",
+    "BYTEARRAY8": b"\x96\x01" + bytes(7) + b"a", "BINUNICODE8": b"\x8d" + bytes(8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_instruction_that_tensors_do_not_need_is_refused(name):
+    program = b"\x80\x02" + REFUSED[name] + b"."
+    with pytest.raises(weights.WeightsError, match=f"the pickle instruction {name}$"):
+        pickles.load(io.BytesIO(program))
+
+
+MISUSED = {
+    "unhashable id": (b"]Q", "a reference to something that is no storage"),
+    "id of nothing": (b"NQ", "a reference to something that is no storage"),
+    "callable": (b"U\x01a)R", "damaged"),
+    "storage called": (b"ctorch\nFloatStorage\n)R", "damaged"),
+    "too few": (b"ctorch._utils\n_rebuild_tensor_v2\n)R", "damaged"),
+    "no tuple": (b"ctorch\nSize\n]R", "damaged"),
+    "size": (b"ctorch\nSize\n}\x85R", "a size of a Dict"),
+    "new": (b"ctorch\nSize\n)\x81", "damaged"),
+    "class changed": (b"cargparse\nNamespace\n}b", "damaged"),
+    "appended": (b"}Na", "damaged"),
+    "item of text": (b"U\x01aK\x00Ns", "damaged"),
+    "mark": (b"(\x85", "damaged"),
+    "no mark": (b"]Ne", "damaged"),
+    "empty": (b"0", "damaged"),
+    "private": (b"clitevit_jax.weights.pickles\n_Unpickler\n", "it names litevit_jax."),
+    "dots": (b"\x8c\x05torch\x8c\x0dSize.__init__\x93", "it names torch.Size.__init__"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISUSED)
+def test_instructions_with_odd_arguments_are_refused(name):
+    code, message = MISUSED[name]
+    with pytest.raises(weights.WeightsError, match=message):
+        pickles.load(io.BytesIO(b"\x80\x04" + code + b"."))
+
+
+def test_a_pickle_changes_no_object_after_it_was_checked():
+    """BUILD writes into `__dict__`, or sets attributes, unless an object objects."""
+    stored = tensor((2,), (1,))
+    whole = pickles.load(io.BytesIO(program(stored)))
+    states = (
+        b"}U\x06offset\x8a\x04\xff\xff\xff\x7fs", b"N}U\x06offsetK\x07s\x86",
+        b"N}U\x05numelK\x63s\x86", b"N}U\x04callNs\x86", b"N}U\x05dtypeNs\x86",
+    )  # fmt: skip
+    for state in states:
+        for code in (
+            program(stored)[:-1],
+            b"\x80\x02" + STORAGE,
+            b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n",
+            b"\x80\x02ctorch\nFloatStorage\n",
+        ):
+            value = pickles.load(io.BytesIO(code + state + b"b."))
+            assert value == pickles.load(io.BytesIO(code + b"."))
+    assert pickles.load(io.BytesIO(program(stored))) == whole
+
+
+def test_frames_do_not_change_what_is_read():
+    """The unpickler drops the end of a frame that ends inside an instruction."""
+    code = b"}X\x03\x00\x00\x00abcK\x01s."
+    for size in range(len(code) + 1):
+        framed = b"\x80\x04\x95" + size.to_bytes(8, "little") + code
+        assert pickles.load(io.BytesIO(framed)) == {"abc": 1}, size
 
 
 def test_views_of_a_storage_share_the_file_s_bytes(tmp_path):
