@@ -131,6 +131,12 @@ def test_names_are_translated_between_dots_and_slashes_in_one_place(path):
 
 
 @names
+def test_private_parts_of_jax_are_used_in_one_place(path):
+    private = [name for name in imports(path) if name.startswith("jax._src")]
+    assert len(private) == (2 if path.name == "jax_private.py" else 0)
+
+
+@names
 def test_programs_are_written_for_the_global_batch(path):
     nodes = list(ast.walk(parse(path)))
     used = {n.attr for n in nodes if isinstance(n, ast.Attribute)}

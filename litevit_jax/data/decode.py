@@ -202,7 +202,8 @@ def _is_signed(image: Any) -> bool:
 def orientation(exif: Any) -> int:
     """EXIF orientation 1..8 of the main image; 1 if absent or unreadable.
 
-    Read by hand: PIL parses every entry, and warns of damage in any.
+    Read by hand: `PIL.ImageOps.exif_transpose` parses every entry, warns of damage in
+    any, and also obeys XMP, which the decoder of `fast` does not see.
     """
     if not isinstance(exif, bytes):
         return 1

@@ -91,7 +91,11 @@ _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
 
 
 def read_header(encoded: bytes) -> Header | None:
-    """Size and orientation of a JPEG that `decode` takes; None for all else."""
+    """Size and orientation of a JPEG that `decode` takes; None for all else.
+
+    `simplejpeg.decode_jpeg_header` tells neither orientation nor where the height is,
+    and passes markers that this refuses.
+    """
     if encoded[:3] != b"\xff\xd8\xff":
         return None
     place, exif = 2, b""

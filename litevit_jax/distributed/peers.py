@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from litevit_jax.distributed import detect, meeting
+from litevit_jax.distributed import detect, jax_private, meeting
 from litevit_jax.distributed.watch import Limits, Watch
 
 _log = logging.getLogger(__name__)
@@ -82,10 +82,8 @@ def _completed(place: detect.Place, join_s: float) -> detect.Place:
     """`place` with what JAX knows of the scheduler that announced it."""
     if None not in (place.coordinator, place.count, place.index):
         return place
-    from jax._src import clusters  # has no public name
-
-    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        place.coordinator, place.count, place.index, place.devices, None, int(join_s)
+    found = jax_private.ask_scheduler(
+        place.coordinator, place.count, place.index, place.devices, int(join_s)
     )
     if None in found[:3]:
         raise ValueError(
@@ -130,25 +128,18 @@ def _report_skew(there: list[dict[str, Any]]) -> None:
             )
 
 
-def _state() -> Any:
-    """JAX's knowledge of the job, without a look at devices."""
-    from jax._src import distributed  # has no public name
-
-    return distributed.global_state
-
-
 def _client() -> Any:
-    return _state().client
+    return jax_private.state().client
 
 
 def index() -> int:
     """Number of this process."""
-    return _state().process_id
+    return jax_private.state().process_id
 
 
 def count() -> int:
     """Of processes."""
-    return _state().num_processes
+    return jax_private.state().num_processes
 
 
 def alone() -> bool:

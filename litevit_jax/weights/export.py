@@ -7,8 +7,6 @@ StableHLO files hold the computation too.
 from __future__ import annotations
 
 import dataclasses
-import json
-import struct
 from typing import Any
 
 import jax
@@ -16,7 +14,14 @@ import numpy as np
 
 import litevit_jax
 from litevit_jax import choices
-from litevit_jax.weights import layouts, names, onnx_graph, plain, stablehlo
+from litevit_jax.weights import (
+    layouts,
+    names,
+    onnx_graph,
+    plain,
+    safetensors,
+    stablehlo,
+)
 from litevit_jax.weights import model as models
 
 # Ending of a file -> the formats that such a file can have, the usual one first.
@@ -90,7 +95,8 @@ def write(model: models.Model, kind: str, *, decoder: models.Arrays) -> Written:
         about.pop(names.CLASSES, None)
     if kind in layouts.LAYOUTS:
         layout = layouts.LAYOUTS[kind](model, decoder)
-        return Written(to_safetensors(layout.arrays, about), layout.left_out)
+        arrays = {k: np.asarray(v, np.float32) for k, v in layout.arrays.items()}
+        return Written(safetensors.write(arrays, about), layout.left_out)
     if kind == "onnx":
         return Written(onnx_graph.write(model, about), tuple(decoder))
     return Written(stablehlo.write(model), tuple(decoder), beside=about)
@@ -111,34 +117,6 @@ def metadata(model: models.Model) -> dict[str, str]:
         "pool": model.pool or "none",
         **model.notes,
     }
-
-
-def to_safetensors(arrays: models.Arrays, about: dict[str, str]) -> bytes:
-    """A safetensors file: length of a JSON header, the header, the arrays' bytes."""
-    header: dict[str, Any] = {"__metadata__": about}
-    parts, end = [], 0
-    for name in sorted(arrays):
-        value = np.ascontiguousarray(arrays[name], "<f4")
-        start, end = end, end + value.nbytes
-        shape = {"dtype": "F32", "shape": list(value.shape)}
-        header[name] = {**shape, "data_offsets": [start, end]}
-        parts.append(value.tobytes())
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the arrays are aligned
-    return b"".join([struct.pack("<Q", len(text)), text, *parts])
-
-
-def from_safetensors(data: bytes) -> tuple[models.Arrays, dict[str, str]]:
-    """Arrays and metadata of a file that `to_safetensors` wrote."""
-    (length,) = struct.unpack_from("<Q", data)
-    header = json.loads(data[8 : 8 + length])
-    about = header.pop("__metadata__")
-    arrays = {}
-    for name, entry in header.items():
-        start, end = (8 + length + offset for offset in entry["data_offsets"])
-        flat = np.frombuffer(data[start:end], "<f4")
-        arrays[name] = flat.reshape(entry["shape"])
-    return arrays, about
 
 
 def compare(model: models.Model, data: bytes, kind: str) -> Difference:
@@ -180,7 +158,7 @@ def call(model: models.Model, data: bytes, kind: str) -> Any:
         return onnx_graph.read(data)
     if kind == "stablehlo":
         return stablehlo.read(data)
-    arrays, about = from_safetensors(data)
+    arrays, about = safetensors.load(data)
     if kind == "vitdet":
         prefix = layouts.VITDET_PREFIX
         arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}

@@ -1,14 +1,17 @@
-"""Reads files in the safetensors format: a JSON header, then the arrays' bytes.
+"""Reads and writes files in the safetensors format: a JSON header, then bytes.
 
-The format is simple enough that reading it here costs less than a dependency, and
-lets every size be checked, and half precision be noticed, before anything is loaded.
+The library of that name would accept a header with a name twice, knows no bfloat16 for
+NumPy, and writes metadata in an order of chance, so that no two exports were the same.
 """
 
 from __future__ import annotations
 
 import json
 import mmap
+import struct
 from typing import Any
+
+import numpy as np
 
 from litevit_jax.weights.base import (
     ITEM_SIZES,
@@ -33,13 +36,38 @@ _DTYPES = {
 }
 
 
-def starts_like_one(data: mmap.mmap) -> bool:
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+def write(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
+    """The contents of a file of arrays, which are sorted by name."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    parts, end = [], 0
+    for name in sorted(arrays):
+        value = np.asarray(arrays[name])
+        raw = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
+        begin, end = end, end + len(raw)
+        about = {"dtype": _CODES[value.dtype.name], "shape": list(value.shape)}
+        header[name] = {**about, "data_offsets": [begin, end]}
+        parts.append(raw)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the arrays are aligned
+    return b"".join([struct.pack("<Q", len(text)), text, *parts])
+
+
+def load(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of a file's contents, and its metadata; errors as in `read`."""
+    entries, metadata = read(data)
+    return {name: entry.read() for name, entry in entries.items()}, metadata
+
+
+def starts_like_one(data: bytes | mmap.mmap) -> bool:
     """Whether the first bytes are a length inside the file and a brace."""
     length = int.from_bytes(data[:8], "little")
     return 2 <= length <= len(data) - 8 and data[8:9] == b"{"
 
 
-def read(data: mmap.mmap) -> tuple[dict[str, Entry], dict[str, str]]:
+def read(data: bytes | mmap.mmap) -> tuple[dict[str, Entry], dict[str, str]]:
     """The entries of a file, and its metadata.
 
     Raises:
@@ -113,12 +141,14 @@ def _check_entry(name: str, about: dict[str, Any]) -> tuple[int, int, tuple, str
     wanted = count(tuple(shape or ())) * ITEM_SIZES[dtype]
     if stop - begin != wanted:
         raise WeightsError(
-            f"{short(name)} of shape {shape} takes {wanted} bytes, its place has "
-            f"{stop - begin}"
+            f"{short(name)} of shape {shape} takes {wanted} bytes, its data_offsets "
+            f"have {stop - begin}"
         )
     return begin, stop, tuple(shape or ()), dtype
 
 
-def _entry(data: mmap.mmap, place: tuple[int, int], shape: tuple, dtype: str) -> Entry:
-    start, stop = place
+def _entry(
+    data: bytes | mmap.mmap, span: tuple[int, int], shape: tuple, dtype: str
+) -> Entry:
+    start, stop = span
     return Entry(shape, dtype, lambda: decode(data[start:stop], dtype).reshape(shape))

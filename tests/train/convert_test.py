@@ -12,7 +12,7 @@ import pytest
 from litevit_jax import checkpoint, cli, commandline, trees, weights
 from litevit_jax.models import layers
 from litevit_jax.train import convert, loop, state
-from litevit_jax.weights import export
+from litevit_jax.weights import safetensors
 from tests import jobs
 from tests.weights import export_test, reader_test
 
@@ -94,7 +94,7 @@ def test_a_file_goes_to_a_file_and_is_the_same(mae, tmp_path):
     first, second = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     converted(mae, first)
     converted(first, second)
-    same(*(export.from_safetensors(p.read_bytes())[0] for p in (first, second)))
+    same(*(safetensors.load(p.read_bytes())[0] for p in (first, second)))
 
 
 def test_a_classifier_comes_back_with_its_head(classifier, tmp_path):
@@ -102,7 +102,7 @@ def test_a_classifier_comes_back_with_its_head(classifier, tmp_path):
     text = converted(classifier, target)
     assert "output 'logits'" in text
     same(weights.read(str(target)).params, params_of(classifier))
-    about = export.from_safetensors(target.read_bytes())[1]
+    about = safetensors.load(target.read_bytes())[1]
     assert about["source"] == "finetune, step 5"
     assert json.loads(about["mean"]) == [0.5] * 3
     assert about["range"] == "0,4095"
@@ -112,7 +112,7 @@ def test_the_encoder_of_a_classifier_is_a_part(classifier, tmp_path):
     target = tmp_path / "out.safetensors"
     text = converted(classifier, target, part="encoder")
     assert "output 'features'" in text
-    names = export.from_safetensors(target.read_bytes())[0]
+    names = safetensors.load(target.read_bytes())[0]
     assert "fc_norm.weight" in names and "head.weight" not in names
 
 
@@ -146,7 +146,7 @@ def test_a_file_keeps_what_it_says_of_classes_and_images(classifier, tmp_path):
     assert weights.read(str(part)).classes == []
     assert weights.read(str(part)).normalize["std"] == (0.25,) * 3
     converted(classifier, tmp_path / "d.safetensors", format="vitdet")
-    about = export.from_safetensors((tmp_path / "d.safetensors").read_bytes())[1]
+    about = safetensors.load((tmp_path / "d.safetensors").read_bytes())[1]
     assert "classes" not in about  # nor has it a head
 
 
@@ -154,10 +154,10 @@ def test_positions_are_resized_for_another_image_size(mae, classifier, tmp_path)
     for source, count in ((mae, 1 + 8 * 8), (classifier, 1 + 4 * 4)):
         target = tmp_path / f"{count}.safetensors"
         converted(source, target, image_size=16)
-        arrays = export.from_safetensors(target.read_bytes())[0]
+        arrays = safetensors.load(target.read_bytes())[0]
         assert arrays["pos_embed"].shape == (1, count, 24)
     want = layers.sincos_table((8, 8), 24, "sincos")[None]
-    arrays = export.from_safetensors((tmp_path / "65.safetensors").read_bytes())[0]
+    arrays = safetensors.load((tmp_path / "65.safetensors").read_bytes())[0]
     np.testing.assert_array_equal(arrays["pos_embed"], want)
 
 
@@ -256,7 +256,7 @@ def test_the_pooling_of_a_file_is_said_and_recorded(tmp_path):
     target = tmp_path / "a.safetensors"
     text = converted(TIMM, target, num_heads=4, pool="avg", act="gelu")
     assert "norm=layernorm" in text and "pool=" not in text.split(";")[0]
-    about = export.from_safetensors(target.read_bytes())[1]
+    about = safetensors.load(target.read_bytes())[1]
     assert (about["pool"], about["output"]) == ("avg", "logits")
     found = weights.read(str(target))
     assert (found.pool, found.notes) == ("avg", ())

@@ -6,7 +6,6 @@ The files and the recorded outputs are written by `make_fixtures.py`.
 import json
 import pathlib
 import shutil
-import struct
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 
 from litevit_jax import trees, weights
 from litevit_jax.models import layers, mae_decoder, vit
-from litevit_jax.weights import names, sizes, sources
+from litevit_jax.weights import names, safetensors, sizes, sources
 from litevit_jax.weights.base import Entry
 
 HERE = pathlib.Path(__file__).parent / "fixtures"
@@ -242,17 +241,10 @@ def test_no_program_is_known_for_the_heads_of_a_timm_tiny():
 # --- every entry is accounted for
 
 
-def to_file(path, arrays, metadata=None, dtype="F32"):
+def to_file(path, arrays, metadata=None, dtype="f4"):
     """A safetensors file of float32 arrays."""
-    header, parts, end = {"__metadata__": metadata or {}}, [], 0
-    for name, value in arrays.items():
-        raw = value.astype(np.float16 if dtype == "F16" else np.float32).tobytes()
-        place = {"shape": list(value.shape), "data_offsets": [end, end + len(raw)]}
-        header[name] = {"dtype": dtype} | place
-        parts.append(raw)
-        end += len(raw)
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(parts))
+    arrays = {name: np.asarray(value, dtype) for name, value in arrays.items()}
+    path.write_bytes(safetensors.write(arrays, metadata or {}))
     return path
 
 

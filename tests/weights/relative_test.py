@@ -1,8 +1,5 @@
 """Files of encoders with relative position bias, under the authors' names."""
 
-import json
-import struct
-
 import jax
 import numpy as np
 import pytest
@@ -12,13 +9,12 @@ from litevit_jax.models import relative, vit
 from litevit_jax.objectives import supervised
 from litevit_jax.train import setup
 from litevit_jax.weights import model as models
-from litevit_jax.weights import names
+from litevit_jax.weights import names, safetensors
 from tests import golden, jobs
 
 pytestmark = pytest.mark.usefixtures("shared_designs")
 
 SIZES = {"width": 16, "depth": 2, "num_heads": 4, "patch_size": 2}
-KINDS = {np.dtype(np.float32): "F32", np.dtype(np.int64): "I64"}
 
 
 def classifier(style):
@@ -47,15 +43,7 @@ def arrays_of(params):
 
 
 def to_file(path, arrays):
-    header, parts, end = {}, [], 0
-    for name, value in arrays.items():
-        raw = np.ascontiguousarray(value).tobytes()
-        place = {"shape": list(value.shape), "data_offsets": [end, end + len(raw)]}
-        header[name] = {"dtype": KINDS[value.dtype]} | place
-        parts.append(raw)
-        end += len(raw)
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(parts))
+    path.write_bytes(safetensors.write(arrays, {}))
     return str(path)
 
 

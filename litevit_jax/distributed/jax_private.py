@@ -1,0 +1,32 @@
+"""What this package needs of JAX and JAX has no public name for, in one place.
+
+`jax.distributed` starts and ends a job. Which process this is, without looking for
+devices, and the store of values that the processes share, only `jax._src` tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def state() -> Any:
+    """JAX's record of the job: process_id, num_processes, client (of the store)."""
+    from jax._src import distributed
+
+    return distributed.global_state
+
+
+def ask_scheduler(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    devices: Sequence[int] | None,
+    timeout_s: int,
+) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
+    """The first four arguments, with what is None filled in from JAX's schedulers."""
+    from jax._src import clusters
+
+    return clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        coordinator, num_processes, process_id, devices, None, timeout_s
+    )
