@@ -50,7 +50,7 @@ _UNDO_ORIENTATION = {
 
 
 class DecodeError(ValueError):
-    """These bytes or this array are not an image that can be used."""
+    """Bytes or an array that are no usable image."""
 
 
 @dataclasses.dataclass(frozen=True)

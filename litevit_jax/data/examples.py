@@ -1,4 +1,4 @@
-"""Which examples make up a run, and reading one of them.
+"""The order of a run's examples, and the reading of one of them.
 
 An example is addressed by its position in the run; its index in the source and its
 random numbers follow from (seed, position).
@@ -45,7 +45,7 @@ class Transform(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """Which positions this process reads: its part of every batch."""
+    """The positions that this process reads: its part of every batch."""
 
     batch_size: int
     process_index: int
@@ -102,7 +102,7 @@ class Examples(abc.ABC):
         """
 
     def _read(self, index: int, *how: Any) -> dict[str, Any]:
-        """As `_read_one`, noted in the journal if there is one."""
+        """Calls `_read_one`, and notes that in the journal if there is one."""
         if self.journal is None:
             return self._read_one(index, *how)
         with self.journal.reading(index):
@@ -217,7 +217,7 @@ class Batches:
         self._begun: dict[int, np.ndarray] = {}
 
     def rows(self, numbers: range) -> np.ndarray:
-        """Where the examples of these numbers, all of one batch, are to be written."""
+        """Returns the buffers for the examples of these numbers, all of one batch."""
         batch, row = divmod(numbers.start, self._shape[0])
         with self._lock:
             if batch not in self._begun:

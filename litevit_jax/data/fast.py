@@ -39,7 +39,7 @@ MAX_SCALE = 4.0
 
 
 class Header(NamedTuple):
-    """What a JPEG says about itself before its pixels."""
+    """The facts in a JPEG's header."""
 
     width: int
     height: int
@@ -132,7 +132,7 @@ def _frame(body: bytes, exif: bytes, height_at: int | None) -> Header | None:
 
 
 def shrink(sides: list[tuple[int, int]], size: tuple[int, int]) -> int:
-    """By how much a decoder may shrink an image for all crops of it.
+    """Returns the factor by which a decoder may shrink an image for all its crops.
 
     Args:
       sides: (height, width) of each crop, in pixels of the whole image.
@@ -202,7 +202,7 @@ _LEFT_OVER = re.compile(r"extraneous bytes before marker 0xd\d")
 
 
 def _rows(header: Header, bottom: int, shrink: int) -> int:
-    """How many rows to decode so that those above `bottom` are as in the whole."""
+    """Returns how many rows to decode so that those above `bottom` are exact."""
     if header.height_at is None or header.orientation > 1:
         return header.height
     # Colours are interpolated from the rows below.

@@ -39,7 +39,7 @@ _SPECIAL = (
 
 
 class Tree(abc.ABC):
-    """What is below a folder."""
+    """The files and folders below a folder."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -163,7 +163,7 @@ class LocalTree(Tree):
 
 
 class StoredTree(Tree):
-    """In a store, which is asked once for the names and sizes of all its files."""
+    """A folder in a store, which is asked once for names and sizes of all files."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes read, they do not list.

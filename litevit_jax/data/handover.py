@@ -75,7 +75,7 @@ def is_killed(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, names: Sequence[str]) -> str:
-    """What to say of a process that was killed while it read the files `names`."""
+    """Describes the death of a process that was killed while it read files `names`."""
     text = (
         f"a worker process that reads data ended ({error}). It was reading "
         f"{', '.join(names) or 'nothing yet'}. "

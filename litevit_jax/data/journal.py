@@ -1,4 +1,4 @@
-"""What each thread of a worker process is reading, in case the process is killed."""
+"""Records what each thread of a worker process reads, in case it is killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the subfolders of a folder of images are: splits, classes, or neither.
+"""Tells whether the subfolders of an image folder are splits, classes or neither.
 
 A split is never read as a class. Where names leave a doubt, the user is asked.
 """

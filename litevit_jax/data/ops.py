@@ -278,7 +278,7 @@ def _is_at(array: Any, place: np.ndarray) -> bool:
 
 
 def _run(ops: tuple[Any, ...], image: Any, rng: np.random.Generator) -> Any:
-    """What `ops`, one after the other, make of an image."""
+    """Applies `ops` to an image, one after the other."""
     for op in ops:
         image = op(image, rng) if op.random else op(image)
     return image
@@ -286,7 +286,7 @@ def _run(ops: tuple[Any, ...], image: Any, rng: np.random.Generator) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """What a config's `data` block says about images, checked."""
+    """The checked settings of images in a config's `data` block."""
 
     image_size: tuple[int, int]
     channels: int = 3

@@ -250,7 +250,7 @@ def _checksum(path: pathlib.Path) -> str:
 
 
 def verify(folder: pathlib.Path) -> list[str]:
-    """What is wrong with the shards in `folder`, compared with their manifests."""
+    """Lists differences between the shards in `folder` and their manifests."""
     wrong = []
     for manifest in sorted(folder.glob("*-of-*.json")):
         file = manifest.with_suffix(f".{packed.EXTENSION}")

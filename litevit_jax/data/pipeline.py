@@ -47,7 +47,7 @@ class WorkerError(RuntimeError):
 
 
 class BadDataError(ValueError):
-    """More files are unreadable than `max_bad_fraction` allows."""
+    """An error of more unreadable files than `max_bad_fraction` allows."""
 
 
 def train_batches(
@@ -191,7 +191,7 @@ class Stream:
             raise
 
     def _lost(self, error: BaseException) -> BaseException | None:
-        """What to raise if `error` says that a worker process was killed."""
+        """Returns the error to raise if `error` says that a worker was killed."""
         if self._journal is None or not handover.is_killed(error):
             return None
         indices = self._journal.unfinished()
@@ -265,7 +265,7 @@ def _close_all(
 
 @dataclasses.dataclass(frozen=True)
 class _BadLimit:
-    """How many files of `total` may be unreadable."""
+    """The number of files of `total` that may be unreadable."""
 
     fraction: float
     total: int

@@ -175,7 +175,7 @@ def _download_and_prepare(name: str, data_dir: pathlib.Path, manual_dir: Any) ->
 
 
 def _unknown(tfds: Any, name: str) -> str:
-    """What to say of a name, config or version that TFDS does not have."""
+    """Describes a name, config or version that TFDS does not have."""
     own = name.partition(":")[0].partition("/")[0]
     try:
         kind = tfds.builder_cls(own)
@@ -311,7 +311,7 @@ def _counts(info: dict[str, Any]) -> dict[str, int]:
 
 
 def _command(name: str, folder: pathlib.Path, path: str, info: dict[str, Any]) -> str:
-    """What trains on the copy at `path`, below `folder`, with splits that it has."""
+    """Returns the command that trains on the copy at `path`, with its splits."""
     name, _, version = name.partition(":")
     config = info.get("configName")
     name += f"/{config}" if config and "/" not in name else ""

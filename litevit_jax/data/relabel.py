@@ -14,7 +14,7 @@ from litevit_jax.data.sources import base
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """Where the classes of a data set stand among those that are known.
+    """The positions of a data set's classes among those that are known.
 
     Attributes:
       numbers: int32 [K], of each class of the data its known number, -1 without.

@@ -54,7 +54,7 @@ _IGNORED = re.compile(rf"{_FILLER}|\d+")
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What the words of a name say.
+    """The meaning of the words of a split's name.
 
     Attributes:
       kind: of split, a key of `USUAL`; None: the name is no split's.

@@ -284,7 +284,7 @@ def draw(
 def _first_of_each(
     source: base.Source, order: np.ndarray, count: int
 ) -> list[list[int]]:
-    """For each class its first `count` rows in `order`, or fewer if it has no more.
+    """Returns the first `count` rows of each class in `order`, or all if it has fewer.
 
     Labels are read in that order and only until every class is complete, which for a
     few images of each takes a small part of a large data set.

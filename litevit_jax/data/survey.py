@@ -25,7 +25,7 @@ def check(
     range: str,
     max_pixels: int = decode.DEFAULT_MAX_PIXELS,
 ) -> list[str]:
-    """What there is to say of how the images become bytes.
+    """Describes how the images become bytes.
 
     Args:
       source: the examples.
@@ -70,7 +70,7 @@ def check(
 def percentiles(
     source: base.Source, *, max_pixels: int = decode.DEFAULT_MAX_PIXELS
 ) -> levels.Pair | None:
-    """What data.range=auto means for `source`; None: no image has more than 8 bits.
+    """Returns the range of data.range=auto; None: no image has more than 8 bits.
 
     Raises:
       ValueError: pixels that are no numbers, or all the same.
@@ -153,7 +153,7 @@ def _pixels(image: Any, max_pixels: int) -> levels.Deep | None:
 
 
 def _deep_colour(opened: Any) -> str:
-    """What PIL will cut from 16 bits to 8, by how it will read them; '' if nothing."""
+    """Describes what PIL will cut from 16 bits to 8; '' if nothing."""
     kinds = [str(tile[3]) for tile in getattr(opened, "tile", [])]
     if opened.mode not in ("RGB", "RGBA", "LA") or not any(";16" in x for x in kinds):
         return ""
@@ -166,7 +166,7 @@ def _is_deep(pixels: levels.Deep) -> bool:
 
 
 def _narrow(name: str, pixels: levels.Deep, pair: levels.Pair | None) -> list[str]:
-    """Of an image that uses little of `pair`: what it uses."""
+    """Describes the levels of an image that uses little of `pair`."""
     values = pixels.values
     least, most = float(values.min()), float(values.max())
     if pair is None or pair[0] == pair[1] or least == most:

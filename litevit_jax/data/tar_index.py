@@ -1,4 +1,4 @@
-"""Where the images of a tar file lie, what labels lie beside them, and what else.
+"""Finds the images in a tar file, the labels beside them, and other members.
 
 A tar file is read once; what was found is kept beside it, or below
 ~/.cache/litevit_jax, until the file changes.
@@ -32,7 +32,7 @@ _KINDS_KEPT = 50  # of members, in an index
 
 @dataclasses.dataclass
 class Index:
-    """What a tar file holds.
+    """The contents of a tar file.
 
     Attributes:
       images: [member, offset, size] of each.
@@ -92,7 +92,7 @@ def _places(file: str) -> list[pathlib.Path]:
 
 
 def scan(file: str, key: str = "") -> Index:
-    """As `read`, from the tar file itself: reads its headers and labels."""
+    """Builds the index from the tar file itself: reads its headers and labels."""
     scanned, end = _Scan(file, key), 0
     try:
         with tarfile.open(file, "r:") as tar:

@@ -32,7 +32,7 @@ _METADATA_S = 3.0
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a process stands among the others; None: JAX finds it out.
+    """The position of a process among the others; None: JAX finds it out.
 
     Attributes:
       told_by: what said so, for messages.
@@ -128,7 +128,7 @@ def _said(given: Mapping[str, str | int | None]) -> str:
 
 
 def _scheduler(environ: Mapping[str, str]) -> Place | None:
-    """What the environment of a scheduler says, or None if it starts one process."""
+    """Reads a scheduler's environment; None if it starts one process."""
     names = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES")
     if names:
         return _gke_tpu(names.split(","), environ)
@@ -157,7 +157,7 @@ def _scheduler(environ: Mapping[str, str]) -> Place | None:
 
 
 def _gke_tpu(names: list[str], environ: Mapping[str, str]) -> Place | None:
-    """As GKE describes the hosts of TPU slices to their pods."""
+    """Reads the variables by which GKE describes a TPU slice to its pods."""
     slices, first = _number(environ, "MEGASCALE_NUM_SLICES"), names[0]
     count = len(names) * max(slices, 1)
     if count == 1:
@@ -178,7 +178,7 @@ def _gke_tpu(names: list[str], environ: Mapping[str, str]) -> Place | None:
 def _gpus(
     name: str, count: int | None, environ: Mapping[str, str]
 ) -> tuple[int, ...] | None:
-    """Which of the GPUs that this process sees are its own; None: nothing is known.
+    """Returns the GPUs that belong to this process; None if that is unknown.
 
     JAX takes GPU number i for task i of a host, which is right only where every task
     sees all of them. Here they are divided evenly, unless the scheduler did so already.

@@ -1,4 +1,4 @@
-"""What this package needs of JAX and JAX has no public name for, in one place.
+"""The private parts of JAX that this package needs, in one place.
 
 `jax.distributed` starts and ends a job. Which process this is, without looking for
 devices, and the store of values that the processes share, only `jax._src` tells.

@@ -25,7 +25,7 @@ class Absent(RuntimeError):
 
 
 def meet(address: str, count: int, index: int, timeout_s: float) -> list[dict]:
-    """Who all processes are, by number, once all are there: `host`, `pid`, `skew`.
+    """Waits for all processes; returns `host`, `pid` and `skew` of each by number.
 
     Args:
       address: 'host:port' of process 0.

@@ -33,7 +33,7 @@ _beats = 0
 
 
 class Doing(NamedTuple):
-    """What is being done, and since when (of time.monotonic)."""
+    """An activity, and the time.monotonic at which it began."""
 
     text: str
     since: float
@@ -133,12 +133,12 @@ def _client() -> Any:
 
 
 def index() -> int:
-    """Number of this process."""
+    """Returns the number of this process."""
     return jax_private.state().process_id
 
 
 def count() -> int:
-    """Of processes."""
+    """Returns the number of processes."""
     return jax_private.state().num_processes
 
 
@@ -177,12 +177,12 @@ def beat(doing: str, *, grace: bool = False, begun: bool = True) -> None:
 
 
 def beats() -> int:
-    """How often `beat` was called for what has begun; a job that is checked has not."""
+    """Counts the calls of `beat` since the job began; checks of it do not count."""
     return _beats
 
 
 def doing() -> Doing | None:
-    """What this process said last that it does; None before the first time."""
+    """Returns the activity that this process announced last; None before any."""
     return _doing
 
 
@@ -219,7 +219,7 @@ _SHARED = {
 
 
 def from_primary(call: Callable[[], Any]) -> Any:
-    """What `call` returns (JSON) or raises on the first process, in all of them."""
+    """Returns, in all processes, what `call` returns (JSON) or raises on the first."""
     if count() == 1:
         return call()
     number, client = next(_numbers), _client()
@@ -279,7 +279,7 @@ def leave(code: int, why: BaseException | None = None) -> int:
 
 
 def wait_for_verdict(error: BaseException) -> None:
-    """If `error` may be that another process is gone, waits for the watch to say so.
+    """Waits for the watch's verdict if `error` may mean that another process is gone.
 
     Then the watch ends this process, with the other's exit code; whoever goes on after
     this call has an error of its own.

@@ -1,4 +1,4 @@
-"""What every file of weights is read as: named entries that are not loaded yet."""
+"""The common form of every file of weights: named entries that are not loaded yet."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Entry:
 
 
 def short(value: Any, most: int = 60) -> str:
-    """What a file holds, in at most `most` characters of a message.
+    """Describes a value from a file in at most `most` characters, for a message.
 
     The work does not grow with the value: a few nested tuples that share their parts
     would be written out as gigabytes of text.

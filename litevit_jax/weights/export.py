@@ -103,11 +103,11 @@ def write(model: models.Model, kind: str, *, decoder: models.Arrays) -> Written:
 
 
 def metadata(model: models.Model) -> dict[str, str]:
-    """What the shapes of the arrays do not tell, as text."""
+    """Returns, as text, the facts that the shapes of the arrays do not give."""
     encoder = model.encoder
     return {
         "format": "pt",  # other readers of safetensors ask for the framework
-        names.WRITER: names.OURS,
+        names.WRITER: names.PACKAGE,
         "version": litevit_jax.__version__,
         names.NUM_HEADS: str(encoder.num_heads),
         names.GRID: "{}x{}".format(*model.grid),
@@ -130,13 +130,13 @@ def compare(model: models.Model, data: bytes, kind: str) -> Difference:
     image = models.fixed_images(model)
     if kind in _BACKBONES:
         model = model.without_head()
-    theirs = call(model, data, kind)(image)
+    file_outputs = call(model, data, kind)(image)
     with jax.default_matmul_precision("float32"):
-        ours = np.asarray(jax.jit(model.with_params)(model.params, image))
+        source_outputs = np.asarray(jax.jit(model.with_params)(model.params, image))
     return Difference(
-        largest=float(abs(ours - theirs).max()),
-        scale=float(abs(ours).max()),
-        shape=ours.shape,
+        largest=float(abs(source_outputs - file_outputs).max()),
+        scale=float(abs(source_outputs).max()),
+        shape=source_outputs.shape,
         what=f"{_READERS[kind]} on the file, JAX on the source",
     )
 

@@ -42,12 +42,12 @@ _LAYER = re.compile(
 
 def to_timm(entries: dict[str, Entry]) -> dict[str, Entry]:
     """The entries under timm keys; those of unknown name keep it."""
-    found: dict[str, Entry] = {}
+    renamed: dict[str, Entry] = {}
     parts: dict[str, dict[str, Entry]] = {}
     for key, entry in entries.items():
         layer = _LAYER.fullmatch(key)
         if not layer:
-            found[_TOP.get(key, key)] = entry
+            renamed[_TOP.get(key, key)] = entry
             continue
         blocks = "blocks" if layer[1].startswith("vit") else "decoder_blocks"
         prefix = f"{blocks}.{layer[2]}"
@@ -56,10 +56,10 @@ def to_timm(entries: dict[str, Entry]) -> dict[str, Entry]:
             name = f"{prefix}.attn.qkv.{layer[4]}"
             parts.setdefault(name, {})[kind] = entry
         elif kind in _LAYERS:
-            found[f"{prefix}.{_LAYERS[kind]}.{layer[4]}"] = entry
+            renamed[f"{prefix}.{_LAYERS[kind]}.{layer[4]}"] = entry
         else:
-            found[key] = entry
-    return found | {name: _merge(name, three) for name, three in parts.items()}
+            renamed[key] = entry
+    return renamed | {name: _merge(name, three) for name, three in parts.items()}
 
 
 def _merge(name: str, three: dict[str, Entry]) -> Entry:
@@ -102,9 +102,9 @@ def config_beside(path: pathlib.Path) -> dict[str, Any]:
 
 
 def notes(config: dict[str, Any]) -> tuple[str, ...]:
-    """What differs between the model as it was used there and as it is here."""
+    """Lists the differences between Hugging Face's model and this package's."""
     eps = config.get("layer_norm_eps", 1e-12)
-    said = (
+    pixel_notes = (
         ""
         if config.get("norm_pix_loss")
         else ("norm_pix_loss is off in its config: the decoder predicts raw pixels",)
@@ -112,5 +112,5 @@ def notes(config: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"LayerNorm's epsilon was {short(eps)}, here it is 1e-6: features differ "
         "slightly",
-        *said,
+        *pixel_notes,
     )

@@ -1,4 +1,4 @@
-"""How long a model takes for one image on this machine's CPU."""
+"""Measures the time of one image on this machine's CPU."""
 
 from __future__ import annotations
 

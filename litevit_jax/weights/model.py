@@ -97,7 +97,7 @@ class Model:
         return dataclasses.replace(self, params=params, pool=None)
 
     def without_classifier(self) -> Model:
-        """Without the last linear layer; what it reads becomes the output."""
+        """Removes the last linear layer; its input becomes the output."""
         params = {k: v for k, v in self.params.items() if not k.startswith("head/fc/")}
         pool = self.pool if "head/fc_norm/scale" in params else None
         return dataclasses.replace(self, params=params, pool=pool)
@@ -116,7 +116,7 @@ class Model:
         return self.with_params(self.params, image)
 
     def with_params(self, flat: Arrays, image: jax.Array) -> jax.Array:
-        """As `apply`, for parameters that are an argument: jit inlines no arrays."""
+        """Runs `apply` with parameters as an argument: jit inlines no arrays."""
         params = trees.nest(flat)
         tokens, _ = self.encoder.apply({"params": params["encoder"]}, image)
         if self.pool is None:

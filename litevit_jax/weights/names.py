@@ -17,7 +17,7 @@ import numpy as np
 
 # Metadata of the safetensors files that we write, all of it text.
 WRITER = "writer"  # metadata[WRITER] == OURS says that the rest is ours
-OURS = "litevit_jax"
+PACKAGE = "litevit_jax"
 NUM_HEADS = "num_heads"
 DECODER_NUM_HEADS = "decoder_num_heads"
 GRID = "grid"  # rows and columns of patches, '14x14'
@@ -68,8 +68,8 @@ _RELATIVE = {
     "gamma_1": "gamma_1",
     "gamma_2": "gamma_2",
 }
-_TOP_BACK = {ours: key for key, ours in _TOP.items()}
-_BLOCK_BACK = {ours: key for key, ours in (_BLOCK | _RELATIVE).items()}
+_TOP_BACK = {name: key for key, name in _TOP.items()}
+_BLOCK_BACK = {name: key for key, name in (_BLOCK | _RELATIVE).items()}
 
 # Leaves of one block by timm's names; both encoder and decoder have them all.
 BLOCK_KEYS = tuple(_BLOCK)
@@ -82,27 +82,27 @@ BIAS_INDEX = ".attn.relative_position_index"
 DECODER_POS_EMBED = "decoder_pos_embed"
 
 
-def to_ours(key: str) -> str | None:
+def from_timm(key: str) -> str | None:
     """'blocks.3.norm1.weight' -> 'encoder/blocks_3/norm1/scale'; None if unknown."""
-    found = re.fullmatch(r"(decoder_)?blocks\.(0|[1-9]\d{0,3})\.(.+)", key)
-    if not found:
+    match = re.fullmatch(r"(decoder_)?blocks\.(0|[1-9]\d{0,3})\.(.+)", key)
+    if not match:
         return _TOP.get(key)
-    part = "decoder" if found[1] else "encoder"
-    leaf = _BLOCK.get(found[3]) or _RELATIVE.get(found[3])
-    return leaf and f"{part}/blocks_{found[2]}/{leaf}"
+    part = "decoder" if match[1] else "encoder"
+    leaf = _BLOCK.get(match[3]) or _RELATIVE.get(match[3])
+    return leaf and f"{part}/blocks_{match[2]}/{leaf}"
 
 
 def to_timm(name: str) -> str | None:
     """'encoder/blocks_3/norm1/scale' -> 'blocks.3.norm1.weight'; None if unknown."""
-    found = re.fullmatch(r"(encoder|decoder)/blocks_(\d+)/(.+)", name)
-    if not found:
+    match = re.fullmatch(r"(encoder|decoder)/blocks_(\d+)/(.+)", name)
+    if not match:
         return _TOP_BACK.get(name)
-    prefix = "decoder_blocks" if found[1] == "decoder" else "blocks"
-    leaf = _BLOCK_BACK.get(found[3])
-    return leaf and f"{prefix}.{found[2]}.{leaf}"
+    prefix = "decoder_blocks" if match[1] == "decoder" else "blocks"
+    leaf = _BLOCK_BACK.get(match[3])
+    return leaf and f"{prefix}.{match[2]}.{leaf}"
 
 
-def array_to_ours(name: str, tensor: np.ndarray) -> np.ndarray:
+def array_from_timm(name: str, tensor: np.ndarray) -> np.ndarray:
     """PyTorch's tensor in the layout of our parameter `name`; contiguous.
 
     A linear weight [out, in] becomes a kernel [in, out]. The patch convolution
@@ -116,7 +116,7 @@ def array_to_ours(name: str, tensor: np.ndarray) -> np.ndarray:
 
 
 def array_to_timm(name: str, array: np.ndarray, *, patch_size: int) -> np.ndarray:
-    """Our parameter `name` in PyTorch's layout; the inverse of `array_to_ours`."""
+    """Our parameter `name` in PyTorch's layout; the inverse of `array_from_timm`."""
     if name == "encoder/patch_embed/kernel":
         channels = array.shape[0] // patch_size**2
         shape = (patch_size, patch_size, channels, array.shape[1])
@@ -137,8 +137,8 @@ def parse_list(text: str | None) -> list[Any]:
 
 def parse_grid(text: str) -> tuple[int, int] | None:
     """'14x10' -> (14, 10), rows and columns of patches; None if it is neither."""
-    found = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
-    return (int(found[1]), int(found[2])) if found else None
+    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def grid_of_flag(name: str, text: str | None) -> tuple[int, int] | None:
@@ -161,8 +161,8 @@ def square_grid(count: int) -> tuple[int, int] | None:
     return (side, side) if count and side * side == count else None
 
 
-def shape_to_ours(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape that `array_to_ours` would give; None if the rank is another."""
+def shape_from_timm(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that `array_from_timm` would give; None if the rank is another."""
     if name == "encoder/patch_embed/kernel":
         rank4 = len(shape) == 4
         return (shape[1] * shape[2] * shape[3], shape[0]) if rank4 else None

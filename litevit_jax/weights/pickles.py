@@ -34,7 +34,7 @@ STORAGES = {
 
 
 class _Inert:
-    """What a pickle cannot change: attributes that it sets are left out.
+    """An object that ignores the attributes which a pickle sets.
 
     Every object that the unpickler is handed derives from it. Without this method
     BUILD would write into `__dict__`, of frozen classes and of functions too.

@@ -60,9 +60,9 @@ def cubic_matrix(size_from: int, size_to: int) -> np.ndarray:
     left = np.floor(centre).astype(int)
     matrix = np.zeros((size_to, size_from))
     for tap in (-1, 0, 1, 2):
-        place = np.clip(left + tap, 0, size_from - 1)
+        column = np.clip(left + tap, 0, size_from - 1)
         weight = _cubic(centre - (left + tap))
-        np.add.at(matrix, (np.arange(size_to), place), weight)
+        np.add.at(matrix, (np.arange(size_to), column), weight)
     return matrix
 
 

@@ -60,8 +60,10 @@ class Weights:
     @property
     def normalize(self) -> dict[str, tuple[float, ...]]:
         """Mean and std of each channel that the model was trained with, if recorded."""
-        found = {k: names.parse_list(self.metadata.get(k)) for k in ("mean", "std")}
-        return {k: tuple(map(float, v)) for k, v in found.items() if v}
+        statistics = {
+            k: names.parse_list(self.metadata.get(k)) for k in ("mean", "std")
+        }
+        return {k: tuple(map(float, v)) for k, v in statistics.items() if v}
 
     @property
     def classes(self) -> list[str]:
@@ -114,8 +116,8 @@ def read(
     given = {"pool": pool, "act": act, "norm": norm}
     allowed = (*allow_unused, *allow_missing)
     try:
-        found = _measure(path, branch, allowed, given, grid=grid, **heads)
-        source, model, used, notes, said = found
+        measured = _measure(path, branch, allowed, given, grid=grid, **heads)
+        source, model, used, notes, metadata = measured
         params, unused = _take(model, allow_half, allow_unused, allow_missing)
     except ValueError as error:  # also those of `models` about sizes
         raise WeightsError(f"{path}: {error}") from None
@@ -129,7 +131,7 @@ def read(
         pool=used,
         unused=(*source.unused, *model.unused, *unused),
         notes=(*model.notes, *notes),
-        metadata=said,
+        metadata=metadata,
     )
 
 
@@ -140,7 +142,7 @@ def _measure(
     given: dict[str, str | None],
     **sizes_given: Any,
 ) -> tuple[sources.Source, sizes.Model, str | None, tuple[str, ...], dict[str, str]]:
-    """Who wrote the file, what it holds, its pooling, notes and its metadata."""
+    """Returns the file's source, model, pooling, notes and metadata."""
     entries, container, metadata = _open(path)
     source = sources.recognise(entries, container, metadata, branch)
     sources.check_parts(source.entries, lambda key: _any(expected, key))
@@ -149,7 +151,7 @@ def _measure(
     if source.name == "hf_vitmae":
         config = hf.config_beside(path)
         notes += hf.notes(config)
-    elif source.name != names.OURS:
+    elif source.name != names.PACKAGE:
         width = sizes.width(source.entries)
         metadata = recorded.metadata(metadata, width)
         config, notes = recorded.config_beside(path, width)
@@ -160,8 +162,8 @@ def _measure(
     model = sizes.measure(source, metadata=metadata, config=config, **sizes_given)
     records = {"metadata": metadata, "config.json": config}
     pool, assumed = recorded.function(source.name, source.entries, records, given)
-    said = metadata if metadata.get(names.WRITER) == names.OURS else about
-    return source, model, pool, (*notes, *assumed), said
+    kept_metadata = metadata if metadata.get(names.WRITER) == names.PACKAGE else about
+    return source, model, pool, (*notes, *assumed), kept_metadata
 
 
 def _open(path: pathlib.Path) -> tuple[dict[str, Entry], str | None, dict[str, str]]:
@@ -184,7 +186,7 @@ def _open(path: pathlib.Path) -> tuple[dict[str, Entry], str | None, dict[str, s
 
 
 def _is_safetensors(path: pathlib.Path, data: mmap.mmap) -> bool:
-    """By the format; by the ending where the file may have lost its end.
+    """Tells a safetensors file by its format, or by its ending if it may be cut off.
 
     The first byte is not enough: that of a pickle, 0x80, is that of a header of 128
     bytes too.
@@ -206,7 +208,7 @@ def _take(
     """
     params, unused, problems = {}, [], []
     for key, entry in model.entries.items():
-        name = names.to_ours(key)
+        name = names.from_timm(key)
         if name not in model.shapes:
             if _any(allow_unused, key):
                 unused.append(key)
@@ -218,7 +220,7 @@ def _take(
             problems.append(f"{key}: {problem}")
         else:
             params[name] = _read(key, name, entry)
-    seen = {names.to_ours(key) for key in model.entries}
+    seen = {names.from_timm(key) for key in model.entries}
     for name in model.shapes.keys() - seen:
         key = str(names.to_timm(name))
         if not _any(allow_missing, key):
@@ -250,7 +252,7 @@ def _why(name: str | None) -> str:
 def _problem(
     name: str, entry: Entry, expected: tuple[int, ...], allow_half: bool
 ) -> str | None:
-    """What is wrong with the type or shape of an entry."""
+    """Describes a wrong type or shape of an entry; None if both are right."""
     if entry.dtype in HALF and not allow_half:
         return (
             f"is {entry.dtype}, expected float32; allow_half takes it as it is, with "
@@ -258,7 +260,7 @@ def _problem(
         )
     if entry.dtype not in (*HALF, "float32", "float64"):
         return f"is {entry.dtype}, expected float32"
-    if names.shape_to_ours(name, entry.shape) != expected:
+    if names.shape_from_timm(name, entry.shape) != expected:
         # Only the patch kernel has another rank in PyTorch, and sizes are told by it.
         wanted = expected[::-1] if name.endswith("/kernel") else expected
         return f"got shape {list(entry.shape)}, expected {list(wanted)}"
@@ -266,7 +268,7 @@ def _problem(
 
 
 def _read(key: str, name: str, entry: Entry) -> np.ndarray:
-    array = names.array_to_ours(name, entry.read().astype(np.float32))
+    array = names.array_from_timm(name, entry.read().astype(np.float32))
     if not np.isfinite(array).all():
         raise WeightsError(f"{key[:80]} is not finite (NaN or infinite numbers)")
     return array

@@ -1,4 +1,4 @@
-"""What shapes do not tell of a file, from what its writer recorded or a user says.
+"""Facts that shapes do not give, as a file's writer recorded them or a user says.
 
 timm keeps it in a `config.json` beside the file, or as text in the metadata of a
 safetensors file: the model's name, its arguments and its `pretrained_cfg`.
@@ -31,7 +31,7 @@ _HEADS = {
 
 
 def config_beside(path: pathlib.Path, width: int) -> tuple[dict[str, Any], list[str]]:
-    """What timm's `config.json` in the file's folder says, and notes for the user.
+    """Reads timm's `config.json` in the file's folder; returns facts and notes.
 
     Returns:
       `num_attention_heads`, `image_size`, `pool`, `act`, `norm`, `mean` and `std` as
@@ -49,15 +49,16 @@ def config_beside(path: pathlib.Path, width: int) -> tuple[dict[str, Any], list[
         raise WeightsError(f"{file} beside it is no JSON") from None
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         return {}, []
-    theirs = config.get("num_features", width)
-    if theirs != width:
-        note = f"{file} is of another model: its width is {short(theirs)}, not {width}"
+    recorded_width = config.get("num_features", width)
+    if recorded_width != width:
+        got = short(recorded_width)
+        note = f"{file} is of another model: its width is {got}, not {width}"
         return {}, [note]
     return _facts(config, width), []
 
 
 def metadata(text: dict[str, str], width: int) -> dict[str, str]:
-    """Metadata of a file that is not ours, with what timm's names say under ours.
+    """Adds what timm's names say in another program's metadata under our names.
 
     Raises:
       WeightsError: images cannot be normalised by what it says.
@@ -69,43 +70,43 @@ def metadata(text: dict[str, str], width: int) -> dict[str, str]:
         except (ValueError, RecursionError):
             continue
     facts = _facts(config, width)
-    found = {key: facts[key] for key in _TIMM_KEYS if key in facts}
+    texts = {key: facts[key] for key in _TIMM_KEYS if key in facts}
     if "num_attention_heads" in facts:
-        found[names.NUM_HEADS] = str(facts["num_attention_heads"])
+        texts[names.NUM_HEADS] = str(facts["num_attention_heads"])
     if "image_size" in facts:
-        found["image_size"] = "{}x{}".format(*facts["image_size"])
-    found |= {key: json.dumps(facts[key]) for key in ("mean", "std") if key in facts}
-    return {**found, **text}
+        texts["image_size"] = "{}x{}".format(*facts["image_size"])
+    texts |= {key: json.dumps(facts[key]) for key in ("mean", "std") if key in facts}
+    return {**texts, **text}
 
 
 def _facts(config: dict[str, Any], width: int) -> dict[str, Any]:
-    """What timm's config says, under our names."""
+    """Returns the facts in timm's config under this package's names."""
     arguments = config.get("model_args")
     three = (arguments, config, config.get("pretrained_cfg"))
-    places: list[dict[str, Any]] = [x for x in three if isinstance(x, dict)]
+    blocks: list[dict[str, Any]] = [x for x in three if isinstance(x, dict)]
 
     def look(key: str) -> Any:
-        return next((place[key] for place in places if place.get(key)), None)
+        return next((block[key] for block in blocks if block.get(key)), None)
 
-    found = {ours: look(theirs) for ours, theirs in _TIMM_KEYS.items()}
+    facts = {name: look(key) for name, key in _TIMM_KEYS.items()}
     architecture = str(look("architecture") or "")
     if "quickgelu" in architecture:
-        found["act"] = "quick_gelu"
+        facts["act"] = "quick_gelu"
     size = re.match(r"(?:vit|deit3?)_([a-z]+)_", architecture)
     standard, heads = _HEADS.get(size[1] if size else "", (None, None))
     given = arguments.get("num_heads") if isinstance(arguments, dict) else None
-    found["num_attention_heads"] = given or (heads if standard == width else None)
-    found["image_size"] = _sides(look("img_size") or look("input_size"))
+    facts["num_attention_heads"] = given or (heads if standard == width else None)
+    facts["image_size"] = _sides(look("img_size") or look("input_size"))
     for key in ("mean", "std"):
-        values = (place.get(key) for place in places)
+        values = (block.get(key) for block in blocks)
         # Text is a file's own metadata, which is not timm's.
         given = (x for x in values if x is not None and not isinstance(x, str))
-        found[key] = _statistics(key, next(given, None))
-    return {key: value for key, value in found.items() if value is not None}
+        facts[key] = _statistics(key, next(given, None))
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def _statistics(key: str, values: Any) -> list[float] | None:
-    """Means or deviations of channels as timm's config says them."""
+    """Reads means or deviations of channels from a value of timm's config."""
     if values is None:
         return None
     values = values if isinstance(values, list | tuple) else [values]
@@ -124,7 +125,7 @@ def _statistics(key: str, values: Any) -> list[float] | None:
 def statistics(
     entries: dict[str, Entry], config: dict[str, Any], text: dict[str, str]
 ) -> dict[str, str]:
-    """Mean and std as a file of ours says them, if there is one for each channel."""
+    """Returns mean and std as text, if both have a number for each channel."""
     kernel = entries.get("patch_embed.proj.weight")
     known = {key: json.dumps(config[key]) for key in ("mean", "std") if key in config}
     known = {key: text.get(key, known.get(key)) for key in ("mean", "std")}
@@ -163,7 +164,7 @@ def function(
     records: dict[str, dict[str, Any]],
     given: dict[str, str | None],
 ) -> tuple[str | None, list[str]]:
-    """How the arrays are used: the pooling, and what had to be assumed, as notes.
+    """Returns the pooling of a model, and notes on what had to be assumed.
 
     Args:
       source: the program that wrote the file.
@@ -180,17 +181,17 @@ def function(
     """
     assumed = []
     for what, computed in COMPUTED.items():
-        said = _said(what, given, records)
-        if said is None:
+        value = _agreed(what, given, records)
+        if value is None:
             assumed.append(f"{what}={computed} ({_ABOUT[computed]})")
-        elif str(said).lower() != computed:
+        elif str(value).lower() != computed:
             raise WeightsError(
-                f"{what}={short(said)}: the encoders of this package compute "
+                f"{what}={short(value)}: the encoders of this package compute "
                 f"{computed} ({_ABOUT[computed]}) alone; with it these weights would "
                 "be another function"
             )
     reads = {"head.weight", "fc_norm.weight"} & entries.keys()
-    pool = _said("pool", given, records if reads else {})
+    pool = _agreed("pool", given, records if reads else {})
     if pool is not None and pool not in POOLS and not (pool == "none" and not reads):
         raise WeightsError(
             f"pool={short(pool)}: expected avg (the mean of the patch tokens) or cls "
@@ -208,17 +209,19 @@ def function(
     return POOLS.get(pool or ""), [note]
 
 
-def _said(what: str, given: dict[str, Any], records: dict[str, dict[str, Any]]) -> Any:
-    """What a user or a record says, which must be the same."""
-    said = given.get(what)
-    for place, record in records.items():
+def _agreed(
+    what: str, given: dict[str, Any], records: dict[str, dict[str, Any]]
+) -> Any:
+    """Returns the value that the user and all records agree on; None without one."""
+    agreed = given.get(what)
+    for record_name, record in records.items():
         value = record.get(what)
         if value is None:
             continue
-        if said is not None and POOLS.get(said, said) != POOLS.get(value, value):
+        if agreed is not None and POOLS.get(agreed, agreed) != POOLS.get(value, value):
             raise WeightsError(
-                f"{what}={short(said)}, but its {place} says {short(value)}; leave "
-                "one of them out"
+                f"{what}={short(agreed)}, but its {record_name} says {short(value)}; "
+                "leave one of them out"
             )
-        said = value
-    return said
+        agreed = value
+    return agreed

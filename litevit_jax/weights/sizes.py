@@ -24,7 +24,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What a file holds.
+    """The entries, sizes and head counts of a file's model.
 
     Attributes:
       entries: of parameters, under timm keys; unknown names among them.
@@ -41,7 +41,7 @@ class Model:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know."""
+        """Facts that a user should know."""
         if not self.unused:
             return ()
         why = "its head count is not recorded; give it as decoder_num_heads"
@@ -109,10 +109,10 @@ def _encoder_sizes(entries: dict[str, Entry]) -> tuple[dict[str, Any], int]:
     """Width, depth, patch size and the MLP ratio if it is not 4; and channels."""
     kernel = entries.get("patch_embed.proj.weight")
     if kernel is None:
-        some = ", ".join(name[:60] for name in sorted(entries)[:4]) or "none"
+        first_names = ", ".join(name[:60] for name in sorted(entries)[:4]) or "none"
         raise WeightsError(
             f"no patch_embed.proj.weight: no vision transformer of a known source; "
-            f"its names begin with {some}"
+            f"its names begin with {first_names}"
         )
     shape = kernel.shape
     if len(shape) != 4 or shape[2] != shape[3] or not all(shape):
@@ -133,8 +133,8 @@ def _encoder_sizes(entries: dict[str, Entry]) -> tuple[dict[str, Any], int]:
 
 def _depth(entries: dict[str, Entry], blocks: str) -> int:
     """The number of blocks, of which each must have entries."""
-    found = (re.match(rf"{blocks}\.(\d{{1,4}})\.", key) for key in entries)
-    numbers = {int(match[1]) for match in found if match}
+    matches = (re.match(rf"{blocks}\.(\d{{1,4}})\.", key) for key in entries)
+    numbers = {int(match[1]) for match in matches if match}
     gaps = sorted(set(range(max(numbers, default=0) + 1)) - numbers)
     if gaps:
         raise WeightsError(f"{blocks}.{gaps[0]} is missing ({len(gaps)} blocks are)")
@@ -181,9 +181,9 @@ def _relative(
             f"{tables[0]}: got shape {list(shape)}, expected [{rows}, heads] for "
             f"{grid[0]}x{grid[1]} patches and a class token"
         )
-    ours = relative.index(grid)
+    expected = relative.index(grid)
     for key in [key for key in entries if key.endswith(names.BIAS_INDEX)]:
-        if not np.array_equal(entries.pop(key).read(), ours):
+        if not np.array_equal(entries.pop(key).read(), expected):
             raise WeightsError(
                 f"{key} is not the order of rows that this package reads"
             )
@@ -204,17 +204,17 @@ def _known(table: dict[tuple[int, int], int], sizes: dict[str, Any]) -> int | No
     return table.get((sizes["width"], sizes["depth"]))
 
 
-def _recorded(*places: dict[str, Any]) -> dict[str, int]:
-    """Head counts by the place that has them."""
-    found = {}
-    for place in places:
-        for where, value in place.items():
+def _recorded(*records: dict[str, Any]) -> dict[str, int]:
+    """Returns the head counts by the record that has them."""
+    counts = {}
+    for record in records:
+        for where, value in record.items():
             if value is None:
                 continue
             if not re.fullmatch(r"[1-9]\d{0,3}", str(value)):
                 raise WeightsError(f"{where} has a head count of {short(value)}")
-            found[where] = int(value)
-    return found
+            counts[where] = int(value)
+    return counts
 
 
 def _heads(what: str, width: int, given: int | None, recorded: dict[str, int]) -> int:
@@ -259,7 +259,7 @@ def _encoder_shapes(
 
 
 def _head_shapes(entries: dict[str, Entry]) -> Shapes:
-    """Of a classifier's linear layers and the norms before them, if it has any."""
+    """Returns the shapes of a classifier's linear layers and the norms before them."""
     width = entries["patch_embed.proj.weight"].shape[0]
     shapes: Shapes = {}
     heads = (("head", "fc_norm", "head"), ("head_dist", "dist_norm", "head_dist"))

@@ -1,4 +1,4 @@
-"""Which program wrote a file of weights, told by its container and names.
+"""Recognises the program that wrote a file of weights by its container and names.
 
 Containers, prefixes and known head counts: recipes 11.1 and 1.1. A prefix is taken
 off the start of a name only, and only where it says which model the entry is of.
@@ -78,10 +78,12 @@ def state_dict(tree: Any) -> tuple[dict[str, Any], str | None]:
     """
     if not isinstance(tree, dict):
         raise WeightsError(f"it holds a {type(tree).__name__}, expected a state dict")
-    found = [name for name in CONTAINERS if isinstance(tree.get(name), dict)]
-    if len(found) > 1:
-        raise WeightsError(f"it holds both {found[0]!r} and {found[1]!r}; save one")
-    return (tree[found[0]], found[0]) if found else (tree, None)
+    containers = [name for name in CONTAINERS if isinstance(tree.get(name), dict)]
+    if len(containers) > 1:
+        raise WeightsError(
+            f"it holds both {containers[0]!r} and {containers[1]!r}; save one"
+        )
+    return (tree[containers[0]], containers[0]) if containers else (tree, None)
 
 
 def recognise(
@@ -105,8 +107,8 @@ def recognise(
         return _moco(entries, container, branch or BRANCHES[0])
     if branch is not None:
         raise WeightsError(f"branch={branch!r} is for files of MoCo v3; this is none")
-    if metadata.get(names.WRITER) == names.OURS:
-        return Source(names.OURS, entries)
+    if metadata.get(names.WRITER) == names.PACKAGE:
+        return Source(names.PACKAGE, entries)
     if "model" in starts:
         return _mae_lite(entries)
     if "vit" in starts:
@@ -169,8 +171,8 @@ def _attention_only_block(entries: dict[str, Entry]) -> list[str]:
 
 
 def _block_of(key: str) -> int:
-    found = re.match(r"blocks\.(\d{1,4})\.", key)
-    return int(found[1]) if found else -1
+    match = re.match(r"blocks\.(\d{1,4})\.", key)
+    return int(match[1]) if match else -1
 
 
 def _without_mask_token(entries: dict[str, Entry]) -> tuple[dict, tuple[str, ...]]:
@@ -194,8 +196,9 @@ def check_parts(entries: dict[str, Entry], expected: Callable[[str], bool]) -> N
     parts: dict[str, list[str]] = {}
     for key in sorted(entries):
         for pattern, what in _FOREIGN:
-            ours = biased and what == _SCALE  # such blocks have their factors here too
-            if re.fullmatch(pattern, key) and not ours and not expected(key):
+            # Blocks with a bias table have such factors here too.
+            supported = biased and what == _SCALE
+            if re.fullmatch(pattern, key) and not supported and not expected(key):
                 parts.setdefault(what, []).append(key)
     problems = [f"{what} ({_shown(keys, entries)})" for what, keys in parts.items()]
     table = entries.get("pos_embed")

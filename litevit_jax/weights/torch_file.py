@@ -73,7 +73,7 @@ def entries(tree: dict[str, Any], storage_bytes: Bytes, size: int) -> dict[str, 
     Raises:
       WeightsError: a value that is no tensor, or more tensors than the file has.
     """
-    found, total = {}, 0
+    result, total = {}, 0
     for name, value in tree.items():
         if not isinstance(name, str) or not isinstance(value, pickles.Tensor):
             raise WeightsError(
@@ -82,13 +82,13 @@ def entries(tree: dict[str, Any], storage_bytes: Bytes, size: int) -> dict[str, 
             )
         dtype = value.storage.dtype
         total += ITEM_SIZES[dtype] * count(value.shape)
-        found[name] = Entry(value.shape, dtype, _reader(value, storage_bytes))
+        result[name] = Entry(value.shape, dtype, _reader(value, storage_bytes))
     if total > 4 * size:
         raise WeightsError(
             f"its tensors take {total} bytes, the file has {size}: views of the same "
             "numbers again and again"
         )
-    return found
+    return result
 
 
 def _reader(tensor: pickles.Tensor, storage_bytes: Bytes) -> Callable[[], np.ndarray]:
@@ -126,7 +126,7 @@ def _read_zip(path: str, data: mmap.mmap) -> tuple[Tree, Bytes]:
 
     @functools.cache
     def start(name: str) -> int:
-        """Where the record begins in the file; its checksum was right."""
+        """Returns the offset of a record in the file, after a check of its checksum."""
         with archive.open(name) as record:
             while record.read(1 << 20):
                 pass
@@ -154,15 +154,15 @@ def _read_zip(path: str, data: mmap.mmap) -> tuple[Tree, Bytes]:
 
 
 def _other_archive(names: list[str]) -> str:
-    """What is wrong with a zip archive that is none of torch.save's."""
+    """Describes a zip archive that torch.save did not write."""
     arrays = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
     if not arrays:
         return "a zip archive that torch.save did not write"
-    some = ", ".join(name[:60] for name in arrays[:3])
+    first_names = ", ".join(name[:60] for name in arrays[:3])
     return (
-        f"a NumPy archive (.npz) of {len(arrays)} arrays ({some}, ...), as JAX's "
-        "original vision transformers are published, which is not read; load it in "
-        "timm (create_model(..., checkpoint_path=FILE)) and save the state dict as "
+        f"a NumPy archive (.npz) of {len(arrays)} arrays ({first_names}, ...), as "
+        "JAX's original vision transformers are published, which is not read; load it "
+        "in timm (create_model(..., checkpoint_path=FILE)) and save the state dict as "
         ".safetensors"
     )
 
@@ -186,10 +186,10 @@ def _read_legacy(data: mmap.mmap) -> tuple[Tree, Bytes]:
     if head[2].get("little_endian") is not True:
         raise WeightsError("written on a big-endian machine")
     tree, keys = pickles.load(data), pickles.load(data)
-    places = _walk_storages(data, keys, _storages(tree))
+    spans = _walk_storages(data, keys, _storages(tree))
 
     def storage_bytes(storage: pickles.Storage) -> memoryview:
-        start, numel, item_size = places.get(storage.key, (0, -1, 0))
+        start, numel, item_size = spans.get(storage.key, (0, -1, 0))
         if (numel, item_size) != (storage.numel, ITEM_SIZES[storage.dtype]):
             raise WeightsError(
                 f"storage {short(storage.key)} has {numel} elements, its tensors "
@@ -202,30 +202,30 @@ def _read_legacy(data: mmap.mmap) -> tuple[Tree, Bytes]:
 
 def _storages(tree: Any) -> dict[str, pickles.Storage]:
     """Every storage that a tensor of the tree views, by key."""
-    found, seen, left = {}, set(), [tree]
+    storages, seen, left = {}, set(), [tree]
     while left:
         value = left.pop()
         if isinstance(value, pickles.Tensor):
-            found[value.storage.key] = value.storage
+            storages[value.storage.key] = value.storage
         elif isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))
             left += value.values() if isinstance(value, dict) else value
-    return found
+    return storages
 
 
 def _walk_storages(data: mmap.mmap, keys: Any, storages: dict) -> dict[str, Any]:
     """(start, elements, bytes of one) of each storage, in the file's order."""
-    places, place = {}, data.tell()
+    spans, offset = {}, data.tell()
     for key in keys if isinstance(keys, list) else ():
         if not isinstance(key, str) or key not in storages:
             raise WeightsError("a storage that no tensor views")
         item_size = ITEM_SIZES[storages[key].dtype]
-        numel = int.from_bytes(data[place : place + 8], "little")
-        places[key] = (place + 8, numel, item_size)
-        place += 8 + numel * item_size
-        if place > len(data):
+        numel = int.from_bytes(data[offset : offset + 8], "little")
+        spans[key] = (offset + 8, numel, item_size)
+        offset += 8 + numel * item_size
+        if offset > len(data):
             raise WeightsError(
-                f"truncated: storage {short(key)} ends at byte {place}, the file at "
+                f"truncated: storage {short(key)} ends at byte {offset}, the file at "
                 f"{len(data)}"
             )
-    return places
+    return spans

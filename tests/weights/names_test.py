@@ -21,12 +21,12 @@ PAIRS = {
 
 @pytest.mark.parametrize("key", PAIRS)
 def test_names_go_there_and_back(key):
-    assert names.to_ours(key) == PAIRS[key]
+    assert names.from_timm(key) == PAIRS[key]
     assert names.to_timm(PAIRS[key]) == key
 
 
 def test_each_leaf_of_a_block_has_a_name_of_its_own():
-    ours = [names.to_ours(f"blocks.3.{leaf}") for leaf in names.BLOCK_KEYS]
+    ours = [names.from_timm(f"blocks.3.{leaf}") for leaf in names.BLOCK_KEYS]
     assert len(set(ours)) == 12
     back = [names.to_timm(name) for name in ours]
     assert back == [f"blocks.3.{leaf}" for leaf in names.BLOCK_KEYS]
@@ -37,25 +37,25 @@ def test_each_leaf_of_a_block_has_a_name_of_its_own():
     ["blocks.01.norm1.weight", "xblocks.0.norm1.weight", "blocks.0.norm1", "head"],
 )
 def test_a_name_is_matched_whole(key):
-    assert names.to_ours(key) is None
+    assert names.from_timm(key) is None
 
 
 def test_patch_kernel_reads_pixels_as_the_convolution_does():
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(5, 3, 4, 4))  # [D, C, P, P]
     image = rng.normal(size=(1, 4, 4, 3))
-    kernel = names.array_to_ours("encoder/patch_embed/kernel", weight)
+    kernel = names.array_from_timm("encoder/patch_embed/kernel", weight)
     patch = np.asarray(layers.patchify(image, 4))[0, 0]
     wanted = np.einsum("dcij,ijc->d", weight, image[0])
     np.testing.assert_allclose(patch @ kernel, wanted, rtol=1e-5)
-    assert names.shape_to_ours("encoder/patch_embed/kernel", weight.shape) == (48, 5)
+    assert names.shape_from_timm("encoder/patch_embed/kernel", weight.shape) == (48, 5)
 
 
 @pytest.mark.parametrize("shape", [(5, 3, 4, 4), (5, 1, 2, 2)])
 def test_layouts_go_there_and_back(shape):
     tensor = np.random.default_rng(1).normal(size=shape)
     name = "encoder/patch_embed/kernel"
-    ours = names.array_to_ours(name, tensor)
+    ours = names.array_from_timm(name, tensor)
     back = names.array_to_timm(name, ours, patch_size=shape[2])
     np.testing.assert_array_equal(back, tensor)
 

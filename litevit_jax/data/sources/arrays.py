@@ -198,7 +198,7 @@ def _layout(path: pathlib.Path) -> _Layout:
 
 
 def _in_file(path: pathlib.Path) -> _Layout:
-    """As `_layout`, told by the names of a .npz file's arrays."""
+    """Returns `_layout` by the names of a .npz file's arrays."""
     names = _names_in(path)
     images, labels = (_by_split(names, words) for words in (_IMAGE, _LABEL))
     divided = split_names.recognise(filter(None, images)) or None not in images
@@ -291,7 +291,7 @@ def _check_images(key: _Key) -> int:
 
 
 def _place(key: _Key) -> str:
-    """Where an array is, for messages: 'train_image of FILE'."""
+    """Names an array's file for messages: 'train_image of FILE'."""
     return f"{key[1]} of {key[0]}" if key[1] else f"of {key[0]}"
 
 

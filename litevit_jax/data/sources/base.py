@@ -36,7 +36,7 @@ class Source(abc.ABC):
 
     @property
     def label_advice(self) -> str:
-        """What to do if there are no labels, for messages."""
+        """Advice for messages about missing labels."""
         return "give a folder with one subfolder per class"
 
     @property
@@ -46,7 +46,7 @@ class Source(abc.ABC):
 
     @property
     def channels(self) -> int | None:
-        """Of raw arrays; None: images are decoded to the channels asked for."""
+        """Channels of raw arrays; None: images are decoded to those asked for."""
         return None
 
     @property
@@ -92,7 +92,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def name_of(self, index: int) -> str:
-        """Where example `index` comes from, for messages; does not raise."""
+        """Names the file of example `index` for messages; does not raise."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:

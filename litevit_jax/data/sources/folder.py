@@ -312,7 +312,7 @@ def _class_folders(root: filetree.Tree, top: str, barred: Sequence[str]) -> list
 
 
 def _in_order(classes: Iterable[str]) -> list[str]:
-    """By name; by number if all are numbers, as in ImageNet-V2 (2 before 10)."""
+    """Sorts by name, or by number if all are numbers, as in ImageNet-V2."""
     names = sorted(classes)
     numbers = all(name.isdecimal() for name in names)
     return sorted(names, key=int) if numbers else names

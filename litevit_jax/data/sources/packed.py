@@ -159,7 +159,7 @@ def make(
 
 
 def _read_json(path: pathlib.Path) -> Any:
-    """What a manifest says; None if it is no JSON."""
+    """Parses a manifest; None if it is no JSON."""
     try:
         return json.loads(path.read_bytes())
     except ValueError:

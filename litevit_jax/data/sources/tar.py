@@ -281,7 +281,7 @@ class _Reader:
             self._kinds = ["json"]
 
     def _column(self, files: list[str], kind: str) -> list[str | None]:
-        """What the members `kind` say of each image."""
+        """Returns the content of each image's member of `kind`."""
         indices = [self._indices[file] for file in files]
         none = ([None] * len(index.images) for index in indices)
         columns = (i.labels.get(kind, n) for i, n in zip(indices, none, strict=True))
@@ -330,7 +330,7 @@ class _Reader:
         )
 
     def _notes(self, members: collections.Counter[str], kind: str | None) -> list[str]:
-        """Which members are read as images and labels, and which are not, and why."""
+        """Describes which members are read as images and labels, which not, and why."""
         rest = collections.Counter(members)
         images = collections.Counter({k: rest.pop(k) for k in EXTENSIONS & rest.keys()})
         labels = f" and {rest.pop(kind, 0)} .{kind} as labels" if kind else ""
