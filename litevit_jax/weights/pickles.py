@@ -74,6 +74,9 @@ class Dict(_Inert, dict):
 
     __slots__ = ()
 
+    def __init__(self) -> None:
+        """Takes no pairs, which would go past `__setitem__`."""
+
     def __setitem__(self, key: Any, value: Any) -> None:
         plain = type(key) in (str, float, bool) and key == key
         plain = plain or (type(key) is int and abs(key) < 2**60)
@@ -86,7 +89,8 @@ class Opaque(_Inert):
 
     __slots__ = ()
 
-    def __new__(cls, *_: Any) -> Opaque:
+    def __new__(cls, *args: Any) -> Opaque:
+        _check_number(args)
         return super().__new__(cls)
 
     def add(self, _: Any) -> None:
@@ -100,6 +104,7 @@ class _Function(_Inert):
     call: Callable[..., Any]
 
     def __call__(self, *args: Any) -> Any:
+        _check_number(args)
         return self.call(*args)
 
 
@@ -113,6 +118,11 @@ class _StorageType(_Inert):
 def _check(condition: Any, problem: str) -> None:
     if not condition:
         raise WeightsError(problem)
+
+
+def _check_number(args: tuple[Any, ...]) -> None:
+    """Refuses a call whose arguments take long to copy: it could be repeated."""
+    _check(len(args) <= 8, f"a call with {len(args)} arguments")
 
 
 def _is_size(value: Any) -> bool:
@@ -199,7 +209,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         """The storage of a persistent id, as both formats of PyTorch write it."""
-        known = isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"
+        known = isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage"
         _check(known, "a reference to something that is no storage")
         kind, key, _, numel, *view = pid[1:]
         _check(isinstance(kind, _StorageType), f"a storage of type {short(kind)}")
