@@ -35,12 +35,12 @@ def nest(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_dotted(path: str) -> str:
-    """'encoder/norm/scale' -> 'encoder.norm.scale', a name inside a file."""
+    """Turns 'encoder/norm/scale' into 'encoder.norm.scale', a name inside a file."""
     return path.replace("/", ".")
 
 
 def from_dotted(name: str) -> str:
-    """'encoder.norm.scale', a name inside a file, -> 'encoder/norm/scale'."""
+    """Turns 'encoder.norm.scale', a name inside a file, into 'encoder/norm/scale'."""
     return name.replace(".", "/")
 
 

@@ -55,7 +55,7 @@ class Cached(base.Source):
 
 
 def keep_if_asked(source: base.Source, data: Any) -> base.Source:
-    """`source`, in memory if the config's `data` block says cache."""
+    """Returns `source`, in memory if the config's `data` block says cache."""
     if not data["cache"]:
         return source
     return keep(

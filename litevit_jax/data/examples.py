@@ -33,7 +33,7 @@ class Transform(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(H, W, C) or (V, H, W, C) of every result."""
+        """The shape of every result: (H, W, C) or (V, H, W, C)."""
         ...
 
     def __call__(
@@ -95,7 +95,7 @@ class Examples(abc.ABC):
 
     @abc.abstractmethod
     def read(self, number: int, place: np.ndarray | None) -> dict[str, Any]:
-        """`image` (None: nothing to show), `label`, `index`, and `bad` on the way.
+        """Reads `image` (None: nothing to show), `label`, `index`, and `bad`.
 
         `number` counts the examples of this process; the image is written to `place`,
         if that is given.

@@ -54,7 +54,7 @@ class Header(NamedTuple):
 
 
 def choose(decoder: str) -> str:
-    """'fast' or 'pillow' for a config's data.decoder; 'auto' is what is installed.
+    """Returns 'fast' or 'pillow' for data.decoder; 'auto' is what is installed.
 
     Raises:
       ValueError: unknown, or 'fast' without the libraries it needs.
@@ -274,7 +274,7 @@ def _installed() -> bool:
 
 
 def mirror(pixels: np.ndarray) -> np.ndarray:
-    """[H, W, C] with left and right swapped, in memory of its own."""
+    """Swaps left and right of [H, W, C], in memory of its own."""
     if not _installed():
         return np.ascontiguousarray(pixels[:, ::-1])
     flipped = _load("cv2").flip(np.ascontiguousarray(pixels), 1)

@@ -116,7 +116,7 @@ def _doubt(
 
 
 def locate(root: filetree.Tree, split: str) -> tuple[str, bool]:
-    """(folder, whether its subfolders may be splits) for a split given as a path.
+    """Returns (folder, whether its subfolders may be splits) for a split's path.
 
     `a/b` and `./a` name a folder below `root`, '.' all of it; with '/' or '/.' at the
     end its subfolders are classes, whatever their names.

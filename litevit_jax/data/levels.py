@@ -36,7 +36,7 @@ class Deep(NamedTuple):
 
 
 def parse(text: str) -> str | Pair:
-    """'full', 'auto', 'auto_each', or the pair that `text` names.
+    """Returns 'full', 'auto', 'auto_each', or the pair that `text` names.
 
     Raises:
       ValueError: none of these.
@@ -57,7 +57,7 @@ def parse(text: str) -> str | Pair:
 
 
 def spell(pair: Pair) -> str:
-    """`pair` as `parse` reads it, to the last bit."""
+    """Writes `pair` as `parse` reads it, to the last bit."""
     return ",".join(f"{x:.0f}" if x == int(x) else repr(x) for x in map(float, pair))
 
 
@@ -130,7 +130,7 @@ def pair(deep: Deep, text: str) -> Pair:
 
 
 def percentiles(values: np.ndarray) -> Pair:
-    """`PERCENTILES` of the values; their ends if those are one and the same."""
+    """Returns `PERCENTILES` of the values, or their ends if those are the same."""
     # As floats: NumPy interpolates integers by differences, which may overflow.
     low, high = np.percentile(values.astype(np.float64), PERCENTILES)
     if low == high:

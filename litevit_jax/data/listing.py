@@ -82,7 +82,7 @@ def _not_read(others: collections.Counter[str], skipped: dict[str, str]) -> list
 
 
 def _kind_of(file: str) -> str:
-    """'.txt' of most files; those that describe images by their whole name."""
+    """Returns the ending of most files, and the whole name of those about images."""
     name = posixpath.basename(file)
     return name if name.startswith("metadata.") else f".{layout.extension(file)}"
 

@@ -134,7 +134,7 @@ class ResizeCenterCrop:
         return _crop(image, (left, top, left + self.size[1], top + self.size[0]))
 
     def _covering_size(self, width: int, height: int) -> tuple[int, int]:
-        """(H, W) that cover the target in both directions, one of them exactly."""
+        """Returns (H, W) that cover the target both ways, one of them exactly."""
         target_h, target_w = (math.floor(s / self.crop_fraction) for s in self.size)
         if target_h * width > target_w * height:
             return target_h, target_h * width // height
@@ -174,7 +174,7 @@ class Transform:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(H, W, C) or (V, H, W, C) of every result."""
+        """The shape of every result: (H, W, C) or (V, H, W, C)."""
         shape = (*self.size, self.decode.channels)
         return shape if self.views == 1 else (self.views, *shape)
 

@@ -322,7 +322,7 @@ def _pack_splits(args: argparse.Namespace) -> None:
 
 
 def _sources(args: argparse.Namespace) -> Iterator[tuple[str, base.Source]]:
-    """(split, its examples); by default 'train' and those beside it."""
+    """Yields (split, its examples); by default 'train' and those beside it."""
     make = functools.partial(
         registry.make, "data.sources", args.source, dir=args.src, name=args.name
     )

@@ -121,7 +121,7 @@ def eval_batches(
 def reading_counts(
     source: Source, workers: int | None, threads: int | None
 ) -> tuple[int, int]:
-    """(workers, threads), those that are None chosen by the cores of this process.
+    """Returns (workers, threads); None is chosen by the cores of this process.
 
     Decoding releases the interpreter's lock, so threads of one process fill up to
     eight cores; beyond, the little that does not would hold them up, and one process

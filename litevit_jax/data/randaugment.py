@@ -26,7 +26,7 @@ Operation = Callable[[PIL.Image.Image, float, np.random.Generator], PIL.Image.Im
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """`layers` operations drawn with replacement, each applied with `probability`.
+    """Applies `layers` operations drawn with replacement, each with `probability`.
 
     The level is drawn anew for every application: normal around `magnitude`, cut to
     0..10. At magnitude 10 half of the levels are 10, so the deviation is one-sided.

@@ -84,7 +84,7 @@ def _check_unique(keys: Iterable[Any], what: str, owner: str) -> None:
 
 
 class Relabelled(base.Source):
-    """`source` with `numbers` [K] for its labels, which count among `classes`."""
+    """A source with `numbers` [K] for its labels, which count among `classes`."""
 
     def __init__(self, source: base.Source, numbers: np.ndarray, classes: list[str]):
         self._source, self._numbers, self._classes = source, numbers, classes

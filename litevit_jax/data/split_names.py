@@ -107,7 +107,7 @@ def recognise(
 
 
 def canonical(split: str) -> str:
-    """'train' or 'test' for any usual name of these; other names as they are."""
+    """Returns 'train' or 'test' for any usual name of these, else the name itself."""
     kind = _KIND_OF.get(split.casefold(), split)
     return "test" if kind == "val" else kind
 
@@ -160,7 +160,7 @@ def resolve(
     where: str,
     also: Sequence[str] = (),
 ) -> tuple[str | None, str | None]:
-    """(the split there that `split` means, the part of it), or None for all.
+    """Returns (the split that `split` means, the part of it), or None for all.
 
     Args:
       split: the name asked for.

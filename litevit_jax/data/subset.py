@@ -109,7 +109,7 @@ def join(sources: list[base.Source]) -> base.Source:
 def divide(
     source: base.Source, share: float, seed: int
 ) -> tuple[base.Source, base.Source]:
-    """(rest, part): a share of the examples is drawn by `seed` and held out.
+    """Splits off a share of the examples, drawn by `seed`: (rest, part).
 
     Raises:
       ValueError: the share leaves one of them empty.
@@ -305,7 +305,7 @@ def _first_of_each(
 def hold_out(
     source: base.Source, *, fraction: float, at_most: int, seed: int
 ) -> tuple[base.Source, base.Source]:
-    """(the rest, a part for choosing settings) of the training images.
+    """Splits the training images into (the rest, a part for choosing settings).
 
     Every class gives the same number of images to that part, but no more than half
     of its own; images without a label stay in the rest. Where nothing is labelled,

@@ -209,7 +209,7 @@ def _gpus(
 
 
 def _even(whole: int, parts: int) -> int | None:
-    """`whole` / `parts`, or None if that is no whole number."""
+    """Returns `whole` / `parts`, or None if that is no whole number."""
     return whole // parts if parts and not whole % parts else None
 
 

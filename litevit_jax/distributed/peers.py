@@ -79,7 +79,7 @@ def start(
 
 
 def _completed(place: detect.Place, join_s: float) -> detect.Place:
-    """`place` with what JAX knows of the scheduler that announced it."""
+    """Completes `place` by what JAX knows of the scheduler that announced it."""
     if None not in (place.coordinator, place.count, place.index):
         return place
     found = jax_private.ask_scheduler(

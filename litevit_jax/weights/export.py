@@ -64,7 +64,7 @@ class Difference:
 
     @property
     def relative(self) -> float:
-        """`largest`, over `scale` where that is above 1."""
+        """Returns `largest` divided by `scale`, or by 1 if the scale is smaller."""
         return self.largest / max(self.scale, 1.0)
 
     def __str__(self) -> str:

@@ -59,7 +59,7 @@ class Model:
 
     @property
     def output(self) -> str:
-        """'logits' `[B, K]`, 'features' `[B, D]` or 'tokens' `[B, T, D]`."""
+        """The output: logits `[B, K]`, features `[B, D]` or tokens `[B, T, D]`."""
         if self.pool is None:
             return "tokens"
         return "logits" if "head/fc/kernel" in self.params else "features"

@@ -83,7 +83,7 @@ DECODER_POS_EMBED = "decoder_pos_embed"
 
 
 def from_timm(key: str) -> str | None:
-    """'blocks.3.norm1.weight' -> 'encoder/blocks_3/norm1/scale'; None if unknown."""
+    """Turns blocks.3.norm1.bias into encoder/blocks_3/norm1/bias; None if unknown."""
     match = re.fullmatch(r"(decoder_)?blocks\.(0|[1-9]\d{0,3})\.(.+)", key)
     if not match:
         return _TOP.get(key)
@@ -93,7 +93,7 @@ def from_timm(key: str) -> str | None:
 
 
 def to_timm(name: str) -> str | None:
-    """'encoder/blocks_3/norm1/scale' -> 'blocks.3.norm1.weight'; None if unknown."""
+    """Turns encoder/blocks_3/norm1/bias into blocks.3.norm1.bias; None if unknown."""
     match = re.fullmatch(r"(encoder|decoder)/blocks_(\d+)/(.+)", name)
     if not match:
         return _TOP_BACK.get(name)
@@ -136,7 +136,7 @@ def parse_list(text: str | None) -> list[Any]:
 
 
 def parse_grid(text: str) -> tuple[int, int] | None:
-    """'14x10' -> (14, 10), rows and columns of patches; None if it is neither."""
+    """Parses rows and columns of patches, '14x10' -> (14, 10); None for other text."""
     match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
     return (int(match[1]), int(match[2])) if match else None
 

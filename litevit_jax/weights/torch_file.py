@@ -214,7 +214,7 @@ def _storages(tree: Any) -> dict[str, pickles.Storage]:
 
 
 def _walk_storages(data: mmap.mmap, keys: Any, storages: dict) -> dict[str, Any]:
-    """(start, elements, bytes of one) of each storage, in the file's order."""
+    """Returns (start, elements, bytes of one) of each storage, in the file's order."""
     spans, offset = {}, data.tell()
     for key in keys if isinstance(keys, list) else ():
         if not isinstance(key, str) or key not in storages:

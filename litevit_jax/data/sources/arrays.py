@@ -351,7 +351,7 @@ def _one_hot(labels: np.ndarray) -> bool:
 def _classes(
     layout: _Layout, splits: Sequence[str | None], chosen: str | None
 ) -> list[str]:
-    """'0', '1', ... up to the largest label of any split."""
+    """Returns '0', '1', ... up to the largest label of any split."""
     keys = [layout[s][1] for s in ({*splits, chosen} if splits else layout)]
     count = max((_read_labels(key).classes for key in keys if key), default=0)
     return [str(label) for label in range(count)]

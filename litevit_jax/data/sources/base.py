@@ -100,7 +100,7 @@ class Source(abc.ABC):
 
 
 def printable(name: str) -> str:
-    """`name` on one line that any log can hold.
+    """Returns `name` on one line that any log can hold.
 
     Bytes that are no UTF-8, ends of lines and control characters are spelled out.
     """

@@ -143,7 +143,7 @@ def make(
 def _make_part(
     root: filetree.Tree, there: layout.Layout, part: str, holdout: float
 ) -> Folder:
-    """'train' or 'test' of images that come without a split for testing."""
+    """Makes 'train' or 'test' of images that come without a split for testing."""
     training = there.training(root)
     top = layout.descend(root, training) if training else ""
     listing = Listing.read(root, top, there, training)

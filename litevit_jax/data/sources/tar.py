@@ -208,7 +208,7 @@ def _is_match(parts: list[str], pattern: list[str]) -> bool:
 def _groups(
     root: str, files: list[str]
 ) -> tuple[dict[str | None, list[str]], list[str]]:
-    """(split -> its files, files that are not used); one split None if none is named.
+    """Returns (split -> its files, unused files); None: no split is named.
 
     The last part of a path that names a split says which it is. Beside files of a
     training split, those that name none are not used; else they are to train on.
@@ -288,7 +288,7 @@ class _Reader:
         return list(itertools.chain.from_iterable(columns))
 
     def labels(self, files: list[str]) -> tuple[str | None, list[str]]:
-        """(kind of member that labels most images, or None; labels, '' for none)."""
+        """Returns (member kind that labels most images, labels); None, '' for none."""
         columns = {kind: self._column(files, kind) for kind in self._kinds}
         counts = {kind: sum(map(bool, column)) for kind, column in columns.items()}
         best = max(counts, key=lambda kind: counts[kind], default=None)
