@@ -25,7 +25,6 @@ OPEN_DATA = (
     "name",
     "train_split",
     "eval_split",
-    "holdout",
     "image_size",
     "channels",
     "crop_scale",
@@ -144,7 +143,6 @@ def base(name):
     # Images that a device computes at once: auto, off or a number; gradients of the
     # slices of a batch are added up, so the update is the same and memory is saved.
     config.microbatch = "auto"
-    config.accum_steps = 1  # slices of a batch; 1: as `microbatch` says
     # How attention is computed (docs/performance.md).
     config.attention = "auto"  # auto (by platform and shape), plain, deferred or cudnn
     # Computes blocks again in the backward pass: less memory, for models too large
@@ -160,6 +158,9 @@ def base(name):
     config.init_load = (".*",)  # parameters that `init` must provide
     config.init_load_if_there = ()  # taken from `init` where it has them
     config.init_skip = ()  # its entries that may stay unused
+    config.init_required = False  # there is no run without `init`; random is one
+    config.init_donor = config_dict.placeholder(str)  # run or file that gives a part
+    config.init_donor_load = ()  # patterns of what it gives
     config.teacher = config_dict.placeholder(str)  # run or file of a frozen teacher
     config.data = imagenet()
     config.augment = ml_collections.ConfigDict()
@@ -185,8 +186,25 @@ def base(name):
     config.nonfinite = {"max_in_a_row": 10}  # steps left out before a run gives up
     config.watchdog = dict(WATCHDOG)
     config.compilation_cache = COMPILATION_CACHE
+    config.fallback = fallback()
+    config.auto_batch = {
+        "at_most": 4096,  # images of a batch that is chosen, as batch_size is None
+        "lr_batch": config_dict.placeholder(int),  # lr.base times it; None: the batch
+        "steps_at_least": 0,  # updates of a run whose batch is chosen
+    }
     config.evals = ml_collections.ConfigDict()
     return config
+
+
+def fallback(mean=None, std=None):
+    """What is taken for a field that is None and that no other run or file tells."""
+    return {
+        "encoder": {},  # fields of objective.encoder
+        "image_size": config_dict.placeholder(int),  # pixels
+        "channels": config_dict.placeholder(int),  # of an image
+        "mean": config_dict.FieldReference(mean, field_type=tuple),  # of each channel
+        "std": config_dict.FieldReference(std, field_type=tuple),  # of each channel
+    }
 
 
 def imagenet():
@@ -198,15 +216,12 @@ def imagenet():
     data.required = False  # False: a missing default location may start the digits
     data.train_split = "train"  # 'a+b' joins splits
     data.eval_split = "validation"  # what evaluations read
-    data.holdout = 0.0  # share of an undivided folder kept for evaluation
-    data.validation_share = 0.0  # of the training split, in place of eval_split
+    data.holdout = holdout()
     data.shots = config_dict.placeholder(int)  # training images of each class
     data.fraction = 1.0  # of the training images, over all classes
     data.fraction_of = config_dict.placeholder(str)  # or balanced, classes
     data.long_tail = config_dict.placeholder(float)  # most frequent over rarest class
-    data.select_fraction = 0.0  # share of the training images kept as 'select'
-    data.select_at_most = 20_000  # images kept as 'select', at most
-    data.subset_seed = 0  # seed of drawing subsets: shots, fraction, select...
+    data.subset_seed = 0  # seed of drawing subsets: shots, fraction, holdout...
     data.image_size = 224  # pixels, height; None: as the model was trained
     data.image_width = config_dict.placeholder(int)  # pixels; None: as the height
     data.channels = 3  # of an image; 1: grey, 3: RGB
@@ -228,6 +243,16 @@ def imagenet():
     data.workers = config_dict.placeholder(int)  # processes; None: by the cores
     data.threads = config_dict.placeholder(int)  # threads in all; None: by the cores
     return data
+
+
+def holdout():
+    """Images that are kept out of training, by the split that has them instead."""
+    return {
+        "test": 0.0,  # share of data without a test split, by a hash of their names
+        "eval": 0.0,  # share of the training split, in place of eval_split
+        "select": 0.0,  # share of the training images, to choose settings by
+        "select_at_most": 20_000,  # images
+    }
 
 
 def randaugment(layers=2, magnitude=10.0):
@@ -283,7 +308,7 @@ def use_labelled(config, said):
         "dir": config_dict.placeholder(str),
         "train_split": "train",  # that is learned from
         "eval_split": "test",  # what evaluations read
-        "holdout": 0.0,
+        "holdout": {"test": 0.0},  # share of data without a test split
         "image_size": config_dict.placeholder(int),  # pixels; None: as the run trains
     }
     if place == "digits":
@@ -306,18 +331,19 @@ def leave_data_open(config):
     """Data and normalisation are those of the run named by `init` or `like`."""
     for name in OPEN_DATA:
         config.data[name] = config_dict.placeholder(type(config.data[name]))
+    config.data.holdout.test = config_dict.placeholder(float)
     config.augment.normalize = _open_normalize()
 
 
 def leave_images_open(config):
     """Size, channels and normalisation of images are those that the encoder knows.
 
-    That is the one of `init`, `like` or `teacher`. `view_default` has what they are
-    where there is none, or a file of weights does not tell.
+    That is the one of `init`, `like` or `teacher`. `fallback` has what they are where
+    there is none, or a file of weights does not tell.
     """
     data, normalize = config.data, config.augment.normalize
     fields = {name: data[name] for name in ("image_size", "channels")}
-    config.view_default = fields | {name: normalize[name] for name in ("mean", "std")}
+    config.fallback.update(fields, mean=normalize.mean, std=normalize.std)
     for name in fields:
         data[name] = config_dict.placeholder(int)
     config.augment.normalize = _open_normalize()
@@ -352,10 +378,7 @@ def evaluation(name, said):
     config.mesh = {"data": -1, "fsdp": 1}
     config.watchdog = dict(WATCHDOG)
     config.compilation_cache = COMPILATION_CACHE
-    config.file_normalize = {
-        "mean": IMAGENET_MEAN,  # of the images of a file's model
-        "std": IMAGENET_STD,  # of the images of a file's model
-    }
+    config.fallback = fallback(IMAGENET_MEAN, IMAGENET_STD)
     config.log = {"report": True}  # at the end
     config.evals = {}
     if said["data"] or said["smoke"]:

@@ -52,6 +52,6 @@ def _layers(pool):
         "split": "eval",
         "pool": pool,
         "examples": 50_000,  # training images, at most
-        "select_fraction": 0.1,  # of them, to choose regularisation and block by
+        "holdout": 0.1,  # share of them, to choose regularisation and block by
         "every_steps": 0,
     }

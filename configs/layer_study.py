@@ -37,8 +37,6 @@ stopped. ViT-Tiny has 12 blocks and 2 x 38 parts without a donor; not timed by u
 accelerators. Digits: about 15 minutes on 2 CPU cores.
 """
 
-from ml_collections.config_dict import placeholder
-
 from configs import common
 
 KINDS = ("probe", "keep_first", "keep_last", "freeze", "swap")
@@ -52,8 +50,6 @@ def get_config(arg=None):
     common.use_finetuning(config)
     config.objective.encoder.pos_embed = "learned_sincos"
     config.init_required = True  # there is nothing to study without
-    config.init_donor = placeholder(str)  # run or file whose blocks are swapped in
-    config.init_donor_load = ()  # patterns of what it gives; parts set it themselves
     config.init_load = ("encoder/.*",)
     config.init_skip = ("(?!encoder/).*", "encoder/norm/.*")
     config.epochs = 20

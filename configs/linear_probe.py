@@ -20,7 +20,7 @@ A k-NN vote on the same features comes with both, by the images that are trained
 (`objective.lrs`, per 256 images) and of 4 choices of features (`objective.features`:
 class token, mean of the patch tokens, and both of the last blocks, concatenated) at
 once: every batch is encoded once. The winner is chosen on a tenth of the training
-images, at most 20,000 (`data.select_fraction`, `data.select_at_most`). No head is
+images, at most 20,000 (`data.holdout.select`). No head is
 trained on them, and they have no vote in the k-NN beside (`bank_n` counts those that
 have). The loss in the log is the mean of all heads; best_loss and best_top1 are those
 of the best head on the batch. The winner's test accuracy and the table of all heads are
@@ -46,7 +46,7 @@ def get_config(arg=None):
     config.update(epochs=90, init_load=("encoder/.*",))
     config.init_load_if_there = ("head/fc_norm/.*",)  # of averaged tokens
     config.batch_size = placeholder(int)  # None: chosen by the size of the data
-    config.steps_at_least = 2000  # then; few epochs of little data leave it undecided
+    config.auto_batch.steps_at_least = 2000  # few epochs of little data say little
     config.init_required = True  # nothing is probed that is not named
     config.init_skip = ("(?!encoder/).*", "encoder/norm/.*")
     config.objective = {
@@ -73,29 +73,28 @@ def get_config(arg=None):
         common.leave_data_open(config)
     if said["data"] and not said["smoke"]:
         common.leave_images_open(config)
-    # The encoder of a random start; with a checkpoint, its encoder is taken.
-    config.encoder_default = {"pos_embed": "sincos"}
-    if config.data.source == "digits" or said["smoke"]:
-        config.encoder_default.update(common.small_model(config))
-    elif config.data.source == "tfds":
-        config.encoder_default.variant = "tiny"
+    config.fallback.encoder = _at_random(config, said)
     if said["smoke"]:
         config.init = "random"
         common.use_smoke(config)
     return config.lock()
 
 
+def _at_random(config, said):
+    """The encoder of a random start; with a checkpoint, its encoder is taken."""
+    if config.data.source == "digits" or said["smoke"]:
+        return {"pos_embed": "sincos", **common.small_model(config)}
+    named = {"variant": "tiny"} if config.data.source == "tfds" else {}
+    return {"pos_embed": "sincos", **named}
+
+
 def _mae(config):
-    config.batch_size_at_most = 16384  # where it is chosen
+    config.auto_batch.update(
+        at_most=16384,  # images
+        lr_batch=16384,  # LARS normalises its updates: a smaller batch keeps the lr
+    )
     config.objective.head = "probe_bn"
-    config.lr = {
-        "base": 0.1,
-        "warmup_epochs": 10.0,
-        "start": 0.0,
-        "end": 0.0,
-        # LARS normalises its updates: a batch chosen for small data keeps the lr.
-        "batch_if_chosen": 16384,  # that `base` is multiplied by
-    }
+    config.lr = {"base": 0.1, "warmup_epochs": 10.0, "start": 0.0, "end": 0.0}
     config.optimizer = {
         "name": "lars",
         "momentum": 0.9,  # share of the last update that is kept
@@ -104,7 +103,7 @@ def _mae(config):
 
 
 def _moco(config):
-    config.batch_size_at_most = 1024
+    config.auto_batch.at_most = 1024
     config.objective.head = "probe"
     config.lr = {"base": 3.0, "warmup_epochs": 0.0, "start": 0.0, "end": 0.0}
     config.optimizer = {"name": "sgd", "momentum": 0.9}
@@ -125,7 +124,7 @@ def _grid(config, protocol):
     lrs, features = (config.objective.get_ref(name) for name in ("lrs", "features"))
     config.optimizer.update(freeze=("encoder/.*",))
     config.optimizer.lr_factors = lrs  # of the heads, as objective.lrs
-    config.data.select_fraction = 0.1
+    config.data.holdout.select = 0.1
     config.evals.test = {
         "name": "probe_grid",
         "split": "eval",

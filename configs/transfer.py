@@ -19,7 +19,7 @@ encoder was trained on (224 pixels in the paper) unless a field says otherwise. 
 CIFAR-100's setting is published: 50 epochs, 10 of warm-up, lr 0.1, layer decay 0.75.
 The grids below are OUR choice for the rest, not the authors'. A sweep trains every
 point on a part of the training data, chooses by the last evaluation on the other part
-(`sweep.validation_share`, drawn by data.subset_seed; Flowers and Aircraft have a
+(`sweep.holdout`, drawn by data.subset_seed; Flowers and Aircraft have a
 validation split of their own), trains the winner again on all training data and reports
 it on the test split. In the names of points and in the table `lr` is per 256 images. It
 goes on where it was stopped; a larger grid runs only what is new. `sweep.json` and a
@@ -142,7 +142,7 @@ def _recipe(config):
         "warmup_epochs": (10.0, 20.0),  # one for each of epochs
         "train_split": placeholder(str),  # of the points; None: a part of all
         "eval_split": placeholder(str),  # by which they are chosen
-        "validation_share": 0.2,  # held out where there are no such splits
+        "holdout": 0.2,  # share to choose by, where there are no such splits
         "evaluator": "test",  # the block of evals whose metric chooses
     }
 

@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from litevit_jax import distributed, paths, sharding, trees
+from litevit_jax import choices, distributed, paths, sharding, trees
 from litevit_jax.trees import fingerprint as fingerprint
 from litevit_jax.trees import flatten as flatten
 
@@ -335,7 +335,7 @@ def read_params(path: str, *, average: bool = False) -> Checkpoint:
             raise CorruptCheckpoint(
                 f"{path}: step {step} is damaged ({error}); others: {others or 'none'}"
             ) from error
-    return Checkpoint(params, meta["config"], step, run, model_state)
+    return Checkpoint(params, choices.upgrade(meta["config"]), step, run, model_state)
 
 
 def _read_part(manager: ocp.CheckpointManager, step: int, meta: Any, part: str) -> Any:

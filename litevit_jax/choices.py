@@ -1,8 +1,9 @@
-"""Helps a user to choose: near matches of an unknown name, and fields that are gone."""
+"""Helps a user to choose: near matches of unknown names, fields gone or renamed."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -57,16 +58,101 @@ class Removed(NamedTuple):
     Attributes:
       off: its value in a run that did not use it, which goes on as before.
       instead: why it is gone, and what to use now.
+      matters: whether a run that used it computed anything else.
     """
 
     off: Any
     instead: str
+    matters: bool = True
 
 
 REMOVED = {
+    "accum_steps": Removed(
+        off=1,
+        instead="give --config.microbatch=N, how many images a device computes at once",
+        matters=False,  # slices change rounding alone
+    ),
     "scan": Removed(
         off=False,
         instead="looping over one compiled block was slower and took more memory; to "
         "save memory use --config.remat=True",
-    )
+    ),
 }
+
+# Fields that are called otherwise now, blocks too. A star stands for one name.
+RENAMED = {
+    "batch_size_at_most": "auto_batch.at_most",
+    "data.holdout": "data.holdout.test",
+    "data.select_at_most": "data.holdout.select_at_most",
+    "data.select_fraction": "data.holdout.select",
+    "data.validation_share": "data.holdout.eval",
+    "encoder_default": "fallback.encoder",
+    "evals.*.data.holdout": "evals.*.data.holdout.test",
+    "evals.*.data.select_at_most": "evals.*.data.holdout.select_at_most",
+    "evals.*.data.select_fraction": "evals.*.data.holdout.select",
+    "evals.*.data.validation_share": "evals.*.data.holdout.eval",
+    "evals.*.select_fraction": "evals.*.holdout",
+    "file_normalize": "fallback",
+    "lr.batch_if_chosen": "auto_batch.lr_batch",
+    "steps_at_least": "auto_batch.steps_at_least",
+    "sweep.validation_share": "sweep.holdout",
+    "view_default": "fallback",
+}
+
+
+def new_name(name: str, *, block: bool = False) -> str | None:
+    """What field `name` of an older config is called now; None: as it was.
+
+    `block`: whether it holds fields and no value.
+    """
+    for old, new in RENAMED.items():
+        pattern = re.escape(old).replace(r"\*", r"([^.]+)") + r"(?=\.|$)"
+        match = re.match(pattern, name)
+        if match is None:
+            continue
+        rest = name[match.end() :]
+        # A value became a block of the same name: what is in the block is new.
+        if not (new.startswith(f"{old}.") and (block or rest)):
+            for part in match.groups():
+                new = new.replace("*", part, 1)
+            return new + rest
+    return None
+
+
+def about_old(name: str, value: Any = None, *, block: bool = False) -> str | None:
+    """What to say of field `name`, with its `value`, if earlier versions alone have it.
+
+    `block`: whether it holds fields and no value.
+    """
+    if name in REMOVED:
+        gone = REMOVED[name]
+        return None if value == gone.off else f"{name} is gone: {gone.instead}"
+    new = new_name(name, block=block)
+    return None if new is None else f"{name} is called config.{new} now"
+
+
+def upgrade(config: dict[str, Any]) -> dict[str, Any]:
+    """The saved config of an older run, with the names that its fields have now."""
+    moved: list[tuple[str, Any]] = []
+
+    def keep(block: dict[str, Any], prefix: str) -> dict[str, Any]:
+        kept = {}
+        for key, value in block.items():
+            name, is_block = f"{prefix}{key}", isinstance(value, dict)
+            new = new_name(name, block=is_block)
+            if new is not None:
+                moved.append((new, value))
+            else:
+                kept[key] = keep(value, f"{name}.") if is_block else value
+        return kept
+
+    upgraded = keep(config, "")
+    for name, value in moved:
+        *blocks, key = name.split(".")
+        block = upgraded
+        for part in blocks:
+            block = block.setdefault(part, {})
+        if isinstance(value, dict):
+            value = {**value, **block.get(key, {})}
+        block[key] = value
+    return upgraded

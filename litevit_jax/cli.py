@@ -78,7 +78,7 @@ def _join(values: flags.FlagValues) -> None:
     if not 0 < values.join_timeout_s < math.inf:
         raise ValueError(f"--join_timeout_s={values.join_timeout_s}; expected seconds")
     config: Any = values["config"].value
-    limits = distributed.Limits(**config.get("watchdog", {}))
+    limits = distributed.Limits(**config.watchdog)
     distributed.start(
         values.coordinator,
         values.num_processes,
@@ -114,7 +114,7 @@ def _begin(job: str, config: Any, workdir: str | None) -> None:
     devices: Any = []
     said = None
     if job not in _IDLE:
-        said = compilation.use(config.get("compilation_cache", "auto"))
+        said = compilation.use(config.compilation_cache)
         devices = cpu.devices()
     where = workdir or os.path.join("runs", config.name)
     _say(terminal.headline(config.name, job, where, devices))
@@ -137,7 +137,7 @@ def _for_its_images(config: Any, result: str, recipe: str) -> tuple[str, list[st
 
     A probe needs labels, and images to be tested on.
     """
-    if config.get("job", "train") != "train" or recipe not in _LABELLED:
+    if config.job != "train" or recipe not in _LABELLED:
         return "", []
     from ml_collections import ConfigDict
 
@@ -152,7 +152,7 @@ def _for_its_images(config: Any, result: str, recipe: str) -> tuple[str, list[st
     try:
         inputs.sources(ConfigDict(saved["data"]))("eval")
     except (OSError, ValueError):
-        return "", ["--config.data.holdout=0.1"]
+        return "", ["--config.data.holdout.test=0.1"]
     return "", []
 
 
@@ -173,14 +173,11 @@ def _next(config: Any, result: str) -> list[tuple[str, str, str]]:
       config: of the job that has ended.
       result: its directory, or the file that it wrote.
     """
-    job, encoder = config.get("job", "train"), config.get("init")
-    if encoder in (None, "random"):
-        encoder = config.get("like") or "RUN"
-    tune = ("fine-tune the encoder", "finetune", f"init={encoder}")
+    job = config.job
     if job == "train" and config.objective.name not in _CLASSIFIERS:
         probe = ("probe the encoder", "linear_probe", f"init={result}")
         return [probe, ("fine-tune it", "finetune", f"init={result}")]
-    if job in ("train", "transfer") and "encoder_default" not in config:
+    if job in ("train", "transfer") and not config.fallback.encoder:  # no probe
         compare = ("compare runs", "analysis:compare", f"models=a={result},b=RUN")
         return [compare, ("evaluate it on other data", "evaluate", f"init={result}")]
     if job == "report":
@@ -190,7 +187,11 @@ def _next(config: Any, result: str) -> list[tuple[str, str, str]]:
         return [("probe its blocks", "layer_probe", f"init={last}")]
     if job == "convert":
         return [("fine-tune it", "finetune:data=folder,path=DIR", f"init={result}")]
-    return [tune]  # of a probe, an evaluation, a study of layers
+    encoder = "RUN"
+    if job != "advise":  # a probe, an evaluation, a study of layers
+        encoder = config.like or encoder
+        encoder = encoder if config.init in (None, "random") else config.init
+    return [("fine-tune the encoder", "finetune", f"init={encoder}")]
 
 
 def _say(text: str) -> None:
@@ -203,7 +204,7 @@ def _say(text: str) -> None:
 def _job(config: Any) -> str:
     from litevit_jax import choices
 
-    return choices.check("job", config.get("job", "train"), list(_JOBS))
+    return choices.check("job", config.job, list(_JOBS))
 
 
 def _plan(config: Any, job: str, target: str | None, path: str | None) -> int:
@@ -329,13 +330,12 @@ def _transfer(config: Any, workdir: str) -> int:
 def _prepare_cpu(config: Any) -> None:
     from litevit_jax import cpu, distributed
 
-    images = {**config.get("view_default", {}), **_given(config.data)}
+    images = {**_given(config.fallback), **_given(config.data)}
     known = {"image_size", "channels"} <= images.keys()
     if config.batch_size and known:  # else the data decides
         sides = (images["image_size"], images.get("image_width"))
         values = sides[0] * (sides[1] or sides[0]) * images["channels"]
-        slices = max(config.accum_steps, 1) * distributed.count()
-        cpu.prepare(config.batch_size // slices, values)
+        cpu.prepare(config.batch_size // distributed.count(), values)
 
 
 def _given(block: Any) -> dict[str, Any]:

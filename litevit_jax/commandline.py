@@ -194,6 +194,9 @@ def _explain(error: Exception, argv: list[str]) -> str:
         return _no_recipe(recipe, argv)
     for name, value in _overrides(argv):
         wrong = _wrong_field(name, recipe)
+        old = choices.about_old(name)
+        if wrong is not None and old is not None:
+            return f"--config.{old}"
         if wrong is not None:
             return wrong + _evaluator_hint(name, recipe, argv)
         if f"--config.{name}={value}: " in str(error):
@@ -288,8 +291,6 @@ def flags_for(argv: list[str]) -> flags.FlagValues:
 
 def _wrong_field(name: str, block: Any) -> str | None:
     """What is wrong with the field `a.b.c` of --config.a.b.c=, if it does not exist."""
-    if name in choices.REMOVED:
-        return f"--config.{name} is gone: {choices.REMOVED[name].instead}"
     place = "config"
     for key in name.split("."):
         keys = sorted(block) if hasattr(block, "keys") else []
@@ -324,6 +325,8 @@ def _wrong_value(name: str, value: str, block: Any) -> str:
         block = block[parent]
     old = block[key]
     if hasattr(old, "keys"):
+        if renamed := choices.about_old(name):
+            return f"--config.{renamed}"
         fields = ", ".join(f"--config.{name}.{field}=" for field in sorted(old))
         return f"--config.{name}={value}: expected one of its fields: {fields}"
     example = "" if old is None else f", as in --config.{name}={old}"

@@ -6,6 +6,7 @@ Nothing is imported or run but the recipe that is asked for, so help is quick.
 from __future__ import annotations
 
 import ast
+import importlib
 import io
 import itertools
 import pathlib
@@ -37,6 +38,18 @@ def locate(text: str) -> str:
         return text
     known = path.parent in (pathlib.Path("."), pathlib.Path("configs"))
     return str(FOLDER / f"{name}.py") if known else text
+
+
+def get(name: str, variant: str | None = None) -> Any:
+    """The config of recipe `name`, as 'mae_tiny', in a variant, as 'digits,smoke'.
+
+    Raises:
+      ValueError: no such recipe, or no such variant.
+    """
+    if name not in names():
+        raise ValueError(f"recipe {name!r} unknown; {unknown(name)}")
+    recipe: Any = importlib.import_module(f"configs.{name}")
+    return recipe.get_config(variant)
 
 
 def unknown(text: str) -> str:
@@ -71,15 +84,29 @@ def overview() -> str:
 
 def describe(path: str | pathlib.Path, config: Any) -> str:
     """Every field of `config`, the recipe in file `path`: value and comment."""
-    own, shared = comments(path), comments(_SHARED)
+    every = [comments(source) for source in _sources(pathlib.Path(path))]
     rows = [
-        (f"{name} = {_value(value)}", _comment(name, own) or _comment(name, shared))
+        (
+            f"{name} = {_value(value)}",
+            next(filter(None, (_comment(name, found) for found in every)), ""),
+        )
         for name, value in fields(config)
     ]
     wide = min(max((len(left) for left, _ in rows), default=0), 44)
     return "\n".join(
         f"  {left:{wide}}  # {why}" if why else f"  {left}" for left, why in rows
     )
+
+
+def _sources(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Files of a recipe, of recipes that it derives from, and of what all share."""
+    yield path
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "configs":
+            for name in (alias.name for alias in node.names):
+                if name in names():
+                    yield from _sources(FOLDER / f"{name}.py")
+    yield _SHARED
 
 
 def fields(block: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

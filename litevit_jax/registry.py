@@ -16,7 +16,7 @@ import pkgutil
 import re
 from typing import Any, NamedTuple, cast
 
-from litevit_jax.choices import check
+from litevit_jax.choices import about_old, check
 
 _ROOT = pathlib.Path(__file__).parent
 _NOT_PLUGINS = ("base", "frozen", "health", "masking")
@@ -35,14 +35,32 @@ def make(folder: str, name: str, /, **kwargs: Any) -> Any:
     Raises:
       ValueError: no such plug-in, or a keyword that its `make` does not take.
     """
-    kind = folder.split(".")[-1].removesuffix("s")
-    check(kind, name, choices(folder))
-    module = importlib.import_module(f"litevit_jax.{folder}.{name}")
+    plugin = _make_of(folder, name)
     try:
-        inspect.signature(module.make).bind(**kwargs)
+        inspect.signature(plugin).bind(**kwargs)
     except TypeError as error:
-        raise ValueError(f"{kind} {name!r}: {error}") from error
-    return module.make(**kwargs)
+        raise ValueError(f"{_kind(folder)} {name!r}: {error}") from error
+    return plugin(**kwargs)
+
+
+def defaults(folder: str, name: str) -> dict[str, Any]:
+    """Keyword -> default of the `make` of plug-in `name`, of those that have one.
+
+    Raises:
+      ValueError: no such plug-in.
+    """
+    keywords = inspect.signature(_make_of(folder, name)).parameters
+    pairs = ((key, keyword.default) for key, keyword in keywords.items())
+    return {key: value for key, value in pairs if value is not inspect.Parameter.empty}
+
+
+def _make_of(folder: str, name: str) -> Any:
+    check(_kind(folder), name, choices(folder))
+    return importlib.import_module(f"litevit_jax.{folder}.{name}").make
+
+
+def _kind(folder: str) -> str:
+    return folder.split(".")[-1].removesuffix("s")
 
 
 class Bound(NamedTuple):
@@ -106,9 +124,9 @@ _BOUNDS: dict[str, Bound] = {
     for bound, names in (
         # JAX repeats its keys from 2^32 on.
         (Bound(0, 2**32 - 1, whole=True), "seed *.seed data.subset_seed"),
-        (_COUNT, "batch_size batch_size_at_most lr.batch_if_chosen accum_steps"),
+        (_COUNT, "batch_size auto_batch.at_most auto_batch.lr_batch"),
         (_COUNT, "epochs steps images log.every_steps checkpoint.*"),
-        (_COUNT_OR_NONE, "steps_at_least evals.*.every_steps log.report_images"),
+        (_COUNT_OR_NONE, "*.steps_at_least evals.*.every_steps log.report_images"),
         (_COUNT, "nonfinite.max_in_a_row"),
         (_POSITIVE, "watchdog.*"),
         (_NOT_NEGATIVE, "lr.*"),
@@ -120,8 +138,8 @@ _BOUNDS: dict[str, Bound] = {
         (Bound(-1, _MOST_STEPS, whole=True), "mesh.*"),
         # Data.
         (Bound(1, 2**14, whole=True), "*image_size *image_width"),
-        (Bound(1, 2**12, whole=True), "data.channels view_default.channels"),
-        (_BELOW_ONE, "*.holdout *.validation_share *.select_fraction"),
+        (Bound(1, 2**12, whole=True), "data.channels fallback.channels"),
+        (_BELOW_ONE, "*.holdout *.holdout.test *.holdout.eval *.holdout.select"),
         (_COUNT, "data.shots *.select_at_most data.max_pixels evals.*.shots"),
         (_PART, "*.fraction data.crop_scale *.eval_crop_fraction"),
         (Bound(1), "*.long_tail"),
@@ -133,8 +151,8 @@ _BOUNDS: dict[str, Bound] = {
         (Bound(0, 1024, whole=True), "data.workers"),
         (Bound(1, 1024, whole=True), "data.threads"),
         # Augmentations.
-        (Bound(), "*normalize.mean view_default.mean"),
-        (_POSITIVE, "*normalize.std view_default.std"),
+        (Bound(), "*normalize.mean fallback.mean"),
+        (_POSITIVE, "*normalize.std fallback.std"),
         (Bound(0, 0.5), "augment.color_jitter.hue"),
         (_NOT_NEGATIVE, "augment.color_jitter.*"),
         (_POSITIVE, "augment.gaussian_blur.sigma augment.erase.*"),
@@ -189,10 +207,15 @@ def check_fields(config: Any, prefix: str = "") -> None:
       prefix: of the names of the block's fields, as 'lr.'.
 
     Raises:
-      ValueError: NaN, infinite, out of bounds; or not what the field holds.
+      ValueError: NaN, infinite, out of bounds; not what the field holds; or a name
+        that nothing reads any more.
     """
     for key, value in config.items():
         name = f"{prefix}{key}"
+        is_block = hasattr(value, "items")
+        old = about_old(name, value, block=is_block)
+        if old is not None:
+            raise ValueError(f"config.{old}")
         if hasattr(value, "items"):
             check_fields(value, f"{name}.")
         elif value is not None:

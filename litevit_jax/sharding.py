@@ -63,22 +63,16 @@ def check_fsdp(mesh: Mesh, tree: Any) -> None:
         )
 
 
-def check_batch(batch_size: int, mesh: Mesh, accum_steps: int = 1) -> None:
+def check_batch(batch_size: int, mesh: Mesh) -> None:
     """Raises ValueError unless every device gets the same number of examples."""
     shape = "mesh " + " x ".join(f"{k}={v}" for k, v in mesh.shape.items())
-    if batch_size < 1 or accum_steps < 1:
-        raise ValueError(f"{batch_size=} and {accum_steps=} must be at least 1")
+    if batch_size < 1:
+        raise ValueError(f"{batch_size=} must be at least 1")
     if batch_size % mesh.size:
         near = max(batch_size // mesh.size, 1) * mesh.size
         raise ValueError(
             f"batch_size={batch_size} is not a multiple of {mesh.size} devices "
             f"({shape}); try --config.batch_size={near}"
-        )
-    if batch_size % (mesh.size * accum_steps):
-        raise ValueError(
-            f"batch_size={batch_size} does not split into accum_steps={accum_steps} "
-            f"equal slices over {mesh.size} devices ({shape}); batch_size must be a "
-            f"multiple of {mesh.size * accum_steps}"
         )
 
 

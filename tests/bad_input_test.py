@@ -54,8 +54,6 @@ FIELDS = {
     "batch and devices": ({"batch_size": 100},
         r"batch_size=100 is not a multiple of 8 devices \(mesh data=8 x fsdp=1\); try "
         r"--config.batch_size=96"),
-    "batch and slices": ({"batch_size": 40, "accum_steps": 2},
-        r"batch_size=40 .*accum_steps=2.* multiple of 16"),
     "slice": ({"batch_size": 96, "microbatch": "5"},
         r"microbatch=5 does not divide the 12 images of a device \(batch_size=96 over "
         r"8\); the nearest that does is 4: set --config.microbatch=4"),
@@ -239,7 +237,7 @@ def arrays_file(tmp_path, **arrays):
 
 
 LAYERS = {
-    "layers": {"name": "layers", "select_fraction": 0.1, "every_steps": 0},
+    "layers": {"name": "layers", "holdout": 0.1, "every_steps": 0},
     "fewshot": {"name": "fewshot", "every_steps": 0},
 }
 FROZEN = pytest.mark.parametrize("evals", [{}, LAYERS], ids=["probe", "layers"])
@@ -278,11 +276,11 @@ GRID = {
         r"feature 'token' unknown; the encoder has cls, avg, cls_last1 to cls_last1,"),
     "blocks": ({"objective__features": ("cls_last4",)},
         r"'cls_last4' reads the last 4 blocks, but the encoder has 1"),
-    "held-out share": ({"data__select_fraction": 0.001},
-        r"select_fraction=0.001 of 1438 .* 10 classes leaves nothing .*raise --config"),
-    "no held-out share": ({"data__select_fraction": 0.0},
-        r"'select' is a part of the training images.*data.select_fraction=0.1"),
-    "too large a share": ({"data__select_fraction": 0.9}, r"a share in \(0, 0.5"),
+    "held-out share": ({"data__holdout__select": 0.001},
+        r"holdout.select=0.001 of 1438 .* 10 classes leaves nothing .*raise --config"),
+    "no held-out share": ({"data__holdout__select": 0.0},
+        r"'select' is a part of the training images.*data.holdout.select=0.1"),
+    "too large a share": ({"data__holdout__select": 0.9}, r"a share in \(0, 0.5"),
     "the test images": ({"evals__test__select": "eval"}, r"select are both 'eval'"),
     "other features": (
         {"evals__knn": {"name": "knn", "features": "cls", "every_steps": 0}},
@@ -297,9 +295,9 @@ def test_a_bad_grid_of_probes_is_refused(name, refuse):
 
 
 def test_layers_without_images_to_choose_by_are_refused(refuse):
-    layers = {"name": "layers", "select_fraction": 1e-4, "every_steps": 0}
+    layers = {"name": "layers", "holdout": 1e-4, "every_steps": 0}
     made = frozen(evals={"layers": layers})
-    refuse(made, r"layers: select_fraction=0.0001 of 1438 images .*leaves nothing")
+    refuse(made, r"layers: holdout=0.0001 of 1438 images .*leaves nothing")
 
 
 def test_a_probe_of_nothing_is_refused(refuse):

@@ -52,3 +52,33 @@ def test_recipes_which_do_not_import_the_package_say_the_same(name):
     assert text == (
         f"variant protocol={name!r} unknown; {choices.suggest(name, known)}"
     )
+
+
+def test_saved_configs_of_older_runs_get_the_names_of_today():
+    old = {
+        "batch_size_at_most": 16384,
+        "lr": {"base": 0.1, "batch_if_chosen": 16384},
+        "steps_at_least": 2000,
+        "encoder_default": {"width": 64},
+        "view_default": {"image_size": 8, "mean": [0.3]},
+    }
+    assert choices.upgrade(old) == {
+        "auto_batch": {"at_most": 16384, "lr_batch": 16384, "steps_at_least": 2000},
+        "fallback": {"encoder": {"width": 64}, "image_size": 8, "mean": [0.3]},
+        "lr": {"base": 0.1},
+    }
+    data = {"validation_share": 0.2, "select_fraction": 0.1, "select_at_most": 9}
+    old = {
+        "data": {"holdout": 0.3, **data},
+        "evals": {"knn": {"data": {"holdout": 0.0}}, "a": {"select_fraction": 0.1}},
+        "sweep": {"validation_share": 0.4},
+    }
+    holdout = {"test": 0.3, "eval": 0.2, "select": 0.1, "select_at_most": 9}
+    assert choices.upgrade(old) == {
+        "data": {"holdout": holdout},
+        "evals": {"knn": {"data": {"holdout": {"test": 0.0}}}, "a": {"holdout": 0.1}},
+        "sweep": {"holdout": 0.4},
+    }
+    assert choices.upgrade({"file_normalize": {"mean": [0.5]}}) == {
+        "fallback": {"mean": [0.5]}
+    }

@@ -15,7 +15,7 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from configs import mae_tiny
+from configs import common, mae_tiny
 from litevit_jax import cli, commandline, distributed, recipes
 from litevit_jax.analysis import job as analyses
 from litevit_jax.data.sources import tfds
@@ -378,7 +378,22 @@ def test_help_of_a_recipe_lists_its_fields_with_values_and_comments(capsys):
         assert re.search(rf"(?m)^  {line}", said), line
     names = re.findall(r"(?m)^  ([\w.]+) = ", said)
     config = parsed("--config=mae_tiny:digits")[1].config
+    for name in common.base("x"):  # what every recipe has
+        assert re.search(rf"(?m)^  {name}(\.[\w.]+)? = .*# \w", said), name
     assert names == [name for name, _ in recipes.fields(config)]
+
+
+@pytest.mark.parametrize(
+    ("flag", "answer"),
+    [
+        ("view_default.std=1", "view_default.std is called config.fallback.std now"),
+        ("data.holdout=0.1", "data.holdout is called config.data.holdout.test now"),
+        ("data.validation_share=0.1", "share is called config.data.holdout.eval now"),
+        ("accum_steps=2", "accum_steps is gone: give --config.microbatch=N, how many"),
+    ],
+)
+def test_an_old_name_of_a_field_is_refused_with_the_new_one(flag, answer, capsys):
+    assert answer in refused(capsys, "--config=finetune:digits", f"--config.{flag}")
 
 
 def test_help_of_a_wrong_recipe_is_a_mistake(capsys):
@@ -538,7 +553,7 @@ def test_a_command_that_comes_next_can_be_copied_whatever_its_names(started, cap
     ("folders", "variant", "more"),
     [
         (["train/a", "train/b", "test/a", "test/b"], "", []),
-        (["a", "b"], "", ["--config.data.holdout=0.1"]),
+        (["a", "b"], "", ["--config.data.holdout.test=0.1"]),
         (["."], ":data=folder,path=LABELLED", []),
     ],
 )

@@ -1,5 +1,6 @@
 """Every recipe builds, takes overrides, and its smoke form runs from end to end."""
 
+import ast
 import importlib
 import json
 import pathlib
@@ -11,6 +12,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from configs import common
 from litevit_jax import checkpoint, cli, sharding
 from litevit_jax.train import inputs, loop, setup
 from tests import jobs
@@ -39,6 +41,36 @@ def test_every_variant_builds_is_locked_and_names_its_run(name, arg):
     again = module(name).get_config(arg)
     again.seed = 5
     assert config.seed == 0  # no state is shared
+
+
+def reads(path):
+    """(line, name) of every field that a file reads of a run's config."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            typed = {a.arg: a.annotation and ast.unparse(a.annotation)
+                for a in (*node.args.args, *node.args.kwonlyargs)}  # fmt: skip
+            if str(typed.get("config")).startswith("dict"):  # one that was saved
+                continue
+            for part in ast.walk(node):
+                if isinstance(part, ast.Attribute) and ast.unparse(part.value) in (
+                    "config",
+                    "self._config",
+                ):
+                    yield part.lineno, part.attr
+
+
+PACKAGE = ROOT / "litevit_jax"
+READING = [*PACKAGE.glob("*.py"), *PACKAGE.glob("[aept]*/*.py")]  # no files of weights
+
+
+@pytest.mark.parametrize("path", READING, ids=lambda path: path.name)
+def test_the_package_reads_only_fields_that_recipes_declare(path):
+    declared = set(common.base("x")) | {"derived", "lr", "objective", "optimizer"}
+    for job in ("analysis", "convert", "evaluate", "layer_study", "transfer"):
+        declared |= set(module(job).get_config())
+    methods = set(dir(ConfigDict())) - {"get"}
+    wrong = [read for read in reads(path) if read[1] not in declared | methods]
+    assert not wrong
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -118,7 +150,7 @@ TRANSFER = {
     "objective.label_smoothing": 0.0,
     "objective.drop_path": 0.0,
     "objective.num_classes": None,  # the data's
-    "view_default.image_size": 224,  # of an encoder that knows no images
+    "fallback.image_size": 224,  # of an encoder that knows no images
     "data.crop_scale": (0.08, 1.0),
     "data.interpolation": "bicubic",
     "data.flip": 0.5,
@@ -269,7 +301,7 @@ def test_the_smoke_form_trains_saves_resumes_and_evaluates(
     monkeypatch.setattr(sharding, "make_mesh", lambda **_: make_mesh(1, 1, one))
     sizes = {"steps": 2, "checkpoint__every_steps": 1}
     if name == "linear_probe":
-        sizes |= {"encoder_default__width": 24, "encoder_default__depth": 1}
+        sizes |= {"fallback__encoder__width": 24, "fallback__encoder__depth": 1}
         if "grid" in arg:
             sizes["objective__features"] = ("cls", "avg_last1")
         config = jobs.config(name, arg, **sizes)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from litevit_jax import augment, registry
+from litevit_jax import augment, choices, registry
 from litevit_jax.models import vit
 from litevit_jax.train import optimizer
 
@@ -167,3 +167,21 @@ def test_a_formula_in_place_of_numbers_says_how_to_write_them():
 
 def test_a_field_without_a_bound_may_hold_anything_but_nan_and_infinity():
     registry.check_fields({"mine": -1e30, "words": ("a",), "flag": True, "none": None})
+
+
+def test_configs_of_today_have_no_old_name():
+    for config in configs():
+        plain = config.to_dict()
+        assert choices.upgrade(plain) == plain, config.name
+
+
+def test_an_old_name_in_a_recipe_of_yours_is_refused():
+    config = ConfigDict({"view_default": {"channels": 3}})
+    with pytest.raises(ValueError, match=r"view_default is called config\.fallback"):
+        registry.check_fields(config)
+    config = ConfigDict({"data": {"holdout": 0.1}})
+    with pytest.raises(ValueError, match=r"data.holdout is called .*data.holdout.test"):
+        registry.check_fields(config)
+    registry.check_fields(ConfigDict({"accum_steps": 1}))  # it was off
+    with pytest.raises(ValueError, match=r"accum_steps is gone: give --config.microba"):
+        registry.check_fields(ConfigDict({"accum_steps": 2}))

@@ -7,12 +7,10 @@ percent of ImageNet's validation images. Recalled or unpublished ones are not he
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import pathlib
-import pkgutil
 from typing import Any
 
-from litevit_jax import choices
+from litevit_jax import choices, recipes
 from litevit_jax.analysis import record
 from litevit_jax.train import workdir as workdirs
 
@@ -58,11 +56,8 @@ WITH_BIAS = {
 
 def recipe_of(config: dict[str, Any]) -> str | None:
     """The file in configs/ that a run's config was made by, or None."""
-    import configs
-
-    names = [m.name for m in pkgutil.iter_modules(configs.__path__)]
-    said = str(config.get("name", ""))
-    fits = [n for n in names if said == n or said.startswith(f"{n}-")]
+    title = str(config.get("name", ""))
+    fits = [n for n in recipes.names() if title == n or title.startswith(f"{n}-")]
     return max(fits, key=len, default=None)
 
 
@@ -75,11 +70,10 @@ def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     name = recipe_of(config)
     if name is None:
         return []
-    recipe = importlib.import_module(f"configs.{name}")
     try:
-        plain = recipe.get_config("imagenet2012")
+        plain = recipes.get(name, "imagenet2012")
     except ValueError:  # a recipe that reads no images of its own
-        plain = recipe.get_config(None)
+        plain = recipes.get(name)
     theirs = workdirs.plain(plain.copy_and_resolve_references().to_dict())
     _fill_images(theirs)
     skipped = {"derived", *choices.REMOVED}
@@ -91,7 +85,7 @@ def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
 
 def _fill_images(recipe: dict[str, Any]) -> None:
     """Puts the recipe's own images where it would take those of an encoder."""
-    default = recipe.get("view_default") or {}
+    default = recipe.get("fallback") or {}
     blocks = [recipe.get("data"), recipe.get("augment", {}).get("normalize")]
     for block in filter(None, blocks):
         block.update({k: v for k, v in default.items() if block.get(k, 0) is None})

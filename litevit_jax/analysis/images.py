@@ -36,8 +36,7 @@ def take_data(config: ConfigDict, read: list[models.Model]) -> None:
         own = ("image_size", "image_width", "range")
         asked = {name: config.data[name] for name in own}
         theirs = {k: v for k, v in entries.data_of(run).items() if k in config.data}
-        ours = {k: v for k, v in config.data.items() if v is not None}
-        config.data.update({**theirs, **_IF_OPEN, **ours})
+        entries.take_open(config.data, {**theirs, **_IF_OPEN})
         config.data.update(asked)
     ranges = {model.view.range for model in read}
     if config.data.range is None and len(ranges) == 1:

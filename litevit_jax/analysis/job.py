@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from litevit_jax import recipes
 from litevit_jax.analysis import advice, layers, measure, models, page, record, report
 from litevit_jax.train import progress
 from litevit_jax.train import workdir as workdirs
@@ -197,8 +197,7 @@ def after_training(config: ConfigDict, workdir: str) -> pathlib.Path:
 
 def _small(config: ConfigDict, run: record.Run) -> ConfigDict:
     """The analysis of one run's own images, the split that its evaluations read."""
-    recipe: Any = importlib.import_module("configs.analysis")
-    small = recipe.get_config(None)
+    small = recipes.get("analysis")
     own = [block for block in run.config["evals"].values() if "data" not in block]
     splits = [block.get("split", "eval") for block in own]
     with small.unlocked():

@@ -8,14 +8,13 @@ layers.json, so that a study that was stopped goes on.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import pathlib
 import tempfile
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from litevit_jax import choices
+from litevit_jax import choices, recipes
 from litevit_jax.analysis import advice, charts, figures, report
 from litevit_jax.models import vit
 from litevit_jax.train import evaluate, inherit, loop, parts, progress, setup, views
@@ -119,8 +118,7 @@ class Study:
 
     def probe_of(self, part: Part) -> ConfigDict:
         """The evaluation of a part that trains nothing: what every block knows."""
-        recipe: Any = importlib.import_module("configs.layer_probe")
-        made, ours = recipe.get_config(None), self._config
+        made, ours = recipes.get("layer_probe"), self._config
         with made.unlocked():
             made.init, made.init_ema = ours.init, ours.init_ema
             made.init_grid = ours.init_grid

@@ -96,7 +96,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
             num_heads=config.num_heads,
             decoder_num_heads=config.decoder_num_heads,
             average=config.init_ema,
-            normalize=config.file_normalize.to_dict(),
+            normalize={name: config.fallback[name] for name in ("mean", "std")},
             seed=config.seed,
         )
         for name, path in models.named(config.models).items()

@@ -205,7 +205,7 @@ def _of_file(
     mean, std = (tuple(known[key]) for key in ("mean", "std"))
     if len(mean) != channels:
         raise ValueError(
-            f"{path}: images of {channels} channels, but file_normalize.mean has "
+            f"{path}: images of {channels} channels, but fallback.mean has "
             f"{len(mean)}; give one mean and std per channel"
         )
     view = View(size, channels, mean, std)

@@ -108,7 +108,7 @@ def _doubt(
     return (
         f"{root.place(top)}: {named} reads as a split, but beside it lies what may be "
         f"a class: {', '.join(rest)}. If all subfolders are classes: "
-        "--config.data.train_split=. (and --config.data.validation_share=0.1 to "
+        "--config.data.train_split=. (and --config.data.holdout.eval=0.1 to "
         "evaluate on a part of them). If it is a split: --config.data.train_split="
         f"./{(training or ['NAME'])[0]} and --config.data.eval_split=./NAME, or move "
         "the rest elsewhere"

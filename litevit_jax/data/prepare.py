@@ -327,7 +327,7 @@ def _command(name: str, folder: pathlib.Path, path: str, info: dict[str, Any]) -
         fields["train_split"] = train
     others = [split for split in splits if split != train]
     if not others:
-        fields["validation_share"] = "0.1"
+        fields["holdout.eval"] = "0.1"
     elif "validation" not in others:
         fields["eval_split"] = "test" if "test" in others else others[0]
     flags = " ".join(f"--config.data.{key}={value}" for key, value in fields.items())

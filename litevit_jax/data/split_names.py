@@ -28,7 +28,7 @@ class NoTestSplit(ValueError):
         self.where, self.whole = where, whole
         super().__init__(
             f"{where} has no 'test' split: all of it is 'train'. Keep a share of it "
-            "for testing with --config.data.holdout=0.1, or provide a test split"
+            "for testing with --config.data.holdout.test=0.1, or provide a test split"
         )
 
 
@@ -190,5 +190,5 @@ def resolve(
 def unused_holdout(kinds: Mapping[str, str], holdout: float) -> list[str]:
     """A note if a share should be held out of data that have a split to test on."""
     unused = holdout and {"test", "val"} & set(kinds.values())
-    note = f"data.holdout={holdout} is not used: there is a split to test on"
+    note = f"data.holdout.test={holdout} is not used: there is a split to test on"
     return [note] * bool(unused)

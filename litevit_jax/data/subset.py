@@ -117,7 +117,7 @@ def divide(
     held = round(share * len(source))
     if not 0 < held < len(source):
         raise ValueError(
-            f"data.validation_share={share} of {len(source)} training examples holds "
+            f"data.holdout.eval={share} of {len(source)} training examples holds "
             f"out {held}; expected a share that leaves examples on both sides"
         )
     # Another stream than that of `take`: the parts have nothing to do with it.
@@ -303,7 +303,7 @@ def _first_of_each(
 
 
 def hold_out(
-    source: base.Source, *, fraction: float, at_most: int, seed: int
+    source: base.Source, *, share: float, at_most: int, seed: int
 ) -> tuple[base.Source, base.Source]:
     """Splits the training images into (the rest, a part for choosing settings).
 
@@ -313,20 +313,20 @@ def hold_out(
 
     Args:
       source: all training examples.
-      fraction: share of them to hold out, in (0, 0.5].
+      share: of them to hold out, in (0, 0.5].
       at_most: no more than so many, of a large set.
       seed: of the drawing.
 
     Raises:
       ValueError: a value out of range, or nothing would be held out.
     """
-    where = f"data.select_fraction={fraction} of {len(source)} training images"
-    if not 0 < fraction <= 0.5 or at_most < 1:
+    where = f"data.holdout.select={share} of {len(source)} training images"
+    if not 0 < share <= 0.5 or at_most < 1:
         raise ValueError(
-            f"{where} and data.select_at_most={at_most}; expected a share in (0, 0.5] "
-            "and at least 1"
+            f"{where} and data.holdout.select_at_most={at_most}; expected a share in "
+            "(0, 0.5] and at least 1"
         )
-    wanted = min(round(fraction * len(source)), at_most)
+    wanted = min(round(share * len(source)), at_most)
     # Another drawing than that of `take`, whose order is seeded by `seed` alone.
     order = np.random.default_rng([seed, 1]).permutation(len(source))
     held = order[:wanted]
@@ -337,7 +337,7 @@ def hold_out(
     if not len(held) or len(held) == len(source):
         raise ValueError(
             f"{where} in {len(source.classes)} classes leaves nothing to choose by, or "
-            "nothing to train on; raise --config.data.select_fraction (at most 0.5) or "
+            "nothing to train on; raise --config.data.holdout.select (at most 0.5) or "
             "give more images of each class"
         )
     rest = np.setdiff1d(np.arange(len(source)), held)

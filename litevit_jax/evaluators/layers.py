@@ -25,7 +25,7 @@ def make(
     bank: str = "train",
     pool: str = "cls",
     examples: int = 50_000,
-    select_fraction: float = 0.1,
+    holdout: float = 0.1,
     seed: int = 0,
     l2: tuple[float, ...] = frozen.L2,
     k: int = 20,
@@ -39,7 +39,7 @@ def make(
       bank: the images that are learned from.
       pool: 'cls' or 'avg', the mean of the patch tokens.
       examples: at most so many images of the bank, drawn by `seed`.
-      select_fraction: share of these on which `l2` and the block are chosen.
+      holdout: share of these on which `l2` and the block are chosen.
       seed: of the drawing.
       l2: strengths of regularisation to choose from, see `frozen.fit`.
       k, temperature: of the vote, see `knn`.
@@ -48,15 +48,15 @@ def make(
       ValueError: a value out of range.
     """
     choices.check("layers: pool", pool, _POOLS)
-    if examples < 2 or not 0 < select_fraction < 1:
+    if examples < 2 or not 0 < holdout < 1:
         raise ValueError(
-            f"layers: {examples=}, {select_fraction=}; expected at least 2 images and "
+            f"layers: {examples=}, {holdout=}; expected at least 2 images and "
             "a share in (0, 1)"
         )
     if k < 1 or temperature <= 0:
         raise ValueError(f"layers: {k=} must be >= 1 and {temperature=} > 0")
     frozen.check_l2("layers", l2)
-    fields = {"examples": examples, "select_fraction": select_fraction, "seed": seed}
+    fields = {"examples": examples, "holdout": holdout, "seed": seed}
     vote = {"k": k, "temperature": temperature}
     return Layers(
         context, split=split, bank=bank, pool=pool, **fields, l2=tuple(l2), vote=vote
@@ -71,7 +71,7 @@ class Layers(base.Evaluator):
     bank: str
     pool: str
     examples: int
-    select_fraction: float
+    holdout: float
     seed: int
     l2: tuple[float, ...]
     vote: dict[str, Any]
@@ -90,13 +90,13 @@ class Layers(base.Evaluator):
         count = min(self.examples, len(self.context.source(self.bank)))
         if not 0 < self._held_out(count) < count:
             raise ValueError(
-                f"layers: select_fraction={self.select_fraction} of {count} images of "
+                f"layers: holdout={self.holdout} of {count} images of "
                 f"split {self.bank!r} leaves nothing to choose by, or nothing to learn "
                 "from; choose another share, or give more images"
             )
 
     def _held_out(self, count: int) -> int:
-        return round(self.select_fraction * count)
+        return round(self.holdout * count)
 
     def run(self, state: Any, *, step: int) -> dict[str, Any]:
         """Returns accuracies on `split` by block, in percent.

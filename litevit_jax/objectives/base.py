@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from litevit_jax import choices
+from litevit_jax import choices, registry
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -32,6 +32,49 @@ class Variables(NamedTuple):
     params: Tree
     model_state: Tree
     teacher: Tree
+
+
+class FromRun(NamedTuple):
+    """A default in the signature of `make`: the run says what the value is.
+
+    Attributes:
+      name: of the field of `config.derived` that has it.
+    """
+
+    name: str
+
+
+NUM_CLASSES: Any = FromRun("num_classes")  # of the images, which then need labels
+TOTAL_STEPS: Any = FromRun("total_steps")  # updates of the run
+
+
+def complete(block: dict[str, Any], derived: Any) -> dict[str, Any]:
+    """The block of an objective with the values that it takes from the run.
+
+    Args:
+      block: `config.objective` without the fields that are None.
+      derived: `config.derived` of the run.
+
+    Raises:
+      ValueError: no such objective.
+    """
+    left = {k: v for k, v in _from_run(block["name"]).items() if k not in block}
+    return {**{k: derived[v.name] for k, v in left.items()}, **block}
+
+
+def classes_field(name: str) -> str | None:
+    """The field of objective `name` that counts the classes; None: it needs no labels.
+
+    Raises:
+      ValueError: no such objective.
+    """
+    fields = _from_run(name).items()
+    return next((k for k, v in fields if v == NUM_CLASSES), None)
+
+
+def _from_run(name: str) -> dict[str, FromRun]:
+    keywords = registry.defaults("objectives", name).items()
+    return {key: value for key, value in keywords if isinstance(value, FromRun)}
 
 
 # Names that properties of an objective once had -> those that are read.
@@ -87,6 +130,15 @@ class Objective(abc.ABC):
     def min_batch_per_device(self) -> int:
         """The fewest examples of a batch that a device can learn from."""
         return 1
+
+    @property
+    def packed_layers(self) -> dict[str, int]:
+        """Name of a layer -> how many products its parameters hold side by side.
+
+        Gradients of slices are added up product by product: the sums are the same,
+        and the devices' parts of them can be added after the last slice.
+        """
+        return {"qkv": 3}
 
     @property
     def frozen_teacher(self) -> bool:

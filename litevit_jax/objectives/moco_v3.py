@@ -20,7 +20,7 @@ from litevit_jax.objectives import base, health
 def make(
     *,
     encoder: dict[str, Any],
-    momentum_steps: int,
+    momentum_steps: int = base.TOTAL_STEPS,
     mlp_dim: int = 4096,
     embed_dim: int = 256,
     temperature: float = 0.2,

@@ -28,8 +28,8 @@ _FEATURE = re.compile(r"(cls|avg)(?:_last(\d+))?")
 def make(
     *,
     encoder: dict[str, Any],
-    num_classes: int,
     lrs: tuple[float, ...],
+    num_classes: int = base.NUM_CLASSES,
     features: tuple[str, ...] = ("cls", "avg"),
     head: str = "probe_bn",
     final_norm: bool = True,
@@ -39,9 +39,9 @@ def make(
 
     Args:
       encoder: arguments of `vit.make_encoder`.
-      num_classes: K.
       lrs: the learning rates; here they count the heads, the optimizer's
         `lr_factors` are to be the same.
+      num_classes: K.
       features: what heads read: 'cls', 'avg' (the mean of the patch tokens), and
         'cls_last4', 'avg_last4': those of the last 4 (or any number of) blocks, one
         after the other.

@@ -25,7 +25,7 @@ from litevit_jax.objectives import base, health
 def make(
     *,
     encoder: dict[str, Any],
-    num_classes: int,
+    num_classes: int = base.NUM_CLASSES,
     pool: str = "avg",
     head: str = "linear",
     label_smoothing: float = 0.0,

@@ -55,7 +55,7 @@ def source(data: Any) -> tuple[Callable[[str], base.Source], str]:
         return inputs.sources(data), "data"
     parts = [(data.name, split.strip()) for split in data.train_split.split("+")]
     unknown = [part for part in parts if part not in _KNOWN]
-    drawn = data.shots is not None or data.validation_share or data.select_fraction
+    drawn = data.shots is not None or data.holdout.eval or data.holdout.select
     if unknown or drawn:
         raise ValueError(
             f"{data.name} is not here, and a plan without it knows whole splits of "

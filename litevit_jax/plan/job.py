@@ -118,9 +118,7 @@ def _other_settings(
         if planned.design.objective.needs_whole_batch:  # slices would change its loss
             more = {"batch_size": config.batch_size // cut}
         else:
-            more = {"accum_steps": planned.design.slices * cut}
-            if str(config.microbatch).isdigit():  # it says the same, otherwise
-                more["microbatch"] = "auto"
+            more = {"microbatch": str(images // cut)}
         yield _flags(changes | more), changes | more
 
 

@@ -71,7 +71,7 @@ def plan(config: ConfigDict, target: topology.Target) -> Planned:
 def _teach(config: ConfigDict) -> checkpoint.Checkpoint | None:
     """Reads the named teacher; without one, its block must give its sizes."""
     block = config.objective.get("teacher")
-    if block is None or config.get("teacher"):
+    if block is None or config.teacher:
         return inherit.teacher(config)
     if not (block.get("variant") or block.get("width")):
         raise ValueError(

@@ -30,13 +30,24 @@ def data_of(run: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in block.items()}
 
 
-def which_encoder(config: Any, loaded: checkpoint.Checkpoint | None) -> list[str]:
+def take_open(block: Any, run: dict[str, Any]) -> None:
+    """Fills the fields of `block` that are None, at any depth, with those of `run`."""
+    for key, value in run.items():
+        if isinstance(value, dict) and block.get(key) is not None:
+            take_open(block[key], value)
+        elif block.get(key) is None:
+            block[key] = value
+
+
+def which_encoder(
+    config: Any, loaded: checkpoint.Checkpoint | None, *, taken: bool = True
+) -> list[str]:
     """A line about the encoder that a job starts from, if it starts from one.
 
-    `loaded` is what `init` names; one of which nothing is taken lends its sizes alone.
+    `loaded` is what `init` names; if nothing is `taken` of it, it lends its sizes.
     """
     init, like = config.init, config.like
-    if init and init != "random" and not config.get("init_load", True):
+    if init and init != "random" and not taken:
         init, like = "random", init
     if loaded is None or init == "random":
         lent = f", like {like}" if like else ""
@@ -92,9 +103,12 @@ def taken(
     return shapes
 
 
-def classes_of(config: Any) -> list[str]:
-    """Names of the classes that a run, or a file, tells apart; [] if unknown."""
-    return list(config.get("derived", config).get("classes") or [])
+def classes_of(known: Any) -> list[str]:
+    """Names of the classes that a run, or a file, tells apart; [] if unknown.
+
+    `known`: the config of either.
+    """
+    return list(known.get("derived", known).get("classes") or [])
 
 
 def check_names(head: str, theirs: list[str], ours: list[str]) -> None:

@@ -98,7 +98,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     _take_asked(config, asked)
     view = views.of(f"--config.init={config.init}", loaded)
     views.take(config, view)
-    views.take_default(config, config.file_normalize.to_dict())
+    views.take_default(config)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, mesh)
     source = _source(config)
@@ -166,7 +166,7 @@ def _source(config: ConfigDict) -> Callable[[str], Any]:
             f"{error.where} has no 'test' split. Evaluate all of its images with "
             f"--config.data.eval_split={error.whole} (k-NN needs other images than "
             "those that vote), or keep a share of them for testing with "
-            "--config.data.holdout=0.1, or provide a test split"
+            "--config.data.holdout.test=0.1, or provide a test split"
         ) from None
     return source
 
@@ -225,9 +225,8 @@ def objective_of(run: dict[str, Any]) -> Any:
 
 def _block_of(run: dict[str, Any]) -> dict[str, Any]:
     block = _tuples(run["objective"])
-    if "momentum_steps" in block and not block["momentum_steps"]:
-        block["momentum_steps"] = run["derived"]["total_steps"]
-    return block
+    derived = run["derived"]
+    return block | objectives.complete(inherit.without_none(block), derived)
 
 
 def _objective(config: ConfigDict) -> Any:

@@ -260,7 +260,7 @@ def _leave_out(title: str, config: ConfigDict) -> str:
     text = ", or leave their images out with "
     if "unmatched" in block:
         return f"{text}--config.{field}=leave_out"
-    if config.get("job") != "evaluate":
+    if config.job != "evaluate":
         return f"{text}{field}='leave_out' in the recipe"
     return (
         f"{text}the variant classification: --config=configs/evaluate.py:"

@@ -73,13 +73,13 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
     """Reads `init`, and takes what the config leaves open from its run (or `like`'s).
 
     Open are fields of the encoder that are None, and the data if its source is None;
-    for images see `views.settle`. `config.encoder_default` fills what then is still
+    for images see `views.settle`. `config.fallback.encoder` fills what is then still
     open of the encoder.
 
     Raises:
       ValueError: nothing says where to start, or which encoder or data.
     """
-    if config.get("init_required") and not config.init:
+    if config.init_required and not config.init:
         raise ValueError(
             f"{config.name} starts from a pre-trained encoder: which? Give its run "
             "with --config.init=RUN_DIR (or a step in it, RUN_DIR/checkpoints/STEP, or "
@@ -89,7 +89,7 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
     loaded = None
     if config.init and config.init != "random":
         average = bool(config.init_ema)
-        grid = config.get("init_grid")
+        grid = config.init_grid
         loaded = read_flag("init", config.init, encoder, average=average, grid=grid)
         loaded = _with_donor(loaded, config)
     like = None if loaded is None else loaded.config
@@ -100,11 +100,9 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
         _take_encoder("objective.encoder", encoder, theirs, config.init or config.like)
         if config.data.source is None:
             take_data(config, like)
-    elif "encoder_default" in config:
-        open_fields = {
-            k: v for k, v in config.encoder_default.items() if not encoder[k]
-        }
-        encoder.update(open_fields)
+    else:
+        known = config.fallback.encoder.items()
+        encoder.update({k: v for k, v in known if not encoder[k]})
     if config.data.source is None or not (encoder.variant or encoder.width):
         raise ValueError(
             f"{config.name}: which encoder and data? Give a pre-training run with "
@@ -116,7 +114,7 @@ def inherit(config: ConfigDict) -> checkpoint.Checkpoint | None:
 
 def _with_donor(loaded: checkpoint.Checkpoint, config: ConfigDict) -> Any:
     """`loaded`, with what `init_donor_load` names of another checkpoint instead."""
-    if not config.get("init_donor"):
+    if not config.init_donor:
         return loaded
     donor = read_flag("init_donor", config.init_donor, config.objective.encoder)
     ours, theirs = (views.encoder(encoder_of(x.config)) for x in (loaded, donor))
@@ -134,7 +132,7 @@ def teacher(config: ConfigDict) -> checkpoint.Checkpoint | None:
       FileNotFoundError: nothing is there.
     """
     block = config.objective.get("teacher")
-    if not config.get("teacher"):
+    if not config.teacher:
         if block is None:
             return None
         raise ValueError(which_teacher(config))
@@ -223,9 +221,8 @@ def take_data(config: ConfigDict, like: dict[str, Any]) -> None:
             f"name some: --config=...{config.name}.py:digits, :imagenet2012 or "
             ":data=folder,path=DIR"
         )
-    theirs = entries.data_of(like).items()
-    taken = {k: v for k, v in theirs if config.data.get(k) is None}
-    config.data.update({k: v for k, v in taken.items() if k not in entries.IMAGES})
+    known = entries.data_of(like).items()
+    entries.take_open(config.data, {k: v for k, v in known if k not in entries.IMAGES})
 
 
 def check(params: Any, loaded: Any, config: ConfigDict) -> None:

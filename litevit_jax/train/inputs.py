@@ -16,20 +16,17 @@ from litevit_jax.data.sources import base as sources_base
 from litevit_jax.train import batches, terminal
 
 # What says which examples a block means; the rest is how they are read.
-_WHICH = {
+_WHICH: dict[str, Any] = {
     "source": None,
     "name": "",
     "dir": None,
     "train_split": "train",
     "eval_split": "test",
-    "holdout": 0.0,
-    "validation_share": 0.0,
+    "holdout": {"test": 0.0, "eval": 0.0, "select": 0.0, "select_at_most": 20_000},
     "shots": None,
     "fraction": 1.0,
     "fraction_of": None,
     "long_tail": None,
-    "select_fraction": 0.0,
-    "select_at_most": 20_000,
     "subset_seed": 0,
 }
 _SETTLED = (
@@ -44,10 +41,10 @@ _HOW = ("image_size", "image_width", "eval_crop_fraction", "max_bad_fraction")
 def sources(data: Any) -> Callable[[str], sources_base.Source]:
     """Split -> its examples, by what `data` says of splits, parts and caching.
 
-    Splits are 'train', 'eval', and 'select', which `select_fraction` keeps out of
+    Splits are 'train', 'eval', and 'select', which `holdout.select` keeps out of
     'train' to choose settings by. `a+b` joins splits of the data set. With
-    `validation_share`, 'eval' is a part of the training split, drawn by
-    `subset_seed`, and 'train' the rest. Each is opened once, when it is asked for.
+    `holdout.eval`, 'eval' is a part of the training split, drawn by `subset_seed`,
+    and 'train' the rest. Each is opened once, when it is asked for.
 
     Raises:
       ValueError, OSError: (when asked) no such data, split or part, or images that
@@ -141,28 +138,29 @@ def source(data: Any, split: str) -> sources_base.Source:
 
 
 def _source(data: Any, parts: Callable[[], Any], split: str) -> Any:
-    if split == "select" and not data["select_fraction"]:
+    holdout = data["holdout"]
+    if split == "select" and not holdout["select"]:
         raise ValueError(
             "split 'select' is a part of the training images, but "
-            f"data.select_fraction={data['select_fraction']}; keep a share of them for "
-            "it with --config.data.select_fraction=0.1"
+            f"data.holdout.select={holdout['select']}; keep a share of them for it "
+            "with --config.data.holdout.select=0.1"
         )
-    known = ["eval", "train"] + ["select"] * bool(data["select_fraction"])
+    known = ["eval", "train"] + ["select"] * bool(holdout["select"])
     choices.check("split", split, sorted(known))
     if split != "eval":
         return parts()[split == "select"]
-    share = data["validation_share"]
-    if not share:
+    if not holdout["eval"]:
         return _open(data, data["eval_split"])
     whole = _open(data, data["train_split"])
-    return subset.divide(whole, share, data["subset_seed"])[1]
+    return subset.divide(whole, holdout["eval"], data["subset_seed"])[1]
 
 
 def _training_parts(data: Any) -> tuple[Any, Any]:
     """The images to train on, and those of them that are kept to choose by."""
     whole, seed = _open(data, data["train_split"]), data["subset_seed"]
-    if data["validation_share"]:
-        whole = subset.divide(whole, data["validation_share"], seed)[0]
+    holdout = data["holdout"]
+    if holdout["eval"]:
+        whole = subset.divide(whole, holdout["eval"], seed)[0]
     whole = subset.take(
         whole,
         shots=data["shots"],
@@ -171,15 +169,15 @@ def _training_parts(data: Any) -> tuple[Any, Any]:
         of=data["fraction_of"],
         long_tail=data["long_tail"],
     )
-    fraction = data["select_fraction"]
-    if not fraction:
+    share, most = holdout["select"], holdout["select_at_most"]
+    if not share:
         return whole, None
-    most = data["select_at_most"]
-    return subset.hold_out(whole, fraction=fraction, at_most=most, seed=seed)
+    return subset.hold_out(whole, share=share, at_most=most, seed=seed)
 
 
 def _open(data: Any, splits: str) -> sources_base.Source:
-    kwargs = {key: data[key] for key in ("dir", "name", "holdout")}
+    kwargs = {key: data[key] for key in ("dir", "name")}
+    kwargs["holdout"] = data["holdout"]["test"]
     if not paths.is_local(data["dir"] or ""):
         paths.path(data["dir"])  # says what is missing to reach it
         if data["source"] not in _IN_STORES:
@@ -221,15 +219,16 @@ def own(title: str, block: dict[str, Any], data: Any) -> dict[str, Any]:
       ValueError: no source, or a field that such a block does not have.
     """
     given = {key: value for key, value in block.items() if value is not None}
-    for key in given:
-        known = [*_WHICH, *_HOW]
-        choices.check(f"field of evals.{title}.data", key, known)
+    kept = {**_WHICH["holdout"], **given.get("holdout", {})}
+    for block, known in ((given, [*_WHICH, *_HOW]), (kept, [*_WHICH["holdout"]])):
+        for key in block:
+            choices.check(f"field of evals.{title}.data", key, known)
     if "source" not in given:
         raise ValueError(
             f"evals.{title}.data names no source; choose from "
             f"{', '.join(registry.choices('data.sources'))}"
         )
-    return {**data.to_dict(), **_WHICH, **given}
+    return {**data.to_dict(), **_WHICH, **given, "holdout": kept}
 
 
 def image_block(data: Any) -> dict[str, Any]:

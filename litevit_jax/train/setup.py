@@ -21,6 +21,7 @@ from litevit_jax.data import fast, pipeline
 from litevit_jax.data import ops as data_ops
 from litevit_jax.evaluators import base as evaluators_base
 from litevit_jax.models import attention
+from litevit_jax.objectives import base as objectives
 from litevit_jax.train import batches, evaluation, inherit, inputs, slices, views
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
@@ -112,8 +113,8 @@ def design(
     lr_batch, steps_at_least = config.batch_size, 0
     if lr_batch is None:
         config.batch_size = slices.batch_size(config, source)
-        lr_batch = config.lr.get("batch_if_chosen", config.batch_size)
-        steps_at_least = config.steps_at_least
+        lr_batch = config.auto_batch.lr_batch or config.batch_size
+        steps_at_least = config.auto_batch.steps_at_least
     slices.check(config, mesh)
     _derive(config, source("train"), lr_batch, steps_at_least)
     batches.leave_out_colours(config)
@@ -277,19 +278,12 @@ def _length(config: ConfigDict, images: int, steps_at_least: int) -> dict[str, f
 
 def _objective(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Any:
     block = inherit.without_none(config.objective.to_dict())
-    if "num_classes" in config.objective:
-        found = config.derived.num_classes
-        what = f"objective {block['name']!r}, split 'train'"
-        evaluators_base.check_labels(source("train"), what)
-        if block.setdefault("num_classes", found) < found:
-            raise ValueError(
-                f"objective.num_classes={block['num_classes']}, but the data has "
-                f"{found} classes; leave it out to take the data's"
-            )
-        config.objective.num_classes = block["num_classes"]
-    if "momentum_steps" in config.objective:  # None: as long as the run
-        block.setdefault("momentum_steps", config.derived.total_steps)
+    block = objectives.complete(block, config.derived)
     name = block.pop("name")
+    field = objectives.classes_field(name)
+    if field is not None:
+        _check_classes(config, field, block[field], source("train"))
+        config.objective[field] = block[field]
     # How blocks run, not what they compute.
     attention.check(config.attention, mesh.devices.flat[0].platform)
     kernel = {"attention": config.attention}
@@ -307,6 +301,18 @@ def _objective(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> 
             f"--config.batch_size={least} or more"
         )
     return objective
+
+
+def _check_classes(config: ConfigDict, field: str, count: int, images: Any) -> None:
+    """Raises ValueError unless `images` have labels, of at most `count` classes."""
+    what = f"objective {config.objective.name!r}, split 'train'"
+    evaluators_base.check_labels(images, what)
+    found = config.derived.num_classes
+    if count < found:
+        raise ValueError(
+            f"objective.{field}={count}, but the data has {found} classes; leave it "
+            "out to take the data's"
+        )
 
 
 def _batch(config: ConfigDict, objective: Any, ops: tuple[augment.Op, ...]) -> Any:

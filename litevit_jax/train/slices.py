@@ -2,8 +2,7 @@
 
 Gradients of the slices are added up in float32 within the one jitted step, so the
 update is that of the whole batch, to rounding; what grows with the images at once
-(activations) shrinks. `microbatch` says how many images a device computes at once,
-`accum_steps` into how many slices the batch is cut; both set the same thing.
+(activations) shrinks. `microbatch` says how many images a device computes at once.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def make_mesh(config: ConfigDict, source: Callable[[str], Any]) -> Mesh:
 
 def batch_size(config: ConfigDict, source: Callable[[str], Any]) -> int:
     """A power of two that leaves at least 16 updates an epoch, whatever the devices."""
-    most = min(config.batch_size_at_most, len(source("train")) // 16)
+    most = min(config.auto_batch.at_most, len(source("train")) // 16)
     return 2 ** max(most.bit_length() - 1, 0)
 
 
@@ -56,17 +55,10 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     """Checks what needs no objective: batch, devices and what the settings say.
 
     Raises:
-      ValueError: a batch that does not divide; settings that are none, or that
-        contradict each other.
+      ValueError: a batch that does not divide, or a microbatch that is none.
     """
-    sharding.check_batch(config.batch_size, mesh, config.accum_steps)
-    said = _read(config.microbatch)
-    if isinstance(said, int) and config.accum_steps > 1:
-        raise ValueError(
-            f"accum_steps={config.accum_steps} and microbatch={said} both cut the "
-            "batch; give one of them: --config.accum_steps=1 or "
-            "--config.microbatch=auto"
-        )
+    sharding.check_batch(config.batch_size, mesh)
+    _read(config.microbatch)
 
 
 def count(
@@ -87,10 +79,13 @@ def count(
     """
     said, per_device = _read(config.microbatch), config.batch_size // mesh.size
     whole = objective.needs_whole_batch
-    if whole and (isinstance(said, int) or config.accum_steps > 1):
-        _refuse(config, said, whole)
-    if config.accum_steps > 1:
-        return config.accum_steps
+    if whole and isinstance(said, int):
+        reason = f": {whole}" if isinstance(whole, str) else ""
+        raise ValueError(
+            f"microbatch={said}: objective {config.objective.name!r} uses statistics "
+            f"of the whole batch, which slices would change{reason}; set "
+            "--config.microbatch=off"
+        )
     if whole or said == "off":
         return 1
     if isinstance(said, str):  # auto
@@ -120,19 +115,6 @@ def _read(said: Any) -> int | str:
     raise ValueError(
         f"microbatch={text}: {hint}expected auto, off, or the number of images that a "
         "device computes at once, from 1"
-    )
-
-
-def _refuse(config: ConfigDict, said: int | str, reason: str | bool) -> None:
-    name = config.objective.name
-    if config.accum_steps > 1:
-        setting, instead = f"accum_steps={config.accum_steps}", "accum_steps=1"
-    else:
-        setting, instead = f"microbatch={said}", "microbatch=off"
-    raise ValueError(
-        f"{setting}: objective {name!r} uses statistics of the whole batch, which "
-        f"slices would change{f': {reason}' if isinstance(reason, str) else ''}; set "
-        f"--config.{instead}"
     )
 
 

@@ -54,7 +54,7 @@ def make_train_step(
 
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (metrics, model_state)), grads = _accumulate(
-            value_and_grad, trained, state.model_state, batch, slices, mesh
+            value_and_grad, trained, state.model_state, batch, slices, mesh, objective
         )
         grad_norm = _norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -155,6 +155,7 @@ def _accumulate(
     batch: dict[str, jax.Array],
     slices: int,
     mesh: Mesh,
+    objective: Any,
 ) -> Any:
     """Mean loss, metrics and gradient over `slices` equal parts of the batch.
 
@@ -163,6 +164,7 @@ def _accumulate(
     if slices == 1:
         return value_and_grad(trained, model_state, batch)
     axes = {k: int(k == "views") for k in batch}
+    apart = functools.partial(_apart, packed=objective.packed_layers)
     parts = {k: _cut(x, slices, mesh, axis=axes[k]) for k, x in batch.items()}
 
     def part_of(flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -173,7 +175,7 @@ def _accumulate(
         (loss, (metrics, model_state)), grads = value_and_grad(
             trained, model_state, part_of(flat)
         )
-        total = jax.tree.map(jnp.add, total, (loss, metrics, _apart(grads)))
+        total = jax.tree.map(jnp.add, total, (loss, metrics, apart(grads)))
         return (total, model_state), None
 
     first = part_of({k: x[0] for k, x in parts.items()})
@@ -182,24 +184,25 @@ def _accumulate(
     )
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)),
-        (loss, metrics, jax.eval_shape(_apart, grads)),
+        (loss, metrics, jax.eval_shape(apart, grads)),
     )
     (total, model_state), _ = jax.lax.scan(body, (zeros, model_state), parts)
     loss, metrics, grads = jax.tree.map(lambda x: x / slices, total)
     return (loss, (metrics, model_state)), _together(grads)
 
 
-def _apart(grads: Any) -> Any:
-    """Each gradient as a tuple: of queries, keys and values, or of itself alone.
+def _apart(grads: Any, packed: dict[str, int]) -> Any:
+    """Each gradient as a tuple: of the products of a packed layer, or of itself alone.
 
-    Those three are products of their own on accelerators, and stored together. XLA adds
-    up the devices' products behind the loop only if nothing but an addition follows
-    them in it.
+    Queries, keys and values are products of their own on accelerators, and stored
+    together. XLA adds up the devices' products behind the loop only if nothing but an
+    addition follows them in it.
     """
 
     def cut(path: Any, x: jax.Array) -> tuple[jax.Array, ...]:
-        together = "qkv" in jax.tree_util.keystr(path)
-        return tuple(jnp.split(x, 3, axis=-1)) if together else (x,)
+        layers = optimizers.path_of(path).split("/")
+        count = max(packed.get(layer, 1) for layer in layers)
+        return tuple(jnp.split(x, count, axis=-1)) if count > 1 else (x,)
 
     return jax.tree_util.tree_map_with_path(cut, grads)
 

@@ -206,7 +206,7 @@ class Sweep:
         """Refuses a sweep that would choose by the test split."""
         data, other = self._config.data, self._config.data.copy_and_resolve_references()
         _select(other, self._sweep)
-        if other.validation_share:
+        if other.holdout.eval:
             return
         same = _names(other.eval_split) & _names(data.eval_split)
         prints = {inputs.source(block, "eval").fingerprint() for block in (data, other)}
@@ -215,7 +215,7 @@ class Sweep:
                 f"sweep.eval_split={other.eval_split!r} is the test split "
                 f"{data.eval_split!r}, or a part of it; points are chosen on other "
                 "data: name another split, or leave it out to hold out "
-                "sweep.validation_share of the training data"
+                "sweep.holdout of the training data"
             )
 
 
@@ -229,13 +229,13 @@ def _select(data: ConfigDict, sweep: ConfigDict) -> None:
         raise ValueError(
             f"sweep.train_split={sweep.train_split}, sweep.eval_split="
             f"{sweep.eval_split}; give both, or neither to hold out "
-            "sweep.validation_share of data.train_split"
+            "sweep.holdout of data.train_split"
         )
     if sweep.train_split is None:
-        data.validation_share = sweep.validation_share
-        if not 0 < sweep.validation_share < 1:
+        data.holdout.eval = sweep.holdout
+        if not 0 < sweep.holdout < 1:
             raise ValueError(
-                f"sweep.validation_share={sweep.validation_share}; expected a share of "
+                f"sweep.holdout={sweep.holdout}; expected a share of "
                 "the training data, between 0 and 1"
             )
     else:

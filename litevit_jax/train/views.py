@@ -51,7 +51,7 @@ def settle(
     """Size, channels and normalisation of images, as far as `config` leaves them open.
 
     They are those of `init`, which is `loaded`, else of `like`, else of `teacher`,
-    else the recipe's `view_default`.
+    else the recipe's `fallback`.
 
     Returns:
       Lines for the start: which encoder it is from, of the images, how they differ
@@ -72,7 +72,8 @@ def settle(
         take(config, view)
     take_default(config)
     text = [*lines(config, known), *text]
-    return [*entries.which_encoder(config, loaded), *text]
+    taken = bool(config.init_load)
+    return [*entries.which_encoder(config, loaded, taken=taken), *text]
 
 
 def run_config(path: str) -> dict[str, Any]:
@@ -124,29 +125,26 @@ def take(config: ConfigDict, view: View) -> None:
             normalize[name] = value
 
 
-def take_default(config: ConfigDict, *candidates: Any) -> None:
-    """Fills what is still open, of `config.view_default` and then of `candidates`.
-
-    Of means and deviations those are taken that have a number for each channel.
+def take_default(config: ConfigDict) -> None:
+    """Fills what is still open with `config.fallback`.
 
     Raises:
-      ValueError: none has as many as the images have channels.
+      ValueError: its means or deviations are not one for each channel.
     """
-    default = config.get("view_default") or {}
+    default = config.fallback
     for name in ("image_size", "channels"):
-        if config.data[name] is None and name in default:
+        if config.data[name] is None:
             config.data[name] = default[name]
     normalize, channels = config.augment.normalize, config.data.channels
     for name in ("mean", "std"):
-        known = [block[name] for block in (default, *candidates) if name in block]
-        fitting = [tuple(value) for value in known if len(value) == channels]
-        if normalize[name] is None and not fitting:
+        if normalize[name] is not None:
+            continue
+        if len(default[name] or ()) != channels:
             raise ValueError(
                 f"augment.normalize.{name} of images of {channels} channels is not "
                 f"known: give a number for each with --config.augment.normalize.{name}="
             )
-        if normalize[name] is None:
-            normalize[name] = fitting[0]
+        normalize[name] = tuple(default[name])
 
 
 def lines(config: ConfigDict, views: list[View]) -> list[str]:

@@ -26,7 +26,6 @@ from litevit_jax.train import lock
 
 # Changes that leave the numbers of a run alone (mesh and slices: up to float rounding).
 FREE_TO_CHANGE = (
-    "accum_steps",
     "attention",
     "checkpoint.*",
     "compilation_cache",
@@ -47,6 +46,16 @@ FREE_TO_CHANGE = (
     "teacher",  # its fingerprint is compared instead
     "watchdog*",
 )
+
+# Fields that runs did not record at first, and what those runs meant.
+_OPEN = dict.fromkeys(("channels", "image_size", "mean", "std"))
+_NOT_RECORDED = {
+    "auto_batch": {"at_most": 4096, "lr_batch": None, "steps_at_least": 0},
+    "fallback": {**_OPEN, "encoder": {}},
+    "fallback.encoder": {},
+    "init_donor_load": [],
+    "init_required": False,
+}
 
 # Of a checkpoint, for names, shapes and half-filled blocks of the disk.
 _BESIDE_STATE = 400_000
@@ -128,7 +137,13 @@ def _begin_or_resume(workdir: pathlib.Path, config: Any, free: tuple[str, ...]) 
     old: Any = read_config(workdir)
     _check_removed(path, old)
     changed = differences(old, config)
-    refused = [c for c in changed if c[0] not in free and not _may_change(c[0])]
+    refused = [
+        (key, *values)
+        for key, *values in changed
+        if key not in free
+        and not _may_change(key)
+        and not (values[0] is None and values[1] == _NOT_RECORDED.get(key))
+    ]
     if refused:
         # What you set says why the rest, which follows from it, differs too.
         yours = [c for c in refused if not c[0].startswith("derived.")] or refused
@@ -157,7 +172,7 @@ def _check_removed(path: pathlib.Path, config: dict[str, Any]) -> None:
     """Raises ValueError if a saved config uses a field that no longer exists."""
     for name, field in choices.REMOVED.items():
         value = config.get(name, field.off)
-        if value != field.off:
+        if field.matters and value != field.off:
             raise ValueError(
                 f"{path} has {name}={value}, and {name} is gone: {field.instead}. To "
                 f"resume the run, write {json.dumps({name: field.off})[1:-1]} there; "
@@ -282,9 +297,11 @@ def environment(devices: list[str]) -> dict[str, Any]:
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """config.json, or None."""
+    """config.json with the names that its fields have now, or None."""
     path = workdir / "config.json"
-    return paths.read_json(path, _NO_CONFIG) if path.exists() else None
+    if not path.exists():
+        return None
+    return choices.upgrade(paths.read_json(path, _NO_CONFIG))
 
 
 def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:

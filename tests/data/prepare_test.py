@@ -149,11 +149,11 @@ def test_prepared_images_are_the_archives_bytes_with_their_labels(imagenet):
 
 def test_splits_are_joined_in_the_order_that_is_said(imagenet):
     dir = str(imagenet[0] / "prepared")
-    data = {"source": "tfds", "name": "imagenet2012", "dir": dir, "holdout": 0.0}
-    data |= {"train_split": "train + validation[:2]", "validation_share": 0.0}
+    data = {"source": "tfds", "name": "imagenet2012", "dir": dir, "cache": False}
+    data |= {"train_split": "train + validation[:2]"}
     data |= {"shots": None, "fraction": 1.0, "subset_seed": 0}
     data |= {"fraction_of": None, "long_tail": None}
-    data |= {"select_fraction": 0.0, "cache": False}
+    data |= {"holdout": {"test": 0.0, "eval": 0.0, "select": 0.0, "select_at_most": 9}}
     data |= {"channels": 3, "range": "full", "max_pixels": 10**6}
     both = inputs.source(data, "train")
     parts = [_read(dir, split) for split in ("train", "validation[:2]")]

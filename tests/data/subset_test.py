@@ -132,7 +132,7 @@ def test_a_held_out_part_and_the_rest_are_all_examples_by_the_seed_alone():
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 1.0, -0.5])
 def test_a_share_that_leaves_a_side_empty_is_refused(share):
-    with pytest.raises(ValueError, match=rf"validation_share={share} of 12 .*both"):
+    with pytest.raises(ValueError, match=rf"holdout.eval={share} of 12 .*both"):
         subset.divide(Counted(), share, seed=0)
 
 
@@ -154,7 +154,7 @@ def test_sources_of_other_classes_are_not_joined():
 
 def hold_out(source=None, *, fraction=0.5, at_most=100, seed=0):
     return subset.hold_out(
-        source or Counted(), fraction=fraction, at_most=at_most, seed=seed
+        source or Counted(), share=fraction, at_most=at_most, seed=seed
     )
 
 
@@ -201,7 +201,7 @@ def test_images_without_a_label_are_kept_for_training():
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.6, 1.0, -0.1])
 def test_a_share_that_cannot_be_held_out_is_refused(fraction):
-    message = rf"data.select_fraction={fraction} of 12 .*(leaves nothing|\(0, 0.5\])"
+    message = rf"data.holdout.select={fraction} of 12 .*(leaves nothing|\(0, 0.5\])"
     with pytest.raises(ValueError, match=message):
         hold_out(fraction=fraction)
 

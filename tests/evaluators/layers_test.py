@@ -75,10 +75,8 @@ def test_average_features_and_fewer_images():
 
 @pytest.mark.parametrize("share", [0.001, 0.999])
 def test_a_share_that_leaves_nothing_is_refused(share):
-    with pytest.raises(
-        ValueError, match=r"layers: select_fraction=.* of 80 .*leaves n"
-    ):
-        evaluate(select_fraction=share)
+    with pytest.raises(ValueError, match=r"layers: holdout=.* of 80 .*leaves n"):
+        evaluate(holdout=share)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +84,7 @@ def test_a_share_that_leaves_nothing_is_refused(share):
     [
         ({"pool": "max"}, r"pool 'max' unknown; choose from cls, avg"),
         ({"examples": 1}, r"examples=1"),
-        ({"select_fraction": 1.0}, r"select_fraction=1.0"),
+        ({"holdout": 1.0}, r"holdout=1.0"),
         ({"k": 0}, r"k=0 must be >= 1"),
         ({"l2": ()}, r"layers: l2=\(\); expected"),
     ],

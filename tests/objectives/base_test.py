@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from litevit_jax import registry, sharding
+from litevit_jax import checkpoint, registry, sharding
+from litevit_jax.models import vit
 from litevit_jax.objectives import base
 from litevit_jax.plan import examples
 from litevit_jax.train import setup, slices
@@ -68,14 +69,17 @@ def contrast(monkeypatch):
     )
 
 
-def design(devices=8, **fields):
+def design(devices=8, images=None, classes=None, **fields):
     """The run of 'contrast' on small images; a device could compute two at once."""
     made = jobs.tiny("mocov3_tiny", evals={}, batch_size=32, **fields)
+    images = images or examples.Counted(64, 10)
     with made.unlocked():
         encoder = made.objective.encoder
         made.objective = {"name": "contrast", "encoder": encoder, "dtype": "float32"}
+        if classes is not None:
+            made.objective.classes = classes
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-        return setup.design(made, mesh, lambda split: examples.Counted(64, 10))
+        return setup.design(made, mesh, lambda split: images)
 
 
 @pytest.fixture
@@ -91,9 +95,9 @@ def test_an_objective_as_the_guide_writes_it_is_never_cut(contrast, two_at_once)
 def test_slices_of_an_objective_as_the_guide_writes_it_are_refused(contrast):
     reason = "the other images of the batch are its negatives"
     with pytest.raises(
-        ValueError, match=f"accum_steps=2: objective 'contrast'.*{reason}"
+        ValueError, match=f"microbatch=2: objective 'contrast'.*{reason}"
     ):
-        design(accum_steps=2)
+        design(microbatch="2")
 
 
 def test_an_objective_as_the_guide_writes_it_learns_alike_on_all_meshes(
@@ -111,6 +115,52 @@ def test_an_objective_as_the_guide_writes_it_learns_alike_on_all_meshes(
         losses.append(float(metrics["loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] == pytest.approx(np.log(32), abs=1.0)  # of 32, not of 2
+
+
+def learns(monkeypatch):
+    """Lets 'contrast' take values from the run; those that it was made with."""
+    module = sys.modules["litevit_jax.objectives.contrast"]
+    made = {}
+
+    def make(*, encoder, dtype, length=base.TOTAL_STEPS, classes=base.NUM_CLASSES):
+        made.update(length=length, classes=classes)
+        return module.Contrast(vit.make_encoder(**encoder, dtype=dtype))
+
+    monkeypatch.setattr(module, "make", make)
+    return made
+
+
+def test_what_the_run_knows_reaches_an_objective(contrast, monkeypatch):
+    made = learns(monkeypatch)
+    design(steps=12)
+    assert made == {"length": 12, "classes": 10}
+
+
+def test_a_value_in_the_config_comes_before_that_of_the_run(contrast, monkeypatch):
+    learns(monkeypatch)
+    block = {"name": "contrast", "length": 3}
+    run = {"total_steps": 12, "num_classes": 10}
+    assert base.complete(block, run) == {**block, "classes": 10}
+
+
+def test_images_of_an_objective_that_tells_classes_apart_need_labels(
+    contrast, monkeypatch
+):
+    learns(monkeypatch)
+    with pytest.raises(ValueError, match="objective 'contrast', split 'train' needs l"):
+        design(images=examples.Counted(64, 0))
+    with pytest.raises(ValueError, match=r"objective.classes=9, but the .* 10 classes"):
+        design(classes=9)
+
+
+def test_the_layers_that_hold_several_products_are_those_of_the_encoders():
+    encoder = vit.make_encoder(width=8, depth=1, num_heads=2, patch_size=4)
+    image = jax.ShapeDtypeStruct((1, 8, 8, 1), "float32")
+    params = jax.eval_shape(encoder.init, jax.random.key(0), image)["params"]
+    shapes = {name: x.shape for name, x in checkpoint.flatten(params).items()}
+    for layer, count in base.Objective.packed_layers.fget(None).items():
+        sizes = [shape[-1] for name, shape in shapes.items() if f".{layer}." in name]
+        assert sizes == [count * 8] * 2  # kernel and bias
 
 
 OLD = {

@@ -354,7 +354,7 @@ def test_the_momentum_ends_with_the_run(frozen):
             r"batch_size=8 is 1 on each of 8 devices; objective 'moco_v3' needs at "
             r"least 2 there: set --config.batch_size=16",
         ),
-        ({"accum_steps": 2}, r"accum_steps=2: objective 'moco_v3' uses statistics of"),
+        ({"microbatch": "2"}, r"microbatch=2: objective 'moco_v3' uses statistics of"),
         ({"data__views": 1}, r"data.views"),
     ],
 )

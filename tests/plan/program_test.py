@@ -171,9 +171,9 @@ def test_a_chip_that_is_too_small_gets_a_setting_that_fits(monkeypatch):
     found = job.run(made, topology.find("cpu-2"))
     assert not found["memory"]["fits"]
     *_, last = found["advice"]
-    accum = re.fullmatch(r"--config.accum_steps=(\d+) fits: .* as compiled", last)
-    assert accum, found["advice"]
-    made.accum_steps = int(accum[1])
+    images = re.fullmatch(r"--config.microbatch=(\d+) fits: .* as compiled", last)
+    assert images, found["advice"]
+    made.microbatch = images[1]
     assert job.run(made, topology.find("cpu-2"))["memory"]["fits"]
 
 

@@ -78,9 +78,9 @@ def test_imagenet_need_not_be_here_to_be_planned_for():
     assert (len(source("train")), len(source("train").classes)) == (1_281_167, 1000)
 
 
-@pytest.mark.parametrize("field", ["select_fraction", "validation_share"])
+@pytest.mark.parametrize("field", ["select", "eval"])
 def test_parts_of_data_that_are_not_here_are_not_guessed(field):
-    data = jobs.config("mae_tiny", "", **{f"data__{field}": 0.1}).data
+    data = jobs.config("mae_tiny", "", **{f"data__holdout__{field}": 0.1}).data
     with pytest.raises(ValueError, match=r"imagenet2012 is not here.*data\.dir=DIR"):
         examples.source(data)
 

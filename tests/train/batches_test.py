@@ -160,7 +160,7 @@ def test_the_device_flips_its_share_of_the_images():
 
 
 def test_a_cache_keeps_every_split_and_part():
-    made = jobs.tiny("finetune", data__cache=True, data__select_fraction=0.2)
+    made = jobs.tiny("finetune", data__cache=True, data__holdout__select=0.2)
     source = inputs.sources(made.data)
     plain = inputs.sources({**made.data.to_dict(), "cache": False})
     for split in ("train", "select", "eval"):

@@ -38,7 +38,7 @@ def one_device():
 def probe(tmp_path_factory):
     """A linear probe with running statistics, at steps 1 and 2; its results."""
     workdir = tmp_path_factory.mktemp("probe") / "run"
-    sizes = {"encoder_default__width": 24, "encoder_default__depth": 1}
+    sizes = {"fallback__encoder__width": 24, "fallback__encoder__depth": 1}
     sizes |= {"steps": 2, "checkpoint__every_steps": 1}
     made = jobs.config("linear_probe", "smoke", **sizes)
     with made.unlocked():
@@ -112,7 +112,7 @@ def test_a_file_is_the_classifier_that_it_is_elsewhere(name, images, tmp_path):
     assert reference.output == "logits"
     path, pixels = images(range(40))
     made = config(f"data=arrays,path={path}", init=str(FILES / name))
-    mean, std = (np.array(made.file_normalize[key]) for key in ("mean", "std"))
+    mean, std = (np.array(made.fallback[key]) for key in ("mean", "std"))
     normal = jax.numpy.asarray((pixels / 255 - mean) / std, "float32")
     logits, label = np.asarray(reference.apply(normal), float), np.arange(40) % 5
     log_sum = np.log(np.exp(logits).sum(axis=1))
@@ -323,7 +323,9 @@ def test_without_a_variant_the_hint_names_the_one_that_leaves_images_out(
     root = folder(tmp_path / "eval3", "train", ("dog", "owl", "zcat"))
     made = config(f"data=folder,path={root / 'train'}", init="RUN")
     whole = r"has no 'test' split\. Evaluate all of its images with --config.data."
-    with pytest.raises(ValueError, match=whole + r"eval_split=\. .*data.holdout=0.1"):
+    with pytest.raises(
+        ValueError, match=whole + r"eval_split=\. .*data.holdout.test=0.1"
+    ):
         evaluate.prepare(made, tmp_path / "evaluated")
     made.data.eval_split = "."
     hint = r"evaluate.py:classification,... --config.evals.classification.unmatched=lea"

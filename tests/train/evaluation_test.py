@@ -114,7 +114,7 @@ def test_the_block_says_which_data_and_the_run_how_they_are_read(labelled, tmp_p
 
 
 def test_parts_of_the_training_set_are_not_asked_of_the_other_set(labelled, tmp_path):
-    made = config(data__fraction=0.5, data__validation_share=0.2)
+    made = config(data__fraction=0.5, data__holdout__eval=0.2)
     knn = {"name": "knn", "split": "eval", "every_steps": 0}
     with made.unlocked():
         made.evals.knn = {**knn, "data": {"source": "folder", "dir": str(labelled)}}

@@ -14,7 +14,7 @@ from tests import jobs
 def length(images, recipe="mae_tiny", **fields):
     """(updates an epoch, of the run, of its warm-up) by `fields` of a recipe."""
     made = jobs.config(recipe, "", **fields)
-    found = setup._length(made, images, made.get("steps_at_least", 0))
+    found = setup._length(made, images, made.auto_batch.steps_at_least)
     return found["steps_per_epoch"], found["total_steps"], found["warmup_steps"]
 
 

@@ -35,12 +35,11 @@ def gpu(limit):
     return types.SimpleNamespace(size=1, shape={"data": 1, "fsdp": 1}, devices=devices)
 
 
-def settings(batch_size, microbatch="auto", accum_steps=1, image_size=224):
+def settings(batch_size, microbatch="auto", image_size=224):
     return ConfigDict(
         {
             "batch_size": batch_size,
             "microbatch": microbatch,
-            "accum_steps": accum_steps,
             "objective": {"name": "mae"},
             "data": {"image_size": image_size, "image_width": None, "channels": 3},
         }
@@ -107,10 +106,8 @@ def test_a_number_is_that_of_images_of_a_device(said):
     assert slices.count(config, mesh_of(), FREE) == 8
 
 
-def test_off_and_accum_steps_say_it_themselves():
+def test_off_leaves_the_batch_whole():
     assert slices.count(settings(4096, "off"), mesh_of(), FREE) == 1
-    assert slices.count(settings(4096, accum_steps=8), mesh_of(), FREE) == 8
-    assert slices.count(settings(4096, "off", 8), mesh_of(), FREE) == 8
 
 
 def test_auto_leaves_a_batch_whole_that_must_stay_whole():
@@ -143,15 +140,6 @@ def test_a_typo_is_understood():
         slices.check(settings(4096, "atuo"), sharding.make_mesh())
 
 
-def test_two_settings_for_one_thing_are_refused():
-    with pytest.raises(ValueError, match=r"accum_steps=2 and microbatch=64 both cut"):
-        slices.check(settings(4096, "64", 2), sharding.make_mesh())
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [({"accum_steps": 2}, "accum_steps=2"), ({"microbatch": "2"}, "microbatch=2")],
-)
 @pytest.mark.parametrize(
     ("recipe", "arg", "reason"),
     [
@@ -159,11 +147,10 @@ def test_two_settings_for_one_thing_are_refused():
         ("linear_probe", "smoke,grid", "its head has BatchNorm"),
     ],
 )
-def test_an_objective_that_forbids_slices_tells_why(
-    recipe, arg, reason, fields, said, tmp_path
-):
-    made = jobs.tiny(recipe, arg, **fields)
-    with pytest.raises(ValueError, match=rf"{said}: objective .*{reason}.*; set --con"):
+def test_an_objective_that_forbids_slices_tells_why(recipe, arg, reason, tmp_path):
+    made = jobs.tiny(recipe, arg, microbatch="2")
+    message = rf"microbatch=2: objective .*{reason}.*; set --con"
+    with pytest.raises(ValueError, match=message):
         jobs.prepare(tmp_path / "run", made)
     assert not (tmp_path / "run").exists()
 
@@ -171,7 +158,6 @@ def test_an_objective_that_forbids_slices_tells_why(
 def test_a_run_may_go_on_with_other_slices_and_attention(tmp_path):
     jobs.prepare(tmp_path, jobs.tiny())
     assert jobs.prepare(tmp_path, jobs.tiny(microbatch="2")).resumes
-    assert jobs.prepare(tmp_path, jobs.tiny(accum_steps=4)).resumes
     assert jobs.prepare(tmp_path, jobs.tiny(attention="plain")).resumes
 
 

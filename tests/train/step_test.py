@@ -189,6 +189,15 @@ def test_slices_move_no_example_to_another_device(mesh, read):
     assert traffic.keys() <= {"all-reduce", "reduce-scatter"}
 
 
+def test_gradients_are_taken_apart_as_the_objective_says():
+    grads = {"a": {"pair": {"w": jnp.arange(8.0).reshape(2, 4)}}, "pairs": jnp.ones(4)}
+    parts = step._apart(grads, {"pair": 2})
+    assert [x.shape for x in parts["a"]["pair"]["w"]] == [(2, 2), (2, 2)]
+    assert [x.shape for x in parts["pairs"]] == [(4,)]
+    again = step._together(parts)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, again, grads))
+
+
 def test_slices_are_consecutive_rows_of_each_device():
     mesh = mesh_of("8x1")
     rows = np.arange(32)

@@ -83,7 +83,7 @@ def test_every_point_runs_once_and_the_best_again_on_all_data(runs, tmp_path):
     }
     assert len(asked) == 13 and set(asked[:12]) == wanted
     assert asked[12] == (0.1, 0.75, 20, 2.0)
-    shares = [c.data.validation_share for c, _ in runs]
+    shares = [c.data.holdout.eval for c, _ in runs]
     assert shares == [0.2] * 12 + [0.0]
     assert {c.job for c, _ in runs} == {"train"}
     places = [workdir for _, workdir in runs]
@@ -189,9 +189,9 @@ def test_mean_per_class_chooses_if_asked_to(runs, tmp_path):
 
 def test_another_validation_part_is_another_sweep(runs, tmp_path):
     transfer.run(config(), tmp_path / "run")
-    message = r"(?s)another config.*sweep.validation_share: 0.2 -> 0.3"
+    message = r"(?s)another config.*sweep.holdout: 0.2 -> 0.3"
     with pytest.raises(ValueError, match=message):
-        transfer.run(config(sweep__validation_share=0.3), tmp_path / "run")
+        transfer.run(config(sweep__holdout=0.3), tmp_path / "run")
 
 
 MISTAKES = {
@@ -199,7 +199,7 @@ MISTAKES = {
     "nothing": ({"sweep__lr_base": ()}, r"sweep.lr_base=\(\); expected positive"),
     "negative": ({"sweep__lr_base": (0.1, -1.0)}, r"sweep.lr_base=.*expected positive"),
     "fraction": ({"sweep__epochs": (2.5,)}, r"sweep.epochs=.*whole numbers"),
-    "share": ({"sweep__validation_share": 1.0}, r"sweep.validation_share=1.0; exp"),
+    "share": ({"sweep__holdout": 1.0}, r"sweep.holdout=1.0; exp"),
     "one split": ({"sweep__train_split": "train"}, r"give both, or neither"),
     "test": ({"sweep__train_split": "train", "sweep__eval_split": "test"},
         r"sweep.eval_split='test' is the test split 'test', or a part of it"),

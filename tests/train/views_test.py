@@ -17,7 +17,7 @@ SIZES = {
     "data__image_width": 8,
     "data__channels": 3,
     "data__eval_crop_fraction": 0.75,
-    "data__holdout": 0.25,
+    "data__holdout__test": 0.25,
     "augment__normalize__mean": MEAN,
     "augment__normalize__std": STD,
 }
@@ -83,8 +83,9 @@ def test_without_a_variant_the_data_are_the_runs(recipe, lent):
     config, _ = settled(recipe, None, init="RUN")
     assert images(config) == (12, 8, 3, MEAN, STD)
     theirs = lent.config["data"]
-    for name in ("source", "train_split", "eval_split", "holdout"):
+    for name in ("source", "train_split", "eval_split"):
         assert config.data[name] == theirs[name], name
+    assert config.data.holdout.test == theirs["holdout"]["test"] > 0
     assert (config.data.flip, config.data.eval_crop_fraction) == (0.0, 0.75)
 
 

@@ -1,11 +1,13 @@
 """The run's directory: whose it is, and files that survive a kill."""
 
+import copy
 import json
 import shutil
 
 import pytest
 
 from litevit_jax.train import workdir
+from tests import jobs
 
 CONFIG = {"seed": 0, "lr": {"base": 0.1}, "log": {"every_steps": 50}, "size": (8, 8)}
 
@@ -95,6 +97,42 @@ def test_a_run_that_used_a_field_that_is_gone_is_told_what_to_do(tmp_path):
     path = tmp_path / "config.json"  # what the message says leads on
     path.write_text(path.read_text().replace("true", "false"))
     assert workdir.open_run(tmp_path, CONFIG) is True
+
+
+def older(config):
+    """A config as runs recorded it before its fields had the names of today."""
+    old = copy.deepcopy(config)
+    chosen, known = old.pop("auto_batch"), old.pop("fallback")
+    if chosen["steps_at_least"]:  # a probe's
+        old |= {"batch_size_at_most": chosen["at_most"], "steps_at_least": 2000}
+        old["lr"]["batch_if_chosen"] = chosen["lr_batch"]
+    if known["encoder"]:
+        old["encoder_default"] = known["encoder"]
+    if known["mean"]:
+        old["view_default"] = {k: x for k, x in known.items() if k != "encoder"}
+    share = old["data"].pop("holdout")
+    old["data"] |= {"holdout": share["test"], "validation_share": share["eval"]}
+    old["data"] |= {"select_fraction": share["select"], "select_at_most": 20_000}
+    old["accum_steps"] = 4
+    for name in ("init_donor", "init_donor_load"):
+        del old[name]
+    if not old["init_required"]:
+        del old["init_required"]
+    return old
+
+
+OLD = [("mae_tiny", "digits"), ("linear_probe", "digits"), ("finetune", "digits")]
+
+
+@pytest.mark.parametrize(("name", "arg"), OLD)
+def test_a_run_that_recorded_older_names_of_fields_goes_on(name, arg, tmp_path):
+    new = jobs.config(name, arg).to_dict()
+    old = workdir.plain(older(new))
+    workdir.write_json(tmp_path / "config.json", old)
+    assert workdir.open_run(tmp_path, new) is True
+    new["auto_batch"]["at_most"] = 32
+    with pytest.raises(ValueError, match=r"(?s)another config.*  auto_batch"):
+        workdir.open_run(tmp_path, new)
 
 
 def test_a_config_that_was_cut_short_is_named_with_a_way_out(tmp_path):

@@ -133,8 +133,8 @@ def check_holdout(holdout: float) -> float:
     """Returns `holdout` if it is a share of the data, in [0, 1)."""
     if not 0 <= holdout < 1:
         raise ValueError(
-            f"data.holdout={holdout} is not a share of the data; expected 0 <= "
-            "holdout < 1, for example 0.1"
+            f"data.holdout.test={holdout} is not a share of the data; expected a "
+            "number from 0, below 1, for example 0.1"
         )
     return holdout
 
@@ -160,7 +160,7 @@ def part_of(
     keep = held == (part == "test")
     if not keep.any():
         raise ValueError(
-            f"data.holdout={holdout} of the {len(keep)} images of {where} leaves "
+            f"data.holdout.test={holdout} of the {len(keep)} images of {where} leaves "
             f"no image in split {part!r}; choose another share"
         )
     return keep

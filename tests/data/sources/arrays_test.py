@@ -154,7 +154,7 @@ def test_holdout_divides(save):
         labels[split] = {source[i]["label"] for i in range(len(source))}
     assert not labels["train"] & labels["test"]
     assert labels["train"] | labels["test"] == set(range(100))
-    with pytest.raises(ValueError, match=r"data\.holdout=0\.1"):
+    with pytest.raises(ValueError, match=r"data\.holdout\.test=0\.1"):
         arrays.make(split="test", dir=path)
 
 

@@ -85,7 +85,7 @@ def test_the_summary_names_images_classes_splits_and_what_is_not_read(fill, tmp_
     )
     assert folder.make(split="test", dir=dir, holdout=0.2).summary() == (
         f"1 images, no labels (other splits have 2 classes (cat, dog)); from {dir}/"
-        "valid; data.holdout=0.2 is not used: there is a split to test on; other "
+        "valid; data.holdout.test=0.2 is not used: there is a split to test on; other "
         "splits: Train"
     )
 
@@ -140,7 +140,9 @@ def test_holdout_divides_and_adding_files_moves_none(fill):
 def test_without_holdout_everything_is_train(fill):
     dir = fill("cat/1.jpg", "dog/2.jpg")
     assert len(folder.make(split="train", dir=dir)) == 2
-    with pytest.raises(ValueError, match=r"no 'test' split.*--config.data.holdout=0.1"):
+    with pytest.raises(
+        ValueError, match=r"no 'test' split.*--config.data.holdout.test=0.1"
+    ):
         folder.make(split="test", dir=dir)
 
 
@@ -210,7 +212,7 @@ def test_unknown_split_lists_the_splits(fill):
 
 @pytest.mark.parametrize("holdout", [-0.1, 1.0])
 def test_holdout_is_a_share(fill, holdout):
-    with pytest.raises(ValueError, match=r"data\.holdout="):
+    with pytest.raises(ValueError, match=r"data\.holdout\.test="):
         folder.make(split="train", dir=fill("1.jpg"), holdout=holdout)
 
 

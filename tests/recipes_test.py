@@ -1,0 +1,28 @@
+"""Recipes by name, and what their source says of each field."""
+
+import pytest
+
+from litevit_jax import recipes
+
+
+def test_a_recipe_is_had_by_name_and_variant():
+    assert recipes.get("mae_tiny").data.source == "tfds"
+    assert recipes.get("mae_tiny", "digits,smoke").data.source == "digits"
+    with pytest.raises(ValueError, match=r"'mae_tny' unknown; did you mean mae_tiny"):
+        recipes.get("mae_tny")
+    with pytest.raises(ValueError, match="'digts' unknown; did you mean digits"):
+        recipes.get("mae_tiny", "digts")
+
+
+def test_a_recipe_that_derives_from_another_has_its_comments(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import simmim_tiny\n\n\ndef get_config(arg=None):\n"
+        "    config = simmim_tiny.get_config(arg)\n    with config.unlocked():\n"
+        "        config.epochs = 3  # quick\n    return config.lock()\n"
+    )
+    shown = recipes.describe(path, recipes.get("simmim_tiny", "digits"))
+    lines = {line.split()[0]: line for line in shown.splitlines()}
+    assert lines["epochs"].endswith("# quick")
+    assert lines["objective.mask_unit"].endswith("# patches of 16 pixels")
+    assert lines["seed"].endswith("# of everything that is random")
