@@ -159,7 +159,7 @@ def test_the_layers_that_hold_several_products_are_those_of_the_encoders():
     params = jax.eval_shape(encoder.init, jax.random.key(0), image)["params"]
     shapes = {name: x.shape for name, x in checkpoint.flatten(params).items()}
     for layer, count in base.Objective.packed_layers.fget(None).items():
-        sizes = [shape[-1] for name, shape in shapes.items() if f".{layer}." in name]
+        sizes = [shape[-1] for name, shape in shapes.items() if f"/{layer}/" in name]
         assert sizes == [count * 8] * 2  # kernel and bias
 
 
