@@ -16,6 +16,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # Most of the suite's time is compiling small programs: this halves it. The laws and
 # values that are tested do not depend on how hard XLA tries.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # nobody reads them
 _OLDER = importlib.metadata.version("jaxlib").startswith("0.10.")
 if _OLDER:  # compiles in half of the time; newer ones do not know it
     quick = " --xla_cpu_use_fusion_emitters=false"

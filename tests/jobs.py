@@ -32,7 +32,11 @@ def config(name="mae_tiny", arg="smoke", **overrides):
 
 
 def tiny(name="mae_tiny", arg="smoke", **overrides):
-    """As `config`, with the smallest model that has every part."""
+    """As `config`, with the smallest model that has every part.
+
+    Without health metrics, which change no bit (tests/train/loop_test.py) and are a
+    third of what is compiled.
+    """
     sizes = {
         "objective__encoder__width": 24,
         "objective__encoder__depth": 1,
@@ -55,7 +59,10 @@ def tiny(name="mae_tiny", arg="smoke", **overrides):
             "objective__decoupled": 1,
             "objective__pairs": ((3, 1),),
         }
-    return config(name, arg, **(sizes | overrides))
+    made = config(name, arg, **(sizes | overrides))
+    if "log" in made and "log__health" not in overrides:
+        made.log.health = False
+    return made
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from litevit_jax.train import loop, setup
 from tests import jobs, processes
 
 STEPS = 3
-LOGGED = {"log__every_steps": 1, "log__health": False}  # half as much to compile
+LOGGED = {"log__every_steps": 1}
 METHODS = {  # the first has the program of the run that is stopped
     "mae": ("mae_tiny", {"mesh__fsdp": 4, "steps": 12}),
     "moco": ("mocov3_tiny", {"steps": STEPS}),

@@ -23,7 +23,6 @@ FIELDS: dict[str, Any] = {
     "optimizer__no_decay": (),
     "lr__warmup_epochs": 0.0,
     "log__every_steps": STEPS,
-    "log__health": False,  # changes no bit: tests/train/loop_test.py
 }
 # A probe trains its heads alone, by its own rule.
 PROBE = {k: v for k, v in FIELDS.items() if not k.startswith("optimizer__")}

@@ -35,7 +35,7 @@ def config(name, **changes):
 @functools.cache
 def planned(name):
     topology.prepare(target := topology.find("v5e-4"))
-    return program.plan(config(name), target)
+    return program.plan(config(name, log__health=True), target)
 
 
 @functools.cache
