@@ -1,5 +1,9 @@
 """Applies transformer blocks one after the other, with less memory if asked to.
 
+Blocks of equal shapes are traced and differentiated once in a process: a run of twelve
+blocks starts almost as soon as one of a single block. The compiler sees each of them in
+its place.
+
 `remat` keeps of a block for the backward pass what enters it alone and computes the
 rest again: about a third more arithmetic, for large models whose activations do not fit
 (docs/performance.md).
@@ -7,6 +11,7 @@ rest again: about a third more arithmetic, for large models whose activations do
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +36,7 @@ def run(
 
     Args:
       module: whose children the blocks are; called from its compact method.
-      make_block: (class, block=, drop_rate=, name=) -> a block.
+      make_block: (class, block=, drop_rate=, name=, parent=) -> a block.
       count: of blocks.
       x: tokens.
       rates: of drop path in each block; None: 0.
@@ -43,15 +48,28 @@ def run(
       Tokens, and the intermediates of every block, as 'block_00/attn'.
     """
     rates = [0.0] * count if rates is None else [float(rate) for rate in rates]
-    # The first argument of a checkpointed method is the module itself.
-    cls = nn.remat(layers.Block, static_argnums=(3,)) if remat else layers.Block
+    starting = module.is_initializing()
     intermediates: layers.Intermediates = {}
     for i in range(count):
-        block = make_block(cls, block=i, drop_rate=rates[i], name=f"blocks_{i}")
         first = last_query if i == count - 1 else 0
-        x, of_block = block(x, _keys(drop_keys, i), first)
+        if starting:
+            block = make_block(layers.Block, block=i, name=f"blocks_{i}")
+            x, of_block = block(x, None, first)
+        else:
+            params = module.get_variable("params", f"blocks_{i}")
+            rate = 0.0 if drop_keys is None else rates[i]
+            # Its number is for initial values alone: all blocks are equal here.
+            block = make_block(layers.Block, drop_rate=rate, parent=None)
+            apply = functools.partial(_apply, block, first)
+            apply = jax.checkpoint(apply) if remat else apply
+            x, of_block = apply(params, x, _keys(drop_keys, i))
         intermediates |= numbered(i, of_block)
     return x, intermediates
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(block, first_query, params, x, drop_keys):
+    return block.apply({"params": params}, x, drop_keys, first_query)
 
 
 def _keys(drop_keys, i):

@@ -86,3 +86,17 @@ def test_blocks_are_really_computed_again(plain, remat):
     module = make(remat=remat)
     jaxpr = jax.make_jaxpr(jax.grad(lambda p: loss(module, p)))(params).jaxpr
     assert (equations(jaxpr, "remat2") + equations(jaxpr, "checkpoint") > 0) == remat
+
+
+def test_equal_blocks_are_traced_once():
+    module = encoder()
+    shapes = jax.eval_shape(module.init, KEY, IMAGE)["params"]
+
+    def loss(params):
+        return module.apply({"params": params}, IMAGE)[0].sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(shapes).jaxpr
+    blocks = [e.params["jaxpr"] for e in jaxpr.eqns if e.params.get("name") == "_apply"]
+    forward, backward = blocks[:3], blocks[3:]
+    assert len(forward) == len(backward) == 3
+    assert len(set(map(id, forward))) == len(set(map(id, backward))) == 1
