@@ -194,7 +194,7 @@ def test_a_recipe_of_yours_without_a_field_is_told_which(capsys):
     pathlib.Path("mine.py").write_text(recipe)
     assert run("--config=mine.py") == exits.USAGE
     assert capsys.readouterr().err == (
-        "error: the config has no field 'data'; see what configs/common.py sets\n"
+        "error: the config has no field 'job'; see what configs/common.py sets\n"
     )
 
 
