@@ -31,7 +31,7 @@ def test_operations_run_in_order_each_with_a_key_of_its_own():
 
 
 def test_an_unknown_operation_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"augment 'normalise' unknown; .*mean normalize"):
+    with pytest.raises(ValueError, match=r"'normalise' unknown; .*mean normalize"):
         augment.make({"normalise": {}})
 
 
