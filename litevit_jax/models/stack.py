@@ -48,15 +48,14 @@ def run(
       Tokens, and the intermediates of every block, as 'block_00/attn'.
     """
     rates = [0.0] * count if rates is None else [float(rate) for rate in rates]
-    starting = module.is_initializing()
     intermediates: layers.Intermediates = {}
     for i in range(count):
         first = last_query if i == count - 1 else 0
-        if starting:
+        params = module.get_variable("params", f"blocks_{i}")
+        if params is None:  # creates them, or else Flax says which are missing
             block = make_block(layers.Block, block=i, name=f"blocks_{i}")
             x, of_block = block(x, None, first)
         else:
-            params = module.get_variable("params", f"blocks_{i}")
             rate = 0.0 if drop_keys is None else rates[i]
             # Its number is for initial values alone: all blocks are equal here.
             block = make_block(layers.Block, drop_rate=rate, parent=None)

@@ -1,5 +1,6 @@
 """Blocks computed again in the backward pass: the same function and parameters."""
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,3 +101,11 @@ def test_equal_blocks_are_traced_once():
     forward, backward = blocks[:3], blocks[3:]
     assert len(forward) == len(backward) == 3
     assert len(set(map(id, forward))) == len(set(map(id, backward))) == 1
+
+
+def test_a_block_without_parameters_is_named():
+    module = encoder()
+    params = module.init(KEY, IMAGE)["params"]
+    del params["blocks_1"]
+    with pytest.raises(flax.errors.ScopeParamNotFoundError, match="blocks_1/norm1"):
+        module.apply({"params": params}, IMAGE)
