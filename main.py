@@ -22,15 +22,19 @@ Open MPI they find one another; elsewhere --coordinator=HOST:PORT --num_processe
 --process_id=I say who they are (docs/distributed.md).
 """
 
+
+def main() -> None:
+    import sys
+
+    from absl import app
+
+    from litevit_jax import cli
+
+    cli.define()
+    app.run(lambda _: sys.exit(cli.run(sys.argv)), flags_parser=cli.parse)
+
+
 if __name__ == "__main__":
     from litevit_jax import stop
 
-    with stop.program():  # from the very start: the rest is slow to import
-        import sys
-
-        from absl import app
-
-        from litevit_jax import cli
-
-        cli.define()
-        app.run(lambda _: sys.exit(cli.run(sys.argv)), flags_parser=cli.parse)
+    stop.program(main)  # from the very start: the imports in main are slow

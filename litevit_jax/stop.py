@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from litevit_jax import exits
@@ -31,6 +32,7 @@ _AGAIN_S = 2.0  # the same after a second Ctrl-C
 _GRACE_S = 10.0  # of several processes, for data that one of them waits for
 _LAST_S = 120.0  # for what is being written at the end
 _LOOK_S = 0.1
+_IMPORT = "<frozen importlib._bootstrap>"
 
 
 class Stopped(KeyboardInterrupt):
@@ -69,6 +71,8 @@ class Stop:
         self._heard_s: float | None = None  # when the first signal was heard
         self._left_s: float | None = None  # since when the program ends by itself
         self._code: int | None = None  # with which it does
+        self._put_off = False  # whether `Stopped` is due after an import
+        self._raised = False  # whether it was raised outside training
 
     def agreed(self, mesh: Mesh) -> bool:
         """Whether all processes stop now; each calls it before every step.
@@ -129,20 +133,26 @@ class Stop:
         finally:
             self._block = old
 
-    def _handle(self, number: int, _: Any) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self._note(number)
-        self._raise_if_asked()
+        # An exception in the middle of an import breaks extension modules. The thread
+        # that listens sends the signal again.
+        self._put_off = self._owner and _importing(frame)
+        if not self._put_off:
+            self._raise_if_asked()
 
     def _note(self, number: int) -> None:
         if self.signal is None:
             self.signal = number
 
     def _raise_if_asked(self) -> None:
-        if self.signal is None:
+        over = self._left_s is not None or (self._raised and not self._training)
+        if self.signal is None or over:
             return
         now = _alone() or self._overdue or self.urgent
         if not self._training or (self._block and now):
             self._block, self._overdue = 0, False
+            self._raised = self._owner and not self._training
             raise Stopped(self.signal)
 
     def _hear(self, number: int) -> None:
@@ -177,7 +187,9 @@ class Stop:
                 block, since = self._block, now
             elif block and now - since > patience:  # a library may have caught it
                 since, self._overdue = now, True
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                _interrupt_main()
+            elif self._put_off:
+                _interrupt_main()
             if self._left_s is not None:
                 stuck = now - self._left_s > _PATIENCE_S  # a thread that reads for ever
             else:
@@ -197,9 +209,10 @@ class Stop:
         error, code = Stopped(self.signal), exit_code(self.signal)
         if self._left_s is None:
             say(str(error))
-            from litevit_jax import distributed
+            if not _alone():
+                from litevit_jax import distributed
 
-            distributed.leave(code, error)
+                distributed.leave(code, error)
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
         os._exit(code if self._code is None else self._code)
@@ -221,13 +234,15 @@ class Stop:
             signal.set_wakeup_fd(wakeup)
             os.close(write)  # which ends the thread
 
-    @contextlib.contextmanager
-    def program(self) -> Iterator[None]:
-        """Listens until the program ends; a signal ends it with its exit code."""
+    def program(self, main: Callable[[], Any]) -> None:
+        """Runs `main`, the whole program; a signal ends it with its exit code."""
         self._owner = True
-        self._begin()
         try:
-            yield
+            try:
+                self._begin()
+                main()
+            finally:
+                self._left_s = time.monotonic()  # from here on nothing is raised
         except Stopped as error:
             say(str(error))
             self._code = exit_code(error.signal)
@@ -235,8 +250,6 @@ class Stop:
         except SystemExit as error:
             self._code = error.code if isinstance(error.code, int) else None
             raise
-        finally:
-            self._left_s = time.monotonic()
 
     def _begin(self) -> tuple[dict[int, Any], int, int]:
         """Takes the signals; (their old handlers, old wake-up file, new one)."""
@@ -260,6 +273,17 @@ class Stop:
                 for number in data:
                     if number in _NUMBERS:
                         self._hear(number)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether `frame` belongs to an import."""
+    while frame is not None and frame.f_code.co_filename != _IMPORT:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _interrupt_main() -> None:
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _alone() -> bool:

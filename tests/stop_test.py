@@ -1,12 +1,14 @@
 """Signals end a program wherever it is: with its exit code, and after it has saved."""
 
 import ctypes
+import importlib
 import os
 import pathlib
 import pty
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -40,7 +42,7 @@ def train(step, last=lambda: print("written", flush=True)):
 
 
 def say_and_sleep(_):
-    print("step", flush=True)
+    stop.say("step", sys.stdout)  # its reader may be gone
     time.sleep(0.5)
 
 
@@ -70,6 +72,26 @@ def start_up_in_c():
     stuck()
 
 
+SLOW_MODULE = """
+import time
+print("step", flush=True)
+try:
+    time.sleep(0.4)
+except BaseException:
+    raise ImportError("an extension module was interrupted") from None
+print("imported", flush=True)
+"""
+
+
+def import_slowly():
+    stop._PATIENCE_S = 60.0
+    with tempfile.TemporaryDirectory() as folder:
+        pathlib.Path(folder, "slow_module.py").write_text(SLOW_MODULE)
+        sys.path.insert(0, folder)
+        importlib.import_module("slow_module")
+        time.sleep(600)
+
+
 def leave_a_thread():
     threading.Thread(target=stuck).start()  # as a reader that never returns
     start_up()
@@ -84,11 +106,14 @@ def talk_to_nobody():
 
 def child(name):
     stop._PATIENCE_S = stop._AGAIN_S = 0.5
-    with stop.program():
-        function = globals()[name]
+    function = globals()[name]
+
+    def main():
         train(function) if function.__code__.co_argcount else function()
         number = stop._stop.signal
         sys.exit(0 if number is None else stop.exit_code(number))
+
+    stop.program(main)
 
 
 class Program:
@@ -127,6 +152,43 @@ def test_a_signal_in_start_up_ends_the_program_with_its_code(number):
     assert (code, said) == (CODES[number], "")
     assert f"stopped by {NAMES[number]}" in answered
     assert "Traceback" not in answered
+
+
+def test_a_signal_in_an_import_waits_for_its_end():
+    code, said, answered = Program("import_slowly").started().end(signal.SIGTERM)
+    assert (code, said) == (42, "imported\n")
+    assert answered == "stopping\nstopped by SIGTERM\n"
+
+
+EACH_LINE = """
+import os, signal, sys
+from litevit_jax import stop
+count, wanted = 0, int(sys.argv[1])
+def trace(frame, event, _):
+    global count
+    if frame.f_code.co_filename == stop.__file__:
+        if signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None):
+            count += event == "line"
+            if count == wanted and event == "line":
+                os.kill(os.getpid(), signal.SIGTERM)
+        return trace
+def main():
+    os.write(1, b"main")
+    sys.exit(0)
+sys.settrace(trace)
+stop.program(main)
+"""
+
+
+def test_no_moment_ends_with_a_traceback():
+    """SIGTERM before every line of `program` once the first handler is there."""
+    for line in range(1, 12):
+        ended = subprocess.run(
+            [sys.executable, "-c", EACH_LINE, str(line)],
+            cwd=ROOT, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert "Traceback" not in ended.stderr, (line, ended.stderr)
+        assert ended.returncode in (0, 42), (line, ended.stderr)
 
 
 @pytest.mark.parametrize("name", ["start_up_in_c", "leave_a_thread"])
