@@ -44,8 +44,9 @@ MAY_IMPORT = {
     },
 }
 MAY_IMPORT["train"] = set(MAY_IMPORT) | {"train"}
+MAY_IMPORT["report"] = {*MAY_IMPORT, "analysis", "report"}
 MAY_IMPORT["analysis"] = {*MAY_IMPORT, "analysis"}
-MAY_IMPORT["plan"] = set(MAY_IMPORT) - {"analysis"}
+MAY_IMPORT["plan"] = set(MAY_IMPORT) - {"analysis", "report"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "cli"}
 
 names = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -9,7 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from litevit_jax import recipes
-from litevit_jax.analysis import advice, layers, measure, models, page, record, report
+from litevit_jax.analysis import layers, measure, models
+from litevit_jax.report import advice, build, page, run_record
 from litevit_jax.train import progress
 from litevit_jax.train import workdir as workdirs
 
@@ -57,12 +58,10 @@ def analyse(config: ConfigDict, workdir: str) -> pathlib.Path:
     runs = []
     for name, about in found["models"].items():
         if about["run"] is not None:
-            runs.append(record.read(name, pathlib.Path(about["run"])))
+            runs.append(run_record.read(name, pathlib.Path(about["run"])))
     names = ", ".join(found["models"])
     title = f"Analysis of {names}"
-    return report.build(
-        runs, place / "report", title=title, analysis=found, place=place
-    )
+    return build.build(runs, place / "report", title=title, analysis=found, place=place)
 
 
 def draw(config: ConfigDict, workdir: str | None) -> pathlib.Path:
@@ -74,7 +73,7 @@ def draw(config: ConfigDict, workdir: str | None) -> pathlib.Path:
       ValueError, FileNotFoundError: they are no runs.
     """
     runs = [
-        record.read(name, _run(name, path))
+        run_record.read(name, _run(name, path))
         for name, path in models.named(config.models).items()
     ]
     if len(runs) == 1 and config.name == "compare":
@@ -86,10 +85,10 @@ def draw(config: ConfigDict, workdir: str | None) -> pathlib.Path:
     if len(runs) == 1:
         place = pathlib.Path(workdir) if workdir else runs[0].place
         title = f"{runs[0].config.get('name', 'run')}: {runs[0].place.name}"
-        return report.build(runs, place / "report", title=title)
+        return build.build(runs, place / "report", title=title)
     place = pathlib.Path(workdir or f"runs/{config.name}")
     title = f"{', '.join(run.name for run in runs)} side by side"
-    return report.build(runs, place / "report", title=title)
+    return build.build(runs, place / "report", title=title)
 
 
 def advise(config: ConfigDict, workdir: str) -> str:
@@ -105,7 +104,7 @@ def advise(config: ConfigDict, workdir: str) -> str:
     """
     probes, prints, random = {}, {}, {}
     for name, path in models.named(config.models).items():
-        run = record.read(name, _run(name, path))
+        run = run_record.read(name, _run(name, path))
         lasts = _probes(run, config.probe, f"--config.models={name}={path}")
         prints[name] = _data(run.config)
         if run.config.get("job") == "evaluate" and run.config["init"] == "random":
@@ -130,7 +129,7 @@ def advise(config: ConfigDict, workdir: str) -> str:
         ]
         for row in rows
     ]
-    report.build_figures(
+    build.build_figures(
         [],
         place / "report",
         title="Which encoder, how many layers",
@@ -144,7 +143,7 @@ def advise(config: ConfigDict, workdir: str) -> str:
     return f"{text}\n{progress.columns([head, *shown])}"
 
 
-def _probes(run: record.Run, title: str | None, where: str) -> list[dict[str, Any]]:
+def _probes(run: run_record.Run, title: str | None, where: str) -> list[dict[str, Any]]:
     """The last results of a run's probes of layers, or of `title` alone."""
     titles = (title,) if title else ("layers", "layers_avg")
     lasts = [run.results[t]["last"] for t in titles if t in run.results]
@@ -187,15 +186,15 @@ def after_training(config: ConfigDict, workdir: str) -> pathlib.Path:
     directory `analysis`. An evaluation trained nothing, and has none.
     """
     place = pathlib.Path(workdir)
-    run = record.read(place.name, place)
+    run = run_record.read(place.name, place)
     if config.job != "evaluate" and config.log.report_images:
         measure.run(_small(config, run), place / "analysis")
-        run = record.read(place.name, place)
+        run = run_record.read(place.name, place)
     title = f"{config.name}: {place.name}"
-    return report.build([run], place / "report", title=title)
+    return build.build([run], place / "report", title=title)
 
 
-def _small(config: ConfigDict, run: record.Run) -> ConfigDict:
+def _small(config: ConfigDict, run: run_record.Run) -> ConfigDict:
     """The analysis of one run's own images, the split that its evaluations read."""
     small = recipes.get("analysis")
     own = [block for block in run.config["evals"].values() if "data" not in block]

@@ -15,8 +15,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from litevit_jax import choices, recipes
-from litevit_jax.analysis import advice, charts, figures, report
 from litevit_jax.models import vit
+from litevit_jax.report import advice, build, plots, run_figures
 from litevit_jax.train import evaluate, inherit, loop, parts, progress, setup, views
 from litevit_jax.train import workdir as workdirs
 
@@ -204,15 +204,15 @@ class Study:
                     [by_k[k] for k in ks],
                 )
                 data[setting] = {"k": ks, "values": [by_k[k] for k in ks]}
-            axes = charts.Axes("k, blocks", figures.with_unit(metric), whole_x=True)
+            axes = plots.Axes("k, blocks", run_figures.with_unit(metric), whole_x=True)
             drawn.append(
-                figures.Figure(
+                run_figures.Figure(
                     name=f"layers-{kind}",
                     section="layers",
                     title=_TITLES[kind],
                     caption="results of the parts in layers.json",
                     data=data,
-                    canvas=charts.curves(lines, axes),
+                    canvas=plots.curves(lines, axes),
                 )
             )
         drawn += self._probed()
@@ -221,7 +221,7 @@ class Study:
         if missing:
             notes.append(f"{missing} of {len(self.planned)} parts are not finished.")
         title = f"Layers of {self._config.init}"
-        return report.build_figures(
+        return build.build_figures(
             drawn, self._workdir / "report", title=title, notes=notes
         )
 
@@ -245,14 +245,14 @@ class Study:
             )
         return notes
 
-    def _probed(self) -> list[figures.Figure]:
+    def _probed(self) -> list[run_figures.Figure]:
         """Curves of the probes over blocks, a figure for each way to pool tokens."""
         tables: dict[str, dict[str, Any]] = {}
         for row in self.parts.rows.values():
             for title, table in row.get("tables", {}).items():
                 tables.setdefault(title, {})[row["setting"]] = table
         return [
-            figures.of_blocks(title, found, "parts of kind probe in layers.json")
+            run_figures.of_blocks(title, found, "parts of kind probe in layers.json")
             for title, found in tables.items()
         ]
 

@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
 from litevit_jax import choices
-from litevit_jax.analysis import capture, draw, images, models
+from litevit_jax.analysis import capture, images, models
 from litevit_jax.data import subset
 from litevit_jax.evaluators import reconstruction
+from litevit_jax.report import draw
 
 _TILE, _GAP, _HEAD = 112, 4, 24
 FOLDER = "figures"

@@ -44,7 +44,7 @@ def test_an_analysis_is_made_anew_in_its_own_directory_alone(ended):
     job.after_training(made, str(workdir))
     analysis = json.loads((workdir / "analysis" / "analysis.json").read_text())
     assert analysis["images"] == 8
-    small = job._small(made, job.record.read("mae", workdir))
+    small = job._small(made, job.run_record.read("mae", workdir))
     with pytest.raises(ValueError, match="holds a run with another config"):
         measure.prepare(small, workdir)
 

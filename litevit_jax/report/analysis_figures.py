@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from litevit_jax.analysis import charts, figures
+from litevit_jax.report import plots, run_figures
 
 _ROUNDING = 1e-9  # of the largest eigenvalue: LayerNorm leaves one that is 0
 
 
 def of_analysis(
     found: dict[str, Any], place: pathlib.Path, colors: dict[str, str]
-) -> list[figures.Figure]:
+) -> list[run_figures.Figure]:
     """Figures of an analysis.
 
     Args:
@@ -32,7 +32,9 @@ def of_analysis(
     ]
 
 
-def _attention(found: dict[str, Any], colors: dict[str, str]) -> list[figures.Figure]:
+def _attention(
+    found: dict[str, Any], colors: dict[str, str]
+) -> list[run_figures.Figure]:
     every = found.get("attention", {})
     paper = found.get("attention_compat") == "paper"
     unit = "patches x 14, as the paper" if paper else "pixels"
@@ -42,12 +44,12 @@ def _attention(found: dict[str, Any], colors: dict[str, str]) -> list[figures.Fi
         flat = [x for one in every.values() for row in one[kind] for x in row]
         for name, one in every.items():
             # The same for all models, and no more: from 0 on boxes would be flat.
-            shared = charts.widened(min(flat), max(flat), 0.05)
-            axes = charts.Axes("block", label, y_range=shared)
-            canvas = charts.boxes(one[kind], axes, color=colors[name])
+            shared = plots.widened(min(flat), max(flat), 0.05)
+            axes = plots.Axes("block", label, y_range=shared)
+            canvas = plots.boxes(one[kind], axes, color=colors[name])
             drawn.append(
-                figures.Figure(
-                    name=f"attention-{kind}-{figures.file_name(name)}",
+                run_figures.Figure(
+                    name=f"attention-{kind}-{run_figures.file_name(name)}",
                     section="attention",
                     title=f"{name}: how {'far' if kind == 'distance' else 'widely'} "
                     "heads look",
@@ -60,7 +62,7 @@ def _attention(found: dict[str, Any], colors: dict[str, str]) -> list[figures.Fi
     return drawn
 
 
-def _sheets(found: dict[str, Any], place: pathlib.Path) -> list[figures.Figure]:
+def _sheets(found: dict[str, Any], place: pathlib.Path) -> list[run_figures.Figure]:
     drawn = []
     for one in found.get("maps", []):
         mark = str(one["query"]).replace("/", "_")
@@ -68,8 +70,8 @@ def _sheets(found: dict[str, Any], place: pathlib.Path) -> list[figures.Figure]:
             one["query"], f"patch {one['query']}"
         )
         drawn.append(
-            figures.Figure(
-                name=f"attention-{figures.file_name(one['model'])}-layer{one['layer']}-{mark}",
+            run_figures.Figure(
+                name=f"attention-{run_figures.file_name(one['model'])}-layer{one['layer']}-{mark}",
                 section="maps",
                 title=f"{one['model']}, block {one['layer']}: what {query} looks at",
                 caption="The brightest patch of each map is its largest weight.",
@@ -80,8 +82,8 @@ def _sheets(found: dict[str, Any], place: pathlib.Path) -> list[figures.Figure]:
     for one in found.get("reconstructions", []):
         mean = sum(one["mae_loss"]) / len(one["mae_loss"])
         drawn.append(
-            figures.Figure(
-                name=f"reconstruction-{figures.file_name(one['model'])}",
+            run_figures.Figure(
+                name=f"reconstruction-{run_figures.file_name(one['model'])}",
                 section="pictures",
                 title=f"{one['model']}: {one['images']} of the images analysed",
                 caption="original, masked, reconstructed; mean loss of their masked "
@@ -93,7 +95,7 @@ def _sheets(found: dict[str, Any], place: pathlib.Path) -> list[figures.Figure]:
     return drawn
 
 
-def _cka(found: dict[str, Any] | None) -> list[figures.Figure]:
+def _cka(found: dict[str, Any] | None) -> list[run_figures.Figure]:
     if not found:
         return []
     drawn = []
@@ -101,10 +103,10 @@ def _cka(found: dict[str, Any] | None) -> list[figures.Figure]:
         of = {**found, **pair}  # runs side by side may have looked at other numbers
         values = np.array(pair["values"], float)
         one, other = pair["rows"], pair["columns"]
-        canvas = charts.heatmap(values, f"blocks of {other}", f"blocks of {one}")
+        canvas = plots.heatmap(values, f"blocks of {other}", f"blocks of {one}")
         drawn.append(
-            figures.Figure(
-                name=f"cka-{figures.file_name(one)}-{figures.file_name(other)}",
+            run_figures.Figure(
+                name=f"cka-{run_figures.file_name(one)}-{run_figures.file_name(other)}",
                 section="cka",
                 title=one if one == other else f"{one} and {other}",
                 caption=f"after 0 to {values.shape[0] - 1} and 0 to "
@@ -117,7 +119,9 @@ def _cka(found: dict[str, Any] | None) -> list[figures.Figure]:
     return drawn
 
 
-def _features(found: dict[str, Any], colors: dict[str, str]) -> list[figures.Figure]:
+def _features(
+    found: dict[str, Any], colors: dict[str, str]
+) -> list[run_figures.Figure]:
     every = found.get("features", {})
     own = [colors[name] for name in every]
     if not every:
@@ -133,36 +137,36 @@ def _features(found: dict[str, Any], colors: dict[str, str]) -> list[figures.Fig
     }
     drawn = []
     for key, (title, unit, said) in what.items():
-        lines: charts.Series = {
+        lines: plots.Series = {
             name: (range(len(one[key])), one[key]) for name, one in every.items()
         }
-        axes = charts.Axes("blocks passed", unit, whole_x=True)
+        axes = plots.Axes("blocks passed", unit, whole_x=True)
         drawn.append(
-            figures.Figure(
+            run_figures.Figure(
                 name=f"features-{key}",
                 section="features",
                 title=title,
                 caption=f"{said}, read at {of['place']}, pool {of['pool']}",
                 data={name: one[key] for name, one in every.items()},
-                canvas=charts.curves(lines, axes, colors=own),
+                canvas=plots.curves(lines, axes, colors=own),
             )
         )
-    spectra: charts.Series = {}
+    spectra: plots.Series = {}
     for name, one in every.items():
         last = np.array(one["spectrum"][-1])
         share = last / max(last[0], 1e-300)
         drawn_part = [x if x > _ROUNDING else None for x in share.tolist()]
         spectra[name] = (range(1, len(last) + 1), drawn_part)
-    axes = charts.Axes("dimension", "eigenvalue, of the largest", log_y=True)
+    axes = plots.Axes("dimension", "eigenvalue, of the largest", log_y=True)
     drawn.append(
-        figures.Figure(
+        run_figures.Figure(
             name="features-spectrum",
             section="features",
             title="Spectrum after the last block",
             caption="eigenvalues of the covariance of the pooled features; those below "
             f"{_ROUNDING:g} of the largest are rounding and not drawn",
             data={name: one["spectrum"] for name, one in every.items()},
-            canvas=charts.curves(
+            canvas=plots.curves(
                 spectra, dataclasses.replace(axes, whole_x=True), colors=own
             ),
         )

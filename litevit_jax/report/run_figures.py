@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from litevit_jax.analysis import charts, draw, record
+from litevit_jax.report import draw, plots, run_record
 
 _WIDEST = 1200  # pixels of a photograph inside the page
 _FIRST = ("loss", "mae_loss", "lr", "grad_norm", "effective_rank", "feature_std")
@@ -83,7 +83,7 @@ class Figure:
         return f'<img src="{address}" alt="" width="{wide}" style="--native:{wide}px">'
 
 
-def of_runs(runs: Sequence[record.Run], colors: dict[str, str]) -> list[Figure]:
+def of_runs(runs: Sequence[run_record.Run], colors: dict[str, str]) -> list[Figure]:
     """Curves of what was logged, evaluations over time, speed, and pictures.
 
     Args:
@@ -103,7 +103,7 @@ def of_runs(runs: Sequence[record.Run], colors: dict[str, str]) -> list[Figure]:
     return found
 
 
-def _logged(runs: Sequence[record.Run]) -> list[str]:
+def _logged(runs: Sequence[run_record.Run]) -> list[str]:
     """Metrics of training, the usual ones first."""
     keys: dict[str, None] = {}
     for run in runs:
@@ -117,16 +117,16 @@ def _logged(runs: Sequence[record.Run]) -> list[str]:
 
 
 def _curve(
-    runs: Sequence[record.Run], key: str, section: str, colors: dict[str, str]
+    runs: Sequence[run_record.Run], key: str, section: str, colors: dict[str, str]
 ) -> Figure:
     drawn, data = {}, {}
     most = max(1200 // len(runs), 100)
     for run in runs:
         if key in run.steps:
-            steps, values = record.series(run.steps[key], most)
+            steps, values = run_record.series(run.steps[key], most)
             drawn[run.name] = (steps, values)
             data[run.name] = {"steps": steps, "values": values}
-    axes = charts.Axes("update", with_unit(key), whole_x=True)
+    axes = plots.Axes("update", with_unit(key), whole_x=True)
     if key == "data_wait":
         axes = dataclasses.replace(axes, y_range=(0, 100))
     return Figure(
@@ -135,11 +135,11 @@ def _curve(
         title=_TITLES.get(key, key),
         caption=f"{key} in metrics.jsonl",
         data={"metric": key, "source": "metrics.jsonl", "series": data},
-        canvas=charts.curves(drawn, axes, colors=[colors[name] for name in drawn]),
+        canvas=plots.curves(drawn, axes, colors=[colors[name] for name in drawn]),
     )
 
 
-def _heads(run: record.Run, several: bool) -> list[Figure]:
+def _heads(run: run_record.Run, several: bool) -> list[Figure]:
     """Numbers of the heads, as attn_entropy/head_01, in one figure a metric."""
     groups: dict[str, list[str]] = {}
     for key in run.steps:
@@ -149,13 +149,13 @@ def _heads(run: record.Run, several: bool) -> list[Figure]:
     for name, keys in groups.items():
         drawn, data = {}, {}
         for key in sorted(keys):
-            steps, values = record.series(run.steps[key], 300)
+            steps, values = run_record.series(run.steps[key], 300)
             drawn[key.partition("/")[2].replace("_", " ")] = (steps, values)
             data[key] = {"steps": steps, "values": values}
         colors = [
             draw.ramp_color(0.85 * i / max(len(drawn), 1)) for i in range(len(drawn))
         ]
-        axes = charts.Axes("update", with_unit(name), whole_x=True)
+        axes = plots.Axes("update", with_unit(name), whole_x=True)
         of = f" of {run.name}" * several
         found.append(
             Figure(
@@ -166,13 +166,13 @@ def _heads(run: record.Run, several: bool) -> list[Figure]:
                 else f"{name}{of}",
                 caption=f"{name}/head_NN in metrics.jsonl",
                 data={"source": "metrics.jsonl", "run": run.name, "series": data},
-                canvas=charts.curves(drawn, axes, colors=colors),
+                canvas=plots.curves(drawn, axes, colors=colors),
             )
         )
     return found
 
 
-def _probes(runs: Sequence[record.Run], colors: dict[str, str]) -> list[Figure]:
+def _probes(runs: Sequence[run_record.Run], colors: dict[str, str]) -> list[Figure]:
     """The main number of every evaluation that was made more than once."""
     found = []
     titles = dict.fromkeys(title for run in runs for title in run.results)
@@ -190,7 +190,7 @@ def _probes(runs: Sequence[record.Run], colors: dict[str, str]) -> list[Figure]:
             drawn[run.name] = (steps, values)
             data[run.name] = {"metric": metric, "steps": steps, "values": values}
         if drawn:
-            axes = charts.Axes("update", with_unit(metric), whole_x=True)
+            axes = plots.Axes("update", with_unit(metric), whole_x=True)
             found.append(
                 Figure(
                     name=f"probes-{file_name(title)}",
@@ -198,7 +198,7 @@ def _probes(runs: Sequence[record.Run], colors: dict[str, str]) -> list[Figure]:
                     title=f"{title}: {metric}",
                     caption=f"history in evals/{title}/result.json",
                     data={"source": f"evals/{title}/result.json", "series": data},
-                    canvas=charts.curves(
+                    canvas=plots.curves(
                         drawn, axes, colors=[colors[name] for name in drawn]
                     ),
                 )
@@ -206,7 +206,7 @@ def _probes(runs: Sequence[record.Run], colors: dict[str, str]) -> list[Figure]:
     return found
 
 
-def _blocks(runs: Sequence[record.Run]) -> list[Figure]:
+def _blocks(runs: Sequence[run_record.Run]) -> list[Figure]:
     """What every block knows, of evaluations with a row for each: linear and k-NN."""
     found = []
     for title in dict.fromkeys(title for run in runs for title in run.results):
@@ -228,7 +228,7 @@ def of_blocks(title: str, tables: dict[str, list], source: str) -> Figure:
       tables: name -> rows of its 'table'.
       source: where they are recorded.
     """
-    drawn: charts.Series = {}
+    drawn: plots.Series = {}
     data: dict[str, Any] = {}
     for name, rows in tables.items():
         of = f"{name}: " * (len(tables) > 1)
@@ -243,13 +243,13 @@ def of_blocks(title: str, tables: dict[str, list], source: str) -> Figure:
         title=f"{title}: accuracy after every block",
         caption=f"percent right after block 1 to the last; {source}",
         data={"source": source, "series": data},
-        canvas=charts.curves(
-            drawn, charts.Axes("block", with_unit("top1"), whole_x=True)
+        canvas=plots.curves(
+            drawn, plots.Axes("block", with_unit("top1"), whole_x=True)
         ),
     )
 
 
-def _pictures(run: record.Run, several: bool) -> list[Figure]:
+def _pictures(run: run_record.Run, several: bool) -> list[Figure]:
     """The reconstructions of a run: the first and the last, or the last of each."""
     chosen = (
         run.pictures[-1:]

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from litevit_jax.analysis import advice, job
+from litevit_jax.analysis import job
+from litevit_jax.report import advice
 from litevit_jax.train import workdir as workdirs
 from tests import jobs
 

@@ -14,7 +14,15 @@ from typing import Any
 
 from PIL import Image
 
-from litevit_jax.analysis import analysed, draw, expected, figures, joined, page, record
+from litevit_jax.report import (
+    analysis_figures,
+    draw,
+    merge,
+    page,
+    published,
+    run_figures,
+    run_record,
+)
 from litevit_jax.train import terminal
 from litevit_jax.train import workdir as workdirs
 
@@ -48,7 +56,7 @@ _SECTIONS = (
 
 
 def build(
-    runs: Sequence[record.Run],
+    runs: Sequence[run_record.Run],
     out: pathlib.Path,
     *,
     title: str,
@@ -67,10 +75,10 @@ def build(
     terminal.Line().begin("drawing the report")
     out.mkdir(parents=True, exist_ok=True)
     if analysis is None:
-        analysis = joined.of_runs(runs)
+        analysis = merge.of_runs(runs)
     colors = _colors(runs, analysis)
-    drawn = figures.of_runs(runs, colors)
-    drawn += analysed.of_analysis(analysis, place or out, colors)
+    drawn = run_figures.of_runs(runs, colors)
+    drawn += analysis_figures.of_analysis(analysis, place or out, colors)
     for figure in drawn:
         Image.fromarray(figure.image()).save(out / f"{figure.name}.png")
     (out / "index.html").write_text(_page(runs, drawn, title, analysis, colors))
@@ -78,7 +86,7 @@ def build(
     return out / "index.html"
 
 
-def _colors(runs: Sequence[record.Run], analysis: dict[str, Any]) -> dict[str, str]:
+def _colors(runs: Sequence[run_record.Run], analysis: dict[str, Any]) -> dict[str, str]:
     """Name -> colour, the same for a run's curves and for its encoder's figures."""
     models = list(analysis.get("models", {}))
     if len(runs) == 1 and len(models) < 2:  # they may be called differently
@@ -88,7 +96,7 @@ def _colors(runs: Sequence[record.Run], analysis: dict[str, Any]) -> dict[str, s
 
 
 def build_figures(
-    drawn: Sequence[figures.Figure],
+    drawn: Sequence[run_figures.Figure],
     out: pathlib.Path,
     *,
     title: str,
@@ -110,7 +118,7 @@ def build_figures(
     return out / "index.html"
 
 
-def _figures(drawn: Sequence[figures.Figure]) -> list[dict[str, Any]]:
+def _figures(drawn: Sequence[run_figures.Figure]) -> list[dict[str, Any]]:
     return [
         {
             "name": figure.name,
@@ -124,8 +132,8 @@ def _figures(drawn: Sequence[figures.Figure]) -> list[dict[str, Any]]:
 
 
 def _numbers(
-    runs: Sequence[record.Run],
-    drawn: Sequence[figures.Figure],
+    runs: Sequence[run_record.Run],
+    drawn: Sequence[run_figures.Figure],
     title: str,
     analysis: dict[str, Any],
 ) -> dict[str, Any]:
@@ -137,14 +145,14 @@ def _numbers(
             {
                 "name": run.name,
                 "place": str(run.place),
-                "recipe": expected.recipe_of(run.config),
+                "recipe": published.recipe_of(run.config),
                 "last_step": run.last_step,
                 "total_steps": run.total_steps,
                 "results": {t: _result(r) for t, r in run.results.items()},
-                "expected": expected.of(run),
+                "expected": published.of(run),
                 "differences": [
                     {"field": k, "recipe": a, "run": b}
-                    for k, a, b in expected.differences(run.config)
+                    for k, a, b in published.differences(run.config)
                 ],
                 "config": run.config,
                 "notes": run.notes,
@@ -161,8 +169,8 @@ def _result(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _page(
-    runs: Sequence[record.Run],
-    drawn: Sequence[figures.Figure],
+    runs: Sequence[run_record.Run],
+    drawn: Sequence[run_figures.Figure],
     title: str,
     analysis: dict[str, Any],
     colors: dict[str, str],
@@ -193,7 +201,7 @@ def _page(
 
 
 def _summary(
-    runs: Sequence[record.Run], analysis: dict[str, Any], colors: dict[str, str]
+    runs: Sequence[run_record.Run], analysis: dict[str, Any], colors: dict[str, str]
 ) -> str:
     parts = []
     for run in runs:
@@ -205,7 +213,7 @@ def _summary(
     return "".join(parts) + page.notes(said)
 
 
-def _cards(run: record.Run) -> list[tuple[str, Any]]:
+def _cards(run: run_record.Run) -> list[tuple[str, Any]]:
     """The few numbers that one looks for first."""
     found: list[tuple[str, Any]] = []
     if run.total_steps:
@@ -225,7 +233,7 @@ def _cards(run: record.Run) -> list[tuple[str, Any]]:
     return found
 
 
-def _results(runs: Sequence[record.Run]) -> str:
+def _results(runs: Sequence[run_record.Run]) -> str:
     several = len(runs) > 1
     rows = []
     for run in runs:
@@ -237,18 +245,18 @@ def _results(runs: Sequence[record.Run]) -> str:
         if not several:
             head, rows = head[1:], [row[1:] for row in rows]
         body += page.table(head, rows)
-    published = [(run, row) for run in runs if (row := expected.of(run)) is not None]
-    if published:
+    known = [(run, row) for run in runs if (row := published.of(run)) is not None]
+    if known:
         body += "<h3>Expected and reached</h3>" + page.table(
             ["run", "expected", "what", "source", "reached", "to be compared?"],
-            [_published(run, row) for run, row in published],
+            [_published(run, row) for run, row in known],
         )
     return body
 
 
-def _result_rows(run: record.Run, title: str, result: dict[str, Any]) -> list[list]:
+def _result_rows(run: run_record.Run, title: str, result: dict[str, Any]) -> list[list]:
     last, best, metric = result["last"], result.get("best"), result.get("metric")
-    names = [k for k in last if k not in record.STAMPS and k != metric]
+    names = [k for k in last if k not in run_record.STAMPS and k != metric]
     names = [k for k in (metric, *names) if isinstance(last.get(k), int | float)]
     rows = []
     for name in names:
@@ -266,17 +274,17 @@ def _result_rows(run: record.Run, title: str, result: dict[str, Any]) -> list[li
     return rows
 
 
-def _published(run: record.Run, row: dict[str, Any]) -> list[Any]:
+def _published(run: run_record.Run, row: dict[str, Any]) -> list[Any]:
     reached: Any = "not measured by this run"
     if row["reached"] is not None:
         source = f"result.json {run.name}/{row['result']} last.top1"
         reached = page.Number(row["reached"], source)
     verdict = "yes" if row["comparable"] else f"no: {row['why']}"
-    value = page.Number(row["expected"], f"expected.py {row['source']}")
+    value = page.Number(row["expected"], f"published.py {row['source']}")
     return [run.name, value, row["what"], row["source"], reached, verdict]
 
 
-def _between(runs: Sequence[record.Run]) -> str:
+def _between(runs: Sequence[run_record.Run]) -> str:
     """Fields of the configs in which several runs differ."""
     flat = [dict(_leaves(run.config)) for run in runs]
     keys = sorted({key for one in flat for key in one if not key.startswith("derived")})
@@ -297,14 +305,14 @@ def _leaves(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-def _recipe(runs: Sequence[record.Run]) -> str:
+def _recipe(runs: Sequence[run_record.Run]) -> str:
     """How each run departs from its recipe for ImageNet; whole configs folded up."""
     parts = [_between(runs)] if len(runs) > 1 else []
     for run in runs:
-        name = expected.recipe_of(run.config)
+        name = published.recipe_of(run.config)
         if len(runs) > 1:
             parts.append(f"<h3>{page.text(run.name)}</h3>")
-        found = expected.differences(run.config)
+        found = published.differences(run.config)
         if name is None:
             parts.append("<p>No recipe in configs/ has this run's name.</p>")
         elif not found:
@@ -324,7 +332,7 @@ def _recipe(runs: Sequence[record.Run]) -> str:
     return "".join(parts)
 
 
-def _origin(runs: Sequence[record.Run], analysis: dict[str, Any]) -> str:
+def _origin(runs: Sequence[run_record.Run], analysis: dict[str, Any]) -> str:
     body = ""
     for run in runs:
         for start in run.starts[:1] + run.starts[1:][-1:]:

@@ -6,12 +6,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from litevit_jax.analysis import record
+from litevit_jax.report import run_record
 
 _SETTINGS = ("attention_compat", "features_of")
 
 
-def of_runs(runs: Sequence[record.Run]) -> dict[str, Any]:
+def of_runs(runs: Sequence[run_record.Run]) -> dict[str, Any]:
     """As analysis.json, of all runs that hold one; {} if none does.
 
     Each run's encoder has the name of the run, whatever its directory was called, and

@@ -11,7 +11,7 @@ import pathlib
 from typing import Any
 
 from litevit_jax import choices, recipes
-from litevit_jax.analysis import record
+from litevit_jax.report import run_record
 from litevit_jax.train import workdir as workdirs
 
 _README = "README of the authors' repository, 2023"
@@ -99,7 +99,7 @@ def _has(block: Any, field: str) -> bool:
     return True
 
 
-def of(run: record.Run) -> dict[str, Any] | None:
+def of(run: run_record.Run) -> dict[str, Any] | None:
     """What is published for a run's recipe, and what the run reached.
 
     Returns:
@@ -137,12 +137,12 @@ def _pretraining(config: dict[str, Any]) -> str | None:
     for place in (pathlib.Path(init), *pathlib.Path(init).parents[:2]):
         path = place / "config.json"
         if path.is_file():
-            other = record.read(place.name, place).config
+            other = run_record.read(place.name, place).config
             return recipe_of(other)
     return None
 
 
-def _comparable(run: record.Run, measured: bool) -> dict[str, Any]:
+def _comparable(run: run_record.Run, measured: bool) -> dict[str, Any]:
     data, derived = run.config.get("data", {}), run.config.get("derived", {})
     if not measured:
         why = "fine-tune this run with configs/finetune.py to measure it"

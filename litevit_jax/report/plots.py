@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from litevit_jax.analysis import draw
+from litevit_jax.report import draw
 
 Series = dict[str, tuple[Sequence[float], Sequence[float | None]]]
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from litevit_jax.analysis import (
-    analysed,
-    charts,
+from litevit_jax.analysis import job
+from litevit_jax.report import (
+    analysis_figures,
+    build,
     draw,
-    expected,
-    figures,
-    job,
     page,
-    record,
-    report,
+    plots,
+    published,
+    run_figures,
+    run_record,
 )
 from litevit_jax.train import workdir as workdirs
 from tests import jobs
@@ -70,7 +70,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def drawn(run):
     """(page, report.json) of the run."""
-    out = report.build([record.read("one", run)], run / "report", title="One")
+    out = build.build([run_record.read("one", run)], run / "report", title="One")
     return out.read_text(), json.loads((run / "report" / "report.json").read_text())
 
 
@@ -150,7 +150,7 @@ def test_every_number_of_the_page_is_the_one_that_was_recorded(run, drawn):
     numbers = Page(drawn[0]).numbers
     checked = 0
     for exact, source, shown in numbers:
-        if source.startswith("expected.py"):
+        if source.startswith("published.py"):
             continue
         value = recorded(run, source)
         assert float(exact) == value and repr(value) == exact, source
@@ -178,7 +178,7 @@ def test_results_and_what_they_should_be_are_in_its_tables(drawn):
 
 def test_the_first_numbers_are_those_that_came_last(run, drawn):
     shown = {source: text for _, source, text in Page(drawn[0]).numbers}
-    read = record.read("one", run)
+    read = run_record.read("one", run)
     assert shown["metrics.jsonl last step"] == "40"
     assert shown["metrics.jsonl one 40 loss"] == page.rounded(read.steps["loss"][40])
     assert "metrics.jsonl one 40 images_per_s" in shown
@@ -219,14 +219,16 @@ def test_a_picture_of_every_figure_lies_beside(run, drawn):
 def test_photographs_that_would_make_the_page_large_lie_beside_it(
     run, tmp_path, monkeypatch
 ):
-    read = [record.read("one", run)]
+    read = [run_record.read("one", run)]
     markup = len(
         next(
-            f for f in figures.of_runs(read, {"one": "#000000"}) if f.pixels is not None
+            f
+            for f in run_figures.of_runs(read, {"one": "#000000"})
+            if f.pixels is not None
         ).embedded()
     )
-    monkeypatch.setattr(report, "_MOST_PHOTOS", markup)
-    text = report.build(read, tmp_path / "out", title="One").read_text()
+    monkeypatch.setattr(build, "_MOST_PHOTOS", markup)
+    text = build.build(read, tmp_path / "out", title="One").read_text()
     assert text.count("<img") == 1
     assert "<p>pictures-one-40.png lies beside this page.</p>" in text
     assert (tmp_path / "out" / "pictures-one-40.png").exists()
@@ -235,7 +237,7 @@ def test_photographs_that_would_make_the_page_large_lie_beside_it(
 def test_long_curves_keep_their_ends_and_extremes():
     found = {step: math.sin(step / 50) for step in range(1, 30_001)}
     found[12_345] = 7.0
-    steps, values = record.series(found, 1000)
+    steps, values = run_record.series(found, 1000)
     assert len(steps) <= 1000 and steps == sorted(set(steps))
     assert steps[0] == 1 and steps[-1] == 30_000
     assert max(values) == 7.0 and min(values) == min(found.values())
@@ -243,16 +245,16 @@ def test_long_curves_keep_their_ends_and_extremes():
 
 
 def test_an_unfinished_run_is_reported_so_far_and_says_so(tmp_path):
-    run = record.read("half", write_run(tmp_path / "half", logged=15, total=40))
+    run = run_record.read("half", write_run(tmp_path / "half", logged=15, total=40))
     assert any("Unfinished: 15 of 40 updates" in note for note in run.notes)
-    text = report.build([run], tmp_path / "out", title="Half").read_text()
+    text = build.build([run], tmp_path / "out", title="Half").read_text()
     assert "Unfinished: 15 of 40 updates" in text and "<svg" in text
 
 
 def test_a_run_without_any_update_has_a_report_that_says_so(tmp_path):
     write_run(tmp_path / "none", logged=0)
-    run = record.read("none", tmp_path / "none")
-    text = report.build([run], tmp_path / "out", title="None").read_text()
+    run = run_record.read("none", tmp_path / "none")
+    text = build.build([run], tmp_path / "out", title="None").read_text()
     assert "No update was logged yet" in text
     assert "metrics.jsonl is not there" in text
 
@@ -261,19 +263,19 @@ def test_cut_lines_and_numbers_that_are_not_finite_are_gaps(tmp_path):
     place = write_run(tmp_path / "gaps")
     with open(place / "metrics.jsonl", "a") as file:
         file.write('{"step": 41, "loss": "nan"}\n{"step": 42, "loss": 1.0}\n{"step": 4')
-    run = record.read("gaps", place)
+    run = run_record.read("gaps", place)
     assert "metrics.jsonl: 1 lines could not be read and are left out." in run.notes
     assert any("1 numbers are not finite" in note for note in run.notes)
-    steps, values = record.series(run.steps["loss"])
+    steps, values = run_record.series(run.steps["loss"])
     assert values[steps.index(41)] is None and values[steps.index(42)] == 1.0
-    assert report.build([run], tmp_path / "out", title="Gaps").exists()
+    assert build.build([run], tmp_path / "out", title="Gaps").exists()
 
 
 def test_steps_that_were_done_again_count_as_done_last(tmp_path):
     place = write_run(tmp_path / "again")
     workdirs.append_line(place / "metrics.jsonl", {"step": 30, "event": "resume"})
     workdirs.append_line(place / "metrics.jsonl", {"step": 31, "loss": 9.5})
-    run = record.read("again", place)
+    run = run_record.read("again", place)
     assert run.steps["loss"][31] == 9.5 and list(run.steps["loss"])[-1] == 40
     assert any("1 logged steps were done again" in note for note in run.notes)
 
@@ -283,17 +285,17 @@ def test_damaged_results_are_named_and_left_out(tmp_path):
     for text in ("{", "[]"):
         (place / "evals" / "knn" / "result.json").write_text(text)
         (place / "analysis.json").write_text(text)
-        run = record.read("damaged", place)
+        run = run_record.read("damaged", place)
         assert "evals/knn/result.json cannot be read." in run.notes and not run.results
         assert "analysis.json cannot be read." in run.notes
 
 
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no run directory there"):
-        record.read("x", tmp_path)
+        run_record.read("x", tmp_path)
     (tmp_path / "config.json").write_text("no")
     with pytest.raises(ValueError, match=r"config.json is damaged"):
-        record.read("x", tmp_path)
+        run_record.read("x", tmp_path)
 
 
 def analysis_config(models, word="report"):
@@ -346,15 +348,15 @@ def test_names_from_a_run_are_escaped(tmp_path):
     config = json.loads((place / "config.json").read_text())
     config["teacher"] = '<img src=x onerror="alert(1)">'
     workdirs.write_json(place / "config.json", config)
-    run = record.read("odd", place)
-    text = report.build([run], tmp_path / "out", title="<b>").read_text()
+    run = run_record.read("odd", place)
+    text = build.build([run], tmp_path / "out", title="<b>").read_text()
     assert "<img src=x" not in text and "<title>&lt;b&gt;</title>" in text
 
 
 def test_departures_from_the_recipe_are_counted_and_listed(tmp_path):
     place = write_run(tmp_path / "own", logged=1, epochs=5, seed=3)
-    read = record.read("own", place)
-    text = report.build([read], tmp_path / "out", title="Own").read_text()
+    read = run_record.read("own", place)
+    text = build.build([read], tmp_path / "out", title="Own").read_text()
     assert "3 fields differ from configs/mae_tiny.py" in text
     rows = [dict(row) for row in Page(text).rows if row]
     listed = {r["field"]: (r["recipe"], r["this run"]) for r in rows if "recipe" in r}
@@ -365,11 +367,11 @@ def test_departures_from_the_recipe_are_counted_and_listed(tmp_path):
     }
     config = read.config | {"log": read.config["log"] | {"tensorboard": True}}
     workdirs.write_json(place / "config.json", config | {"epochs": 400, "seed": 0})
-    read = record.read("own", place)
-    text = report.build([read], tmp_path / "out", title="Own").read_text()
+    read = run_record.read("own", place)
+    text = build.build([read], tmp_path / "out", title="Own").read_text()
     assert "configs/mae_tiny.py as it stands, nothing changed." in text
-    assert report._short("x" * 118) == '"' + "x" * 118 + '"'
-    assert len(report._short("x" * 300)) == 120
+    assert build._short("x" * 118) == '"' + "x" * 118 + '"'
+    assert len(build._short("x" * 300)) == 120
 
 
 @pytest.mark.parametrize(
@@ -395,8 +397,8 @@ def test_sections_without_content_are_left_out():
 
 
 def test_the_recipe_and_what_departs_from_it_are_found(run):
-    config = record.read("one", run).config
-    assert expected.recipe_of(config) == "mae_tiny"
+    config = run_record.read("one", run).config
+    assert published.recipe_of(config) == "mae_tiny"
     for name, want in (
         ("mae_tiny_distill_d2-digits", "mae_tiny_distill_d2"),
         ("transfer-pets", "transfer"),
@@ -405,11 +407,11 @@ def test_the_recipe_and_what_departs_from_it_are_found(run):
         ("transferred", None),
         ("mine", None),
     ):
-        assert expected.recipe_of({"name": name}) == want
-    assert expected.differences(config) == [("log.tensorboard", True, False)]
+        assert published.recipe_of({"name": name}) == want
+    assert published.differences(config) == [("log.tensorboard", True, False)]
     older = {key: value for key, value in config.items() if key != "watchdog"}
     gone = {"scan": False, "accum_steps": 4}  # fields of earlier versions
-    assert expected.differences(older | gone | {"remat": None}) == [
+    assert published.differences(older | gone | {"remat": None}) == [
         ("log.tensorboard", True, False),
         ("remat", False, None),
     ]
@@ -417,7 +419,7 @@ def test_the_recipe_and_what_departs_from_it_are_found(run):
 
 def test_a_published_number_is_compared_only_where_the_recipe_is_the_same(tmp_path):
     place = write_run(tmp_path / "pre")
-    row = expected.of(record.read("pre", place))
+    row = published.of(run_record.read("pre", place))
     assert row["expected"] == 78.0 and row["reached"] is None
     assert not row["comparable"] and "configs/finetune.py" in row["why"]
     tuned = write_run(
@@ -425,18 +427,18 @@ def test_a_published_number_is_compared_only_where_the_recipe_is_the_same(tmp_pa
     )
     stamp = {"step": 40, "n": 50_000}
     workdirs.record_result(tuned, "test", {"top1": 77.9} | stamp, "top1", {})
-    row = expected.of(record.read("tuned", tuned))
+    row = published.of(run_record.read("tuned", tuned))
     assert (row["expected"], row["reached"]) == (78.0, 77.9) and row["comparable"]
     config = json.loads((tuned / "config.json").read_text())
     step = config | {"init": f"{place}/checkpoints/40"}  # a step inside the run
     workdirs.write_json(tuned / "config.json", step)
-    assert expected.of(record.read("tuned", tuned))["expected"] == 78.0
+    assert published.of(run_record.read("tuned", tuned))["expected"] == 78.0
     for field, value, why in (
         ("epochs", 5, "epochs"),
         ("data", config["data"] | {"name": "", "source": "folder"}, "folder"),
     ):
         workdirs.write_json(tuned / "config.json", config | {field: value})
-        row = expected.of(record.read("tuned", tuned))
+        row = published.of(run_record.read("tuned", tuned))
         assert not row["comparable"] and why in row["why"]
 
 
@@ -472,12 +474,12 @@ def namesakes(tmp_path):
     for place, value in (("one", 0.25), ("two", 0.75)):
         run = write_run(tmp_path / place / "run", logged=3)
         write_analysis(run, "run", value=value)
-        runs.append(record.read(place, run))
+        runs.append(run_record.read(place, run))
     return runs
 
 
 def test_analyses_of_namesakes_stand_side_by_side(namesakes, tmp_path):
-    text = report.build(namesakes, tmp_path / "out", title="Both").read_text()
+    text = build.build(namesakes, tmp_path / "out", title="Both").read_text()
     found = Page(text)
     assert len(set(found.ids)) == len(found.ids)
     numbers = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -505,8 +507,8 @@ def test_analyses_of_namesakes_stand_side_by_side(namesakes, tmp_path):
 def test_analyses_that_mean_something_else_are_left_out(namesakes, tmp_path):
     other = write_run(tmp_path / "paper", logged=3)
     write_analysis(other, "paper", compat="paper")
-    runs = [*namesakes, record.read("paper", other)]
-    text = report.build(runs, tmp_path / "out", title="Three").read_text()
+    runs = [*namesakes, run_record.read("paper", other)]
+    text = build.build(runs, tmp_path / "out", title="Three").read_text()
     assert "paper: its analysis was made with other settings" in text
     assert "attention_compat paper" in text and 'id="cka-paper' not in text
 
@@ -533,7 +535,7 @@ def test_missing_updates_are_named(steps, gap, tmp_path):
     place = write_run(tmp_path / "run", logged=0, total=steps[-1])
     for step in steps:
         workdirs.append_line(place / "metrics.jsonl", {"step": step, "loss": 1.0})
-    notes = " ".join(record.read("run", place).notes)
+    notes = " ".join(run_record.read("run", place).notes)
     assert gap in notes if gap else "nothing is logged" not in notes
 
 
@@ -542,8 +544,8 @@ def test_what_every_block_knows_is_drawn(tmp_path):
     table = [{"block": i + 1, "linear": 50.0 + i, "knn": 40.0 - i} for i in range(3)]
     numbers = {"top1": 52.0, "block": 3, "n": 359, "table": table, "step": 7}
     workdirs.record_result(place, "layers", numbers, "top1", {"metric": "top1"})
-    run = record.read("probe", place)
-    report.build([run], tmp_path / "out", title="Probe")
+    run = run_record.read("probe", place)
+    build.build([run], tmp_path / "out", title="Probe")
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     data = next(f for f in found["figures"] if f["section"] == "blocks")["data"]
     assert data["series"]["probe"] == {
@@ -561,7 +563,7 @@ def test_what_a_relative_bias_should_reach_depends_on_the_start(first, want, tmp
     if first:
         init = str(write_run(tmp_path / "first", logged=1, name=first))
     tuned = write_run(tmp_path / "tuned", logged=1, name="finetune_rpe", init=init)
-    row = expected.of(record.read("tuned", tuned))
+    row = published.of(run_record.read("tuned", tuned))
     assert (row and row["expected"]) == want
 
 
@@ -571,7 +573,7 @@ def test_models_share_a_range_that_their_heads_fill(monkeypatch):
     every = {name: {"distance": v, "entropy": v} for name, v in heads.items()}
     ranges = []
     monkeypatch.setattr(
-        charts, "boxes", lambda layers, axes, color: ranges.append(axes.y_range)
+        plots, "boxes", lambda layers, axes, color: ranges.append(axes.y_range)
     )
-    analysed._attention({"attention": every}, {"a": "red", "b": "blue"})
+    analysis_figures._attention({"attention": every}, {"a": "red", "b": "blue"})
     assert ranges == [pytest.approx((11.8, 16.2))] * 4

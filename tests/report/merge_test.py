@@ -3,7 +3,7 @@
 import pathlib
 import types
 
-from litevit_jax.analysis import joined
+from litevit_jax.report import merge
 
 
 def test_pictures_of_a_run_in_a_relative_directory_are_found_from_anywhere(
@@ -13,6 +13,6 @@ def test_pictures_of_a_run_in_a_relative_directory_are_found_from_anywhere(
     maps = [{"model": "encoder", "file": "figures/a.png"}]
     analysis = {"place": "runs/one/analysis", "models": {"encoder": {}}, "maps": maps}
     run = types.SimpleNamespace(name="one", analysis=analysis)
-    [found] = joined.of_runs([run])["maps"]
+    [found] = merge.of_runs([run])["maps"]
     assert found["file"] == str(tmp_path / "runs/one/analysis/figures/a.png")
     assert pathlib.Path(found["file"]).is_absolute()

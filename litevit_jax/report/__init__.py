@@ -1,0 +1,1 @@
+"""Runs and analyses -> figures, tables and one page."""
