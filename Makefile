@@ -30,7 +30,7 @@ $(BIN)/python:
 	  make PYTHON=python3.12 $(MAKECMDGOALS)" && exit 1)
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(BIN)/python setup.py $(CONSTRAINTS)
+$(VENV)/.installed: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	$(PIP) -c $(CONSTRAINTS) -e .
 	@touch $@

@@ -42,8 +42,8 @@ def analyse(images: pathlib.Path, workdir: pathlib.Path) -> dict[str, float]:
     """Prepares and runs one analysis; returns its figures."""
     import jax
 
-    from configs import analysis as recipe
     from litevit_jax.analysis import measure, models, pictures
+    from litevit_jax.configs import analysis as recipe
     from litevit_jax.models import vit
 
     config = recipe.get_config(f"data=arrays,path={images}")

@@ -35,7 +35,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import json
 import os
 import pathlib
@@ -115,10 +114,11 @@ def compile_ours(job: str, images: int, side: str, target: Any) -> tuple[Any, in
     Raises:
       MemoryError: it does not fit.
     """
+    from litevit_jax import recipes
     from litevit_jax.plan import program
 
     recipe, variant, fields = JOBS[job]
-    config = importlib.import_module(f"configs.{recipe}").get_config(variant)
+    config = recipes.get(recipe, variant)
     config = config.copy_and_resolve_references().unlock()
     said = dict(field.split("=", 1) for field in FIELDS.value)
     fields = {**fields, **OURS[side], **said, "batch_size": images}

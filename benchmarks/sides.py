@@ -118,8 +118,10 @@ def recipe(spec: Spec) -> Any:
     Raises:
       KeyError: a field that the recipe does not have.
     """
+    from litevit_jax import recipes
+
     name, variant, fields = JOBS[spec.job]
-    config = importlib.import_module(f"configs.{name}").get_config(variant)
+    config = recipes.get(name, variant)
     config = config.copy_and_resolve_references().unlock()
     common = {"batch_size": spec.batch, "data.image_size": spec.image_size}
     common |= {"data.flip": 0.0, "log.health": False}

@@ -36,7 +36,7 @@ attends more locally than supervised training does, in its lower layers above al
 
 from ml_collections.config_dict import placeholder
 
-from configs import common
+from litevit_jax.configs import common
 
 _JOBS = {"advice": "advise", "compare": "report", "report": "report"}
 

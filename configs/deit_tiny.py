@@ -13,7 +13,7 @@ steps; not timed by us on accelerators. Expected: 75.8 % ImageNet top-1 (the aut
 README). Digits: about two minutes on 2 CPU cores.
 """
 
-from configs import common
+from litevit_jax.configs import common
 
 
 def get_config(arg=None):

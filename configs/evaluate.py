@@ -35,7 +35,7 @@ MAE-Tiny (the authors' README).
 
 from ml_collections.config_dict import placeholder
 
-from configs import common
+from litevit_jax.configs import common
 
 EVALUATORS = ("classification", "knn", "reconstruction")
 

@@ -11,7 +11,7 @@ paper reports it for ViT-Tiny, so there is no number to expect; not timed by us 
 accelerators. Digits: about two minutes on 2 CPU cores.
 """
 
-from configs import common
+from litevit_jax.configs import common
 
 
 def get_config(arg=None):

@@ -35,7 +35,7 @@ scratch.
 
 from ml_collections.config_dict import placeholder
 
-from configs import common
+from litevit_jax.configs import common
 
 FLAGS = ("plain", "small", "scratch", "distill", "copy_norm")
 

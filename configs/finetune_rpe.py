@@ -25,7 +25,7 @@ style; we did not train it and claim no such number. Digits: about a minute on 2
 cores; 96.7 % of the test digits after mae_tiny:digits, in one run.
 """
 
-from configs import common
+from litevit_jax.configs import common
 
 TABLE = "relative_position_bias_table"
 # Style -> parameters of a block that start fresh, as they are in no checkpoint.

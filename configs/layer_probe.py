@@ -24,7 +24,7 @@ us on accelerators, on the digits about a minute on 2 CPU cores. No published nu
 known to us for ViT-Tiny with these probes.
 """
 
-from configs import common
+from litevit_jax.configs import common
 
 
 def get_config(arg=None):

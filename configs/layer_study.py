@@ -37,7 +37,7 @@ stopped. ViT-Tiny has 12 blocks and 2 x 38 parts without a donor; not timed by u
 accelerators. Digits: about 15 minutes on 2 CPU cores.
 """
 
-from configs import common
+from litevit_jax.configs import common
 
 KINDS = ("probe", "keep_first", "keep_last", "freeze", "swap")
 

@@ -13,7 +13,7 @@ top-1 after its own fine-tuning. Digits: an encoder twice as wide as mae_tiny's 
 about a minute on 2 CPU cores.
 """
 
-from configs import common
+from litevit_jax.configs import common
 
 
 def get_config(arg=None):

@@ -11,7 +11,7 @@ ViT-Tiny; not timed by us on accelerators. Expected: 82.1 % ImageNet top-1 after
 smoke variants use the same small encoder as mae_tiny's.
 """
 
-from configs import common
+from litevit_jax.configs import common
 
 
 def get_config(arg=None):

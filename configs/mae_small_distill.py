@@ -10,7 +10,7 @@ Expected: 82.5 % ImageNet top-1 after the 300-epoch fine-tuning with layer decay
 small encoder as mae_tiny's.
 """
 
-from configs import common
+from litevit_jax.configs import common
 
 
 def get_config(arg=None):

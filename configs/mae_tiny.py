@@ -15,7 +15,7 @@ labelled set of its own during training, every `evals.knn.every_steps`; it leave
 numbers of training as they are, and metrics.jsonl says what it costs.
 """
 
-from configs import common
+from litevit_jax.configs import common
 
 
 def get_config(arg=None):

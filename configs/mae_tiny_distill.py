@@ -15,7 +15,7 @@ Expected: 78.4 % ImageNet top-1 after the 300-epoch fine-tuning, 0.4 above plain
 long again.
 """
 
-from configs import common
+from litevit_jax.configs import common
 
 
 def get_config(arg=None):

@@ -13,7 +13,7 @@ Expected: 78.7 % ImageNet top-1 after the 300-epoch fine-tuning (the authors' la
 README). Digits: the decoder reads block 3 of 4; about a minute on 2 CPU cores.
 """
 
-from configs import common
+from litevit_jax.configs import common
 
 
 def get_config(arg=None):

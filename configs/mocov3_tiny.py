@@ -20,7 +20,7 @@ three minutes on 2 CPU cores.
 
 from ml_collections.config_dict import placeholder
 
-from configs import common
+from litevit_jax.configs import common
 
 
 def get_config(arg=None):

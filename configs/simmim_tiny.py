@@ -12,7 +12,7 @@ The paper trains no ViT-Tiny: there is no number to expect, and it was not timed
 on accelerators. Digits: about two minutes on 2 CPU cores.
 """
 
-from configs import common
+from litevit_jax.configs import common
 
 
 def get_config(arg=None):

@@ -37,7 +37,7 @@ accuracy of transfer to expect: compare encoders by the same grid.
 
 from ml_collections.config_dict import placeholder
 
-from configs import common
+from litevit_jax.configs import common
 
 # lr per 256 images: peaks 0.01, 0.03, 0.1 (CIFAR 0.03, 0.1, 0.3) at batch 512.
 LR, LR_CIFAR = (0.005, 0.015, 0.05), (0.015, 0.05, 0.15)

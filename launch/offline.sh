@@ -8,8 +8,8 @@
 #   install   unpacks the code, and installs it with its packages into its .venv
 #
 # Options:
-#   --extra=cuda13       of fetch: extras of setup.py, as cuda13, cuda12, tpu or tpu,gcs;
-#                        none: for CPUs
+#   --extra=cuda13       of fetch: extras of the package, as cuda13, cuda12, tpu or
+#                        tpu,gcs; none: for CPUs
 #   --into=litevit       of install: a new folder for the code
 #   --python=python3     of the same version and kind of system here and there
 set -euo pipefail
@@ -48,7 +48,7 @@ fetch() {
   git -C "$root" archive --format=tar.gz HEAD >"$folder/litevit.tar.gz"
   # The last two build the code's own package there.
   "$python" -m pip download --dest "$packages" -c "$root/$(tested)" \
-    "$root${extra:+[$extra]}" 'setuptools>=68' wheel
+    "$root${extra:+[$extra]}" 'setuptools>=77' wheel
   rm -f "$packages"/litevit_jax-*
   # Nothing is left to be built from its source there, nor to be fetched for that.
   for file in "$packages"/*.tar.gz "$packages"/*.zip; do

@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # epath would read gs:// through TensorFlow wherever that is installed. It asks once,
 # at its first path, which may be that of JAX's compilation cache.

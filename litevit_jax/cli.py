@@ -18,6 +18,7 @@ from absl import flags, logging
 from litevit_jax import exits, stop
 from litevit_jax.commandline import (
     MISSING,
+    command,
     config_path,
     flags_for,
     parse,
@@ -125,11 +126,11 @@ def _begin(job: str, config: Any, workdir: str | None) -> None:
 
 def _say_next(config: Any, result: str) -> None:
     """Says what can be done next with `result`: the last lines of a job."""
-    start = ["python", sys.argv[0] if sys.argv[0].endswith(".py") else "main.py"]
     for purpose, recipe, flag in _next(config, result):
         variant, more = _for_its_images(config, result, recipe)
         flags = [f"--config={recipe}{variant}", f"--config.{flag}", *more]
-        _say(f"next, to {purpose}: {shlex.join([*start, *flags, *_beside(*flags)])}")
+        flags += _beside(*flags)
+        _say(f"next, to {purpose}: {command()} {shlex.join(flags)}")
 
 
 def _for_its_images(config: Any, result: str, recipe: str) -> tuple[str, list[str]]:
@@ -270,8 +271,8 @@ def _report_at_end(config: Any, workdir: str) -> None:
         return
     if jax.process_count() > 1:
         print(
-            "a report is drawn by one process: python main.py "
-            f"--config=configs/analysis.py:report --config.models={workdir}"
+            f"a report is drawn by one process: {command()} --config=analysis:report "
+            f"--config.models={workdir}"
         )
         return
     try:
@@ -281,8 +282,7 @@ def _report_at_end(config: Any, workdir: str) -> None:
     except Exception as error:
         print(
             f"the report could not be drawn ({error}); the run is complete. Again: "
-            "python main.py --config=configs/analysis.py:report --config.models="
-            f"{workdir}",
+            f"{command()} --config=analysis:report --config.models={workdir}",
             file=sys.stderr,
         )
         if "LITEVIT_TRACEBACK" in os.environ:

@@ -1,8 +1,10 @@
-"""The flags of main.py, and what is wrong with a command line that cannot be used."""
+"""The flags of the program, and what is wrong with a command line it cannot use."""
 
 from __future__ import annotations
 
 import pathlib
+import re
+import shlex
 import sys
 import traceback
 from typing import Any
@@ -14,18 +16,18 @@ from litevit_jax import choices, exits, recipes
 
 EXIT_USAGE = exits.USAGE
 
-# Of main.py, besides --config.
+# Of the program, besides --config.
 FLAGS = ("workdir", "plan", "plan_out", "coordinator", "num_processes", "process_id")
 FLAGS += ("join_timeout_s",)
 
 MISSING = "--config is missing, for example --config=configs/mae_tiny.py"
 _KINDS = {int: "a whole number", float: "a number", bool: "True or False"}
 _HELP = ("help", "helpfull", "helpshort", "h", "?")
-_FIELDS_HELP = "python main.py --config={} --help lists the fields of a recipe"
+_FIELDS_HELP = "{} --config={} --help lists the fields of a recipe"
 
 
 def define(values: flags.FlagValues = flags.FLAGS, argv: Any = None) -> None:
-    """Defines the flags of main.py in `values`; `argv`: None is the program's."""
+    """Defines the program's flags in `values`; `argv`: None is the program's."""
     config_flags.DEFINE_config_file(
         "config",
         None,
@@ -82,24 +84,43 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     return rest
 
 
+def command() -> str:
+    """Returns how the program was started: 'litevit', or 'python main.py'."""
+    script = pathlib.Path(sys.argv[0])
+    if script.name == "main.py":
+        return f"python {shlex.quote(sys.argv[0])}"
+    inside = script.name == "__main__.py" and script.parent.name == "litevit_jax"
+    return "python -m litevit_jax" if inside else "litevit"
+
+
+def _as_started(text: str) -> str:
+    """Returns `text` with its commands as this program was started."""
+    start = command()
+    if start == "python main.py":
+        return text
+    recipe = r"python main\.py --config=configs/(\w+)\.py"
+    return re.sub(recipe, lambda match: f"{start} --config={match[1]}", text)
+
+
 def usage(text: str) -> int:
-    print(f"error: {text}\n(python main.py --help shows the flags)", file=sys.stderr)
+    print(f"error: {text}\n({command()} --help shows the flags)", file=sys.stderr)
     return EXIT_USAGE
 
 
 def _help() -> str:
-    """The text of --help: what main.py says of itself, its flags, all recipes."""
+    """Returns the text of --help: what the program is, its flags, all recipes."""
+    program = pathlib.Path(__file__).with_name("__main__.py")
     values = flags_for(["main.py"])
     rows = [(f"--{name}", values[name].help) for name in ("config", *FLAGS)]
     wide = max(len(name) for name, _ in rows)
     return "\n".join(
         [
-            (sys.modules["__main__"].__doc__ or "").strip(),
+            _as_started(recipes.docstring(program)),
             "\nflags:",
             *(f"  {name:{wide}}  {text}" for name, text in rows),
             "\nrecipes:",
             recipes.overview(),
-            f"\n{_FIELDS_HELP.format('NAME')}.",
+            f"\n{_FIELDS_HELP.format(command(), 'NAME')}.",
         ]
     )
 
@@ -109,7 +130,7 @@ def _recipe_help(argv: list[str], config: Any) -> str:
     path = recipes.locate(config_path(argv))
     return "\n".join(
         [
-            recipes.docstring(path),
+            _as_started(recipes.docstring(path)),
             f"\nvariants: --config={config_path(argv)}:VARIANT,...",
             f"  {recipes.variants(path)}",
             f"\nfields of {_config_argument(argv)}: --config.NAME=VALUE",
@@ -218,8 +239,10 @@ def _no_recipe(found: Any, argv: list[str]) -> str:
         rows = traceback.extract_tb(found.__traceback__)
         lines = [row.lineno for row in rows if row.filename == recipes.locate(path)]
         at = f", line {lines[-1]}" if lines else ""
-        kind = type(found).__name__
-        return f"--config={_config_argument(argv)}: {kind}: {_last_line(found)}{at}"
+        text = f"{type(found).__name__}: {_last_line(found)}{at}"
+        if isinstance(found, ModuleNotFoundError) and found.name == "configs":
+            text += "; take recipes from litevit_jax.configs"
+        return f"--config={_config_argument(argv)}: {text}"
     return (
         f"--config={path}: get_config() returned {type(found).__name__}; expected a "
         "ml_collections.ConfigDict"
@@ -283,7 +306,7 @@ def _recipe(argv: list[str]) -> Any:
 
 
 def flags_for(argv: list[str]) -> flags.FlagValues:
-    """The flags of main.py, for `argv`."""
+    """The flags of the program, for `argv`."""
     values = flags.FlagValues()
     define(values, argv)
     return values

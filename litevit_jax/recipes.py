@@ -1,4 +1,4 @@
-"""The recipes in configs/: where they are, and what their source says of each field.
+"""The recipes: where they are, and what their source says of each field.
 
 Nothing is imported or run but the recipe that is asked for, so help is quick.
 """
@@ -14,10 +14,12 @@ import tokenize
 from collections.abc import Iterator
 from typing import Any
 
-from litevit_jax import choices
+from litevit_jax import choices, configs
 
-FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+FOLDER = pathlib.Path(configs.__path__[0])  # of the repository, or of the package
 _SHARED = FOLDER / "common.py"  # what the recipes share
+# Where a recipe of yours takes another one from; the latter in a clone alone.
+_PACKAGES = ("litevit_jax.configs", "configs")
 
 
 def names() -> list[str]:
@@ -48,7 +50,7 @@ def get(name: str, variant: str | None = None) -> Any:
     """
     if name not in names():
         raise ValueError(f"recipe {name!r} unknown; {unknown(name)}")
-    recipe: Any = importlib.import_module(f"configs.{name}")
+    recipe: Any = importlib.import_module(f"litevit_jax.configs.{name}")
     return recipe.get_config(variant)
 
 
@@ -102,7 +104,7 @@ def _sources(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Files of a recipe, of recipes that it derives from, and of what all share."""
     yield path
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "configs":
+        if isinstance(node, ast.ImportFrom) and node.module in _PACKAGES:
             for name in (alias.name for alias in node.names):
                 if name in names():
                     yield from _sources(FOLDER / f"{name}.py")

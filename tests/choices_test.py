@@ -2,8 +2,8 @@
 
 import pytest
 
-from configs import common
 from litevit_jax import choices
+from litevit_jax.configs import common
 
 LONG = [f"set_{i:03d}" for i in range(123)]
 

@@ -15,9 +15,9 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from configs import common, mae_tiny
 from litevit_jax import cli, commandline, distributed, recipes
 from litevit_jax.analysis import job as analyses
+from litevit_jax.configs import common, mae_tiny
 from litevit_jax.data.sources import tfds
 from litevit_jax.distributed import detect
 from litevit_jax.train import convert, evaluate, loop, transfer
@@ -285,6 +285,9 @@ def test_a_mistyped_command_line_says_what_was_meant(name, capsys):
 
 
 BROKEN = {
+    "installed, the recipes are in the package": (
+        "raise ModuleNotFoundError(\"No module named 'configs'\", name='configs')",
+        r"No module named 'configs', line 1; take recipes from litevit_jax.configs\n"),
     "syntax": ("def get_config(:\n", r"mine.py: SyntaxError: .*\(line 1: def get_con"),
     "name": ("def get_config(arg=None):\n    return nothing\n",
         r"mine.py: NameError: name 'nothing' is not defined, line 2"),
@@ -514,6 +517,32 @@ def test_the_last_lines_of_a_job_are_the_commands_that_come_next(
     assert said == lines[-len(said) :]
     want = [f"python main.py --config={text}{beside(text)}" for text in NEXT[command]]
     assert [line.partition(": ")[2] for line in said] == want
+
+
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [
+        ("main.py", "python main.py"),
+        ("/a b/main.py", "python '/a b/main.py'"),
+        ("/venv/bin/litevit", "litevit"),
+        ("/site-packages/litevit_jax/__main__.py", "python -m litevit_jax"),
+        ("/home/me/train.py", "litevit"),
+    ],
+)
+def test_messages_name_the_command_that_was_started(
+    script, command, started, capsys, monkeypatch
+):
+    monkeypatch.setattr(sys, "argv", [script])
+    assert run("--config=mae_tiny:smoke", "--workdir=w", *no_report("mae_tiny")) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f": {command} --config=finetune --config.init=w " in last
+    assert refused(capsys, "--config=mae_tny").endswith(
+        f"\n({command} --help shows the flags)\n"
+    )
+    assert f"\n{command} --config=NAME --help lists" in helped(capsys, "--help")
+    shown = helped(capsys, "--config=mae_tiny", "--help")
+    example = "configs/mae_tiny.py" if script == "main.py" else "mae_tiny"
+    assert f"\n    {command} --config={example}:digits\n" in shown
 
 
 def beside(text):

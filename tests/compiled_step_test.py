@@ -10,8 +10,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from benchmarks import compiled_step, plain_step
-from configs import mae_tiny
 from litevit_jax import sharding
+from litevit_jax.configs import mae_tiny
 from litevit_jax.objectives import distill, mae
 from litevit_jax.plan import topology
 

@@ -12,8 +12,8 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from configs import common
 from litevit_jax import checkpoint, cli, sharding
+from litevit_jax.configs import common
 from litevit_jax.train import inputs, loop, setup
 from tests import jobs
 
@@ -27,7 +27,7 @@ VARIANTS += ["data=packed,path=DIR", "data=tar,path=DIR/*.tar"]
 
 
 def module(name):
-    return importlib.import_module(f"configs.{name}")
+    return importlib.import_module(f"litevit_jax.configs.{name}")
 
 
 @pytest.mark.parametrize("name", RECIPES)

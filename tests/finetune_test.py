@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("shared_designs")
 
 
 def config(arg=None, name="finetune"):
-    return importlib.import_module(f"configs.{name}").get_config(arg)
+    return importlib.import_module(f"litevit_jax.configs.{name}").get_config(arg)
 
 
 IMPROVED = {

@@ -17,7 +17,7 @@ from litevit_jax.train import loop, setup
 
 def config(name="mae_tiny", arg="smoke", **overrides):
     """Recipe `name:arg`; a__b=value overrides field a.b."""
-    made = importlib.import_module(f"configs.{name}").get_config(arg)
+    made = importlib.import_module(f"litevit_jax.configs.{name}").get_config(arg)
     with made.unlocked():
         if "log" in made:
             made.log.tensorboard = False

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -17,6 +18,14 @@ def free_port():
     """A port that nobody listens on."""
     with socket.create_server(("", 0)) as server:
         return server.getsockname()[1]
+
+
+def until_sigterm_is_handled(process):
+    """Waits until a process that was just started has a handler of SIGTERM."""
+    status = pathlib.Path(f"/proc/{process.pid}/status")
+    handled = r"SigCgt:\s*([0-9a-f]+)"
+    while not int(re.search(handled, status.read_text())[1], 16) & 1 << 14:
+        assert process.poll() is None
 
 
 def flags_of(index, count, port):

@@ -14,10 +14,11 @@ def test_a_recipe_is_had_by_name_and_variant():
         recipes.get("mae_tiny", "digts")
 
 
-def test_a_recipe_that_derives_from_another_has_its_comments(tmp_path):
+@pytest.mark.parametrize("package", ["litevit_jax.configs", "configs"])
+def test_a_recipe_that_derives_from_another_has_its_comments(package, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from configs import simmim_tiny\n\n\ndef get_config(arg=None):\n"
+        f"from {package} import simmim_tiny\n\n\ndef get_config(arg=None):\n"
         "    config = simmim_tiny.get_config(arg)\n    with config.unlocked():\n"
         "        config.epochs = 3  # quick\n    return config.lock()\n"
     )

@@ -55,7 +55,7 @@ def configs():
     for path in sorted((ROOT / "configs").glob("[!_]*.py")):
         if path.stem == "common":
             continue
-        recipe = importlib.import_module(f"configs.{path.stem}")
+        recipe = importlib.import_module(f"litevit_jax.configs.{path.stem}")
         for variant in VARIANTS:
             try:
                 yield recipe.get_config(variant)

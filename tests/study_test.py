@@ -85,7 +85,7 @@ def test_every_run_comes_after_those_it_needs_and_has_fields_of_its_recipe(
 def check_fields(run):
     recipe, *fields = run.arguments
     path, _, variant = recipe.removeprefix("--config=configs/").partition(":")
-    module = importlib.import_module(f"configs.{path.removesuffix('.py')}")
+    module = importlib.import_module(f"litevit_jax.configs.{path.removesuffix('.py')}")
     config = module.get_config(variant or None)
     for field in fields:
         *blocks, name = field.removeprefix("--config.").partition("=")[0].split(".")

@@ -331,7 +331,7 @@ def _command(name: str, folder: pathlib.Path, path: str, info: dict[str, Any]) -
     elif "validation" not in others:
         fields["eval_split"] = "test" if "test" in others else others[0]
     flags = " ".join(f"--config.data.{key}={value}" for key, value in fields.items())
-    return f"python main.py --config=configs/mae_tiny.py {flags}"
+    return f"litevit --config=mae_tiny {flags}"
 
 
 if __name__ == "__main__":

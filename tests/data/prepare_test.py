@@ -275,7 +275,7 @@ def test_the_command_names_splits_and_config_that_are_there(imagenet):
         assert ready in result.stdout
         [line] = [x for x in result.stdout.splitlines() if f"name=spots/{config} " in x]
         fields = dict(
-            flag.removeprefix("--config.data.").split("=") for flag in line.split()[3:]
+            flag.removeprefix("--config.data.").split("=") for flag in line.split()[2:]
         )
         assert fields.pop("eval_split") == "test"
         for split in ("train", "test"):

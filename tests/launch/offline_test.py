@@ -63,7 +63,7 @@ def test_what_is_fetched_here_is_installed_there(extra, machine, tmp_path):
     constraint = f"{ROOT}/{TESTED}"
     assert asked == [
         ["-m", "pip", "download", "--dest", str(packages), "-c", constraint,
-         f"{ROOT}{bracket}", "setuptools>=68", "wheel"],
+         f"{ROOT}{bracket}", "setuptools>=77", "wheel"],
         ["-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(packages),
          str(packages / "two-2.tar.gz")],
     ]  # fmt: skip

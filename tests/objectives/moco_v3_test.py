@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import mocov3_tiny
 from litevit_jax import sharding
+from litevit_jax.configs import mocov3_tiny
 from litevit_jax.objectives import moco_v3
 from litevit_jax.train import optimizer
 from tests import golden, jobs

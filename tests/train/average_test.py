@@ -140,7 +140,7 @@ def test_where_there_is_no_average_none_is_taken(tmp_path, run):
 
 
 def convert_config(**fields):
-    made = importlib.import_module("configs.convert").get_config()
+    made = importlib.import_module("litevit_jax.configs.convert").get_config()
     made.update(fields)
     return made
 

@@ -57,7 +57,7 @@ def saved_classifier(workdir, *, head):
 
 
 def converted(source, target, **overrides):
-    config = jobs.importlib.import_module("configs.convert").get_config()
+    config = jobs.importlib.import_module("litevit_jax.configs.convert").get_config()
     with config.unlocked():
         config.update(source=str(source or ""), target=str(target or ""), **overrides)
         config.latency.heads = ()
@@ -242,7 +242,7 @@ def test_the_command_line_converts_and_prints_difference_and_times(
 
 
 def test_the_config_is_locked_has_no_variants_and_starts_with_its_command():
-    module = jobs.importlib.import_module("configs.convert")
+    module = jobs.importlib.import_module("litevit_jax.configs.convert")
     assert module.get_config().is_locked
     assert "\n    python main.py --config=configs/convert.py" in module.__doc__
     with pytest.raises(ValueError, match="'smoke' unknown"):

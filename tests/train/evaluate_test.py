@@ -52,7 +52,7 @@ def config(arg=None, **overrides):
 
 
 def _config(arg, overrides, name="evaluate"):
-    made = importlib.import_module(f"configs.{name}").get_config(arg)
+    made = importlib.import_module(f"litevit_jax.configs.{name}").get_config(arg)
     with made.unlocked():
         for name, value in overrides.items():
             made[name] = value
