@@ -72,7 +72,8 @@ Batches = Iterator[Any]
 
 def ours(name: str) -> Batches:
     """Our batches, as training reads them."""
-    from litevit_jax.data import ops, pipeline
+    from litevit_jax.data import pipeline
+    from litevit_jax.data import transforms as ops
     from litevit_jax.data.sources import folder, packed
 
     kind, place = (packed, PACKED.value) if name == "packed" else (folder, FOLDER.value)
@@ -285,7 +286,7 @@ def report(rows: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 def difference() -> None:
     """Prints how far crops of each file are from Pillow's, in levels of 255."""
-    from litevit_jax.data import ops
+    from litevit_jax.data import transforms as ops
 
     files = [pathlib.Path(path).read_bytes() for path in jpegs()]
     for side in (224, 96, 32):
@@ -310,7 +311,8 @@ def soak() -> None:
     """Reads small files at random and prints the resident size, ten times."""
     import PIL.Image
 
-    from litevit_jax.data import ops, pipeline
+    from litevit_jax.data import pipeline
+    from litevit_jax.data import transforms as ops
     from litevit_jax.data.sources import folder
 
     rng = np.random.default_rng(0)

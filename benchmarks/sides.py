@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from litevit_jax.train import resolve
+
 ROOT = str(pathlib.Path(__file__).resolve().parents[1])
 LR, CLASSES, MIXUP = 1e-4, 1000, 0.2
 # Job -> (recipe, its variant, changes of its config).
@@ -75,7 +77,7 @@ class Step:
     """Our step of a `Spec`, designed and not yet compiled.
 
     Attributes:
-      design: of litevit_jax.train.setup.
+      design: of litevit_jax.train.build.
       state: TrainState on the mesh; each call of `run` replaces it.
       batch: on the mesh.
       program: what `run` calls; the jitted step, or what `compile` made of it.
@@ -146,12 +148,12 @@ def our_step(spec: Spec) -> Step:
 
     from litevit_jax import sharding
     from litevit_jax.plan import examples
-    from litevit_jax.train import setup
+    from litevit_jax.train import build
 
     config, mesh = recipe(spec), sharding.make_mesh()
-    setup.settle(config)
+    config = resolve.settle(config)
     source = examples.Counted(1_281_167, CLASSES)
-    design = setup.design(config, mesh, lambda split: source)
+    design = build.build_step(config, mesh, lambda split: source)
     batch = sharding.global_batch(host_batch(spec), mesh)
     state: Any = design.create(jax.random.key(0))
     if design.objective.frozen_teacher:

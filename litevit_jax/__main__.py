@@ -22,12 +22,12 @@ Open MPI they find one another; elsewhere --coordinator=HOST:PORT --num_processe
 --process_id=I say who they are (docs/distributed.md).
 """
 
-from litevit_jax import stop
+from litevit_jax import preemption
 
 
 def main() -> None:
     """Runs the command of the command line; the console command `litevit` is this."""
-    stop.program(_run)  # from the very start: the imports in _run are slow
+    preemption.program(_run)  # from the very start: the imports in _run are slow
 
 
 def _run() -> None:

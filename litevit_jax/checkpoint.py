@@ -1,4 +1,4 @@
-"""Save and resume a TrainState; read the parameters of another run.
+"""Saves and resumes a TrainState.
 
 On disk, under `<workdir>/checkpoints/<step>/`: one item for each part of the state
 (`params`, `opt_state`, ...), a flat dict 'encoder.norm.scale' -> array, and `meta`
@@ -11,16 +11,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import pathlib
-import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from litevit_jax import choices, distributed, paths, sharding, trees
+from litevit_jax import distributed, paths, sharding, trees
 from litevit_jax.trees import fingerprint as fingerprint
 from litevit_jax.trees import flatten as flatten
 
@@ -32,16 +30,6 @@ _MIN_SLICE_BYTES = 1 << 20
 
 class CorruptCheckpoint(ValueError):
     """A checkpoint whose files cannot be read, or whose bits are not those saved."""
-
-
-class Checkpoint(NamedTuple):
-    """Parameters of a run at a step, read without its training state."""
-
-    params: dict[str, np.ndarray]  # 'encoder/norm/scale' -> array
-    config: dict[str, Any]
-    step: int
-    directory: pathlib.Path
-    model_state: dict[str, np.ndarray] = {}  # noqa: RUF012  running statistics
 
 
 @functools.cache
@@ -156,11 +144,11 @@ class Checkpoints:
 
     def _restore_step(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
         parts = self._parts(abstract)
-        meta = _read(self._manager, step, {"meta": ocp.args.JsonRestore()})["meta"]
+        meta = read_items(self._manager, step, {"meta": ocp.args.JsonRestore()})["meta"]
         _check_arrays(meta["arrays"], trees.describe(parts), self.directory / str(step))
         items = {name: ocp.args.StandardRestore(flat) for name, flat in parts.items()}
-        flat = _read(self._manager, step, items)
-        _check_bits(flat, meta)
+        flat = read_items(self._manager, step, items)
+        check_bits(flat, meta)
         state = {
             name: jax.tree.unflatten(
                 jax.tree.structure(getattr(abstract, name)),
@@ -259,7 +247,12 @@ def _is_news(record: Any) -> bool:
     return not (known and "orbax" in record.pathname)
 
 
-def _read(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> Any:
+def read_items(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> Any:
+    """Reads the named items of a saved step.
+
+    Raises:
+      CorruptCheckpoint: they cannot be read.
+    """
     try:
         return manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:
@@ -267,7 +260,8 @@ def _read(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]) -> A
         raise CorruptCheckpoint(str(error).splitlines()[0][:200]) from error
 
 
-def _check_bits(flat: Any, meta: dict[str, Any]) -> None:
+def check_bits(flat: Any, meta: dict[str, Any]) -> None:
+    """Raises CorruptCheckpoint unless arrays have the bits that `meta` recorded."""
     prints, _ = trees.inspect_parts(dict(flat.items()))
     wrong = [k for k, v in prints.items() if meta["fingerprints"].get(k) != v]
     if wrong:
@@ -283,117 +277,11 @@ def _check_arrays(saved: dict, wanted: dict, place: pathlib.Path) -> None:
             problems.append(f"{name}: only in the checkpoint")
         elif list(saved[name]) != wanted[name]:
             problems.append(f"{name}: saved {saved[name]}, expected {wanted[name]}")
-    _refuse(f"{place} does not fit this model and optimizer", problems)
+    refuse(f"{place} does not fit this model and optimizer", problems)
 
 
-def _refuse(what: str, problems: list[str]) -> None:
+def refuse(what: str, problems: list[str]) -> None:
+    """Raises ValueError with `what` and the first rows, if there are problems."""
     if problems:
         rows = "".join(f"\n  {row}" for row in problems[:10])
         raise ValueError(f"{what} ({len(problems)} differences):{rows}")
-
-
-def _locate(path: str) -> tuple[pathlib.Path, int | None]:
-    place = paths.absolute(paths.path(path))
-    if place.name.isdigit() and not (place / "checkpoints").exists():
-        run = place.parent
-        return (run.parent if run.name == "checkpoints" else run), int(place.name)
-    return place, None
-
-
-def read_params(path: str, *, average: bool = False) -> Checkpoint:
-    """Parameters and config of a run directory (newest step) or a step inside it.
-
-    With `average`, the trained ones are those that the optimizer averaged.
-
-    Raises:
-      FileNotFoundError: no run, or no such step, there.
-      CorruptCheckpoint: the files are damaged.
-      ValueError: an average is asked for, and the run kept none.
-    """
-    run, step = _locate(path)
-    if not (run / "checkpoints").is_dir():
-        what = f"no run directory there (expected {run / 'checkpoints'})"
-        raise FileNotFoundError(
-            f"{path}: {what if run.exists() or not run.suffix else 'no such file'}; "
-            "give the --workdir of a run that has begun, or a file of weights"
-        )
-    with ocp.CheckpointManager(run / "checkpoints") as manager:
-        steps = sorted(manager.all_steps())
-        step = max(steps, default=None) if step is None else step
-        if step is None or step not in steps:
-            raise FileNotFoundError(
-                f"{path}: step {step} is not saved; {run} has steps {steps or 'none'}"
-            )
-        try:
-            meta = _read(manager, step, {"meta": ocp.args.JsonRestore()})["meta"]
-            params = _read_part(manager, step, meta, "params")
-            model_state = _read_part(manager, step, meta, "model_state")
-            if average:
-                params |= _average(_read_part(manager, step, meta, "opt_state"), path)
-        except CorruptCheckpoint as error:
-            others = ", ".join(f"{run}/checkpoints/{s}" for s in steps if s != step)
-            raise CorruptCheckpoint(
-                f"{path}: step {step} is damaged ({error}); others: {others or 'none'}"
-            ) from error
-    return Checkpoint(params, choices.upgrade(meta["config"]), step, run, model_state)
-
-
-def _read_part(manager: ocp.CheckpointManager, step: int, meta: Any, part: str) -> Any:
-    """'encoder/norm/scale' -> array, of one part of a saved state."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    leaf = jax.ShapeDtypeStruct
-    wanted = {
-        name.removeprefix(f"{part}."): leaf(tuple(shape), dtype, sharding=device)
-        for name, (shape, dtype) in meta["arrays"].items()
-        if name.startswith(f"{part}.")
-    }
-    if not wanted:
-        return {}
-    flat = _read(manager, step, {part: ocp.args.StandardRestore(wanted)})
-    _check_bits(flat, meta)
-    return {trees.from_dotted(k): np.asarray(v) for k, v in flat[part].items()}
-
-
-def _average(opt_state: dict[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
-    found = {k[4:]: x for k, x in opt_state.items() if k.startswith("ema/")}
-    if not found:
-        raise ValueError(
-            f"{path}: the run kept no average of its parameters; leave the flag out"
-        )
-    return found
-
-
-def fill(
-    params: Any, found: dict[str, np.ndarray], *, load: Sequence[str], skip: Sequence
-) -> Any:
-    """`params` with every leaf whose path matches `load` replaced by `found`'s.
-
-    Strict both ways. `skip`: patterns of entries of `found` that may stay unused.
-
-    Raises:
-      ValueError: a leaf is missing or of another shape, or an entry stays unused.
-    """
-    used, problems = set(), []
-
-    def one(keys: Any, leaf: Any) -> Any:
-        name = jax.tree_util.keystr(keys, simple=True, separator="/")
-        if not any(re.fullmatch(p, name) for p in load):
-            return leaf
-        used.add(name)
-        if name not in found:
-            problems.append(f"{name} {list(leaf.shape)}: not in the checkpoint")
-        elif found[name].shape != leaf.shape:
-            problems.append(
-                f"{name}: checkpoint has {list(found[name].shape)}, this model "
-                f"{list(leaf.shape)}"
-            )
-        else:
-            return found[name].astype(leaf.dtype)
-        return leaf
-
-    filled = jax.tree_util.tree_map_with_path(one, params)
-    for name in sorted(found.keys() - used):
-        if not any(re.fullmatch(p, name) for p in skip):
-            problems.append(f"{name} {list(found[name].shape)}: in the checkpoint only")
-    _refuse("the checkpoint does not fit this model", problems)
-    return filled

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from litevit_jax import exits, stop
+from litevit_jax import exits, preemption
 from litevit_jax.commandline import (
     MISSING,
     command,
@@ -28,7 +28,8 @@ from litevit_jax.commandline import (
 from litevit_jax.commandline import define as define
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = exits.OK, exits.FAILED, exits.USAGE
-EXIT_PREEMPTED, EXIT_INTERRUPTED = exits.PREEMPTED, exits.INTERRUPTED
+EXIT_PREEMPTED = preemption.PREEMPTED
+EXIT_INTERRUPTED = preemption.INTERRUPTED
 
 # What a recipe's field `job` may name.
 _ANALYSES = ("advise", "analyse", "layers", "report")
@@ -43,8 +44,7 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     logging.set_verbosity(logging.WARNING)
     if values["config"].value is None:
         return usage(MISSING)
-    from litevit_jax import cpu, distributed, registry
-    from litevit_jax.train import terminal
+    from litevit_jax import cpu, distributed, registry, terminal
 
     why: BaseException | None = None
     before = distributed.beats()
@@ -67,20 +67,20 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
         distributed.wait_for_verdict(error)
         code = exits.report(error, begun=distributed.beats() > before)
     except KeyboardInterrupt as error:
-        stop.say(f"{error or 'interrupted'}; run the same command to go on")
-        code, why = stop.exit_code(getattr(error, "signal", signal.SIGINT)), error
+        preemption.say(f"{error or 'interrupted'}; run the same command to go on")
+        code, why = preemption.exit_code(getattr(error, "signal", signal.SIGINT)), error
     return distributed.leave(code, why)
 
 
 def _join(values: flags.FlagValues) -> None:
     """Starts JAX, with the other processes of this job if there are any."""
-    from litevit_jax import distributed
+    from litevit_jax.distributed import start, watchdog
 
     if not 0 < values.join_timeout_s < math.inf:
         raise ValueError(f"--join_timeout_s={values.join_timeout_s}; expected seconds")
     config: Any = values["config"].value
-    limits = distributed.Limits(**config.watchdog)
-    distributed.start(
+    limits = watchdog.Limits(**config.watchdog)
+    start.join(
         values.coordinator,
         values.num_processes,
         values.process_id,
@@ -107,8 +107,7 @@ def _run_job(job: str, argv: list[str], values: flags.FlagValues) -> int:
 
 def _begin(job: str, config: Any, workdir: str | None) -> None:
     """Readies JAX for the job, and says what runs, on which devices, where."""
-    from litevit_jax import compilation, cpu, distributed
-    from litevit_jax.train import terminal
+    from litevit_jax import compilation, cpu, distributed, terminal
 
     if job in ("layers", "train", "transfer"):
         _prepare_cpu(config)
@@ -143,7 +142,8 @@ def _for_its_images(config: Any, result: str, recipe: str) -> tuple[str, list[st
     from ml_collections import ConfigDict
 
     from litevit_jax import paths
-    from litevit_jax.train import inputs, workdir
+    from litevit_jax.data import splits
+    from litevit_jax.train import workdir
 
     saved = workdir.read_config(paths.path(result))
     if saved is None or saved["data"]["source"] in ("digits", "tfds"):
@@ -151,7 +151,7 @@ def _for_its_images(config: Any, result: str, recipe: str) -> tuple[str, list[st
     if saved["derived"]["num_classes"] < 2:
         return ":data=folder,path=LABELLED", []
     try:
-        inputs.sources(ConfigDict(saved["data"]))("eval")
+        splits.sources(ConfigDict(saved["data"]))("eval")
     except (OSError, ValueError):
         return "", ["--config.data.holdout.test=0.1"]
     return "", []
@@ -197,7 +197,7 @@ def _next(config: Any, result: str) -> list[tuple[str, str, str]]:
 
 def _say(text: str) -> None:
     """Prints on the first of several processes."""
-    from litevit_jax.train import terminal
+    from litevit_jax import terminal
 
     terminal.Line().say(text)
 
@@ -221,9 +221,9 @@ def _plan(config: Any, job: str, target: str | None, path: str | None) -> int:
 
     topology.prepare(found := topology.find(target))  # before JAX starts
     _say(f"{config.name}: plan for {target}; nothing is run")
+    from litevit_jax.jobs import transfer
     from litevit_jax.plan import job as plans
     from litevit_jax.plan import report
-    from litevit_jax.train import transfer
 
     plans.check_writable(path)
     single = transfer.single(config) if job == "transfer" else config
@@ -240,7 +240,7 @@ def _convert(config: Any, workdir: str | None) -> int:
             "--config.target alone; leave the flag out"
         )
     _say(f"{config.name}: convert {config.source} to {config.target}")
-    from litevit_jax.train import convert
+    from litevit_jax.jobs import convert
 
     _say(convert.run(config))
     if config.target.endswith(".safetensors"):  # which the other recipes read
@@ -249,13 +249,13 @@ def _convert(config: Any, workdir: str | None) -> int:
 
 
 def _train(config: Any, workdir: str) -> int:
-    from litevit_jax.train import loop, progress
+    from litevit_jax.jobs import summary, train
 
-    outcome = loop.run(config, workdir)
+    outcome = train.run(config, workdir)
     if outcome.signal is not None:
-        return stop.exit_code(outcome.signal)
+        return preemption.exit_code(outcome.signal)
     if outcome.results:
-        _say(progress.results_table(outcome.results))
+        _say(summary.results_table(outcome.results))
     if config.log.report:
         _report_at_end(config, workdir)
     _say(f"done: step {outcome.step}, everything is in {workdir}")
@@ -296,16 +296,16 @@ def _analysis(name: str, config: Any, workdir: str | None) -> int:
     outcome = job.run(name, config, workdir)
     _say(outcome.text)
     if outcome.signal is not None:
-        return stop.exit_code(outcome.signal)
+        return preemption.exit_code(outcome.signal)
     _say_next(config, workdir or "")
     return EXIT_OK
 
 
 def _evaluate(config: Any, workdir: str) -> int:
-    from litevit_jax.train import evaluate, progress
+    from litevit_jax.jobs import evaluate, summary
 
     results = evaluate.run(config, workdir)
-    _say(progress.results_table(results))
+    _say(summary.results_table(results))
     if config.log.report:
         _report_at_end(config, workdir)
     _say(f"done: results are in {os.path.join(workdir, 'evals')}")
@@ -314,14 +314,14 @@ def _evaluate(config: Any, workdir: str) -> int:
 
 
 def _transfer(config: Any, workdir: str) -> int:
-    from litevit_jax.train import transfer
+    from litevit_jax.jobs import transfer
 
     if not config.sweep.on:
         return _train(transfer.single(config), workdir)
     outcome = transfer.run(config, workdir)
     _say(outcome.table)
     if outcome.signal is not None:
-        return stop.exit_code(outcome.signal)
+        return preemption.exit_code(outcome.signal)
     _say(f"done: all points are in {os.path.join(workdir, 'sweep.json')}")
     _say_next(config, str(outcome.final))
     return EXIT_OK

@@ -18,9 +18,8 @@ import traceback
 from types import TracebackType
 
 OK, FAILED, USAGE = 0, 1, 2
-PREEMPTED = 42  # SIGTERM, SIGHUP: saved, start the same command again to go on
-INTERRUPTED = 130  # Ctrl-C: saved as well
-# Of several hosts one is gone or stuck (43): start the same command again, on all.
+# A signal ended it (42, 130): see `preemption`. Of several hosts one is gone or stuck
+# (43): see `distributed.watchdog`.
 
 # What disks and networks answer, whatever they are asked.
 _MACHINE = (

@@ -225,3 +225,8 @@ class Mirror:
             if self._copied.get(file) != len(data):
                 self._place.joinpath(file.relative_to(self.folder)).write_bytes(data)
                 self._copied[file] = len(data)
+
+
+def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:
+    """Adds one JSON line; a line cut by an earlier kill is closed first."""
+    append(path, json.dumps(row).encode() + b"\n")

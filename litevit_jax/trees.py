@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -102,3 +103,12 @@ def fingerprint(state: Any) -> str:
     prints, _ = inspect_parts(parts)
     lines = "".join(f"{name} {value};" for name, value in sorted(prints.items()))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def hash_arrays(arrays: Any) -> str:
+    """A hash of names, shapes and bits of host arrays; the same on any machine."""
+    digest = hashlib.sha256()
+    for name, x in flatten(arrays).items():
+        digest.update(f"{name} {x.dtype} {x.shape};".encode())
+        digest.update(np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()[:16]

@@ -171,7 +171,7 @@ def test_main_only_starts_the_command_line():
     assert imports(ROOT / "main.py") == ["litevit_jax.__main__.main"]
     assert len((PACKAGE / "__main__.py").read_text().splitlines()) < 60
     ours = [x for x in imports(PACKAGE / "__main__.py") if "litevit_jax" in x]
-    assert ours == ["litevit_jax.stop", "litevit_jax.cli"]
+    assert ours == ["litevit_jax.preemption", "litevit_jax.cli"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=str)

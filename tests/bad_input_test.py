@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from litevit_jax import checkpoint
-from litevit_jax.train import inherit, setup
+from litevit_jax.jobs import train
+from litevit_jax.train import build
 from litevit_jax.train import workdir as workdirs
+from litevit_jax.warm_start import read
 from tests import jobs
 
 COMPILED = []
@@ -35,7 +37,7 @@ def refuse(tmp_path):
         workdir = tmp_path / "run" if fresh else workdir
         COMPILED.clear()
         with pytest.raises(error, match=message):
-            setup.prepare(config, workdir)
+            train.prepare(config, workdir)
         assert COMPILED == []
         assert not fresh or not workdir.exists()
 
@@ -322,8 +324,8 @@ def lend(monkeypatch, tmp_path):
         job = jobs.prepare(tmp_path / "lender", jobs.tiny(name, **overrides))
         flat = checkpoint.flatten(job.state.params)
         found = {k: np.zeros(x.shape) for k, x in flat.items()}
-        run = checkpoint.Checkpoint(found, job.config, 6, tmp_path / "lender")
-        monkeypatch.setattr(inherit.checkpoint, "read_params", lambda _: run)
+        run = read.Checkpoint(found, job.config, 6, tmp_path / "lender")
+        monkeypatch.setattr(read, "read_params", lambda _: run)
         return found
 
     return make
@@ -342,7 +344,7 @@ def test_a_head_of_other_classes_is_not_loaded(lend, refuse, tmp_path):
     )
     refuse(finetune(**every), message)
     twelve = finetune(**every, objective__num_classes=12)
-    job = setup.prepare(twelve, tmp_path / "accepted")
+    job = train.prepare(twelve, tmp_path / "accepted")
     assert job.objective.head.num_classes == 12
 
 
@@ -376,7 +378,7 @@ def test_position_tables_are_loaded_only_where_the_config_says(lend, refuse, tmp
     made = jobs.config("finetune_rpe", "digits", init="RUN")
     message = r"relative_position_bias_table \[52, 2\]: in the checkpoint only"
     refuse(made, message)
-    job = setup.prepare(finetune(), tmp_path / "accepted")  # takes all of the encoder
+    job = train.prepare(finetune(), tmp_path / "accepted")  # takes all of the encoder
     assert job.config["objective"]["encoder"]["rpe_style"] == "fused"
 
 
@@ -388,9 +390,9 @@ def test_a_masked_encoder_has_no_position_bias(lend, refuse):
 
 
 def test_an_odd_batch_is_not_mixed(refuse, monkeypatch):
-    make_mesh = setup.sharding.make_mesh
+    make_mesh = build.sharding.make_mesh
     one = lambda **_: make_mesh(1, 1, jax.devices()[:1])  # noqa: E731
-    monkeypatch.setattr(setup.sharding, "make_mesh", one)
+    monkeypatch.setattr(build.sharding, "make_mesh", one)
     made = jobs.tiny("finetune_rpe", batch_size=33)
     refuse(made, r"batch_size=33 is odd.*augment.mix pairs .*--config.batch_size=34")
 
@@ -409,7 +411,7 @@ def probe(**overrides):
 
 def test_a_probe_takes_encoder_and_data_of_the_run(lend, tmp_path):
     lend()
-    job = setup.prepare(probe(), tmp_path / "run")
+    job = train.prepare(probe(), tmp_path / "run")
     assert job.config["objective"]["encoder"]["width"] == 24
     assert job.config["data"]["source"] == "digits"
 

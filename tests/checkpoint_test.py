@@ -14,6 +14,8 @@ import pytest
 
 from litevit_jax import checkpoint, sharding, trees
 from litevit_jax.train import state as states
+from litevit_jax.warm_start import fill as fill_module
+from litevit_jax.warm_start import read
 
 MESHES = {"1": (1, 1), "8": (8, 1), "4x2": (4, 2), "2x4": (2, 4)}
 
@@ -246,7 +248,7 @@ def test_a_write_that_fails_in_the_background_is_told(copy, monkeypatch):
 
 @pytest.mark.parametrize("place", ["", "checkpoints/5", "5"])
 def test_parameters_are_read_from_a_run_or_a_step_in_it(place, saved):
-    found = checkpoint.read_params(str(saved / place))
+    found = read.read_params(str(saved / place))
     assert set(found.params) == {"encoder/w", "head/b"}
     np.testing.assert_array_equal(
         found.params["encoder/w"], values(5).params["encoder"]["w"]
@@ -255,21 +257,21 @@ def test_parameters_are_read_from_a_run_or_a_step_in_it(place, saved):
 
 
 def test_an_earlier_step_has_its_own_parameters(saved):
-    found = checkpoint.read_params(str(saved / "checkpoints" / "3"))
+    found = read.read_params(str(saved / "checkpoints" / "3"))
     want = values(3).params["encoder"]["w"]
     np.testing.assert_array_equal(found.params["encoder/w"], want)
 
 
 def test_reading_says_where_there_is_no_run_or_no_such_step(saved, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"w\.pth: no such file; .*--workdir"):
-        checkpoint.read_params(str(tmp_path / "w.pth"))
+        read.read_params(str(tmp_path / "w.pth"))
     with pytest.raises(FileNotFoundError, match=r"no run directory there .*--workdir"):
-        checkpoint.read_params(str(tmp_path))
+        read.read_params(str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"step 4 is not saved; .*\[3, 5\]"):
-        checkpoint.read_params(str(saved / "checkpoints" / "4"))
+        read.read_params(str(saved / "checkpoints" / "4"))
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(FileNotFoundError, match=r"has steps none"):
-        checkpoint.read_params(str(tmp_path))
+        read.read_params(str(tmp_path))
 
 
 def test_reading_damaged_parameters_is_refused(copy):
@@ -279,17 +281,17 @@ def test_reading_damaged_parameters_is_refused(copy):
     rewrite_meta(copy, 5, flip)
     damaged = r"step 5 is damaged .*params\.head\.b.*; others: .*checkpoints/3"
     with pytest.raises(checkpoint.CorruptCheckpoint, match=damaged):
-        checkpoint.read_params(str(copy))
+        read.read_params(str(copy))
     shutil.rmtree(copy / "checkpoints" / "3" / "params")
     with pytest.raises(checkpoint.CorruptCheckpoint, match=r"3"):
-        checkpoint.read_params(str(copy / "checkpoints" / "3"))
+        read.read_params(str(copy / "checkpoints" / "3"))
 
 
 OURS = {"encoder": {"w": np.zeros((2, 3), np.float32)}, "head": {"b": np.zeros(4)}}
 
 
 def fill(found, load=("encoder/.*",), skip=()):
-    return checkpoint.fill(OURS, found, load=load, skip=skip)
+    return fill_module.fill_leaves(OURS, found, load=load, skip=skip)
 
 
 def test_what_is_asked_for_is_filled_and_nothing_else():

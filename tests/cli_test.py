@@ -20,7 +20,8 @@ from litevit_jax.analysis import job as analyses
 from litevit_jax.configs import common, mae_tiny
 from litevit_jax.data.sources import tfds
 from litevit_jax.distributed import detect
-from litevit_jax.train import convert, evaluate, loop, transfer
+from litevit_jax.jobs import convert, evaluate, train, transfer
+from litevit_jax.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = str(ROOT / "configs" / "mae_tiny.py")
@@ -59,7 +60,7 @@ def started(monkeypatch):
         runs.append((config, workdir))
         return loop.Outcome(6, {})
 
-    monkeypatch.setattr(loop, "run", run)
+    monkeypatch.setattr(train, "run", run)
     return runs
 
 
@@ -413,7 +414,7 @@ def test_no_config_at_all_says_how_to_give_one(capsys):
     [(None, 0), (signal.SIGTERM, 42), (signal.SIGINT, 130)],
 )
 def test_the_exit_code_tells_how_the_run_ended(number, code, monkeypatch):
-    monkeypatch.setattr(loop, "run", lambda *_: loop.Outcome(4, {}, number))
+    monkeypatch.setattr(train, "run", lambda *_: loop.Outcome(4, {}, number))
     assert run(f"--config={TINY}:smoke") == code
 
 
@@ -431,7 +432,7 @@ def test_results_are_printed_as_a_table_of_last_and_best_with_their_steps(
             "last": {"step": 60, "mae_loss": 0.5, "n": 1024},
         },
     }
-    monkeypatch.setattr(loop, "run", lambda *_: loop.Outcome(60, results))
+    monkeypatch.setattr(train, "run", lambda *_: loop.Outcome(60, results))
     assert run(f"--config={TINY}:smoke") == 0
     assert capsys.readouterr().out.splitlines()[1:4] == [
         "evaluation      metric    last   step  best  step  n     also (last)",
@@ -628,7 +629,7 @@ def test_an_error_of_the_user_is_a_message_and_no_trace(capsys):
 
 def test_a_full_disk_is_a_message_wherever_it_shows(capsys, monkeypatch):
     error = OSError(errno.ENOSPC, "No space left on device", "w/x.png")
-    monkeypatch.setattr(loop, "run", lambda *_: exec("raise e", {"e": error}))
+    monkeypatch.setattr(train, "run", lambda *_: exec("raise e", {"e": error}))
     assert run(f"--config={TINY}:smoke") == cli.EXIT_FAILED
     err = capsys.readouterr().err
     assert "No space left on device: 'w/x.png'" in err
@@ -636,7 +637,7 @@ def test_a_full_disk_is_a_message_wherever_it_shows(capsys, monkeypatch):
 
 
 def test_a_bug_keeps_its_trace(capsys, monkeypatch):
-    monkeypatch.setattr(loop, "run", failing(ZeroDivisionError("division")))
+    monkeypatch.setattr(train, "run", failing(ZeroDivisionError("division")))
     assert run(f"--config={TINY}:smoke") == cli.EXIT_FAILED
     assert "Traceback" in capsys.readouterr().err
 

@@ -14,7 +14,9 @@ from ml_collections import ConfigDict, config_flags
 
 from litevit_jax import checkpoint, cli, sharding
 from litevit_jax.configs import common
-from litevit_jax.train import inputs, loop, setup
+from litevit_jax.data import splits
+from litevit_jax.jobs import train
+from litevit_jax.warm_start import read as read_module
 from tests import jobs
 
 pytestmark = pytest.mark.usefixtures("shared_designs")
@@ -111,7 +113,7 @@ def test_a_comma_in_a_place_is_explained():
 @pytest.mark.parametrize("name", RECIPES)
 def test_parts_of_the_training_images_can_be_drawn_in_every_recipe(name):
     data = jobs.config(name, "digits").data
-    whole, counts = len(inputs.source(data, "train")), []
+    whole, counts = len(splits.source(data, "train")), []
     for fields in (
         {"fraction": 0.1, "fraction_of": "classes"},
         {"fraction": 0.1, "fraction_of": "balanced"},
@@ -119,7 +121,7 @@ def test_parts_of_the_training_images_can_be_drawn_in_every_recipe(name):
     ):
         part = data.copy_and_resolve_references().unlock()
         part.update(fields)
-        counts.append(len(inputs.source(part, "train")))
+        counts.append(len(splits.source(part, "train")))
     np.testing.assert_allclose(counts[:2], whole / 10, atol=20)  # classes differ
     assert counts[0] != counts[1] < counts[2] < whole / 2
 
@@ -255,7 +257,7 @@ def test_every_field_can_be_overridden_from_the_command_line(name):
 
 
 def params(workdir, step):
-    return checkpoint.read_params(str(workdir / "checkpoints" / str(step))).params
+    return read_module.read_params(str(workdir / "checkpoints" / str(step))).params
 
 
 def same(one, other):
@@ -269,7 +271,7 @@ def resumes_to_the_same_bits(workdir, config, *, total):
     want = params(workdir, total)
     copy = pathlib.Path(shutil.copytree(workdir, f"{workdir}-copy"))
     shutil.rmtree(copy / "checkpoints" / str(total))
-    outcome = loop.run(config, copy)
+    outcome = train.run(config, copy)
     assert outcome.step == total
     same(params(copy, total), want)
     return outcome
@@ -279,7 +281,7 @@ def resumes_to_the_same_bits(workdir, config, *, total):
 def mae(tmp_path_factory):
     """A tiny MAE run, saved at steps 3 and 6."""
     workdir = tmp_path_factory.mktemp("mae") / "run"
-    loop.run(jobs.tiny(), workdir)
+    train.run(jobs.tiny(), workdir)
     return workdir
 
 
@@ -307,7 +309,7 @@ def test_the_smoke_form_trains_saves_resumes_and_evaluates(
         config = jobs.config(name, arg, **sizes)
     else:
         config = jobs.tiny(name, arg, **sizes)
-    outcome = loop.run(config, tmp_path / "run")
+    outcome = train.run(config, tmp_path / "run")
     assert outcome.step == 2
     assert set(outcome.results) == set(config.evals)
     for result in outcome.results.values():
@@ -325,7 +327,7 @@ def test_a_probe_of_a_run_trains_the_head_alone_and_records_last_and_best(
     mae, tmp_path
 ):
     config = probe(mae)
-    outcome = loop.run(config, tmp_path / "run")
+    outcome = train.run(config, tmp_path / "run")
     for title in ("test", "knn"):
         file = tmp_path / "run" / "evals" / title / "result.json"
         result = json.loads(file.read_text())
@@ -360,7 +362,7 @@ def untimed(row):
 
 def created(config, workdir):
     """Job and initial parameters of a probe, by path."""
-    job = setup.prepare(config, workdir)
+    job = train.prepare(config, workdir)
     return job, checkpoint.flatten(jax.device_get(job.create()).params)
 
 
@@ -398,7 +400,7 @@ def flat_folder(image_folder):
 def test_a_flat_folder_without_labels_trains(image_folder, tmp_path):
     root = flat_folder(image_folder)
     config = jobs.tiny("mae_tiny", f"smoke,data=folder,path={root}", steps=1)
-    outcome = loop.run(config, tmp_path / "run")
+    outcome = train.run(config, tmp_path / "run")
     assert outcome.step == 1
     assert outcome.results["reconstruction"]["last"]["n"] == 40
 
@@ -406,7 +408,7 @@ def test_a_flat_folder_without_labels_trains(image_folder, tmp_path):
 def test_class_folders_give_labels_and_a_test_split(image_folder, tmp_path):
     root = image_folder(train=16, test=6)
     made = jobs.config("linear_probe", f"smoke,data=folder,path={root}", batch_size=8)
-    job = setup.prepare(made, tmp_path / "run")
+    job = train.prepare(made, tmp_path / "run")
     assert job.config["derived"]["num_classes"] == 2
     assert job.config["derived"]["train_examples"] == 16
     evaluator, _ = job.evaluators["test"]

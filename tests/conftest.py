@@ -66,11 +66,11 @@ def _few_programs():
 @pytest.fixture(scope="module")
 def shared_designs():
     """Runs of one config share what is traced and compiled for them."""
-    from litevit_jax.train import setup
+    from litevit_jax.train import build
     from tests import jobs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "design", jobs.sharing_designs())
+        patch.setattr(build, "design", jobs.sharing_designs())
         yield
 
 

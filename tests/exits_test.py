@@ -14,10 +14,10 @@ import jax
 import pytest
 from absl import flags
 
-from litevit_jax import checkpoint, cli, distributed, exits, paths
+from litevit_jax import checkpoint, cli, distributed, exits, paths, preemption
 from litevit_jax.data import decode, pipeline
-from litevit_jax.distributed import detect, meeting
-from litevit_jax.train import loop
+from litevit_jax.distributed import detect, meeting, watchdog
+from litevit_jax.jobs import train
 from litevit_jax.weights import base as weights
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -232,8 +232,14 @@ def test_every_exception_that_the_package_raises_has_an_exit_code():
 def test_the_readme_has_a_row_for_every_exit_code():
     text = (ROOT / "README.md").read_text()
     rows = {int(row) for row in re.findall(r"(?m)^\| (\d+) \|", text)}
-    codes = {exits.OK, exits.FAILED, exits.USAGE, exits.PREEMPTED, exits.INTERRUPTED}
-    assert rows == codes | {distributed.EXIT_STUCK}
+    codes = {
+        exits.OK,
+        exits.FAILED,
+        exits.USAGE,
+        preemption.PREEMPTED,
+        preemption.INTERRUPTED,
+    }
+    assert rows == codes | {watchdog.EXIT_STUCK}
 
 
 def test_a_run_that_had_begun_ends_with_1_where_its_disk_is_gone(monkeypatch, capsys):
@@ -241,10 +247,10 @@ def test_a_run_that_had_begun_ends_with_1_where_its_disk_is_gone(monkeypatch, ca
         distributed.beat("step 1")
         paths.append(pathlib.Path("gone") / "metrics.jsonl", b"{}")
 
-    monkeypatch.setattr(loop, "run", trained)
+    monkeypatch.setattr(train, "run", trained)
     assert run("--config=mae_tiny:smoke") == exits.FAILED
     assert "gone/metrics.jsonl" in capsys.readouterr().err
-    monkeypatch.setattr(loop, "run", lambda *_: pathlib.Path("gone/x").stat())
+    monkeypatch.setattr(train, "run", lambda *_: pathlib.Path("gone/x").stat())
     assert run("--config=mae_tiny:smoke") == exits.USAGE
     assert "gone/x" in capsys.readouterr().err
 

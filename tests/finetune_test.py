@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from litevit_jax import checkpoint
+from litevit_jax.jobs import train
 from litevit_jax.models import layers
-from litevit_jax.train import loop, setup
+from litevit_jax.train import build
+from litevit_jax.warm_start import read
 from tests import jobs
 
 pytestmark = pytest.mark.usefixtures("shared_designs")
@@ -139,18 +141,18 @@ def test_a_number_of_shots_that_is_none_is_refused(value):
 def mae(tmp_path_factory):
     """A tiny MAE run."""
     workdir = tmp_path_factory.mktemp("mae") / "run"
-    loop.run(jobs.tiny(steps=1), workdir)
+    train.run(jobs.tiny(steps=1), workdir)
     return workdir
 
 
 def prepared(workdir, arg, name="finetune", **fields):
-    job = setup.prepare(jobs.config(name, arg, **fields), workdir)
+    job = train.prepare(jobs.config(name, arg, **fields), workdir)
     return job, checkpoint.flatten(jax.device_get(job.create()).params)
 
 
 def test_an_mae_gives_its_encoder_and_nothing_else(mae, tmp_path):
     job, got = prepared(tmp_path / "run", "digits", init=str(mae))
-    theirs = checkpoint.read_params(str(mae)).params
+    theirs = read.read_params(str(mae)).params
     for name in got:
         if name.startswith("encoder/") and name != "encoder/pos_embed":
             np.testing.assert_array_equal(got[name], theirs[name], err_msg=name)
@@ -176,7 +178,7 @@ def test_with_position_bias_all_starts_as_pre_trained_but_what_the_config_lists(
     job, got = prepared(
         tmp_path / "run", f"digits,style={style}", "finetune_rpe", init=str(mae)
     )
-    theirs = checkpoint.read_params(str(mae)).params
+    theirs = read.read_params(str(mae)).params
     own = {k.removeprefix("encoder/") for k in got if k.startswith("encoder/")}
     fresh = {f"blocks_0/{name}" for name in FRESH[style]}
     assert fresh < own and "norm/scale" not in own
@@ -199,11 +201,11 @@ def test_biases_that_v2023_has_no_place_for_are_lost_only_by_permission(mae, tmp
     made.init_skip = made.init_skip[:2]
     message = r"encoder/blocks_0/attn/qkv/bias \[72\]: in the checkpoint only"
     with pytest.raises(ValueError, match=message):
-        setup.prepare(made, tmp_path / "run")
+        train.prepare(made, tmp_path / "run")
 
 
 def test_the_final_norm_goes_where_the_config_says(mae, tmp_path):
-    theirs = checkpoint.read_params(str(mae)).params
+    theirs = read.read_params(str(mae)).params
     norm = theirs["encoder/norm/bias"]
     assert norm.any()  # it learned something
     _, fresh = prepared(tmp_path / "fresh", "digits", init=str(mae))
@@ -245,10 +247,10 @@ def test_shots_leave_that_many_images_and_another_seed_draws_others(mae, tmp_pat
 def test_the_teacher_of_distillation_is_a_classifier_run(mae, tmp_path):
     teacher = tmp_path / "teacher"
     sizes = {"objective__encoder__width": 16, "evals__test__every_steps": 0}
-    loop.run(jobs.tiny("deit_tiny", **(sizes | {"steps": 1})), teacher)
+    train.run(jobs.tiny("deit_tiny", **(sizes | {"steps": 1})), teacher)
     fields = {"init": str(mae), "teacher": str(teacher)}
     job, got = prepared(tmp_path / "run", "digits,distill", **fields)
-    theirs = checkpoint.read_params(str(teacher)).params
+    theirs = read.read_params(str(teacher)).params
     taught = checkpoint.flatten(job.fixed["teacher"])
     assert taught.keys() == theirs.keys()
     for name, value in taught.items():
@@ -268,11 +270,11 @@ def test_without_a_checkpoint_there_is_nothing_to_fine_tune(tmp_path):
 
 
 def test_an_odd_batch_is_refused_before_anything_is_compiled(tmp_path, monkeypatch):
-    make_mesh = setup.sharding.make_mesh
+    make_mesh = build.sharding.make_mesh
     one = lambda **_: make_mesh(1, 1, jax.devices()[:1])  # noqa: E731
-    monkeypatch.setattr(setup.sharding, "make_mesh", one)
+    monkeypatch.setattr(build.sharding, "make_mesh", one)
     made = jobs.config("deit_tiny", "smoke", batch_size=33)
     with pytest.raises(
         ValueError, match=r"batch_size=33 is odd.*--config.batch_size=34"
     ):
-        setup.prepare(made, tmp_path / "run")
+        train.prepare(made, tmp_path / "run")

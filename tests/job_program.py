@@ -18,7 +18,9 @@ from absl import flags
 
 from litevit_jax import cli, distributed, exits, sharding
 from litevit_jax.data import pipeline
-from litevit_jax.train import loop, setup
+from litevit_jax.distributed import start, watchdog
+from litevit_jax.jobs import train as train_module
+from litevit_jax.train import build
 from litevit_jax.train import workdir as workdirs
 from tests import jobs
 
@@ -27,13 +29,13 @@ values = flags.FlagValues()
 
 def train(name, workdir, **overrides):
     """A whole run; its losses and results are in `workdir`."""
-    outcome = loop.run(jobs.tiny(name, **overrides), workdir)
+    outcome = train_module.run(jobs.tiny(name, **overrides), workdir)
     return {"step": outcome.step, "signal": outcome.signal}
 
 
 def rows(workdir):
     """Which rows of the first two batches this process reads, and where they go."""
-    job = setup.prepare(jobs.tiny(), pathlib.Path(workdir))
+    job = train_module.prepare(jobs.tiny(), pathlib.Path(workdir))
     stream, read, placed = job.stream(0), [], []
     for _ in range(2):
         batch = next(stream)
@@ -58,7 +60,7 @@ def unshared(folder):
     """A workdir of each process's own: what it says."""
     workdirs._PATIENCE_S = 2.0
     try:
-        loop.run(jobs.tiny(), f"{folder}/own-{distributed.index()}")
+        train_module.run(jobs.tiny(), f"{folder}/own-{distributed.index()}")
     except ValueError as error:
         return str(error)
 
@@ -86,7 +88,7 @@ class _at_batch:
         self.step, self.happens, self.here = step, happens, here
 
     def __enter__(self):
-        self.stream = setup._stream
+        self.stream = build._stream
 
         def stream(*args):
             for number, batch in enumerate(self.stream(*args)):
@@ -94,10 +96,10 @@ class _at_batch:
                     self.happens()
                 yield batch
 
-        setup._stream = stream
+        build._stream = stream
 
     def __exit__(self, *_):
-        setup._stream = self.stream
+        build._stream = self.stream
 
 
 def main(argv):
@@ -105,18 +107,18 @@ def main(argv):
     values(["program", *argv[2:]])
     flags.FLAGS.mark_as_parsed()
     sharding._MIN_SHARDED_SIZE = 64  # so that fsdp divides even these models
-    setup.design = jobs.sharing_designs()
+    build.build_step = jobs.sharing_designs()
     plan = json.loads(pathlib.Path(argv[1]).read_text())
     if values.process_id == plan.get("late_clock"):
         now = time.time
         time.time = lambda: now() - 3600
     why, code = None, 0
     try:
-        distributed.start(
+        start.join(
             values.coordinator,
             values.num_processes,
             values.process_id,
-            limits=distributed.Limits(**plan["limits"]),
+            limits=watchdog.Limits(**plan["limits"]),
         )
         folder = pathlib.Path(plan["folder"])
         for piece, (name, kwargs) in plan["pieces"].items():

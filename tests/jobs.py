@@ -12,7 +12,8 @@ import tempfile
 
 import numpy as np
 
-from litevit_jax.train import loop, setup
+from litevit_jax.jobs import train
+from litevit_jax.train import build
 
 
 def config(name="mae_tiny", arg="smoke", **overrides):
@@ -71,7 +72,7 @@ def teacher():
     workdir = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, workdir, ignore_errors=True)
     sizes = {"objective__encoder__width": 32, "objective__encoder__num_heads": 4}
-    loop.run(tiny(steps=1, **sizes), workdir)
+    train.run(tiny(steps=1, **sizes), workdir)
     return workdir
 
 
@@ -106,7 +107,7 @@ class _Once:
 
 def sharing_designs():
     """`setup.design`, which designs a run of an equal config only once."""
-    made, design = {}, setup.design
+    made, design = {}, build.build_step
 
     def shared(config, mesh, source):
         fields = config.to_dict()
@@ -127,7 +128,7 @@ def sharing_designs():
 
 def prepare(workdir, made=None):
     """The Job of a config (the tiny one by default)."""
-    return setup.prepare(made or tiny(), workdir)
+    return train.prepare(made or tiny(), workdir)
 
 
 # Objective -> the recipe whose tiny form stands for it in the laws of training

@@ -13,6 +13,7 @@ import numpy as np
 
 from litevit_jax import checkpoint
 from litevit_jax.train import state as states
+from litevit_jax.warm_start import read
 from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -96,14 +97,14 @@ def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(tmp_path):
     assert "stopped by SIGTERM; saved step" in said and "Traceback" not in said
     stopped = int(said.rpartition("saved step ")[2])
     assert 0 < stopped < STEPS
-    assert checkpoint.read_params(str(workdir)).step == stopped
+    assert read.read_params(str(workdir)).step == stopped
 
     run = start(4)
     assert run.end() == 0, run.log.read_text()
     assert f"resuming at step {stopped} of {STEPS}" in run.log.read_text()
     assert uninterrupted.end() == 0, uninterrupted.log.read_text()
     assert not saving(workdir)
-    got, want = (checkpoint.read_params(str(path)) for path in (workdir, whole))
+    got, want = (read.read_params(str(path)) for path in (workdir, whole))
     assert got.step == want.step == STEPS
     assert got.params.keys() == want.params.keys()
     for name, value in want.params.items():

@@ -8,10 +8,12 @@ import pickle
 import numpy as np
 import pytest
 
-from litevit_jax import checkpoint, paths
+from litevit_jax import paths
 from litevit_jax.data.sources import arrays, folder
-from litevit_jax.train import inherit, loop, progress, views
+from litevit_jax.jobs import train
+from litevit_jax.train import log
 from litevit_jax.train import workdir as workdirs
+from litevit_jax.warm_start import read
 from tests import bucket, jobs
 
 pytestmark = pytest.mark.usefixtures("shared_designs")
@@ -47,7 +49,7 @@ def test_a_run_begins_and_is_told_again(place):
 def test_lines_and_results_are_added(place):
     workdirs.open_run(place, {})
     for number in range(3):
-        workdirs.append_line(place / "lines.jsonl", {"n": number})
+        paths.append_line(place / "lines.jsonl", {"n": number})
     rows = (place / "lines.jsonl").read_text().splitlines()
     assert [json.loads(row)["n"] for row in rows] == [0, 1, 2]
     for step, top1 in ((1, 50.0), (2, 40.0)):
@@ -60,7 +62,7 @@ def test_lines_and_results_are_added(place):
 def test_metrics_and_events_arrive(place):
     workdirs.open_run(place, {})
     for first in (0, 2):  # a second start adds to what is there
-        writer = progress.Writer(place, tensorboard=True)
+        writer = log.Writer(place, tensorboard=True)
         writer.write(first + 1, {"loss": 1.0})
         writer.write(first + 2, {"loss": float("nan")})
         writer.close()
@@ -122,25 +124,25 @@ def test_arrays_in_a_bucket_are_those_on_disk(tmp_path, gs):
 def test_sources_of_local_files_refuse_a_bucket(tmp_path, gs):
     made = jobs.tiny("mae_tiny", "smoke,data=tar,path=gs://data/a.tar")
     with pytest.raises(ValueError, match=r"source 'tar' reads local files; copy them"):
-        loop.run(made, tmp_path)
+        train.run(made, tmp_path)
 
 
 def test_a_run_in_a_bucket_resumes_and_teaches(gs, tmp_path):
     here, there = tmp_path / "run", "gs://bucket/whole"
-    loop.run(jobs.tiny(steps=4), here)
+    train.run(jobs.tiny(steps=4), here)
     made = {"log__tensorboard": True, "checkpoint__keep": 1}
-    loop.run(jobs.tiny(steps=4, **made), there)
-    found, wanted = (checkpoint.read_params(str(p)) for p in (there, here))
+    train.run(jobs.tiny(steps=4, **made), there)
+    found, wanted = (read.read_params(str(p)) for p in (there, here))
     assert found.step == wanted.step == 4
     for name, value in wanted.params.items():
         np.testing.assert_array_equal(found.params[name], value)
-    outcome = loop.run(jobs.tiny(steps=4, **made), there)  # nothing is left to do
+    outcome = train.run(jobs.tiny(steps=4, **made), there)  # nothing is left to do
     assert outcome.results["reconstruction"]["last"]["step"] == 4
     names = {path.name for path in paths.path(there).iterdir()}
     assert names >= {"checkpoints", "config.json", "environment.jsonl", "evals",
         "metrics.jsonl", "parameters.txt", "pictures", "tensorboard"}  # fmt: skip
-    assert views.run_config(there)["seed"] == 0
-    assert inherit.read(there).params.keys() == wanted.params.keys()
+    assert read.run_config(there)["seed"] == 0
+    assert read.read(there).params.keys() == wanted.params.keys()
 
 
 def test_what_is_renamed_into_place_is_on_the_disk_first(tmp_path, monkeypatch):

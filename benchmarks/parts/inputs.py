@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.parts import common
-from litevit_jax.data import ops, pipeline
+from litevit_jax.data import pipeline, transforms
 from litevit_jax.data.sources import folder, packed
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ def _rate(small: bool, kind: str, place: pathlib.Path, threads: int) -> dict[str
     maker = {"packed": packed, "folder": folder}[kind]
     size = (32, 32) if small else (224, 224)
     batch = 4 if small else _BATCH
-    transform = ops.train_ops(image_size=size, decoder="auto")
+    transform = transforms.train_ops(image_size=size, decoder="auto")
     source = maker.make(split="train", dir=str(place))
     stream = pipeline.train_batches(
         source, transform, batch_size=batch, seed=0, workers=0, threads=threads

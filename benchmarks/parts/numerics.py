@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks.parts import common
 from litevit_jax.models import attention
 from litevit_jax.objectives import mae, supervised
+from litevit_jax.warm_start import read
 from tests import golden
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -228,8 +229,7 @@ def _interrupted(command: list[str], env: dict[str, str]) -> int:
 
 def _apart(one: pathlib.Path, other: pathlib.Path) -> float:
     """The largest difference of parameters in the last checkpoints of two runs."""
-    from litevit_jax import checkpoint
 
-    states = [checkpoint.read_params(str(path)) for path in (one, other)]
+    states = [read.read_params(str(path)) for path in (one, other)]
     pairs = zip(*(jax.tree.leaves(s.params) for s in states), strict=True)
     return max(float(np.abs(np.float64(a) - b).max()) for a, b in pairs)

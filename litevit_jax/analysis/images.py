@@ -9,9 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from litevit_jax.analysis import models
-from litevit_jax.data import ops as data_ops
-from litevit_jax.data import pipeline, subset
-from litevit_jax.train import entries, inputs
+from litevit_jax.data import pipeline, settings, splits, subsets
+from litevit_jax.data import transforms as data_ops
+from litevit_jax.train import resolve
+from litevit_jax.warm_start import match
 
 _IF_OPEN = {"flip": 0.0, "crop_scale": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3)}
 _CROP = 0.875  # of files of weights, which do not record it: ImageNet's usual one
@@ -35,31 +36,31 @@ def take_data(config: ConfigDict, read: list[models.Model]) -> None:
             )
         own = ("image_size", "image_width", "range")
         asked = {name: config.data[name] for name in own}
-        theirs = {k: v for k, v in entries.data_of(run).items() if k in config.data}
-        entries.take_open(config.data, {**theirs, **_IF_OPEN})
+        theirs = {k: v for k, v in match.data_of(run).items() if k in config.data}
+        resolve.fill_open(config.data, {**theirs, **_IF_OPEN})
         config.data.update(asked)
     ranges = {model.view.range for model in read}
     if config.data.range is None and len(ranges) == 1:
         config.data.range = ranges.pop()
-    inputs.settle_range(config.data, config.data.eval_split)
+    resolve.pixel_range(config, config.data.eval_split)
 
 
-def choose(config: ConfigDict) -> subset.Subset:
+def choose(config: ConfigDict) -> subsets.Subset:
     """The images of `config.split`, the first or drawn by seed, in that order.
 
     Raises:
       ValueError, OSError: no such data or split.
     """
-    source = inputs.source(config.data, config.split)
+    source = splits.source(config.data, config.split)
     if config.images < 1:
         raise ValueError(f"images={config.images}; expected 1 or more")
     order = np.arange(len(source))
     if config.order == "random":
         order = np.random.default_rng(config.seed).permutation(order)
-    return subset.Subset(source, order[: config.images])
+    return subsets.Subset(source, order[: config.images])
 
 
-def chosen(config: ConfigDict, source: subset.Subset) -> subset.Subset:
+def chosen(config: ConfigDict, source: subsets.Subset) -> subsets.Subset:
     """The images that pictures are made of: `config.rows` of the split, or `source`.
 
     Raises:
@@ -67,17 +68,17 @@ def chosen(config: ConfigDict, source: subset.Subset) -> subset.Subset:
     """
     if not config.rows:
         return source
-    whole = inputs.source(config.data, config.split)
+    whole = splits.source(config.data, config.split)
     if not all(0 <= row < len(whole) for row in config.rows):
         raise ValueError(
             f"rows={tuple(config.rows)}: split {config.split!r} has images 0 to "
             f"{len(whole) - 1}"
         )
-    return subset.Subset(whole, np.array(config.rows))
+    return subsets.Subset(whole, np.array(config.rows))
 
 
 def streams(
-    config: ConfigDict, read: list[models.Model], source: subset.Subset
+    config: ConfigDict, read: list[models.Model], source: subsets.Subset
 ) -> tuple[dict[models.View, int], list[pipeline.Stream]]:
     """View -> its place among streams of the same images, each as one view sees them.
 
@@ -97,10 +98,10 @@ def streams(
 
 
 def first(
-    config: ConfigDict, read: list[models.Model], source: subset.Subset, count: int
+    config: ConfigDict, read: list[models.Model], source: subsets.Subset, count: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """The first images by model's name: uint8 'image' and 'index' in `source`."""
-    few = subset.Subset(source, np.arange(min(count, len(source))))
+    few = subsets.Subset(source, np.arange(min(count, len(source))))
     places, opened = streams(config, read, few)
     taken = []
     with contextlib.ExitStack() as stack:
@@ -126,11 +127,11 @@ def _block(config: ConfigDict, view: models.View) -> dict[str, Any]:
 
 
 def _stream(
-    config: ConfigDict, block: dict[str, Any], source: subset.Subset
+    config: ConfigDict, block: dict[str, Any], source: subsets.Subset
 ) -> pipeline.Stream:
     return pipeline.eval_batches(
         source,
-        data_ops.eval_ops(**inputs.image_block(block)),
+        data_ops.eval_ops(**settings.image_settings(block)),
         batch_size=config.batch_size,
         workers=block["workers"],
         threads=block["threads"],

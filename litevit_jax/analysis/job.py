@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from litevit_jax import recipes
 from litevit_jax.analysis import layers, measure, models
+from litevit_jax.jobs import summary
 from litevit_jax.report import advice, build, page, run_record
-from litevit_jax.train import progress
 from litevit_jax.train import workdir as workdirs
 
 
@@ -140,7 +140,7 @@ def advise(config: ConfigDict, workdir: str) -> str:
         [str(x) if isinstance(x, str | bool) else page.rounded(x) for x in row.values()]
         for row in rows
     ]
-    return f"{text}\n{progress.columns([head, *shown])}"
+    return f"{text}\n{summary.columns([head, *shown])}"
 
 
 def _probes(run: run_record.Run, title: str | None, where: str) -> list[dict[str, Any]]:

@@ -14,11 +14,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from litevit_jax import choices, recipes
+from litevit_jax import choices, recipes, terminal
+from litevit_jax.jobs import evaluate, ledger, summary, train
 from litevit_jax.models import vit
 from litevit_jax.report import advice, build, plots, run_figures
-from litevit_jax.train import evaluate, inherit, loop, parts, progress, setup, views
+from litevit_jax.train import resolve
 from litevit_jax.train import workdir as workdirs
+from litevit_jax.warm_start import images, start
 
 KINDS = ("probe", "keep_first", "keep_last", "freeze", "swap")
 METRICS = ("top1", "mean_per_class")
@@ -61,7 +63,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
       ValueError, OSError: a mistake in the config or data, before any compile.
       Exception: whatever ended a part's run; the study goes on from there.
     """
-    study, line = Study(config, pathlib.Path(workdir)), progress.Line()
+    study, line = Study(config, pathlib.Path(workdir)), terminal.Line()
     for place, part in enumerate(study.planned, start=1):
         if part.name in study.parts:
             continue
@@ -69,7 +71,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
         if part.kind == "probe":
             study.probe(part)
             continue
-        outcome = loop.run(study.config_of(part), study.place(part))
+        outcome = train.run(study.config_of(part), study.place(part))
         if outcome.signal is not None:
             return Outcome(study.table(), study.draw(), outcome.signal)
         last = outcome.results["test"]["last"]
@@ -87,7 +89,7 @@ class Study:
         self._steps: int | None = self._config.steps
         self.planned = self._plan()
         self._open()
-        self.parts = parts.Parts(workdir / "layers.json", depth=self._depth)
+        self.parts = ledger.Parts(workdir / "layers.json", depth=self._depth)
 
     def config_of(self, part: Part) -> ConfigDict:
         """The run of a part."""
@@ -186,7 +188,7 @@ class Study:
                     what = f"probe, {advice.TOKENS[result['pool']]}"
                 row = [part.setting, what, str(k), f"{number:.2f}"]
                 rows.append([*row, str(result["n"])])
-        return progress.columns(rows)
+        return summary.columns(rows)
 
     def draw(self) -> pathlib.Path:
         """Writes the page of what is finished."""
@@ -309,9 +311,9 @@ class Study:
                     "images, above 0 and at most 1"
                 )
         probe = self._config.copy_and_resolve_references().unlock()
-        views.settle(probe, inherit.inherit(probe), None)
+        images.settle(probe, start.inherit(probe), None)
         self._config.data, self._config.augment = probe.data, probe.augment
-        block = inherit.without_none(probe.objective.encoder.to_dict())
+        block = resolve.without_none(probe.objective.encoder.to_dict())
         depth = block.get("depth") or vit.VARIANTS[block["variant"]]["depth"]
         for k in study.depths:
             if not 0 <= k <= depth:
@@ -328,7 +330,7 @@ class Study:
         for part in few:  # the others differ from these by k alone
             if part.kind != "probe":
                 config, place = self.config_of(part), self.place(part)
-                job = setup.prepare(config, place, begin=False)
+                job = train.prepare(config, place, begin=False)
                 self._steps = self._steps or job.total_steps  # the first is rich
         for part in [p for p in self.planned if p.kind == "probe"]:
             with tempfile.TemporaryDirectory() as place:  # it opens a directory

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import choices, sharding
+from litevit_jax import choices, sharding, terminal, trees
 from litevit_jax.analysis import (
     attention,
     capture,
@@ -26,8 +26,7 @@ from litevit_jax.analysis import (
     models,
     pictures,
 )
-from litevit_jax.data import fast, subset
-from litevit_jax.train import inherit, terminal
+from litevit_jax.data import subsets, turbo
 from litevit_jax.train import workdir as workdirs
 
 ORDERS = ("random", "first")
@@ -50,7 +49,7 @@ class Job:
     workdir: pathlib.Path
     mesh: Mesh
     models: list[models.Model]
-    source: subset.Subset
+    source: subsets.Subset
     wanted: capture.Wanted
 
 
@@ -80,7 +79,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
       ValueError, OSError: the user's mistake, named in the message.
     """
     config = config.copy_and_resolve_references().unlock()
-    config.data.decoder = fast.choose(config.data.decoder)
+    config.data.decoder = turbo.choose(config.data.decoder)
     wanted = _wanted(config)
     if jax.process_count() > 1:
         raise ValueError(
@@ -228,7 +227,7 @@ def _describe(model: models.Model, images: int) -> dict[str, Any]:
         "image_size": list(model.view.size),
         "last_norm": model.last_norm,
         "images": images,
-        "fingerprint": inherit.fingerprint(model.params),
+        "fingerprint": trees.hash_arrays(model.params),
     }
 
 

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from litevit_jax import checkpoint, weights
+from litevit_jax import trees, weights
 from litevit_jax.models import layers, vit
 from litevit_jax.objectives import distill, mae
-from litevit_jax.train import evaluate, views
 from litevit_jax.train import state as states
+from litevit_jax.warm_start import fill, predictor
+from litevit_jax.warm_start import read as reading
 
 # What an encoder may leave: its last norm, which is applied apart, and all beside it.
 _UNUSED = ("(?!encoder/(blocks|pos_embed)).*",)
@@ -149,7 +150,7 @@ def read(
         if pathlib.Path(path).is_file():
             heads = {"num_heads": num_heads, "decoder_num_heads": decoder_num_heads}
             return _of_file(name, path, heads, normalize)
-        loaded = checkpoint.read_params(path, average=average)
+        loaded = reading.read_params(path, average=average)
         return _of_run(name, path, loaded, loaded.params)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--config.models={name}={error}") from None
@@ -161,10 +162,10 @@ def read(
 
 
 def _of_run(
-    name: str, path: str, loaded: checkpoint.Checkpoint, params: dict[str, np.ndarray]
+    name: str, path: str, loaded: reading.Checkpoint, params: dict[str, np.ndarray]
 ) -> Model:
     config = loaded.config
-    objective = evaluate.objective_of(config)
+    objective = predictor.objective_of(config)
     view = _view_of_run(config)
     if isinstance(objective, distill.Distill):
         objective = objective.student
@@ -187,7 +188,7 @@ def _painter(objective: Any, params: dict[str, Any], view: View) -> dict[str, An
         return {}
     image = jax.ShapeDtypeStruct((1, *view.size, view.channels), jnp.float32)
     shapes = states.abstract_variables(objective, {"image": image}).params
-    found = checkpoint.fill(shapes, params, load=(".*",), skip=(".*",))
+    found = fill.fill_leaves(shapes, params, load=(".*",), skip=(".*",))
     return {"painter": objective, "paint": found}
 
 
@@ -219,12 +220,12 @@ def _of_file(
 def _random(name: str, path: str, seed: int) -> Model:
     """The model of a run with the parameters of another seed, never trained."""
     run = path.removeprefix("random:")
-    config = views.run_config(run)
-    objective, view = evaluate.objective_of(config), _view_of_run(config)
+    config = reading.run_config(run)
+    objective, view = predictor.objective_of(config), _view_of_run(config)
     encoder = getattr(objective, "student", objective).encoder
     image = jnp.zeros((1, *view.size, view.channels))
     made = jax.jit(encoder.init)(jax.random.key(seed), image)["params"]
-    params = checkpoint.flatten({"encoder": jax.device_get(made)})
+    params = trees.flatten({"encoder": jax.device_get(made)})
     return _model(name, path, encoder, params, view=view)
 
 
@@ -236,7 +237,7 @@ def _model(
     view = fields["view"]
     image = jax.ShapeDtypeStruct((1, *view.size, view.channels), jnp.float32)
     shapes = jax.eval_shape(bare.init, states.abstract_key(), image)["params"]
-    found = checkpoint.fill({"encoder": shapes}, params, load=(".*",), skip=_UNUSED)
+    found = fill.fill_leaves({"encoder": shapes}, params, load=(".*",), skip=_UNUSED)
     places = {"norm": "encoder/norm", "fc_norm": "head/fc_norm", "none": ""}
     last = next(k for k, p in places.items() if not p or f"{p}/scale" in params)
     norm = {}

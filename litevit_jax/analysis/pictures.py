@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from litevit_jax import choices
 from litevit_jax.analysis import capture, images, models
-from litevit_jax.data import subset
+from litevit_jax.data import subsets
 from litevit_jax.evaluators import reconstruction
 from litevit_jax.report import draw
 
@@ -22,7 +22,7 @@ FOLDER = "figures"
 def draw_all(
     config: ConfigDict,
     read: list[models.Model],
-    source: subset.Subset,
+    source: subsets.Subset,
     workdir: pathlib.Path,
 ) -> dict[str, Any]:
     """Draws what `config.maps` and `config.reconstruction` ask for, into `workdir`.

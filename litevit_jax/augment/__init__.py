@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from litevit_jax import choices
-from litevit_jax.augment import color, erase, mix, spatial
 
 Op = Callable[[jax.Array, dict[str, Any]], dict[str, Any]]
 
-# In the order in which they run. A ConfigDict sorts its keys, so the order cannot
-# be that of the config: a new op is put into its place here.
-OPS: dict[str, Callable[..., Op]] = {
-    "color_jitter": color.color_jitter,
-    "gaussian_blur": spatial.gaussian_blur,  # before grey: the authors' MoCo v3
-    "grayscale": color.grayscale,
-    "flip": spatial.flip,
-    "solarize": color.solarize,
-    "normalize": color.normalize,
-    "erase": erase.make,
-    "mix": mix.make,
+# Where each op is made, in the order in which they run. A ConfigDict sorts its keys, so
+# the order cannot be that of the config: a new op is put into its place here.
+OPS = {
+    "color_jitter": "color.color_jitter",
+    "gaussian_blur": "spatial.gaussian_blur",  # before grey: the authors' MoCo v3
+    "grayscale": "color.grayscale",
+    "flip": "spatial.flip",
+    "solarize": "color.solarize",
+    "normalize": "color.normalize",
+    "erase": "erase.make",
+    "mix": "mix.make",
 }
 
 
@@ -34,7 +34,14 @@ def make(blocks: dict[str, dict[str, Any]]) -> tuple[Op, ...]:
     """
     for name in blocks:
         choices.check("augment", name, OPS)
-    return tuple(op(**blocks[name]) for name, op in OPS.items() if name in blocks)
+    return tuple(
+        _maker(path)(**blocks[name]) for name, path in OPS.items() if name in blocks
+    )
+
+
+def _maker(path: str) -> Callable[..., Op]:
+    module, _, function = path.partition(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), function)
 
 
 def for_channels(

@@ -34,7 +34,7 @@ import PIL.Image
 
 from litevit_jax import paths, registry
 from litevit_jax.data import decode as decoding
-from litevit_jax.data import fast, levels, survey
+from litevit_jax.data import levels, survey, turbo
 from litevit_jax.data.sources import base, packed
 
 _PER_SHARD = 10_000
@@ -51,7 +51,7 @@ def shrink(
     Raises:
       decode.DecodeError: damaged, too large, or no image.
     """
-    header = None if not isinstance(image, bytes) else fast.read_header(image)
+    header = None if not isinstance(image, bytes) else turbo.read_header(image)
     decode = decoding.Decode(channels=_channels(image), range=value_range)
     decoded: Any = decode(image)
     width, height = decoded.size

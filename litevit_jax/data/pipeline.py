@@ -21,8 +21,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from litevit_jax.data import handover, journal
-from litevit_jax.data.examples import (
+from litevit_jax.data import handover, worker_journal
+from litevit_jax.data.order import (
     MAX_REPLACEMENTS,
     Batches,
     EvalExamples,
@@ -155,7 +155,7 @@ class Stream:
         self._masked = masked
         self._limit = limit
         self._batch_size = reading.batch_size
-        self._journal = journal.Journal.make() if reading.workers else None
+        self._journal = worker_journal.Journal.make() if reading.workers else None
         # Threads write training images where they are to be; of evaluation some are
         # missing, and worker processes have a memory of their own.
         own = not (masked or reading.workers)
@@ -251,7 +251,7 @@ def _flatten(iterators: list[grain.DatasetIterator]) -> Generator[dict[str, Any]
 def _close_all(
     examples: Generator[dict[str, Any]],
     iterators: list[grain.DatasetIterator],
-    kept: journal.Journal | None,
+    kept: worker_journal.Journal | None,
 ) -> None:
     examples.close()  # it may hold memory that is shared with workers
     # Emptied, because Grain's iterators complain if they outlive Grain.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from litevit_jax.data import decode, fast, levels
+from litevit_jax.data import decode, levels, turbo
 from litevit_jax.data.sources import base
 
 IMAGES = 64  # spread evenly over the source
@@ -135,7 +135,7 @@ def _pixels(image: Any, max_pixels: int) -> levels.Deep | None:
     """
     if isinstance(image, np.ndarray):
         return levels.of_array(image) if image.dtype.kind in "iuf" else None
-    if fast.read_header(image) is not None:
+    if turbo.read_header(image) is not None:
         return None
     try:
         with decode.open_image(image) as opened:

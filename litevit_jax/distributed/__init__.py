@@ -1,6 +1,6 @@
 """Several processes, one job: who they are, what they agree on, how they end."""
 
-from litevit_jax.distributed.peers import (
+from litevit_jax.distributed.processes import (
     alone,
     beat,
     beats,
@@ -12,15 +12,11 @@ from litevit_jax.distributed.peers import (
     index,
     leave,
     primary,
-    start,
     together,
     wait_for_verdict,
 )
-from litevit_jax.distributed.watch import EXIT_STUCK, Limits
 
 __all__ = [
-    "EXIT_STUCK",
-    "Limits",
     "alone",
     "beat",
     "beats",
@@ -32,7 +28,6 @@ __all__ = [
     "index",
     "leave",
     "primary",
-    "start",
     "together",
     "wait_for_verdict",
 ]

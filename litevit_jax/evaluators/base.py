@@ -8,14 +8,17 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from litevit_jax import distributed, sharding, stop
-from litevit_jax.data import device, pipeline
+from litevit_jax import distributed, preemption, sharding
+from litevit_jax.data import device
+
+if TYPE_CHECKING:
+    from litevit_jax.data import pipeline
 
 Rows = dict[str, np.ndarray]
 
@@ -69,7 +72,7 @@ class Context:
         host = _pieces(self.batches(self.source(split)), self.rows, limit)
         for fed in device.feed(host, self.mesh):
             distributed.beat(f"evaluation on {split!r}", grace=True)
-            stop.vote(self.mesh)
+            preemption.vote(self.mesh)
             yield jax.device_get(predict(state.params, state.model_state, fed.batch))
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from litevit_jax.data import subset
+from litevit_jax.data import subsets
 from litevit_jax.evaluators import base, classification, frozen
 
 
@@ -95,7 +95,7 @@ class FewShot(base.Evaluator):
         if self.held_out:
             what += f" and held_out={self.held_out} (to choose l2)"
         rows = [
-            subset.draw(
+            subsets.draw(
                 self.context.source(self.bank),
                 count=most + self.held_out,
                 seed=seed,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from litevit_jax.data import subset
+from litevit_jax.data import subsets
 from litevit_jax.evaluators import base
 
 # Strengths of regularisation to choose from, for features of mean square norm 1.
@@ -35,7 +35,7 @@ def gather(
 
 def part(context: base.Context, split: str, rows: np.ndarray) -> base.Context:
     """Restricts `context` to `rows` [n] of `split`, which are numbered anew."""
-    chosen = subset.Subset(context.source(split), rows)
+    chosen = subsets.Subset(context.source(split), rows)
     return dataclasses.replace(context, source=lambda _: chosen)
 
 

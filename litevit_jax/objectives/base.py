@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import inspect
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,10 @@ from litevit_jax import choices, registry
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Tree = Any
+
+# Examples that suffice for `Objective.health`: a rank of features of up to 256
+# dimensions can show.
+HEALTH_EXAMPLES = 256
 
 
 class Variables(NamedTuple):
@@ -203,6 +208,26 @@ def _check_member(cls: type, name: str, value: Any) -> None:
 def batch_size(batch: Batch) -> int:
     """Examples in a batch of `image [B, H, W, C]` or `views [V, B, H, W, C]`."""
     return batch["image"].shape[0] if "image" in batch else batch["views"].shape[1]
+
+
+def some_examples(batch: Batch, most: int = HEALTH_EXAMPLES) -> Batch:
+    """Selects evenly spaced examples of a batch, at most `most`; all arrays alike.
+
+    Every n-th row, so that each device looks at its own.
+    """
+    every = math.ceil(batch_size(batch) / most)
+
+    def take(x: jax.Array) -> jax.Array:
+        count = x.shape[0] // every
+        return x[: count * every].reshape(count, every, *x.shape[1:])[:, 0]
+
+    def take_views(x: jax.Array) -> jax.Array:
+        return jnp.swapaxes(take(jnp.swapaxes(x, 0, 1)), 0, 1)
+
+    return {
+        k: jax.tree.map(take_views if k == "views" else take, x)
+        for k, x in batch.items()
+    }
 
 
 def example_keys(key: jax.Array, batch: Batch) -> jax.Array:

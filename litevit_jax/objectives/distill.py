@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from litevit_jax import choices
 from litevit_jax.models import adapter as adapters
 from litevit_jax.models import partial_block, vit
-from litevit_jax.objectives import base, health, mae
+from litevit_jax.objectives import base, mae
 
 # What is matched. 'logits': S, mean squared error. 'probs': softmax of S,
 # KL(teacher, student). 'hidden': normed tokens, mean squared error. 'relations':
@@ -270,7 +270,7 @@ class Distill(base.Objective):
 
     def health(self, params, model_state, teacher, batch, key):
         """MAE's health and 'teacher_agreement', the mean correlation of the pairs."""
-        some = health.some(batch)
+        some = base.some_examples(batch)
         ids = self.student.masks_of(some, key)
         _, ours, theirs = self._both(params, teacher, some["image"], ids)
         matched = [self._matched(params, p, ours, theirs) for p in self.pairs]

@@ -15,29 +15,6 @@ import jax.numpy as jnp
 from litevit_jax.models import vit
 from litevit_jax.objectives import base
 
-# Examples that suffice: a rank of features of up to 256 dimensions can show.
-MOST_EXAMPLES = 256
-
-
-def some(batch: base.Batch, most: int = MOST_EXAMPLES) -> base.Batch:
-    """Selects evenly spaced examples of a batch, at most `most`; all arrays alike.
-
-    Every n-th row, so that each device looks at its own.
-    """
-    every = math.ceil(base.batch_size(batch) / most)
-
-    def take(x: jax.Array) -> jax.Array:
-        count = x.shape[0] // every
-        return x[: count * every].reshape(count, every, *x.shape[1:])[:, 0]
-
-    def take_views(x: jax.Array) -> jax.Array:
-        return jnp.swapaxes(take(jnp.swapaxes(x, 0, 1)), 0, 1)
-
-    return {
-        k: jax.tree.map(take_views if k == "views" else take, x)
-        for k, x in batch.items()
-    }
-
 
 def feature_std(features: jax.Array) -> jax.Array:
     """Spread of the directions of features `[B, E]`: 0 collapsed, 1 isotropic.
@@ -83,7 +60,7 @@ def of_encoder(
     encoder: vit.Encoder, params: base.Tree, batch: base.Batch, *, pool: str = "cls"
 ) -> base.Metrics:
     """Computes `describe` for pooled tokens and the last block, on whole images."""
-    image = some(batch)["image"]
+    image = base.some_examples(batch)["image"]
     encoded: Any = encoder.apply({"params": params}, image)
     tokens, found = encoded
     last = f"block_{encoder.depth - 1:02d}/attn_probs"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from litevit_jax.data import splits
 from litevit_jax.data.sources import base, tfds
-from litevit_jax.train import inputs
 
 # (images, classes) of splits, as their authors count them.
 _KNOWN = {
@@ -52,7 +52,7 @@ def source(data: Any) -> tuple[Callable[[str], base.Source], str]:
     """
     # A set that a run requires (`data.required`) may be missing where it is planned.
     if data.source != "tfds" or data.dir or tfds.locate(data.name) is not None:
-        return inputs.sources(data), "data"
+        return splits.sources(data), "data"
     parts = [(data.name, split.strip()) for split in data.train_split.split("+")]
     unknown = [part for part in parts if part not in _KNOWN]
     drawn = data.shots is not None or data.holdout.eval or data.holdout.select

@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from litevit_jax import terminal
 from litevit_jax.plan import program, report, topology
-from litevit_jax.train import terminal
 
 _MOST_TRIES = 3  # of other settings, a compilation each
 _USED = re.compile(r"[Uu]sed ([\d.]+)([KMG]) of ([\d.]+)([KMG])")

@@ -13,10 +13,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import checkpoint, sharding
-from litevit_jax.data import ops as data_ops
+from litevit_jax import sharding
+from litevit_jax.data import settings
+from litevit_jax.data import transforms as data_ops
 from litevit_jax.plan import examples, flops, topology
-from litevit_jax.train import inherit, inputs, setup, views
+from litevit_jax.train import build, resolve
+from litevit_jax.warm_start import images, read, start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +36,14 @@ class Planned:
     config: ConfigDict
     target: topology.Target
     mesh: Mesh
-    design: setup.Design
+    design: build.BuiltStep
     examples_from: str
 
     @property
     def checkpoint_bytes(self) -> int:
         """Bytes of one checkpoint, over all files."""
         fixed = ["teacher"] if self.design.objective.frozen_teacher else []
-        return setup.saved_bytes(self.design.state, fixed)
+        return build.saved_bytes(self.design.state, fixed)
 
     @property
     def gradient_bytes(self) -> int:
@@ -56,26 +58,26 @@ def plan(config: ConfigDict, target: topology.Target) -> Planned:
     Raises:
       ValueError, KeyError, OSError: the user's mistake, named in the message.
     """
-    config = config.copy_and_resolve_references().unlock()
-    setup.settle(config)
+    config = resolve.settle(config)
     if not target.on_cpu and config.objective.dtype == "auto":
-        config.objective.dtype = "bfloat16"  # this process itself sees CPUs alone
+        # This process itself sees CPUs alone.
+        resolve.assign(config.objective, {"dtype": "bfloat16"})
     mesh = sharding.make_mesh(**config.mesh, devices=topology.devices(target))
-    views.settle(config, inherit.inherit(config), _teach(config))
+    images.settle(config, start.inherit(config), _teach(config))
     source, origin = examples.source(config.data)
-    data_ops.train_ops(**inputs.image_block(config.data))
-    design = setup.design(config, mesh, source, target.chip.hbm)
+    data_ops.train_ops(**settings.image_settings(config.data))
+    design = build.build_step(config, mesh, source, target.chip.hbm)
     return Planned(config, target, mesh, design, origin)
 
 
-def _teach(config: ConfigDict) -> checkpoint.Checkpoint | None:
+def _teach(config: ConfigDict) -> read.Checkpoint | None:
     """Reads the named teacher; without one, its block must give its sizes."""
     block = config.objective.get("teacher")
     if block is None or config.teacher:
-        return inherit.teacher(config)
+        return start.read_teacher(config)
     if not (block.get("variant") or block.get("width")):
         raise ValueError(
-            f"{inherit.which_teacher(config)}; a plan is content with its size, as in "
+            f"{start.teacher_missing(config)}; a plan is content with its size, as in "
             "--config.objective.teacher.variant=large"
         )
     return None
@@ -87,10 +89,10 @@ def model_flops(planned: Planned) -> int:
     Health metrics, taken at logged steps alone, are left out.
     """
     config = planned.config.copy_and_resolve_references()
-    config.log.health = False
+    resolve.assign(config.log, {"health": False})
     source = examples.Counted(config.derived.train_examples, config.derived.num_classes)
     memory = planned.target.chip.hbm
-    quiet = setup.design(config, planned.mesh, lambda split: source, memory)
+    quiet = build.build_step(config, planned.mesh, lambda split: source, memory)
     return flops.count(quiet.step, quiet.state, quiet.batch)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from litevit_jax import terminal
 from litevit_jax.report import (
     analysis_figures,
     draw,
@@ -23,7 +24,6 @@ from litevit_jax.report import (
     run_figures,
     run_record,
 )
-from litevit_jax.train import terminal
 from litevit_jax.train import workdir as workdirs
 
 _FOOT = (

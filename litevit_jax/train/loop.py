@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import pathlib
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from litevit_jax import checkpoint, distributed, paths
-from litevit_jax import stop as stops
+from litevit_jax import checkpoint, distributed, preemption, terminal
 from litevit_jax.data import device
-from litevit_jax.train import evaluation, progress, setup
+from litevit_jax.train import log
+
+if TYPE_CHECKING:
+    from litevit_jax.train.job import Job
 
 
 @dataclasses.dataclass
@@ -35,21 +35,19 @@ class Outcome:
 class Run:
     """One run from its latest checkpoint to its end."""
 
-    def __init__(self, job: setup.Job) -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
         self.config = job.config
-        self.line = progress.Line()
-        self.clock = progress.Clock(job.config["data"])
-        self.pace = progress.Pace(live=self.line.live)
-        self.step = progress.Program(job.step, self.line, self.clock)
-        self.guard = progress.Guard(**self.config["nonfinite"])
+        self.line = terminal.Line()
+        self.clock = log.Clock(job.config["data"])
+        self.pace = log.Pace(live=self.line.live)
+        self.step = log.Program(job.step, self.line, self.clock)
+        self.guard = log.Guard(**self.config["nonfinite"])
         keep, fixed = self.config["checkpoint"]["keep"], job.fixed
         self.checkpoints = checkpoint.Checkpoints(job.workdir, keep=keep, fixed=fixed)
-        log = self.config["log"]
-        self.writer = progress.Writer(
-            job.workdir, tensorboard=log["tensorboard"] and distributed.primary()
-        )
-        self.evaluations = evaluation.Evaluations(job, self.write, self.line)
+        tensorboard = self.config["log"]["tensorboard"] and distributed.primary()
+        self.writer = log.Writer(job.workdir, tensorboard=tensorboard)
+        self.evaluations = job.eval_runner(self.write, self.line)
         self.pending: tuple[int, Any, np.ndarray] | None = None
 
     def start(self) -> Any:
@@ -101,7 +99,7 @@ class Run:
         if logged:
             self.clock.reset()
             self.write(step, {**row, "time": time.time()})
-        text = progress.progress_text(row, step, self.job.total_steps)
+        text = log.progress_text(row, step, self.job.total_steps)
         self.line.show(text + self.step.took(), keep=last)
 
     def evaluate(self, state: Any, step: int, titles: list[str]) -> None:
@@ -111,7 +109,7 @@ class Run:
             self.evaluations.run(state, step, titles)
             self.clock.reset()
 
-    def train(self, state: Any, stop: stops.Stop) -> Any:
+    def train(self, state: Any, stop: preemption.Stop) -> Any:
         """Updates `state` until the run is complete or a signal came."""
         first = step = int(state.step)
         every = self.config["checkpoint"]["every_steps"]
@@ -140,7 +138,7 @@ class Run:
                     last = step == self.job.total_steps
                     self.evaluate(state, step, self.evaluations.due(step, last=last))
                 self.flush()
-        except stops.Stopped as error:  # between two steps
+        except preemption.Stopped as error:  # between two steps
             stop.caught(error)
         finally:
             # Also when bad data or numbers end the run: what was learned is kept. One
@@ -151,7 +149,7 @@ class Run:
                 self.save(state)
         return state
 
-    def go(self, stop: stops.Stop) -> None:
+    def go(self, stop: preemption.Stop) -> None:
         """Trains from the latest checkpoint to the end, evaluates, and closes."""
         try:
             distributed.beat("restoring or creating the state", grace=True)
@@ -161,17 +159,18 @@ class Run:
             step = int(state.step)
             if stop.signal is None:
                 self.evaluate(state, step, self.evaluations.missing(step))
-        except stops.Stopped as error:
+        except preemption.Stopped as error:
             stop.caught(error)
         finally:
             self.close()
 
     def close(self) -> None:
-        """Waits for the last checkpoint and closes the logs."""
+        """Waits for the last checkpoint, closes the logs and frees the workdir."""
         if distributed.together(sys.exception()):
             self.checkpoints.wait()
             self.checkpoints.close()
         self.writer.close()
+        self.job.release()
 
     def outcome(self, signal: int | None) -> Outcome:
         """How the run, which is closed, ended; says so if a signal stopped it."""
@@ -179,21 +178,18 @@ class Run:
         if signal is not None:
             step = max(self.checkpoints.steps(), default=0)
             saved = f"saved step {step}" if step else "nothing to save yet"
-            self.line.say(f"{stops.Stopped(signal)}; {saved}")
+            self.line.say(f"{preemption.Stopped(signal)}; {saved}")
         return Outcome(step, self.evaluations.results, signal)
 
 
-def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
-    """Runs `config` in `workdir`, from where it stands there to its end.
+def run(job: Job) -> Outcome:
+    """Runs `job` from where its workdir stands to its end.
 
     Raises:
-      ValueError, KeyError, OSError: a mistake of the user's, before any compile.
       BadDataError, WorkerError, FloatingPointError: in the run, which is saved first.
     """
-    job = setup.prepare(config, paths.path(workdir))
     this = Run(job)
-    progress.announce(job, this.line)
-    with stops.listening() as stop:
+    with preemption.listening() as stop:
         with stop.training(this.close), this.checkpoints.disk_errors():
             this.go(stop)
         return this.outcome(stop.signal)

@@ -11,9 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from litevit_jax import augment, sharding
-from litevit_jax.augment import color
-from litevit_jax.models import pixels
-from litevit_jax.objectives import health
+from litevit_jax.objectives import base as objectives
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train.state import TrainState
 
@@ -69,7 +67,9 @@ def make_train_step(
             due = (new.step % health_every == 0) | (new.step == total_steps)
             part = functools.partial(augmentation.of_part, augment_key)
             seen = (state.params, state.model_state, teacher)
-            metrics |= _health(objective, due, seen, part, health.some(batch), loss_key)
+            metrics |= _health(
+                objective, due, seen, part, objectives.some_examples(batch), loss_key
+            )
         return new, metrics
 
     return jax.jit(
@@ -98,9 +98,9 @@ class _Augmentation:
     """
 
     def __init__(self, ops: tuple[augment.Op, ...], objective: Any) -> None:
-        last = ops[-1] if ops else None
-        bytes_read = objective.reads_bytes and isinstance(last, color.Normalize)
-        self._normalize = last if bytes_read else None
+        affine = getattr(ops[-1], "affine", None) if ops else None  # a normalisation
+        bytes_read = objective.reads_bytes and affine is not None
+        self._affine = affine() if bytes_read else None
         self._whole, self._rest = augment.split(ops[:-1] if bytes_read else ops)
 
     def of_batch(self, key: jax.Array, batch: dict[str, Any]) -> dict[str, Any]:
@@ -108,9 +108,11 @@ class _Augmentation:
 
     def of_part(self, key: jax.Array, part: dict[str, Any]) -> dict[str, Any]:
         part = augment.apply(self._rest, key, part, first=len(self._whole))
-        if self._normalize is None:
+        if self._affine is None:
             return part
-        image = pixels.Pixels(part["image"], *self._normalize.affine())
+        from litevit_jax.models import pixels
+
+        image = pixels.Pixels(part["image"], *self._affine)
         return {**part, "image": image}
 
 

@@ -304,11 +304,6 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
     return choices.upgrade(paths.read_json(path, _NO_CONFIG))
 
 
-def append_line(path: pathlib.Path, row: dict[str, Any]) -> None:
-    """Adds one JSON line; a line cut by an earlier kill is closed first."""
-    paths.append(path, json.dumps(row).encode() + b"\n")
-
-
 def read_result(workdir: pathlib.Path, title: str) -> dict[str, Any] | None:
     """evals/<title>/result.json, or None."""
     path = workdir / "evals" / title / "result.json"

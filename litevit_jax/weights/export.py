@@ -14,15 +14,15 @@ import numpy as np
 
 import litevit_jax
 from litevit_jax import choices
+from litevit_jax.weights import exportable as models
 from litevit_jax.weights import (
     layouts,
     names,
+    numpy_vit,
     onnx_graph,
-    plain,
     safetensors,
     stablehlo,
 )
-from litevit_jax.weights import model as models
 
 # Ending of a file -> the formats that such a file can have, the usual one first.
 ENDINGS = {
@@ -164,7 +164,7 @@ def call(model: models.Model, data: bytes, kind: str) -> Any:
         arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}
         whole = layouts.timm(model, {}).arrays
         arrays |= {k: whole[k] for k in layouts.NOT_IN_VITDET if k in whole}
-    return lambda image: plain.forward(
+    return lambda image: numpy_vit.forward(
         arrays,
         image,
         num_heads=int(about[names.NUM_HEADS]),

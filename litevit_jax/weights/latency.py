@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from litevit_jax.weights import model as models
+from litevit_jax.weights import exportable as models
 
 _WARMUP = 3
 

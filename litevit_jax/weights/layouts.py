@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from litevit_jax.models import layers
-from litevit_jax.weights import model as models
+from litevit_jax.weights import exportable as models
 from litevit_jax.weights import names
 
 # timm's names -> those of mmsegmentation's VisionTransformer, one after the other.

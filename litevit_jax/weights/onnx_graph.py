@@ -15,7 +15,7 @@ import numpy as np
 
 from litevit_jax import trees
 from litevit_jax.models import ops
-from litevit_jax.weights import model as models
+from litevit_jax.weights import exportable as models
 
 OPSET, IR_VERSION = 17, 8  # of one generation: ONNX 1.12
 _LIMIT = 2**31 - 2**20  # protobuf's for one file, with room for the nodes

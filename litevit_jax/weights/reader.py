@@ -12,11 +12,11 @@ import numpy as np
 
 from litevit_jax.weights import (
     hf,
+    infer,
     names,
+    recognise,
     recorded,
     safetensors,
-    sizes,
-    sources,
     torch_file,
 )
 from litevit_jax.weights.base import HALF, Entry, WeightsError
@@ -141,25 +141,25 @@ def _measure(
     expected: tuple[str, ...],
     given: dict[str, str | None],
     **sizes_given: Any,
-) -> tuple[sources.Source, sizes.Model, str | None, tuple[str, ...], dict[str, str]]:
+) -> tuple[recognise.Source, infer.Model, str | None, tuple[str, ...], dict[str, str]]:
     """Returns the file's source, model, pooling, notes and metadata."""
     entries, container, metadata = _open(path)
-    source = sources.recognise(entries, container, metadata, branch)
-    sources.check_parts(source.entries, lambda key: _any(expected, key))
+    source = recognise.recognise(entries, container, metadata, branch)
+    recognise.check_parts(source.entries, lambda key: _any(expected, key))
     config: dict[str, Any] = {}
     notes: list[str] = []
     if source.name == "hf_vitmae":
         config = hf.config_beside(path)
         notes += hf.notes(config)
     elif source.name != names.PACKAGE:
-        width = sizes.width(source.entries)
+        width = infer.width(source.entries)
         metadata = recorded.metadata(metadata, width)
         config, notes = recorded.config_beside(path, width)
     about = recorded.statistics(source.entries, config, metadata)
     if names.GRID not in metadata:
         grid = recorded.grid(source.entries, config, metadata)
         metadata |= {names.GRID: "{}x{}".format(*grid)} if grid else {}
-    model = sizes.measure(source, metadata=metadata, config=config, **sizes_given)
+    model = infer.measure(source, metadata=metadata, config=config, **sizes_given)
     records = {"metadata": metadata, "config.json": config}
     pool, assumed = recorded.function(source.name, source.entries, records, given)
     kept_metadata = metadata if metadata.get(names.WRITER) == names.PACKAGE else about
@@ -177,7 +177,7 @@ def _open(path: pathlib.Path) -> tuple[dict[str, Entry], str | None, dict[str, s
         return entries, None, metadata
     if torch_file.starts_like_one(data):
         tree, storage_bytes = torch_file.read(str(path), data)
-        tree, container = sources.state_dict(tree)
+        tree, container = recognise.state_dict(tree)
         return torch_file.entries(tree, storage_bytes, len(data)), container, {}
     raise WeightsError(
         f"begins with {data[:16]!r}: neither torch.save's format nor safetensors (a "
@@ -199,7 +199,7 @@ def _is_safetensors(path: pathlib.Path, data: mmap.mmap) -> bool:
 
 
 def _take(
-    model: sizes.Model, allow_half: bool, allow_unused: Any, allow_missing: Any
+    model: infer.Model, allow_half: bool, allow_unused: Any, allow_missing: Any
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Parameters by our names, and keys that were allowed to stay unused.
 
@@ -230,7 +230,7 @@ def _take(
     return params, unused
 
 
-def _listed(model: sizes.Model, problems: list[str]) -> str:
+def _listed(model: infer.Model, problems: list[str]) -> str:
     """The differences, ordered, at most `_MOST` of them in full."""
     encoder = ", ".join(f"{k}={v}" for k, v in model.encoder.items())
     shown = [problem[:200] for problem in sorted(problems)[:_MOST]]

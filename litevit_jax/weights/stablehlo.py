@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from litevit_jax.weights import model as models
+from litevit_jax.weights import exportable as models
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from litevit_jax.weights import pickles
+from litevit_jax.weights import unpickle
 from litevit_jax.weights.base import (
     ITEM_SIZES,
     Entry,
@@ -42,7 +42,7 @@ _DAMAGED = (
 )
 
 Tree = Any
-Bytes = Callable[[pickles.Storage], memoryview]
+Bytes = Callable[[unpickle.Storage], memoryview]
 
 
 def starts_like_one(data: mmap.mmap) -> bool:
@@ -75,7 +75,7 @@ def entries(tree: dict[str, Any], storage_bytes: Bytes, size: int) -> dict[str, 
     """
     result, total = {}, 0
     for name, value in tree.items():
-        if not isinstance(name, str) or not isinstance(value, pickles.Tensor):
+        if not isinstance(name, str) or not isinstance(value, unpickle.Tensor):
             raise WeightsError(
                 f"entry {short(name)} is a {type(value).__name__}, expected a tensor; "
                 "save the state dict alone"
@@ -91,7 +91,7 @@ def entries(tree: dict[str, Any], storage_bytes: Bytes, size: int) -> dict[str, 
     return result
 
 
-def _reader(tensor: pickles.Tensor, storage_bytes: Bytes) -> Callable[[], np.ndarray]:
+def _reader(tensor: unpickle.Tensor, storage_bytes: Bytes) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         flat = decode(storage_bytes(tensor.storage), tensor.storage.dtype)
         if 0 in tensor.shape:
@@ -120,7 +120,7 @@ def _read_zip(path: str, data: mmap.mmap) -> tuple[Tree, Bytes]:
         order = f"{root}byteorder"
         if order in infos and archive.read(order) != b"little":
             raise WeightsError("written on a big-endian machine")
-        tree = pickles.load(io.BytesIO(archive.read(f"{root}data.pkl")))
+        tree = unpickle.load(io.BytesIO(archive.read(f"{root}data.pkl")))
     except _DAMAGED as error:
         raise WeightsError(f"a damaged or truncated archive ({error!s:.120})") from None
 
@@ -134,7 +134,7 @@ def _read_zip(path: str, data: mmap.mmap) -> tuple[Tree, Bytes]:
         lengths = struct.unpack_from("<2H", data, header + 26)
         return header + 30 + sum(lengths)
 
-    def storage_bytes(storage: pickles.Storage) -> memoryview:
+    def storage_bytes(storage: unpickle.Storage) -> memoryview:
         name = f"{root}data/{storage.key}"
         wanted = storage.numel * ITEM_SIZES[storage.dtype]
         got = infos[name].file_size if name in infos else None
@@ -180,15 +180,15 @@ def _check_archive(archive: Any, infos: dict[str, Any], size: int) -> None:
 
 def _read_legacy(data: mmap.mmap) -> tuple[Tree, Bytes]:
     data.seek(0)
-    head = [pickles.load(data) for _ in range(3)]
+    head = [unpickle.load(data) for _ in range(3)]
     if head[:2] != [_MAGIC, _PROTOCOL] or not isinstance(head[2], dict):
         raise WeightsError("a pickle that torch.save did not write")
     if head[2].get("little_endian") is not True:
         raise WeightsError("written on a big-endian machine")
-    tree, keys = pickles.load(data), pickles.load(data)
+    tree, keys = unpickle.load(data), unpickle.load(data)
     spans = _walk_storages(data, keys, _storages(tree))
 
-    def storage_bytes(storage: pickles.Storage) -> memoryview:
+    def storage_bytes(storage: unpickle.Storage) -> memoryview:
         start, numel, item_size = spans.get(storage.key, (0, -1, 0))
         if (numel, item_size) != (storage.numel, ITEM_SIZES[storage.dtype]):
             raise WeightsError(
@@ -200,12 +200,12 @@ def _read_legacy(data: mmap.mmap) -> tuple[Tree, Bytes]:
     return tree, storage_bytes
 
 
-def _storages(tree: Any) -> dict[str, pickles.Storage]:
+def _storages(tree: Any) -> dict[str, unpickle.Storage]:
     """Every storage that a tensor of the tree views, by key."""
     storages, seen, left = {}, set(), [tree]
     while left:
         value = left.pop()
-        if isinstance(value, pickles.Tensor):
+        if isinstance(value, unpickle.Tensor):
             storages[value.storage.key] = value.storage
         elif isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))

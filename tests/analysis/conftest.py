@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from litevit_jax import sharding
-from litevit_jax.train import loop
+from litevit_jax.jobs import train
 from tests import jobs
 
 MAKE_MESH = sharding.make_mesh
@@ -36,5 +36,5 @@ def checkpoints(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         _on_one_device(patch)
         for seed in (0, 1):
-            loop.run(shared(seed=seed), place / str(seed))
+            train.run(shared(seed=seed), place / str(seed))
     return place

@@ -10,7 +10,9 @@ import pytest
 
 from litevit_jax import checkpoint, sharding
 from litevit_jax.analysis import layers
-from litevit_jax.train import evaluate, loop, setup
+from litevit_jax.jobs import evaluate, train
+from litevit_jax.train import build, loop
+from litevit_jax.warm_start import read
 from tests import jobs
 
 pytestmark = pytest.mark.usefixtures("shared_designs")
@@ -50,7 +52,7 @@ def runs(monkeypatch):
         return {"layers": {"last": token}, "layers_avg": {"last": mean}}
 
     job = types.SimpleNamespace(total_steps=2)
-    for module in (setup, evaluate):  # what they refuse has a test of its own
+    for module in (build, evaluate):  # what they refuse has a test of its own
         monkeypatch.setattr(module, "prepare", lambda *_, **__: job)
     monkeypatch.setattr(loop, "run", run)
     monkeypatch.setattr(evaluate, "run", probe)
@@ -138,7 +140,7 @@ def test_a_study_goes_on_where_it_was_stopped(runs, checkpoints, tmp_path):
 def begun(study, kind, k, tmp_path, setting="rich"):
     """(job, initial parameters by path) of a part."""
     made = study.config_of(layers.Part(kind, k, setting))
-    job = setup.prepare(made, tmp_path)
+    job = train.prepare(made, tmp_path)
     return job, checkpoint.flatten(jax.device_get(job.create().params))
 
 
@@ -151,7 +153,7 @@ def origin(params, checkpoints):
             name = f"encoder/{part}/attn/qkv/kernel"
         found[part] = "new"
         for seed in "01":
-            theirs = checkpoint.read_params(str(checkpoints / seed)).params
+            theirs = read.read_params(str(checkpoints / seed)).params
             if np.array_equal(params[name], theirs[name]):
                 found[part] = seed
     return tuple(found.values())
@@ -198,7 +200,7 @@ def test_few_images_have_as_many_updates(poor, checkpoints, tmp_path):
         tmp_path / "study",
     )
     many, few = (
-        setup.prepare(
+        train.prepare(
             study.config_of(layers.Part("keep_first", 2, s)), tmp_path / s, begin=False
         )
         for s in ("rich", "poor")

@@ -19,7 +19,7 @@ from litevit_jax.analysis import (
     models,
     pictures,
 )
-from litevit_jax.train import loop
+from litevit_jax.jobs import train
 from tests import jobs
 from tests.analysis.conftest import MAKE_MESH
 
@@ -37,7 +37,7 @@ def runs(checkpoints, tmp_path_factory):
     """Names of a MAE of two blocks and of a supervised run of one, wider."""
     place = tmp_path_factory.mktemp("runs")
     sizes = {"objective__encoder__width": 32, "objective__encoder__num_heads": 4}
-    loop.run(jobs.tiny("deit_tiny", steps=1, **sizes), place / "deit")
+    train.run(jobs.tiny("deit_tiny", steps=1, **sizes), place / "deit")
     return f"mae={checkpoints}/0,deit={place}/deit"
 
 
@@ -224,7 +224,7 @@ def test_files_of_weights_are_looked_into_and_reconstruct(name, tmp_path):
         images.chosen(prepared.config, prepared.source),
         2,
     )["file"]["image"]
-    whole = images.inputs.source(prepared.config.data, "eval")
+    whole = images.splits.source(prepared.config.data, "eval")
     assert shown.shape == (2, *model.view.size, 3) and len(whole) > 7
     assert (shown[0] != shown[1]).any()
 

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from litevit_jax.data import fast, filetree, ops, pipeline
+from litevit_jax.data import filetree, pipeline, transforms, turbo
 from litevit_jax.data.sources import folder
 
 DECODERS = ["pillow", "fast"]
@@ -84,10 +84,10 @@ def root(tmp_path):
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_every_bad_file_is_named_and_every_other_is_shown(root, decoder):
-    if decoder == "fast" and fast.choose("auto") != "fast":
+    if decoder == "fast" and turbo.choose("auto") != "fast":
         pytest.skip("simplejpeg or OpenCV is not installed")
     source = folder.make(split="train", dir=str(root))
-    made = ops.train_ops(image_size=(16, 16), decoder=decoder, max_pixels=10**6)
+    made = transforms.train_ops(image_size=(16, 16), decoder=decoder, max_pixels=10**6)
     stream = pipeline.train_batches(
         source, made, batch_size=len(source), seed=0, max_bad_fraction=1.0, threads=2
     )
@@ -104,7 +104,7 @@ def test_every_bad_file_is_named_and_every_other_is_shown(root, decoder):
 
 def test_more_than_the_limit_ends_the_run_with_the_list(root):
     source = folder.make(split="train", dir=str(root))
-    made = ops.eval_ops(image_size=(16, 16), max_pixels=10**6)
+    made = transforms.eval_ops(image_size=(16, 16), max_pixels=10**6)
     stream = pipeline.eval_batches(source, made, batch_size=4, max_bad_fraction=0.1)
     with pytest.raises(pipeline.BadDataError, match="allows 1") as error:
         list(stream)
@@ -123,7 +123,7 @@ def test_a_file_without_permission_is_named_and_counted(root, monkeypatch):
 
         monkeypatch.setattr(filetree, "open", refuse, raising=False)
     source = folder.make(split="train", dir=str(root))
-    made = ops.eval_ops(image_size=(16, 16), max_pixels=10**6)
+    made = transforms.eval_ops(image_size=(16, 16), max_pixels=10**6)
     stream = pipeline.eval_batches(source, made, batch_size=8, max_bad_fraction=1.0)
     mask = sum(batch["mask"].sum() for batch in stream)
     assert "Permission denied" in stream.bad["grey.jpg"]

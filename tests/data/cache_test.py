@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from litevit_jax.data import cache, decode, ops, pipeline
+from litevit_jax.data import cache, decode, pipeline, transforms
 from litevit_jax.data.sources import folder
 
 
@@ -23,7 +23,7 @@ def _keep(source, gib=1.0):
     return cache.keep(source, decode.Decode(3, 10**6), gib=gib, threads=2)
 
 
-@pytest.mark.parametrize("make", [ops.train_ops, ops.eval_ops])
+@pytest.mark.parametrize("make", [transforms.train_ops, transforms.eval_ops])
 def test_batches_are_those_of_the_files(source, make):
     transform = make(image_size=(8, 8))
     kept = _keep(source)

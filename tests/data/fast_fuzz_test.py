@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from litevit_jax.data import decode, fast, ops
+from litevit_jax.data import decode, transforms, turbo
 
 pytest.importorskip("cv2")
 pytest.importorskip("simplejpeg")
@@ -134,27 +134,29 @@ def _decode_all(rounds):
     """Runs in the child: nothing is written outside, and nothing is left unwritten."""
     rng, decoded = np.random.default_rng(1), 0
     files = [*_files(), *(("hidden", file) for file in _hidden())]
-    quick = ops.train_ops(image_size=(8, 8), decoder="fast", crop_scale=(0.9, 1.0))
+    quick = transforms.train_ops(
+        image_size=(8, 8), decoder="fast", crop_scale=(0.9, 1.0)
+    )
     guards = [_Guarded(fill) for fill in (0, 255)]
     for number in range(rounds):
         name, file = files[number % len(files)]
         if number >= len(files):
             file = _mutated(file, rng)
         print(f"{name} {number} {file[:800].hex()}", flush=True)
-        header = fast.read_header(file)
+        header = turbo.read_header(file)
         if header is not None and header.width * header.height < 2**22:
             for shrink in (1, 2, 8):
                 both = []
                 for guard in guards:
-                    fast.np = guard
+                    turbo.np = guard
                     how = {"channels": 3, "shrink": shrink, "bottom": 40}
-                    both.append(fast.decode(file, header, **how))
+                    both.append(turbo.decode(file, header, **how))
                     guard.check()
                 assert (both[0] is None) == (both[1] is None)
                 if both[0] is not None:
                     decoded += 1
                     assert np.array_equal(*both), "some of the buffer is not written"
-        fast.np = np
+        turbo.np = np
         with contextlib.suppress(decode.DecodeError):
             quick(file, np.random.default_rng(0))
     print("decoded", decoded)
@@ -178,21 +180,23 @@ def test_no_header_kills_the_process_or_leaves_memory_unwritten():
 @pytest.mark.parametrize("crop_scale", [(0.1, 0.2), (0.9, 1.0)])
 def test_a_lossless_jpeg_is_pillows(crop_scale):
     image = _lossless(640, COLOUR)
-    assert fast.read_header(image) is None
-    quick = ops.train_ops(image_size=(16, 16), decoder="fast", crop_scale=crop_scale)
+    assert turbo.read_header(image) is None
+    quick = transforms.train_ops(
+        image_size=(16, 16), decoder="fast", crop_scale=crop_scale
+    )
     assert (quick(image, np.random.default_rng(0)) == COLOUR).all()
 
 
 @pytest.mark.parametrize("marker", range(0xC3, 0xD0))
 def test_only_huffman_coded_frames_of_dct_are_decoded(marker):
     _, plain = next(_files())
-    assert fast.read_header(plain) is not None
+    assert turbo.read_header(plain) is not None
     frame = plain.index(b"\xff\xc0")
     other = plain[: frame + 1] + bytes([marker]) + plain[frame + 2 :]
     # A table of codes (C4) is skipped; the frame is then missing.
-    assert fast.read_header(other) is None
+    assert turbo.read_header(other) is None
 
 
 def test_a_frame_cannot_hide_behind_a_marker_without_length():
     for image in _hidden():
-        assert fast.read_header(image) is None
+        assert turbo.read_header(image) is None

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from litevit_jax.data import handover, ops, pipeline
+from litevit_jax.data import handover, pipeline, transforms
 from litevit_jax.data.sources import digits
 from tests import processes
 
@@ -119,7 +119,7 @@ def test_threads_need_no_shared_memory(monkeypatch):
 
 def test_a_run_is_refused_before_it_reads(monkeypatch):
     monkeypatch.setattr(handover, "_free", lambda: 1000)
-    transform = ops.train_ops(image_size=(8, 8), channels=1)
+    transform = transforms.train_ops(image_size=(8, 8), channels=1)
     with pytest.raises(ValueError, match=r"data\.workers=1: .* /dev/shm"):
         pipeline.train_batches(
             digits.make(split="train"), transform, batch_size=8, seed=0, workers=1

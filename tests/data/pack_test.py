@@ -10,9 +10,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from litevit_jax.data import decode, levels, ops, pack, pipeline, survey
+from litevit_jax.data import decode, levels, pack, pipeline, splits, survey, transforms
 from litevit_jax.data.sources import folder, packed
-from litevit_jax.train import inputs
 from tests import jobs
 
 
@@ -148,7 +147,7 @@ def test_a_shard_cut_or_changed_is_noticed(photos, tmp_path, capsys):
     assert "train-00000-of-00001.array_record: its checksum" in capsys.readouterr().out
     # Of the same size: the images concerned are named and counted in the run.
     source = packed.make(split="train", dir=str(target))
-    made = ops.eval_ops(image_size=(8, 8))
+    made = transforms.eval_ops(image_size=(8, 8))
     stream = pipeline.eval_batches(source, made, batch_size=2, max_bad_fraction=1.0)
     mask = np.concatenate([batch["mask"] for batch in stream])
     assert 0 < len(stream.bad) == len(source) - mask.sum() < len(source)
@@ -245,8 +244,8 @@ def test_a_run_on_packed_images_records_their_range(deep, tmp_path):
     assert _pack(deep, target, "--range=200,4000") == 0
     data = jobs.config(arg=f"data=packed,path={target}").data
     with data.unlocked():
-        inputs.settle_range(data, "train")
+        splits.pixel_range(data, "train")
         assert data.range == "200,4000"
         data.range = "0,9"
         with pytest.raises(ValueError, match="were packed with range 200,4000"):
-            inputs.settle_range(data, "train")
+            splits.pixel_range(data, "train")

@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from litevit_jax.data import ops, pipeline
+from litevit_jax.data import pipeline, transforms
 from litevit_jax.data.sources import base
 
 SIDE = 6
@@ -49,8 +49,8 @@ class Noise(base.Source):
         return "noise"
 
 
-TRAIN = ops.train_ops(image_size=(SIDE, SIDE))
-EVAL = ops.eval_ops(image_size=(SIDE, SIDE), eval_crop_fraction=1.0)
+TRAIN = transforms.train_ops(image_size=(SIDE, SIDE))
+EVAL = transforms.eval_ops(image_size=(SIDE, SIDE), eval_crop_fraction=1.0)
 
 
 def _train(source, steps=4, **options):
@@ -106,7 +106,7 @@ def test_process_count_changes_nothing(count):
     _assert_equal(_joined(parts), _train(Noise(30), start_step=1))
 
 
-TWO_VIEWS = ops.train_ops(image_size=(SIDE, SIDE), views=2)
+TWO_VIEWS = transforms.train_ops(image_size=(SIDE, SIDE), views=2)
 
 
 def _train_views(**options):

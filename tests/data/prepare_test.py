@@ -13,9 +13,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from litevit_jax.data import decode, ops, pack, pipeline, prepare
+from litevit_jax.data import decode, pack, pipeline, prepare, transforms
+from litevit_jax.data import splits as inputs
 from litevit_jax.data.sources import packed, tfds
-from litevit_jax.train import inputs
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDNET_IDS = ("n01440764", "n01443537")
@@ -183,7 +183,7 @@ def test_source_is_picklable_and_feeds_the_pipeline(imagenet):
     copy = pickle.loads(pickle.dumps(source))
     assert [copy[i] for i in range(3)] == [source[i] for i in range(3)]
     assert copy.fingerprint() == source.fingerprint()
-    transform = ops.eval_ops(image_size=(16, 16))
+    transform = transforms.eval_ops(image_size=(16, 16))
     for workers in (0, 1):
         stream = pipeline.eval_batches(copy, transform, batch_size=3, workers=workers)
         (batch,) = list(stream)

@@ -9,7 +9,7 @@ import PIL.ImageEnhance
 import PIL.ImageOps
 import pytest
 
-from litevit_jax.data import ops, randaugment
+from litevit_jax.data import randaugment, transforms
 
 BICUBIC = PIL.Image.Resampling.BICUBIC
 AFFINE = PIL.Image.Transform.AFFINE
@@ -195,7 +195,10 @@ def test_both_directions_are_drawn_alike_where_there_are_two(name):
 def test_training_crops_and_flips_before_randaugment():
     image = np.asarray(picture(size=(40, 30)))
     settings = {"image_size": (16, 16), "randaugment": {"layers": 2}}
-    transform, plain = ops.train_ops(**settings), ops.train_ops(image_size=(16, 16))
+    transform, plain = (
+        transforms.train_ops(**settings),
+        transforms.train_ops(image_size=(16, 16)),
+    )
     names = [type(op).__name__ for op in transform.ops]
     assert names == ["RandomResizedCrop", "RandomFlip", "RandAugment", "ToArray"]
     for seed in range(8):  # what comes before it draws the same numbers
@@ -207,8 +210,8 @@ def test_training_crops_and_flips_before_randaugment():
 
 
 def test_no_layers_leave_the_transform_as_it_was():
-    off = ops.train_ops(image_size=(16, 16), randaugment={"layers": 0})
-    assert off == ops.train_ops(image_size=(16, 16))
+    off = transforms.train_ops(image_size=(16, 16), randaugment={"layers": 0})
+    assert off == transforms.train_ops(image_size=(16, 16))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +225,7 @@ def test_no_layers_leave_the_transform_as_it_was():
 )
 def test_wrong_settings_are_explained(wrong, message):
     with pytest.raises(ValueError, match=message):
-        ops.train_ops(image_size=(8, 8), randaugment=wrong)
+        transforms.train_ops(image_size=(8, 8), randaugment=wrong)
 
 
 def test_images_of_other_channels_are_refused():

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from litevit_jax.data import journal, ops, pipeline
+from litevit_jax.data import pipeline, transforms, worker_journal
 from litevit_jax.data.sources import base
 
 
@@ -39,7 +39,7 @@ class Deadly(base.Source):
 def test_a_killed_worker_is_an_error_that_names_its_file():
     stream = pipeline.eval_batches(
         Deadly(6),
-        ops.eval_ops(image_size=(8, 8)),
+        transforms.eval_ops(image_size=(8, 8)),
         batch_size=4,
         workers=2,
         threads=2,
@@ -54,7 +54,7 @@ def test_a_killed_worker_is_an_error_that_names_its_file():
 
 
 def test_the_journal_lists_what_dead_processes_were_reading():
-    kept = journal.Journal.make()
+    kept = worker_journal.Journal.make()
     try:
         with kept.reading(7):
             assert kept.unfinished() == []  # this process lives

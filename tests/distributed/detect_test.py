@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from litevit_jax.distributed import detect, peers
+from litevit_jax.distributed import detect, start
 
 SLURM = {
     "SLURM_JOB_ID": "4242",
@@ -125,7 +125,7 @@ def test_jax_is_told_of_these_gpus(visible, devices, monkeypatch):
     told = {"SLURM_LOCALID": "3", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_NODES": "1"}
     for name, value in {**SLURM, **told, "CUDA_VISIBLE_DEVICES": visible}.items():
         monkeypatch.setenv(name, value)
-    assert peers._completed(detect.find(), 1.0).devices == devices
+    assert start._completed(detect.find(), 1.0).devices == devices
 
 
 @pytest.mark.parametrize("whole", [SLURM, GKE, SLICES, OPEN_MPI, JAX])

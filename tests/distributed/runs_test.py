@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from litevit_jax import checkpoint, distributed, sharding
-from litevit_jax.train import loop, setup
+from litevit_jax import sharding
+from litevit_jax.distributed import watchdog
+from litevit_jax.jobs import train
+from litevit_jax.warm_start import read
 from tests import jobs, processes
 
 STEPS = 3
@@ -37,7 +39,7 @@ def losses(workdir):
 
 
 def params(workdir):
-    return checkpoint.read_params(str(workdir)).params
+    return read.read_params(str(workdir)).params
 
 
 def assert_same_run(workdir, like, *, steps, rel=1e-6, undetermined=()):
@@ -88,8 +90,8 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     for name, (recipe, overrides) in METHODS.items():
         made = jobs.tiny(recipe, **LOGGED, **overrides)
-        loop.run(made, folder / name)
-    loop.run(jobs.tiny(**STOPPED), folder / "stopped")
+        train.run(made, folder / name)
+    train.run(jobs.tiny(**STOPPED), folder / "stopped")
     return folder
 
 
@@ -150,7 +152,7 @@ def test_two_processes_record_the_evaluations_of_one_once(name, pair, alone):
 
 
 def test_each_process_reads_its_own_contiguous_rows(pair, tmp_path):
-    stream = setup.prepare(jobs.tiny(), tmp_path).stream(0)
+    stream = train.prepare(jobs.tiny(), tmp_path).stream(0)
     whole = [next(stream)["index"].tolist() for _ in range(2)]
     stream.close()
     both = found(pair, "rows")
@@ -167,8 +169,8 @@ def test_sigterm_of_one_stops_all_at_a_step_that_one_process_goes_on_from(pair, 
     assert first == second and first["signal"] == signal.SIGTERM
     assert 0 < first["step"] < STOPPED["steps"]
     workdir = pair.folder / "stopped"
-    assert checkpoint.read_params(str(workdir)).step == first["step"]
-    outcome = loop.run(jobs.tiny(**STOPPED), workdir)
+    assert read.read_params(str(workdir)).step == first["step"]
+    outcome = train.run(jobs.tiny(**STOPPED), workdir)
     assert outcome.signal is None
     assert_same_run(workdir, alone / "stopped", steps=STOPPED["steps"])
 
@@ -197,7 +199,7 @@ def test_a_stuck_process_ends_all_with_the_stacks(tmp_path):
     piece = {"workdir": str(tmp_path / "run"), "process": 1, "at_step": 6,
         "mesh__fsdp": 4, **STOPPED}  # fmt: skip
     job = launch(tmp_path, {"stuck": ("stuck", piece)}, limits=limits)
-    assert job.end() == [distributed.EXIT_STUCK] * 2, job.everything()
+    assert job.end() == [watchdog.EXIT_STUCK] * 2, job.everything()
     for index in (0, 1):
         assert "did not get on for" in job.said(index)
         assert "most recent call first" in job.said(index)
@@ -240,7 +242,7 @@ def test_a_suspended_first_process_ends_the_other(tmp_path):
         code = job.processes[1].wait(timeout=processes.PATIENCE_S)
     finally:
         job.kill()
-    assert code == distributed.EXIT_STUCK, job.everything()
+    assert code == watchdog.EXIT_STUCK, job.everything()
     assert "process 0 (" in job.said(1) and "was not heard of for" in job.said(1)
 
 
@@ -257,7 +259,7 @@ def test_a_killed_process_ends_the_other_and_the_job_goes_on(tmp_path):
     job.until(lambda: reached(4))
     job.signal(1, signal.SIGKILL)
     codes = job.end()
-    assert codes == [distributed.EXIT_STUCK, -signal.SIGKILL], job.everything()
+    assert codes == [watchdog.EXIT_STUCK, -signal.SIGKILL], job.everything()
     assert "process 1 (" in job.said(0) and "was not heard of for" in job.said(0)
     assert "most recent call first" in job.said(0)
 
@@ -270,6 +272,6 @@ def test_a_killed_process_ends_the_other_and_the_job_goes_on(tmp_path):
     assert job.said(1).count("saved step") == 0
 
     made = {"steps": 30, "evals__reconstruction__every_steps": 0, **LOGGED}
-    loop.run(jobs.tiny(**made), workdir)
-    loop.run(jobs.tiny(**made), like)
+    train.run(jobs.tiny(**made), workdir)
+    train.run(jobs.tiny(**made), like)
     assert_same_run(workdir, like, steps=30, rel=1e-5)

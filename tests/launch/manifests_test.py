@@ -16,7 +16,8 @@ import yaml
 from absl import flags
 from ml_collections import config_flags
 
-from litevit_jax import cli, distributed
+from litevit_jax import cli
+from litevit_jax.distributed import watchdog
 from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -253,7 +254,7 @@ def test_a_skypilot_task_has_fields_that_skypilot_knows(kind, platforms):
 def test_skypilot_starts_a_run_again_that_can_go_on(kind):
     [task] = documents(f"skypilot/{kind}.yaml")
     recovery = task["resources"]["job_recovery"]
-    codes = [cli.EXIT_PREEMPTED, distributed.EXIT_STUCK]
+    codes = [cli.EXIT_PREEMPTED, watchdog.EXIT_STUCK]
     assert recovery == {"recover_on_exit_codes": codes}
 
 

@@ -8,7 +8,7 @@ import pytest
 from litevit_jax import augment
 from litevit_jax.augment import color
 from litevit_jax.models import pixels
-from litevit_jax.objectives import base, health, mae
+from litevit_jax.objectives import base, mae
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 12, 3), dtype=np.uint8)
@@ -47,7 +47,7 @@ def test_losses_gradients_and_health_of_bytes_are_those_of_normalised_images(bot
 
     found = [jax.value_and_grad(loss)(params, image) for image in both]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), *found)
-    few = [health.some({"image": image}, most=2) for image in both]
+    few = [base.some_examples({"image": image}, most=2) for image in both]
     assert [base.batch_size(batch) for batch in few] == [2, 2]
     seen = [objective.health(params, {}, {}, batch, key) for batch in few]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *seen)

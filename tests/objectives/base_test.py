@@ -14,7 +14,7 @@ from litevit_jax import checkpoint, registry, sharding
 from litevit_jax.models import vit
 from litevit_jax.objectives import base
 from litevit_jax.plan import examples
-from litevit_jax.train import setup, slices
+from litevit_jax.train import build, microbatch
 from tests import jobs
 
 GUIDE = (pathlib.Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
@@ -79,13 +79,13 @@ def design(devices=8, images=None, classes=None, **fields):
         if classes is not None:
             made.objective.classes = classes
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-        return setup.design(made, mesh, lambda split: images)
+        return build.build_step(made, mesh, lambda split: images)
 
 
 @pytest.fixture
 def two_at_once(monkeypatch):
     """A device computes two images of 8x8 at once, unless the objective forbids it."""
-    monkeypatch.setattr(slices, "VALUES_AT_ONCE", 2 * 8 * 8)
+    monkeypatch.setattr(microbatch, "VALUES_AT_ONCE", 2 * 8 * 8)
 
 
 def test_an_objective_as_the_guide_writes_it_is_never_cut(contrast, two_at_once):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from litevit_jax.models import vit
-from litevit_jax.objectives import health
+from litevit_jax.objectives import base, health
 
 
 def normal(*shape, seed=0):
@@ -67,7 +67,7 @@ def test_attention_entropy_is_log_t_for_uniform_and_0_for_one_hot():
 def test_some_are_evenly_spaced_examples_with_all_that_belongs_to_them(size, count):
     index = jnp.arange(size)
     batch = {"views": jnp.stack([index, -index])[..., None], "index": index}
-    got = health.some(batch)
+    got = base.some_examples(batch)
     assert got["index"].tolist() == list(range(0, size, -(-size // 256)))[:count]
     assert len(got["index"]) == count
     np.testing.assert_array_equal(got["views"][0, :, 0], got["index"])

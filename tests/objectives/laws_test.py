@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from litevit_jax import checkpoint, registry, sharding
-from litevit_jax.train import setup
+from litevit_jax.jobs import train as train_module
+from litevit_jax.train import job as job_module
+from litevit_jax.warm_start import read
 from tests import jobs
 
 STEPS = 3
@@ -35,7 +37,7 @@ every_objective = pytest.mark.parametrize("name", jobs.RECIPES)
 class Trained:
     """A job, its state before and after (on the host), its batches and losses."""
 
-    job: setup.Job
+    job: job_module.Job
     first: Any
     last: Any
     batches: list
@@ -52,7 +54,7 @@ def prepare(name, mesh, workdir, **fields):
         rules = PROBE if name == "probe_grid" else FIELDS
         recipe, arg = jobs.RECIPES[name], jobs.VARIANTS.get(name, "smoke")
         made = jobs.tiny(recipe, arg, **rules, **fields)
-        return setup.prepare(made, workdir)
+        return train_module.prepare(made, workdir)
 
 
 def placed(state, job):
@@ -173,7 +175,7 @@ def test_a_frozen_teacher_is_another_runs_bit_by_bit(name, train):
     if not run.job.objective.frozen_teacher:
         assert not run.job.fixed
         return
-    theirs = checkpoint.read_params(run.job.config["teacher"]).params
+    theirs = read.read_params(run.job.config["teacher"]).params
     for state in (run.first, run.last):
         got = checkpoint.flatten(state.teacher)
         assert got

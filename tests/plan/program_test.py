@@ -55,7 +55,9 @@ def recipe(request):
 def test_slices_are_planned_by_the_memory_of_the_target(monkeypatch):
     asked = []
     monkeypatch.setattr(topology, "devices", lambda target: jax.devices()[:1])
-    monkeypatch.setattr(program.setup, "design", lambda *args: asked.append(args[3]))
+    monkeypatch.setattr(
+        program.build, "build_step", lambda *args: asked.append(args[3])
+    )
     target = topology.find("h100-1")
     program.plan(config("mae_tiny"), target)
     assert asked == [target.chip.hbm]

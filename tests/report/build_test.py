@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from litevit_jax import paths
 from litevit_jax.analysis import job
 from litevit_jax.report import (
     analysis_figures,
@@ -41,7 +42,7 @@ def write_run(place, *, logged=40, total=40, name="mae_tiny", arg=None, **config
         row |= {"attn_entropy/head_01": 1.5, "attn_entropy/head_02": float(step)}
         row |= {"images_per_s": 312.7 + step, "data_wait": 1.0, "step_s": 0.2}
         row |= {"time": 1.0e9 + step}
-        workdirs.append_line(place / "metrics.jsonl", row)
+        paths.append_line(place / "metrics.jsonl", row)
         if step % 10 == 0:
             top1 = 100 / 3 + (step if step < 40 else 5)  # the last is not the best
             numbers = {"top1": top1, "top5": 90.5, "n": 359}
@@ -49,7 +50,7 @@ def write_run(place, *, logged=40, total=40, name="mae_tiny", arg=None, **config
             about = {"name": "knn", "metric": "top1"}
             workdirs.record_result(place, "knn", numbers | stamp, "top1", about)
             logged_row = {f"knn/{k}": v for k, v in numbers.items()}
-            workdirs.append_line(place / "metrics.jsonl", {"step": step, **logged_row})
+            paths.append_line(place / "metrics.jsonl", {"step": step, **logged_row})
     for step in (10, 40):
         picture = place / "pictures" / f"reconstruction_{step:07d}.png"
         picture.parent.mkdir(exist_ok=True)
@@ -58,7 +59,7 @@ def write_run(place, *, logged=40, total=40, name="mae_tiny", arg=None, **config
     for commit in ("f00", "f01", "f02"):
         start = {"time": "2026-01-01", "commit": commit, "versions": {"jax": "1"}}
         start |= {"devices": ["cpu:0"], "command": ["main.py"]}
-        workdirs.append_line(place / "environment.jsonl", start)
+        paths.append_line(place / "environment.jsonl", start)
     return place
 
 
@@ -273,8 +274,8 @@ def test_cut_lines_and_numbers_that_are_not_finite_are_gaps(tmp_path):
 
 def test_steps_that_were_done_again_count_as_done_last(tmp_path):
     place = write_run(tmp_path / "again")
-    workdirs.append_line(place / "metrics.jsonl", {"step": 30, "event": "resume"})
-    workdirs.append_line(place / "metrics.jsonl", {"step": 31, "loss": 9.5})
+    paths.append_line(place / "metrics.jsonl", {"step": 30, "event": "resume"})
+    paths.append_line(place / "metrics.jsonl", {"step": 31, "loss": 9.5})
     run = run_record.read("again", place)
     assert run.steps["loss"][31] == 9.5 and list(run.steps["loss"])[-1] == 40
     assert any("1 logged steps were done again" in note for note in run.notes)
@@ -534,7 +535,7 @@ def test_a_comparison_of_one_run_is_refused(run):
 def test_missing_updates_are_named(steps, gap, tmp_path):
     place = write_run(tmp_path / "run", logged=0, total=steps[-1])
     for step in steps:
-        workdirs.append_line(place / "metrics.jsonl", {"step": step, "loss": 1.0})
+        paths.append_line(place / "metrics.jsonl", {"step": step, "loss": 1.0})
     notes = " ".join(run_record.read("run", place).notes)
     assert gap in notes if gap else "nothing is logged" not in notes
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from litevit_jax import checkpoint, sharding
-from litevit_jax.train import convert, inherit, loop, setup
+from litevit_jax.jobs import convert, train
+from litevit_jax.warm_start import read as read_module
+from litevit_jax.warm_start import start
 from tests import jobs
 
 pytestmark = pytest.mark.usefixtures("shared_designs")
@@ -41,12 +43,12 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("average") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", mesh_of_one)
-        return workdir, loop.run(jobs.tiny("deit_tiny", **FIELDS), workdir)
+        return workdir, train.run(jobs.tiny("deit_tiny", **FIELDS), workdir)
 
 
 def read(workdir, step=3, average=True):
     place = str(workdir / "checkpoints" / str(step))
-    return checkpoint.read_params(place, average=average).params
+    return read_module.read_params(place, average=average).params
 
 
 def same(one, other):
@@ -71,7 +73,7 @@ def test_results_are_those_of_the_average_and_say_so(run, tmp_path):
     workdir, outcome = run
     last = outcome.results["test"]["last"]
     assert last["ema_decay"] == DECAY
-    job = setup.prepare(jobs.tiny("deit_tiny", **FIELDS), tmp_path / "again")
+    job = train.prepare(jobs.tiny("deit_tiny", **FIELDS), tmp_path / "again")
     evaluator, _ = job.evaluators["test"]
     state = job.create()
     losses = {}
@@ -90,7 +92,7 @@ def test_the_average_resumes_to_the_same_bits(run, tmp_path):
     workdir, outcome = run
     copy = pathlib.Path(shutil.copytree(workdir, tmp_path / "copy"))
     shutil.rmtree(copy / "checkpoints" / "3")
-    again = loop.run(jobs.tiny("deit_tiny", **FIELDS), copy)
+    again = train.run(jobs.tiny("deit_tiny", **FIELDS), copy)
     same(read(copy), read(workdir))
     same(read(copy, average=False), read(workdir, average=False))
     first, last = (found.results["test"]["last"] for found in (outcome, again))
@@ -107,7 +109,7 @@ def test_a_run_starts_from_the_average_if_it_is_told_to(run, tmp_path):
     workdir, _ = run
     for average in (True, False):
         made = finetune(workdir, init_ema=average)
-        job = setup.prepare(made, tmp_path / str(average))
+        job = train.prepare(made, tmp_path / str(average))
         got = checkpoint.flatten(jax.device_get(job.create()).params)
         want = read(workdir, 3, average)
         for name in (n for n in want if n.startswith("encoder/")):
@@ -116,7 +118,7 @@ def test_a_run_starts_from_the_average_if_it_is_told_to(run, tmp_path):
 
 def test_an_average_starts_from_what_was_loaded(run, tmp_path):
     made = finetune(run[0], optimizer__ema_decay=0.9)
-    job = setup.prepare(made, tmp_path / "run")
+    job = train.prepare(made, tmp_path / "run")
     state = job.create()
     params, ema = (checkpoint.flatten(t) for t in (state.params, state.opt_state.ema))
     name = "encoder/cls_token"
@@ -130,13 +132,13 @@ def test_an_average_starts_from_what_was_loaded(run, tmp_path):
 def test_where_there_is_no_average_none_is_taken(tmp_path, run):
     workdir = tmp_path / "plain"
     fields = {"steps": 1, "evals": {}}
-    loop.run(jobs.tiny("deit_tiny", **fields), workdir)
+    train.run(jobs.tiny("deit_tiny", **fields), workdir)
     with pytest.raises(ValueError, match=r"kept no average of its parameters; leave"):
-        setup.prepare(finetune(workdir, init_ema=True), tmp_path / "run")
+        train.prepare(finetune(workdir, init_ema=True), tmp_path / "run")
     file = tmp_path / "weights.safetensors"
     file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"init=.*file of weights holds one set of pa"):
-        inherit.inherit(finetune(file, init_ema=True).unlock())
+        start.inherit(finetune(file, init_ema=True).unlock())
 
 
 def convert_config(**fields):

@@ -17,7 +17,9 @@ import pytest
 from litevit_jax import checkpoint
 from litevit_jax.data import device
 from litevit_jax.evaluators import base
-from litevit_jax.train import lock, loop, progress, setup
+from litevit_jax.jobs import train
+from litevit_jax.train import build, lock, log, loop
+from litevit_jax.warm_start import read
 from tests import jobs
 
 pytestmark = pytest.mark.usefixtures("shared_designs")
@@ -38,7 +40,7 @@ def losses(workdir):
 
 
 def params(workdir, step=6):
-    return checkpoint.read_params(str(workdir / "checkpoints" / str(step))).params
+    return read.read_params(str(workdir / "checkpoints" / str(step))).params
 
 
 def same(one, other):
@@ -51,7 +53,7 @@ def same(one, other):
 def whole(tmp_path_factory):
     """An uninterrupted run of 6 steps, saved at 3 and 6."""
     workdir = tmp_path_factory.mktemp("whole")
-    outcome = loop.run(tiny(), workdir)
+    outcome = train.run(tiny(), workdir)
     assert outcome.step == 6 and outcome.signal is None
     assert not (workdir / lock.NAME).exists()
     return workdir
@@ -90,7 +92,7 @@ def test_a_run_leaves_what_the_readme_says(whole):
 
 
 def test_tensorboard_events_are_written_when_asked_for(tmp_path):
-    loop.run(tiny(log__tensorboard=True, steps=1), tmp_path)
+    train.run(tiny(log__tensorboard=True, steps=1), tmp_path)
     assert list((tmp_path / "tensorboard").glob("events.out.*"))
 
 
@@ -105,10 +107,10 @@ def test_a_stopped_run_resumes_to_the_same_bits(number, whole, tmp_path, monkeyp
             signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(progress.Clock, "tick", tick)
-        outcome = loop.run(tiny(), tmp_path)
+        patch.setattr(log.Clock, "tick", tick)
+        outcome = train.run(tiny(), tmp_path)
     assert (outcome.step, outcome.signal) == (4, number)
-    outcome = loop.run(tiny(), tmp_path)
+    outcome = train.run(tiny(), tmp_path)
     assert (outcome.step, outcome.signal) == (6, None)
     same(params(tmp_path), params(whole))
     assert losses(tmp_path) == losses(whole)
@@ -116,7 +118,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(number, whole, tmp_path, monkeyp
 
 
 def test_a_run_whose_data_do_not_come_saves_and_stops(whole, tmp_path, monkeypatch):
-    never, stream = threading.Event(), setup._stream
+    never, stream = threading.Event(), build._stream
 
     def stuck(*args):
         yield from itertools.islice(stream(*args), 5)
@@ -124,35 +126,35 @@ def test_a_run_whose_data_do_not_come_saves_and_stops(whole, tmp_path, monkeypat
         never.wait()
 
     with monkeypatch.context() as patch:
-        patch.setattr(setup, "_stream", stuck)
+        patch.setattr(build, "_stream", stuck)
         patch.setattr(device, "_PATIENCE_S", 0.1)
-        outcome = loop.run(tiny(), tmp_path)
+        outcome = train.run(tiny(), tmp_path)
     never.set()
     assert outcome.signal == signal.SIGTERM and not (tmp_path / lock.NAME).exists()
     assert 1 <= outcome.step <= 5  # a few batches may have been read ahead
     assert (tmp_path / "checkpoints" / str(outcome.step)).exists()
-    assert loop.run(tiny(), tmp_path).step == 6
+    assert train.run(tiny(), tmp_path).step == 6
     same(params(tmp_path), params(whole))
 
 
 def test_a_second_ctrl_c_saves_nothing_more_and_loses_nothing_else(
     tmp_path, monkeypatch
 ):
-    tick = progress.Clock.tick
+    tick = log.Clock.tick
 
     def twice(self, wait_s):
         tick(self, wait_s)
         if self._steps == 5:
             for _ in range(2):
                 signal.raise_signal(signal.SIGINT)
-                while loop.stops._stop._heard_s is None:
+                while loop.preemption._stop._heard_s is None:
                     time.sleep(0.01)
-            while not loop.stops._stop.urgent:
+            while not loop.preemption._stop.urgent:
                 time.sleep(0.01)
 
-    monkeypatch.setattr(progress.Clock, "tick", twice)
+    monkeypatch.setattr(log.Clock, "tick", twice)
     made = tiny(checkpoint__every_steps=4, evals={}, log__every_steps=100)
-    outcome = loop.run(made, tmp_path)
+    outcome = train.run(made, tmp_path)
     assert (outcome.step, outcome.signal) == (4, signal.SIGINT)
     assert not (tmp_path / "corrupt").exists()
 
@@ -174,22 +176,22 @@ def test_a_stop_in_an_evaluation_is_obeyed_and_the_evaluation_made_on_resuming(
 
     with monkeypatch.context() as patch:
         patch.setattr(base.Context, "over", signalled)
-        outcome = loop.run(tiny(), tmp_path)
+        outcome = train.run(tiny(), tmp_path)
     assert (outcome.step, outcome.signal) == (steps(whole)[0], signal.SIGTERM)
-    assert loop.run(tiny(), tmp_path).signal is None
+    assert train.run(tiny(), tmp_path).signal is None
     assert steps(tmp_path) == steps(whole)
     same(params(tmp_path), params(whole))
 
 
 def test_a_run_resumes_from_any_of_its_checkpoints_to_the_same_bits(whole, copy):
     forget(copy, 6)
-    assert loop.run(tiny(), copy).step == 6
+    assert train.run(tiny(), copy).step == 6
     same(params(copy), params(whole))
 
 
 def test_a_complete_run_does_nothing_more(copy):
     before = (copy / "metrics.jsonl").read_text()
-    outcome = loop.run(tiny(), copy)
+    outcome = train.run(tiny(), copy)
     assert outcome.results["reconstruction"]["last"]["step"] == 6
     added = (copy / "metrics.jsonl").read_text().removeprefix(before)
     assert [json.loads(line)["event"] for line in added.splitlines()] == ["resume"]
@@ -197,7 +199,7 @@ def test_a_complete_run_does_nothing_more(copy):
 
 def test_a_complete_run_makes_up_for_a_missing_evaluation(copy):
     shutil.rmtree(copy / "evals")
-    outcome = loop.run(tiny(), copy)
+    outcome = train.run(tiny(), copy)
     assert outcome.results["reconstruction"]["last"]["step"] == 6
 
 
@@ -206,7 +208,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(whole, copy, c
     for file in files:
         if file.parent.name == "d":
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    outcome = loop.run(tiny(), copy)
+    outcome = train.run(tiny(), copy)
     assert outcome.step == 6
     assert "checkpoint of step 6 is damaged" in caplog.text
     assert (copy / "corrupt" / "6-0").is_dir()
@@ -217,7 +219,7 @@ def test_a_checkpoint_whose_bits_changed_is_noticed(copy, monkeypatch, caplog):
     meta = json.loads((copy / "checkpoints/6/meta/metadata").read_text())
     meta["fingerprints"]["params.encoder.cls_token"] ^= 1
     (copy / "checkpoints/6/meta/metadata").write_text(json.dumps(meta))
-    assert loop.run(tiny(), copy).step == 6
+    assert train.run(tiny(), copy).step == 6
     assert "bits differ from those saved in params.encoder.cls_token" in caplog.text
 
 
@@ -225,17 +227,17 @@ def test_a_run_without_any_readable_checkpoint_says_so(copy):
     for step in (3, 6):
         shutil.rmtree(copy / f"checkpoints/{step}/params")
     with pytest.raises(checkpoint.CorruptCheckpoint, match=r"no checkpoint .*\[6, 3\]"):
-        loop.run(tiny(), copy)
+        train.run(tiny(), copy)
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(copy):
     with pytest.raises(ValueError, match=r"(?s)lr.base: 0.003 -> 0.1.*seed: 0 -> 7"):
-        setup.prepare(tiny(seed=7, lr__base=0.1), copy)
+        train.prepare(tiny(seed=7, lr__base=0.1), copy)
 
 
 def test_changes_that_cannot_matter_are_allowed(copy):
     made = tiny(log__every_steps=2, checkpoint__keep=5, data__workers=1)
-    assert setup.prepare(made, copy).resumes
+    assert train.prepare(made, copy).resumes
     assert json.loads((copy / "config.json").read_text())["log"]["every_steps"] == 2
 
 
@@ -250,14 +252,14 @@ def test_the_step_compiles_once(tmp_path):
             return lowered[-1]
 
     loop_run = loop.Run(dataclasses.replace(job, step=Step()))
-    state = loop_run.train(job.create(), loop.stops.Stop())
+    state = loop_run.train(job.create(), loop.preemption.Stop())
     loop_run.close()
     assert int(state.step) == 6
     assert len(lowered) == 1 and job.step._cache_size() == 0
 
 
 def test_what_is_shown_does_not_depend_on_what_is_logged(whole, tmp_path, capsys):
-    loop.run(tiny(log__every_steps=5), tmp_path)
+    train.run(tiny(log__every_steps=5), tmp_path)
     said = capsys.readouterr().out.splitlines()
     compiling = next(i for i, line in enumerate(said) if "compiling the step" in line)
     assert "(first time: about " in said[compiling]
@@ -276,17 +278,17 @@ def test_what_is_shown_does_not_depend_on_what_is_logged(whole, tmp_path, capsys
 
 def test_evaluation_does_not_change_training_by_a_bit(whole, tmp_path):
     made = tiny(evals__reconstruction__every_steps=1)
-    loop.run(made, tmp_path)
+    train.run(made, tmp_path)
     same(params(tmp_path), params(whole))
 
 
 def test_workers_and_threads_do_not_change_training_by_a_bit(whole, tmp_path):
-    loop.run(tiny(data__threads=1, data__workers=2), tmp_path)
+    train.run(tiny(data__threads=1, data__workers=2), tmp_path)
     same(params(tmp_path), params(whole))
 
 
 def test_health_is_logged_with_the_rest_and_changes_no_bit(whole, tmp_path):
-    loop.run(tiny(log__every_steps=4, log__health=True), tmp_path)
+    train.run(tiny(log__every_steps=4, log__health=True), tmp_path)
     logged = [r for r in rows(tmp_path) if "loss" in r]
     assert [r["step"] for r in logged] == [4, 6]
     for row in logged:  # a number that is not finite would be a string
@@ -299,7 +301,7 @@ def test_health_is_logged_with_the_rest_and_changes_no_bit(whole, tmp_path):
 def test_numbers_that_stay_nonfinite_stop_the_run_and_lose_nothing(tmp_path):
     made = tiny(lr__base=1e30, lr__warmup_epochs=0.0, nonfinite__max_in_a_row=2)
     with pytest.raises(FloatingPointError, match="2 updates in a row"):
-        loop.run(made, tmp_path)
+        train.run(made, tmp_path)
     assert (tmp_path / "checkpoints").is_dir()
     for step in checkpoint.Checkpoints(tmp_path, keep=3).steps():
         assert all(np.isfinite(v).all() for v in params(tmp_path, step).values())
@@ -312,5 +314,5 @@ def test_bad_data_stops_the_run_with_its_name_and_saves_first(tmp_path, image_fo
     made = jobs.tiny("mae_tiny", f"smoke,data=folder,path={folder}", steps=40)
     (folder / "train" / "a" / "003.png").write_bytes(b"not an image")
     with pytest.raises(ValueError, match=r"003.png"):
-        loop.run(made, tmp_path / "run")
+        train.run(made, tmp_path / "run")
     assert checkpoint.Checkpoints(tmp_path / "run", keep=3).steps()

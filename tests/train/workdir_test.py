@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from litevit_jax import paths
 from litevit_jax.train import workdir
 from tests import jobs
 
@@ -207,9 +208,9 @@ def test_a_resumed_run_needs_room_for_what_is_not_there_yet(tmp_path, free):
 
 def test_a_line_cut_by_a_kill_is_closed_before_the_next(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    workdir.append_line(path, {"step": 1})
+    paths.append_line(path, {"step": 1})
     path.write_bytes(path.read_bytes() + b'{"step": 2, "lo')
-    workdir.append_line(path, {"step": 2})
+    paths.append_line(path, {"step": 2})
     lines = path.read_text().splitlines()
     assert lines[1] == '{"step": 2, "lo'
     assert [json.loads(line) for line in (lines[0], lines[2])] == [

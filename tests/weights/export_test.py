@@ -9,8 +9,8 @@ import pytest
 
 from litevit_jax import trees
 from litevit_jax.models import layers, vit
-from litevit_jax.weights import export, layouts, onnx_graph, plain, safetensors
-from litevit_jax.weights import model as models
+from litevit_jax.weights import export, layouts, numpy_vit, onnx_graph, safetensors
+from litevit_jax.weights import exportable as models
 from tests import golden
 
 SIZES = {"width": 24, "depth": 2, "num_heads": 4, "patch_size": 4}
@@ -117,7 +117,7 @@ def test_timm_arrays_are_those_of_the_reference_and_numpy_gives_its_logits():
         np.testing.assert_array_equal(value, want, err_msg=name)
     assert arrays["blocks.0.attn.qkv.weight"].shape == (576, 192)
     assert arrays["patch_embed.proj.weight"].shape == (192, 3, 16, 16)
-    logits = plain.forward(arrays, golden.images(2), num_heads=12, pool="avg")
+    logits = numpy_vit.forward(arrays, golden.images(2), num_heads=12, pool="avg")
     golden.assert_close(logits[0, :4], [0.52863, 0.426949, 0.143044, 0.756373])
     golden.assert_close(logits[1, 996:], [-0.1026, 0.577825, 0.345486, 0.140178])
     assert logits.argmax(axis=1).tolist() == [372, 372]

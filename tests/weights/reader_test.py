@@ -13,7 +13,7 @@ import pytest
 
 from litevit_jax import trees, weights
 from litevit_jax.models import layers, mae_decoder, vit
-from litevit_jax.weights import names, safetensors, sizes, sources
+from litevit_jax.weights import infer, names, recognise, safetensors
 from litevit_jax.weights.base import Entry
 
 HERE = pathlib.Path(__file__).parent / "fixtures"
@@ -203,13 +203,13 @@ def fake(source, width, depth, kind="sincos"):
     }
     for i in range(depth):
         entries[f"blocks.{i}.norm1.weight"] = Entry((width,), "float32", never)
-    return sources.Source(source, entries)
+    return recognise.Source(source, entries)
 
 
 def measure(source, **kwargs):
     given = {"num_heads": None, "decoder_num_heads": None, "grid": None}
     given |= {"metadata": {}, "config": {}}
-    return sizes.measure(source, **(given | kwargs))
+    return infer.measure(source, **(given | kwargs))
 
 
 @pytest.mark.parametrize(

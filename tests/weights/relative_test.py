@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from litevit_jax import trees, weights
+from litevit_jax.jobs import train
 from litevit_jax.models import relative, vit
 from litevit_jax.objectives import supervised
-from litevit_jax.train import setup
-from litevit_jax.weights import model as models
+from litevit_jax.weights import exportable as models
 from litevit_jax.weights import names, safetensors
 from tests import golden, jobs
 
@@ -101,7 +101,7 @@ def test_other_programs_have_no_place_for_tables():
 def test_a_classifier_of_such_a_file_is_fine_tuned_as_it_is(tmp_path):
     params = classifier("v2023")
     path = to_file(tmp_path / "a.safetensors", arrays_of(params))
-    job = setup.prepare(jobs.config("finetune", "digits", init=path), tmp_path / "run")
+    job = train.prepare(jobs.config("finetune", "digits", init=path), tmp_path / "run")
     encoder = job.config["objective"]["encoder"]
     assert (encoder["rpe_style"], encoder["num_heads"]) == ("v2023", 4)
     got = trees.flatten(jax.device_get(job.create()).params)
@@ -109,4 +109,4 @@ def test_a_classifier_of_such_a_file_is_fine_tuned_as_it_is(tmp_path):
         np.testing.assert_array_equal(got[name], params[name], err_msg=name)
     made = jobs.config("finetune", "digits", init=path, data__image_size=12)
     with pytest.raises(ValueError, match=r"is for 4x4 patches, this run has 6x6"):
-        setup.prepare(made, tmp_path / "other")
+        train.prepare(made, tmp_path / "other")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from litevit_jax import weights
-from litevit_jax.weights import pickles, torch_file
+from litevit_jax.weights import torch_file, unpickle
 
 HERE = pathlib.Path(__file__).parent / "fixtures"
 
@@ -141,8 +141,8 @@ def test_nothing_of_a_pickle_is_run(tmp_path, protocol):
 def test_many_views_of_the_same_numbers_are_refused(tmp_path):
     tree = {f"t{i}": tensor((8,), (1,)) for i in range(2000)}
     small = archive(tmp_path / "a.pth", program(tree), {"0": RAW})
-    views = {f"t{i}": pickles.Tensor(pickles.Storage("0", "float32", 8), 0, (8,), (1,))
-             for i in range(2000)}  # fmt: skip
+    storage = unpickle.Storage("0", "float32", 8)
+    views = {f"t{i}": unpickle.Tensor(storage, 0, (8,), (1,)) for i in range(2000)}
     with pytest.raises(weights.WeightsError, match="again and again"):
         torch_file.entries(views, lambda _: RAW, 1000)
     assert small.stat().st_size > 1000
@@ -260,7 +260,7 @@ REFUSED = {
 def test_an_instruction_that_tensors_do_not_need_is_refused(name):
     program = b"\x80\x02" + REFUSED[name] + b"."
     with pytest.raises(weights.WeightsError, match=f"the pickle instruction {name}$"):
-        pickles.load(io.BytesIO(program))
+        unpickle.load(io.BytesIO(program))
 
 
 MISUSED = {
@@ -283,7 +283,10 @@ MISUSED = {
     "long id": (STORAGE[:-2] + b"N" * 999 + b"tQ", "to something that is no storage"),
     "no mark": (b"]Ne", "damaged"),
     "empty": (b"0", "damaged"),
-    "private": (b"clitevit_jax.weights.pickles\n_Unpickler\n", "it names litevit_jax."),
+    "private": (
+        b"clitevit_jax.weights.unpickle\n_Unpickler\n",
+        "it names litevit_jax.",
+    ),
     "dots": (b"\x8c\x05torch\x8c\x0dSize.__init__\x93", "it names torch.Size.__init__"),
 }  # fmt: skip
 
@@ -292,13 +295,13 @@ MISUSED = {
 def test_instructions_with_odd_arguments_are_refused(name):
     code, message = MISUSED[name]
     with pytest.raises(weights.WeightsError, match=message):
-        pickles.load(io.BytesIO(b"\x80\x04" + code + b"."))
+        unpickle.load(io.BytesIO(b"\x80\x04" + code + b"."))
 
 
 def test_a_pickle_changes_no_object_after_it_was_checked():
     """BUILD writes into `__dict__`, or sets attributes, unless an object objects."""
     stored = tensor((2,), (1,))
-    whole = pickles.load(io.BytesIO(program(stored)))
+    whole = unpickle.load(io.BytesIO(program(stored)))
     states = (
         b"}U\x06offset\x8a\x04\xff\xff\xff\x7fs", b"N}U\x06offsetK\x07s\x86",
         b"N}U\x05numelK\x63s\x86", b"N}U\x04callNs\x86", b"N}U\x05dtypeNs\x86",
@@ -310,9 +313,9 @@ def test_a_pickle_changes_no_object_after_it_was_checked():
             b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n",
             b"\x80\x02ctorch\nFloatStorage\n",
         ):
-            value = pickles.load(io.BytesIO(code + state + b"b."))
-            assert value == pickles.load(io.BytesIO(code + b"."))
-    assert pickles.load(io.BytesIO(program(stored))) == whole
+            value = unpickle.load(io.BytesIO(code + state + b"b."))
+            assert value == unpickle.load(io.BytesIO(code + b"."))
+    assert unpickle.load(io.BytesIO(program(stored))) == whole
 
 
 def test_frames_do_not_change_what_is_read():
@@ -320,7 +323,7 @@ def test_frames_do_not_change_what_is_read():
     code = b"}X\x03\x00\x00\x00abcK\x01s."
     for size in range(len(code) + 1):
         framed = b"\x80\x04\x95" + size.to_bytes(8, "little") + code
-        assert pickles.load(io.BytesIO(framed)) == {"abc": 1}, size
+        assert unpickle.load(io.BytesIO(framed)) == {"abc": 1}, size
 
 
 def test_views_of_a_storage_share_the_file_s_bytes(tmp_path):
@@ -328,7 +331,7 @@ def test_views_of_a_storage_share_the_file_s_bytes(tmp_path):
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     _, storage_bytes = torch_file.read(str(path), data)
-    raw = storage_bytes(pickles.Storage("0", "float32", 8))
+    raw = storage_bytes(unpickle.Storage("0", "float32", 8))
     assert raw.obj is data and bytes(raw) == RAW
 
 

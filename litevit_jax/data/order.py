@@ -1,0 +1,253 @@
+"""The order of a run's examples, and the reading of one of them.
+
+An example is addressed by its position in the run; its index in the source and its
+random numbers follow from (seed, position).
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import math
+import threading
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from litevit_jax.data import decode
+from litevit_jax.data.sources.base import Source
+from litevit_jax.data.worker_journal import Journal
+
+# Positions are bounded only because a random-access data set needs a length.
+_ENDLESS = 2**62
+# Replacements tried for one unreadable example; at the default bound on bad files,
+# more than a few in a row mean that none can be read.
+MAX_REPLACEMENTS = 64
+
+
+class Transform(Protocol):
+    """Raw image -> uint8 [H, W, C] or, of several views, [V, H, W, C]; picklable
+    where worker processes are used."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of every result: (H, W, C) or (V, H, W, C)."""
+        ...
+
+    def __call__(
+        self, image: Any, rng: np.random.Generator, place: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The result; at best written to `place`, if that is given, and returned."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The positions that this process reads: its part of every batch."""
+
+    batch_size: int
+    process_index: int
+    process_count: int
+    first_step: int = 0
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.batch_size % self.process_count:
+            raise ValueError(
+                f"batch_size={self.batch_size} is not a multiple of "
+                f"{self.process_count} processes; expected at least one example for "
+                "each, and the same number"
+            )
+        if not 0 <= self.process_index < self.process_count:
+            raise ValueError(
+                f"process_index={self.process_index}; expected 0 to "
+                f"{self.process_count - 1} with process_count={self.process_count}"
+            )
+        if self.first_step < 0:
+            raise ValueError(f"start_step={self.first_step}; expected 0 or more")
+
+    @property
+    def size(self) -> int:
+        """Examples of each batch that this process reads."""
+        return self.batch_size // self.process_count
+
+    def position(self, number: int) -> int:
+        """Position in the run of the `number`-th example of this process."""
+        step, row = divmod(number, self.size)
+        step += self.first_step
+        return step * self.batch_size + self.process_index * self.size + row
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples(abc.ABC):
+    """Random access to the examples of this process, in the order it reads them."""
+
+    source: Source
+    transform: Transform
+    share: Share
+    _: dataclasses.KW_ONLY
+    journal: Journal | None = None
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Examples of this process, a multiple of its part of a batch."""
+
+    @abc.abstractmethod
+    def read(self, number: int, place: np.ndarray | None) -> dict[str, Any]:
+        """Reads `image` (None: nothing to show), `label`, `index`, and `bad`.
+
+        `number` counts the examples of this process; the image is written to `place`,
+        if that is given.
+        """
+
+    def _read(self, index: int, *how: Any) -> dict[str, Any]:
+        """Calls `_read_one`, and notes that in the journal if there is one."""
+        if self.journal is None:
+            return self._read_one(index, *how)
+        with self.journal.reading(index):
+            return self._read_one(index, *how)
+
+    def _read_one(
+        self, index: int, rng: np.random.Generator, place: np.ndarray | None
+    ) -> dict[str, Any]:
+        """Example `index`, with `image` None and a reason in `bad` if unreadable.
+
+        Raises:
+          RuntimeError: the transform failed on a readable image; names the file.
+        """
+        bad = {"image": None, "label": 0, "index": index}
+        try:
+            raw = self.source[index]
+        except Exception as error:  # whatever a file system or a format may raise
+            return bad | {"bad": [(self.source.name_of(index), _reason(error))]}
+        try:
+            image = self.transform(raw["image"], rng, place)
+            _check_shape(image, self.transform.shape)
+            if place is not None and image is not place:
+                place[:] = image
+        except decode.DecodeError as error:
+            return bad | {"bad": [(self.source.name_of(index), str(error))]}
+        except Exception as error:
+            raise RuntimeError(
+                f"transform of {self.source.name_of(index)} failed: {_reason(error)}"
+            ) from error
+        return {"image": image, "label": int(raw["label"]), "index": index, "bad": []}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainExamples(Examples):
+    """The endless, shuffled stream."""
+
+    seed: int
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed={self.seed}; expected 0 <= seed < 2**64")
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def read(self, number: int, place: np.ndarray | None) -> dict[str, Any]:
+        position = self.share.position(number)
+        rng = _rng(self.seed, position)
+        chosen, bad = self._index(position), []
+        for _ in range(MAX_REPLACEMENTS):
+            example = self._read(chosen, rng, place)
+            bad += example["bad"]
+            if example["image"] is not None:
+                break
+            chosen = int(rng.integers(len(self.source)))
+        return example | {"bad": bad}
+
+    def _index(self, position: int) -> int:
+        """The example at `position`: a permutation of the source per epoch."""
+        epoch, place = divmod(position, len(self.source))
+        return grain.experimental.index_shuffle(
+            place,
+            max_index=len(self.source) - 1,
+            seed=_epoch_seed(self.seed, epoch),
+            rounds=4,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalExamples(Examples):
+    """The source in order, then padding up to whole batches."""
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.source) / self.share.batch_size) * self.share.size
+
+    def read(self, number: int, place: np.ndarray | None) -> dict[str, Any]:
+        position = self.share.position(number)
+        if position >= len(self.source):
+            return {"image": None, "label": 0, "index": -1, "bad": []}
+        return self._read(position, _rng(0, position), place)
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Random access to `size` consecutive examples at a time: what a thread reads.
+
+    A queue's cost for each of them would be a tenth of decoding.
+    """
+
+    examples: Examples
+    size: int
+    batches: Batches | None = None  # to write the images to
+
+    def __len__(self) -> int:
+        return len(self.examples) // self.size
+
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        numbers = range(index * self.size, (index + 1) * self.size)
+        if self.batches is None:
+            return [self.examples.read(number, None) for number in numbers]
+        places = self.batches.rows(numbers)
+        pairs = zip(numbers, places, strict=True)
+        return [self.examples.read(number, place) for number, place in pairs]
+
+
+class Batches:
+    """Images of batches that threads are writing, by number from 0 on."""
+
+    def __init__(self, size: int, shape: tuple[int, ...]):
+        self._shape = (size, *shape)
+        self._lock = threading.Lock()
+        self._begun: dict[int, np.ndarray] = {}
+
+    def rows(self, numbers: range) -> np.ndarray:
+        """Returns the buffers for the examples of these numbers, all of one batch."""
+        batch, row = divmod(numbers.start, self._shape[0])
+        with self._lock:
+            if batch not in self._begun:
+                self._begun[batch] = np.empty(self._shape, np.uint8)
+            return self._begun[batch][row : row + len(numbers)]
+
+    def take(self, number: int) -> np.ndarray:
+        """Batch `number`, whose examples have all been read; not kept any longer."""
+        with self._lock:
+            return self._begun.pop(number)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_seed(seed: int, epoch: int) -> int:
+    # Hashed, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def _rng(seed: int, position: int) -> np.random.Generator:
+    """Independent randomness for every (seed, position); cheap to make."""
+    key = np.array([seed, position], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _check_shape(image: np.ndarray, shape: tuple[int, ...]) -> None:
+    if image.shape != tuple(shape) or image.dtype != np.uint8:
+        raise ValueError(
+            f"result is {image.dtype} {image.shape}; expected uint8 {tuple(shape)}"
+        )

@@ -1,0 +1,38 @@
+"""What a `data` block of a config says of its images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def image_size(data: Any) -> tuple[int, int]:
+    """(H, W) that a `data` block asks for."""
+    return data["image_size"], data.get("image_width") or data["image_size"]
+
+
+def flips_on_host(data: Any) -> bool:
+    """Whether `data.flip` is done where images are decoded.
+
+    It is where RandAugment must follow it; else the device flips, in the same share
+    of the images.
+    """
+    return data["randaugment"]["layers"] > 0
+
+
+def image_settings(data: Any) -> dict[str, Any]:
+    """What `data` says of images, as `data.transforms` takes it."""
+    return {
+        "image_size": image_size(data),
+        "channels": data["channels"],
+        "max_pixels": data["max_pixels"],
+        "range": data["range"] or "full",
+        "crop_scale": tuple(data["crop_scale"]),
+        "crop_ratio": tuple(data["crop_ratio"]),
+        "interpolation": data["interpolation"],
+        "single_draw": data["single_draw"],
+        "flip": data["flip"] if flips_on_host(data) else 0.0,
+        "decoder": data["decoder"],
+        "views": data["views"],
+        "randaugment": dict(data["randaugment"]),
+        "eval_crop_fraction": data["eval_crop_fraction"],
+    }

@@ -1,0 +1,264 @@
+"""A `data` block of a config -> its sources, and batches of them for evaluation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from absl import logging
+from jax.sharding import Mesh
+
+from litevit_jax import choices, distributed, paths, registry, terminal
+from litevit_jax.data import cache, levels, pipeline, settings, subsets, survey
+from litevit_jax.data import transforms as data_ops
+from litevit_jax.data.sources import base as sources_base
+
+# What says which examples a block means; the rest is how they are read.
+_WHICH: dict[str, Any] = {
+    "source": None,
+    "name": "",
+    "dir": None,
+    "train_split": "train",
+    "eval_split": "test",
+    "holdout": {"test": 0.0, "eval": 0.0, "select": 0.0, "select_at_most": 20_000},
+    "shots": None,
+    "fraction": 1.0,
+    "fraction_of": None,
+    "long_tail": None,
+    "subset_seed": 0,
+}
+_SETTLED = (
+    f"{levels.PERCENTILES[0]} % of the pixels of up to {survey.IMAGES} images are "
+    f"darker, {100 - levels.PERCENTILES[1]} % brighter"
+)
+_IN_STORES = ("arrays", "folder", "tfds")  # sources that read gs://
+_ROWS = 32  # images of 224 x 224 pixels that a device evaluates at once
+_HOW = ("image_size", "image_width", "eval_crop_fraction", "max_bad_fraction")
+
+
+def sources(data: Any) -> Callable[[str], sources_base.Source]:
+    """Split -> its examples, by what `data` says of splits, parts and caching.
+
+    Splits are 'train', 'eval', and 'select', which `holdout.select` keeps out of
+    'train' to choose settings by. `a+b` joins splits of the data set. With
+    `holdout.eval`, 'eval' is a part of the training split, drawn by `subset_seed`,
+    and 'train' the rest. Each is opened once, when it is asked for.
+
+    Raises:
+      ValueError, OSError: (when asked) no such data, split or part, or images that
+        cannot have the channels or the range asked for.
+    """
+    parts = functools.cache(functools.partial(_training_parts, data))
+    classes: dict[str, list[str]] = {}
+
+    @functools.cache
+    def opened(split: str) -> sources_base.Source:
+        chosen = _source(data, parts, split)
+        _survey(chosen, split, data)
+        made = cache.keep_if_asked(chosen, data)
+        classes[split] = made.classes
+        _check_same_classes(classes, data)
+        return made
+
+    return opened
+
+
+def _survey(source: sources_base.Source, split: str, data: Any) -> None:
+    """Looks at a few images; says what they would lose.
+
+    Raises:
+      ValueError: they cannot have the channels or the range asked for.
+    """
+    lines = survey.check(
+        source,
+        channels=data["channels"],
+        range=data["range"] or "full",
+        max_pixels=data["max_pixels"],
+    )
+    for line in lines:
+        _warn(f"data {split!r}: {line}")
+
+
+@functools.cache
+def _warn(line: str) -> None:
+    """Warns once, on the first process."""
+    if distributed.primary():
+        logging.warning("%s", line)
+
+
+def pixel_range(data: Any, split: str) -> str | None:
+    """`data.range` as a run must record it: values in place of 'auto'.
+
+    Images that were packed with a range give theirs. `split` is looked at for both.
+
+    Raises:
+      ValueError: no range, none that images have, or another one than they have.
+    """
+    text = data["range"]
+    auto = levels.parse(text or "full") == "auto"
+    if not (auto or data["source"] == "packed"):
+        return text
+    images = _open(data, split)
+    stored = images.stored_range
+    if stored not in (None, "full"):
+        if text not in (None, "auto", stored):
+            raise ValueError(
+                f"data.range={text}, but the images of {data['dir']} were packed with "
+                f"range {stored}; leave data.range out, or pack them again"
+            )
+        return stored
+    if not auto:
+        return text
+    pair = survey.percentiles(images, max_pixels=data["max_pixels"])
+    chosen = "full" if pair is None else levels.spell(pair)
+    why = "no image looked at has more than 8 bits" if pair is None else _SETTLED
+    _warn(f"data.range=auto is {chosen} (split {split!r}): {why}")
+    return chosen
+
+
+def _check_same_classes(classes: dict[str, list[str]], data: Any) -> None:
+    """Raises ValueError if training and evaluation number other classes."""
+    train, test = (set(classes.get(split, ())) for split in ("train", "eval"))
+    if train and test and classes["train"] != classes["eval"]:
+        lists = [
+            sources_base.first(sorted(s)) or "none"
+            for s in (train - test, test - train)
+        ]
+        raise ValueError(
+            f"data.train_split={data['train_split']!r} and data.eval_split="
+            f"{data['eval_split']!r} have other classes (only the first: {lists[0]}; "
+            f"only the second: {lists[1]}), so their labels cannot be compared; name "
+            "splits with the same classes"
+        )
+
+
+def source(data: Any, split: str) -> sources_base.Source:
+    """One split of `sources`."""
+    return sources(data)(split)
+
+
+def _source(data: Any, parts: Callable[[], Any], split: str) -> Any:
+    holdout = data["holdout"]
+    if split == "select" and not holdout["select"]:
+        raise ValueError(
+            "split 'select' is a part of the training images, but "
+            f"data.holdout.select={holdout['select']}; keep a share of them for it "
+            "with --config.data.holdout.select=0.1"
+        )
+    known = ["eval", "train"] + ["select"] * bool(holdout["select"])
+    choices.check("split", split, sorted(known))
+    if split != "eval":
+        return parts()[split == "select"]
+    if not holdout["eval"]:
+        return _open(data, data["eval_split"])
+    whole = _open(data, data["train_split"])
+    return subsets.divide(whole, holdout["eval"], data["subset_seed"])[1]
+
+
+def _training_parts(data: Any) -> tuple[Any, Any]:
+    """The images to train on, and those of them that are kept to choose by."""
+    whole, seed = _open(data, data["train_split"]), data["subset_seed"]
+    holdout = data["holdout"]
+    if holdout["eval"]:
+        whole = subsets.divide(whole, holdout["eval"], seed)[0]
+    whole = subsets.take(
+        whole,
+        shots=data["shots"],
+        fraction=data["fraction"],
+        seed=seed,
+        of=data["fraction_of"],
+        long_tail=data["long_tail"],
+    )
+    share, most = holdout["select"], holdout["select_at_most"]
+    if not share:
+        return whole, None
+    return subsets.hold_out(whole, share=share, at_most=most, seed=seed)
+
+
+def _open(data: Any, splits: str) -> sources_base.Source:
+    kwargs = {key: data[key] for key in ("dir", "name")}
+    kwargs["holdout"] = data["holdout"]["test"]
+    if not paths.is_local(data["dir"] or ""):
+        paths.path(data["dir"])  # says what is missing to reach it
+        if data["source"] not in _IN_STORES:
+            raise ValueError(
+                f"data.dir={data['dir']}: source {data['source']!r} reads local files; "
+                "copy them to each host or mount the bucket (gcsfuse). Straight from a "
+                f"store are read: {', '.join(_IN_STORES)}"
+            )
+    made = [
+        registry.make("data.sources", data["source"], split=split, **kwargs)
+        for split in map(str.strip, splits.split("+"))
+    ]
+    for split, source in zip(splits.split("+"), made, strict=True):
+        _check_channels(source, data)
+        _say(f"data {split.strip()!r}: {source.summary()}")
+    return subsets.join(made)
+
+
+def _check_channels(source: sources_base.Source, data: Any) -> None:
+    there, wanted = source.channels, data["channels"]
+    if None not in (there, wanted) and there != wanted and {there, wanted} != {1, 3}:
+        raise ValueError(
+            f"data.dir={data['dir']}: its images have {there} channels, data.channels="
+            f"{wanted}; set --config.data.channels={there} (1 and 3 alone are "
+            "converted to each other)"
+        )
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Prints a line, once however often the same data are opened."""
+    terminal.Line().say(text)
+
+
+def own(title: str, block: dict[str, Any], data: Any) -> dict[str, Any]:
+    """The data of evaluator `title`: `block`, which says which; `data` says how.
+
+    Raises:
+      ValueError: no source, or a field that such a block does not have.
+    """
+    given = {key: value for key, value in block.items() if value is not None}
+    kept = {**_WHICH["holdout"], **given.get("holdout", {})}
+    for block, known in ((given, [*_WHICH, *_HOW]), (kept, [*_WHICH["holdout"]])):
+        for key in block:
+            choices.check(f"field of evals.{title}.data", key, known)
+    if "source" not in given:
+        raise ValueError(
+            f"evals.{title}.data names no source; choose from "
+            f"{', '.join(registry.choices('data.sources'))}"
+        )
+    return {**data.to_dict(), **_WHICH, **given, "holdout": kept}
+
+
+def evaluation_rows(data: Any, mesh: Mesh) -> int:
+    """Images that all devices of `mesh` evaluate at once.
+
+    Those of a device are a power of two that follows from the image size alone: for
+    another shape a compiler adds in another order, and where features are nearly
+    alike such rounding elects other neighbours.
+    """
+    height, width = settings.image_size(data)
+    rows = min(_ROWS, _ROWS * 224**2 // (height * width))
+    return 2 ** max(rows.bit_length() - 1, 0) * mesh.size
+
+
+def evaluation_batches(data: Any, batch_size: int, mesh: Mesh) -> Callable[..., Any]:
+    """source -> each of its examples once, about `batch_size` (at most 256) at a time.
+
+    Batches are whole multiples of `evaluation_rows`; of several processes one, as
+    pieces of larger ones would mix the order of the examples.
+    """
+    rows = evaluation_rows(data, mesh)
+    many = min(batch_size, 256) // rows if distributed.count() == 1 else 1
+    return functools.partial(
+        pipeline.eval_batches,
+        transform=data_ops.eval_ops(**settings.image_settings(data)),
+        batch_size=rows * max(many, 1),
+        process_index=distributed.index(),
+        process_count=distributed.count(),
+        workers=data["workers"],
+        threads=data["threads"],
+        max_bad_fraction=data["max_bad_fraction"],
+    )

@@ -1,0 +1,281 @@
+"""The job 'convert': weights of a run or a file, written for another program.
+
+A target appears only after its outputs were compared with the source's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from litevit_jax import choices, paths, weights
+from litevit_jax.models import mae_decoder, vit
+from litevit_jax.warm_start import read
+from litevit_jax.weights import export, latency, names
+from litevit_jax.weights import exportable as models
+
+PARTS = ("all", "encoder")
+_SIZES = ("variant", "width", "depth", "num_heads", "patch_size", "mlp_ratio")
+_KEPT = ("mean", "std", "range", names.CLASSES)  # of what a file of ours says
+_NON_COMMERCIAL = ("mae", "moco_v3")  # sources, as `weights.read` names them
+
+
+def run(config: ConfigDict) -> str:
+    """Converts `config.source` to `config.target`; returns what was done, as text.
+
+    Raises:
+      ValueError, OSError: a mistake in the config or its files, or no right or room
+        to write.
+      RuntimeError: a package of the format is missing, or the written file computes
+        something else; nothing is left at the target then.
+    """
+    kind, target = _check(config)
+    model, source = read_model(config)
+    decoder = {k: v for k, v in source.params.items() if k.startswith("decoder/")}
+    written = export.write(model, kind, decoder=decoder)
+    difference = _write(target, written.data, model, kind, config.tolerance)
+    if written.beside is not None:
+        _beside(target).write_text(json.dumps(written.beside, indent=1) + "\n")
+    lines = [
+        *source.remarks,
+        f"{target}: {kind}, {len(written.data):,} bytes, output {model.output!r}",
+        f"{difference}",
+    ]
+    others = [k for k in source.params if k not in model.params and k not in decoder]
+    left_out = (*written.left_out, *others)
+    if left_out:
+        lines.append(f"left out, as {kind!r} has no place: {_shortened(left_out)}")
+    rows = _rows(model, kind, written.data, config.latency)
+    return "\n".join([*lines, latency.table(rows)] if rows else lines)
+
+
+def _check(config: ConfigDict) -> tuple[str, pathlib.Path]:
+    """The format and the target, as far as they can be judged before reading."""
+    for name in ("source", "target"):
+        if not config[name]:
+            raise ValueError(
+                f"config.{name} is missing; a conversion needs --config.source=RUN_DIR "
+                "or FILE, and --config.target=FILE.safetensors (or .onnx, .stablehlo)"
+            )
+    choices.check("part", config.part, list(PARTS))
+    target = pathlib.Path(config.target)
+    if config.format is not None:
+        choices.check("format", config.format, list(export.FORMATS))
+    formats = export.ENDINGS.get(target.suffix)
+    if formats is None or config.format not in (None, *formats):
+        endings = {k: end for end, kinds in export.ENDINGS.items() for k in kinds}
+        anything = "one of " + ", ".join(export.ENDINGS)
+        wanted = endings[config.format] if config.format else anything
+        raise ValueError(
+            f"--config.target={target} ends in {target.suffix or 'nothing'!r}, "
+            f"expected {wanted}"
+            + (f" for format {config.format!r}" if config.format else "")
+        )
+    if target.exists():
+        raise FileExistsError(
+            f"--config.target={target} is there already; remove it or name another"
+        )
+    if formats[0] == "stablehlo" and _beside(target).exists():
+        raise FileExistsError(
+            f"--config.target={target}: {_beside(target)}, where its metadata go, is "
+            "there already; remove it or name another target"
+        )
+    return config.format or formats[0], target
+
+
+def _beside(target: pathlib.Path) -> pathlib.Path:
+    """Where the metadata of a format go that has no place for them."""
+    return target.with_name(f"{target.name}.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a run or a file holds of a vision transformer.
+
+    Attributes:
+      params: 'encoder/norm/scale' -> array, and those of other parts.
+      encoder: sizes, as `vit.make_encoder` takes them.
+      image_size: height and width in pixels.
+      notes: text that goes with the exported file.
+      pool: 'avg' or 'cls' where it is known, see `weights.Weights`.
+      remarks: lines for the user.
+    """
+
+    params: models.Arrays
+    encoder: dict[str, Any]
+    image_size: tuple[int, int]
+    notes: dict[str, str]
+    pool: str | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def read_model(config: ConfigDict) -> tuple[models.Model, Source]:
+    """The model that `config.source` holds.
+
+    Raises:
+      FileNotFoundError: no run and no file there.
+      ValueError: it cannot be read, or holds something else than a plain encoder.
+    """
+    path = config.source
+    try:
+        is_file = pathlib.Path(path).is_file()
+        source = _from_file(config) if is_file else _from_run(config)
+        params = source.params
+        if config.part == "encoder":
+            params = {k: v for k, v in params.items() if not k.startswith("head/fc/")}
+            source.notes.pop(names.CLASSES, None)
+        elif any(k.startswith("head_dist/") for k in params):
+            raise ValueError(
+                "a distilled classifier predicts the mean of two heads, for which "
+                "other programs have no place; give --config.part=encoder"
+            )
+        has_head = any(name.startswith("head/") for name in params)
+        model = models.make(
+            params,
+            source.encoder,
+            image_size=source.image_size,
+            pool=source.pool if has_head else config.pool,
+            notes=source.notes,
+        )
+        if config.image_size is not None:
+            model = model.resized((config.image_size,) * 2)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--config.source={error}") from None
+    except ValueError as error:
+        text = str(error).removeprefix(f"{path}: ")
+        flags = {"give num_heads": "num_heads=A", "give grid": "grid=ROWSxCOLUMNS"}
+        flags["allow_half takes"] = "allow_half=True"
+        hint = [f"; here: --config.{flag}" for k, flag in flags.items() if k in text]
+        raise ValueError(f"--config.source={path}: {text}{''.join(hint)}") from None
+    return model, source
+
+
+def _from_file(config: ConfigDict) -> Source:
+    if config.ema:
+        raise ValueError(
+            "a file of weights holds one set of parameters and no average; leave "
+            "--config.ema out"
+        )
+    found = weights.read(
+        config.source,
+        num_heads=config.num_heads,
+        branch=config.branch,
+        grid=names.grid_of_flag("grid", config.grid),
+        pool=config.pool,
+        act=config.act,
+        norm=config.norm,
+        allow_half=config.allow_half,
+    )
+    side = found.encoder["patch_size"]
+    kept = {k: found.metadata[k] for k in _KEPT if k in found.metadata}
+    notes = {**kept, "source": found.source}
+    if found.decoder is not None:
+        notes[names.DECODER_NUM_HEADS] = str(found.decoder["num_heads"])
+    remarks = [f"read as {found.source!r}", *found.notes]
+    if found.unused:
+        remarks.append(f"not read: {_shortened(found.unused)}")
+    if found.source in _NON_COMMERCIAL:
+        remarks.append(
+            "the weights that MAE's and MoCo v3's authors publish are under CC BY-NC "
+            "4.0, and so is what is made of them"
+        )
+    size = (found.grid[0] * side, found.grid[1] * side)
+    encoder = _sizes(found.encoder)
+    return Source(found.params, encoder, size, notes, found.pool, tuple(remarks))
+
+
+def _from_run(config: ConfigDict) -> Source:
+    for name in ("grid", "pool", "act", "norm", "branch"):
+        if config[name] is not None:
+            raise ValueError(
+                f"--config.{name}={config[name]} says how a file of weights is read; "
+                "a run has recorded it: leave it out"
+            )
+    found = read.read_params(config.source, average=config.ema)
+    objective, data = found.config["objective"], found.config["data"]
+    encoder = _sizes(objective["encoder"])
+    num_heads = vit.make_encoder(**encoder).num_heads
+    if config.num_heads not in (None, num_heads):
+        raise ValueError(
+            f"config.num_heads={config.num_heads}, but the run recorded {num_heads}; "
+            "leave it out"
+        )
+    if objective.get("head") == "probe_bn" and config.part == "all":
+        raise ValueError(
+            "the linear probe's head normalises by running statistics, for which "
+            "other programs have no place; export its encoder (--config.part=encoder) "
+            "or train a probe with :protocol=moco"
+        )
+    normalize = found.config["augment"]["normalize"]
+    notes = {k: json.dumps(v) for k, v in normalize.items()}
+    classes = found.config.get("derived", {}).get("classes")
+    if classes and "head/fc/kernel" in found.params:
+        notes[names.CLASSES] = json.dumps(classes)
+    averaged = ", averaged parameters" if config.ema else ""
+    if data.get("range") not in (None, "full"):
+        notes["range"] = data["range"]
+    notes["source"] = f"{found.config['name']}, step {found.step}{averaged}"
+    if "decoder/mask_token" in found.params and "decoder" in objective:
+        block = {k: v for k, v in objective["decoder"].items() if v is not None}
+        heads = mae_decoder.make_decoder(**block).num_heads
+        notes[names.DECODER_NUM_HEADS] = str(heads)
+    width = data["image_size"] if data["image_width"] is None else data["image_width"]
+    return Source(found.params, encoder, (data["image_size"], width), notes)
+
+
+def _sizes(block: Any) -> dict[str, Any]:
+    """What of an encoder's block says which function it computes."""
+    fields = (*_SIZES, "pos_embed")
+    return {k: block[k] for k in fields if block.get(k) is not None}
+
+
+def _write(
+    target: pathlib.Path, data: bytes, model: models.Model, kind: str, tolerance: float
+) -> export.Difference:
+    """Puts `data` at `target` if, read back, it computes what `model` does."""
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+    except OSError as error:
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
+        raise OSError(
+            f"--config.target={target} cannot be written: {error.strerror}; name "
+            "another place"
+        ) from None
+    try:
+        difference = export.compare(model, partial.read_bytes(), kind)
+        if not difference.relative <= tolerance:  # not a number fails too
+            raise RuntimeError(
+                f"{target} was not written: the file computes something else than its "
+                f"source; {difference}, expected at most {tolerance:g} of the larger "
+                "of 1 and the largest output (--config.tolerance)"
+            )
+        paths.rename(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return difference
+
+
+def _rows(
+    model: models.Model, kind: str, data: bytes, block: ConfigDict
+) -> tuple[latency.Row, ...]:
+    """Lines of the table of times; none if no heads are asked for."""
+    if not block.heads:
+        return ()
+    calls = latency.jitted(model, block.heads)
+    if kind == "onnx":
+        heads = model.encoder.num_heads
+        calls[f"onnxruntime, {heads} heads"] = export.call(model, data, kind)
+    return latency.time_calls(model, calls, repeats=block.repeats)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:4])
+    return shown if len(names) <= 4 else f"{shown}, ... ({len(names)} arrays)"

@@ -1,0 +1,241 @@
+"""The job 'evaluate': the numbers of a checkpoint or a file of weights, no training.
+
+What is evaluated is the whole model that the checkpoint holds: its encoder, and its
+decoder or head with running statistics. A file of weights is a classifier if it has a
+head, else an encoder whose features can be compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from litevit_jax import distributed, paths, sharding, terminal
+from litevit_jax.data import settings, split_names, splits
+from litevit_jax.train import batch_shapes, eval_runner, eval_setup, log, resolve
+from litevit_jax.train import state as states
+from litevit_jax.train import workdir as workdirs
+from litevit_jax.warm_start import fill, images, predictor, read, start
+
+_HEAD = "head/fc/kernel"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An evaluation, ready to start.
+
+    Attributes:
+      config: resolved; plain dict as it is saved.
+      workdir: where results go.
+      evaluators: title -> (evaluator, every_steps).
+      step: of the checkpoint; 0 for a file.
+      place: () -> what holds its `params` and `model_state`, on the mesh.
+      notes: lines about encoder, images, parameters and classes, for the start.
+    """
+
+    config: dict[str, Any]
+    workdir: pathlib.Path
+    evaluators: eval_setup.Evaluators
+    step: int
+    place: Callable[[], Any]
+    notes: list[str]
+
+
+def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Evaluates `config.init` with `config.evals`; title -> its result.
+
+    Raises:
+      ValueError, KeyError, OSError: a mistake of the user's, before any compile.
+    """
+    line = terminal.Line()
+    doing = "reading the model and listing the images"
+    distributed.beat(doing, grace=True, begun=False)
+    line.say(f"{doing} ...")
+    job = prepare(config, paths.path(workdir))
+    writer = log.Writer(job.workdir, tensorboard=False)
+
+    def write(step: int, row: dict[str, Any]) -> None:
+        if distributed.primary():
+            writer.write(step, row)
+
+    line.say("\n".join(job.notes))
+    runner = eval_runner.EvalRunner(
+        job.evaluators, job.config, job.workdir, None, write, line
+    )
+    runner.run(job.place(), job.step, list(job.evaluators))
+    writer.close()
+    workdirs.close_run(job.workdir)
+    return runner.results
+
+
+def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
+    """Resolves `config`, checks it and reads what is evaluated.
+
+    Raises:
+      ValueError, OSError: the user's mistake, named in the message.
+    """
+    config = resolve.copy(config)
+    asked = config.objective.to_dict()
+    loaded = _read(config, asked["encoder"])
+    complete = _from_run if "data" in loaded.config else _from_file
+    known = complete(config, loaded)
+    _take_asked(config, asked)
+    view = images.of(f"--config.init={config.init}", loaded)
+    images.take(config, view)
+    images.take_default(config)
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.check_batch(config.batch_size, mesh)
+    source = _source(config)
+    classes = source("eval").classes
+    derived = {"num_classes": len(classes), "classes": classes}
+    average = loaded.config.get("optimizer", {}).get("ema_decay") is not None
+    if average and config.init != "random":
+        derived["parameters"] = "average" if config.init_ema else "last"
+    resolve.assign(config, {"derived": derived})
+    objective = predictor.make(config.objective.to_dict())
+    batch = _batch(config, objective)
+    variables = states.abstract_variables(objective, batch)
+    evaluators = eval_setup.make(
+        config,
+        objective,
+        variables,
+        source,
+        mesh=mesh,
+        workdir=workdir,
+        known=known,
+    )
+    if config.init == "random":
+        place = functools.partial(_place_random, objective, batch, config.seed, mesh)
+    else:
+        params = fill.fill_all(variables.params, loaded, config)
+        theirs = loaded.model_state
+        state = fill.fill_leaves(variables.model_state, theirs, load=(".*",), skip=())
+        place = functools.partial(_place, params, state, mesh)
+    plain = workdirs.plain(config.to_dict())
+    workdirs.open_run(workdir, plain)
+    notes = [
+        *images.which_encoder(config, loaded),
+        *images.lines(config, [view]),
+        *images.which_parameters(config, loaded),
+        *eval_setup.notes(evaluators),
+    ]
+    return Job(plain, workdir, evaluators, loaded.step, place, notes)
+
+
+def _read(config: ConfigDict, encoder: dict[str, Any]) -> read.Checkpoint:
+    """What `init` names; of `random` the config of `like`, without parameters."""
+    if not config.init or (config.init == "random" and not config.like):
+        raise ValueError(
+            f"{config.name}: what is evaluated? Give a run with --config.init=RUN_DIR "
+            "(or a step in it, RUN_DIR/checkpoints/STEP), or a file of weights; or "
+            "--config.init=random --config.like=RUN_DIR for its model before training"
+        )
+    if config.init != "random":
+        average = bool(config.init_ema)
+        grid = config.init_grid
+        return read.read_flag("init", config.init, encoder, average=average, grid=grid)
+    like = read.run_config(config.like)
+    return read.Checkpoint({}, like, 0, pathlib.Path(config.like))
+
+
+def _source(config: ConfigDict) -> Callable[[str], Any]:
+    """`inputs.sources`, with 'eval' opened: nothing is trained, so it may be all."""
+    try:
+        resolve.pixel_range(config, config.data.eval_split)
+        source = splits.sources(config.data)
+        source("eval")
+    except split_names.NoTestSplit as error:
+        raise ValueError(
+            f"{error.where} has no 'test' split. Evaluate all of its images with "
+            f"--config.data.eval_split={error.whole} (k-NN needs other images than "
+            "those that vote), or keep a share of them for testing with "
+            "--config.data.holdout.test=0.1, or provide a test split"
+        ) from None
+    return source
+
+
+def _from_run(config: ConfigDict, loaded: read.Checkpoint) -> eval_setup.Known:
+    """Takes objective, data and evaluators of the run; returns its classes."""
+    run = loaded.config
+    resolve.assign(config, {"objective": predictor.block_of(run)})
+    if config.data.source is None:
+        start.take_data(config, run)
+    if not config.evals:
+        resolve.assign(config, {"evals": predictor.tuples(run["evals"])})
+    return eval_setup.Known.of(run["derived"])
+
+
+def _from_file(config: ConfigDict, loaded: read.Checkpoint) -> eval_setup.Known:
+    """An objective that predicts what the file's parameters can; its classes."""
+    if config.data.source is None:
+        start.take_data(config, loaded.config)  # says that there is none
+    encoder, params = dict(loaded.config["objective"]["encoder"]), loaded.params
+    encoder.pop("grid")
+    encoder["final_norm"] = "encoder/norm/scale" in params
+    pool = loaded.config["objective"]["pool"]
+    objective = {"name": "encoder", "encoder": encoder, "pool": pool}
+    evaluator = {"name": "knn", "split": "eval", "every_steps": 0}
+    kernel = params.get(_HEAD)
+    if kernel is not None:
+        objective |= {"name": "supervised", "num_classes": kernel.shape[1]}
+        evaluator["name"] = "classification"
+    if any(name.startswith("head_dist/") for name in params):
+        # Two heads are read with the second one's teacher; none of it is loaded.
+        objective |= {"teacher": dict(encoder), "distill": {}}
+    resolve.assign(config, {"objective": objective})
+    if not config.evals:
+        resolve.assign(config, {"evals": {"test": evaluator}})
+    names = loaded.config["classes"]
+    count = 0 if kernel is None else kernel.shape[1]
+    return eval_setup.Known(count, names if len(names) == count else [])
+
+
+def _take_asked(config: ConfigDict, asked: dict[str, Any]) -> None:
+    """What the command line says of the objective, where a checkpoint can differ."""
+    if asked["dtype"] is not None:
+        resolve.assign(config.objective, {"dtype": asked["dtype"]})
+    heads, given = asked["encoder"]["num_heads"], config.objective.encoder
+    if heads is not None and given.get("num_heads") not in (None, heads):
+        raise ValueError(
+            f"objective.encoder.num_heads={heads}, but the checkpoint {config.init} "
+            f"has {given.num_heads}; leave it out"
+        )
+
+
+def _batch(config: ConfigDict, objective: Any) -> batch_shapes.Shapes:
+    """A batch that the objective's parameters are made for, by shape."""
+    size = settings.image_size(config.data)
+    image = (config.batch_size, *size, config.data.channels)
+    batch = {"image": jax.ShapeDtypeStruct(image, "float32")}
+    if objective.num_views > 1:
+        image = (objective.num_views, *image)
+        batch["views"] = jax.ShapeDtypeStruct(image, "float32")
+    return batch
+
+
+def _place(params: Any, model_state: Any, mesh: Mesh) -> Any:
+    model = {"params": params, "model_state": model_state}
+    placed = sharding.put(model, sharding.tree_sharding(mesh, model))
+    return SimpleNamespace(**placed)
+
+
+def _place_random(
+    objective: Any, batch: batch_shapes.Shapes, seed: int, mesh: Mesh
+) -> Any:
+    """What a run with this seed starts from."""
+
+    def init(key: jax.Array) -> tuple[Any, Any]:
+        zeros = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), batch)
+        made = objective.init(key, zeros)
+        return made.params, made.model_state
+
+    params, model_state = jax.jit(init)(jax.random.key(seed))
+    return _place(params, model_state, mesh)

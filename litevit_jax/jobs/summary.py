@@ -1,0 +1,88 @@
+"""Describes a run at its start, and its results in a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from litevit_jax import distributed, paths, terminal
+from litevit_jax.terminal import counted
+from litevit_jax.train import workdir as workdirs
+from litevit_jax.train.job import Job
+
+
+def columns(rows: list[list[str]]) -> str:
+    """Rows of cells under each other; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+_STAMPS = ("step", "n", "params", "time", "seconds", "percent_of_run")
+
+
+def results_table(results: dict[str, dict[str, Any]]) -> str:
+    """All evaluations of a run: last and best of the primary metric, in columns."""
+    rows = [
+        ["evaluation", "metric", "last", "step", "best", "step", "n", "also (last)"]
+    ]
+    for title, result in results.items():
+        metric, last = result["metric"], result["last"]
+        best = result.get("best")
+        others = {
+            k: v
+            for k, v in last.items()
+            if k not in (metric, *_STAMPS) and not isinstance(v, list)
+        }
+        best_cells = ["-", "-"]
+        if best is not None:
+            best_cells = [f"{best[metric]:.4g}", str(best["step"])]
+        also = "  ".join(f"{k} {_short(v)}" for k, v in others.items())
+        cells = [f"{last[metric]:.4g}", str(last["step"]), *best_cells, str(last["n"])]
+        rows.append([title, metric, *cells, also])
+    return columns(rows)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+
+
+def announce(job: Job, line: terminal.Line) -> None:
+    """Says what runs where; writes the environment and the parameter table."""
+    summary, table = describe(job)
+    if distributed.primary():
+        (job.workdir / "parameters.txt").write_text(table + "\n")
+        devices = [str(d) for d in jax.devices()]
+        environment = workdirs.environment(devices)
+        environment["processes"] = distributed.count()
+        paths.append_line(job.workdir / "environment.jsonl", environment)
+    line.say("\n".join([summary, *job.notes]))
+
+
+def describe(job: Job) -> tuple[str, str]:
+    """(two lines about a Job, clu's table of all its parameters)."""
+    from clu import parameter_overview  # slow to import
+
+    params, derived, data = job.state.params, job.config["derived"], job.config["data"]
+    counts = {
+        name: sum(np.prod(x.shape, dtype=int) for x in jax.tree.leaves(tree))
+        for name, tree in params.items()
+    }
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    place = f" in {data['dir']}" if data["dir"] else ""
+    processes = distributed.count()
+    hosts = f" of {processes} processes" if processes > 1 else ""
+    text = (
+        f"{job.config['name']}: {sum(counts.values()):,} parameters ({parts}; table in "
+        f"{job.workdir}/parameters.txt)\n{derived['train_examples']:,} training images "
+        f"({data['source']}{place}, decoder {data['decoder']}), "
+        f"{counted(job.total_steps, 'step')} of {job.config['batch_size']} on "
+        f"{counted(job.mesh.size, f'{jax.default_backend().upper()} device')}{hosts}, "
+        f"workdir {job.workdir}"
+    )
+    return text, parameter_overview.get_parameter_overview(params, include_stats=False)

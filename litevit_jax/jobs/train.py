@@ -1,0 +1,41 @@
+"""The job 'train': pre-trains, fine-tunes or probes by a recipe."""
+
+from __future__ import annotations
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from litevit_jax import distributed, paths, terminal
+from litevit_jax.jobs import summary
+from litevit_jax.train import build, loop, resolve
+from litevit_jax.train.job import Job
+from litevit_jax.warm_start import start
+
+
+def prepare(
+    config: ConfigDict, workdir: str | pathlib.Path, *, begin: bool = True
+) -> Job:
+    """Resolves `config`, checks it and builds the run.
+
+    With `begin` False the workdir is left as it is: all else is checked alone.
+
+    Raises:
+      ValueError, KeyError, OSError: the user's mistake, before any compile.
+    """
+    config = resolve.settle(config)
+    distributed.beat("reading weights", grace=True, begun=False)
+    warm_start = start.warm_start(config)
+    return build.build_job(config, paths.path(workdir), warm_start, begin=begin)
+
+
+def run(config: ConfigDict, workdir: str | pathlib.Path) -> loop.Outcome:
+    """Runs `config` in `workdir`, from where it stands there to its end.
+
+    Raises:
+      ValueError, KeyError, OSError: the user's mistake, before any compile.
+      BadDataError, WorkerError, FloatingPointError: in the run, which is saved first.
+    """
+    job = prepare(config, workdir)
+    summary.announce(job, terminal.Line())
+    return loop.run(job)

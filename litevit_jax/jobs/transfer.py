@@ -1,0 +1,289 @@
+"""The job 'transfer': a sweep over fine-tuning on another data set, told on its test.
+
+Every point of the grid is a run of its own, trained on a part of the training data
+and evaluated on the rest (or on the data set's validation split). The best one is
+trained again on all of it and evaluated on the test split, which nothing else sees.
+What is finished is in sweep.json, so that a sweep that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pathlib
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from litevit_jax import choices, paths, terminal, trees
+from litevit_jax.data import splits as inputs
+from litevit_jax.jobs import ledger, summary, train
+from litevit_jax.train import workdir as workdirs
+from litevit_jax.warm_start import read
+from litevit_jax.weights import names
+
+# The axes of the grid may grow in the same directory; what a point is may not change.
+_AXES = ("sweep.lr_base", "sweep.layer_decay", "sweep.epochs", "sweep.warmup_epochs")
+_SHOWN = ("top1", "mean_per_class", "top5")
+_TEST = re.compile(r"(?<![a-z])test(?![a-z])")  # in the title of an evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One setting of the grid."""
+
+    lr_base: float
+    layer_decay: float
+    epochs: int
+    warmup_epochs: float
+
+    @property
+    def name(self) -> str:
+        """Of its directory; `lr` is per 256 images, as in `config.lr.base`."""
+        return (
+            f"lr{self.lr_base:g}-decay{self.layer_decay:g}-epochs{self.epochs}"
+            f"-warmup{self.warmup_epochs:g}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a sweep ended.
+
+    Attributes:
+      table: of its points.
+      signal: that stopped it, or None.
+      final: directory of the winner's run on all training data, if it came to that.
+    """
+
+    table: str
+    signal: int | None = None
+    final: pathlib.Path | None = None
+
+
+def single(config: ConfigDict) -> ConfigDict:
+    """The one run that `config` is without its sweep."""
+    config = config.copy_and_resolve_references().unlock()
+    config.job = "train"
+    del config.sweep
+    return config
+
+
+def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
+    """Runs the points that are not finished, then the final run.
+
+    Raises:
+      ValueError, OSError: a mistake in the config or data, before any compile.
+      Exception: whatever ended a point's run; the sweep goes on from there.
+    """
+    sweep, line = Sweep(config, paths.path(workdir)), terminal.Line()
+    for place, point in enumerate(sweep.points, start=1):
+        if point.name in sweep.parts:
+            continue
+        line.say(f"point {place} of {len(sweep.points)}: {point.name}")
+        outcome = train.run(sweep.config_of(point), sweep.place(point))
+        if outcome.signal is not None:
+            return Outcome(sweep.table(), outcome.signal)
+        sweep.record(point, outcome.results)
+    best = sweep.best()
+    if sweep.parts.rest.get("winner") != best.name:
+        line.say(f"best on validation: {best.name}; now on all training data")
+        place = sweep.place(best, final=True)
+        outcome = train.run(sweep.config_of(best, final=True), place)
+        if outcome.signal is not None:
+            return Outcome(sweep.table(), outcome.signal)
+        sweep.record_final(best, outcome.results)
+    return Outcome(sweep.table(), final=sweep.place(best, final=True))
+
+
+class Sweep:
+    """The grid of a config, and what is known of its points.
+
+    `parts` is `sweep.json` in `workdir`: the metric, a list of points with their
+    settings and validation results, the winner and its test results.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+        self._config = config.copy_and_resolve_references().unlock()
+        self._sweep = self._config.sweep
+        self._workdir = workdir
+        self._title = choices.check(
+            "sweep.evaluator", self._sweep.evaluator, sorted(self._config.evals)
+        )
+        self.points = _grid(self._sweep)
+        self._check_and_open()
+        self.parts = ledger.Parts(workdir / "sweep.json", metric=self._metric)
+
+    def config_of(self, point: Point, *, final: bool = False) -> ConfigDict:
+        """The run of a point: on a part of the training data, or the final one."""
+        config = single(self._config)
+        config.lr.update(base=point.lr_base, warmup_epochs=point.warmup_epochs)
+        config.optimizer.layer_decay = point.layer_decay
+        config.epochs = point.epochs
+        if not final:
+            _select(config.data, self._sweep)
+            titles = {title: _validation(title) for title in config.evals}
+            config.evals = {titles[t]: block for t, block in config.evals.items()}
+            if len(config.evals) < len(titles):
+                raise ValueError(
+                    f"evals {', '.join(sorted(titles))}: on a sweep's points 'test' is "
+                    "called 'validation'; give one of them another name"
+                )
+        return config
+
+    def place(self, point: Point, *, final: bool = False) -> pathlib.Path:
+        """The directory of a point's run."""
+        return self._workdir / ("final" if final else "points") / point.name
+
+    def record(self, point: Point, results: dict[str, dict[str, Any]]) -> None:
+        """Keeps what a point's run found on the validation part."""
+        self.parts.add(
+            point.name,
+            **dataclasses.asdict(point),
+            peak_lr=self._peak(point.lr_base),
+            validation=results[_validation(self._title)]["last"],
+        )
+
+    def record_final(self, point: Point, results: dict[str, dict[str, Any]]) -> None:
+        """Keeps what the final run found on the test split."""
+        test = {title: result["last"] for title, result in results.items()}
+        self.parts.close(winner=point.name, test=test)
+
+    def best(self) -> Point:
+        """The point whose last evaluation is best; of equal ones the first."""
+        rows, metric = self.parts.rows, self._metric
+        return max(self.points, key=lambda p: rows[p.name]["validation"][metric])
+
+    def table(self) -> str:
+        """All points, and the final run on the test split, in columns."""
+        title, test = self._title, self.parts.rest.get("test", {})
+        every = [row["validation"] for row in self.parts.rows.values()]
+        shown = [name for name in _SHOWN if any(name in row for row in every)]
+        rows = [["data", "lr", "layer decay", "epochs", "warm-up", "n", *shown]]
+        for point in self.points:
+            if point.name in self.parts:
+                row = self.parts.rows[point.name]["validation"]
+                rows.append(["validation", *_cells(point), *_numbers(row, shown)])
+        for point in self.points:
+            if point.name == self.parts.rest.get("winner"):
+                rows.append(["test", *_cells(point), *_numbers(test[title], shown)])
+        return (
+            f"chosen by {self._metric} on validation images; lr is per 256 images, as "
+            f"in the names of points: its peak is {self._peak(1.0):g} times that\n"
+            f"{summary.columns(rows)}"
+        )
+
+    @property
+    def _metric(self) -> str:
+        return self._config.evals[self._title].get("metric") or "top1"
+
+    def _peak(self, base: float) -> float:
+        return base * self._config.batch_size / 256
+
+    def _check_and_open(self) -> None:
+        """Refuses what a point or the final run would; makes the workdir the sweep's.
+
+        The weights and the data that all points start from are part of its config.
+        """
+        first, derived = self.points[0], {}
+        for final in (False, True):
+            place = self.place(first, final=final)
+            job = train.prepare(self.config_of(first, final=final), place, begin=False)
+            derived["train_fingerprint"] = job.config["derived"]["train_fingerprint"]
+        self._check_splits()
+        if self._config.init != "random":
+            derived["init_fingerprint"] = trees.hash_arrays(
+                read.read(
+                    self._config.init,
+                    num_heads=self._config.objective.encoder.num_heads,
+                    grid=names.grid_of_flag("init_grid", self._config.init_grid),
+                    average=self._config.init_ema,
+                ).params
+            )
+        plain = {**self._config.to_dict(), "derived": derived}
+        workdirs.open_run(self._workdir, plain, free=_AXES)
+
+    def _check_splits(self) -> None:
+        """Refuses a sweep that would choose by the test split."""
+        data, other = self._config.data, self._config.data.copy_and_resolve_references()
+        _select(other, self._sweep)
+        if other.holdout.eval:
+            return
+        same = _names(other.eval_split) & _names(data.eval_split)
+        prints = {inputs.source(block, "eval").fingerprint() for block in (data, other)}
+        if same or len(prints) == 1:
+            raise ValueError(
+                f"sweep.eval_split={other.eval_split!r} is the test split "
+                f"{data.eval_split!r}, or a part of it; points are chosen on other "
+                "data: name another split, or leave it out to hold out "
+                "sweep.holdout of the training data"
+            )
+
+
+def _select(data: ConfigDict, sweep: ConfigDict) -> None:
+    """Makes `data` that of the points: a part to train on and one to choose by.
+
+    Raises:
+      ValueError: only one of the sweep's splits is given.
+    """
+    if (sweep.train_split is None) != (sweep.eval_split is None):
+        raise ValueError(
+            f"sweep.train_split={sweep.train_split}, sweep.eval_split="
+            f"{sweep.eval_split}; give both, or neither to hold out "
+            "sweep.holdout of data.train_split"
+        )
+    if sweep.train_split is None:
+        data.holdout.eval = sweep.holdout
+        if not 0 < sweep.holdout < 1:
+            raise ValueError(
+                f"sweep.holdout={sweep.holdout}; expected a share of "
+                "the training data, between 0 and 1"
+            )
+    else:
+        data.update(train_split=sweep.train_split, eval_split=sweep.eval_split)
+
+
+def _names(splits: str) -> set[str]:
+    """Names of the splits in 'a[:50%]+b'."""
+    return {part.partition("[")[0].strip() for part in splits.split("+")}
+
+
+def _validation(title: str) -> str:
+    """The title of an evaluation in a point's run, which never sees a test image."""
+    return _TEST.sub("validation", title)
+
+
+def _cells(point: Point) -> list[str]:
+    values = (point.lr_base, point.layer_decay, point.epochs, point.warmup_epochs)
+    return [f"{value:g}" for value in values]
+
+
+def _numbers(row: dict[str, Any], shown: list[str]) -> list[str]:
+    values = (row.get(name) for name in shown)
+    return [str(row["n"]), *("" if v is None else f"{v:.2f}" for v in values)]
+
+
+def _grid(sweep: ConfigDict) -> list[Point]:
+    """All points of the grid: epochs and warm-up belong together, in pairs.
+
+    Raises:
+      ValueError: an axis is empty or out of range, or pairs do not match.
+    """
+    for name in ("lr_base", "layer_decay", "epochs", "warmup_epochs"):
+        values = sweep[name]
+        if not values or min(values) < 0 or (0 in values and name != "warmup_epochs"):
+            raise ValueError(f"sweep.{name}={values}; expected positive numbers")
+    if len(sweep.epochs) != len(sweep.warmup_epochs):
+        raise ValueError(
+            f"sweep.epochs={sweep.epochs} and sweep.warmup_epochs="
+            f"{sweep.warmup_epochs} are pairs; expected as many of both"
+        )
+    if any(epochs != int(epochs) for epochs in sweep.epochs):
+        raise ValueError(f"sweep.epochs={sweep.epochs}; expected whole numbers")
+    pairs = zip(sweep.epochs, sweep.warmup_epochs, strict=True)
+    axes = itertools.product(pairs, sweep.layer_decay, sweep.lr_base)
+    return [
+        Point(float(lr), float(decay), int(epochs), float(warmup))
+        for (epochs, warmup), decay, lr in axes
+    ]

@@ -1,0 +1,317 @@
+"""Builds a run from its resolved config; all that can be refused is refused here.
+
+Nothing is compiled until `build_job` returns: shapes are checked by abstract
+evaluation, data by listing it, the workdir by writing to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from litevit_jax import augment, checkpoint, distributed, registry, sharding, trees
+from litevit_jax.data import settings
+from litevit_jax.evaluators import base as evaluators
+from litevit_jax.train import (
+    batch_shapes,
+    eval_runner,
+    microbatch,
+    resolve,
+)
+from litevit_jax.train import optimizer as optimizers
+from litevit_jax.train import state as states
+from litevit_jax.train import step as steps
+from litevit_jax.train import workdir as workdirs
+from litevit_jax.train.job import Job
+from litevit_jax.train.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltStep:
+    """What is learned and how, by shapes alone: no example is read, no array made.
+
+    Attributes:
+      objective, optimizer, step: as in `job.Job`.
+      create: key -> the initial TrainState on the mesh.
+      variables: abstract Variables of the objective.
+      state: abstract TrainState with shardings.
+      batch: the host's batch by shape; `step.lower(state, batch)` is the program.
+      slices: parts in which a device computes its examples, one after the other.
+    """
+
+    objective: Any
+    optimizer: optimizers.Optimizer
+    variables: Any
+    state: TrainState
+    batch: batch_shapes.Shapes
+    create: Callable[[jax.Array], TrainState]
+    step: Any  # of jax.jit
+    slices: int
+
+
+class WarmStart(Protocol):
+    """What a run starts from, as `warm_start.start` reads it from other runs."""
+
+    @property
+    def notes(self) -> list[str]: ...
+
+    def check_teacher(self, *, needed: bool) -> None: ...
+
+    def teacher_arrays(self, shapes: Any) -> Any: ...
+
+    def check(self, params: Any) -> None: ...
+
+    def state(
+        self, create: Any, abstract: Any, fixed: Any, optimizer: Any
+    ) -> TrainState: ...
+
+
+def build_step(
+    config: ConfigDict,
+    mesh: Mesh,
+    source: Callable[[str], Any],
+    memory: float | None = None,
+) -> BuiltStep:
+    """Builds the step of a run on `mesh`; derives what `config` leaves open.
+
+    Args:
+      config: settled; it gets `derived`, and a batch size if it has none.
+      mesh: of real devices, or of those of a topology that is only planned for.
+      source: split -> its examples; of 'train', their number and classes are used.
+      memory: bytes that JAX may use of a device that is not here to be asked.
+
+    Raises:
+      ValueError, KeyError: the user's mistake, named in the message.
+    """
+    resolve.derive(config, source)
+    microbatch.check(config, mesh)
+    ops = augment.make(batch_shapes.augmentation(config))
+    objective = _objective(config, mesh, source)
+    batch = _batch(config, objective, ops)
+    variables = states.abstract_variables(objective, batch)
+    optimizer = _optimizer(config, variables.params)
+    create, shardings = states.creator(objective, optimizer, batch, mesh)
+    state = _abstract_state(create, shardings)
+    fitting = functools.partial(
+        microbatch.images_that_fit, mesh, objective, variables, batch, state, memory
+    )
+    count = microbatch.count(config, mesh, objective, fitting)
+    jitted = _step(config, objective, optimizer, ops, shardings, count)
+    batch_sharding = sharding.batch_sharding(mesh)
+    host = {
+        k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding)
+        for k, x in batch_shapes.host(config).items()
+    }
+    # Traces the whole step by shapes: a model that does not fit fails here. Of batches
+    # sharded as these are, jit keeps the trace for the run.
+    jax.eval_shape(jitted, state, host)
+    return BuiltStep(
+        objective=objective,
+        optimizer=optimizer,
+        variables=variables,
+        state=state,
+        batch=host,
+        create=create,
+        step=jitted,
+        slices=count,
+    )
+
+
+def build_job(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    warm_start: WarmStart,
+    *,
+    begin: bool = True,
+) -> Job:
+    """Checks a run and builds it.
+
+    Args:
+      config: settled; it gets `derived`.
+      workdir: of the run.
+      warm_start: what the run starts from.
+      begin: False leaves the workdir as it is: all else is checked alone.
+
+    Raises:
+      ValueError, KeyError, OSError: the user's mistake, named in the message.
+    """
+    from litevit_jax.data import splits, transforms
+    from litevit_jax.train import eval_setup
+
+    doing = "listing the images and designing the run"
+    distributed.beat(doing, grace=True, begun=False)
+    resolve.pixel_range(config, config.data.train_split)
+    source = splits.sources(config.data)
+    mesh = microbatch.make_mesh(config, source)
+    built = build_step(config, mesh, source)
+    transform = transforms.train_ops(**settings.image_settings(config.data))
+    fixed = _fixed(config, built, warm_start)
+    warm_start.check(built.state.params)
+    plain = workdirs.plain(config.to_dict())
+    made = eval_setup.make(
+        config, built.objective, built.variables, source, mesh=mesh, workdir=workdir
+    )
+    size = saved_bytes(built.state, fixed)
+    workdirs.check_space(workdir, size, config.checkpoint.keep)
+    # Last: only a sound run is begun.
+    resumes = begin and workdirs.open_run(workdir, plain)
+    return Job(
+        config=plain,
+        workdir=workdir,
+        mesh=mesh,
+        objective=built.objective,
+        optimizer=built.optimizer,
+        state=built.state,
+        fixed=fixed,
+        create=functools.partial(
+            warm_start.state, built.create, built.state, fixed, built.optimizer
+        ),
+        step=built.step,
+        stream=functools.partial(_stream, config, source("train"), transform),
+        evaluators=made,
+        eval_runner=functools.partial(
+            eval_runner.EvalRunner, made, plain, workdir, built.optimizer
+        ),
+        release=functools.partial(workdirs.close_run, workdir),
+        resumes=resumes,
+        total_steps=config.derived.total_steps,
+        notes=[*warm_start.notes, *eval_setup.notes(made)],
+    )
+
+
+def _fixed(
+    config: ConfigDict, built: BuiltStep, warm_start: WarmStart
+) -> dict[str, Any]:
+    """The frozen teacher, if there is one; its fingerprint joins config.derived."""
+    needed = built.objective.frozen_teacher
+    warm_start.check_teacher(needed=needed)
+    if not needed:
+        return {}
+    shapes, whole = built.variables.teacher, jax.numpy.float32
+    read = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, whole), shapes)
+    arrays = warm_start.teacher_arrays(read)
+    # Of what was read: in which type an accelerator holds it makes no other teacher.
+    resolve.assign(config.derived, {"teacher_fingerprint": trees.hash_arrays(arrays)})
+    teacher = jax.tree.map(lambda x, like: x.astype(like.dtype), arrays, shapes)
+    return {"teacher": teacher}
+
+
+def saved_bytes(state: TrainState, fixed: Iterable[str]) -> int:
+    """Bytes of a checkpoint of `state` without its parts `fixed`."""
+    parts = [getattr(state, part) for part in checkpoint.PARTS if part not in fixed]
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts))
+
+
+def _objective(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Any:
+    block, field = resolve.objective(config)
+    name = block.pop("name")
+    if field is not None:
+        _check_classes(config, field, block[field], source("train"))
+    # How blocks run, not what they compute.
+    from litevit_jax.models import attention
+
+    attention.check(config.attention, mesh.devices.flat[0].platform)
+    kernel = {"attention": config.attention}
+    blocks = kernel | ({"remat": True} if config.remat else {})
+    for part, how in (("encoder", blocks), ("decoder", blocks), ("teacher", kernel)):
+        if part in block:
+            block[part] |= how
+    objective = registry.make("objectives", name, **block)
+    least = objective.min_batch_per_device * mesh.size
+    if config.batch_size < least:
+        raise ValueError(
+            f"batch_size={config.batch_size} is {config.batch_size // mesh.size} "
+            f"on each of {mesh.size} devices; objective {name!r} needs at least "
+            f"{objective.min_batch_per_device} there: set "
+            f"--config.batch_size={least} or more"
+        )
+    return objective
+
+
+def _check_classes(config: ConfigDict, field: str, count: int, images: Any) -> None:
+    """Raises ValueError unless `images` have labels, of at most `count` classes."""
+    what = f"objective {config.objective.name!r}, split 'train'"
+    evaluators.check_labels(images, what)
+    known = config.derived.num_classes
+    if count < known:
+        raise ValueError(
+            f"objective.{field}={count}, but the data has {known} classes; leave it "
+            "out to take the data's"
+        )
+
+
+def _batch(config: ConfigDict, objective: Any, ops: tuple[augment.Op, ...]) -> Any:
+    """The batch as the objective sees it, by shape."""
+    if objective.num_views != config.data.views:
+        raise ValueError(
+            f"objective {config.objective.name!r} reads {objective.num_views} view(s) "
+            f"of each image, but data.views={config.data.views}; set "
+            f"--config.data.views={objective.num_views}"
+        )
+    return batch_shapes.training(config, ops)
+
+
+def _step(
+    config: ConfigDict,
+    objective: Any,
+    optimizer: Any,
+    ops: Any,
+    shardings: Any,
+    count: int,
+) -> Callable[..., Any]:
+    return steps.make_train_step(
+        objective,
+        optimizer,
+        ops,
+        seed=config.seed,
+        mesh=shardings.step.mesh,
+        state_sharding=shardings,
+        slices=count,
+        health_every=config.log.every_steps if config.log.health else None,
+        total_steps=config.derived.total_steps,
+    )
+
+
+def _optimizer(config: ConfigDict, params: Any) -> optimizers.Optimizer:
+    schedule = optimizers.warmcos(
+        peak=config.derived.peak_lr,
+        total_steps=config.derived.total_steps,
+        warmup_steps=config.derived.warmup_steps,
+        start=config.lr.start,
+        end=config.lr.end,
+    )
+    return optimizers.make(params, schedule, **config.optimizer)
+
+
+def _abstract_state(create: Any, shardings: Any) -> TrainState:
+    abstract = jax.eval_shape(create, states.abstract_key())
+    sharding.check_fsdp(shardings.step.mesh, abstract)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        abstract,
+        shardings,
+    )
+
+
+def _stream(config: ConfigDict, source: Any, transform: Any, start_step: int) -> Any:
+    from litevit_jax.data import pipeline
+
+    return pipeline.train_batches(
+        source,
+        transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        process_index=distributed.index(),
+        process_count=distributed.count(),
+        workers=config.data.workers,
+        threads=config.data.threads,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )

@@ -1,0 +1,167 @@
+"""Resolves a config: every value that the command line leaves open is set here.
+
+Nothing else in the package writes into a config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from litevit_jax import augment, distributed, registry
+from litevit_jax.objectives import base as objectives
+from litevit_jax.train import microbatch
+
+# Training images of ImageNet-1k. The recipes' authors leave out what remains of each
+# epoch after its whole batches: 312 updates at a batch of 4096.
+_IMAGENET = 1_281_167
+
+
+def copy(config: ConfigDict) -> ConfigDict:
+    """Copies `config` for a job to complete.
+
+    Raises:
+      ValueError: a number out of its bounds.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    registry.check_fields(config)
+    return config
+
+
+def settle(config: ConfigDict) -> ConfigDict:
+    """Copies `config` for a run: numbers checked, the decoder that 'auto' means chosen.
+
+    Raises:
+      ValueError: a number out of its bounds.
+    """
+    from litevit_jax.data import turbo
+
+    config = copy(config)
+    distributed.check_joined()
+    config.data.decoder = turbo.choose(config.data.decoder)
+    return config
+
+
+def pixel_range(config: ConfigDict, split: str) -> None:
+    """Sets `data.range` to what the run must record of it: numbers for 'auto'.
+
+    Raises:
+      ValueError: no range, or not the one that the images of `split` have.
+    """
+    from litevit_jax.data import splits
+
+    config.data.range = splits.pixel_range(config.data, split)
+
+
+def derive(config: ConfigDict, source: Callable[[str], Any]) -> None:
+    """Sets what follows from the data: the batch size if it is open, `derived`.
+
+    Augmentations that need red, green and blue are left out for other images.
+
+    Raises:
+      ValueError: a run without a step, or a warm-up that does not fit into it.
+    """
+    lr_batch, steps_at_least = config.batch_size, 0
+    if lr_batch is None:
+        config.batch_size = microbatch.batch_size(config, source)
+        lr_batch = config.auto_batch.lr_batch or config.batch_size
+        steps_at_least = config.auto_batch.steps_at_least
+    images = source("train")
+    length = _length(config, len(images), steps_at_least)
+    config.derived = {
+        "train_examples": len(images),
+        "train_fingerprint": images.fingerprint(),
+        "num_classes": len(images.classes),
+        "classes": list(images.classes),
+        **length,
+        "peak_lr": config.lr.base * lr_batch / 256,
+    }
+    config.augment, left_out = augment.for_channels(
+        config.augment.to_dict(), config.data.channels
+    )
+    if left_out:
+        logging.warning(
+            "images of data.channels=%d are not red, green and blue: the augmentation "
+            "leaves out %s",
+            config.data.channels,
+            ", ".join(left_out),
+        )
+
+
+def objective(config: ConfigDict) -> tuple[dict[str, Any], str | None]:
+    """Completes the objective's block by what the run derives.
+
+    Returns:
+      The block without open fields, and the name of its field that counts classes, if
+      it has one; that field is set in `config`, too.
+    """
+    block = without_none(config.objective.to_dict())
+    block = objectives.complete(block, config.derived)
+    field = objectives.classes_field(block["name"])
+    if field is not None:
+        config.objective[field] = block[field]
+    return block, field
+
+
+def _length(config: ConfigDict, images: int, steps_at_least: int) -> dict[str, float]:
+    """How many updates a run takes, and of them an epoch and the warm-up.
+
+    An epoch is a pass over the images: images / batch_size updates, a fraction of one
+    if the batch is larger, for no image is dropped. Of ImageNet's images it is whole
+    batches, as the recipes count.
+
+    Raises:
+      ValueError: a run without a step, or a warm-up that does not fit into it.
+    """
+    epochs, warmup_epochs = config.epochs, config.lr.warmup_epochs
+    if epochs <= 0 or (config.steps is not None and config.steps < 1):
+        raise ValueError(
+            f"steps={config.steps}, epochs={epochs}: a run needs at least one"
+        )
+    used = images
+    if images == _IMAGENET and images >= config.batch_size:
+        used -= images % config.batch_size
+    by_epochs = max(round(epochs * used / config.batch_size), 1)
+    total = max(by_epochs, steps_at_least) if config.steps is None else config.steps
+    warmup = round(warmup_epochs * used / config.batch_size)
+    if total != by_epochs:  # a run of another length keeps its proportions
+        warmup = round(total * warmup_epochs / epochs)
+    if warmup >= total:
+        raise ValueError(
+            f"a warm-up of {warmup} steps does not fit a run of {total}: "
+            f"lr.warmup_epochs={warmup_epochs:g}, epochs={epochs}; set "
+            f"--config.lr.warmup_epochs={epochs / 10:g} (a tenth of the run), or train "
+            "longer"
+        )
+    return {
+        "steps_per_epoch": used / config.batch_size,
+        "total_steps": total,
+        "warmup_steps": warmup,
+    }
+
+
+def assign(block: ConfigDict, values: dict[str, Any]) -> None:
+    """Sets fields of a config's block; a block in `values` replaces the old one."""
+    for key, value in values.items():
+        block[key] = value
+
+
+def fill_open(block: ConfigDict, values: dict[str, Any]) -> None:
+    """Sets those fields of `block` that are None, at any depth."""
+    for key, value in values.items():
+        if isinstance(value, dict) and block.get(key) is not None:
+            fill_open(block[key], value)
+        elif block.get(key) is None:
+            block[key] = value
+
+
+def without_none(block: dict[str, Any]) -> dict[str, Any]:
+    """Copies `block` without the fields that are None, at any depth."""
+    return {
+        key: without_none(value) if isinstance(value, dict) else value
+        for key, value in block.items()
+        if value is not None
+    }

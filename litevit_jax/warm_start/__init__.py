@@ -1,0 +1,1 @@
+"""What a run takes from another one: encoder, images, parameters, a teacher."""

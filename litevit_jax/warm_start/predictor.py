@@ -1,0 +1,82 @@
+"""What predicts, of a run or a file: an objective, made from its saved config."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+
+from litevit_jax import registry
+from litevit_jax.models import layers, vit
+from litevit_jax.objectives import base as objectives
+from litevit_jax.train import resolve
+
+
+def objective_of(run: dict[str, Any]) -> Any:
+    """The objective of a run's saved config."""
+    return make(block_of(run))
+
+
+def block_of(run: dict[str, Any]) -> dict[str, Any]:
+    """Completes the objective's block of a run's saved config."""
+    block = tuples(run["objective"])
+    derived = run["derived"]
+    return block | objectives.complete(resolve.without_none(block), derived)
+
+
+def make(block: dict[str, Any]) -> Any:
+    """The objective of a complete block; 'encoder' names one that only encodes."""
+    block = resolve.without_none(block)
+    name = block.pop("name")
+    if name == "encoder":
+        return Encoder(vit.make_encoder(**block["encoder"]), block.get("pool"))
+    return registry.make("objectives", name, **block)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """What a file without a classifier predicts: features.
+
+    With `pool` they are pooled so and go through a norm, as in a classifier whose last
+    layer was taken away.
+    """
+
+    encoder: vit.Encoder
+    pool: str | None = None
+    num_views: ClassVar[int] = 1
+
+    def init(self, key: jax.Array, batch: dict[str, Any]) -> objectives.Variables:
+        """Parameters {'encoder'}, and with `pool` {'head': {'fc_norm'}}."""
+        image = jax.numpy.zeros((1, *batch["image"].shape[1:]))
+        params = {"encoder": self.encoder.init(key, image)["params"]}
+        if self.pool is not None:
+            pooled = jax.numpy.zeros((1, self.encoder.width))
+            params["head"] = {"fc_norm": self._norm.init(key, pooled)["params"]}
+        return objectives.Variables(params, {}, {})
+
+    def predict(
+        self, params: Any, model_state: Any, batch: dict[str, Any]
+    ) -> dict[str, jax.Array]:
+        """Features, see `vit.features_of`."""
+        del model_state
+        found: Any = self.encoder.apply({"params": params["encoder"]}, batch["image"])
+        features = vit.features_of(*found)
+        if self.pool is not None:
+            norm = {"params": params["head"]["fc_norm"]}
+            pooled = vit.pool_tokens(found[0], self.pool)
+            features["features"] = jax.numpy.asarray(self._norm.apply(norm, pooled))
+        return features
+
+    @property
+    def _norm(self) -> layers.LayerNorm:
+        return layers.LayerNorm("float32")
+
+
+def tuples(value: Any) -> Any:
+    """Lists, which JSON makes of tuples, as tuples again, at any depth."""
+    if isinstance(value, dict):
+        return {key: tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(tuples(item) for item in value)
+    return value

@@ -1,0 +1,190 @@
+"""Reads parameters and config of a run, of a step in it, or of a file of weights."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from litevit_jax import checkpoint, choices, distributed, paths, trees, weights
+from litevit_jax.train import workdir as workdirs
+from litevit_jax.warm_start import images
+from litevit_jax.weights import names
+
+
+class Checkpoint(NamedTuple):
+    """Parameters of a run at a step, read without its training state."""
+
+    params: dict[str, np.ndarray]  # 'encoder/norm/scale' -> array
+    config: dict[str, Any]
+    step: int
+    directory: pathlib.Path
+    model_state: dict[str, np.ndarray] = {}  # noqa: RUF012  running statistics
+
+
+def read_params(path: str, *, average: bool = False) -> Checkpoint:
+    """Parameters and config of a run directory (newest step) or a step inside it.
+
+    With `average`, the trained ones are those that the optimizer averaged.
+
+    Raises:
+      FileNotFoundError: no run, or no such step, there.
+      CorruptCheckpoint: the files are damaged.
+      ValueError: an average is asked for, and the run kept none.
+    """
+    run, step = _locate(path)
+    if not (run / "checkpoints").is_dir():
+        what = f"no run directory there (expected {run / 'checkpoints'})"
+        raise FileNotFoundError(
+            f"{path}: {what if run.exists() or not run.suffix else 'no such file'}; "
+            "give the --workdir of a run that has begun, or a file of weights"
+        )
+    with ocp.CheckpointManager(run / "checkpoints") as manager:
+        steps = sorted(manager.all_steps())
+        step = max(steps, default=None) if step is None else step
+        if step is None or step not in steps:
+            raise FileNotFoundError(
+                f"{path}: step {step} is not saved; {run} has steps {steps or 'none'}"
+            )
+        try:
+            wanted = {"meta": ocp.args.JsonRestore()}
+            meta = checkpoint.read_items(manager, step, wanted)["meta"]
+            params = _read_part(manager, step, meta, "params")
+            model_state = _read_part(manager, step, meta, "model_state")
+            if average:
+                params |= _average(_read_part(manager, step, meta, "opt_state"), path)
+        except checkpoint.CorruptCheckpoint as error:
+            others = ", ".join(f"{run}/checkpoints/{s}" for s in steps if s != step)
+            raise checkpoint.CorruptCheckpoint(
+                f"{path}: step {step} is damaged ({error}); others: {others or 'none'}"
+            ) from error
+    return Checkpoint(params, choices.upgrade(meta["config"]), step, run, model_state)
+
+
+def _locate(path: str) -> tuple[pathlib.Path, int | None]:
+    place = paths.absolute(paths.path(path))
+    if place.name.isdigit() and not (place / "checkpoints").exists():
+        run = place.parent
+        return (run.parent if run.name == "checkpoints" else run), int(place.name)
+    return place, None
+
+
+def _read_part(manager: ocp.CheckpointManager, step: int, meta: Any, part: str) -> Any:
+    """'encoder/norm/scale' -> array, of one part of a saved state."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    leaf = jax.ShapeDtypeStruct
+    wanted = {
+        name.removeprefix(f"{part}."): leaf(tuple(shape), dtype, sharding=device)
+        for name, (shape, dtype) in meta["arrays"].items()
+        if name.startswith(f"{part}.")
+    }
+    if not wanted:
+        return {}
+    items = {part: ocp.args.StandardRestore(wanted)}
+    flat = checkpoint.read_items(manager, step, items)
+    checkpoint.check_bits(flat, meta)
+    return {trees.from_dotted(k): np.asarray(v) for k, v in flat[part].items()}
+
+
+def _average(opt_state: dict[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
+    found = {k[4:]: x for k, x in opt_state.items() if k.startswith("ema/")}
+    if not found:
+        raise ValueError(
+            f"{path}: the run kept no average of its parameters; leave the flag out"
+        )
+    return found
+
+
+def read(
+    path: str,
+    *,
+    num_heads: int | None = None,
+    grid: tuple[int, int] | None = None,
+    average: bool = False,
+) -> Checkpoint:
+    """Parameters and config of a run, of a step in it, or of a file of weights.
+
+    The config of a file has `objective.encoder`, and there its `grid` of patches, and
+    `objective.pool`, see `weights.Weights`; `classes`, names of what its head tells
+    apart, and `normalize`, both maybe empty. What had to be assumed of it is printed.
+
+    Args:
+      path: of a run directory, a step inside it, or a file.
+      num_heads: of the file's encoder, if the file does not record it.
+      grid: rows and columns of its patches, if they are not as many.
+      average: the run's average of its parameters instead of the last ones.
+
+    Raises:
+      FileNotFoundError: nothing is there.
+      ValueError: the file cannot be read, or does not say how many heads it has; or
+        there is no average.
+    """
+    if not paths.path(path).is_file():
+        if average:
+            return read_params(path, average=True)
+        return read_params(path)
+    if average:
+        raise ValueError(
+            f"{path}: a file of weights holds one set of parameters and no average; "
+            "leave --config.init_ema out"
+        )
+    file = str(paths.local_file(path))
+    found = weights.read(file, num_heads=num_heads, grid=grid)
+    for note in found.notes if distributed.primary() else ():
+        print(f"{path}: {note}", flush=True)
+    encoder = {**found.encoder, "grid": found.grid}
+    config: dict[str, Any] = {"objective": {"encoder": encoder, "pool": found.pool}}
+    config |= {"classes": found.classes, "normalize": found.normalize}
+    config["range"] = found.metadata.get("range")
+    return Checkpoint(found.params, config, 0, pathlib.Path(path))
+
+
+def read_flag(
+    flag: str, path: str, block: Any, average: bool = False, grid: str | None = None
+) -> Checkpoint:
+    """`read` for a flag of the command line, with the heads that `block` gives."""
+    sides = names.grid_of_flag("init_grid", grid)
+    try:
+        heads = block.get("num_heads")
+        return read(path, num_heads=heads, grid=sides, average=average)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--config.{flag}={error}") from None
+    except checkpoint.CorruptCheckpoint:
+        raise
+    except ValueError as error:
+        hint = ""
+        if "num_heads" in str(error) and not block.get("num_heads"):
+            hint = f"; here: --config.{block_of(flag)}.num_heads=A"
+        elif "give grid" in str(error):
+            convert = (
+                "convert the file first, with configs/convert.py and --config.grid"
+            )
+            hint = "--config.init_grid" if flag == "init" else convert
+            hint = f"; here: {hint}=ROWSxCOLUMNS"
+        raise ValueError(f"--config.{flag}={error}{hint}") from None
+
+
+def block_of(flag: str) -> str:
+    """The config block of the encoder that a flag of the command line reads."""
+    return "objective.encoder" if flag == "init" else "objective.teacher"
+
+
+def encoder_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The encoder's block in the config of a run or of a file of weights."""
+    block = config["objective"]["encoder"]
+    if "data" in config:
+        return block
+    return {name: block[name] for name in images.FILE_FIELDS if name in block}
+
+
+def run_config(path: str) -> dict[str, Any]:
+    """The config of the run that `like` names."""
+    config = workdirs.read_config(paths.path(path))
+    if config is None:
+        raise FileNotFoundError(
+            f"--config.like={path}: no run directory there (no config.json)"
+        )
+    return config

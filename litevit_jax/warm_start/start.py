@@ -1,0 +1,234 @@
+"""Resolves what a run takes from another one: parameters, encoder, data, a teacher.
+
+`config.init` names the run, or the file of weights, whose parameters are loaded;
+`config.teacher` the one whose encoder teaches and never changes; `config.like` a run
+that only lends its encoder and data (to compare with random parameters).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+from ml_collections import ConfigDict
+
+from litevit_jax import sharding
+from litevit_jax.train import resolve
+from litevit_jax.train import state as states
+from litevit_jax.warm_start import images
+
+if TYPE_CHECKING:
+    from litevit_jax.warm_start.read import Checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStart:
+    """The checkpoints that a run starts from; its config has taken what it left open.
+
+    Attributes:
+      config: of the run; settled by `warm_start`.
+      init: the checkpoint whose parameters are loaded, or None.
+      teacher: the frozen teacher's checkpoint, or None.
+      notes: lines about the encoder and the images, for the start.
+    """
+
+    config: ConfigDict
+    init: Checkpoint | None
+    teacher: Checkpoint | None
+    notes: list[str]
+
+    def check_teacher(self, *, needed: bool) -> None:
+        """Raises ValueError if a teacher is missing, or is given and not needed."""
+        if needed and self.teacher is None:
+            raise ValueError(teacher_missing(self.config))
+        if self.teacher is not None and not needed:
+            raise ValueError(teacher_unused(self.config))
+
+    def teacher_arrays(self, shapes: Any) -> Any:
+        """The teacher's arrays, on the host; every leaf of `shapes` is filled.
+
+        Raises:
+          ValueError: a leaf is missing or of another shape.
+        """
+        from litevit_jax.warm_start import fill
+
+        assert self.teacher is not None
+        return fill.fill_teacher(shapes, self.teacher, self.config)
+
+    def check(self, params: Any) -> None:
+        """Raises ValueError unless `init` computes the same function and fits."""
+        if self.init is not None:
+            from litevit_jax.warm_start import fill
+
+            fill.check(params, self.init, self.config)
+
+    def state(
+        self, create: Callable[..., Any], abstract: Any, fixed: Any, optimizer: Any
+    ) -> states.TrainState:
+        """The initial TrainState, on the mesh, with what `init` and `fixed` give."""
+        state, given = create(jax.random.key(self.config.seed)), dict(fixed)
+        if self.init is None:
+            return sharding.replace(state, given, abstract)
+        from litevit_jax.warm_start import fill
+
+        given["params"] = fill.fill_params(state.params, self.init, self.config)
+        state = sharding.replace(state, given, abstract)
+        if optimizer.ema_decay is None:
+            return state
+        return states.restart_optimizer(state, optimizer)  # the average starts there
+
+
+def warm_start(config: ConfigDict) -> WarmStart:
+    """Reads the checkpoints that `config` names and takes what it leaves open.
+
+    Raises:
+      ValueError: nothing says where to start, or which encoder or data; or a
+        checkpoint contradicts the config.
+      FileNotFoundError: no checkpoint is there.
+    """
+    init, teacher = inherit(config), read_teacher(config)
+    return WarmStart(config, init, teacher, images.settle(config, init, teacher))
+
+
+def inherit(config: ConfigDict) -> Checkpoint | None:
+    """Reads `init`, and takes what the config leaves open from its run (or `like`'s).
+
+    Open are fields of the encoder that are None, and the data if its source is None;
+    for images see `images.settle`. `config.fallback.encoder` fills what is then still
+    open of the encoder.
+
+    Raises:
+      ValueError: nothing says where to start, or which encoder or data.
+    """
+    if config.init_required and not config.init:
+        raise ValueError(
+            f"{config.name} starts from a pre-trained encoder: which? Give its run "
+            "with --config.init=RUN_DIR (or a step in it, RUN_DIR/checkpoints/STEP, or "
+            "a file of weights), or --config.init=random for one that never learned"
+        )
+    encoder = config.objective.encoder
+    loaded, like = _read_init(config)
+    if like is not None:
+        from litevit_jax.warm_start import read
+
+        block, where = read.encoder_of(like), config.init or config.like
+        _take_encoder("objective.encoder", encoder, block, where)
+        if config.data.source is None:
+            take_data(config, like)
+    else:
+        known = config.fallback.encoder.items()
+        resolve.assign(encoder, {k: v for k, v in known if not encoder[k]})
+    if config.data.source is None or not (encoder.variant or encoder.width):
+        raise ValueError(
+            f"{config.name}: which encoder and data? Give a pre-training run with "
+            "--config.init=RUN_DIR; or, to start from --config.init=random, either "
+            "--config.like=RUN_DIR (its encoder and data) or a variant (:digits)"
+        )
+    return loaded
+
+
+def _read_init(config: ConfigDict) -> tuple[Checkpoint | None, dict | None]:
+    """Reads `init`; also returns the config to take open fields from, if any."""
+    trained = config.init and config.init != "random"
+    if not (trained or config.like):
+        return None, None
+    from litevit_jax.warm_start import read
+
+    loaded = None
+    if trained:
+        average, grid = bool(config.init_ema), config.init_grid
+        encoder = config.objective.encoder
+        loaded = read.read_flag("init", config.init, encoder, average, grid)
+        loaded = _with_donor(loaded, config)
+    if config.like:
+        return loaded, read.run_config(config.like)
+    return loaded, None if loaded is None else loaded.config
+
+
+def _with_donor(loaded: Checkpoint, config: ConfigDict) -> Checkpoint:
+    """`loaded`, with what `init_donor_load` names of another checkpoint instead."""
+    if not config.init_donor:
+        return loaded
+    from litevit_jax.warm_start import match, read
+
+    donor = read.read_flag("init_donor", config.init_donor, config.objective.encoder)
+    own, other = (images.encoder(read.encoder_of(x.config)) for x in (loaded, donor))
+    where = f"--config.init_donor={config.init_donor}"
+    match.check_donor(where, own, other, images.SIZES)
+    load = config.init_donor_load
+    return loaded._replace(params=match.merge(loaded.params, donor.params, load, where))
+
+
+def read_teacher(config: ConfigDict) -> Checkpoint | None:
+    """Reads `teacher`, and takes from it what `objective.teacher` leaves open.
+
+    Raises:
+      ValueError: the objective has a teacher and none is given, or the reverse.
+      FileNotFoundError: no checkpoint is there.
+    """
+    block = config.objective.get("teacher")
+    if not config.teacher:
+        if block is None:
+            return None
+        raise ValueError(teacher_missing(config))
+    if block is None:
+        raise ValueError(teacher_unused(config))
+    from litevit_jax.warm_start import fill, read
+
+    loaded = read.read_flag("teacher", config.teacher, block)
+    objective = loaded.config["objective"]
+    beside = {k: objective.get(k) for k in block if k not in ("encoder", "name")}
+    known = {**resolve.without_none(beside), **read.encoder_of(loaded.config)}
+    _take_encoder("objective.teacher", block, known, config.teacher)
+    fill.check_heads("teacher", config.teacher, block, known)
+    return loaded
+
+
+def teacher_missing(config: ConfigDict) -> str:
+    """The message about a teacher that is needed and not given."""
+    return (
+        f"objective {config.objective.name!r} learns from a teacher: which? Give its "
+        "run or its weights with --config.teacher=RUN_DIR or --config.teacher=FILE"
+    )
+
+
+def teacher_unused(config: ConfigDict) -> str:
+    """The message about a teacher that is given and not needed."""
+    return (
+        f"--config.teacher={config.teacher}: objective {config.objective.name!r} has "
+        "no frozen teacher; leave the flag out"
+    )
+
+
+def _take_encoder(name: str, block: ConfigDict, known: dict, where: str) -> None:
+    """Fills the fields of an encoder's `block` that are None from `known`."""
+    if block.get("variant") is None:
+        from litevit_jax.warm_start import match
+
+        match.check_same(name, known, block, where)
+        own = resolve.without_none(block.to_dict())
+        resolve.assign(block, {**known, **own})
+    elif block.get("pos_embed") is None:
+        resolve.assign(block, {"pos_embed": known.get("pos_embed")})
+
+
+def take_data(config: ConfigDict, like: dict[str, Any]) -> None:
+    """Takes the other run's data; what the recipe sets stays.
+
+    Size, channels and normalisation of the images are left to `images.take`.
+
+    Raises:
+      ValueError: `like` is of a file, which knows no data.
+    """
+    if "data" not in like:
+        raise ValueError(
+            f"--config.init={config.init}: a file of weights says nothing about data; "
+            f"name some: --config=...{config.name}.py:digits, :imagenet2012 or "
+            ":data=folder,path=DIR"
+        )
+    from litevit_jax.warm_start import match
+
+    known = match.data_of(like).items()
+    resolve.fill_open(config.data, {k: v for k, v in known if k not in match.IMAGES})
