@@ -276,7 +276,7 @@ def _report_at_end(config: Any, workdir: str) -> None:
         )
         return
     try:
-        from litevit_jax.analysis import job
+        from litevit_jax.jobs import analyse as job
 
         _say(f"report: {job.after_training(config, workdir)}")
     except Exception as error:
@@ -291,7 +291,7 @@ def _report_at_end(config: Any, workdir: str) -> None:
 
 def _analysis(name: str, config: Any, workdir: str | None) -> int:
     """The jobs that look into checkpoints and runs."""
-    from litevit_jax.analysis import job
+    from litevit_jax.jobs import analyse as job
 
     outcome = job.run(name, config, workdir)
     _say(outcome.text)

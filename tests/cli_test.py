@@ -16,10 +16,10 @@ from absl import flags
 from PIL import Image
 
 from litevit_jax import cli, commandline, distributed, recipes
-from litevit_jax.analysis import job as analyses
 from litevit_jax.configs import common, mae_tiny
 from litevit_jax.data.sources import tfds
 from litevit_jax.distributed import detect
+from litevit_jax.jobs import analyse as analyses
 from litevit_jax.jobs import convert, evaluate, train, transfer
 from litevit_jax.train import loop
 

@@ -210,7 +210,7 @@ CODES: dict[int, tuple[str, ...]] = {
     exits.FAILED: ("RuntimeError", "FloatingPointError", "MemoryError", "IndexError"),
 }
 CODES[exits.FAILED] += ("Absent", "WorkerError")
-# What ends otherwise: a signal (stop_test), and a ValueError with more to say.
+# What ends otherwise: a signal (preemption_test), and a ValueError with more to say.
 HANDLED = ("NoTestSplit", "Stopped", "SystemExit")
 OURS = (pipeline, checkpoint, decode, weights, meeting)
 

@@ -10,16 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from litevit_jax.analysis import (
-    attention,
-    capture,
-    images,
-    job,
-    measure,
-    models,
-    pictures,
-)
-from litevit_jax.jobs import train
+from litevit_jax.analysis import attention, capture, images, measure, models, pictures
+from litevit_jax.jobs import analyse, train
 from tests import jobs
 from tests.analysis.conftest import MAKE_MESH
 
@@ -178,7 +170,7 @@ def test_the_command_writes_numbers_pictures_and_a_page(runs, tmp_path):
         cka__on=False,
         features__on=False,
     )
-    page = job.analyse(made, tmp_path / "out")
+    page = analyse.analyse(made, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "analysis.json").read_text())
     layers = [(m["model"], m["layer"], m["query"]) for m in found["maps"]]
     assert layers.count(("deit", 1, "1/2")) == 2  # 1 is its last as well

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from litevit_jax.analysis import job
+from litevit_jax.jobs import analyse
 from litevit_jax.report import advice
 from litevit_jax.train import workdir as workdirs
 from tests import jobs
@@ -162,7 +162,7 @@ def test_the_command_advises_from_directories_of_probes(tmp_path):
     write(tmp_path / "moco", [20.0, 40.0])
     named = f"mae={tmp_path}/mae,moco={tmp_path}/moco"
     made = jobs.config("analysis", "advice", models=named)
-    said = job.run("advise", made, str(tmp_path / "out")).text
+    said = analyse.run("advise", made, str(tmp_path / "out")).text
     found = json.loads((tmp_path / "out" / "advice.json").read_text())
     assert found["advice"] in said and found["advice"].count(". ") >= 1
     assert [row["top1"] for row in found["encoders"]] == [60.0, 40.0]
@@ -170,7 +170,7 @@ def test_the_command_advises_from_directories_of_probes(tmp_path):
     assert "Start from mae" in page and 'value="60.0"' in page
     write(tmp_path / "none", [20.0, 90.0], init="random")
     made.models = f"{named},b={tmp_path}/none"
-    text = job.run("advise", made, str(tmp_path / "out")).text
+    text = analyse.run("advise", made, str(tmp_path / "out")).text
     assert (
         text.startswith("None of these is worth") and "parameters (b, 90.0 %)" in text
     )
@@ -181,15 +181,15 @@ def test_which_tokens_are_read_is_chosen_on_images_held_out(tmp_path):
     tokens = {"title": "layers_avg", "pool": "avg", "select_top1": 51.0}
     write(tmp_path / "a", [30.0, 59.0], **tokens)
     made = jobs.config("analysis", "advice", models=f"a={tmp_path}/a")
-    text = job.run("advise", made, str(tmp_path / "out")).text
+    text = analyse.run("advise", made, str(tmp_path / "out")).text
     assert text.startswith("Start from a: the mean of the patches after block 2 tells")
     made.probe = "layers"
-    text = job.run("advise", made, str(tmp_path / "out")).text
+    text = analyse.run("advise", made, str(tmp_path / "out")).text
     assert text.startswith("Start from a: the class token after block 2 tells 60.0 %")
     path = tmp_path / "a" / "evals" / "layers" / "result.json"
     path.write_text(path.read_text().replace('"pool"', '"pol"'))
     with pytest.raises(ValueError, match=r"an older version wrote evals/layers/res"):
-        job.run("advise", made, str(tmp_path / "out"))
+        analyse.run("advise", made, str(tmp_path / "out"))
 
 
 def test_probes_of_other_images_and_missing_ones_are_refused(tmp_path):
@@ -202,9 +202,9 @@ def test_probes_of_other_images_and_missing_ones_are_refused(tmp_path):
         made = jobs.config("analysis", "advice", models=named)
         if message:
             with pytest.raises(ValueError, match=message):
-                job.run("advise", made, str(tmp_path / "out"))
+                analyse.run("advise", made, str(tmp_path / "out"))
         made.probe = "layers_avg"
         with pytest.raises(ValueError, match=r"no evals/layers_avg/result.json"):
-            job.run("advise", made, str(tmp_path / "out"))
+            analyse.run("advise", made, str(tmp_path / "out"))
     with pytest.raises(ValueError, match=r"x: no result of the evaluator 'layers'"):
         advice.of_probes({"x": {"top1": 50.0, "n": 5}})

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from litevit_jax import paths
-from litevit_jax.analysis import job
+from litevit_jax.jobs import analyse
 from litevit_jax.report import (
     analysis_figures,
     build,
@@ -310,7 +310,7 @@ def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = analysis_config(f"mae={run},moco={other}/checkpoints/20")
     (other / "checkpoints").mkdir()
-    out = job.draw(config, None)
+    out = analyse.draw(config, None)
     assert out.resolve() == (tmp_path / "runs/side/report/index.html").resolve()
     found = json.loads((out.parent / "report.json").read_text())
     loss = next(f for f in found["figures"] if f["name"] == "curves-loss")
@@ -333,7 +333,7 @@ def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
 
 def test_a_report_of_one_run_is_put_into_its_directory(tmp_path):
     place = write_run(tmp_path / "mine")
-    out = job.draw(analysis_config(str(place)), None)
+    out = analyse.draw(analysis_config(str(place)), None)
     assert out == place / "report" / "index.html"
 
 
@@ -341,7 +341,7 @@ def test_a_report_of_a_file_of_weights_is_refused(tmp_path):
     file = tmp_path / "vit.pth"
     file.write_bytes(b"x")
     with pytest.raises(ValueError, match=r"a report is of runs; to look into a file"):
-        job.draw(analysis_config(f"vit={file}"), None)
+        analyse.draw(analysis_config(f"vit={file}"), None)
 
 
 def test_names_from_a_run_are_escaped(tmp_path):
@@ -517,7 +517,7 @@ def test_analyses_that_mean_something_else_are_left_out(namesakes, tmp_path):
 def test_a_comparison_of_one_run_is_refused(run):
     made = analysis_config(str(run), "compare")
     with pytest.raises(ValueError, match=r"one run has nothing to be compared with"):
-        job.draw(made, None)
+        analyse.draw(made, None)
     with pytest.raises(ValueError, match=r"variants advice and compare: give one"):
         analysis_config(str(run), "compare,advice")
     assert analysis_config(str(run), "compare").name == "compare"

@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from litevit_jax import cli
-from litevit_jax.analysis import job, measure
+from litevit_jax.analysis import measure
+from litevit_jax.jobs import analyse
 from litevit_jax.train import loop
 from tests import jobs
 from tests.analysis import conftest
@@ -18,7 +19,7 @@ def ended(checkpoints, tmp_path_factory):
     made = conftest.shared()
     workdir = tmp_path_factory.mktemp("runs") / "mae run"
     shutil.copytree(checkpoints / "0", workdir)
-    return made, workdir, job.after_training(made, str(workdir))
+    return made, workdir, analyse.after_training(made, str(workdir))
 
 
 def test_a_run_ends_with_a_report_of_all_that_it_is(ended):
@@ -41,10 +42,10 @@ def test_an_analysis_is_made_anew_in_its_own_directory_alone(ended):
     made, workdir, _ = ended
     with made.unlocked():
         made.log.report_images = 8
-    job.after_training(made, str(workdir))
+    analyse.after_training(made, str(workdir))
     analysis = json.loads((workdir / "analysis" / "analysis.json").read_text())
     assert analysis["images"] == 8
-    small = job._small(made, job.run_record.read("mae", workdir))
+    small = analyse._small(made, analyse.run_record.read("mae", workdir))
     with pytest.raises(ValueError, match="holds a run with another config"):
         measure.prepare(small, workdir)
 
@@ -55,7 +56,7 @@ def test_without_images_there_is_no_analysis(ended, tmp_path):
     copy.mkdir()
     for name in ("config.json", "metrics.jsonl"):
         (copy / name).write_bytes((ended[1] / name).read_bytes())
-    text = job.after_training(made, str(copy)).read_text()
+    text = analyse.after_training(made, str(copy)).read_text()
     assert not (copy / "analysis").exists() and "Similarity of layers" not in text
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from litevit_jax import checkpoint, sharding
-from litevit_jax.analysis import layers
-from litevit_jax.jobs import evaluate, train
+from litevit_jax.jobs import evaluate, layer_study, train
 from litevit_jax.train import build, loop
 from litevit_jax.warm_start import read
 from tests import jobs
@@ -61,11 +60,13 @@ def runs(monkeypatch):
 
 @pytest.fixture(scope="module")
 def study(checkpoints, tmp_path_factory):
-    return layers.Study(config(checkpoints), tmp_path_factory.mktemp("s") / "study")
+    return layer_study.Study(
+        config(checkpoints), tmp_path_factory.mktemp("s") / "study"
+    )
 
 
 def test_every_part_runs_once_and_the_same_run_not_twice(runs, checkpoints, tmp_path):
-    outcome = layers.run(config(checkpoints), tmp_path / "run")
+    outcome = layer_study.run(config(checkpoints), tmp_path / "run")
     names = [workdir.name for _, workdir in runs]
     rich = [n.removeprefix("rich-") for n in names if n.startswith("rich-")]
     assert rich == [
@@ -91,13 +92,13 @@ def test_every_part_runs_once_and_the_same_run_not_twice(runs, checkpoints, tmp_
     ):
         rich = drawn[f"layers-{kind}"]["rich"]
         assert rich["k"] == [0, 1, 2] and rich["values"][k] == kept[same]
-    layers.run(config(checkpoints), tmp_path / "run")
+    layer_study.run(config(checkpoints), tmp_path / "run")
     assert len(runs) == 18 and len(runs.probes) == 2
 
 
 def test_blocks_are_probed_with_the_images_of_each_setting(runs, checkpoints, tmp_path):
     made = config(checkpoints, study__kinds=("probe",))
-    outcome = layers.run(made, tmp_path / "run")
+    outcome = layer_study.run(made, tmp_path / "run")
     assert [probe.data.fraction for probe, _ in runs.probes] == [1.0, 0.5]
     assert [place.name for _, place in runs.probes] == [
         "rich-probe-00",
@@ -124,22 +125,24 @@ def test_blocks_are_probed_with_the_images_of_each_setting(runs, checkpoints, tm
 def test_a_study_goes_on_where_it_was_stopped(runs, checkpoints, tmp_path):
     runs.stop = (3,)
     kinds = {"study__kinds": ("keep_first",)}
-    outcome = layers.run(config(checkpoints, **kinds), tmp_path / "run")
+    outcome = layer_study.run(config(checkpoints, **kinds), tmp_path / "run")
     assert outcome.signal == signal.SIGTERM and len(runs) == 3
     assert "6 of 8 parts are not finished" in outcome.page.read_text()
-    outcome = layers.run(config(checkpoints, **kinds), tmp_path / "run")
+    outcome = layer_study.run(config(checkpoints, **kinds), tmp_path / "run")
     assert outcome.signal is None
     assert len(runs) == 9 and runs[3][1] == runs[2][1]
     # More parts may be asked of the same study, other data may not.
-    layers.run(config(checkpoints, study__kinds=("freeze",)), tmp_path / "run")
+    layer_study.run(config(checkpoints, study__kinds=("freeze",)), tmp_path / "run")
     assert len(runs) == 13
     with pytest.raises(ValueError, match=r"study.poor: 0.5 -> 0.25"):
-        layers.run(config(checkpoints, study__poor=0.25, **kinds), tmp_path / "run")
+        layer_study.run(
+            config(checkpoints, study__poor=0.25, **kinds), tmp_path / "run"
+        )
 
 
 def begun(study, kind, k, tmp_path, setting="rich"):
     """(job, initial parameters by path) of a part."""
-    made = study.config_of(layers.Part(kind, k, setting))
+    made = study.config_of(layer_study.Part(kind, k, setting))
     job = train.prepare(made, tmp_path)
     return job, checkpoint.flatten(jax.device_get(job.create().params))
 
@@ -195,13 +198,15 @@ def test_frozen_blocks_and_embeddings_never_change(study, tmp_path):
 
 @pytest.mark.parametrize("poor", [0.5, 0.02])  # of more and of less than a batch
 def test_few_images_have_as_many_updates(poor, checkpoints, tmp_path):
-    study = layers.Study(
+    study = layer_study.Study(
         config(checkpoints, steps=None, study__kinds=(), study__poor=poor),
         tmp_path / "study",
     )
     many, few = (
         train.prepare(
-            study.config_of(layers.Part("keep_first", 2, s)), tmp_path / s, begin=False
+            study.config_of(layer_study.Part("keep_first", 2, s)),
+            tmp_path / s,
+            begin=False,
         )
         for s in ("rich", "poor")
     )
@@ -228,5 +233,5 @@ def test_what_no_part_could_do_is_refused(checkpoints, tmp_path):
         ),
     ):
         with pytest.raises(ValueError, match=message):
-            layers.Study(config(checkpoints, **fields), tmp_path / "study")
+            layer_study.Study(config(checkpoints, **fields), tmp_path / "study")
     assert not (tmp_path / "study").exists()

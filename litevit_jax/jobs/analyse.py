@@ -9,8 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from litevit_jax import recipes
-from litevit_jax.analysis import layers, measure, models
-from litevit_jax.jobs import summary
+from litevit_jax.analysis import measure, models
+from litevit_jax.jobs import layer_study, summary
 from litevit_jax.report import advice, build, page, run_record
 from litevit_jax.train import workdir as workdirs
 
@@ -42,7 +42,7 @@ def run(name: str, config: ConfigDict, workdir: str | None) -> Outcome:
     if name == "analyse":
         found = analyse(config, place)
         return Outcome(f"report: {found}\nall numbers: {place}/analysis.json")
-    outcome = layers.run(config, place)
+    outcome = layer_study.run(config, place)
     text = f"{outcome.table}\nreport: {outcome.page}\nall parts: {place}/layers.json"
     return Outcome(text, outcome.signal)
 
