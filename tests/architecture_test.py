@@ -13,43 +13,31 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "litevit_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# The package a file belongs to -> the ones of ours that it may import.
+# From the inside out: a part imports those of its own ring and of rings inside it.
+RINGS = [
+    {  # the core pre-trains and resumes
+        *("augment", "checkpoint", "choices", "compilation", "cpu", "data"),
+        *("distributed", "evaluators", "models", "objectives", "paths", "preemption"),
+        *("registry", "sharding", "terminal", "train", "trees"),
+    },
+    {"analysis", "warm_start", "weights"},
+    {"configs", "jobs", "plan", "recipes", "report"},
+    {"__init__", "__main__", "cli", "commandline", "exits"},
+]
+# Within the core: what imports none of the others, and what knows only these.
+LEAVES = {"choices", "compilation", "cpu", "distributed", "paths", "sharding", "trees"}
 MAY_IMPORT = {
-    "choices": set(),
+    **dict.fromkeys(LEAVES, set()),
     "registry": {"choices"},
-    "sharding": set(),
-    "recipes": {"choices", "configs"},
-    "configs": set(),
-    "exits": set(),
-    "commandline": {"choices", "exits", "recipes"},
-    "compilation": set(),
-    "cpu": set(),
     "models": {"choices"},
     "augment": {"choices"},
-    "distributed": set(),
-    "trees": set(),
-    "paths": set(),
-    "stop": {"distributed", "exits", "sharding"},
-    "checkpoint": {"choices", "distributed", "paths", "sharding", "trees"},
-    "weights": {"choices", "models", "trees"},
-    "data": {"choices", "paths", "registry", "sharding"},
-    "objectives": {"choices", "models", "weights", "registry"},
-    "evaluators": {
-        "choices",
-        "data",
-        "distributed",
-        "paths",
-        "registry",
-        "sharding",
-        "stop",
-    },
+    "preemption": {"distributed", "sharding"},
+    "terminal": {"distributed", "preemption"},
+    "checkpoint": {"distributed", "paths", "sharding", "trees"},
+    "data": {*LEAVES, "registry", "terminal"},
+    "objectives": {"choices", "models", "registry"},
+    "evaluators": {*LEAVES, "data", "preemption", "registry"},
 }
-MAY_IMPORT["train"] = set(MAY_IMPORT) | {"train"}
-MAY_IMPORT["report"] = {*MAY_IMPORT, "analysis", "report"}
-MAY_IMPORT["analysis"] = {*MAY_IMPORT, "analysis"}
-MAY_IMPORT["plan"] = set(MAY_IMPORT) - {"analysis", "report"}
-MAY_IMPORT["cli"] = {*MAY_IMPORT, "cli"}
-MAY_IMPORT["__main__"] = {"cli", "stop"}
 
 names = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 
@@ -74,15 +62,74 @@ def package_of(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def ring_of(package):
+    return next(i for i, ring in enumerate(RINGS) if package in ring)
+
+
 @names
-def test_a_stage_imports_only_stages_to_its_left(path):
+def test_a_ring_imports_inwards(path):
     package = package_of(path)
     ours = (name.split(".") for name in imports(path))
     used = {parts[1] for parts in ours if parts[0] == "litevit_jax" and parts[1:]}
-    if package == "__init__":
-        assert not used
-    else:
-        assert used <= MAY_IMPORT[package] | {package}
+    used -= {"__version__"}
+    assert max(map(ring_of, used), default=0) <= ring_of(package)
+    assert used <= MAY_IMPORT.get(package, used) | {package}
+
+
+def reached(start):
+    """Files whose modules are imported when `start` is; not what functions import."""
+    seen, left = set(), [start]
+    while left:
+        path = left.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name in at_import(parse(path)):
+            parts = name.split(".")
+            for end in range(1, len(parts) + 1):
+                module = ROOT.joinpath(*parts[:end])
+                files = (module.with_suffix(".py"), module / "__init__.py")
+                left += [file for file in files if file.exists()]
+    return seen
+
+
+def at_import(node):
+    """Dotted names of ours that are imported when a module is."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ImportFrom):
+            if child.module.split(".")[0] == "litevit_jax":
+                yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        elif not isinstance(child, ast.FunctionDef):
+            yield from at_import(child)
+
+
+@pytest.mark.parametrize(
+    ("start", "most_files", "most_lines"),
+    [("train/loop.py", 16, 2_300), ("jobs/train.py", 40, 6_100)],
+)
+def test_who_reads_the_core_reads_little(start, most_files, most_lines):
+    files = reached(PACKAGE / start)
+    lines = sum(len(path.read_text().splitlines()) for path in files)
+    assert len(files) <= most_files and lines <= most_lines
+
+
+CONFIG = r"(self\.)?_?config(\.\w+|\[.*\])+"
+
+
+@names
+def test_one_module_writes_into_configs(path):
+    writers = []
+    for node in ast.walk(parse(path)):
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        for target in filter(None, targets):
+            if isinstance(target, ast.Attribute | ast.Subscript):
+                writers += re.findall(f"^{CONFIG}$", ast.unparse(target))
+        if isinstance(node, ast.Attribute) and node.attr in ("unlock", "unlocked"):
+            writers.append(node.attr)
+    allowed = path.is_relative_to(PACKAGE / "configs")
+    assert not writers or allowed or path == PACKAGE / "train" / "resolve.py"
 
 
 @names

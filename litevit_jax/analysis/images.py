@@ -38,10 +38,10 @@ def take_data(config: ConfigDict, read: list[models.Model]) -> None:
         asked = {name: config.data[name] for name in own}
         theirs = {k: v for k, v in match.data_of(run).items() if k in config.data}
         resolve.fill_open(config.data, {**theirs, **_IF_OPEN})
-        config.data.update(asked)
+        resolve.assign(config.data, asked)
     ranges = {model.view.range for model in read}
     if config.data.range is None and len(ranges) == 1:
-        config.data.range = ranges.pop()
+        resolve.assign(config.data, {"range": ranges.pop()})
     resolve.pixel_range(config, config.data.eval_split)
 
 

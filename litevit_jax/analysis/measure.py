@@ -27,6 +27,7 @@ from litevit_jax.analysis import (
     pictures,
 )
 from litevit_jax.data import subsets, turbo
+from litevit_jax.train import resolve
 from litevit_jax.train import workdir as workdirs
 
 ORDERS = ("random", "first")
@@ -78,8 +79,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     Raises:
       ValueError, OSError: the user's mistake, named in the message.
     """
-    config = config.copy_and_resolve_references().unlock()
-    config.data.decoder = turbo.choose(config.data.decoder)
+    decoder = turbo.choose(config.data.decoder)
+    config = resolve.changed(config, {"data.decoder": decoder})
     wanted = _wanted(config)
     if jax.process_count() > 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a `data` block of a config says of its images."""
+"""Reads what a `data` block of a config says of its images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def image_size(data: Any) -> tuple[int, int]:
-    """(H, W) that a `data` block asks for."""
+    """Returns (H, W) of the images that a `data` block asks for."""
     return data["image_size"], data.get("image_width") or data["image_size"]
 
 
@@ -20,7 +20,7 @@ def flips_on_host(data: Any) -> bool:
 
 
 def image_settings(data: Any) -> dict[str, Any]:
-    """What `data` says of images, as `data.transforms` takes it."""
+    """Collects what `data` says of images, as `data.transforms` takes it."""
     return {
         "image_size": image_size(data),
         "channels": data["channels"],

@@ -88,7 +88,7 @@ def _warn(line: str) -> None:
 
 
 def pixel_range(data: Any, split: str) -> str | None:
-    """`data.range` as a run must record it: values in place of 'auto'.
+    """Resolves `data.range` as a run must record it: values in place of 'auto'.
 
     Images that were packed with a range give theirs. `split` is looked at for both.
 

@@ -12,6 +12,7 @@ from litevit_jax import recipes
 from litevit_jax.analysis import measure, models
 from litevit_jax.jobs import layer_study, summary
 from litevit_jax.report import advice, build, page, run_record
+from litevit_jax.train import resolve
 from litevit_jax.train import workdir as workdirs
 
 
@@ -196,14 +197,15 @@ def after_training(config: ConfigDict, workdir: str) -> pathlib.Path:
 
 def _small(config: ConfigDict, run: run_record.Run) -> ConfigDict:
     """The analysis of one run's own images, the split that its evaluations read."""
-    small = recipes.get("analysis")
     own = [block for block in run.config["evals"].values() if "data" not in block]
     splits = [block.get("split", "eval") for block in own]
-    with small.unlocked():
-        small.models = f"{models.plain(run.name)}={run.place}"
-        small.images = config.log.report_images
-        small.split = splits[0] if splits else "train"  # which every run has
-        small.mesh = config.mesh
-        small.seed = config.seed
-        small.data.update(workers=config.data.workers, threads=config.data.threads)
-    return small
+    fields = {
+        "models": f"{models.plain(run.name)}={run.place}",
+        "images": config.log.report_images,
+        "split": splits[0] if splits else "train",  # which every run has
+        "mesh": config.mesh,
+        "seed": config.seed,
+        "data.workers": config.data.workers,
+        "data.threads": config.data.threads,
+    }
+    return resolve.changed(recipes.get("analysis"), fields)

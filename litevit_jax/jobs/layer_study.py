@@ -83,7 +83,7 @@ class Study:
     """The parts of a config, and what is known of them in `layers.json`."""
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
-        self._config = config.copy_and_resolve_references().unlock()
+        self._config = resolve.changed(config, {})
         self._workdir = workdir
         self._depth = self._check()
         self._steps: int | None = self._config.steps
@@ -93,49 +93,48 @@ class Study:
 
     def config_of(self, part: Part) -> ConfigDict:
         """The run of a part."""
-        config = self._config.copy_and_resolve_references().unlock()
-        config.job = "train"
-        del config.study
-        donor = config.init_donor
-        config.init_donor = None
-        config.data.fraction = self._config.study[part.setting]
+        own = self._config
+        fields = {
+            "job": "train",
+            "init_donor": None,
+            "data.fraction": own.study[part.setting],
+        }
         if part.setting == "poor":
             # As many updates as with many images, and as many of warm-up, which keeps
             # its share of the run: only what is seen differs.
-            config.steps = self._steps
-        if part.kind == "random":
-            return self._at_random(config)
-        if part.kind == "freeze":
-            config.optimizer.freeze = (_EMBEDDINGS, *self._blocks(0, part.k))
+            fields["steps"] = self._steps
+        nothing = {"init_load": (), "init_skip": (".*",)}
+        if part.kind == "random":  # the same encoder, no parameter of the checkpoint
+            fields |= nothing if own.init != "random" else {}
+        elif part.kind == "freeze":
+            fields["optimizer.freeze"] = (_EMBEDDINGS, *self._blocks(0, part.k))
         elif part.kind == "swap":
-            config.init_donor = donor
-            config.init_donor_load = self._blocks(part.k, self._depth)
+            fields["init_donor"] = own.init_donor
+            fields["init_donor_load"] = self._blocks(part.k, self._depth)
         else:
             ends = (0, part.k)
             if part.kind == "keep_last":
                 ends = (self._depth - part.k, self._depth)
-            config.init_load = (_EMBEDDINGS, *self._blocks(*ends))
-            config.init_skip = (".*",)
-        return config
+            load = (_EMBEDDINGS, *self._blocks(*ends))
+            fields |= nothing | {"init_load": load}
+        return resolve.changed(own, fields, without=["study"])
 
     def probe_of(self, part: Part) -> ConfigDict:
         """The evaluation of a part that trains nothing: what every block knows."""
-        made, ours = recipes.get("layer_probe"), self._config
-        with made.unlocked():
-            made.init, made.init_ema = ours.init, ours.init_ema
-            made.init_grid = ours.init_grid
-            made.seed, made.mesh = ours.seed, ours.mesh
-            heads = ours.objective.encoder.get("num_heads")
-            made.objective.encoder.num_heads = heads
-            for block, theirs in (
-                (made.data, ours.data),
-                (made.augment.normalize, ours.augment.normalize),
-            ):
-                given = {k: v for k, v in theirs.items() if v is not None}
-                block.update({k: v for k, v in given.items() if k in block})
-            made.data.fraction = ours.study[part.setting]
-            made.evals = {k: v for k, v in made.evals.items() if v["name"] == "layers"}
-        return made
+        recipe, own = recipes.get("layer_probe"), self._config
+        shared = ("init", "init_ema", "init_grid", "seed", "mesh")
+        fields = {name: own[name] for name in shared}
+        heads = own.objective.encoder.get("num_heads")
+        fields["objective.encoder.num_heads"] = heads
+        for name, block, given in (
+            ("data", recipe.data, own.data),
+            ("augment.normalize", recipe.augment.normalize, own.augment.normalize),
+        ):
+            known = ((k, v) for k, v in given.items() if v is not None and k in block)
+            fields |= {f"{name}.{key}": value for key, value in known}
+        fields["data.fraction"] = own.study[part.setting]
+        evals = {k: v for k, v in recipe.evals.items() if v["name"] == "layers"}
+        return resolve.changed(recipe, {**fields, "evals": evals})
 
     def probe(self, part: Part) -> None:
         """Runs and records such a part."""
@@ -291,13 +290,6 @@ class Study:
     def _blocks(self, start: int, stop: int) -> tuple[str, ...]:
         return tuple(f"encoder/blocks_{i}/.*" for i in range(start, stop))
 
-    def _at_random(self, config: ConfigDict) -> ConfigDict:
-        """The same encoder without any of the checkpoint's parameters."""
-        if config.init != "random":
-            config.init_load = ()
-            config.init_skip = (".*",)
-        return config
-
     def _check(self) -> int:
         """The depth of the encoder; refuses what no part could do."""
         study = self._config.study
@@ -310,9 +302,10 @@ class Study:
                     f"study.{name}={study[name]}; expected a share of the training "
                     "images, above 0 and at most 1"
                 )
-        probe = self._config.copy_and_resolve_references().unlock()
+        probe = resolve.changed(self._config, {})
         images.settle(probe, start.inherit(probe), None)
-        self._config.data, self._config.augment = probe.data, probe.augment
+        fields = {"data": probe.data, "augment": probe.augment}
+        self._config = resolve.changed(self._config, fields)
         block = resolve.without_none(probe.objective.encoder.to_dict())
         depth = block.get("depth") or vit.VARIANTS[block["variant"]]["depth"]
         for k in study.depths:

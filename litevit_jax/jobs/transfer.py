@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from litevit_jax import choices, paths, terminal, trees
 from litevit_jax.data import splits as inputs
 from litevit_jax.jobs import ledger, summary, train
+from litevit_jax.train import resolve
 from litevit_jax.train import workdir as workdirs
 from litevit_jax.warm_start import read
 from litevit_jax.weights import names
@@ -64,10 +65,7 @@ class Outcome:
 
 def single(config: ConfigDict) -> ConfigDict:
     """The one run that `config` is without its sweep."""
-    config = config.copy_and_resolve_references().unlock()
-    config.job = "train"
-    del config.sweep
-    return config
+    return resolve.changed(config, {"job": "train"}, without=["sweep"])
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
@@ -105,7 +103,7 @@ class Sweep:
     """
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
-        self._config = config.copy_and_resolve_references().unlock()
+        self._config = resolve.changed(config, {})
         self._sweep = self._config.sweep
         self._workdir = workdir
         self._title = choices.check(
@@ -117,20 +115,22 @@ class Sweep:
 
     def config_of(self, point: Point, *, final: bool = False) -> ConfigDict:
         """The run of a point: on a part of the training data, or the final one."""
-        config = single(self._config)
-        config.lr.update(base=point.lr_base, warmup_epochs=point.warmup_epochs)
-        config.optimizer.layer_decay = point.layer_decay
-        config.epochs = point.epochs
+        fields: dict[str, Any] = {
+            "lr.base": point.lr_base,
+            "lr.warmup_epochs": point.warmup_epochs,
+            "optimizer.layer_decay": point.layer_decay,
+            "epochs": point.epochs,
+        }
         if not final:
-            _select(config.data, self._sweep)
-            titles = {title: _validation(title) for title in config.evals}
-            config.evals = {titles[t]: block for t, block in config.evals.items()}
-            if len(config.evals) < len(titles):
+            fields |= _select(self._sweep)
+            evals = self._config.evals
+            fields["evals"] = {_validation(t): block for t, block in evals.items()}
+            if len(fields["evals"]) < len(evals):
                 raise ValueError(
-                    f"evals {', '.join(sorted(titles))}: on a sweep's points 'test' is "
+                    f"evals {', '.join(sorted(evals))}: on a sweep's points 'test' is "
                     "called 'validation'; give one of them another name"
                 )
-        return config
+        return resolve.changed(single(self._config), fields)
 
     def place(self, point: Point, *, final: bool = False) -> pathlib.Path:
         """The directory of a point's run."""
@@ -206,8 +206,8 @@ class Sweep:
 
     def _check_splits(self) -> None:
         """Refuses a sweep that would choose by the test split."""
-        data, other = self._config.data, self._config.data.copy_and_resolve_references()
-        _select(other, self._sweep)
+        data = self._config.data
+        other = resolve.changed(self._config, _select(self._sweep)).data
         if other.holdout.eval:
             return
         same = _names(other.eval_split) & _names(data.eval_split)
@@ -221,8 +221,8 @@ class Sweep:
             )
 
 
-def _select(data: ConfigDict, sweep: ConfigDict) -> None:
-    """Makes `data` that of the points: a part to train on and one to choose by.
+def _select(sweep: ConfigDict) -> dict[str, Any]:
+    """Fields of a point's data: a part to train on and one to choose by.
 
     Raises:
       ValueError: only one of the sweep's splits is given.
@@ -233,15 +233,17 @@ def _select(data: ConfigDict, sweep: ConfigDict) -> None:
             f"{sweep.eval_split}; give both, or neither to hold out "
             "sweep.holdout of data.train_split"
         )
-    if sweep.train_split is None:
-        data.holdout.eval = sweep.holdout
-        if not 0 < sweep.holdout < 1:
-            raise ValueError(
-                f"sweep.holdout={sweep.holdout}; expected a share of "
-                "the training data, between 0 and 1"
-            )
-    else:
-        data.update(train_split=sweep.train_split, eval_split=sweep.eval_split)
+    if sweep.train_split is not None:
+        return {
+            "data.train_split": sweep.train_split,
+            "data.eval_split": sweep.eval_split,
+        }
+    if not 0 < sweep.holdout < 1:
+        raise ValueError(
+            f"sweep.holdout={sweep.holdout}; expected a share of "
+            "the training data, between 0 and 1"
+        )
+    return {"data.holdout.eval": sweep.holdout}
 
 
 def _names(splits: str) -> set[str]:

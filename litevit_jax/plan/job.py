@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from litevit_jax import terminal
 from litevit_jax.plan import program, report, topology
+from litevit_jax.train import resolve
 
 _MOST_TRIES = 3  # of other settings, a compilation each
 _USED = re.compile(r"[Uu]sed ([\d.]+)([KMG]) of ([\d.]+)([KMG])")
@@ -79,8 +80,7 @@ def _advise(
     for number, (flags, changes) in enumerate(_other_settings(planned, found)):
         if number == _MOST_TRIES:
             break
-        other = config.copy_and_resolve_references().unlock()
-        other.update_from_flattened_dict(changes)
+        other = resolve.changed(config, changes)
         tried = _compile(program.plan(other, planned.target))["memory"]
         size = f"{tried['needed'] / 2**30:.2f} GiB a chip, as compiled"
         if tried["fits"]:

@@ -5,7 +5,8 @@ Nothing else in the package writes into a config.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import logging
@@ -156,6 +157,26 @@ def fill_open(block: ConfigDict, values: dict[str, Any]) -> None:
             fill_open(block[key], value)
         elif block.get(key) is None:
             block[key] = value
+
+
+def changed(
+    config: ConfigDict, fields: dict[str, Any], *, without: Sequence[str] = ()
+) -> ConfigDict:
+    """Copies `config` with other values of some fields, for a job to run.
+
+    Args:
+      config: of any job; it stays as it is.
+      fields: dotted name, as 'lr.base' -> value.
+      without: names of blocks to leave out.
+    """
+    copied = config.copy_and_resolve_references().unlock()
+    for name, value in fields.items():
+        *blocks, last = name.split(".")
+        block = functools.reduce(lambda block, key: block[key], blocks, copied)
+        block[last] = value
+    for name in without:
+        del copied[name]
+    return copied
 
 
 def without_none(block: dict[str, Any]) -> dict[str, Any]:

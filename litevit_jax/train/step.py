@@ -58,8 +58,8 @@ def make_train_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updated = optimizer.update(grads, state.opt_state, trained, state.step)
         params = optimizers.merge(updated[0], frozen)
-        made = (state.step + 1, params, model_state, teacher, updated[1])
-        new = _keep_if_finite(finite, TrainState(*made), state)
+        new = TrainState(state.step + 1, params, model_state, teacher, updated[1])
+        new = _keep_if_finite(finite, new, state)
         # An objective may log another loss than the scalar it descends.
         metrics = {"loss": loss, **metrics, "grad_norm": grad_norm}
         metrics |= {"lr": optimizer.schedule(state.step), "nonfinite": 1.0 - finite}
@@ -67,9 +67,8 @@ def make_train_step(
             due = (new.step % health_every == 0) | (new.step == total_steps)
             part = functools.partial(augmentation.of_part, augment_key)
             seen = (state.params, state.model_state, teacher)
-            metrics |= _health(
-                objective, due, seen, part, objectives.some_examples(batch), loss_key
-            )
+            few = objectives.some_examples(batch)
+            metrics |= _health(objective, due, seen, part, few, loss_key)
         return new, metrics
 
     return jax.jit(

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from litevit_jax.data import settings
 from litevit_jax.terminal import counted
+from litevit_jax.train import resolve
 
 if TYPE_CHECKING:
     from litevit_jax.models.vit import Encoder
@@ -138,19 +139,13 @@ def of(flag: str, loaded: Checkpoint) -> View:
 
 def take(config: ConfigDict, view: View) -> None:
     """Fills what `config` leaves open of its images with `view`."""
-    data, normalize = config.data, config.augment.normalize
-    if data.image_size is None:
-        data.image_size = view.size[0]
-        if data.image_width is None and view.size[0] != view.size[1]:
-            data.image_width = view.size[1]
-    if data.channels is None:
-        data.channels = view.channels
-    if data.range is None:
-        data.range = view.range
-    for name in ("mean", "std"):
-        value = getattr(view, name)
-        if normalize[name] is None and value is not None:
-            normalize[name] = value
+    height, width = view.size
+    known: dict[str, Any] = {"channels": view.channels, "range": view.range}
+    if config.data.image_size is None:
+        known["image_size"] = height
+        known["image_width"] = None if width == height else width
+    resolve.fill_open(config.data, known)
+    resolve.fill_open(config.augment.normalize, {"mean": view.mean, "std": view.std})
 
 
 def take_default(config: ConfigDict) -> None:
@@ -160,9 +155,9 @@ def take_default(config: ConfigDict) -> None:
       ValueError: its means or deviations are not one for each channel.
     """
     default = config.fallback
-    for name in ("image_size", "channels"):
-        if config.data[name] is None:
-            config.data[name] = default[name]
+    resolve.fill_open(
+        config.data, {name: default[name] for name in ("image_size", "channels")}
+    )
     normalize, channels = config.augment.normalize, config.data.channels
     for name in ("mean", "std"):
         if normalize[name] is not None:
@@ -172,7 +167,7 @@ def take_default(config: ConfigDict) -> None:
                 f"augment.normalize.{name} of images of {channels} channels is not "
                 f"known: give a number for each with --config.augment.normalize.{name}="
             )
-        normalize[name] = tuple(default[name])
+        resolve.assign(normalize, {name: tuple(default[name])})
 
 
 def lines(config: ConfigDict, views: list[View]) -> list[str]:

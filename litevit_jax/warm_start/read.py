@@ -138,7 +138,7 @@ def read(
     encoder = {**found.encoder, "grid": found.grid}
     config: dict[str, Any] = {"objective": {"encoder": encoder, "pool": found.pool}}
     config |= {"classes": found.classes, "normalize": found.normalize}
-    config["range"] = found.metadata.get("range")
+    config |= {"range": found.metadata.get("range")}
     return Checkpoint(found.params, config, 0, pathlib.Path(path))
 
 

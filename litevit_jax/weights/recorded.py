@@ -63,13 +63,13 @@ def metadata(text: dict[str, str], width: int) -> dict[str, str]:
     Raises:
       WeightsError: images cannot be normalised by what it says.
     """
-    config: dict[str, Any] = {}
+    parsed: dict[str, Any] = {}
     for key, value in text.items():
         try:
-            config[key] = json.loads(value) if value.startswith("{") else value
+            parsed[key] = json.loads(value) if value.startswith("{") else value
         except (ValueError, RecursionError):
             continue
-    facts = _facts(config, width)
+    facts = _facts(parsed, width)
     texts = {key: facts[key] for key in _TIMM_KEYS if key in facts}
     if "num_attention_heads" in facts:
         texts[names.NUM_HEADS] = str(facts["num_attention_heads"])
