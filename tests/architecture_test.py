@@ -27,7 +27,7 @@ RINGS = [
 # Within the core: what imports none of the others, and what knows only these.
 LEAVES = {"choices", "compilation", "cpu", "distributed", "paths", "sharding", "trees"}
 MAY_IMPORT = {
-    **dict.fromkeys(LEAVES, set()),
+    **{name: set() for name in LEAVES},
     "registry": {"choices"},
     "models": {"choices"},
     "augment": {"choices"},

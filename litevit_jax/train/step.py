@@ -54,8 +54,7 @@ def make_train_step(
         (loss, (metrics, model_state)), grads = _accumulate(
             value_and_grad, trained, state.model_state, batch, slices, mesh, objective
         )
-        grad_norm = _norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm := _norm(grads))
         updated = optimizer.update(grads, state.opt_state, trained, state.step)
         params = optimizers.merge(updated[0], frozen)
         new = TrainState(state.step + 1, params, model_state, teacher, updated[1])
