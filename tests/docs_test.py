@@ -1,12 +1,15 @@
-"""The documents agree with the code: citations, defaults and links."""
+"""The documents agree with the code: citations, defaults, links, commands, the site."""
 
 import ast
 import functools
-import importlib
+import importlib.util
+import os
 import pathlib
 import re
+import tomllib
 
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
@@ -17,7 +20,6 @@ SOURCES = [
     for pattern in ("*.py", "*.sh", "*.ipynb")
     for path in sorted((ROOT / folder).rglob(pattern))
 ]
-DOCS = sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("*.md"))
 NUMBER = r"\d+(?:\.\d+)?"
 CITATION = rf"\brecipes,? (?:sections? )?({NUMBER}(?:(?:,? and|,| to) {NUMBER})*)"
 HEADINGS = set(re.findall(rf"^##+ ({NUMBER}) ", RECIPES, re.MULTILINE))
@@ -88,8 +90,130 @@ def test_defaults_of_every_method_are_stated():
     assert len(list(defaults())) > 120
 
 
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
-def test_links_lead_to_files(path):
-    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text())
-    missing = [x for x in links if ":" not in x and not (path.parent / x).exists()]
-    assert not missing
+SITE = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "site.py")
+site = importlib.util.module_from_spec(SITE)
+SITE.loader.exec_module(site)
+PAGES = [path for path in site.sources() if path.suffix == ".md"]
+names = pytest.mark.parametrize(
+    "path", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES]
+)
+
+
+def prose(path):
+    """The text of a page without its fenced code."""
+    return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S)
+
+
+def links(path):
+    """(file, anchor) of every link to a page or a picture of this repository."""
+    for target in re.findall(r"\]\(([^)\s]+)[^)]*\)", prose(path)):
+        if not re.match(r"\w+:", target):
+            file, _, anchor = target.partition("#")
+            yield (path.parent / file).resolve() if file else path, anchor
+
+
+def anchors(path):
+    """Anchors of a page's headings that no other heading of it has."""
+    headings = re.findall(r"^#+ (.*)$", prose(path), re.M)
+    slugs = [site.slug(re.sub(r"`|\*|\]\([^)]*\)|\[", "", text)) for text in headings]
+    return {slug for slug in slugs if slugs.count(slug) == 1}
+
+
+def test_links_and_anchors_are_read_as_github_reads_them(tmp_path):
+    page, other = tmp_path / "a.md", tmp_path / "b.md"
+    page.write_text(
+        "# One, `two` (3)\n[b](b.md#x-y) [c](#one) <https://e.org> [e](https://e.org)\n"
+        "## Same\n## Same\n```\n# no heading\n[d](d.md)\n```\n## A - [b](b.md) _c\n"
+    )
+    assert list(links(page)) == [(other, "x-y"), (page, "one"), (other, "")]
+    assert anchors(page) == {"one-two-3", "a---b-_c"}
+
+
+@names
+def test_links_lead_to_files_and_headings_of_the_site(path):
+    """So they work in the repository and on the site, which has no other files."""
+    wrong = [
+        (str(file.relative_to(ROOT)), anchor)
+        for file, anchor in links(path)
+        if not (file in site.sources() or (file / "README.md") in site.sources())
+        or (anchor and anchor not in anchors(file))
+    ]
+    assert not wrong
+
+
+def test_every_page_is_reached_from_the_readme_and_leads_back_to_it():
+    readme = ROOT / "README.md"
+    reached, new = set(), {readme}
+    while new:
+        reached |= new
+        new = {f for path in new for f, _ in links(path) if f.suffix == ".md"} - reached
+    assert set(PAGES) <= reached
+    back = {path for path in PAGES if readme in {file for file, _ in links(path)}}
+    assert {path for path in PAGES if path.parent.name == "docs"} <= back
+
+
+def test_the_site_lists_every_page_once():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+
+    def pages(entry):
+        if isinstance(entry, str):
+            return [entry]
+        parts = entry.values() if isinstance(entry, dict) else entry
+        return [page for part in parts for page in pages(part)]
+
+    assert sorted(pages(nav)) == sorted(str(p.relative_to(ROOT)) for p in PAGES)
+
+
+def test_the_site_has_every_public_module():
+    listed = {name for names in site.packages().values() for name in names}
+    files = [p for p in (ROOT / "litevit_jax").rglob("*.py") if p.name[0] != "_"]
+    assert {f"{'/'.join(name.split('.'))}.py" for name in listed} == {
+        p.relative_to(ROOT).as_posix() for p in files
+    }
+
+
+def targets():
+    """Names that `make` knows."""
+    text = (ROOT / "Makefile").read_text()
+    assert set(re.findall(r"^# make (\w+):", text, re.M)) <= rules(text)
+    return rules(text)
+
+
+def rules(makefile):
+    return set(re.findall(r"^(\w+):", makefile, re.M))
+
+
+def test_what_is_said_of_make_exists():
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert set(phony[1].split()) == targets()
+    for path in PAGES:
+        code = re.findall(r"(?:^    |`)make (\w+)", path.read_text(), re.M)
+        assert set(code) <= targets(), path.name
+
+
+def test_the_hosted_checks_run_what_is_here():
+    [path] = (ROOT / ".github" / "workflows").iterdir()
+    workflow = yaml.safe_load(path.read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    commands = {step["run"] for step in steps if "run" in step}
+    assert {".ci/run", "make docs"} <= commands
+    for command in commands:
+        program, *arguments = command.split()
+        known = set(arguments) <= targets() if program == "make" else not arguments
+        assert known and (program == "make" or os.access(ROOT / program, os.X_OK))
+    actions = {step["uses"] for step in steps if "uses" in step}
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", action) for action in actions)
+    assert {"3.11", "3.13"} <= {
+        version
+        for step in steps
+        for version in step.get("with", {}).get("python-version", "").split()
+    }
+
+
+def test_the_site_is_built_with_the_tools_that_its_extra_names():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["optional-dependencies"]["docs"]
+    pinned = (ROOT / "constraints" / "docs.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pinned)
+    tools = {re.match(r"[\w-]+", requirement)[0] for requirement in wanted}
+    assert tools <= {line.partition("==")[0] for line in pinned}

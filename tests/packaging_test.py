@@ -25,17 +25,9 @@ SOURCES = (
     "LICENSE",
     "main.py",
 )
-# A recipe of a user that derives from an installed one.
-MINE = """
-from litevit_jax.configs import mae_tiny
-
-
-def get_config(arg=None):
-    config = mae_tiny.get_config(arg)
-    config.name = "mine"
-    config.epochs = 7  # of mine
-    return config
-"""
+# The guide's recipe, which derives from an installed one.
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
+MINE = re.search(r"```python\n(from litevit_jax.configs .*?)```", GUIDE, re.DOTALL)[1]
 
 
 def run(*command, cwd, **options):
@@ -151,7 +143,8 @@ def test_an_installed_recipe_is_found_and_derived_from_in_any_directory(installe
         sys.executable, command, "--config=mine.py:digits", "--help", cwd=folder
     )
     fields = {line.split()[0]: line for line in shown.splitlines() if " = " in line}
-    assert re.search(r"epochs = 7 +# of mine$", fields["epochs"])
+    assert fields["name"].split()[:3] == ["name", "=", "mine"]
+    assert re.search(r"epochs = 7 +# passes over the images", fields["epochs"])
     assert fields["seed"].endswith("# of everything that is random")
     shown = run(sys.executable, command, "--help", cwd=folder)
     assert "    litevit --config=mae_tiny:digits --config.seed=1\n" in shown
