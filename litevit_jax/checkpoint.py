@@ -176,7 +176,7 @@ class Checkpoints:
             (self.directory / str(step)).rename(target)
             return str(target)
 
-        target = distributed.from_primary(move)
+        target = distributed.run_on_primary(move)
         self._manager.reload()
         return target
 
@@ -187,8 +187,8 @@ class Checkpoints:
           RuntimeError: it is complete, and not of this program.
         """
         there = self.directory / str(step)
-        if distributed.from_primary(there.exists):
-            if distributed.from_primary((there / "meta" / "metadata").exists):
+        if distributed.run_on_primary(there.exists):
+            if distributed.run_on_primary((there / "meta" / "metadata").exists):
                 raise RuntimeError(
                     f"step {step} was not saved: {there} is complete already, and "
                     "another program wrote it since this one began. Let one run "

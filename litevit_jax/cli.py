@@ -47,7 +47,7 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     from litevit_jax import cpu, distributed, registry, terminal
 
     why: BaseException | None = None
-    before = distributed.beats()
+    before = distributed.heartbeats()
     try:
         config: Any = values["config"].value
         job = _job(config)
@@ -65,11 +65,11 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
     except Exception as error:
         why = error
         distributed.wait_for_verdict(error)
-        code = exits.report(error, begun=distributed.beats() > before)
+        code = exits.report(error, begun=distributed.heartbeats() > before)
     except KeyboardInterrupt as error:
         preemption.say(f"{error or 'interrupted'}; run the same command to go on")
         code, why = preemption.exit_code(getattr(error, "signal", signal.SIGINT)), error
-    return distributed.leave(code, why)
+    return distributed.shutdown(code, why)
 
 
 def _join(values: flags.FlagValues) -> None:
@@ -120,7 +120,7 @@ def _begin(job: str, config: Any, workdir: str | None) -> None:
     _say(terminal.headline(config.name, job, where, devices))
     if said is not None:
         _say(said)
-    distributed.beat("starting", grace=True, begun=False)
+    distributed.heartbeat("starting", grace=True, begun=False)
 
 
 def _say_next(config: Any, result: str) -> None:
@@ -335,7 +335,7 @@ def _prepare_cpu(config: Any) -> None:
     if config.batch_size and known:  # else the data decides
         sides = (images["image_size"], images.get("image_width"))
         values = sides[0] * (sides[1] or sides[0]) * images["channels"]
-        cpu.prepare(config.batch_size // distributed.count(), values)
+        cpu.prepare(config.batch_size // distributed.process_count(), values)
 
 
 def _given(block: Any) -> dict[str, Any]:
@@ -362,7 +362,7 @@ def _quick_start(config: Any, workdir: str | None, argv: list[str]) -> tuple[Any
     )
     from litevit_jax import distributed
 
-    if distributed.count() > 1:
+    if distributed.process_count() > 1:
         raise FileNotFoundError(
             f"{name} was not found in ~/tensorflow_datasets, and the embedded quick "
             f"start is for a single host:\n{ways}"

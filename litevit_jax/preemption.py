@@ -213,7 +213,7 @@ class Stop:
             if not _alone():
                 from litevit_jax import distributed
 
-                distributed.leave(code, error)
+                distributed.shutdown(code, error)
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
         os._exit(code if self._code is None else self._code)

@@ -2,7 +2,7 @@
 
 A terminal gets one line that is redrawn; elsewhere every text is a line of its own.
 Nothing is silent for more than a minute: a thread says what is being done, as
-`distributed.beat` heard it last.
+`distributed.heartbeat` heard it last.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Line:
     def show(self, text: str, *, keep: bool = False) -> None:
         """Shows `text` in place of the last line; `keep` leaves it standing."""
         global _spoke
-        if not distributed.primary():
+        if not distributed.is_primary():
             return
         with _lock:
             _spoke = time.monotonic()
@@ -61,9 +61,9 @@ class Line:
     def begin(self, text: str, *, quiet: bool = False, begun: bool = True) -> None:
         """Says what begins now and may take long; `quiet`: on a terminal alone.
 
-        `begun`: as of `distributed.beat`.
+        `begun`: as of `distributed.heartbeat`.
         """
-        distributed.beat(text, grace=True, begun=begun)
+        distributed.heartbeat(text, grace=True, begun=begun)
         if self.live or not quiet:
             self.show(f"{text} ...")
 
@@ -110,6 +110,6 @@ def headline(name: str, job: str, where: str | None, devices: Sequence[Any]) -> 
         text += f" on {counted(len(devices), f'{platform.upper()} device')}"
         kinds = sorted({d.device_kind for d in devices} - {platform})
         text += f" ({', '.join(kinds)})" if kinds else ""
-    if distributed.count() > 1:
-        text += f" of {distributed.count()} processes"
+    if distributed.process_count() > 1:
+        text += f" of {distributed.process_count()} processes"
     return f"{text}, in {where}" if where else text

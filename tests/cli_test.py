@@ -173,7 +173,7 @@ def test_what_announces_several_hosts_and_does_not_tell_them_apart_is_refused(
 
 
 def test_several_hosts_never_fall_back_to_the_digits(started, capsys, monkeypatch):
-    monkeypatch.setattr(distributed, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "process_count", lambda: 2)
     assert run(f"--config={TINY}") != 0
     assert started == []
     err = capsys.readouterr().err

@@ -244,7 +244,7 @@ def test_the_readme_has_a_row_for_every_exit_code():
 
 def test_a_run_that_had_begun_ends_with_1_where_its_disk_is_gone(monkeypatch, capsys):
     def trained(config, workdir):
-        distributed.beat("step 1")
+        distributed.heartbeat("step 1")
         paths.append(pathlib.Path("gone") / "metrics.jsonl", b"{}")
 
     monkeypatch.setattr(train, "run", trained)

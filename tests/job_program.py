@@ -51,7 +51,7 @@ def rows(workdir):
 
 def stopped(workdir, process, at_step, **overrides):
     """A run that SIGTERM reaches in one process alone."""
-    at = distributed.index() == process
+    at = distributed.process_index() == process
     with _at_batch(at_step, lambda: os.kill(os.getpid(), signal.SIGTERM), at):
         return train("mae_tiny", workdir, **overrides)
 
@@ -60,7 +60,7 @@ def unshared(folder):
     """A workdir of each process's own: what it says."""
     workdirs._PATIENCE_S = 2.0
     try:
-        train_module.run(jobs.tiny(), f"{folder}/own-{distributed.index()}")
+        train_module.run(jobs.tiny(), f"{folder}/own-{distributed.process_index()}")
     except ValueError as error:
         return str(error)
 
@@ -71,13 +71,15 @@ def bad_data(workdir, process, at_step, **overrides):
     def fail():
         raise pipeline.BadDataError("7 of 9 examples cannot be read so far")
 
-    with _at_batch(at_step, fail, distributed.index() == process):
+    with _at_batch(at_step, fail, distributed.process_index() == process):
         return train("mae_tiny", workdir, **overrides)
 
 
 def stuck(workdir, process, at_step, **overrides):
     """One process waits for data that never come; ends the job."""
-    with _at_batch(at_step, lambda: time.sleep(7200), distributed.index() == process):
+    with _at_batch(
+        at_step, lambda: time.sleep(7200), distributed.process_index() == process
+    ):
         return train("mae_tiny", workdir, **overrides)
 
 
@@ -123,12 +125,12 @@ def main(argv):
         folder = pathlib.Path(plan["folder"])
         for piece, (name, kwargs) in plan["pieces"].items():
             found = globals()[name](**kwargs)
-            path = folder / f"{piece}-{distributed.index()}.json"
+            path = folder / f"{piece}-{distributed.process_index()}.json"
             path.write_text(json.dumps(found))
     except Exception as error:
         distributed.wait_for_verdict(error)
-        code, why = exits.report(error, begun=distributed.beats() > 0), error
-    sys.exit(distributed.leave(code, why))
+        code, why = exits.report(error, begun=distributed.heartbeats() > 0), error
+    sys.exit(distributed.shutdown(code, why))
 
 
 if __name__ == "__main__":

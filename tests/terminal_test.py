@@ -87,7 +87,7 @@ def test_the_first_line_says_what_runs_on_which_devices_where(job, where, text):
 
 def test_a_job_without_devices_and_one_of_several_processes(monkeypatch):
     assert terminal.headline("x", "report", "here", []) == "x: report, in here"
-    monkeypatch.setattr(distributed, "count", lambda: 4)
+    monkeypatch.setattr(distributed, "process_count", lambda: 4)
     device = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100")
     assert terminal.headline("x", "train", "gs://b/x", [device]) == (
         "x: train on 1 GPU device (NVIDIA H100) of 4 processes, in gs://b/x"

@@ -83,7 +83,7 @@ def _survey(source: sources_base.Source, split: str, data: Any) -> None:
 @functools.cache
 def _warn(line: str) -> None:
     """Warns once, on the first process."""
-    if distributed.primary():
+    if distributed.is_primary():
         logging.warning("%s", line)
 
 
@@ -251,13 +251,13 @@ def evaluation_batches(data: Any, batch_size: int, mesh: Mesh) -> Callable[..., 
     pieces of larger ones would mix the order of the examples.
     """
     rows = evaluation_rows(data, mesh)
-    many = min(batch_size, 256) // rows if distributed.count() == 1 else 1
+    many = min(batch_size, 256) // rows if distributed.process_count() == 1 else 1
     return functools.partial(
         pipeline.eval_batches,
         transform=data_ops.eval_ops(**settings.image_settings(data)),
         batch_size=rows * max(many, 1),
-        process_index=distributed.index(),
-        process_count=distributed.count(),
+        process_index=distributed.process_index(),
+        process_count=distributed.process_count(),
         workers=data["workers"],
         threads=data["threads"],
         max_bad_fraction=data["max_bad_fraction"],

@@ -24,7 +24,7 @@ _END_S = 600
 
 _numbers = itertools.count()  # of agreements; the same in all processes
 _watch: Watch | None = None
-_beats = 0
+_heartbeats = 0
 
 
 class Doing(NamedTuple):
@@ -48,12 +48,12 @@ def _client() -> Any:
     return jax_private.state().client
 
 
-def index() -> int:
+def process_index() -> int:
     """Returns the number of this process."""
     return jax_private.state().process_id
 
 
-def count() -> int:
+def process_count() -> int:
     """Returns the number of processes."""
     return jax_private.state().num_processes
 
@@ -63,38 +63,38 @@ def alone() -> bool:
     return _watch is None
 
 
-def primary() -> bool:
+def is_primary() -> bool:
     """Whether this process writes what is written once."""
-    return index() == 0
+    return process_index() == 0
 
 
 def check_joined() -> None:
     """Raises RuntimeError if JAX sees processes that were never joined."""
     import jax
 
-    if jax.process_count() != count():
+    if jax.process_count() != process_count():
         raise RuntimeError(
-            f"JAX sees {jax.process_count()} processes, but {count()} joined: this "
-            "host has no more than a part of an accelerator. Start with main.py, or "
-            "call litevit_jax.distributed.start.join() before anything of JAX"
+            f"JAX sees {jax.process_count()} processes, but {process_count()} joined: "
+            "this host has no more than a part of an accelerator. Start with main.py, "
+            "or call litevit_jax.distributed.start.join() before anything of JAX"
         )
 
 
-def beat(doing: str, *, grace: bool = False, begun: bool = True) -> None:
+def heartbeat(doing: str, *, grace: bool = False, begun: bool = True) -> None:
     """Says what this process does from now on; `grace` if it may take long.
 
     Not `begun`: the job is only checked yet, and what fails is the user's mistake.
     """
-    global _beats, _doing
-    _beats += begun
+    global _heartbeats, _doing
+    _heartbeats += begun
     _doing = Doing(doing, time.monotonic())
     if _watch is not None:
-        _watch.beat(doing, grace=grace)
+        _watch.heartbeat(doing, grace=grace)
 
 
-def beats() -> int:
-    """Counts the calls of `beat` since the job began; checks of it do not count."""
-    return _beats
+def heartbeats() -> int:
+    """Counts the heartbeats since the job began, without those of its checks."""
+    return _heartbeats
 
 
 def doing() -> Doing | None:
@@ -104,17 +104,19 @@ def doing() -> Doing | None:
 
 def gather(value: Any) -> list[Any]:
     """The JSON `value` of every process, by number. All of them must call it."""
-    if count() == 1:
+    if process_count() == 1:
         return [value]
     number, client = next(_numbers), _client()
-    client.key_value_set(f"litevit_jax/agree/{number}/{index()}", json.dumps(value))
+    client.key_value_set(
+        f"litevit_jax/agree/{number}/{process_index()}", json.dumps(value)
+    )
     return [
         json.loads(
             client.blocking_key_value_get(
                 f"litevit_jax/agree/{number}/{i}", 1000 * _AGREE_S
             )
         )
-        for i in range(count())
+        for i in range(process_count())
     ]
 
 
@@ -134,13 +136,13 @@ _SHARED = {
 }
 
 
-def from_primary(call: Callable[[], Any]) -> Any:
+def run_on_primary(call: Callable[[], Any]) -> Any:
     """Returns, in all processes, what `call` returns (JSON) or raises on the first."""
-    if count() == 1:
+    if process_count() == 1:
         return call()
     number, client = next(_numbers), _client()
     place = f"litevit_jax/agree/{number}"
-    if primary():
+    if is_primary():
         try:
             value = call()
         except tuple(_SHARED.values()) as error:
@@ -160,15 +162,17 @@ def _text(error: BaseException) -> str:
     return str(error.args[0] if isinstance(error, KeyError) else error)
 
 
-def together(error: BaseException | None) -> bool:
+def all_reach_here(error: BaseException | None) -> bool:
     """Whether all processes come to this point: after no error, or one of all.
 
     Numbers that are not finite are seen by all; what data or disks do is not.
     """
-    return count() == 1 or error is None or isinstance(error, FloatingPointError)
+    return (
+        process_count() == 1 or error is None or isinstance(error, FloatingPointError)
+    )
 
 
-def leave(code: int, why: BaseException | None = None) -> int:
+def shutdown(code: int, why: BaseException | None = None) -> int:
     """Ends this process's part in the job; returns the exit code.
 
     After an error the others end as well, with the same code; then this call does not
@@ -178,7 +182,7 @@ def leave(code: int, why: BaseException | None = None) -> int:
     if _watch is None:
         return code
     if why is None:
-        beat("waiting for the others to end", grace=True)
+        heartbeat("waiting for the others to end", grace=True)
         _client().wait_at_barrier("litevit_jax/end", 1000 * _END_S)
         _watch.finish()
         _watch.stop()

@@ -50,7 +50,7 @@ def join(
     # JAX's own watch aborts after half of its time-out at the earliest: ours is first.
     _initialize(place, join_s, 100 + 4 * int(limits.peer_s))
     hosts = [row["host"] for row in there]
-    if processes.primary():
+    if processes.is_primary():
         _report_skew(there)
     client = jax_private.state().client
     processes.attach(watchdog.Watch(client, hosts, place.index, limits))

@@ -59,7 +59,7 @@ class Watch:
     ) -> None:
         self._client, self._hosts, self._index = client, hosts, index
         self._limits = limits
-        self._beats, self._doing, self._grace = 0, "starting", True
+        self._heartbeats, self._doing, self._grace = 0, "starting", True
         self._since, self._longest = 0.0, 0.0
         self._now = 0.0  # seconds that this process was running, by its own count
         self._heard: dict[int, tuple[Any, float]] = {}
@@ -77,13 +77,13 @@ class Watch:
         for thread in self._threads:
             thread.start()
 
-    def beat(self, doing: str, *, grace: bool = False) -> None:
+    def heartbeat(self, doing: str, *, grace: bool = False) -> None:
         """Says what this process does from now on; `grace` if it may take long."""
         now = self._now
         if not self._grace:
             self._longest = max(self._longest, now - self._since)
         self._since, self._doing, self._grace = now, doing, grace
-        self._beats += 1
+        self._heartbeats += 1
 
     def finish(self) -> None:
         """This process ends as it should; the others go on watching one another."""
@@ -139,7 +139,7 @@ class Watch:
 
     def _publish(self) -> None:
         said = {
-            "beats": self._beats,
+            "beats": self._heartbeats,
             "doing": self._doing,
             "for": round(self._now - self._since),
             "tick": self._now,

@@ -71,7 +71,7 @@ class Context:
         predict = _only(self.predict, reads, images, self.mesh)
         host = _pieces(self.batches(self.source(split)), self.rows, limit)
         for fed in device.feed(host, self.mesh):
-            distributed.beat(f"evaluation on {split!r}", grace=True)
+            distributed.heartbeat(f"evaluation on {split!r}", grace=True)
             preemption.vote(self.mesh)
             yield jax.device_get(predict(state.params, state.model_state, fed.batch))
 
@@ -84,11 +84,11 @@ def _pieces(
     with contextlib.closing(batches):
         for batch in batches:
             size = len(batch["mask"])
-            step = size if rows is None else rows // distributed.count()
+            step = size if rows is None else rows // distributed.process_count()
             for start in range(0, size, step):
                 yield {k: x[start : start + step] for k, x in batch.items()}
                 # Not the mask's sum: hosts that disagree would wait for each other.
-                seen += step * distributed.count()
+                seen += step * distributed.process_count()
                 if limit is not None and seen >= limit:
                     return
 

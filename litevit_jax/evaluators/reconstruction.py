@@ -67,7 +67,7 @@ class Reconstruction(base.Evaluator):
             for i in np.flatnonzero(mask)[: self.images - len(drawn)]:
                 pair = (out[name][i] for name in ("masked", "reconstruction"))
                 drawn.append([batch["image"][i], *map(self._pixels, pair)])
-        if distributed.primary():
+        if distributed.is_primary():
             path = self.context.outdir / f"reconstruction_{step:07d}.png"
             paths.make_folder(path.parent)
             with path.open("wb") as file:

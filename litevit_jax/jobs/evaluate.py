@@ -57,13 +57,13 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, 
     """
     line = terminal.Line()
     doing = "reading the model and listing the images"
-    distributed.beat(doing, grace=True, begun=False)
+    distributed.heartbeat(doing, grace=True, begun=False)
     line.say(f"{doing} ...")
     job = prepare(config, paths.path(workdir))
     writer = log.Writer(job.workdir, tensorboard=False)
 
     def write(step: int, row: dict[str, Any]) -> None:
-        if distributed.primary():
+        if distributed.is_primary():
             writer.write(step, row)
 
     line.say("\n".join(job.notes))

@@ -26,7 +26,7 @@ class Parts:
         self._path, self._about = path, about
         self.rows: dict[str, dict[str, Any]] = {}
         self.rest: dict[str, Any] = {}
-        found = distributed.from_primary(self._read)
+        found = distributed.run_on_primary(self._read)
         if found is not None:
             self.rows = {row["name"]: row for row in found["points"]}
             known = {"points", *about}
@@ -53,4 +53,4 @@ class Parts:
         rows = list(self.rows.values())
         found = {**self._about, "points": rows, **self.rest}
         write = functools.partial(workdirs.write_json, self._path, found)
-        distributed.from_primary(write)
+        distributed.run_on_primary(write)

@@ -55,11 +55,11 @@ def _short(value: Any) -> str:
 def announce(job: Job, line: terminal.Line) -> None:
     """Says what runs where; writes the environment and the parameter table."""
     summary, table = describe(job)
-    if distributed.primary():
+    if distributed.is_primary():
         (job.workdir / "parameters.txt").write_text(table + "\n")
         devices = [str(d) for d in jax.devices()]
         environment = workdirs.environment(devices)
-        environment["processes"] = distributed.count()
+        environment["processes"] = distributed.process_count()
         paths.append_line(job.workdir / "environment.jsonl", environment)
     line.say("\n".join([summary, *job.notes]))
 
@@ -75,7 +75,7 @@ def describe(job: Job) -> tuple[str, str]:
     }
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     place = f" in {data['dir']}" if data["dir"] else ""
-    processes = distributed.count()
+    processes = distributed.process_count()
     hosts = f" of {processes} processes" if processes > 1 else ""
     text = (
         f"{job.config['name']}: {sum(counts.values()):,} parameters ({parts}; table in "

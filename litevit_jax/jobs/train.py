@@ -24,7 +24,7 @@ def prepare(
       ValueError, KeyError, OSError: the user's mistake, before any compile.
     """
     config = resolve.settle(config)
-    distributed.beat("reading weights", grace=True, begun=False)
+    distributed.heartbeat("reading weights", grace=True, begun=False)
     warm_start = start.warm_start(config)
     return build.build_job(config, paths.path(workdir), warm_start, begin=begin)
 

@@ -146,7 +146,7 @@ def build_job(
     from litevit_jax.train import eval_setup
 
     doing = "listing the images and designing the run"
-    distributed.beat(doing, grace=True, begun=False)
+    distributed.heartbeat(doing, grace=True, begun=False)
     resolve.pixel_range(config, config.data.train_split)
     source = splits.sources(config.data)
     mesh = microbatch.make_mesh(config, source)
@@ -309,8 +309,8 @@ def _stream(config: ConfigDict, source: Any, transform: Any, start_step: int) ->
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=start_step,
-        process_index=distributed.index(),
-        process_count=distributed.count(),
+        process_index=distributed.process_index(),
+        process_count=distributed.process_count(),
         workers=config.data.workers,
         threads=config.data.threads,
         max_bad_fraction=config.data.max_bad_fraction,

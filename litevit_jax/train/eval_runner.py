@@ -60,7 +60,7 @@ class EvalRunner:
         missing = []
         for title in self._evaluators:
             read = functools.partial(workdirs.read_result, self._workdir, title)
-            result = distributed.from_primary(read)
+            result = distributed.run_on_primary(read)
             if result is None or result["last"]["step"] != step:
                 missing.append(title)
             else:
@@ -101,7 +101,7 @@ class EvalRunner:
             record = functools.partial(
                 workdirs.record_result, self._workdir, title, row, evaluator.best, about
             )
-            self.results[title] = distributed.from_primary(record)
+            self.results[title] = distributed.run_on_primary(record)
             logged = {**numbers, **cost}
             self._write(step, {f"{title}/{k}": v for k, v in logged.items()})
             shown = ((k, v) for k, v in numbers.items() if not isinstance(v, list))

@@ -45,7 +45,7 @@ class Run:
         self.guard = log.Guard(**self.config["nonfinite"])
         keep, fixed = self.config["checkpoint"]["keep"], job.fixed
         self.checkpoints = checkpoint.Checkpoints(job.workdir, keep=keep, fixed=fixed)
-        tensorboard = self.config["log"]["tensorboard"] and distributed.primary()
+        tensorboard = self.config["log"]["tensorboard"] and distributed.is_primary()
         self.writer = log.Writer(job.workdir, tensorboard=tensorboard)
         self.evaluations = job.eval_runner(self.write, self.line)
         self.pending: tuple[int, Any, np.ndarray] | None = None
@@ -64,14 +64,14 @@ class Run:
 
     def write(self, step: int, row: dict[str, Any]) -> None:
         """Logs a row, on the first process."""
-        if distributed.primary():
+        if distributed.is_primary():
             self.writer.write(step, row)
 
     def save(self, state: Any) -> None:
         """Starts an asynchronous checkpoint of `state`."""
         self.flush()
         self.writer.flush()
-        distributed.beat("saving", grace=True)
+        distributed.heartbeat("saving", grace=True)
         skipped = self.guard.skipped
         self.checkpoints.save(state, config=self.config, skipped_steps=skipped)
 
@@ -120,10 +120,10 @@ class Run:
                 self.clock.reset()
                 while step < self.job.total_steps and not stop.agreed(self.job.mesh):
                     new = step < first + 2  # the step is compiled
-                    distributed.beat(f"data of step {step + 1}", grace=new)
+                    distributed.heartbeat(f"data of step {step + 1}", grace=new)
                     with stop.at_once():
                         fed = next(feed)
-                    distributed.beat(f"step {step + 1}", grace=new)
+                    distributed.heartbeat(f"step {step + 1}", grace=new)
                     with jax.transfer_guard("disallow"):
                         state, metrics = self.step(state, fed.batch)
                     stop.unsaved = True
@@ -144,7 +144,7 @@ class Run:
             # Also when bad data or numbers end the run: what was learned is kept. One
             # of several processes cannot save alone: the last checkpoint stands.
             self.pending = None
-            kept = distributed.together(sys.exception()) and not stop.urgent
+            kept = distributed.all_reach_here(sys.exception()) and not stop.urgent
             if kept and not state.step.is_deleted() and int(state.step) > 0:
                 self.save(state)
         return state
@@ -152,7 +152,7 @@ class Run:
     def go(self, stop: preemption.Stop) -> None:
         """Trains from the latest checkpoint to the end, evaluates, and closes."""
         try:
-            distributed.beat("restoring or creating the state", grace=True)
+            distributed.heartbeat("restoring or creating the state", grace=True)
             with stop.at_once():
                 state = self.start()
             state = self.train(state, stop)
@@ -166,7 +166,7 @@ class Run:
 
     def close(self) -> None:
         """Waits for the last checkpoint, closes the logs and frees the workdir."""
-        if distributed.together(sys.exception()):
+        if distributed.all_reach_here(sys.exception()):
             self.checkpoints.wait()
             self.checkpoints.close()
         self.writer.close()

@@ -39,7 +39,10 @@ def make_mesh(config: ConfigDict, source: Callable[[str], Any]) -> Mesh:
 
     A mesh that is given, or spans several processes, takes all of them.
     """
-    devices, free = jax.devices(), config.mesh.data < 0 and distributed.count() == 1
+    devices, free = (
+        jax.devices(),
+        config.mesh.data < 0 and distributed.process_count() == 1,
+    )
     if config.batch_size is None and free:
         devices = devices[: math.gcd(batch_size(config, source), len(devices))]
     return sharding.make_mesh(**config.mesh, devices=devices)

@@ -106,9 +106,9 @@ def open_run(
         works in it; or not all processes see it.
       OSError: it cannot be written.
     """
-    if distributed.count() > 1:
+    if distributed.process_count() > 1:
         _check_shared(workdir)
-    return distributed.from_primary(lambda: _open(workdir, plain(config), free))
+    return distributed.run_on_primary(lambda: _open(workdir, plain(config), free))
 
 
 def _open(workdir: pathlib.Path, config: Any, free: tuple[str, ...]) -> bool:
@@ -195,9 +195,9 @@ def _check_shared(workdir: pathlib.Path) -> None:
         (workdir / name).write_text(name)
         return name
 
-    name = distributed.from_primary(leave_mark)
+    name = distributed.run_on_primary(leave_mark)
     seen = distributed.gather(_sees(workdir / name))
-    distributed.from_primary((workdir / name).unlink)
+    distributed.run_on_primary((workdir / name).unlink)
     if not all(seen):
         blind = ", ".join(str(i) for i, there in enumerate(seen) if not there)
         raise ValueError(

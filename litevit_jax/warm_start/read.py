@@ -133,7 +133,7 @@ def read(
         )
     file = str(paths.local_file(path))
     found = weights.read(file, num_heads=num_heads, grid=grid)
-    for note in found.notes if distributed.primary() else ():
+    for note in found.notes if distributed.is_primary() else ():
         print(f"{path}: {note}", flush=True)
     encoder = {**found.encoder, "grid": found.grid}
     config: dict[str, Any] = {"objective": {"encoder": encoder, "pool": found.pool}}

@@ -57,7 +57,7 @@ def three():
 def pass_by(watches, seconds):
     for _ in range(seconds):
         for one in watches:
-            one.beat("step")
+            one.heartbeat("step")
             one.tick()
 
 
@@ -114,7 +114,7 @@ def test_a_process_that_ended_as_it_should_is_not_missed(three):
 
 def test_one_that_does_not_get_on_ends_itself_and_says_with_what(three):
     pass_by(three, 5)
-    three[1].beat("data of step 6")
+    three[1].heartbeat("data of step 6")
     with pytest.raises(Ended) as ended:
         for _ in range(30):
             pass_by(three[::2], 1)
@@ -130,7 +130,7 @@ def test_one_that_does_not_get_on_ends_itself_and_says_with_what(three):
 
 def test_what_may_take_long_may_take_longer(three):
     first = three[0]
-    first.beat("compiling", grace=True)
+    first.heartbeat("compiling", grace=True)
     for _ in range(100):
         pass_by(three[1:], 1)
         first.tick()
@@ -141,12 +141,12 @@ def test_what_may_take_long_may_take_longer(three):
 
 def test_slow_steps_are_no_stuck_ones(three):
     first = three[0]
-    first.beat("step 1")
+    first.heartbeat("step 1")
     for seconds in (15, 100):  # ten times the longest so far is waited
         for _ in range(seconds):
             pass_by(three[1:], 1)
             first.tick()
-        first.beat("step")
+        first.heartbeat("step")
 
 
 def test_a_failure_of_another_ends_this_one_with_its_code(three, monkeypatch):
