@@ -23,8 +23,8 @@ from litevit_jax.trees import fingerprint as fingerprint
 from litevit_jax.trees import flatten as flatten
 
 PARTS = ("step", "params", "model_state", "teacher", "opt_state")
-# Of a replicated array every device saves a slice of its own if a slice is at least
-# this large; cutting smaller ones takes longer than writing them.
+# Every device saves its own slice of a replicated array if the slice is at least this
+# large; slicing smaller arrays takes longer than writing them.
 _MIN_SLICE_BYTES = 1 << 20
 
 
@@ -36,15 +36,17 @@ class CorruptCheckpoint(ValueError):
 def _set_up_orbax() -> None:
     logging.get_absl_logger().addFilter(_is_news)
     handlers = ocp.type_handlers
-    ours = handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES)
-    handlers.register_type_handler(jax.Array, ours, override=True)
+    handler = handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES
+    )
+    handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 class Checkpoints:
-    """The checkpoints of one run: `workdir`/checkpoints, the last `keep` of them.
+    """The checkpoints of one run: the last `keep` of them, in `workdir`/checkpoints.
 
-    `fixed`: parts of the state (as host arrays) that never change, like a frozen
-    teacher. They are not saved, and put back into what is restored.
+    `fixed`: parts of the state (host arrays) that never change, like a frozen teacher.
+    They are not saved; `restore` puts them back into the state.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> list[int]:
-        """Steps that are saved completely, oldest first."""
+        """Returns the completely saved steps, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(self, state: Any, *, config: dict[str, Any], **meta: Any) -> None:
@@ -104,10 +106,10 @@ class Checkpoints:
             )
 
     def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
-        """(state, meta) of the newest readable step, or None if there is none.
+        """Returns (state, meta) of the newest readable step, or None if there is none.
 
-        A step that cannot be read or whose bits differ is logged, moved to
-        `<workdir>/corrupt/` and the one before it is tried.
+        A step that cannot be read, or whose bits differ, is logged and moved to
+        `<workdir>/corrupt/`; then the step before it is tried.
 
         Raises:
           ValueError: the saved arrays are not those of `abstract` (names listed).
@@ -115,14 +117,14 @@ class Checkpoints:
         """
         tried = []
         for step in reversed(self.steps()):
-            found, error = self._try_step(step, abstract)
+            restored, error = self._try_step(step, abstract)
             if error is None:
-                return found
+                return restored
             tried.append(step)
-            place = self._set_aside(step)
+            moved_to = self._set_aside(step)
             logging.warning(
                 "checkpoint of step %d is damaged (%s); moved to %s, trying the one "
-                "before it", step, error, place
+                "before it", step, error, moved_to
             )  # fmt: skip
         if tried:
             raise CorruptCheckpoint(
@@ -133,14 +135,14 @@ class Checkpoints:
         return None
 
     def _try_step(self, step: int, abstract: Any) -> tuple[Any, str | None]:
-        """(state and meta, None), or (None, why not) if any process cannot read it."""
-        found, error = None, None
+        """Returns (state and meta, None), or (None, error) if a process cannot read."""
+        restored, error = None, None
         try:
-            found = self._restore_step(step, abstract)
+            restored = self._restore_step(step, abstract)
         except CorruptCheckpoint as damage:
             error = str(damage)
         errors = [e for e in distributed.gather(error) if e is not None]
-        return (None, errors[0]) if errors else (found, None)
+        return (None, errors[0]) if errors else (restored, None)
 
     def _restore_step(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
         parts = self._parts(abstract)
@@ -166,13 +168,13 @@ class Checkpoints:
         return {name: flat for name, flat in parts.items() if flat}
 
     def _set_aside(self, step: int) -> str:
-        """Moves step's directory to corrupt/, once for all processes; where to."""
+        """Moves the step's directory to corrupt/, once for all; returns the target."""
 
         def move() -> str:
-            place = self.directory.parent / "corrupt"
-            paths.make_folder(place)
-            number = sum(1 for _ in place.glob(f"{step}-*"))
-            target = place / f"{step}-{number}"
+            corrupt = self.directory.parent / "corrupt"
+            paths.make_folder(corrupt)
+            number = sum(1 for _ in corrupt.glob(f"{step}-*"))
+            target = corrupt / f"{step}-{number}"
             (self.directory / str(step)).rename(target)
             return str(target)
 
@@ -181,16 +183,16 @@ class Checkpoints:
         return target
 
     def _set_aside_leftover(self, step: int) -> None:
-        """Moves away a directory of that step which no finished save wrote.
+        """Moves away a directory of this step that an unfinished save left behind.
 
         Raises:
-          RuntimeError: it is complete, and not of this program.
+          RuntimeError: it is complete: another program wrote it.
         """
-        there = self.directory / str(step)
-        if distributed.run_on_primary(there.exists):
-            if distributed.run_on_primary((there / "meta" / "metadata").exists):
+        directory = self.directory / str(step)
+        if distributed.run_on_primary(directory.exists):
+            if distributed.run_on_primary((directory / "meta" / "metadata").exists):
                 raise RuntimeError(
-                    f"step {step} was not saved: {there} is complete already, and "
+                    f"step {step} was not saved: {directory} is complete already, and "
                     "another program wrote it since this one began. Let one run "
                     "work in a --workdir at a time; the same command again goes on "
                     "from there"
@@ -212,10 +214,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def disk_errors(self) -> Iterator[None]:
-        """Says what is saved and what to do if the disk fails a run inside the block.
+        """Explains disk errors inside the block: what is saved, what to do next.
 
         Raises:
-          RuntimeError: in place of the OSError.
+          RuntimeError: instead of the OSError.
         """
         try:
             yield
@@ -242,7 +244,7 @@ class Checkpoints:
 
 
 def _is_news(record: Any) -> bool:
-    """Whether Orbax neither raises what it logs as well nor speaks of our handler."""
+    """Whether a record is no duplicate of an exception and not about our handler."""
     known = record.exc_info or record.filename == "type_handler_registry.py"
     return not (known and "orbax" in record.pathname)
 
@@ -268,7 +270,7 @@ def check_bits(flat: Any, meta: dict[str, Any]) -> None:
         raise CorruptCheckpoint(f"bits differ from those saved in {wrong[0]}")
 
 
-def _check_arrays(saved: dict, wanted: dict, place: pathlib.Path) -> None:
+def _check_arrays(saved: dict, wanted: dict, path: pathlib.Path) -> None:
     problems = []
     for name in sorted(saved.keys() | wanted.keys()):
         if name not in saved:
@@ -277,7 +279,7 @@ def _check_arrays(saved: dict, wanted: dict, place: pathlib.Path) -> None:
             problems.append(f"{name}: only in the checkpoint")
         elif list(saved[name]) != wanted[name]:
             problems.append(f"{name}: saved {saved[name]}, expected {wanted[name]}")
-    refuse(f"{place} does not fit this model and optimizer", problems)
+    refuse(f"{path} does not fit this model and optimizer", problems)
 
 
 def refuse(what: str, problems: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Helps a user to choose: near matches of unknown names, fields gone or renamed."""
+"""Near matches for unknown names, and config fields that are gone or renamed."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def suggest(name: Any, known: Iterable[str], *, form: str = "{}") -> str:
     Of a long list the nearest names are given alone, or else its beginning.
 
     Args:
-      name: what was given.
+      name: the unknown name.
       known: names that are valid.
-      form: how a name is written, as 'configs/{}.py'.
+      form: format of each name, for example 'configs/{}.py'.
     """
     known = list(known)
     nearest = hint(name, known, form=form)
@@ -44,7 +44,7 @@ def check(what: str, name: Any, known: Iterable[str]) -> Any:
     """Returns `name` if it is one of `known`.
 
     Raises:
-      ValueError: it is not: what is unknown, then as `suggest`.
+      ValueError: it is not; the message suggests names, see `suggest`.
     """
     known = list(known)
     if name not in known:
@@ -79,7 +79,7 @@ REMOVED = {
     ),
 }
 
-# Fields that are called otherwise now, blocks too. A star stands for one name.
+# Old -> new name of fields and blocks. A star stands for one part of a name.
 RENAMED = {
     "batch_size_at_most": "auto_batch.at_most",
     "data.holdout": "data.holdout.test",
@@ -101,9 +101,9 @@ RENAMED = {
 
 
 def new_name(name: str, *, block: bool = False) -> str | None:
-    """What field `name` of an older config is called now; None: as it was.
+    """Returns the new name of field `name` of an older config; None if it kept it.
 
-    `block`: whether it holds fields and no value.
+    `block`: whether it holds fields instead of a value.
     """
     for old, new in RENAMED.items():
         pattern = re.escape(old).replace(r"\*", r"([^.]+)") + r"(?=\.|$)"
@@ -120,9 +120,9 @@ def new_name(name: str, *, block: bool = False) -> str | None:
 
 
 def about_old(name: str, value: Any = None, *, block: bool = False) -> str | None:
-    """What to say of field `name`, with its `value`, if earlier versions alone have it.
+    """Returns a message if field `name` exists in earlier versions alone, else None.
 
-    `block`: whether it holds fields and no value.
+    `block`: whether it holds fields instead of a value.
     """
     if name in REMOVED:
         gone = REMOVED[name]
@@ -132,7 +132,7 @@ def about_old(name: str, value: Any = None, *, block: bool = False) -> str | Non
 
 
 def upgrade(config: dict[str, Any]) -> dict[str, Any]:
-    """The saved config of an older run, with the names that its fields have now."""
+    """Returns the saved config of an older run under today's field names."""
     moved: list[tuple[str, Any]] = []
 
     def keep(block: dict[str, Any], prefix: str) -> dict[str, Any]:

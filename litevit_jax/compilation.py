@@ -1,10 +1,10 @@
-"""Where compiled programs are kept, so that no run compiles what another one did.
+"""The cache of compiled programs: no run compiles again what another one did.
 
-JAX keeps them in a folder, by what was compiled, its own version and the devices. Here
-the folder is chosen (the user's cache, unless the config or JAX_COMPILATION_CACHE_DIR
-says otherwise), divided by the features of this machine's processor, for which programs
-for CPUs are made, and kept below a size. Programs that a killed run wrote in part are
-removed. A plan never reads or writes it (litevit_jax/plan/program.py).
+JAX keys the programs by their source, its own version and the devices. This module
+chooses the folder (in the user's cache, unless the config or JAX_COMPILATION_CACHE_DIR
+names another), divides it by the processor's features, since programs for CPUs run on
+no other, limits its size, and removes programs that a killed run left incomplete. A
+plan never reads or writes the cache (litevit_jax/plan/program.py).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ FIELD = "--config.compilation_cache"
 LIMIT = 2**30  # bytes of all programs together; the least recently used go first
 
 _OFF = ("", "off", "no", "none", "false")
-_BLOCK = 4096  # the least that a file takes on a disk
+_BLOCK = 4096  # bytes; the smallest file takes as much on a disk
 _STAMP = ".checked"  # programs older than this file are known to be whole
-_ZSTD = b"\x28\xb5\x2f\xfd"  # first bytes of what the better compressor writes
-# What /proc/cpuinfo calls that for which a compiler makes its code.
+_ZSTD = b"\x28\xb5\x2f\xfd"  # first bytes of a file that zstandard compressed
+# Keys of /proc/cpuinfo that compilers generate code for.
 _CPU_KEYS = (
     *("vendor_id", "cpu family", "model", "model name", "flags"),  # x86
     *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"),
@@ -35,13 +35,13 @@ _CPU_KEYS = (
 
 
 def use(where: str) -> str | None:
-    """Has JAX keep what it compiles from now on; call it before anything is compiled.
+    """Turns the cache on (or off); call it before anything is compiled.
 
     Args:
-      where: 'auto', 'off' or a directory (of a store too: gs://...).
+      where: 'auto', 'off' or a directory (in a store too: gs://...).
 
     Returns:
-      A line for the user if 'auto' has no folder that can be written; None otherwise.
+      A note for the user if the folder of 'auto' cannot be written; None otherwise.
 
     Raises:
       OSError: the directory `where` cannot be written.
@@ -71,9 +71,9 @@ def use(where: str) -> str | None:
             f"{FIELD}={where} cannot be written: {why}; name a directory that you may "
             f"write to, or say {FIELD}=off"
         ) from None
-    place = f"{where.rstrip('/')}/{processor()}" if remote else str(folder)
-    jax.config.update("jax_compilation_cache_dir", place)
-    # Small programs as well, unless the user said which: a start has many of them.
+    cache_dir = f"{where.rstrip('/')}/{processor()}" if remote else str(folder)
+    jax.config.update("jax_compilation_cache_dir", cache_dir)
+    # Keep small programs too, unless you set a limit: starting compiles many of them.
     for name, value in (("min_compile_time_secs", 0), ("min_entry_size_bytes", -1)):
         if f"JAX_PERSISTENT_CACHE_{name.upper()}" not in os.environ:
             jax.config.update(f"jax_persistent_cache_{name}", value)
@@ -83,10 +83,10 @@ def use(where: str) -> str | None:
 
 
 def default() -> pathlib.Path:
-    """The folder of 'auto'.
+    """Returns the folder that 'auto' means.
 
     Raises:
-      RuntimeError: this user has no home.
+      RuntimeError: this user has no home directory.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     home = pathlib.Path(base) if base else pathlib.Path.home() / ".cache"
@@ -94,7 +94,7 @@ def default() -> pathlib.Path:
 
 
 def processor() -> str:
-    """A name for this kind of processor: programs for CPUs run on no other."""
+    """Returns a name for this kind of processor: programs for CPUs run on no other."""
     about = [platform.system(), platform.machine(), platform.processor()]
     with contextlib.suppress(OSError):
         about += _of_cpuinfo(pathlib.Path("/proc/cpuinfo").read_text())
@@ -103,14 +103,16 @@ def processor() -> str:
 
 
 def _of_cpuinfo(text: str) -> list[str]:
-    """The lines that tell kinds of processors apart, of the first one."""
+    """Returns the first processor's lines that tell kinds of processors apart."""
     rows = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
-    said = {key.strip(): value.split() for key, _, value in rows}
-    return [f"{key} {' '.join(sorted(said[key]))}" for key in _CPU_KEYS if key in said]
+    fields = {key.strip(): value.split() for key, _, value in rows}
+    return [
+        f"{key} {' '.join(sorted(fields[key]))}" for key in _CPU_KEYS if key in fields
+    ]
 
 
 def _open(root: pathlib.Path, folder: pathlib.Path) -> None:
-    """Makes `folder`, removes from it what is cut, and keeps `root` below LIMIT."""
+    """Makes `folder`, removes its incomplete files, and keeps `root` below LIMIT."""
     root.mkdir(parents=True, exist_ok=True, mode=0o700)  # its contents are run
     folder.mkdir(exist_ok=True, mode=0o700)
     stamp = folder / _STAMP
@@ -119,7 +121,7 @@ def _open(root: pathlib.Path, folder: pathlib.Path) -> None:
         if about.st_mtime_ns < checked:
             continue
         with contextlib.suppress(OSError):  # another run has removed it
-            if _is_whole(path):  # a look is no use
+            if _is_whole(path):  # checking must not count as use
                 os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
             else:
                 path.unlink()
@@ -128,7 +130,7 @@ def _open(root: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def _programs(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, os.stat_result]]:
-    """Files of compiled programs in and below `folder`."""
+    """Yields the files of compiled programs in and below `folder`."""
     for path in folder.rglob("*-cache"):
         with contextlib.suppress(OSError):  # another run has removed it
             yield path, path.stat()
@@ -143,16 +145,16 @@ def _is_whole(path: pathlib.Path) -> bool:
         else:
             zlib.decompress(data)
     except ImportError:
-        return True  # nobody here can tell; JAX itself compiles again what is cut
+        return True  # cannot be checked here; JAX itself recompiles incomplete ones
     except Exception:
         return False
     return True
 
 
 def trim(root: pathlib.Path, limit: int | None = None) -> None:
-    """Removes the programs that were not used for longest, until `limit` is kept.
+    """Removes the least recently used programs until at most `limit` bytes are left.
 
-    Several runs may do so at once. What cannot be removed stays.
+    Several runs may do so at once. Files that cannot be removed stay.
     """
     most = LIMIT if limit is None else limit
     programs = sorted(
@@ -168,5 +170,5 @@ def trim(root: pathlib.Path, limit: int | None = None) -> None:
 
 
 def size_of(files: Iterable[os.stat_result]) -> int:
-    """Bytes that `files` take on a disk, about."""
+    """Returns about how many bytes `files` take on a disk."""
     return sum(max(about.st_size, _BLOCK) for about in files)

@@ -1,13 +1,13 @@
-"""Which platform JAX computes on, and what a large step on CPUs needs beforehand.
+"""The platform that JAX computes on, and memory settings for large steps on CPUs.
 
-An accelerator that was asked for is an error where it is missing: JAX alone would go on
-with CPUs, with JAX_PLATFORMS=cuda,cpu without a word. For GPUs XLA gets the flags that
-JAX's guide advises, as far as they are safe (docs/accelerators.md).
+A missing accelerator that you asked for is an error: JAX alone would go on with CPUs,
+and with JAX_PLATFORMS=cuda,cpu silently. On GPUs, XLA gets the flags that JAX's guide
+advises, as far as they are safe (docs/accelerators.md).
 
-XLA for CPUs asks the system for one block each step (1 GB for ViT-Tiny at batch 64)
-and gives it back: touching it anew costs 280,000 page faults, a quarter of the step
-and more on a busy machine. Here the C library keeps what was freed. Measured by
-benchmarks/train_step.py; small steps, which fit into the caches, are left alone.
+On CPUs, XLA allocates one block for each step (1 GB for ViT-Tiny at batch 64) and
+frees it: touching it anew costs 280,000 page faults, a quarter of the step and more on
+a busy machine. Here the C library keeps freed memory. Measured by
+benchmarks/train_step.py; small steps fit into the caches and are left alone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import pkgutil
 import sys
 from typing import Any
 
-# Values of a batch of images from which on a step counts as large: 224 x 224 x 3
-# at batch 8. Digits and CIFAR-10 stay below, and would run slower.
+# A step is large from this many input values on: 224 x 224 x 3 at batch 8. Digits and
+# CIFAR-10 stay below, and would run slower with these settings.
 LARGE = 1_200_000
 
 _MOST_DEVICES = 8
@@ -35,7 +35,7 @@ _TPUS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
 _NVIDIA_FILES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
 _DRIVER = "libcuda.so.1"
 _PLUGINS = {"xla_cuda": "cuda", "xla_rocm": "rocm"}  # names begin so -> JAX's platform
-# Flags for GPUs, and releases of JAX that know them: with others XLA would end.
+# Flags for GPUs, and the releases of JAX that know them: XLA aborts on unknown flags.
 _XLA_FLAGS = {"xla_gpu_enable_latency_hiding_scheduler": True}
 _KNOWN_BY = ((0, 10), (0, 12))
 _SWITCH = "LITEVIT_XLA_FLAGS"
@@ -50,14 +50,14 @@ _MALLOPT = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
 def prepare(batch_size: int, values: int) -> None:
     """Sets memory, dispatch and devices for steps of `batch_size` images.
 
-    One device for each core is faster than a device whose operations are split over
-    cores: there are as many as cores (a power of two, at most 8) that divide the
-    batch. JAX_NUM_CPU_DEVICES, if set, says how many instead. Steps are dispatched
-    one by one, or the blocks of two would be alive at once.
+    One device per core is faster than one device that splits its operations over
+    cores: there are as many devices as cores (a power of two, at most 8) that divide
+    the batch, or JAX_NUM_CPU_DEVICES if that is set. Dispatch is synchronous, or the
+    memory blocks of two steps would be alive at once.
 
     Args:
-      batch_size: images that are computed at once.
-      values: of one image, H * W * C.
+      batch_size: images computed at once.
+      values: number of values in one image, H * W * C.
     """
     if batch_size * values < LARGE or not _on_cpu():
         return
@@ -70,17 +70,17 @@ def prepare(batch_size: int, values: int) -> None:
 
 
 def choose() -> None:
-    """Says which platform JAX is to use, before it starts.
+    """Chooses JAX's platform; call it before JAX starts.
 
-    JAX_PLATFORMS, if set, is obeyed. Otherwise an installed plugin, or libtpu beside a
-    TPU, asks for its accelerator. libtpu alone is here for its compiler, and would look
-    for a TPU and say at length that there is none.
+    JAX_PLATFORMS comes first. Otherwise an installed plugin, or libtpu beside a TPU,
+    decides. libtpu without a TPU is installed for its compiler alone; JAX would search
+    for a TPU and log at length that there is none.
 
     Raises:
-      ValueError: what is asked for cannot be used on this machine.
+      ValueError: this machine cannot use the platform that was asked for.
     """
-    told = os.environ.get("JAX_PLATFORMS", "")
-    asked, why = told.partition(",")[0], f"JAX_PLATFORMS={told}"
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    asked, why = platforms.partition(",")[0], f"JAX_PLATFORMS={platforms}"
     if not asked and _on_cpu():
         asked = os.environ["JAX_PLATFORMS"] = "cpu"
         _note_idle()
@@ -89,9 +89,9 @@ def choose() -> None:
         why = "JAX's plugin for it is installed"
     if asked == "cuda":
         _check_cuda(why)
-        ours = [f"--{name}={str(on).lower()}" for name, on in xla_flags().items()]
+        own = [f"--{name}={str(on).lower()}" for name, on in xla_flags().items()]
         given = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = " ".join([given, *ours] if given else ours)
+        os.environ["XLA_FLAGS"] = " ".join([given, *own] if given else own)
     if asked == "tpu" and not importlib.util.find_spec("libtpu"):
         raise ValueError(
             "a TPU is asked for (JAX_PLATFORMS=tpu), but its library is not installed: "
@@ -100,10 +100,10 @@ def choose() -> None:
 
 
 def xla_flags() -> dict[str, bool]:
-    """The flags of XLA that we set for GPUs: name -> value.
+    """Returns the XLA flags that we set for GPUs: name -> value.
 
-    What XLA_FLAGS says stands; if it names a file, all is left to that. There are none
-    with LITEVIT_XLA_FLAGS=off, or with a JAX of which they are not known.
+    Your own XLA_FLAGS win; if they name a file, we set none. There are none either
+    with LITEVIT_XLA_FLAGS=off, or with a JAX for which they are not known.
 
     Raises:
       ValueError: LITEVIT_XLA_FLAGS is neither auto nor off.
@@ -121,29 +121,29 @@ def xla_flags() -> dict[str, bool]:
 
 
 def devices() -> list[Any]:
-    """All devices of the job; starts JAX.
+    """Returns all devices of the job; starts JAX.
 
     Raises:
-      RuntimeError: there are none of the platform that was asked for.
+      RuntimeError: the platform that was asked for has no devices.
     """
     import jax
 
-    told = os.environ.get("JAX_PLATFORMS", "")
-    asked = told.partition(",")[0].upper() or " or ".join(_plugins())
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    asked = platforms.partition(",")[0].upper() or " or ".join(_plugins())
     if asked in ("", "CPU"):
         return jax.devices()
     try:
-        there = jax.devices()
-        why = f"JAX has {there[0].platform.upper()} devices only"
+        visible = jax.devices()
+        why = f"JAX has {visible[0].platform.upper()} devices only"
     except (AssertionError, RuntimeError) as error:  # the former without a message
         why = str(error).partition(" (set JAX_PLATFORMS")[0] or "JAX does not see it"
-        there = []
-    if not there or there[0].platform == "cpu":
+        visible = []
+    if not visible or visible[0].platform == "cpu":
         raise RuntimeError(
-            f"{asked} is asked for (JAX_PLATFORMS={told}), but cannot be used: {why}. "
-            f"Is it free, and its driver in order? {_ON_CPUS}"
+            f"{asked} is asked for (JAX_PLATFORMS={platforms}), but cannot be used: "
+            f"{why}. Is it free, and its driver in order? {_ON_CPUS}"
         )
-    return there
+    return visible
 
 
 def has_accelerator() -> bool:
@@ -152,7 +152,7 @@ def has_accelerator() -> bool:
 
 
 def count_devices(batch_size: int) -> int:
-    """The largest power of two of this process's cores that divides the batch."""
+    """Returns the largest power of two, up to this process's cores, that divides."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not on every system
         cores = len(os.sched_getaffinity(0))
@@ -163,9 +163,9 @@ def count_devices(batch_size: int) -> int:
 
 
 def _on_cpu() -> bool:
-    """Whether JAX is told to use CPUs, or has nothing else to use.
+    """Whether JAX uses CPUs, by JAX_PLATFORMS or for lack of anything else.
 
-    libtpu without a TPU is here for its compiler (litevit_jax/plan).
+    libtpu without a TPU is installed for its compiler (litevit_jax/plan).
     """
     platforms = os.environ.get("JAX_PLATFORMS")
     if platforms:
@@ -176,7 +176,7 @@ def _on_cpu() -> bool:
 
 
 def _plugins() -> list[str]:
-    """Names of JAX's installed plugins, for accelerators other than TPUs."""
+    """Returns the names of JAX's installed plugins, for accelerators besides TPUs."""
     spec = importlib.util.find_spec("jax_plugins")
     if spec is None:
         return []
@@ -184,7 +184,7 @@ def _plugins() -> list[str]:
 
 
 def _expected() -> str:
-    """The platform that is installed here; empty: one that only JAX knows."""
+    """Returns the installed platform; '' for a plugin that only JAX knows."""
     if importlib.util.find_spec("libtpu") and _tpu_is_here():
         return "tpu"
     named = (
@@ -218,10 +218,10 @@ def _check_cuda(because: str) -> None:
 
 
 def _note_idle() -> None:
-    """Tells of an accelerator that is here, but that JAX has no library for.
+    """Prints a note about an accelerator that JAX has no library for.
 
     Raises:
-      ValueError: the scheduler, or the user, gave this process GPUs.
+      ValueError: CUDA_VISIBLE_DEVICES gives this process GPUs that it cannot use.
     """
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "-1")
     if given not in ("", "-1", "NoDevFiles"):
@@ -263,10 +263,10 @@ def _keep_freed_memory() -> None:
 
 
 def give_back_memory() -> None:
-    """Hands freed memory back to the system, where the C library (glibc) keeps it.
+    """Returns freed memory from the C library (glibc) to the system.
 
-    An evaluation reads with threads of its own. Their heaps stay when they end, and
-    grow from one evaluation to the next.
+    An evaluation reads with threads of its own, whose heaps outlive them and grow from
+    one evaluation to the next.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -1,10 +1,10 @@
 """Exit codes, and which of them an error ends the program with.
 
-A mistake in the command, its data or its config ends with 2, whatever exception says
-so: the same command would fail again, and what starts runs anew leaves it alone. What
-a machine does (a full disk, a lost network, a worker killed) ends with 1, and so does
-a bug. Two things tell them apart: whether work had begun when the error came, and
-whether our code raised it on purpose.
+A mistake in the command, its data or its config ends with 2, whatever the exception:
+the same command would fail again, so schedulers must not retry it. A machine's failure
+(a full disk, a lost network, a killed worker) ends with 1, and so does a bug. Two facts
+tell them apart: whether work had begun when the error came, and whether our code
+raised it on purpose.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import traceback
 from types import TracebackType
 
 OK, FAILED, USAGE = 0, 1, 2
-# A signal ended it (42, 130): see `preemption`. Of several hosts one is gone or stuck
-# (43): see `distributed.watchdog`.
+# `preemption` has the codes after a signal (42, 130), `distributed.watchdog` that of a
+# job whose process is gone or stuck (43).
 
-# What disks and networks answer, whatever they are asked.
+# Errors of disks and networks, whatever they are asked.
 _MACHINE = (
     errno.ECONNABORTED,
     errno.ECONNREFUSED,
@@ -38,7 +38,7 @@ _MACHINE = (
     errno.ESTALE,
     errno.ETIMEDOUT,
 )
-# What a path that cannot be used answers; in the middle of a run a disk does, too.
+# Errors of a path that cannot be used; in the middle of a run a disk has them too.
 _PATH = (
     errno.EACCES,
     errno.EEXIST,
@@ -60,12 +60,12 @@ _RECIPES = _PACKAGE.parent / "configs"
 def report(error: Exception, *, begun: bool) -> int:
     """Prints what went wrong and returns the exit code.
 
-    Errors that are raised to be read are a message on standard error, all others a
-    traceback; LITEVIT_TRACEBACK=1 shows the traceback of the former too.
+    An error meant for the user is printed as a message, any other as a traceback, on
+    standard error; LITEVIT_TRACEBACK=1 shows the traceback of both.
 
     Args:
-      error: what ended the job.
-      begun: whether the job had begun to work, or was still being checked.
+      error: the exception that ended the job.
+      begun: whether work had begun; False while the job is still being checked.
     """
     code, is_message = classify(error, begun=begun)
     if _out_of_memory(error) and "LITEVIT_TRACEBACK" not in os.environ:
@@ -87,27 +87,27 @@ def report(error: Exception, *, begun: bool) -> int:
 
 
 def classify(error: Exception, *, begun: bool) -> tuple[int, bool]:
-    """(exit code, whether the error's text is all that a user needs)."""
-    ours, deliberate = _origin(error.__traceback__)
+    """Returns (exit code, whether the error's text is all that a user needs)."""
+    own, deliberate = _origin(error.__traceback__)
     if type(error).__module__.startswith("litevit_jax."):  # whoever raises it
-        ours = deliberate = True
+        own = deliberate = True
     if _lacks_field(error) and not begun:
         return USAGE, True
     if isinstance(error, OSError):
         machine = _is_machine(error)
         known = error.errno in (*_MACHINE, *_PATH)
-        # With a file's name, whatever library asked for it.
-        is_message = ours or (known and (machine or error.filename is not None))
+        # A file's name is enough to act on, whatever library raised it.
+        is_message = own or (known and (machine or error.filename is not None))
         return (FAILED if machine or begun else USAGE), is_message
     if _out_of_memory(error):
         return USAGE, True  # the same command would run out of it again
     if isinstance(error, ValueError | KeyError):
-        mistake = deliberate or (ours and not begun)
+        mistake = deliberate or (own and not begun)
         return (USAGE if mistake else FAILED), mistake
     if isinstance(error, ImportError | TypeError) and deliberate:
         return USAGE, True  # a package to be installed, an extension to be mended
     named = isinstance(error, RuntimeError | FloatingPointError)
-    return FAILED, named and ours
+    return FAILED, named and own
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -117,7 +117,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _lacks_field(error: BaseException) -> bool:
-    """Whether a config was asked for a field that it does not have."""
+    """Whether the error comes from a field that a config lacks."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -127,20 +127,20 @@ def _lacks_field(error: BaseException) -> bool:
 
 
 def _origin(trace: TracebackType | None) -> tuple[bool, bool]:
-    """Whether our code raised it; and whether on purpose, with `raise`."""
+    """Returns whether our code raised the error, and whether by a `raise`."""
     if trace is None:
         return False, False
     while trace.tb_next is not None:
         trace = trace.tb_next
     code = trace.tb_frame.f_code
     file = pathlib.Path(code.co_filename)
-    ours = file.is_relative_to(_PACKAGE) or file.is_relative_to(_RECIPES)
+    own = file.is_relative_to(_PACKAGE) or file.is_relative_to(_RECIPES)
     raised = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
-    return ours, ours and raised
+    return own, own and raised
 
 
 def _is_machine(error: BaseException | None) -> bool:
-    """Whether a disk or a network is behind it, also where we say it in our words."""
+    """Whether a disk or a network caused the error, also where we reworded it."""
     while error is not None:
         if isinstance(error, ConnectionError | TimeoutError):
             return True

@@ -24,14 +24,14 @@ _NEEDS = {"gs": "gcsfs", "s3": "s3fs"}
 
 
 def path(text: str | os.PathLike[str]) -> Any:
-    """The path that a flag names.
+    """Returns the path that a flag names.
 
     Raises:
-      ValueError: a store that cannot be reached: unknown, or its package is missing.
+      ValueError: the store is unknown, or the package that reaches it is missing.
     """
     text = os.fspath(text)
-    store, found, _ = text.partition("://")
-    if not found:
+    store, separator, _ = text.partition("://")
+    if not separator:
         return pathlib.Path(text)
     if store not in _NEEDS:
         raise ValueError(
@@ -47,7 +47,7 @@ def path(text: str | os.PathLike[str]) -> Any:
 def _check_package(text: str, store: str) -> None:
     from fsspec.registry import registry
 
-    if store in registry:  # somebody registered a file system of theirs
+    if store in registry:  # you registered a file system of your own
         return
     if importlib.util.find_spec(_NEEDS[store]) is None:
         raise ValueError(
@@ -56,47 +56,47 @@ def _check_package(text: str, store: str) -> None:
         )
 
 
-def is_local(place: str | os.PathLike[str]) -> bool:
-    """Whether `place` lies in a file system of this host (which others may share)."""
-    return "://" not in os.fspath(place)
+def is_local(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` lies in a file system of this host (which others may share)."""
+    return "://" not in os.fspath(path)
 
 
 def store(text: str) -> tuple[Any, str]:
-    """fsspec's file system of a path in a store, and the path as it names it."""
+    """Returns the fsspec file system of a store, and the path inside it."""
     import fsspec
 
     system, inside = fsspec.core.url_to_fs(text)
     return system, inside.rstrip("/")
 
 
-def absolute(place: Any) -> Any:
-    """`place` from the root on; in a store it is already."""
-    return place.absolute() if is_local(place) else place
+def absolute(path: Any) -> Any:
+    """Returns `path` from the root on; a path in a store is absolute already."""
+    return path.absolute() if is_local(path) else path
 
 
-def make_folder(place: Any) -> None:
+def make_folder(folder: Any) -> None:
     """Makes a folder and those above it; a store needs none."""
-    if is_local(place):
-        place.mkdir(parents=True, exist_ok=True)
+    if is_local(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
-def replace_text(place: Any, text: str) -> None:
+def replace_text(path: Any, text: str) -> None:
     """Writes a file so that a reader sees the old one or the new one, whole."""
-    make_folder(place.parent)
-    if not is_local(place):
-        place.write_text(text)  # an object appears when it is complete
+    make_folder(path.parent)
+    if not is_local(path):
+        path.write_text(text)  # an object appears when it is complete
         return
-    temporary = place.with_name(f".{place.name}.tmp")  # hidden, should a kill leave it
-    with named(place):
+    temporary = path.with_name(f".{path.name}.tmp")  # hidden, should a kill leave it
+    with named(path):
         temporary.write_text(text)
-        rename(temporary, place)
+        rename(temporary, path)
 
 
 def rename(written: pathlib.Path, target: pathlib.Path) -> None:
     """Gives a local file or folder, just written, its final name.
 
-    What is in it reaches the disk first, and the name after it: if the machine stops at
-    any moment, `target` is the old one or the new one, whole.
+    The content reaches the disk first, the name after it: if the machine stops at any
+    moment, `target` is the old one or the new one, whole.
     """
     files = (p for p in written.rglob("*")) if written.is_dir() else ()
     for path in (*files, written):
@@ -105,57 +105,59 @@ def rename(written: pathlib.Path, target: pathlib.Path) -> None:
     _sync(target.parent)
 
 
-def _sync(place: pathlib.Path) -> None:
-    number = os.open(place, os.O_RDONLY)
+def _sync(path: pathlib.Path) -> None:
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of some file systems
+        # Some file systems cannot sync.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
         os.close(number)
 
 
-def read_json(place: Any, otherwise: str) -> dict[str, Any]:
-    """Reads a JSON file that holds an object, as all those of a run do.
+def read_json(path: Any, otherwise: str) -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
 
     Raises:
-      ValueError: it is damaged; the message names it and says what to do `otherwise`.
+      ValueError: it is damaged; the message names the file and ends with `otherwise`,
+        what to do about it.
     """
     try:
-        content = json.loads(place.read_text())
+        content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError(f"expected an object, got {json.dumps(content)[:40]}")
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{place} is damaged ({error}); a crash or a full disk may have cut it "
+            f"{path} is damaged ({error}); a crash or a full disk may have cut it "
             f"short: {otherwise}"
         ) from None
     return content
 
 
-# What a disk may answer in the middle of a run, wherever it is written.
+# Errors of a disk that may come in the middle of a run, whatever is written.
 DISK_ERRORS = (errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EROFS)
 
 
 @contextlib.contextmanager
-def named(place: Any) -> Iterator[None]:
-    """Gives an error of the disk the name of the file, which writing leaves out."""
+def named(path: Any) -> Iterator[None]:
+    """Adds the file's name to disk errors: those of write() lack it."""
     try:
         yield
     except OSError as error:
         if error.filename is None and error.errno is not None:
-            error.filename = os.fspath(place)
+            error.filename = os.fspath(path)
         raise
 
 
 def reason(error: BaseException) -> str:
-    """Why a write failed, in a line: the system's word, if it is among the causes."""
+    """Returns why a write failed, in one line: the system's message if there is one."""
     chain: list[BaseException] = []
-    there: BaseException | None = error
-    while there is not None and there not in chain:
-        chain.append(there)
-        there = there.__cause__ or there.__context__
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
     for one in chain:
         if isinstance(one, OSError) and one.strerror:
             return one.strerror
@@ -163,16 +165,16 @@ def reason(error: BaseException) -> str:
     return lines[0][:300]
 
 
-def append(place: Any, data: bytes) -> None:
+def append(path: Any, data: bytes) -> None:
     """Adds whole lines to a file; a line cut by an earlier kill is closed first.
 
     In a store the file is written anew: do it seldom.
     """
-    if not is_local(place):
-        old = place.read_bytes() if place.exists() else b""
-        place.write_bytes(old + b"\n" * bool(old and old[-1:] != b"\n") + data)
+    if not is_local(path):
+        old = path.read_bytes() if path.exists() else b""
+        path.write_bytes(old + b"\n" * bool(old and old[-1:] != b"\n") + data)
         return
-    with named(place), open(place, "ab+") as file:
+    with named(path), open(path, "ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
@@ -182,39 +184,39 @@ def append(place: Any, data: bytes) -> None:
 
 @functools.cache
 def _copies() -> pathlib.Path:
-    """A directory that is removed when the program ends."""
-    place = tempfile.mkdtemp(prefix="litevit_jax-")
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
-    return pathlib.Path(place)
+    """Makes a directory that is removed when the program ends."""
+    directory = tempfile.mkdtemp(prefix="litevit_jax-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return pathlib.Path(directory)
 
 
 @functools.cache
 def local_file(text: str) -> pathlib.Path:
-    """The file `text` itself, or a copy of it on this host if it is in a store.
+    """Returns the file `text` itself, or a local copy of it if it is in a store.
 
-    The copy, made once, has its name and lasts as long as the program.
+    The copy is made once, keeps the file's name and lasts as long as the program.
 
     Raises:
       FileNotFoundError: no such file.
       OSError: it cannot be read, or there is no room for it.
     """
-    place = path(text)
-    if is_local(place):
-        return place
-    if not place.exists():
+    source = path(text)
+    if is_local(source):
+        return source
+    if not source.exists():
         raise FileNotFoundError(f"{text} does not exist")
     folder = _copies() / str(sum(1 for _ in _copies().iterdir()))
     folder.mkdir()
-    with place.open("rb") as source, (folder / place.name).open("wb") as target:
-        shutil.copyfileobj(source, target, 1 << 20)
-    return folder / place.name
+    with source.open("rb") as file, (folder / source.name).open("wb") as target:
+        shutil.copyfileobj(file, target, 1 << 20)
+    return folder / source.name
 
 
 class Mirror:
     """A local folder whose files are copied into a store now and then."""
 
-    def __init__(self, place: Any) -> None:
-        self._place = place
+    def __init__(self, target: Any) -> None:
+        self._target = target
         self.folder = pathlib.Path(tempfile.mkdtemp(dir=_copies()))
         self._copied: dict[pathlib.Path, int] = {}
 
@@ -223,7 +225,7 @@ class Mirror:
         for file in sorted(p for p in self.folder.rglob("*") if p.is_file()):
             data = file.read_bytes()
             if self._copied.get(file) != len(data):
-                self._place.joinpath(file.relative_to(self.folder)).write_bytes(data)
+                self._target.joinpath(file.relative_to(self.folder)).write_bytes(data)
                 self._copied[file] = len(data)
 
 

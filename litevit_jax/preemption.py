@@ -50,7 +50,7 @@ def exit_code(number: int) -> int:
     return INTERRUPTED if number == signal.SIGINT else PREEMPTED
 
 
-class Stop:
+class Preemption:
     """The first signal that asked to stop, if one came; here, or at another process.
 
     Attributes:
@@ -75,7 +75,7 @@ class Stop:
         self._put_off = False  # whether `Stopped` is due after an import
         self._raised = False  # whether it was raised outside training
 
-    def agreed(self, mesh: Mesh) -> bool:
+    def requested(self, mesh: Mesh) -> bool:
         """Whether all processes stop now; each calls it before every step.
 
         Several processes ask one another on the devices, and read the answer of the
@@ -94,7 +94,7 @@ class Stop:
     def vote(self, mesh: Mesh) -> None:
         """Raises `Stopped` in all of several processes that train, if one of them got
         a signal. All of them call it."""
-        if self._training and not _alone() and self.agreed(mesh):
+        if self._training and not _alone() and self.requested(mesh):
             assert self.signal is not None
             raise Stopped(self.signal)
 
@@ -219,7 +219,7 @@ class Stop:
         os._exit(code if self._code is None else self._code)
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[Stop]:
+    def handlers(self) -> Iterator[Preemption]:
         """Handles the signals inside the block (main thread only)."""
         main = threading.current_thread() is threading.main_thread()
         if signal.getsignal(signal.SIGTERM) == self._handle or not main:
@@ -324,6 +324,6 @@ def _leave_terminal() -> None:
                 mute(stream)
 
 
-_stop = Stop()
-listening, program = _stop.listening, _stop.program
-at_once, vote = _stop.at_once, _stop.vote
+_preemption = Preemption()
+handlers, program = _preemption.handlers, _preemption.program
+at_once, vote = _preemption.at_once, _preemption.vote

@@ -1,4 +1,4 @@
-"""What a config may hold: names of files in the package, and numbers within bounds.
+"""Valid config values: names of plug-in files, numbers within bounds, text.
 
 Every plug-in file (an objective, an evaluator, a data source, ...) exposes
 `make(**kwargs)`. Nothing is registered: the folder's listing is the registry.
@@ -23,7 +23,7 @@ _NOT_PLUGINS = ("base", "frozen", "health", "masking")
 
 
 def choices(folder: str) -> list[str]:
-    """Names of the plug-ins in `folder`, for example 'objectives'."""
+    """Returns the names of the plug-ins in `folder`, for example 'objectives'."""
     path = str(_ROOT.joinpath(*folder.split(".")))
     names = (module.name for module in pkgutil.iter_modules([path]))
     return sorted(name for name in names if name not in _NOT_PLUGINS)
@@ -44,7 +44,7 @@ def make(folder: str, name: str, /, **kwargs: Any) -> Any:
 
 
 def defaults(folder: str, name: str) -> dict[str, Any]:
-    """Keyword -> default of the `make` of plug-in `name`, of those that have one.
+    """Returns keyword -> default value of plug-in `name`, where there is one.
 
     Raises:
       ValueError: no such plug-in.
@@ -64,12 +64,12 @@ def _kind(folder: str) -> str:
 
 
 class Bound(NamedTuple):
-    """The numbers that a field may hold: finite, from `low` to `high`.
+    """Bounds of a numeric field: finite, from `low` to `high`.
 
     Attributes:
       low, high: the ends.
-      above, below: whether the lower, the upper end itself is left out.
-      whole: whether they are integers.
+      above, below: whether the lower, or the upper, end itself is excluded.
+      whole: whether only integers are valid.
     """
 
     low: float = -math.inf
@@ -79,7 +79,7 @@ class Bound(NamedTuple):
     whole: bool = False
 
     def holds(self, value: Any) -> bool:
-        """Whether `value` is such a number."""
+        """Whether `value` is a number within the bounds."""
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             return False
         integer, number = isinstance(value, numbers.Integral), cast(float, value)
@@ -89,7 +89,7 @@ class Bound(NamedTuple):
         return low and (number < self.high if self.below else number <= self.high)
 
     def text(self, value: Any) -> str:
-        """What to say is expected in place of `value`."""
+        """Describes the valid numbers, for a message about the invalid `value`."""
         each = flat(value)
         real: list[Any] = [x for x in each if isinstance(x, numbers.Real)]
         kind = ""
@@ -117,8 +117,8 @@ _RATE = Bound(0, 1)
 _PART = Bound(0, 1, above=True)
 _BELOW_ONE = Bound(0, 1, below=True)
 
-# Of every number in a config, by dotted name; a star stands for any part of it. The
-# first that matches holds, of each number where a field holds several.
+# Bounds of every number in a config by dotted name; a star matches any part of it.
+# The first match applies, to each number where a field holds several.
 _BOUNDS: dict[str, Bound] = {
     name: bound
     for bound, names in (
@@ -192,7 +192,7 @@ _WORDS = ("init_rename", "*.features", "study.kinds", "maps.queries")
 
 
 def bound_of(name: str) -> Bound | None:
-    """The bound of the numbers in config field `name`, as 'lr.base', or None."""
+    """Returns the bound of config field `name`, for example 'lr.base', or None."""
     fits = (bound for key, bound in _BOUNDS.items() if fnmatch.fnmatchcase(name, key))
     return next(fits, None)
 
@@ -200,15 +200,15 @@ def bound_of(name: str) -> Bound | None:
 def check_fields(config: Any, prefix: str = "") -> None:
     """Checks every number and every pattern of a config, before anything is read.
 
-    Fields that are None are left out; a number without a bound must be finite.
+    Fields that are None are skipped; a number without a bound must be finite.
 
     Args:
-      config: or a block of it.
-      prefix: of the names of the block's fields, as 'lr.'.
+      config: a config or a block of one.
+      prefix: prefix of the fields' names, for example 'lr.'.
 
     Raises:
-      ValueError: NaN, infinite, out of bounds; not what the field holds; or a name
-        that nothing reads any more.
+      ValueError: a number is NaN, infinite or out of bounds, a value has the wrong
+        type, or a field was removed or renamed.
     """
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -257,7 +257,7 @@ def is_text(name: str) -> bool:
 
 
 def flat(value: Any) -> list[Any]:
-    """What a field holds, as a flat list: of a single value, that one."""
+    """Flattens nested tuples and lists; a single value becomes a list of one."""
     if isinstance(value, tuple | list):
         return [x for item in value for x in flat(item)]
     return [value]

@@ -1,4 +1,4 @@
-"""Where arrays live: one Mesh(data, fsdp), and the layout of batches and states.
+"""Layout of arrays on devices: one Mesh(data, fsdp) for batches and states.
 
 The batch is split over both axes. A large parameter is split over `fsdp` along
 its largest divisible dimension; everything else is replicated. Programs are
@@ -21,10 +21,10 @@ _AXES = ("data", "fsdp")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: Any = None) -> Mesh:
-    """Mesh with axes ('data', 'fsdp') over all devices; -1 takes the rest.
+    """Makes a mesh with axes ('data', 'fsdp') over all devices; -1 takes the rest.
 
-    The devices of a process stand beside each other, processes in their order: its
-    rows of a batch are one piece, and the data do not depend on the topology.
+    The devices of each process are contiguous, processes in order: each process has
+    one contiguous piece of a batch, so data do not depend on the topology.
 
     Raises:
       ValueError: data x fsdp is not the number of devices.
@@ -77,22 +77,22 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Returns the layout with the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Axis 0 split over all devices."""
+    """Returns the layout with axis 0 split over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def slice_sharding(mesh: Mesh) -> NamedSharding:
-    """Axis 1 split over all devices: a batch cut into accumulation slices."""
+    """Returns the layout with axis 1 split over all devices: microbatches."""
     return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
 
 
 def tree_sharding(mesh: Mesh, tree: Any) -> Any:
-    """A NamedSharding for each array (or ShapeDtypeStruct) of `tree`."""
+    """Returns a NamedSharding for each array (or ShapeDtypeStruct) of `tree`."""
     return jax.tree.map(lambda leaf: _leaf_sharding(mesh, leaf.shape), tree)
 
 
@@ -107,7 +107,7 @@ def _leaf_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> global arrays split over all devices."""
+    """Turns this process's rows of a batch into global arrays over all devices."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)
@@ -116,7 +116,7 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def put(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process has whole, on the host -> placed as `shardings` say.
+    """Puts host arrays, which every process has whole, on devices by `shardings`.
 
     Each process copies the parts of its own devices; nothing is compared or sent.
     """
@@ -132,7 +132,7 @@ def put(tree: Any, shardings: Any) -> Any:
 
 
 def replace(state: Any, parts: dict[str, Any], abstract: Any) -> Any:
-    """`state` with the `parts`, host arrays by name, put where `abstract` has them."""
+    """Returns `state` with `parts` (host arrays) in the layout of `abstract`."""
     shardings = {
         name: jax.tree.map(lambda x: x.sharding, getattr(abstract, name))
         for name in parts
@@ -141,7 +141,7 @@ def replace(state: Any, parts: dict[str, Any], abstract: Any) -> Any:
 
 
 def most(mesh: Mesh, number: int) -> jax.Array:
-    """The largest of the numbers that the processes give, on all of them."""
+    """Returns the largest of the processes' numbers, on all of them."""
     mine = np.full(len(mesh.local_devices), number, np.int32)
     flags = jax.make_array_from_process_local_data(batch_sharding(mesh), mine)
     return _largest(mesh)(flags)

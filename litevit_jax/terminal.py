@@ -15,8 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
-from litevit_jax import distributed
-from litevit_jax import preemption as stops
+from litevit_jax import distributed, preemption
 
 QUIET_S = 60.0  # at most, between two lines
 _EVERY_S = 1.0  # how often the thread looks, and redraws a terminal's line
@@ -52,7 +51,7 @@ class Line:
             else:  # a longer one would wrap, and could not be redrawn
                 width = shutil.get_terminal_size().columns - 1
                 text = f"\r{_CLEAR}{text[:width]}"
-            stops.say(text, self._stream, end="")
+            preemption.say(text, self._stream, end="")
 
     def say(self, text: str) -> None:
         """Prints `text` on lines of its own."""

@@ -1,4 +1,4 @@
-"""Trees of arrays by name: what they are, and fingerprints that tell their bits.
+"""Trees of arrays by name: flat and nested forms, shapes, and fingerprints of bits.
 
 A parameter is named by its path, 'encoder/norm/scale'. Checkpoints (and ONNX files)
 have dots instead of slashes; `to_dotted` and `from_dotted` alone translate.
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by path, 'encoder/norm/scale'; a bare array gets the name 'value'."""
+    """Returns the leaves by path, 'encoder/norm/scale'; a bare array is 'value'."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(keys, simple=True, separator="/") or "value": leaf
@@ -24,7 +24,7 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """The nested dict of leaves by path; undoes `flatten` for trees of dicts."""
+    """Returns the nested dict of leaves by path; undoes `flatten` of nested dicts."""
     tree: dict[str, Any] = {}
     for path, leaf in flat.items():
         *blocks, last = path.split("/")
@@ -46,21 +46,21 @@ def from_dotted(name: str) -> str:
 
 
 def saved(tree: Any) -> dict[str, Any]:
-    """Leaves by the names that a checkpoint gives them, 'encoder.norm.scale'."""
+    """Returns the leaves by their names in a checkpoint, 'encoder.norm.scale'."""
     return {to_dotted(path): leaf for path, leaf in flatten(tree).items()}
 
 
 @jax.jit  # inside another: arrays of one shape are traced once
 def _fingerprint(x: jax.Array) -> jax.Array:
-    """uint32 sum of hashes, one of each word of the array together with its place.
+    """Returns the uint32 sum of a hash for each word and its position in the array.
 
     Integer arithmetic modulo 2^32: the same on any mesh and in any order.
     """
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-    place = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-    mixed = words.astype(jnp.uint32) ^ (place * jnp.uint32(0x9E3779B9))
+    position = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
+    mixed = words.astype(jnp.uint32) ^ (position * jnp.uint32(0x9E3779B9))
     # The finalizer of MurmurHash3, so that changes of two words cannot cancel.
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
@@ -78,7 +78,7 @@ def _inspect(flat: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def describe(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """'part.name' -> [shape, dtype] of each array."""
+    """Returns 'part.name' -> [shape, dtype] of each array."""
     return {
         f"{part}.{name}": [list(x.shape), str(x.dtype)]
         for part, flat in parts.items()
@@ -87,7 +87,7 @@ def describe(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def inspect_parts(parts: dict[str, dict[str, Any]]) -> tuple[Any, list[str]]:
-    """Fingerprint of each array by 'part.name', and names of those not finite."""
+    """Returns fingerprints by 'part.name', and the names of arrays not finite."""
     flat = {f"{p}.{name}": x for p, part in parts.items() for name, x in part.items()}
     prints, finite = jax.device_get(_inspect(flat))
     bad = [name for name, ok in finite.items() if not ok]
@@ -95,9 +95,9 @@ def inspect_parts(parts: dict[str, dict[str, Any]]) -> tuple[Any, list[str]]:
 
 
 def fingerprint(state: Any) -> str:
-    """16 hex digits of what predicts: parameters and model state, on any mesh.
+    """Returns 16 hex digits for parameters and model state, the same on any mesh.
 
-    Equal for equal bits, in training as in a saved step that was read.
+    They are equal for equal bits, in training and in a restored step.
     """
     parts = {name: saved(getattr(state, name)) for name in ("params", "model_state")}
     prints, _ = inspect_parts(parts)
@@ -106,7 +106,7 @@ def fingerprint(state: Any) -> str:
 
 
 def hash_arrays(arrays: Any) -> str:
-    """A hash of names, shapes and bits of host arrays; the same on any machine."""
+    """Returns a hash of names, shapes and bits of host arrays, on any machine alike."""
     digest = hashlib.sha256()
     for name, x in flatten(arrays).items():
         digest.update(f"{name} {x.dtype} {x.shape};".encode())

@@ -29,7 +29,7 @@ def stuck():
 
 def train(step, last=lambda: print("written", flush=True)):
     """A training loop: `step()` until a signal came, then it saves."""
-    with preemption.listening() as asked, asked.training(last):
+    with preemption.handlers() as asked, asked.training(last):
         try:
             while asked.signal is None:
                 step(asked)
@@ -110,7 +110,7 @@ def child(name):
 
     def main():
         train(function) if function.__code__.co_argcount else function()
-        number = preemption._stop.signal
+        number = preemption._preemption.signal
         sys.exit(0 if number is None else preemption.exit_code(number))
 
     preemption.program(main)
@@ -121,7 +121,7 @@ class Program:
 
     def __init__(self, name, before=(), **kwargs):
         kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | kwargs
-        code = f"from tests import preemption_test; stop_test.child({name!r})"
+        code = f"from tests import preemption_test; preemption_test.child({name!r})"
         self.process = subprocess.Popen(
             [*before, sys.executable, "-c", code], cwd=ROOT, text=True, **kwargs
         )
@@ -162,11 +162,11 @@ def test_a_signal_in_an_import_waits_for_its_end():
 
 EACH_LINE = """
 import os, signal, sys
-from litevit_jax import preemption as stop
+from litevit_jax import preemption
 count, wanted = 0, int(sys.argv[1])
 def trace(frame, event, _):
     global count
-    if frame.f_code.co_filename == stop.__file__:
+    if frame.f_code.co_filename == preemption.__file__:
         if signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None):
             count += event == "line"
             if count == wanted and event == "line":
@@ -176,7 +176,7 @@ def main():
     os.write(1, b"main")
     sys.exit(0)
 sys.settrace(trace)
-stop.program(main)
+preemption.program(main)
 """
 
 
@@ -267,7 +267,7 @@ def test_nohup_outlives_the_terminal():
 
 def test_handlers_are_put_back():
     before = [signal.getsignal(n) for n in CODES]
-    with preemption.listening() as outer, preemption.listening() as inner:
+    with preemption.handlers() as outer, preemption.handlers() as inner:
         assert outer is inner
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert [signal.getsignal(n) for n in CODES] == before

@@ -109,7 +109,7 @@ class Run:
             self.evaluations.run(state, step, titles)
             self.clock.reset()
 
-    def train(self, state: Any, stop: preemption.Stop) -> Any:
+    def train(self, state: Any, stop: preemption.Preemption) -> Any:
         """Updates `state` until the run is complete or a signal came."""
         first = step = int(state.step)
         every = self.config["checkpoint"]["every_steps"]
@@ -118,7 +118,7 @@ class Run:
             self.evaluate(state, step, self.evaluations.left_out(step))
             with contextlib.closing(feed):
                 self.clock.reset()
-                while step < self.job.total_steps and not stop.agreed(self.job.mesh):
+                while step < self.job.total_steps and not stop.requested(self.job.mesh):
                     new = step < first + 2  # the step is compiled
                     distributed.heartbeat(f"data of step {step + 1}", grace=new)
                     with stop.at_once():
@@ -149,7 +149,7 @@ class Run:
                 self.save(state)
         return state
 
-    def go(self, stop: preemption.Stop) -> None:
+    def go(self, stop: preemption.Preemption) -> None:
         """Trains from the latest checkpoint to the end, evaluates, and closes."""
         try:
             distributed.heartbeat("restoring or creating the state", grace=True)
@@ -189,7 +189,7 @@ def run(job: Job) -> Outcome:
       BadDataError, WorkerError, FloatingPointError: in the run, which is saved first.
     """
     this = Run(job)
-    with preemption.listening() as stop:
+    with preemption.handlers() as stop:
         with stop.training(this.close), this.checkpoints.disk_errors():
             this.go(stop)
         return this.outcome(stop.signal)

@@ -147,9 +147,9 @@ def test_a_second_ctrl_c_saves_nothing_more_and_loses_nothing_else(
         if self._steps == 5:
             for _ in range(2):
                 signal.raise_signal(signal.SIGINT)
-                while loop.preemption._stop._heard_s is None:
+                while loop.preemption._preemption._heard_s is None:
                     time.sleep(0.01)
-            while not loop.preemption._stop.urgent:
+            while not loop.preemption._preemption.urgent:
                 time.sleep(0.01)
 
     monkeypatch.setattr(log.Clock, "tick", twice)
@@ -252,7 +252,7 @@ def test_the_step_compiles_once(tmp_path):
             return lowered[-1]
 
     loop_run = loop.Run(dataclasses.replace(job, step=Step()))
-    state = loop_run.train(job.create(), loop.preemption.Stop())
+    state = loop_run.train(job.create(), loop.preemption.Preemption())
     loop_run.close()
     assert int(state.step) == 6
     assert len(lowered) == 1 and job.step._cache_size() == 0
