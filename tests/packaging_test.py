@@ -12,7 +12,7 @@ import zipfile
 import pytest
 
 import litevit_jax
-from litevit_jax import exits, recipes
+from litevit_jax import cli, recipes
 from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -86,18 +86,18 @@ def installed(built, tmp_path_factory):
 
 def test_the_wheel_holds_the_package_and_the_recipes_and_nothing_beside_them(built):
     with zipfile.ZipFile(built[1]) as file:
-        names = {x for x in file.namelist() if ".dist-info/" not in x}
-    inside = {
-        path.relative_to(ROOT)
-        for folder in ("litevit_jax", "configs")
-        for path in (ROOT / folder).rglob("*")
+        names = [x for x in file.namelist() if ".dist-info/" not in x]
+        inside = {name: file.read(name) for name in names}
+    expected = {
+        path.relative_to(ROOT).as_posix(): path.read_bytes()
+        for path in (ROOT / "litevit_jax").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    expected = {
-        str(path if path.parts[0] == "litevit_jax" else "litevit_jax" / path)
-        for path in inside
+    expected |= {
+        f"litevit_jax/configs/{path.name}": path.read_bytes()
+        for path in (ROOT / "configs").glob("*.py")
     }
-    assert names == expected
+    assert inside == expected
     assert "litevit_jax/configs/mae_tiny.py" in names
 
 
@@ -159,4 +159,4 @@ def test_the_console_command_handles_sigterm_from_its_first_moments_on(installed
     with subprocess.Popen(arguments, cwd=folder, stderr=subprocess.PIPE) as process:
         processes.until_sigterm_is_handled(process)
         process.terminate()
-        assert process.wait(processes.PATIENCE_S) == exits.PREEMPTED
+        assert process.wait(processes.PATIENCE_S) == cli.EXIT_PREEMPTED
