@@ -160,3 +160,17 @@ def test_the_console_command_handles_sigterm_from_its_first_moments_on(installed
         processes.until_sigterm_is_handled(process)
         process.terminate()
         assert process.wait(processes.PATIENCE_S) == cli.EXIT_PREEMPTED
+
+
+def test_the_changelog_has_this_release_and_all_before_it_with_their_dates():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    first, *releases = re.findall(r"^## (.*)$", text, re.M)
+    assert first == "Unreleased"
+    parts = [re.fullmatch(r"(\d+\.\d+\.\d+) - (\d{4}-\d\d-\d\d)", x) for x in releases]
+    versions = [part[1] for part in parts]
+    assert versions[-2:] == ["0.2.0", "0.1.0"]
+    assert versions[0] == litevit_jax.__version__
+    dates = [part[2] for part in parts]
+    assert dates == sorted(dates, reverse=True)
+    kinds = set(re.findall(r"^### (.*)$", text, re.M))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
