@@ -1,6 +1,6 @@
-"""Plans a run: what it needs on a target, before any hardware is paid for.
+"""Plans a run: memory, traffic and time on a target, before you pay for hardware.
 
 The real training step is compiled for the target's topology, which takes a compiler
-(libtpu, for TPUs) and no hardware. What is printed is the compiler's own accounting;
-times are bounds computed from it, and nothing here was measured.
+(libtpu, for TPUs) but no hardware. The printed numbers are the compiler's accounting,
+and times are bounds computed from it; nothing is measured.
 """

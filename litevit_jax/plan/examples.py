@@ -8,7 +8,7 @@ from typing import Any
 from litevit_jax.data import splits
 from litevit_jax.data.sources import base, tfds
 
-# (images, classes) of splits, as their authors count them.
+# (images, classes) of splits, as published.
 _KNOWN = {
     ("cifar10", "train"): (50_000, 10),
     ("cifar100", "train"): (50_000, 100),
@@ -18,7 +18,7 @@ _KNOWN = {
 
 
 class Counted(base.Source):
-    """Examples of which the number and the classes alone are known."""
+    """A source of which only the numbers of examples and classes are known."""
 
     def __init__(self, count: int, classes: int):
         self._count, self._classes = count, classes
@@ -44,13 +44,13 @@ class Counted(base.Source):
 
 
 def source(data: Any) -> tuple[Callable[[str], base.Source], str]:
-    """Returns (split -> its examples, where their number is from: 'data' or 'known').
+    """Returns (split -> its source, where the counts come from: 'data' or 'known').
 
     Raises:
-      ValueError: they are not here, and nobody says how many there are.
-      OSError: the named place has no such data.
+      ValueError: the data is not on this machine, and its size is not known.
+      OSError: the named directory has no such data.
     """
-    # A set that a run requires (`data.required`) may be missing where it is planned.
+    # A plan may do without a data set that the run requires (`data.required`).
     if data.source != "tfds" or data.dir or tfds.locate(data.name) is not None:
         return splits.sources(data), "data"
     parts = [(data.name, split.strip()) for split in data.train_split.split("+")]
@@ -59,8 +59,8 @@ def source(data: Any) -> tuple[Callable[[str], base.Source], str]:
     if unknown or drawn:
         raise ValueError(
             f"{data.name} is not here, and a plan without it knows whole splits of "
-            f"{', '.join(sorted({name for name, _ in _KNOWN}))} only; name its place "
-            "with --config.data.dir=DIR"
+            f"{', '.join(sorted({name for name, _ in _KNOWN}))} only; name its "
+            "directory with --config.data.dir=DIR"
         )
     count = sum(_KNOWN[part][0] for part in parts)
     counted = Counted(round(count * data.fraction), _KNOWN[parts[0]][1])

@@ -1,7 +1,7 @@
 """Multiplications and additions of a program's matrix products, from its trace.
 
-XLA's own count is of one pass through each loop and includes what runs at logged
-steps alone; this one follows loops and does not depend on a compiler.
+XLA counts one pass through each loop and includes what runs only at logged steps. This
+count follows loops and does not depend on a compiler.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def _of_equation(eqn: Any) -> int:
 
 def _jaxprs(params: dict[str, Any]) -> list[Any]:
     """The programs that an equation calls."""
-    found = []
+    programs = []
     for value in params.values():
         for part in value if isinstance(value, tuple | list) else (value,):
             part = getattr(part, "jaxpr", part)  # closed ones hold an open one
             if hasattr(part, "eqns"):
-                found.append(part)
-    return found
+                programs.append(part)
+    return programs

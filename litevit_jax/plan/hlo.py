@@ -1,7 +1,7 @@
 """Parses a compiled program's text for memory traffic, collectives and aliasing.
 
-Instructions are followed from the entry into loops (times their trips) and calls.
-Branches of a conditional run at some steps only and are kept apart.
+It follows instructions from the entry into loops (times their trips) and calls.
+Branches of a conditional run only at certain steps and are counted separately.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 
-# Bits of element types; what is not here (tokens, opaque) holds no data.
+# Bits of element types; other types (tokens, opaque) hold no data.
 _BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 _BITS |= {f"{sign}{bits}": bits for sign in "su" for bits in (2, 4, 8, 16, 32, 64)}
 _BITS |= {f"f{bits}": bits for bits in (16, 32, 64)}
@@ -35,9 +35,9 @@ COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
-# Room that a matrix library may use, and hardly does, in its result's type.
+# In the type of a matrix product's result: scratch space, of which it uses little.
 _WORKSPACE = re.compile(r"s8\[\d+\]\{0\}")
-# Moving no data, or done where their operands or callees are counted.
+# These move no data, or their operands or callees count it.
 _FREE = {
     "after-all",
     "bitcast",
@@ -70,8 +70,8 @@ class Traffic:
 
     Attributes:
       count: instructions run.
-      bytes: of the arrays reduced, gathered or sent, whole.
-      wire_bytes: that a device sends, if each runs as a ring.
+      bytes: size of the whole arrays that are reduced, gathered or sent.
+      wire_bytes: bytes that a device sends if each collective runs as a ring.
     """
 
     count: int = 0
@@ -99,8 +99,8 @@ class Module:
         }
 
     def collectives(self, *, sometimes: bool = False) -> dict[str, Traffic]:
-        """Sums traffic by kind of collective, of every step or of branches alone."""
-        found: dict[str, Traffic] = collections.defaultdict(Traffic)
+        """Sums traffic by kind of collective: of every step, or only of branches."""
+        by_kind: dict[str, Traffic] = collections.defaultdict(Traffic)
         for instruction, times, branch in self._walk(self._entry, fused=True):
             kind = instruction.opcode.removesuffix("-start")
             if kind not in COLLECTIVES or branch != sometimes:
@@ -108,17 +108,17 @@ class Module:
             size, payload = _group(instruction), self._payload(kind, instruction)
             if size == 1:
                 continue
-            traffic = found[kind]
+            traffic = by_kind[kind]
             traffic.count += times
             traffic.bytes += times * payload
             traffic.wire_bytes += times * payload * _hops(kind, size)
-        return dict(found)
+        return dict(by_kind)
 
     def memory_traffic(self) -> int:
-        """Bytes read and written in main memory at every step, as laid out there.
+        """Bytes read and written in main memory at every step, with layout padding.
 
-        Operands and results of what runs on its own (not inside a fusion), except
-        those that live in a faster memory.
+        Counts operands and results of instructions outside fusions, except those in a
+        faster memory.
         """
         total = 0
         for instruction, times, branch in self._walk(self._entry, fused=False):
@@ -139,21 +139,21 @@ class Module:
         return total
 
     def cycles(self) -> int:
-        """Cycles of every step as the compiler for TPUs estimates them; 0 elsewhere.
+        """Cycles of every step by the TPU compiler's estimates; 0 for other targets.
 
-        Gathers, sorts and most reshapes have no estimate there, and copies that change
-        a layout next to none.
+        It has no estimate for gathers, sorts and most reshapes, and next to none for
+        copies that change a layout.
         """
         return sum(
-            times * int(said[1])
+            times * int(match[1])
             for instruction, times, branch in self._walk(self._entry, fused=False)
-            if not branch and (said := _CYCLES.search(instruction.attributes))
+            if not branch and (match := _CYCLES.search(instruction.attributes))
         )
 
     def _walk(
         self, name: str, *, fused: bool, times: int = 1, branch: bool = False
     ) -> Iterator[tuple[Instruction, int, bool]]:
-        """Yields (instruction, runs in a step, whether it runs at some steps only)."""
+        """Yields (instruction, its runs in a step, whether a branch contains it)."""
         for instruction in self._computations.get(name, []):
             yield instruction, times, branch
             runs, in_branch, inner = times, branch, _called(instruction)
@@ -167,9 +167,9 @@ class Module:
                 yield from self._walk(callee, fused=fused, times=runs, branch=in_branch)
 
     def _loop_trips(self, loop: Instruction) -> int:
-        said = _TRIPS.search(loop.attributes)
-        if said:
-            return int(said[1])
+        match = _TRIPS.search(loop.attributes)
+        if match:
+            return int(match[1])
         condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
         limits = [
             int(i.operands[0])
@@ -187,7 +187,7 @@ class Module:
 
 
 def aliased_outputs(text: str) -> int:
-    """Counts the results that take the place of an argument."""
+    """Counts the results that reuse the memory of an argument."""
     return len(re.findall(r"\{[\d, ]*\}: \(\d+, ", text.partition("\n")[0]))
 
 
@@ -208,10 +208,10 @@ def _instruction(name: str, rest: str) -> Instruction:
 def _closing(text: str) -> int:
     """The index that closes the parenthesis which opens `text`."""
     depth = 0
-    for place, character in enumerate(text):
+    for index, character in enumerate(text):
         depth += (character == "(") - (character == ")")
         if not depth:
-            return place
+            return index
     return len(text) - 1
 
 
@@ -223,7 +223,7 @@ def _called(instruction: Instruction) -> list[str]:
 
 
 def _group(collective: Instruction) -> int:
-    """The number of devices that take part in a collective together."""
+    """The number of devices in each group of a collective."""
     text = collective.attributes
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
         return int(iota[1])
@@ -261,9 +261,9 @@ def _padded(type_: str) -> int:
         if order:  # minor to major
             dims = [dims[int(axis)] for axis in reversed(order.split(","))]
         if (tile := re.search(r"T\(([\d,]+)\)", tiling)) and dims:
-            for place, side in enumerate(reversed(_sides(tile[1]))):
-                if place < len(dims):
-                    dims[-1 - place] = -(-dims[-1 - place] // side) * side
+            for minor, side in enumerate(reversed(_sides(tile[1]))):
+                if minor < len(dims):
+                    dims[-1 - minor] = -(-dims[-1 - minor] // side) * side
         bits = _BITS.get(kind, 8 * kind.startswith("f8"))
         total += math.prod(dims) * bits // 8
     return total

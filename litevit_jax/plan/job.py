@@ -1,4 +1,4 @@
-"""The job behind --plan: report, and a setting that fits where this one does not."""
+"""The job behind --plan: a report, and settings that fit if the given ones do not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from litevit_jax import terminal
 from litevit_jax.plan import program, report, topology
 from litevit_jax.train import resolve
 
-_MOST_TRIES = 3  # of other settings, a compilation each
+_MOST_TRIES = 3  # other settings, each of which is compiled
 _USED = re.compile(r"[Uu]sed ([\d.]+)([KMG]) of ([\d.]+)([KMG])")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -23,33 +23,33 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 def run(config: ConfigDict, target: topology.Target) -> dict[str, Any]:
     """Plans `config` on `target` and returns the report (see `report`).
 
-    If it does not fit, `advice` says what does, as compiled too.
+    If it does not fit, `advice` lists other settings, compiled as well.
 
     Raises:
       ValueError, KeyError, OSError: the user's mistake, before anything is compiled.
     """
     planned = program.plan(config, target)
-    found = report.design(planned) | _compile(planned)
-    if not found["memory"]["fits"]:
-        found["advice"] = _advise(config, planned, found)
-    return found
+    numbers = report.design(planned) | _compile(planned)
+    if not numbers["memory"]["fits"]:
+        numbers["advice"] = _advise(config, planned, numbers)
+    return numbers
 
 
-def write(found: dict[str, Any], path: str | None) -> None:
+def write(numbers: dict[str, Any], path: str | None) -> None:
     """Writes the report as JSON, if a path was given."""
     if path:
-        pathlib.Path(path).write_text(json.dumps(found, indent=1) + "\n")
+        pathlib.Path(path).write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 def check_writable(path: str | None) -> None:
-    """Raises OSError if the report could not be written; before the long part."""
+    """Raises an OSError if the report cannot be written to `path`."""
     if not path:
         return
-    place = pathlib.Path(path)
-    if place.is_dir() or not os.access(place.absolute().parent, os.W_OK):
+    file = pathlib.Path(path)
+    if file.is_dir() or not os.access(file.absolute().parent, os.W_OK):
         raise OSError(
-            f"--plan_out={path} cannot be written; give a file in a directory that is "
-            "there and yours to write"
+            f"--plan_out={path} cannot be written; give a file in a directory that "
+            "exists and that you may write to"
         )
 
 
@@ -74,10 +74,10 @@ def _refused(message: str, target: topology.Target) -> dict[str, Any]:
 
 
 def _advise(
-    config: ConfigDict, planned: program.Planned, found: dict[str, Any]
+    config: ConfigDict, planned: program.Planned, numbers: dict[str, Any]
 ) -> list[str]:
-    advice = [_what(found)]
-    for number, (flags, changes) in enumerate(_other_settings(planned, found)):
+    advice = [_what(numbers)]
+    for number, (flags, changes) in enumerate(_other_settings(planned, numbers)):
         if number == _MOST_TRIES:
             break
         other = resolve.changed(config, changes)
@@ -86,24 +86,24 @@ def _advise(
         if tried["fits"]:
             return [*advice, f"{flags} fits: {size}"]
         advice.append(f"{flags} does not fit either: {size}")
-    return [*advice, "take a larger slice: each chip then has fewer images"]
+    return [*advice, "plan for more chips: each then has fewer images"]
 
 
-def _what(found: dict[str, Any]) -> str:
-    memory = found["memory"]
+def _what(numbers: dict[str, Any]) -> str:
+    memory = numbers["memory"]
     over = (memory["needed"] - memory["available"]) / 2**30
-    state, images = found["state_bytes_per_chip"] / 2**30, found["slice_per_chip"]
+    state, images = numbers["state_bytes_per_chip"] / 2**30, numbers["slice_per_chip"]
     return (
-        f"{over:.2f} GiB too much a chip; the state takes {state:.2f} GiB of it, "
-        f"the rest is mostly what {images:,} image(s) at once leave behind"
+        f"{over:.2f} GiB too much a chip; the state takes {state:.2f} GiB, most of the "
+        f"rest is what {images:,} image(s) at once keep for the backward pass"
     )
 
 
 def _other_settings(
-    planned: program.Planned, found: dict[str, Any]
+    planned: program.Planned, numbers: dict[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (flags, changes of the config) that may fit, the gentlest first."""
-    memory, state = found["memory"], found["state_bytes_per_chip"]
+    """Yields (flags, config changes) that may fit, the smallest change first."""
+    memory, state = numbers["memory"], numbers["state_bytes_per_chip"]
     config, chips = planned.config, planned.target.chips
     changes: dict[str, Any] = {}
     if state > memory["available"] / 2 and config.mesh.fsdp < chips:
@@ -111,7 +111,7 @@ def _other_settings(
         yield _flags(changes), changes
     left = max(memory["available"] - state, 1)
     ratio = max((memory["needed"] - state) / left, 1.0)
-    images = found["slice_per_chip"]
+    images = numbers["slice_per_chip"]
     for cut in (2**power for power in range(1, 20)):
         if cut < ratio or images % cut:
             continue

@@ -27,10 +27,10 @@ class Planned:
 
     Attributes:
       config: resolved, with `derived`.
-      target: where.
-      mesh: of the target's devices.
-      design: what is learned, and how.
-      examples_from: 'data' that are here, or 'known' where they are not.
+      target: the chips planned for.
+      mesh: the target's devices.
+      design: the step to compile, its state and batch by shapes.
+      examples_from: where counts come from: 'data', or 'known' if it is not here.
     """
 
     config: ConfigDict
@@ -41,7 +41,7 @@ class Planned:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Bytes of one checkpoint, over all files."""
+        """Bytes of one checkpoint, all files together."""
         fixed = ["teacher"] if self.design.objective.frozen_teacher else []
         return build.saved_bytes(self.design.state, fixed)
 
@@ -60,7 +60,7 @@ def plan(config: ConfigDict, target: topology.Target) -> Planned:
     """
     config = resolve.settle(config)
     if not target.on_cpu and config.objective.dtype == "auto":
-        # This process itself sees CPUs alone.
+        # 'auto' would look at this process's own devices, which are CPUs.
         resolve.assign(config.objective, {"dtype": "bfloat16"})
     mesh = sharding.make_mesh(**config.mesh, devices=topology.devices(target))
     images.settle(config, start.inherit(config), _teach(config))
@@ -77,7 +77,7 @@ def _teach(config: ConfigDict) -> read.Checkpoint | None:
         return start.read_teacher(config)
     if not (block.get("variant") or block.get("width")):
         raise ValueError(
-            f"{start.teacher_missing(config)}; a plan is content with its size, as in "
+            f"{start.teacher_missing(config)}; for a plan its size is enough, as in "
             "--config.objective.teacher.variant=large"
         )
     return None
@@ -86,7 +86,7 @@ def _teach(config: ConfigDict) -> read.Checkpoint | None:
 def model_flops(planned: Planned) -> int:
     """FLOPs of the matrix products of one step, over all devices.
 
-    Health metrics, taken at logged steps alone, are left out.
+    Health metrics, which only logged steps compute, are left out.
     """
     config = planned.config.copy_and_resolve_references()
     resolve.assign(config.log, {"health": False})
@@ -100,7 +100,7 @@ def model_flops(planned: Planned) -> int:
 def without_cache() -> Iterator[None]:
     """Turns JAX's compilation cache off inside the context.
 
-    It writes programs for devices that are not here, and fails to read them again.
+    The cache writes programs for described devices, but cannot read them again.
     """
     enabled = jax.config.jax_enable_compilation_cache  # pyrefly: ignore
     jax.config.update("jax_enable_compilation_cache", False)
@@ -116,7 +116,7 @@ def compile_step(planned: Planned) -> tuple[Any, float]:
     """Compiles the step: (the compiled step, seconds it took).
 
     Raises:
-      MemoryError: the compiler says that it does not fit; its words.
+      MemoryError: the program does not fit; with the compiler's message.
     """
     start = time.monotonic()
     lowered = planned.design.step.lower(planned.design.state, planned.design.batch)

@@ -55,18 +55,18 @@ def compiled(planned: program.Planned, executable: Any, seconds: float) -> dict:
     """The compiled step's numbers for one chip, and times estimated from them."""
     text = executable.as_text()
     module = hlo.Module(text, trips=planned.design.slices)
-    said = executable.memory_analysis()
+    usage = executable.memory_analysis()
     memory = {
-        "arguments": said.argument_size_in_bytes,
-        "outputs": said.output_size_in_bytes,
-        "aliased": said.alias_size_in_bytes,
-        "temporaries": said.temp_size_in_bytes,
-        "code": said.generated_code_size_in_bytes,
+        "arguments": usage.argument_size_in_bytes,
+        "outputs": usage.output_size_in_bytes,
+        "aliased": usage.alias_size_in_bytes,
+        "temporaries": usage.temp_size_in_bytes,
+        "code": usage.generated_code_size_in_bytes,
     }
     needed = sum(memory.values()) - 2 * memory["aliased"]
     available = int(planned.target.chip.hbm)
-    cost = executable.cost_analysis() or {}  # none for GPUs that are not here
-    found = {
+    cost = executable.cost_analysis() or {}  # a described GPU has none
+    numbers = {
         "memory": {
             **memory,
             "needed": needed,
@@ -82,29 +82,31 @@ def compiled(planned: program.Planned, executable: Any, seconds: float) -> dict:
         "collectives_at_logged_steps": _traffic(module.collectives(sometimes=True)),
         "compile_seconds": round(seconds, 1),
     }
-    return found | {"estimate": estimate(planned, found)}
+    return numbers | {"estimate": estimate(planned, numbers)}
 
 
-def _traffic(found: dict[str, hlo.Traffic]) -> dict[str, dict[str, float]]:
+def _traffic(collectives: dict[str, hlo.Traffic]) -> dict[str, dict[str, float]]:
     return {
         kind: {"count": t.count, "bytes": t.bytes, "wire_bytes": round(t.wire_bytes)}
-        for kind, t in sorted(found.items())
+        for kind, t in sorted(collectives.items())
     }
 
 
-def estimate(planned: program.Planned, found: dict[str, Any]) -> dict[str, Any] | None:
-    """Seconds of one step by the chip's peaks; None where no peaks are known.
+def estimate(
+    planned: program.Planned, numbers: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Bounds of a step's seconds at the chip's peak rates; None if they are unknown.
 
-    `lower` is the longest of computing, main memory and links, as if all three went on
-    at once; `upper` their sum, as if one after the other. Both assume peak rates.
+    `lower` is the longest of computing, main memory and links, as if all three
+    overlapped; `upper` is their sum, as if they took turns.
     """
     chip = planned.target.chip
     if not chip.flops:
         return None
-    wire = sum(kind["wire_bytes"] for kind in found["collectives"].values())
+    wire = sum(kind["wire_bytes"] for kind in numbers["collectives"].values())
     parts = {
-        "compute": found["flops"] / chip.flops,
-        "memory": found["hbm_bytes"] / chip.hbm_rate,
+        "compute": numbers["flops"] / chip.flops,
+        "memory": numbers["hbm_bytes"] / chip.hbm_rate,
         "links": wire / chip.link_rate,
     }
     lower, upper = max(parts.values()), sum(parts.values())
@@ -119,56 +121,60 @@ def estimate(planned: program.Planned, found: dict[str, Any]) -> dict[str, Any] 
     }
 
 
-def text(found: dict[str, Any]) -> str:
+def text(numbers: dict[str, Any]) -> str:
     """The report as text."""
-    rows = [*_design_rows(found)]
-    if "memory" in found:
-        rows += _memory_rows(found)
-    if "flops" in found:
-        rows += _program_rows(found)
-    rows += [("does not fit", line) for line in found.get("advice", ())]
+    rows = [*_design_rows(numbers)]
+    if "memory" in numbers:
+        rows += _memory_rows(numbers)
+    if "flops" in numbers:
+        rows += _program_rows(numbers)
+    rows += [("does not fit", line) for line in numbers.get("advice", ())]
     width = max(len(name) for name, _ in rows) + 2
-    mesh = " x ".join(f"{axis}={n}" for axis, n in found["mesh"].items())
-    head = f"{found['config']} on {found['target']}: {found['chips']} x {found['chip']}"
+    mesh = " x ".join(f"{axis}={n}" for axis, n in numbers["mesh"].items())
+    chips = f"{numbers['chips']} x {numbers['chip']}"
+    head = f"{numbers['config']} on {numbers['target']}: {chips}"
     lines = [f"{head}, mesh {mesh}; compiled, not run", ""]
     return "\n".join(lines + [f"{name:{width}}{value}" for name, value in rows])
 
 
-def _design_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+def _design_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     origin = {"data": "counted", "known": "as published; the data are not here"}
-    batch = f"{found['batch_size']:,} images, {found['batch_per_chip']:,} a chip"
-    if found["slices"] > 1:
-        batch += f" in {found['slices']} slices of {found['slice_per_chip']:,}"
+    batch = f"{numbers['batch_size']:,} images, {numbers['batch_per_chip']:,} a chip"
+    if numbers["slices"] > 1:
+        batch += f" in {numbers['slices']} slices of {numbers['slice_per_chip']:,}"
     return [
-        ("batch", f"{batch}; {found['dtype']}"),
+        ("batch", f"{batch}; {numbers['dtype']}"),
         (
             "steps",
-            f"{found['total_steps']:,} = {_epochs(found)}, warm-up "
-            f"{found['warmup_steps']:,}",
+            f"{numbers['total_steps']:,} = {_epochs(numbers)}, warm-up "
+            f"{numbers['warmup_steps']:,}",
         ),
         (
             "images",
-            f"{found['train_examples']:,} ({origin[found['examples_from']]})",
+            f"{numbers['train_examples']:,} ({origin[numbers['examples_from']]})",
         ),
-        ("learning rate", f"peak {found['lr_peak']:.4g}, base {found['lr_base']:.4g}"),
-        ("checkpoint", f"{_mb(found['checkpoint_bytes'])}"),
+        (
+            "learning rate",
+            f"peak {numbers['lr_peak']:.4g}, base {numbers['lr_base']:.4g}",
+        ),
+        ("checkpoint", f"{_mb(numbers['checkpoint_bytes'])}"),
     ]
 
 
-def _epochs(found: dict[str, Any]) -> str:
-    """The text '10 epochs of 195.3', with passes where only whole batches count."""
-    an_epoch = found["steps_per_epoch"]
+def _epochs(numbers: dict[str, Any]) -> str:
+    """The text '10 epochs of 195.3', with passes if the recipe counts whole batches."""
+    an_epoch = numbers["steps_per_epoch"]
     updates = f"{an_epoch:,.1f}".removesuffix(".0")
-    text = f"{found['epochs']:.4g} epochs of {updates}"
-    left_out = round(found["train_examples"] - an_epoch * found["batch_size"])
+    text = f"{numbers['epochs']:.4g} epochs of {updates}"
+    left_out = round(numbers["train_examples"] - an_epoch * numbers["batch_size"])
     if not left_out:
         return text
-    passes = found["total_steps"] * found["batch_size"] / found["train_examples"]
+    passes = numbers["total_steps"] * numbers["batch_size"] / numbers["train_examples"]
     return f"{text} (whole batches, as the recipe counts: {passes:.5g} passes)"
 
 
-def _memory_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    memory = found["memory"]
+def _memory_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
+    memory = numbers["memory"]
     share = memory["needed"] / memory["available"]
     row = (
         f"{memory['needed'] / _GIB:.2f} of {memory['available'] / _GIB:.2f} GiB "
@@ -180,26 +186,26 @@ def _memory_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     return [("memory a chip", row)]
 
 
-def _program_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+def _program_rows(numbers: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         (
             "computing",
-            f"{found['flops'] / 1e9:,.1f} GFLOP a chip and step in matrix products"
-            + _beside(found["xla_flops"], "XLA: {:,.1f}", 1e9),
+            f"{numbers['flops'] / 1e9:,.1f} GFLOP a chip and step in matrix products"
+            + _beside(numbers["xla_flops"], "XLA: {:,.1f}", 1e9),
         ),
         (
             "memory traffic",
-            f"{_mb(found['hbm_bytes'])} a chip and step in main memory"
+            f"{_mb(numbers['hbm_bytes'])} a chip and step in main memory"
             + _beside(
-                found["xla_bytes_accessed"], "XLA, all memories: {:,.1f} MB", 1e6
+                numbers["xla_bytes_accessed"], "XLA, all memories: {:,.1f} MB", 1e6
             ),
         ),
-        ("collectives", _kinds(found["collectives"])),
+        ("collectives", _kinds(numbers["collectives"])),
     ]
-    if found["collectives_at_logged_steps"]:
-        rows.append(("at logged steps", _kinds(found["collectives_at_logged_steps"])))
-    rows.append(("gradient", _mb(found["gradient_bytes"])))
-    return rows + _estimate_rows(found["estimate"])
+    if numbers["collectives_at_logged_steps"]:
+        rows.append(("at logged steps", _kinds(numbers["collectives_at_logged_steps"])))
+    rows.append(("gradient", _mb(numbers["gradient_bytes"])))
+    return rows + _estimate_rows(numbers["estimate"])
 
 
 def _kinds(collectives: dict[str, Any]) -> str:
@@ -226,13 +232,13 @@ def _estimate_rows(guess: dict[str, Any] | None) -> list[tuple[str, str]]:
             f"{low * 1e3:.3g} to {high * 1e3:.3g} ms a step, {slow:,.0f} to "
             f"{fast:,.0f} images/s, {first:.2g} to {last:.2g} h for the run",
         ),
-        ("", "bounds, not measurements: input and what is slower than peak add to it"),
+        ("", "bounds, not measurements: input, and rates below the peak, add to them"),
     ]
 
 
-def _beside(said: float | None, text: str, unit: float) -> str:
-    """The text of XLA's own number, behind ours; '' without one."""
-    return "" if said is None else f" ({text.format(said / unit)})"
+def _beside(value: float | None, text: str, unit: float) -> str:
+    """The text of XLA's number, to stand behind our own; '' without one."""
+    return "" if value is None else f" ({text.format(value / unit)})"
 
 
 def _mb(size: float) -> str:

@@ -15,12 +15,12 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """The resources of one chip. Rates are peaks, for estimates alone.
+    """The resources of one chip; rates are peaks, used only for estimates.
 
     TPUs: Google's pages of each generation (docs.cloud.google.com/tpu/docs/v5e and so
-    on). `link_rate` is half of the bidirectional bandwidth named there: what a chip
-    can send. `hbm` is what the compiler lets a program have of the nominal memory.
-    H100 (SXM): NVIDIA's data sheet; of its memory JAX takes three quarters by default.
+    on). `link_rate` is half of the bidirectional bandwidth on those pages: what a chip
+    can send. `hbm` is the part of the nominal memory that a program may use.
+    H100 (SXM): NVIDIA's data sheet; JAX takes three quarters of its memory by default.
     """
 
     name: str
@@ -37,8 +37,8 @@ CHIPS = {
     "v6e": Chip("TPU v6e", 31.25 * GIB, 918e12, 1640e9, 400e9),
     "h100": Chip("H100", 0.75 * 79.1 * GIB, 989e12, 3352e9, 450e9),
 }
-# The number in the name -> chips along each axis. That of v4 and v5p counts
-# TensorCores, two in each chip; that of v5e and v6e counts chips.
+# The number in a target's name -> chips along each axis. For v4 and v5p the number
+# counts TensorCores, two in each chip; for v5e and v6e it counts chips.
 _FLAT = {
     1: (1, 1),
     4: (2, 2),
@@ -67,7 +67,7 @@ _SLICES = {
     "v6e": _FLAT,
     "h100": _ONE_HOST,
 }
-# What XLA has to know of a GPU to compile for it: limits of compute capability 9.0.
+# A GPU's description, which XLA compiles for: limits of compute capability 9.0.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -106,7 +106,7 @@ class Target:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether this machine's own processors are the target."""
+        """Whether the target is this machine's processors."""
         return self.cpus > 0
 
 
@@ -120,7 +120,7 @@ def find(name: str) -> Target:
     """Finds the target called `name`: `v5e-8`, `v4-8`, `cpu`, `cpu-8`...
 
     Raises:
-      ValueError: there is none; the message lists those there are.
+      ValueError: no such target; the message lists the known ones.
     """
     kind, _, number = name.lower().replace("v5litepod", "v5e").partition("-")
     if kind == "cpu" and re.fullmatch("[0-9]*", number):
@@ -140,13 +140,13 @@ def find(name: str) -> Target:
 
 
 def _this_machine(count: int) -> Chip:
-    """One of `count` equal shares of this machine, without a claim of its speed."""
+    """One of `count` equal shares of this machine, whose speed is not known."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Chip("CPU", total / count, 0.0, 0.0, 0.0)
 
 
 def prepare(target: Target) -> None:
-    """Sets what must be set before JAX starts, and looks for the compiler.
+    """Sets the environment that JAX needs before it starts; checks for the compiler.
 
     Raises:
       ValueError: the compiler of the target is not installed.
@@ -162,11 +162,11 @@ def prepare(target: Target) -> None:
             f"--plan={target.name}: the compiler for TPUs is not installed; no TPU is "
             "needed, but libtpu is: pip install -e '.[plan]'"
         )
-    # No TPU is here to be asked or locked, and nothing is to be said of that.
+    # This machine has no TPU to query or lock, which libtpu would warn about.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    # Any type will do: it is compiled for the described one.
+    # Any type will do: the program is compiled for the described topology.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
@@ -181,9 +181,10 @@ def _find_cuda(target: Target) -> None:
 
 
 def compiler_options(target: Target) -> dict[str, Any]:
-    """Compiler options that stand in for what only the device could decide.
+    """Compiler options that replace choices which need the device.
 
-    Choosing among kernels takes a GPU to time them: XLA's defaults and cuBLAS stand in.
+    XLA picks kernels by timing them on a GPU; without one its defaults and cuBLAS are
+    used.
     """
     if target.kind != "h100":
         return {}
@@ -201,13 +202,13 @@ def devices(target: Target) -> list[Any]:
     from jax.experimental import topologies
 
     if target.on_cpu:
-        found = jax.devices("cpu")
-        if len(found) < target.cpus:
+        available = jax.devices("cpu")
+        if len(available) < target.cpus:
             raise ValueError(
-                f"--plan={target.name}: JAX has {len(found)} CPU device(s) here; set "
-                f"JAX_NUM_CPU_DEVICES={target.cpus}"
+                f"--plan={target.name}: JAX has {len(available)} CPU device(s) here; "
+                f"set JAX_NUM_CPU_DEVICES={target.cpus}"
             )
-        return found[: target.cpus]
+        return available[: target.cpus]
     kind, grid = target.kind, "x".join(map(str, target.grid))
     if kind == "h100":
         described = topologies.get_topology_desc(
