@@ -1,1 +1,1 @@
-"""Checkpoints and runs -> figures, tables and one report."""
+"""Analyses of checkpoints: similarity of layers, attention, features, pictures."""

@@ -1,7 +1,7 @@
 """How far and how widely heads look: distance and entropy of attention.
 
 arXiv 2205.14443 (recipes 8.3). The class token is left out, as query and as key, and
-attention is made to sum to 1 over the patches again.
+attention is renormalised to sum to 1 over the patches.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 COMPAT = ("exact", "paper")
-# The authors multiply distances in patches by 14, the patches in a row at 224 pixels,
-# where the patch size 16 is meant; and add 1e-6 in the logarithm (recipes 8.3 and 12).
+# The authors multiply distances in patches by 14, the number of patches in a row at 224
+# pixels, instead of the patch size 16; and they add 1e-6 inside the logarithm (recipes
+# 8.3 and 12).
 PAPER_FACTOR, PAPER_EPSILON = 14, 1e-6
 
 
@@ -21,7 +22,7 @@ def distances(grid: tuple[int, int], factor: float) -> np.ndarray:
 
     Args:
       grid: rows and columns of patches, which are counted row by row.
-      factor: the patch size gives pixels.
+      factor: the size of a patch in the unit wanted, such as its pixels.
     """
     rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     apart = [np.subtract.outer(x, x) for x in (rows, columns)]
@@ -29,7 +30,7 @@ def distances(grid: tuple[int, int], factor: float) -> np.ndarray:
 
 
 def factor_of(compat: str, patch_size: int) -> float:
-    """Pixels in a patch's side, or the factor of the paper."""
+    """The patch size in pixels, or with 'paper' the factor that the authors use."""
     return PAPER_FACTOR if compat == "paper" else patch_size
 
 
@@ -52,11 +53,11 @@ def entropy(probs: jax.Array, compat: str = "exact") -> jax.Array:
 
 
 def distance(probs: jax.Array, apart: jax.Array | np.ndarray) -> jax.Array:
-    """Mean distance of what is attended to: `[B, A]`, in the unit of `apart`.
+    """Mean distance between a query and the keys it attends to: `[B, A]`.
 
     Args:
       probs: `[B, A, N, N]`, rows sum to 1.
-      apart: of `distances`, `[N, N]`.
+      apart: the result of `distances`, `[N, N]`; its unit is that of the mean.
     """
     return (probs * apart).sum(axis=-1).mean(axis=-1)
 
@@ -76,5 +77,5 @@ class Means:
             self._sums[name] = self._sums.get(name, 0) + total
 
     def mean(self, name: str) -> np.ndarray:
-        """`[...]`, float64."""
+        """The mean of the arrays called `name`: `[...]`, float64."""
         return self._sums[name] / self.count

@@ -1,4 +1,4 @@
-"""One pass of a model over a batch of images: what the figures are made of."""
+"""One pass of a model over a batch of images, which gives the numbers for figures."""
 
 from __future__ import annotations
 
@@ -13,72 +13,71 @@ import numpy as np
 from jax.sharding import Mesh
 
 from litevit_jax import augment, sharding
-from litevit_jax.analysis import attention, cka, features
-from litevit_jax.analysis import models as found
+from litevit_jax.analysis import attention, cka, features, models
 from litevit_jax.models import layers, vit
 
 PLACES = ("norm1", "stream")
-_CHUNK = 16  # images whose attention is in memory at once
+_CHUNK = 16  # images whose attention is held in memory at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What is taken.
+    """The numbers that a pass computes.
 
     Attributes:
-      cka, attention, features: whether.
-      place: where tokens are read: 'norm1' is after the first LayerNorm of every
-        block, and after the last norm, as the paper; 'stream' between the blocks.
-      compat: of the attention's numbers, see `attention`.
-      pool: of the features whose spectrum is taken, 'avg' or 'cls'.
+      cka, attention, features: whether to compute each kind.
+      point: where tokens are read: 'norm1', after the first LayerNorm of every block
+        and after the last norm, as in the paper; or 'stream', between the blocks.
+      compat: 'exact' or 'paper', see `attention`.
+      pool: 'avg' or 'cls', for the features whose spectrum is computed.
     """
 
     cka: bool = True
     attention: bool = True
     features: bool = True
-    place: str = "norm1"
+    point: str = "norm1"
     compat: str = "exact"
     pool: str = "avg"
 
 
 def tokens_of(
-    model: found.Model, params: Any, image: jax.Array, place: str
+    model: models.Model, params: Any, image: jax.Array, point: str
 ) -> tuple[list[jax.Array], dict[str, jax.Array]]:
     """Tokens `[B, T, D]` after 0, 1, ... L blocks, and all intermediates.
 
     Args:
-      model: whose.
-      params: of its encoder.
+      model: the encoder to run.
+      params: the encoder's parameters.
       image: normalised, `[B, H, W, C]`.
-      place: 'norm1' or 'stream'.
+      point: 'norm1' or 'stream'.
     """
     encoded: Any = model.encoder.apply({"params": params}, image)
     last, inside = encoded
-    name = "norm1" if place == "norm1" else "in"
+    name = "norm1" if point == "norm1" else "in"
     taken = [inside[f"block_{i:02d}/{name}"] for i in range(model.encoder.depth)]
-    return [*taken, last if place == "stream" else _normed(model, last)], inside
+    return [*taken, last if point == "stream" else _normed(model, last)], inside
 
 
-def _normed(model: found.Model, tokens: jax.Array) -> jax.Array:
+def _normed(model: models.Model, tokens: jax.Array) -> jax.Array:
     width = model.encoder.width
     norm = model.norm or {"scale": jnp.ones(width), "bias": jnp.zeros(width)}
     normed: Any = layers.LayerNorm("float32").apply({"params": norm}, tokens)
     return normed
 
 
-def pixels_to_input(model: found.Model, image: jax.Array) -> jax.Array:
-    """uint8 images `[B, H, W, C]`, normalised as the model knows them."""
+def pixels_to_input(model: models.Model, image: jax.Array) -> jax.Array:
+    """Normalises uint8 images `[B, H, W, C]` as in the model's training."""
     normalize = {"mean": model.view.mean, "std": model.view.std}
     ops = augment.make({"normalize": normalize})
     return augment.apply(ops, jax.random.key(0), {"image": image})["image"]
 
 
-def passes(model: found.Model, wanted: Wanted, mesh: Mesh) -> Callable[[Any], Any]:
-    """A function of uint8 images `[B, H, W, C]` on the mesh.
+def passes(model: models.Model, wanted: Wanted, mesh: Mesh) -> Callable[[Any], Any]:
+    """Returns a function of uint8 images `[B, H, W, C]`, compiled for the mesh.
 
-    It returns host arrays: 'grams' `[S, B, B]`, S = L + 1, of patch tokens laid end to
-    end; 'pooled' `[B, S, D]`; 'similarity' `[B, S]` of tokens; 'entropy' and 'distance'
-    `[B, L, A]`. B must be a multiple of the mesh.
+    The function returns host arrays: 'grams' `[S, B, B]`, S = L + 1, of concatenated
+    patch tokens; 'pooled' `[B, S, D]`; 'similarity' `[B, S]` of tokens; 'entropy' and
+    'distance' `[B, L, A]`. B must be a multiple of the mesh's size.
     """
     taken = functools.partial(_take, model, wanted, mesh)
     jitted = jax.jit(taken, out_shardings=sharding.replicated(mesh))
@@ -86,52 +85,52 @@ def passes(model: found.Model, wanted: Wanted, mesh: Mesh) -> Callable[[Any], An
     return lambda image: jax.device_get(jitted(params, image))
 
 
-def check(model: found.Model, wanted: Wanted, batch_size: int, mesh: Mesh) -> None:
-    """Traces the pass by shapes: raises what a model that does not fit raises."""
+def check(model: models.Model, wanted: Wanted, batch_size: int, mesh: Mesh) -> None:
+    """Traces the pass by shapes, so that a model that does not fit fails early."""
     image = (batch_size, *model.view.size, model.view.channels)
     taken = functools.partial(_take, model, wanted, mesh)
     jax.eval_shape(taken, model.params, jax.ShapeDtypeStruct(image, jnp.uint8))
 
 
 def _take(
-    model: found.Model, wanted: Wanted, mesh: Mesh, params: Any, image: jax.Array
+    model: models.Model, wanted: Wanted, mesh: Mesh, params: Any, image: jax.Array
 ) -> dict[str, jax.Array]:
-    """See `passes`."""
+    """Computes the arrays that `passes` describes."""
     factor = attention.factor_of(wanted.compat, model.encoder.patch_size)
     apart = attention.distances(model.grid, factor)
 
-    def some(image: jax.Array) -> dict[str, jax.Array]:
+    def take_chunk(image: jax.Array) -> dict[str, jax.Array]:
         pixels = pixels_to_input(model, image)
-        states, inside = tokens_of(model, params, pixels, wanted.place)
+        states, inside = tokens_of(model, params, pixels, wanted.point)
         out = {}
         if wanted.cka:
             out["states"] = jnp.stack([x[:, 1:] for x in states], axis=1)
         if wanted.features:
             pooled = [vit.pool_tokens(x, wanted.pool) for x in states]
-            alike = [features.token_similarity(x[:, 1:]) for x in states]
-            out |= {"pooled": jnp.stack(pooled, 1), "similarity": jnp.stack(alike, 1)}
+            similar = [features.token_similarity(x[:, 1:]) for x in states]
+            out |= {"pooled": jnp.stack(pooled, 1), "similarity": jnp.stack(similar, 1)}
         if wanted.attention:
-            out |= _looks(model.encoder.depth, inside, apart, wanted.compat)
+            out |= _attention(model.encoder.depth, inside, apart, wanted.compat)
         return out
 
-    out = _in_chunks(some, image, mesh)
+    out = _in_chunks(take_chunk, image, mesh)
     if wanted.cka:
         out["grams"] = jax.lax.map(cka.gram, jnp.swapaxes(out.pop("states"), 0, 1))
     return out
 
 
-def _looks(depth: int, inside: Any, apart: np.ndarray, compat: str) -> Any:
+def _attention(depth: int, inside: Any, apart: np.ndarray, compat: str) -> Any:
     """Entropy and distance of attention `[B, L, A]`."""
-    found = {"entropy": [], "distance": []}
+    by_layer = {"entropy": [], "distance": []}
     for i in range(depth):
         probs = attention.over_patches(inside[f"block_{i:02d}/attn_logits"])
-        found["entropy"].append(attention.entropy(probs, compat))
-        found["distance"].append(attention.distance(probs, apart))
-    return {name: jnp.stack(rows, axis=1) for name, rows in found.items()}
+        by_layer["entropy"].append(attention.entropy(probs, compat))
+        by_layer["distance"].append(attention.distance(probs, apart))
+    return {name: jnp.stack(rows, axis=1) for name, rows in by_layer.items()}
 
 
 def _in_chunks(function: Callable[[jax.Array], Any], image: jax.Array, mesh: Mesh):
-    """`function` of a batch, a few images at a time, so that memory stays small."""
+    """Maps `function` over a batch, a few images at a time, which saves memory."""
     size = len(image)
     per_device = max(_CHUNK // mesh.size, 1)
     while size // mesh.size % per_device:
@@ -146,12 +145,12 @@ def _in_chunks(function: Callable[[jax.Array], Any], image: jax.Array, mesh: Mes
 
 
 def attention_rows(
-    model: found.Model, images: np.ndarray, queries: Sequence[int]
+    model: models.Model, images: np.ndarray, queries: Sequence[int]
 ) -> np.ndarray:
-    """What tokens attend to, in every block: `[L, B, A, Q, N]`, patches alone.
+    """Attention from tokens to the patches, in every block: `[L, B, A, Q, N]`.
 
     Args:
-      model: whose.
+      model: the encoder to run.
       images: uint8 `[B, H, W, C]`.
       queries: Q tokens; 0 is the class token, 1 the first patch.
     """
@@ -165,13 +164,13 @@ def attention_rows(
     return jax.device_get(jax.jit(rows)(model.params, images))
 
 
-def reconstructions(model: found.Model, images: np.ndarray, index: np.ndarray) -> Any:
+def reconstructions(model: models.Model, images: np.ndarray, index: np.ndarray) -> Any:
     """Masked and reconstructed images, normalised `[B, H, W, C]`, and 'mae_loss' `[B]`.
 
     Args:
-      model: with a painter.
+      model: one with a painter.
       images: uint8 `[B, H, W, C]`.
-      index: of the examples `[B]`, which masks are drawn from.
+      index: numbers of the examples `[B]`, from which masks are drawn.
     """
     painter: Any = model.painter
 

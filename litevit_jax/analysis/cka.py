@@ -1,9 +1,9 @@
 """Similarity of representations: linear CKA from minibatches, unbiased HSIC.
 
 arXiv 2205.14443 (recipes 8.2), after Nguyen, Raghu & Kornblith (arXiv 2010.15327):
-HSIC is estimated without bias in every minibatch and averaged over minibatches of
-equal size, then CKA is their ratio. So examples are never kept, and the estimate does
-not grow with the size of the minibatch as a biased one would.
+HSIC is estimated without bias in every minibatch and averaged over minibatches of equal
+size; CKA is a ratio of these means. No example has to be kept, and the estimate does
+not depend on the size of the minibatch as a biased one would.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-LEAST = 4  # examples of a minibatch: the estimator divides by n - 3
+LEAST = 4  # examples in a minibatch: the estimator divides by n - 3
 
 
 def gram(features: jax.Array) -> jax.Array:
     """Inner products of examples `[B, B]`, float32, 0 on the diagonal.
 
-    Features are centred first. The estimator ignores what is added to whole rows and
-    columns, so that its value stays; what float32 loses to a large mean does not.
+    Features are centred first, for float32's sake. The estimator's value stays, since
+    it ignores what is added to whole rows and columns.
 
     Args:
       features: one row per example, `[B, ...]`.
@@ -57,10 +57,10 @@ class Minibatches:
         self.count, self.size, self._sum = 0, 0, np.zeros(())
 
     def add(self, grams: np.ndarray) -> None:
-        """Counts `grams [S, B, B]` of one minibatch.
+        """Adds `grams [S, B, B]` of one minibatch.
 
         Raises:
-          ValueError: it is of another size than those before.
+          ValueError: its size differs from that of the earlier ones.
         """
         if self.count and grams.shape[-1] != self.size:
             raise ValueError(
@@ -71,7 +71,7 @@ class Minibatches:
         self._sum = self._sum + hsic(grams)
 
     def cka(self) -> np.ndarray:
-        """`[S, S]`: 1 on the diagonal; NaN where a representation is constant."""
+        """The CKA `[S, S]`: 1 on the diagonal, NaN for a constant representation."""
         mean = self._sum / self.count
         norms = np.sqrt(np.maximum(np.diag(mean), 0))
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""What a layer's features are like: spectrum, rank, how much its tokens differ."""
+"""Statistics of a layer's features: spectrum, rank, how much its tokens differ."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def token_similarity(tokens: jax.Array) -> jax.Array:
     """Mean cosine between different tokens of an image: `[B]`; 1 if all are alike.
 
     Args:
-      tokens: of patches, without the class token, `[B, N, D]`.
+      tokens: patch tokens `[B, N, D]`, without the class token.
     """
     x = tokens.astype(jnp.float32)
     norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
@@ -23,9 +23,9 @@ def token_similarity(tokens: jax.Array) -> jax.Array:
 
 
 class Moments:
-    """Sums of features and of their products: all that their spectrum needs.
+    """Sums of features and of their products, from which a spectrum follows.
 
-    Memory is that of the products of dimensions, however many examples are counted.
+    Memory is `[L, D, D]`, however many examples are added.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Moments:
         self._products: Any = 0.0
 
     def add(self, features: np.ndarray, mask: np.ndarray) -> None:
-        """Counts rows of `features [B, L, D]` whose `mask [B]` is set."""
+        """Adds the rows of `features [B, L, D]` whose `mask [B]` is set."""
         x = np.asarray(features, np.float64)[mask].swapaxes(0, 1)
         self.count += x.shape[1]
         self._sum = self._sum + x.sum(axis=1)
@@ -50,8 +50,8 @@ class Moments:
     def effective_rank(self) -> np.ndarray:
         """Dimensions in use `[L]`, from 1 to D: RankMe (arXiv 2210.02885).
 
-        The exponential of the entropy of the singular values of the features, not
-        centred, which are made to sum to 1; as `effective_rank` in metrics.jsonl.
+        The exponential of the entropy of the singular values, scaled to sum to 1, of
+        the features, not centred; as `effective_rank` in metrics.jsonl.
         """
         squares = np.maximum(np.linalg.eigvalsh(self._products), 0)
         # Float32 features: below this an eigenvalue is rounding.

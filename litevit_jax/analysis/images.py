@@ -15,29 +15,29 @@ from litevit_jax.train import resolve
 from litevit_jax.warm_start import match
 
 _IF_OPEN = {"flip": 0.0, "crop_scale": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3)}
-_CROP = 0.875  # of files of weights, which do not record it: ImageNet's usual one
+_CROP = 0.875  # ImageNet's usual crop, for files of weights, which record none
 
 
 def take_data(config: ConfigDict, read: list[models.Model]) -> None:
-    """Of the first model that is a run, unless the config names some.
+    """Completes `config.data` from the first model that is a run, if it names no data.
 
-    Size and range stay each model's own, unless the config says them.
+    Size and range stay each model's own, unless the config sets them.
 
     Raises:
-      ValueError: neither says which images.
+      ValueError: neither the config nor a model names the images.
     """
     if config.data.source is None:
         run = next((model.config for model in read if model.config), None)
         if run is None:
             raise ValueError(
-                f"{config.name}: which images? No run among --config.models says it; "
-                "name some: --config=configs/analysis.py:digits, :imagenet2012 or "
+                f"{config.name}: which images? --config.models names no run that has "
+                "any; give --config=configs/analysis.py:digits, :imagenet2012 or "
                 ":data=folder,path=DIR"
             )
         own = ("image_size", "image_width", "range")
         asked = {name: config.data[name] for name in own}
-        theirs = {k: v for k, v in match.data_of(run).items() if k in config.data}
-        resolve.fill_open(config.data, {**theirs, **_IF_OPEN})
+        run_data = {k: v for k, v in match.data_of(run).items() if k in config.data}
+        resolve.fill_open(config.data, {**run_data, **_IF_OPEN})
         resolve.assign(config.data, asked)
     ranges = {model.view.range for model in read}
     if config.data.range is None and len(ranges) == 1:
@@ -46,7 +46,7 @@ def take_data(config: ConfigDict, read: list[models.Model]) -> None:
 
 
 def choose(config: ConfigDict) -> subsets.Subset:
-    """The images of `config.split`, the first or drawn by seed, in that order.
+    """Selects `config.images` of `config.split`, the first or drawn by seed.
 
     Raises:
       ValueError, OSError: no such data or split.
@@ -61,7 +61,7 @@ def choose(config: ConfigDict) -> subsets.Subset:
 
 
 def chosen(config: ConfigDict, source: subsets.Subset) -> subsets.Subset:
-    """The images that pictures are made of: `config.rows` of the split, or `source`.
+    """The images to draw: `config.rows` of the split, or else `source`.
 
     Raises:
       ValueError: the split has no such image.
@@ -80,29 +80,31 @@ def chosen(config: ConfigDict, source: subsets.Subset) -> subsets.Subset:
 def streams(
     config: ConfigDict, read: list[models.Model], source: subsets.Subset
 ) -> tuple[dict[models.View, int], list[pipeline.Stream]]:
-    """View -> its place among streams of the same images, each as one view sees them.
+    """Opens a stream of the images for each way in which models see them.
 
-    Batches of all streams have the same examples in the same rows.
+    Returns:
+      View -> index of its stream, and the streams, whose batches have the same examples
+      in the same rows.
     """
-    places: dict[models.View, int] = {}
-    made: dict[Any, int] = {}
+    index_of_view: dict[models.View, int] = {}
+    index_of: dict[Any, int] = {}
     opened = []
     for view in dict.fromkeys(model.view for model in read):
         block = _block(config, view)
         key = (view.size, view.channels, block["eval_crop_fraction"], block["range"])
-        if key not in made:
-            made[key] = len(opened)
+        if key not in index_of:
+            index_of[key] = len(opened)
             opened.append(_stream(config, block, source))
-        places[view] = made[key]
-    return places, opened
+        index_of_view[view] = index_of[key]
+    return index_of_view, opened
 
 
 def first(
     config: ConfigDict, read: list[models.Model], source: subsets.Subset, count: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The first images by model's name: uint8 'image' and 'index' in `source`."""
+    """Model's name -> the first images: uint8 'image', and 'index' in `source`."""
     few = subsets.Subset(source, np.arange(min(count, len(source))))
-    places, opened = streams(config, read, few)
+    index_of_view, opened = streams(config, read, few)
     taken = []
     with contextlib.ExitStack() as stack:
         for stream in opened:
@@ -110,11 +112,11 @@ def first(
             batch = next(stream)
             kept = batch["mask"] > 0
             taken.append({k: batch[k][kept] for k in ("image", "index")})
-    return {model.name: taken[places[model.view]] for model in read}
+    return {model.name: taken[index_of_view[model.view]] for model in read}
 
 
 def crop_of(config: ConfigDict, view: models.View) -> float:
-    """The share of the shorter side that a model sees, in the middle."""
+    """The share of the shorter side that the middle crop of a model keeps."""
     return config.data.eval_crop_fraction or view.crop or _CROP
 
 

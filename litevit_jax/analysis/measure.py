@@ -1,6 +1,6 @@
-"""The job 'analyse': several checkpoints over the same images, one pass, then figures.
+"""The job 'analyse': several checkpoints pass once over the same images, then figures.
 
-Nothing is kept of an image but sums, so that memory does not grow with their number.
+Images are only added to sums, so that memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Job:
 
     Attributes:
       config: resolved.
-      workdir: where its results go.
-      mesh: devices.
-      models: in the order in which they were named.
-      source: the images that are looked at, in their order.
-      wanted: what is taken of each.
+      workdir: where results are written.
+      mesh: the devices.
+      models: in the order in which the user named them.
+      source: the images, in the order in which they are read.
+      wanted: the numbers to compute of each model.
     """
 
     config: ConfigDict
@@ -55,10 +55,10 @@ class Job:
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
-    """Analyses `config.models`; writes and returns what analysis.json holds.
+    """Analyses `config.models`; writes analysis.json and returns its content.
 
     Raises:
-      ValueError, OSError: a mistake of the user's, before any compile.
+      ValueError, OSError: the user's mistake, before anything is compiled.
     """
     line = terminal.Line()
     line.begin("report: reading the models", begun=False)
@@ -66,15 +66,15 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     images = terminal.counted(len(job.source), "image")
     with_models = f"with {terminal.counted(len(job.models), 'model')}"
     line.begin(f"report: looking at {images} {with_models}")
-    found = measure(job)
+    results = measure(job)
     line.begin("report: drawing attention maps and reconstructions")
-    found |= pictures.draw_all(job.config, job.models, job.source, job.workdir)
-    workdirs.write_json(job.workdir / "analysis.json", found)
-    return found
+    results |= pictures.draw_all(job.config, job.models, job.source, job.workdir)
+    workdirs.write_json(job.workdir / "analysis.json", results)
+    return results
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
-    """Reads models and lists images; refuses what cannot be analysed.
+    """Reads models and lists images; checks that they can be analysed.
 
     Raises:
       ValueError, OSError: the user's mistake, named in the message.
@@ -114,10 +114,10 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
 
 
 def _open(workdir: pathlib.Path, plain: dict[str, Any]) -> None:
-    """Makes `workdir` this analysis', in place of an earlier one: all is made anew.
+    """Claims `workdir` for this analysis, which replaces an earlier one.
 
     Raises:
-      ValueError: it holds something else.
+      ValueError: the directory belongs to another job.
     """
     old = workdirs.read_config(workdir)
     if old is not None and old.get("job") == plain["job"]:
@@ -126,16 +126,16 @@ def _open(workdir: pathlib.Path, plain: dict[str, Any]) -> None:
 
 
 def _wanted(config: ConfigDict) -> capture.Wanted:
-    compat, place = config.attention.compat, config.features.place
+    compat, point = config.attention.compat, config.features.place
     choices.check("attention.compat", compat, list(attention.COMPAT))
-    choices.check("features.place", place, list(capture.PLACES))
+    choices.check("features.place", point, list(capture.PLACES))
     choices.check("features.pool", config.features.pool, ["avg", "cls"])
     choices.check("order", config.order, list(ORDERS))
     return capture.Wanted(
         cka=config.cka.on,
         attention=config.attention.on,
         features=config.features.on,
-        place=place,
+        point=point,
         compat=compat,
         pool=config.features.pool,
     )
@@ -152,7 +152,7 @@ def _check_count(config: ConfigDict, count: int) -> None:
 
 
 class _Sums:
-    """What is kept of all images: similarities, and means of each model."""
+    """Sums over all images: similarities, and means of each model."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -163,7 +163,7 @@ class _Sums:
         self._size = min(job.config.batch_size, len(job.source))
 
     def add(self, outs: dict[str, Any], mask: np.ndarray) -> None:
-        """Counts one batch of all models; `mask [B]` is of images that were read."""
+        """Adds a batch of all models; `mask [B]` is true for images that were read."""
         self.seen += int(mask.sum())
         for name, out in outs.items():
             kept = {
@@ -181,10 +181,10 @@ class _Sums:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """The pass over all images, and what follows from it; see `run`."""
+    """Passes over all images and returns the numbers of analysis.json; see `run`."""
     sums = _Sums(job)
-    looks = {m.name: capture.passes(m, job.wanted, job.mesh) for m in job.models}
-    places, opened = images.streams(job.config, job.models, job.source)
+    passes = {m.name: capture.passes(m, job.wanted, job.mesh) for m in job.models}
+    index_of_view, opened = images.streams(job.config, job.models, job.source)
     batch_sharding = sharding.batch_sharding(job.mesh)
     with contextlib.ExitStack() as stack:
         for stream in opened:
@@ -193,8 +193,8 @@ def measure(job: Job) -> dict[str, Any]:
             mask = np.all([batch["mask"] > 0 for batch in batches], axis=0)
             outs = {}
             for model in job.models:
-                image = batches[places[model.view]]["image"]
-                outs[model.name] = looks[model.name](
+                image = batches[index_of_view[model.view]]["image"]
+                outs[model.name] = passes[model.name](
                     jax.device_put(jnp.asarray(image), batch_sharding)
                 )
             sums.add(outs, mask)
@@ -233,25 +233,25 @@ def _describe(model: models.Model, images: int) -> dict[str, Any]:
 
 
 def _numbers(job: Job, sums: _Sums) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     wanted, names = job.wanted, list(sums.means)
     if wanted.cka and sums.similar.count:
-        found["cka"] = {
-            "place": wanted.place,
+        numbers["cka"] = {
+            "place": wanted.point,
             "minibatches": sums.similar.count,
             "size": sums.similar.size,
             "pairs": _pairs(job.models, sums.similar.cka()),
         }
     if wanted.attention:
         kinds = ("entropy", "distance")
-        found["attention"] = {
+        numbers["attention"] = {
             n: {kind: sums.means[n].mean(kind).tolist() for kind in kinds}
             for n in names
         }
-        found["attention_compat"] = wanted.compat
+        numbers["attention_compat"] = wanted.compat
     if wanted.features:
-        found["features_of"] = {"place": wanted.place, "pool": wanted.pool}
-        found["features"] = {
+        numbers["features_of"] = {"place": wanted.point, "pool": wanted.pool}
+        numbers["features"] = {
             n: {
                 "effective_rank": sums.moments[n].effective_rank().tolist(),
                 "token_similarity": sums.means[n].mean("similarity").tolist(),
@@ -259,11 +259,11 @@ def _numbers(job: Job, sums: _Sums) -> dict[str, Any]:
             }
             for n in names
         }
-    return found
+    return numbers
 
 
 def _pairs(read: list[models.Model], matrix: np.ndarray) -> list[dict[str, Any]]:
-    """The blocks of a matrix of all layers of all models, each pair once."""
+    """Cuts a matrix over all models' layers into blocks, one per pair of models."""
     ends = np.cumsum([0, *(model.encoder.depth + 1 for model in read)])
     pairs = []
     for i, one in enumerate(read):
@@ -275,13 +275,13 @@ def _pairs(read: list[models.Model], matrix: np.ndarray) -> list[dict[str, Any]]
 
 
 def _notes(job: Job, sums: _Sums) -> list[str]:
-    """What a reader must know before comparing."""
+    """Notes that a reader needs before comparing the models."""
     notes, read = [], job.models
     if sums.left_out:
         notes.append(
             f"CKA: {sums.left_out} of {sums.seen} images did not fill a minibatch of "
-            f"{min(job.config.batch_size, len(job.source))} and are in all other "
-            "figures alone."
+            f"{min(job.config.batch_size, len(job.source))}; all other figures include "
+            "them."
         )
     if sums.seen < len(job.source):
         notes.append(f"{len(job.source) - sums.seen} images could not be read.")
@@ -296,10 +296,12 @@ def _notes(job: Job, sums: _Sums) -> list[str]:
         "head counts": {m.name: m.encoder.num_heads for m in read},
     }.items():
         if len(set(values.values())) > 1:
-            said = ", ".join(f"{name} {value}" for name, value in values.items())
-            notes.append(f"The models have different {what} ({said}): {_MEANS[what]}.")
+            listed = ", ".join(f"{name} {value}" for name, value in values.items())
+            notes.append(
+                f"The models have different {what} ({listed}): {_MEANS[what]}."
+            )
     for model in read:
-        if model.last_norm == "none" and job.wanted.place == "norm1":
+        if model.last_norm == "none" and job.wanted.point == "norm1":
             notes.append(
                 f"{model.name} has no norm after its last block: its last layer is "
                 "shown through a LayerNorm without parameters."

@@ -1,4 +1,4 @@
-"""Checkpoints and files of weights -> encoders that can be looked into."""
+"""Reads checkpoints and files of weights as encoders to analyse."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from litevit_jax.train import state as states
 from litevit_jax.warm_start import fill, predictor
 from litevit_jax.warm_start import read as reading
 
-# What an encoder may leave: its last norm, which is applied apart, and all beside it.
+# Parameters that an encoder may leave unread: the last norm, which is applied
+# separately, and all that are not the encoder's.
 _UNUSED = ("(?!encoder/(blocks|pos_embed)).*",)
-_BETWEEN = re.compile(r",(?=[^,=/]*=)")  # commas before a name, not those of a path
+_BETWEEN = re.compile(r",(?=[^,=/]*=)")  # commas before a name, not inside a path
 _NAME = re.compile(r"[\w.+-]{1,40}")
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """The images that a model knows.
+    """The form of a model's images.
 
     Attributes:
       size: (H, W).
       channels: C.
-      mean, std: of each channel, by which pixels in 0..1 are normalised.
+      mean, std: one per channel, by which pixels in 0..1 are normalised.
       crop: share of the shorter side that evaluation keeps; None: not recorded.
-      range: of pixels of more than 8 bits, as in `data.range`.
+      range: how pixels of more than 8 bits are scaled, as in `data.range`.
     """
 
     size: tuple[int, int]
@@ -49,19 +50,19 @@ class Model:
     """An encoder with its parameters.
 
     Attributes:
-      name: that the user gave.
-      path: where it came from.
-      step: updates that it had; 0 of a file.
+      name: the name given by the user.
+      path: of the run, checkpoint or file.
+      step: number of its updates; 0 for a file.
       encoder: without its final norm, which `last_norm` names.
-      params: of the encoder, a tree of host arrays.
-      last_norm: 'norm', 'fc_norm' (a classifier's) or 'none', through which the
-        last block's tokens go before they are compared.
+      params: the encoder's, a tree of host arrays.
+      last_norm: the norm that the last block's tokens go through before they are
+        compared: 'norm', 'fc_norm' (a classifier's) or 'none'.
       norm: its parameters, {'scale', 'bias'}; {} for 'none'.
-      view: see View.
-      painter, paint: what reconstructs images, and its parameters; None if the
-        checkpoint has no decoder.
+      view: the form of its images.
+      painter, paint: the objective that reconstructs images, and its parameters; None
+        if the checkpoint has no decoder.
       run: directory of the run, or None.
-      config: of the run; {} of a file.
+      config: the run's; {} for a file.
     """
 
     name: str
@@ -84,12 +85,12 @@ class Model:
 
 
 def named(text: str | None) -> dict[str, str]:
-    """'mae=RUN,moco=FILE' -> name to path; a lone path is named by its last part.
+    """Parses 'mae=RUN,moco=FILE' to {name: path}; a lone path gets its last part.
 
     Raises:
-      ValueError: nothing is named, a name twice, or one that is no file's name.
+      ValueError: no model, a name given twice, or one with other characters.
     """
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for piece in filter(None, _BETWEEN.split(text or "")):
         name, equals, path = piece.partition("=")
         if not equals:
@@ -100,22 +101,22 @@ def named(text: str | None) -> dict[str, str]:
                 f"--config.models: {piece!r}; expected NAME=PATH, the name of letters, "
                 "digits and . _ + - alone"
             )
-        if name in found:
+        if name in paths:
             raise ValueError(
-                f"--config.models: {name} stands for {found[name]} and {path}; give "
+                f"--config.models: {name} stands for {paths[name]} and {path}; give "
                 "each checkpoint a name of its own, NAME=PATH"
             )
-        found[name] = path.strip()
-    if not found:
+        paths[name] = path.strip()
+    if not paths:
         raise ValueError(
             "which checkpoints? Give runs (or steps in them, RUN/checkpoints/STEP) or "
             "files of weights with --config.models=NAME=PATH,NAME=PATH"
         )
-    return found
+    return paths
 
 
 def plain(name: str) -> str:
-    """A directory's name as models are named."""
+    """Turns a directory's name into a valid name of a model."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)[:40]
 
 
@@ -129,20 +130,20 @@ def read(
     normalize: dict[str, Any],
     seed: int = 0,
 ) -> Model:
-    """The model of a run, a step inside it, a file, or `random:RUN` before training.
+    """Reads the model of a run, a step of it, a file, or `random:RUN` before training.
 
     Args:
-      name: that the user gave.
-      path: of it.
-      num_heads, decoder_num_heads: of a file, where it does not tell; a decoder of
+      name: the name given by the user.
+      path: of the run, step or file.
+      num_heads, decoder_num_heads: for a file that does not record them; a decoder with
         unknown heads is left out.
-      average: the run's average of its parameters.
-      normalize: mean and std of images, for files, which do not record them.
-      seed: of `random:`.
+      average: whether to read the run's average of its parameters.
+      normalize: mean and std of images, for files that do not record them.
+      seed: the seed for `random:`.
 
     Raises:
-      FileNotFoundError: nothing is there.
-      ValueError: it cannot be read, or its encoder is not whole.
+      FileNotFoundError: no such run or file.
+      ValueError: it cannot be read, or its encoder is incomplete.
     """
     try:
         if path.startswith("random:"):
@@ -183,26 +184,26 @@ def _of_run(
 
 
 def _painter(objective: Any, params: dict[str, Any], view: View) -> dict[str, Any]:
-    """What reconstructs images, if `objective` does."""
+    """The fields `painter` and `paint`, if `objective` reconstructs images."""
     if not isinstance(objective, mae.Mae):
         return {}
     image = jax.ShapeDtypeStruct((1, *view.size, view.channels), jnp.float32)
     shapes = states.abstract_variables(objective, {"image": image}).params
-    found = fill.fill_leaves(shapes, params, load=(".*",), skip=(".*",))
-    return {"painter": objective, "paint": found}
+    paint = fill.fill_leaves(shapes, params, load=(".*",), skip=(".*",))
+    return {"painter": objective, "paint": paint}
 
 
 def _of_file(
     name: str, path: str, heads: dict[str, Any], normalize: dict[str, Any]
 ) -> Model:
-    found = weights.read(path, **heads)
-    params = found.params
-    block = {k: v for k, v in found.encoder.items() if k != "grid"}
+    file = weights.read(path, **heads)
+    params = file.params
+    block = {k: v for k, v in file.encoder.items() if k != "grid"}
     encoder = vit.make_encoder(**block)
     side = encoder.patch_size
     channels = params["encoder/patch_embed/kernel"].shape[0] // side**2
-    size = (found.grid[0] * side, found.grid[1] * side)
-    known = {**normalize, **found.normalize}  # what the file records comes first
+    size = (file.grid[0] * side, file.grid[1] * side)
+    known = {**normalize, **file.normalize}  # the file's own values come first
     mean, std = (tuple(known[key]) for key in ("mean", "std"))
     if len(mean) != channels:
         raise ValueError(
@@ -211,44 +212,44 @@ def _of_file(
         )
     view = View(size, channels, mean, std)
     painter = None
-    if found.decoder is not None:
-        painter = mae.make(encoder=block, decoder=found.decoder)
+    if file.decoder is not None:
+        painter = mae.make(encoder=block, decoder=file.decoder)
     more = _painter(painter, params, view)
     return _model(name, path, encoder, params, view=view, **more)
 
 
 def _random(name: str, path: str, seed: int) -> Model:
-    """The model of a run with the parameters of another seed, never trained."""
+    """The model of a run with fresh parameters, never trained."""
     run = path.removeprefix("random:")
     config = reading.run_config(run)
     objective, view = predictor.objective_of(config), _view_of_run(config)
     encoder = getattr(objective, "student", objective).encoder
     image = jnp.zeros((1, *view.size, view.channels))
-    made = jax.jit(encoder.init)(jax.random.key(seed), image)["params"]
-    params = trees.flatten({"encoder": jax.device_get(made)})
+    fresh = jax.jit(encoder.init)(jax.random.key(seed), image)["params"]
+    params = trees.flatten({"encoder": jax.device_get(fresh)})
     return _model(name, path, encoder, params, view=view)
 
 
 def _model(
     name: str, path: str, encoder: vit.Encoder, params: dict[str, Any], **fields: Any
 ) -> Model:
-    """Takes the encoder's parameters, strictly, and the norm at its end."""
+    """Builds a model from the encoder's parameters, checked strictly, and its norm."""
     bare = encoder.clone(final_norm=False, dtype="float32", drop_path=0.0)
     view = fields["view"]
     image = jax.ShapeDtypeStruct((1, *view.size, view.channels), jnp.float32)
     shapes = jax.eval_shape(bare.init, states.abstract_key(), image)["params"]
-    found = fill.fill_leaves({"encoder": shapes}, params, load=(".*",), skip=_UNUSED)
-    places = {"norm": "encoder/norm", "fc_norm": "head/fc_norm", "none": ""}
-    last = next(k for k, p in places.items() if not p or f"{p}/scale" in params)
+    filled = fill.fill_leaves({"encoder": shapes}, params, load=(".*",), skip=_UNUSED)
+    prefixes = {"norm": "encoder/norm", "fc_norm": "head/fc_norm", "none": ""}
+    last = next(k for k, p in prefixes.items() if not p or f"{p}/scale" in params)
     norm = {}
     if last != "none":
-        norm = {k: params[f"{places[last]}/{k}"] for k in ("scale", "bias")}
+        norm = {k: params[f"{prefixes[last]}/{k}"] for k in ("scale", "bias")}
     return Model(
         name=name,
         path=path,
         step=fields.pop("step", 0),
         encoder=bare,
-        params=found["encoder"],
+        params=filled["encoder"],
         last_norm=last,
         norm=norm,
         **fields,
