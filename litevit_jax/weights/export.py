@@ -31,14 +31,14 @@ ENDINGS = {
     ".stablehlo": ("stablehlo",),
 }
 FORMATS = tuple(kind for kinds in ENDINGS.values() for kind in kinds)
-_BACKBONES = ("vitdet", "mmseg")  # they have no place for a head
+_BACKBONES = ("vitdet", "mmseg")  # they cannot hold a head
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """The contents of a file, and what of the source is not in it.
+    """The contents of a file, and the names of parameters that it leaves out.
 
-    `beside` is what goes into a JSON file beside it, of a format without metadata.
+    `beside` is the content of a JSON file beside it, for a format without metadata.
     """
 
     data: bytes
@@ -48,13 +48,13 @@ class Written:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Outputs of a written file against the source's, on a fixed input.
+    """The difference between a written file's outputs and the source's.
 
     Attributes:
-      largest: of the absolute differences.
-      scale: largest absolute output of the source.
+      largest: the largest absolute difference.
+      scale: the source's largest absolute output.
       shape: of the outputs.
-      what: the two sides in words.
+      what: a description of the two sides.
     """
 
     largest: float
@@ -80,8 +80,8 @@ def write(model: models.Model, kind: str, *, decoder: models.Arrays) -> Written:
     Args:
       model: what is exported.
       kind: one of `FORMATS`.
-      decoder: parameters of a pixel decoder by our names, if there is one; only
-        'mae' has a place for them.
+      decoder: parameters of a pixel decoder by our names, or {}; only 'mae' can hold
+        them.
 
     Raises:
       ValueError: an unknown format, or a model that it cannot hold.
@@ -120,11 +120,11 @@ def metadata(model: models.Model) -> dict[str, str]:
 
 
 def compare(model: models.Model, data: bytes, kind: str) -> Difference:
-    """Outputs of the file's contents `data` and of `model`, for two fixed images.
+    """Compares the outputs of a file's contents and of `model` for two fixed images.
 
     Args:
-      model: what was exported.
-      data: as it lies on the disk.
+      model: the exported model.
+      data: the bytes of the file.
       kind: its format.
     """
     image = models.fixed_images(model)

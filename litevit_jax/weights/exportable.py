@@ -1,4 +1,4 @@
-"""A vision transformer as it is exported: parameters, sizes, and its function."""
+"""The form of a vision transformer that is exported: parameters, sizes, function."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from litevit_jax import trees
 from litevit_jax.models import layers, vit
 from litevit_jax.weights import positions
 
-# Parameters of a classifier's head that other programs have a place for.
+# Parameters of a classifier's head that other programs can hold.
 _HEAD = ("head/fc_norm/scale", "head/fc_norm/bias", "head/fc/kernel", "head/fc/bias")
 
 Arrays = dict[str, np.ndarray]
@@ -47,7 +47,7 @@ class Model:
       image_size: height and width in pixels.
       channels: C.
       pool: 'avg' or 'cls' where a head reads pooled tokens, else None.
-      notes: what else is known of the parameters, as text.
+      notes: further facts about the parameters, as text.
     """
 
     params: Arrays
@@ -86,7 +86,7 @@ class Model:
 
     @property
     def num_parameters(self) -> int:
-        """All numbers of the model, a fixed position table among them."""
+        """The number of parameters, a fixed position table included."""
         count = sum(x.size for x in self.params.values())
         learned = "encoder/pos_embed" in self.params
         return count + (0 if learned else self.pos_table.size)
@@ -137,7 +137,7 @@ def make(
     pool: str | None = None,
     notes: dict[str, str] | None = None,
 ) -> Model:
-    """A model of `params`, of which those of 'encoder' and 'head' are taken.
+    """Builds a model from the parameters of 'encoder' and 'head' in `params`.
 
     Args:
       params: as in `Model`; other names (a decoder's, ...) are left out.

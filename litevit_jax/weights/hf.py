@@ -1,4 +1,4 @@
-"""Names of Hugging Face's ViTMAE -> timm's; query, key and value become one."""
+"""Renames entries of Hugging Face's ViTMAE to timm's; joins query, key and value."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _LAYER = re.compile(
 
 
 def to_timm(entries: dict[str, Entry]) -> dict[str, Entry]:
-    """The entries under timm keys; those of unknown name keep it."""
+    """The entries under timm keys; unknown names stay."""
     renamed: dict[str, Entry] = {}
     parts: dict[str, dict[str, Entry]] = {}
     for key, entry in entries.items():
@@ -80,10 +80,10 @@ def _merge(name: str, three: dict[str, Entry]) -> Entry:
 
 
 def config_beside(path: pathlib.Path) -> dict[str, Any]:
-    """The `config.json` of a ViTMAE in the file's folder; {} if there is none.
+    """Reads the `config.json` of a ViTMAE in the file's folder; {} without one.
 
     Raises:
-      WeightsError: it is damaged, or describes a model that ours is not.
+      WeightsError: it is damaged, or describes a model that differs from ours.
     """
     file = path.parent / "config.json"
     if not file.is_file() or file.stat().st_size > 1 << 20:

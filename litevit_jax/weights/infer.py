@@ -1,6 +1,6 @@
-"""The sizes of the model that a file of weights is of, and its head count.
+"""Infers the sizes of the model in a file of weights, and its head count.
 
-Shapes tell all but the number of heads: a width of 192 is 3 heads to timm and 12
+Shapes give all but the number of heads: a width of 192 means 3 heads in timm and 12
 here, with the same arrays and another function (recipes 11.3).
 """
 
@@ -57,16 +57,16 @@ def measure(
     decoder_num_heads: int | None,
     grid: tuple[int, int] | None,
 ) -> Model:
-    """Tells sizes, head counts and position embedding of a source.
+    """Infers sizes, head counts and position embedding of a source.
 
     Args:
-      source: from `sources.recognise`.
+      source: from `recognise.recognise`.
       metadata: of a safetensors file.
       config: of Hugging Face, {} if there is none.
       num_heads, decoder_num_heads, grid: as `reader.read` takes them.
 
     Raises:
-      WeightsError: no vision transformer, or no head count, or a contradiction.
+      WeightsError: not a vision transformer, no head count, or a contradiction.
     """
     entries = dict(source.entries)
     encoder, channels = _encoder_sizes(entries)
@@ -165,12 +165,13 @@ def _grid(
 def _relative(
     entries: dict[str, Entry], grid: tuple[int, int]
 ) -> tuple[str | None, int | None]:
-    """The `rpe_style` of `vit.make_encoder`, and the heads that its tables tell.
+    """Returns the `rpe_style` of `vit.make_encoder`, and the heads of its tables.
 
-    The index of a table's rows, which PyTorch saves and we compute, leaves `entries`.
+    Removes from `entries` the index of a table's rows, which PyTorch saves and we
+    compute.
 
     Raises:
-      WeightsError: tables that are read in another order than ours.
+      WeightsError: tables whose rows are in another order than ours.
     """
     tables = [key for key in entries if key.endswith(names.BIAS_TABLE)]
     if not tables:
@@ -227,7 +228,7 @@ def _heads(what: str, width: int, given: int | None, recorded: dict[str, int]) -
     heads = given if given is not None else next(iter(recorded.values()), None)
     if heads is None:
         raise WeightsError(
-            f"the number of heads is not recorded in it, and shapes do not tell; give "
+            f"the number of heads is not recorded in it and cannot be inferred; give "
             f"{what}, a divisor of the width {width} (timm and DeiT have width / 64)"
         )
     if heads < 1 or width % heads:
@@ -236,7 +237,7 @@ def _heads(what: str, width: int, given: int | None, recorded: dict[str, int]) -
 
 
 def _shapes_of(module: Any, part: str, *args: Any, **kwargs: Any) -> Shapes:
-    """Shapes of a module's parameters by our names; nothing is computed."""
+    """Shapes of a module's parameters by our names, without computing any."""
 
     def init(key: jax.Array, *args: jax.Array) -> Any:
         return module.init(key, *args, **kwargs)["params"]
@@ -277,7 +278,10 @@ def _head_shapes(entries: dict[str, Entry]) -> Shapes:
 def _decoder(
     source: str, entries: dict[str, Entry], given: int | None, recorded: dict[str, int]
 ) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """Sizes of the decoder; its keys, which leave `entries` if heads are unknown."""
+    """Returns the decoder's sizes; or None and its keys, if heads are unknown.
+
+    Such keys are removed from `entries`.
+    """
     embed = entries.get("decoder_embed.weight")
     if embed is None:
         return None, ()

@@ -34,7 +34,7 @@ class Layout:
 
     Attributes:
       arrays: its name -> array, in PyTorch's layout.
-      left_out: timm's names of what the program has no place for.
+      left_out: timm's names of arrays that the program cannot hold.
     """
 
     arrays: models.Arrays
@@ -69,7 +69,7 @@ def vitdet(model: models.Model, decoder: models.Arrays) -> Layout:
     """detectron2's ViTDet backbone.
 
     Raises:
-      ValueError: the grid of patches is not square, which ViTDet takes for granted.
+      ValueError: the grid of patches is not square, which ViTDet assumes.
     """
     _check_square(model, "vitdet")
     whole = timm(model, decoder)

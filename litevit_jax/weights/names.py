@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 # Metadata of the safetensors files that we write, all of it text.
-WRITER = "writer"  # metadata[WRITER] == OURS says that the rest is ours
+WRITER = "writer"  # its value is PACKAGE if this package wrote the file
 PACKAGE = "litevit_jax"
 NUM_HEADS = "num_heads"
 DECODER_NUM_HEADS = "decoder_num_heads"

@@ -1,7 +1,7 @@
 """A vision transformer in plain NumPy that reads arrays by PyTorch's names.
 
-It shares nothing with `models`, so that an exported file is compared with something
-else than what wrote it. float64 throughout.
+It shares no code with `models`, so that an exported file is checked independently of
+the code that wrote it. It computes in float64 throughout.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def forward(
     """Tokens `[B, T, D]`, or pooled features `[B, D]`, or logits `[B, K]`.
 
     Args:
-      arrays: of the file, without a prefix.
+      arrays: the file's, without a prefix.
       image: normalised images `[B, H, W, C]`.
       num_heads: A.
-      layout: whose names the arrays have.
-      pool: None for tokens; else 'avg' or 'cls'. 'head.' follows where it is there.
+      layout: the program whose names the arrays have, one of `NAMES`.
+      pool: None for tokens; else 'avg' or 'cls', followed by 'head.' if it exists.
     """
     names = NAMES[layout]
     kernel = arrays[names["patch"] + "weight"].astype(np.float64)

@@ -1,9 +1,9 @@
 """A vision transformer as an ONNX graph (opset 17), written node by node.
 
-Input 'image' `[B, C, H, W]`, normalised float32, any B; the output has the name and
-shape that `model.Model.output` tells. Tracing JAX instead would take a converter that
-brings two dozen packages and holds Orbax back; the graph of a plain transformer is
-known, and by hand its nodes are the ones that runtimes fuse.
+Input 'image' `[B, C, H, W]`, normalised float32, any B; `exportable.Model.output` has
+the name and shape of the output. Tracing JAX instead would need a converter that brings
+two dozen packages and holds Orbax back. The graph of a plain transformer is known, and
+nodes written by hand are those that runtimes fuse.
 """
 
 from __future__ import annotations

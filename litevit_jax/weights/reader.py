@@ -1,4 +1,4 @@
-"""Reads a file of weights, whoever wrote it, into parameters of our names."""
+"""Reads a file of weights, by whatever program, into parameters of our names."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Weights:
         `vit.make_encoder` takes them; 'mlp_ratio' if it is not 4, 'grid' (which
         encoders do not take) if it is not square.
       decoder: width, depth and num_heads, or None.
-      source: the program that wrote the file, as `sources` names it.
+      source: the program that wrote the file, as `recognise` names it.
       path: of the file.
       grid: rows and columns of patches that `pos_embed` was made for.
       pool: 'avg' or 'cls' where a head or a norm reads pooled tokens, else None.
       unused: names in the file that were left out, all of them expected.
-      notes: what a user should know of these weights.
-      metadata: what a file that we wrote says beside its arrays, as text; of
-        another program's, mean and std if it records them.
+      notes: facts that a user should know.
+      metadata: the text metadata of a file that this package wrote; of another
+        program's file, mean and std if it records them.
     """
 
     params: dict[str, np.ndarray]
@@ -67,7 +67,7 @@ class Weights:
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes that its head tells apart, in order; [] if unknown."""
+        """Names of its head's classes, in order; [] if unknown."""
         return [
             str(name) for name in names.parse_list(self.metadata.get(names.CLASSES))
         ]
@@ -87,31 +87,32 @@ def read(
     allow_unused: tuple[str, ...] = (),
     allow_missing: tuple[str, ...] = (),
 ) -> Weights:
-    """Reads `.pth`, `.pth.tar`, `.bin` or `.safetensors`, told by its content.
+    """Reads `.pth`, `.pth.tar`, `.bin` or `.safetensors`, recognised by its content.
 
-    Nothing of the file is run. Shapes tell sizes. The head count must be recorded in
-    the file (or timm's `config.json` beside it), known of its source, or given; what
-    else shapes do not tell is assumed, and said in `notes`.
+    No code in the file is run. Sizes follow from shapes. The head count must be
+    recorded in the file (or in timm's `config.json` beside it), known for its source,
+    or given; whatever else shapes do not give is assumed, and listed in `notes`.
 
     Args:
       path: of the file.
-      num_heads: of the encoder, where the file does not tell.
-      decoder_num_heads: of the decoder; one of unknown head count is left out.
+      num_heads: of the encoder, where the file does not record it.
+      decoder_num_heads: of the decoder; one with unknown head count is left out.
       branch: 'base_encoder' (default) or 'momentum_encoder' of MoCo v3.
-      grid: rows and columns of patches, where they are not as many.
+      grid: rows and columns of patches, where they differ.
       pool: 'avg' or 'cls', the tokens that a head or a norm behind the blocks reads.
       act, norm: of the blocks, by timm's names; only 'gelu' and 'layernorm' pass.
-      allow_half: takes float16 and bfloat16 weights, which are short of digits.
-      allow_unused, allow_missing: patterns of timm keys that may be left out, lack.
+      allow_half: whether to take float16 and bfloat16 weights, which have fewer digits.
+      allow_unused: patterns of timm keys that may be left out.
+      allow_missing: patterns of timm keys that the file may lack.
 
     Raises:
-      FileNotFoundError: no file is there.
-      WeightsError: it cannot be read, or not without a wrong result; the message
-        names the file, and the entries at fault.
+      FileNotFoundError: no such file.
+      WeightsError: it cannot be read, or the result would be wrong; the message names
+        the file and the entries at fault.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no file of weights there")
+        raise FileNotFoundError(f"{path}: no such file of weights")
     heads = {"num_heads": num_heads, "decoder_num_heads": decoder_num_heads}
     given = {"pool": pool, "act": act, "norm": norm}
     allowed = (*allow_unused, *allow_missing)
@@ -186,10 +187,9 @@ def _open(path: pathlib.Path) -> tuple[dict[str, Entry], str | None, dict[str, s
 
 
 def _is_safetensors(path: pathlib.Path, data: mmap.mmap) -> bool:
-    """Tells a safetensors file by its format, or by its ending if it may be cut off.
+    """Whether a file is safetensors by its format, or by its ending if it is cut off.
 
-    The first byte is not enough: that of a pickle, 0x80, is that of a header of 128
-    bytes too.
+    The first byte is not enough: 0x80 begins a pickle, and also a header of 128 bytes.
     """
     if safetensors.starts_like_one(data):
         return True
@@ -256,12 +256,12 @@ def _problem(
     if entry.dtype in HALF and not allow_half:
         return (
             f"is {entry.dtype}, expected float32; allow_half takes it as it is, with "
-            "the digits that are lost"
+            "fewer digits"
         )
     if entry.dtype not in (*HALF, "float32", "float64"):
         return f"is {entry.dtype}, expected float32"
     if names.shape_from_timm(name, entry.shape) != expected:
-        # Only the patch kernel has another rank in PyTorch, and sizes are told by it.
+        # Only the patch kernel has another rank in PyTorch, and it was checked before.
         wanted = expected[::-1] if name.endswith("/kernel") else expected
         return f"got shape {list(entry.shape)}, expected {list(wanted)}"
     return None

@@ -22,7 +22,7 @@ BRANCHES = ("base_encoder", "momentum_encoder")
 CONTAINERS = ("model", "state_dict")
 
 # (width, depth) -> heads, where the program that wrote the file leaves no choice.
-# The head count of timm's and DeiT's sizes is their own, and not told by the file.
+# timm and DeiT have other head counts at these sizes, and their files record none.
 _STANDARD = {(768, 12): 12, (1024, 24): 16, (1280, 32): 16}
 _MAE_LITE = {(192, 12): 12, (384, 12): 12} | _STANDARD
 HEADS = {
@@ -35,7 +35,7 @@ HEADS = {
 }
 DECODER_HEADS = {(512, 8): 16, (96, 1): 3, (192, 1): 6}
 
-# Entries that belong to pre-training and that nothing here has a place for.
+# Entries of pre-training alone, which nothing here reads.
 _LEFTOVERS = {
     "mae_lite": r"(tch_model|attn_adapter|hidden_adapter)\..*",
     "moco": r"(base_encoder|momentum_encoder|predictor)\..*",
@@ -62,7 +62,7 @@ class Source:
     Attributes:
       name: of the program, and of the model where it has several.
       entries: those of the model, with unknown names among them.
-      unused: names in the file that are of no use here, as expected.
+      unused: names in the file that are expected and not needed.
     """
 
     name: str
@@ -89,7 +89,7 @@ def state_dict(tree: Any) -> tuple[dict[str, Any], str | None]:
 def recognise(
     entries: dict[str, Entry], container: str | None, metadata: dict, branch: str | None
 ) -> Source:
-    """Tells the source of a file, and gives its entries timm keys.
+    """Recognises the source of a file and renames its entries to timm keys.
 
     Args:
       entries: as the file names them.
@@ -98,7 +98,7 @@ def recognise(
       branch: which encoder of a MoCo file; None takes 'base_encoder'.
 
     Raises:
-      WeightsError: an architecture that ours is not, or a branch that is not there.
+      WeightsError: an architecture that differs from ours, or a missing branch.
     """
     if entries and all(key.startswith("module.") for key in entries):
         entries = {key.removeprefix("module."): e for key, e in entries.items()}
@@ -176,7 +176,7 @@ def _block_of(key: str) -> int:
 
 
 def _without_mask_token(entries: dict[str, Entry]) -> tuple[dict, tuple[str, ...]]:
-    """A mask token without the decoder that reads it is of no use."""
+    """Removes a mask token whose decoder is missing; returns its key too."""
     if "mask_token" not in entries or "decoder_embed.weight" in entries:
         return entries, ()
     kept = {key: e for key, e in entries.items() if key != "mask_token"}
@@ -223,7 +223,7 @@ def check_parts(entries: dict[str, Entry], expected: Callable[[str], bool]) -> N
 
 
 def _shown(keys: list[str], entries: dict[str, Entry]) -> str:
-    """The first key with its shape, and how many more there are."""
+    """The first key with its shape, and the number of further keys."""
     more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
     return f"{keys[0][:60]} {list(entries[keys[0]].shape)}{more}"
 
@@ -251,10 +251,10 @@ def is_classifier(entries: dict[str, Entry]) -> bool:
 
 
 def pos_kind(entries: dict[str, Entry], grid: tuple[int, int] | None) -> str:
-    """The `pos_embed` of `vit.make_encoder` that the file's table is.
+    """Returns the `pos_embed` of `vit.make_encoder` that fits the file's table.
 
-    A table that equals a fixed one is that and no parameter; a classifier's was
-    trained, and is 'learned' whatever it holds.
+    A table that equals a fixed one is no parameter; a classifier's was trained, and is
+    'learned' whatever it holds.
     """
     entry = entries.get("pos_embed")
     if entry is None or is_classifier(entries) or len(entry.shape) != 3:

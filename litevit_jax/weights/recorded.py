@@ -1,6 +1,6 @@
-"""Facts that shapes do not give, as a file's writer recorded them or a user says.
+"""Facts that shapes do not give: recorded by a file's writer, or given by the user.
 
-timm keeps it in a `config.json` beside the file, or as text in the metadata of a
+timm keeps them in a `config.json` beside the file, or as text in the metadata of a
 safetensors file: the model's name, its arguments and its `pretrained_cfg`.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from litevit_jax.weights import names
 from litevit_jax.weights.base import Entry, WeightsError, short
 
-# What the arrays of all files must be used with, by timm's names.
+# The functions that this package computes, by timm's names; files must agree.
 COMPUTED = {"act": "gelu", "norm": "layernorm"}
 _ABOUT = {"gelu": "by the error function", "layernorm": "with epsilon 1e-6"}
 POOLS = {"avg": "avg", "cls": "cls", "token": "cls"}
@@ -34,11 +34,11 @@ def config_beside(path: pathlib.Path, width: int) -> tuple[dict[str, Any], list[
     """Reads timm's `config.json` in the file's folder; returns facts and notes.
 
     Returns:
-      `num_attention_heads`, `image_size`, `pool`, `act`, `norm`, `mean` and `std` as
-      far as they are there; {} if there is no such file, or one of another model.
+      `num_attention_heads`, `image_size`, `pool`, `act`, `norm`, `mean` and `std` where
+      recorded; {} without such a file, or with that of another model.
 
     Raises:
-      WeightsError: it is damaged, or images cannot be normalised by what it says.
+      WeightsError: it is damaged, or its mean or std is not usable.
     """
     file = path.parent / "config.json"
     if not file.is_file() or file.stat().st_size > 1 << 20:
@@ -58,10 +58,10 @@ def config_beside(path: pathlib.Path, width: int) -> tuple[dict[str, Any], list[
 
 
 def metadata(text: dict[str, str], width: int) -> dict[str, str]:
-    """Adds what timm's names say in another program's metadata under our names.
+    """Adds the facts that metadata holds under timm's names under our own names.
 
     Raises:
-      WeightsError: images cannot be normalised by what it says.
+      WeightsError: its mean or std is not usable.
     """
     parsed: dict[str, Any] = {}
     for key, value in text.items():
@@ -147,7 +147,7 @@ def _sides(size: Any) -> tuple[int, int] | None:
 def grid(
     entries: dict[str, Entry], config: dict[str, Any], text: dict[str, str]
 ) -> tuple[int, int] | None:
-    """The grid that follows from the image size recorded, if the table is of it."""
+    """The grid that follows from the recorded image size, if the table fits it."""
     known = config.get("image_size") or names.parse_grid(text.get("image_size", ""))
     sides = _sides(known)
     kernel, table = entries.get("patch_embed.proj.weight"), entries.get("pos_embed")
@@ -169,8 +169,8 @@ def function(
     Args:
       source: the program that wrote the file.
       entries: by timm keys.
-      records: place ('metadata', 'config.json') -> what it says.
-      given: 'pool', 'act' and 'norm' as the user says them, or None.
+      records: 'metadata' or 'config.json' -> its facts.
+      given: 'pool', 'act' and 'norm' from the user, or None.
 
     Returns:
       'avg' or 'cls' where a head or a norm reads pooled tokens, or if it is given;
@@ -203,8 +203,8 @@ def function(
     if source != "timm" or not assumed:
         return POOLS.get(pool or ""), []
     note = (
-        f"assumed, as nothing recorded says it: {', '.join(assumed)}; if it is not so, "
-        "say so when converting (--config.pool=, --config.act=, --config.norm=)"
+        f"assumed, as nothing recorded says it: {', '.join(assumed)}; if that is not "
+        "so, say so when converting (--config.pool=, --config.act=, --config.norm=)"
     )
     return POOLS.get(pool or ""), [note]
 

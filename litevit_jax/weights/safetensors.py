@@ -1,7 +1,7 @@
 """Reads and writes files in the safetensors format: a JSON header, then bytes.
 
-The library of that name would accept a header with a name twice, knows no bfloat16 for
-NumPy, and writes metadata in an order of chance, so that no two exports were the same.
+The library of that name accepts a header that repeats a name, has no bfloat16 for
+NumPy, and writes metadata in random order, so that no two exports are equal.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def write(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
-    """The contents of a file of arrays, which are sorted by name."""
+    """Returns the contents of a file of arrays, sorted by name."""
     header: dict[str, Any] = {"__metadata__": metadata}
     parts, end = [], 0
     for name in sorted(arrays):
@@ -71,7 +71,7 @@ def read(data: bytes | mmap.mmap) -> tuple[dict[str, Entry], dict[str, str]]:
     """The entries of a file, and its metadata.
 
     Raises:
-      WeightsError: the header is damaged, or promises what the file has not.
+      WeightsError: the header is damaged, or does not fit the file.
     """
     start = 8 + int.from_bytes(data[:8], "little")
     if not starts_like_one(data):

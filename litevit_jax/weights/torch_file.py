@@ -1,9 +1,9 @@
 """Files of `torch.save`, both its formats, without PyTorch.
 
 Since PyTorch 1.6 a file is a zip archive: `data.pkl` describes the object and
-`data/<key>` holds the bytes of each storage, uncompressed. Before, a file was a row
-of pickles followed by the storages. Only storages that are asked for are read, and
-every size is checked against the file before memory is taken for it.
+`data/<key>` holds the bytes of each storage, uncompressed. Before, a file was a series
+of pickles followed by the storages. Storages are read on demand, and every size is
+checked against the file before memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from litevit_jax.weights.base import (
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the format before 1.6
 _PROTOCOL = 1001
 
-# How `zipfile` says that an archive is not what it should be.
+# The errors of `zipfile` for a damaged archive.
 _DAMAGED = (
     zipfile.BadZipFile,
     EOFError,
@@ -65,10 +65,10 @@ def entries(tree: dict[str, Any], storage_bytes: Bytes, size: int) -> dict[str, 
     """The tensors of a state dict as entries that are read when asked for.
 
     Args:
-      tree: names to `pickles.Tensor`s; other values have no weights and are refused.
+      tree: name -> `unpickle.Tensor`; other values hold no weights and are refused.
       storage_bytes: from `read`.
-      size: of the file in bytes. Tensors may share a storage, so what they take
-        together is bounded too.
+      size: the file's bytes. Tensors may share a storage, so their total size is
+        bounded too.
 
     Raises:
       WeightsError: a value that is no tensor, or more tensors than the file has.
@@ -97,7 +97,7 @@ def _reader(tensor: unpickle.Tensor, storage_bytes: Bytes) -> Callable[[], np.nd
         if 0 in tensor.shape:
             return np.zeros(tensor.shape, flat.dtype)
         strides = [s * flat.itemsize for s in tensor.stride]
-        # `pickles` made sure that every element lies inside.
+        # `unpickle` checked that every element lies inside.
         view = np.lib.stride_tricks.as_strided(
             flat[tensor.offset :], tensor.shape, strides, writeable=False
         )

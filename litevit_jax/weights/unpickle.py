@@ -85,7 +85,7 @@ class Dict(_Inert, dict):
 
 
 class Opaque(_Inert):
-    """A value that no weights are made of; only the name of its class is kept."""
+    """A value that is no part of weights; only the name of its class is kept."""
 
     __slots__ = ()
 
@@ -255,7 +255,7 @@ def _safe_program(stream: Any) -> bytes:
     """The stream's next pickle, in instructions that cost no more than their length.
 
     Raises:
-      WeightsError: it has others.
+      WeightsError: it has an instruction that is not in `_ALLOWED`.
     """
     start, replaced = stream.tell(), []
     for step, (opcode, arg, position) in enumerate(pickletools.genops(stream)):
@@ -274,7 +274,7 @@ def _safe_program(stream: Any) -> bytes:
     return b"".join([*parts, program[begin:]])
 
 
-# How `pickletools`, the unpickler or a value of the wrong type say it.
+# The errors of `pickletools`, the unpickler or a value of the wrong type.
 _MALFORMED = (
     pickle.UnpicklingError,
     AttributeError,
