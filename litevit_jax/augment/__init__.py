@@ -12,8 +12,8 @@ from litevit_jax import choices
 
 Op = Callable[[jax.Array, dict[str, Any]], dict[str, Any]]
 
-# Where each op is made, in the order in which they run. A ConfigDict sorts its keys, so
-# the order cannot be that of the config: a new op is put into its place here.
+# Name -> 'module.function' that builds the op, in the order in which ops run. The order
+# of a config cannot serve, since a ConfigDict sorts its keys.
 OPS = {
     "color_jitter": "color.color_jitter",
     "gaussian_blur": "spatial.gaussian_blur",  # before grey: the authors' MoCo v3
@@ -49,8 +49,8 @@ def for_channels(
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Adapts `blocks` to images of `channels`; also returns what is left out.
 
-    Saturation, hue and grey are defined for red, green and blue alone; brightness and
-    contrast work on any number of channels.
+    Only red, green and blue have saturation, hue and grey; brightness and contrast work
+    on any number of channels.
     """
     if channels == 3:
         return blocks, []
@@ -71,21 +71,21 @@ def apply(
 ) -> dict[str, Any]:
     """Runs `ops` in order, each with its own key.
 
-    `first` is the place of the first of them among all, if others ran before.
+    `first` is the index of the first op among all, if others ran before.
     """
-    for place, op in enumerate(ops, start=first):
-        batch = op(jax.random.fold_in(key, place), batch)
+    for index, op in enumerate(ops, start=first):
+        batch = op(jax.random.fold_in(key, index), batch)
     return batch
 
 
 def split(ops: tuple[Op, ...]) -> tuple[tuple[Op, ...], tuple[Op, ...]]:
     """Splits `ops` into those that need the whole batch and those that run on parts.
 
-    What an op draws for an example depends on its `slot` alone, so the second kind may
-    run on slices of a batch. An op that mixes examples says so (`pairs_examples`).
+    The numbers drawn for an example depend on its `slot` alone, so the second kind may
+    run on slices of a batch. An op that mixes examples has a true `pairs_examples`.
     """
     count = 0
-    for place, op in enumerate(ops):
+    for index, op in enumerate(ops):
         if getattr(op, "pairs_examples", False):
-            count = place + 1
+            count = index + 1
     return ops[:count], ops[count:]

@@ -1,7 +1,7 @@
 """Augmentations of single images, in one or several views of each example.
 
-They work on bytes and round after each change as PIL and torchvision do, since the
-recipe of MoCo v3 is defined by them (recipes 4.4).
+They work on bytes and round after each change as PIL and torchvision do, which define
+the recipe of MoCo v3 (recipes 4.4).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class ImageOp(abc.ABC):
 
     @abc.abstractmethod
     def change(self, key: jax.Array, image: jax.Array) -> jax.Array:
-        """Changes one image `[H, W, C]`, uint8; what is random comes from `key`."""
+        """Changes one image `[H, W, C]`, uint8; random numbers come from `key`."""
 
     def __call__(self, key: jax.Array, batch: dict[str, Any]) -> dict[str, Any]:
-        """Changes some images of `image [B, H, W, C]` or `views [V, B, H, W, C]`.
+        """Changes images drawn from `image [B, H, W, C]` or `views [V, B, H, W, C]`.
 
-        What is drawn depends on the key, the example's `slot [B]` and the number
-        of the view alone, so a mesh changes nothing.
+        The numbers drawn depend only on the key, the example's `slot [B]` and the
+        number of the view, so they are the same on any mesh.
 
         Raises:
           ValueError: probabilities for another number of views, or no bytes.
@@ -75,7 +75,7 @@ def probabilities(op: str, probability: Any) -> tuple[float, ...]:
     """Returns a probability, or one per view, as a tuple.
 
     Raises:
-      ValueError: one of them is no probability.
+      ValueError: one of them is not in 0 to 1.
     """
     given = probability if isinstance(probability, Sequence) else (probability,)
     if not given or not all(0 <= p <= 1 for p in given):

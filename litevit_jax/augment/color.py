@@ -93,9 +93,9 @@ class ColorJitter(base.ImageOp):
     ) -> jax.Array:
         """Changes one image `[H, W, C]`, uint8.
 
-        A program for a batch computes every branch of a choice for every image.
-        The dearest one, hue, is therefore written once: the three others stand
-        before and behind it, and do nothing on one of the sides.
+        A program for a batch computes every branch of a choice for every image. Hue
+        costs most and is therefore written once: the three other changes stand both
+        before and behind it, with a factor of 1 on one of the two sides.
 
         Args:
           image: bytes.
@@ -107,14 +107,14 @@ class ColorJitter(base.ImageOp):
         planes = jnp.moveaxis(image, -1, 0)  # [C, H, W]: rows of pixels vectorise
         if self.hue == (0, 0):
             hue_at = jnp.int32(3)
-        for place in range(3):
-            factor = jnp.where(place < hue_at, factors[order[place]], 1.0)
-            planes = _enhance(planes, order[place], factor)
+        for index in range(3):
+            factor = jnp.where(index < hue_at, factors[order[index]], 1.0)
+            planes = _enhance(planes, order[index], factor)
         if self.hue != (0, 0):
             planes = turn_hue(planes, turn)
-            for place in range(3):
-                factor = jnp.where(place < hue_at, 1.0, factors[order[place]])
-                planes = _enhance(planes, order[place], factor)
+            for index in range(3):
+                factor = jnp.where(index < hue_at, 1.0, factors[order[index]])
+                planes = _enhance(planes, order[index], factor)
         return jnp.moveaxis(planes, 0, -1)
 
 
@@ -148,8 +148,8 @@ def color_jitter(
 def _enhance(planes: jax.Array, kind: jax.Array, factor: jax.Array) -> jax.Array:
     """Changes brightness (0), contrast (1) or saturation (2) of bytes `[C, H, W]`.
 
-    All three move away from, or towards, something dull: black, the mean grey of
-    the image, the image in grey. A factor of 1 changes nothing.
+    All three move the image from or towards a dull one: black, its mean grey, or itself
+    in grey. A factor of 1 changes nothing.
     """
     grey = luma(planes)
     mean = jnp.floor(grey.astype(jnp.int32).sum() / grey.size + 0.5)
@@ -161,8 +161,8 @@ def _enhance(planes: jax.Array, kind: jax.Array, factor: jax.Array) -> jax.Array
 def luma(planes: jax.Array) -> jax.Array:
     """Converts bytes `[C, H, W]` to grey `[H, W]`.
 
-    Three channels are weighted as ITU-R 601-2 has it, in the fixed point of PIL;
-    of another number the mean is taken.
+    Three channels are weighted as in ITU-R 601-2, in PIL's fixed point; of any other
+    number the mean is taken.
     """
     if planes.shape[0] != 3:
         grey = planes.astype(jnp.float32).mean(axis=0)

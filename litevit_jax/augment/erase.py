@@ -1,7 +1,7 @@
 """Random erasing on the device (Zhong et al., arXiv 1708.04896; recipes 5.2).
 
 A box of the normalised image is filled with N(0, 1) noise, one number for each pixel
-and channel: timm's 'pixel' mode. An example's box and noise come from its place in
+and channel: timm's 'pixel' mode. An example's box and noise come from its position in
 the global batch, so they are the same on any mesh.
 """
 
@@ -20,7 +20,7 @@ class Erase:
     """Fills one box of an image with noise, with the given probability.
 
     Attributes:
-      probability: of an image to lose a box.
+      probability: that an image loses a box.
       area: (least, most) share of the image that the box covers.
       aspect: (least, most) height / width of the box, drawn log-uniformly. A box
         that does not fit is drawn again; after 10 failures nothing is erased.
@@ -88,7 +88,7 @@ def make(
     """Builds `Erase`; a probability of 0 turns it off.
 
     Raises:
-      ValueError: no probability, or no range.
+      ValueError: a probability or range out of bounds.
     """
     if not 0 <= probability <= 1:
         raise ValueError(

@@ -18,14 +18,14 @@ import jax.numpy as jnp
 class Mix:
     """Mixes every example with its partner.
 
-    The label stays an index; `partner_label` and `label_share` say what else the
-    image shows, and the objective makes the target distribution of the three.
+    The label stays an index; `partner_label` and `label_share` describe the other part
+    of the image, and the objective computes the target distribution from the three.
 
     Attributes:
       mixup: alpha of Beta(alpha, alpha), from which the share of the example's own
         pixels is drawn; 0 turns mixup off.
-      cutmix: the same of CutMix, which takes a box from the partner; 0: off.
-      switch: probability of CutMix, for a batch, where both are on.
+      cutmix: the same for CutMix, which pastes a box of the partner; 0 turns it off.
+      switch: probability that a batch gets CutMix where both are on.
     """
 
     mixup: float
@@ -34,7 +34,7 @@ class Mix:
 
     @property
     def pairs_examples(self) -> bool:
-        """Whether an example needs others of its batch."""
+        """Whether an example needs another one of its batch."""
         return bool(self.mixup or self.cutmix)
 
     def __call__(self, key: jax.Array, batch: dict[str, Any]) -> dict[str, Any]:
@@ -90,26 +90,26 @@ class Mix:
         row = _in_cut(top_key, side, height)
         column = _in_cut(left_key, side, width)
         weight = 1.0 - (row[:, None] & column[None])
-        # The box may stick out: what is left of it counts, not what was drawn.
+        # The box may stick out of the image: only the part inside counts.
         return weight, weight.mean()
 
 
 def _in_cut(key: jax.Array, side: jax.Array, length: int) -> jax.Array:
     """Draws a cut of relative length `side`: bool [length], True inside.
 
-    Its middle is uniform, and what sticks out of the image is lost.
+    Its middle is uniform, and the part outside the image is lost.
     """
     half = (side * length).astype(jnp.int32) // 2
     middle = jax.random.randint(key, (), 0, length)
-    place = jnp.arange(length)
-    return (place >= middle - half) & (place < middle + half)
+    position = jnp.arange(length)
+    return (position >= middle - half) & (position < middle + half)
 
 
 def make(*, mixup: float = 0.0, cutmix: float = 0.0, switch: float = 0.5) -> Mix:
     """Builds `Mix`; with both alphas 0 it does nothing.
 
     Raises:
-      ValueError: a negative alpha, or no probability.
+      ValueError: a negative alpha, or a `switch` that is no probability.
     """
     for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
         if not alpha >= 0:

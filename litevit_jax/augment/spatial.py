@@ -55,8 +55,8 @@ class GaussianBlur(base.ImageOp):
         product with a band matrix, and need no table per image.
         """
         weights = box_weights(sigma, math.floor(_whole_radius(self.sigma[1])) + 1)
-        # A loop keeps its operands in memory. Unrolled, XLA for CPUs would compute
-        # the op before the blur anew for each tap: over ten times as long.
+        # A loop keeps its operands in memory. Unrolled, XLA for CPUs would recompute
+        # the op before the blur for each tap: over ten times as long.
         for axis in (1, 0):
             blur = functools.partial(_box_blur, weights=weights, axis=axis)
             image = jax.lax.fori_loop(0, _PASSES, lambda _, x, f=blur: f(x), image)
@@ -102,12 +102,12 @@ def box_weights(sigma: jax.Array, reach: int) -> jax.Array:
 
 
 def _box_blur(image: jax.Array, weights: jax.Array, axis: int) -> jax.Array:
-    """Averages bytes `[H, W, C]` along an axis; the border pixel goes on outside."""
+    """Averages bytes `[H, W, C]` along an axis; border pixels are repeated outside."""
     reach, size = weights.shape[0] // 2, image.shape[axis]
     pad = [(reach, reach) if a == axis else (0, 0) for a in range(image.ndim)]
     padded = jnp.pad(image, pad, mode="edge")
     total = jnp.float32(0.5)  # rounds to the nearest when cut off
-    for place in range(weights.shape[0]):
-        part = jax.lax.slice_in_dim(padded, place, place + size, axis=axis)
-        total = total + weights[place] * part.astype(jnp.float32)
+    for tap in range(weights.shape[0]):
+        part = jax.lax.slice_in_dim(padded, tap, tap + size, axis=axis)
+        total = total + weights[tap] * part.astype(jnp.float32)
     return total.astype(jnp.uint8)
