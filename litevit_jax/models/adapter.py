@@ -14,7 +14,7 @@ from litevit_jax.models import layers
 class Adapter(nn.Module):
     """A linear layer along one axis without bias, in float32.
 
-    Along the heads of attention logits it is the 1x1 convolution of the original.
+    Along the heads of attention logits it equals the 1x1 convolution of the authors.
 
     Attributes:
       features: size of the result along the axis.

@@ -1,7 +1,7 @@
 """Attention: `attend`, and the table of the ways to compute it.
 
-Each entry of `KERNELS` computes what autodiff of the plain formula would. Reverse mode
-only. What each costs: docs/performance.md, benchmarks/parts/attention.py.
+Each entry of `KERNELS` computes what autodiff of the plain formula would, in reverse
+mode only. docs/performance.md and benchmarks/parts/attention.py compare their costs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def attend(
     the fastest for the platform and these shapes.
 
     Raises:
-      ValueError: the entry that is named cannot compute this.
+      ValueError: the named entry cannot compute this.
     """
     return _attend_forward(q, k, v, scale, bias, kernel)[0]
 
@@ -51,10 +51,10 @@ def _attend_backward(scale, kernel, saved, grad):
 
 
 def _ways(which, kernel, scale, q, k, bias):
-    """Maps a platform to the forward (0) or backward (1) function used there."""
+    """Maps each platform to its forward (0) or backward (1) function."""
     if kernel == "auto":
         names = {"cpu": "deferred", "default": "plain"}
-        # Every way is traced, so that of cuDNN is named only where it can be.
+        # JAX traces every entry, so cuDNN's is named only where it can be traced.
         if k.shape[2] >= _FUSED_FROM and not _why_not_cudnn(q, bias):
             names["cuda"] = "cudnn"
     else:
@@ -73,10 +73,10 @@ def _ways(which, kernel, scale, q, k, bias):
 def check(kernel: str, platform: str) -> None:
     """Checks that `kernel` can run on devices of `platform`, as JAX names it.
 
-    Of shapes and types nothing is known here: `attend` refuses those.
+    Shapes and types are not known yet: `attend` checks those.
 
     Raises:
-      ValueError: there is none of that name, or it needs another platform.
+      ValueError: an unknown name, or a kernel for another platform.
     """
     choices.check("attention", kernel, CHOICES)
     if kernel == "cudnn" and platform not in ("cuda", "gpu"):
@@ -87,7 +87,7 @@ def check(kernel: str, platform: str) -> None:
 
 
 def _deferred_forward(scale, q, k, v, bias):
-    """Computes attention as CPUs like it: contiguous operands, few divisions."""
+    """Computes attention in a form fast on CPUs: contiguous operands, few divisions."""
     q, k, v = _materialize(q * scale, k, v)
     logits = _logits(q, k, bias)
     exps = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -126,7 +126,7 @@ def _plain_forward(scale, q, k, v, bias):
 
 
 def _plain_backward(scale, saved, bias, grad):
-    # Within one program XLA finds the forward pass here again, and keeps what it needs.
+    # Within one program XLA merges this forward pass with the first one.
     q, k, v, *_ = saved
     _, pull = jax.vjp(lambda q, k, v, bias: _plain(q, k, v, scale, bias), q, k, v, bias)
     return pull(grad)
@@ -139,7 +139,7 @@ _FUSED_FROM = 48
 
 
 def _cudnn_forward(scale, q, k, v, bias):
-    # As a backward pass asks for it, so that XLA finds it there again.
+    # In the form that the backward pass computes, so that XLA merges the two.
     out, _ = jax.vjp(functools.partial(_fused, scale), q, k, v)
     return _with_inputs(out, q, k, v)
 
@@ -150,7 +150,7 @@ def _cudnn_backward(scale, saved, bias, grad):
 
 
 def _why_not_cudnn(q, bias):
-    """Tells why cuDNN cannot attend with such queries; empty if it can."""
+    """Says why cuDNN cannot attend with such queries; '' if it can."""
     if bias is not None:
         return "the logits have a position bias (rpe_style), which it does not add here"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
@@ -162,7 +162,7 @@ def _why_not_cudnn(q, bias):
 
 @functools.cache
 def _why_no_cudnn():
-    """Tells why cuDNN cannot be used here; empty if it can."""
+    """Says why cuDNN cannot be used on this machine; '' if it can."""
     try:
         x = jax.ShapeDtypeStruct((1, 8, 1, 8), jnp.bfloat16)
         fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
@@ -220,16 +220,16 @@ def _materialize(*arrays):
     )
 
 
-# Name -> (forward, backward) of `attend`. The one place to plug a kernel in, such as a
-# Pallas kernel; it has to pass the tests of every entry (tests/models/attention_test).
+# Name -> (forward, backward) of `attend`. Plug a new kernel in here, such as a Pallas
+# kernel; it has to pass the tests of every entry (tests/models/attention_test).
 #   forward(scale, q, k, v, bias) -> (out, saved)
 #   backward(scale, saved, bias, grad) -> gradients of q, k, v and bias
 # `saved` has six arrays of the shapes and types of (q, k, v, [B, A, S, T] like v,
 # float32 [B, A, S, 1], out); a kernel gives zeros for what it does not read, and XLA
 # removes them. A bias is None or [A, S, T], and None has no gradient.
-#   plain      the formula under autodiff; 'auto' on TPUs, and where nothing else does
+#   plain      the formula under autodiff; 'auto' on TPUs, and wherever no other applies
 #   deferred   the softmax is divided after the product with v; 'auto' on CPUs
-#   cudnn      fused by NVIDIA's library; 'auto' on GPUs, where it applies
+#   cudnn      fused by NVIDIA's library; 'auto' on GPUs where it applies
 KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "plain": (_plain_forward, _plain_backward),
     "deferred": (_deferred_forward, _deferred_backward),

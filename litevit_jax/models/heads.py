@@ -38,9 +38,10 @@ class Classifier(nn.Module):
 
     Attributes:
       num_classes: K.
-      fc_norm: LayerNorm of the features, which average pooling needs.
-      batch_norm: BatchNorm without affine parameters before the linear layer.
-      kernel_std: of the linear layer's initial kernel; its bias starts at 0.
+      fc_norm: whether a LayerNorm comes first, as average pooling needs.
+      batch_norm: whether a BatchNorm without affine parameters precedes the linear
+        layer.
+      kernel_std: deviation of the linear layer's initial kernel; its bias starts at 0.
     """
 
     num_classes: int
@@ -54,7 +55,7 @@ class Classifier(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Maps pooled tokens `[B, D]` to logits `[B, K]` and features `[B, D]`.
 
-        The features are pooled tokens after `fc_norm`, if there is one.
+        The features are the pooled tokens, after `fc_norm` if the head has one.
         """
         features = x.astype(jnp.float32)
         if self.fc_norm:
@@ -69,10 +70,10 @@ class Classifier(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm over the global batch, as PyTorch has it.
+    """BatchNorm over the global batch, as PyTorch computes it.
 
-    It normalises with the biased variance but averages the unbiased one, which
-    flax's BatchNorm does not (recipes 12.1).
+    It normalises with the biased variance but averages the unbiased one; flax's
+    BatchNorm averages the biased one (recipes 12.1).
 
     Attributes:
       epsilon: added to the variance.

@@ -75,7 +75,7 @@ def patch_inits(style: str, patch_dim: int, width: int) -> tuple[Initializer, ..
     """The initializers of the patch embedding's kernel and bias.
 
     MAE leaves the bias of the convolution at PyTorch's default, which is uniform
-    and not zero; the classifier leaves the kernel there too.
+    and not zero; the classifier leaves the kernel at its default too.
     """
     if style == "rpe":
         return normal(0.02), nn.initializers.zeros
@@ -136,7 +136,7 @@ def sincos_table(grid: tuple[int, int], width: int, order: str) -> np.ndarray:
       grid: rows and columns of patches.
       width: D, a multiple of 4.
       order: 'sincos' has the column in the first half of the channels, as MAE;
-        'sincos_moco' has the row there, as MoCo v3 (recipes 1.2).
+        'sincos_moco' has the row in it, as MoCo v3 (recipes 1.2).
     """
     count = width // 4
     omega = 10000.0 ** (-np.arange(count) / count)
@@ -152,8 +152,8 @@ def drop_path(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
 
     Args:
       x: the branch.
-      keys: one typed key per example `[B]`, so that an example's fate does not
-        depend on which device or accumulation slice it is in.
+      keys: one typed key per example `[B]`, so that dropping does not depend on the
+        device or the slice that an example is in.
       rate: probability of dropping.
     """
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate))(keys)
@@ -183,7 +183,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
-        """Maps `[..., D]` to `[..., features]`, or to some `columns` of them."""
+        """Maps `[..., D]` to `[..., features]`, or only to its `columns`."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
         return linear(x.astype(self.dtype), kernel[:, columns], bias[columns])
@@ -232,9 +232,9 @@ class Attention(nn.Module):
       block: number of its block, from 0.
       fused_bias: whether q, k and v have one stored bias; else q and v have their
         own, and k has none.
-      grid: of the patches behind the class token, for a relative position bias;
-        None: without.
-      kernel: of `attention.CHOICES`.
+      grid: rows and columns of the patches behind the class token, for a relative
+        position bias; None: no bias.
+      kernel: one of `attention.CHOICES`.
     """
 
     num_heads: int
@@ -251,8 +251,8 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, Intermediates]:
         """Maps tokens `[B, T, D]` to `[B, T, D]`, with intermediates by name.
 
-        Tokens before `first_query` are attended to but ask nothing: the result is
-        that of the others alone, `[B, T - first_query, D]`.
+        Tokens before `first_query` are keys and values but no queries: the result has
+        the others alone, `[B, T - first_query, D]`.
         """
         width = x.shape[-1]
         q, k, v = self._project(x, first_query)
@@ -271,7 +271,7 @@ class Attention(nn.Module):
         out = Linear(width, self.dtype, init, name="proj")(
             out.reshape(*out.shape[:2], width)
         )
-        found = {
+        intermediates = {
             "q": q,
             "k": k,
             "v": v,
@@ -279,7 +279,7 @@ class Attention(nn.Module):
             "attn_probs": probs,
             "attn": out,
         }
-        return out, found
+        return out, intermediates
 
     def _project(self, x, first_query):
         """Queries `[B, A, T - first_query, D/A]`, keys and values `[B, A, T, D/A]`."""
@@ -291,7 +291,7 @@ class Attention(nn.Module):
         return qkv(x, first_query, bias)
 
     def _bias_of_two(self, width):
-        """The bias `[3 D]` of q, k and v, of which that of k is 0 for good."""
+        """The bias `[3 D]` of q, k and v, where k's is always 0."""
         q, v = (
             self.param(name, nn.initializers.zeros, (width,))
             for name in ("q_bias", "v_bias")
@@ -333,7 +333,7 @@ class Block(nn.Module):
       drop_rate: of drop path.
       block: its number in the encoder, from 0, on which initial values may depend.
       fused_bias, grid: as of `Attention`; `attention` is its `kernel`.
-      layer_scale: initial factor of each channel of both branches; None: no factor.
+      layer_scale: initial factor of each channel in both branches; None: no factor.
     """
 
     num_heads: int
@@ -359,11 +359,11 @@ class Block(nn.Module):
         Args:
           x: the residual stream.
           drop_keys: typed keys `[B]`; None keeps every branch.
-          first_query: tokens before it are read by the others and not computed
-            further; the result has `T - first_query` tokens.
+          first_query: the others attend to the tokens before it, which are dropped
+            afterwards; the result has `T - first_query` tokens.
         """
-        found = {"in": x}
-        found["norm1"] = LayerNorm(self.dtype, name="norm1")(x)
+        intermediates = {"in": x}
+        intermediates["norm1"] = LayerNorm(self.dtype, name="norm1")(x)
         attention = Attention(
             self.num_heads,
             self.init_style,
@@ -374,15 +374,15 @@ class Block(nn.Module):
             self.attention,
             name="attn",
         )
-        branch, inside = attention(found["norm1"], first_query)
+        branch, inside = attention(intermediates["norm1"], first_query)
         branch = self._scaled("gamma_1", branch)
-        found |= inside | {"attn": branch}
+        intermediates |= inside | {"attn": branch}
         x = x[:, first_query:] + self._drop(branch, drop_keys, 0)
-        found["norm2"] = LayerNorm(self.dtype, name="norm2")(x)
+        intermediates["norm2"] = LayerNorm(self.dtype, name="norm2")(x)
         mlp = Mlp(self.mlp_dim, self.init_style, self.dtype, self.block, name="mlp")
-        found["mlp"] = self._scaled("gamma_2", mlp(found["norm2"]))
-        x = x + self._drop(found["mlp"], drop_keys, 1)
-        return x, found | {"out": x}
+        intermediates["mlp"] = self._scaled("gamma_2", mlp(intermediates["norm2"]))
+        x = x + self._drop(intermediates["mlp"], drop_keys, 1)
+        return x, intermediates | {"out": x}
 
     def _scaled(self, name, branch):
         if self.layer_scale is None:

@@ -1,10 +1,10 @@
 """The pixel decoder of masked autoencoders.
 
-Sizes: arXiv 2205.14443 (recipes 2.1); it computes the function of the decoder of
-He et al., arXiv 2111.06377. The original puts tokens back into image order and
-predicts every patch. Attention does not care about the order of its tokens, so
-here the kept tokens stay first, the masked ones follow, and the patches whose
-loss counts are predicted alone.
+Sizes are those of arXiv 2205.14443 (recipes 2.1), the function is that of the decoder
+of He et al., arXiv 2111.06377. The original puts tokens back into image order and
+predicts every patch. Attention does not depend on the order of tokens, so here the kept
+tokens stay first, the masked ones follow, and only patches whose loss counts are
+predicted.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Decoder(nn.Module):
 
         Returns:
           `[B, N - M, P*P*C]` in the order of `ids_shuffle[:, M:]`, or
-          `[B, N, P*P*C]` if all patches are asked for.
+          `[B, N, P*P*C]` for `all_patches`.
         """
         first = 1 if all_patches else latent.shape[1]
         x = self._embed(latent, ids_shuffle, grid)
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
             how = {"attention": self.attention}
             return cls(self.num_heads, mlp_dim, "mae", self.dtype, **how, **kwargs)
 
-        # What follows the last attention is computed of predicted tokens alone.
+        # Behind the last attention only the predicted tokens are computed.
         x, _ = stack.run(
             self,
             make,

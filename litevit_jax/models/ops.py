@@ -1,8 +1,8 @@
-"""The operations a transformer spends its time in, with gradients of their own.
+"""The operations a transformer spends its time in, with custom gradients.
 
-Each computes what autodiff of the plain formula would; what differs is what is kept
-for the backward pass and in which order axes lie. Reverse mode only. Measured by
-benchmarks/train_step.py. Attention is in attention.py.
+Each computes what autodiff of the plain formula would, in reverse mode only. It differs
+in what is kept for the backward pass and in the order of axes. Attention is in
+attention.py; benchmarks/train_step.py measures them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EPSILON = 1e-6  # every LayerNorm of the reference models
 def gelu(x: jax.Array) -> jax.Array:
     """Computes x * Phi(x) with the exact error function, in float32 inside.
 
-    Its own gradient keeps x alone for the backward pass and needs one exponential.
+    Its gradient keeps only x for the backward pass and needs one exponential.
     """
     x32 = x.astype(jnp.float32)
     return (x32 * (0.5 * (1 + jax.lax.erf(x32 * math.sqrt(0.5))))).astype(x.dtype)
@@ -52,7 +52,7 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """LayerNorm of `[..., D]` with two-pass statistics in float32, as PyTorch's.
 
-    Its own gradient keeps x and one mean and deviation a row, and reads each once.
+    Its gradient keeps x and one mean and deviation per row, and reads each once.
     """
     return _normalize_forward(x, scale, bias)[0]
 
@@ -84,9 +84,9 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Computes `x @ kernel + bias` for x `[..., D]`, in the type of x.
 
-    The gradient of the kernel is written as x^T g. Autodiff asks for (g^T x)^T,
-    and XLA for CPUs then computes the gradient of the residual stream anew, from
-    the last block down, for each transposed copy: half the time of a step.
+    The gradient of the kernel is written as x^T g. Autodiff writes (g^T x)^T, and for
+    each transposed copy XLA for CPUs then recomputes the gradient of the residual
+    stream from the last block down: half the time of a step.
     """
     return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
@@ -109,10 +109,10 @@ def _linear_backward(saved, grad):
 
 
 def _rounded(grad):
-    """Writes a gradient in half precision once on GPUs, as the products read it.
+    """Writes a gradient in half precision only once on GPUs, as the products read it.
 
-    XLA there would write it in float32 as well, for the sum of the bias: 3.7 of the
-    46.2 MB that MAE-Tiny moved an image.
+    For the bias's sum XLA would write it in float32 as well: 3.7 of the 46.2 MB that
+    MAE-Tiny moved per image.
     """
     if grad.dtype == jnp.float32:
         return grad
@@ -146,9 +146,10 @@ def project_heads(
 ) -> tuple[jax.Array, ...]:
     """Projects `[B, T, D]` to q `[B, A, T - first, D/A]`, k and v `[B, A, T, D/A]`.
 
-    They lie side by side in `kernel` `[D, 3 D]` and `bias` `[3 D]`, float32. CPUs like
-    one large product, which is then taken apart. On a TPU that reshape is a copy of
-    everything with 16 of 128 lanes used: there each is a product that gives heads.
+    They lie side by side in `kernel` `[D, 3 D]` and `bias` `[3 D]`, float32. On CPUs
+    one large product, split afterwards, is fastest. On TPUs that reshape copies
+    everything with 16 of 128 lanes in use, so q, k and v are products that give heads
+    directly.
     """
     ways = {k: functools.partial(way[0], num_heads, first) for k, way in HEADS.items()}
     return jax.lax.platform_dependent(x, kernel, bias, **ways)
@@ -177,7 +178,7 @@ def _project_heads(num_heads, first, x, kernel, bias):
 
 
 def _by_heads(num_heads, x, kernel, bias):
-    """The kernel as `[D, 3, A, E]` and the bias as `[3, A, E]`, of the type of x."""
+    """The kernel as `[D, 3, A, E]` and the bias as `[3, A, E]`, in the type of x."""
     kernel = kernel.reshape(kernel.shape[0], 3, num_heads, -1)
     bias = bias.reshape(3, num_heads, -1)
     return kernel.astype(x.dtype), bias.astype(x.dtype)

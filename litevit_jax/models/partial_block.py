@@ -1,8 +1,8 @@
 """The beginning of a transformer block, for a loss that reads no more of it.
 
 The last block that a distillation teacher runs, and the attention-only 13th block
-of a decoupled student (recipes 3), are of this kind. Parameters have the
-names and shapes they have in `layers.Block`, so a whole block's fit.
+of a decoupled student (recipes 3), are of this kind. Parameters have the same names and
+shapes as in `layers.Block`, so those of a whole block fit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class PartialBlock(nn.Module):
       init_style: as of `layers.Block`.
       dtype: of the computation; parameters are float32.
       part: 'norm1'; 'logits', which computes queries and keys but no values; or
-        'qkv', which has the values too.
+        'qkv', which computes the values too.
     """
 
     num_heads: int
@@ -36,9 +36,9 @@ class PartialBlock(nn.Module):
     def __call__(self, x: jax.Array) -> layers.Intermediates:
         """Returns intermediates of tokens `[B, T, D]`, named as in `layers.Block`."""
         normed = layers.LayerNorm(self.dtype, name="norm1")(x)
-        found = {"in": x, "norm1": normed}
+        intermediates = {"in": x, "norm1": normed}
         if self.part == "norm1":
-            return found
+            return intermediates
         attention = _Logits(
             self.num_heads,
             self.init_style,
@@ -46,7 +46,7 @@ class PartialBlock(nn.Module):
             with_values=self.part == "qkv",
             name="attn",
         )
-        return found | attention(normed)
+        return intermediates | attention(normed)
 
 
 class _Logits(nn.Module):
@@ -67,9 +67,12 @@ class _Logits(nn.Module):
         count = 3 if self.with_values else 2
         parts = jnp.split(qkv(x, columns=slice(count * width)), count, axis=-1)
         parts = [layers.split_heads(part, self.num_heads) for part in parts]
-        found = dict(zip("qkv", parts, strict=False))
-        scaled = found["q"] * (width // self.num_heads) ** -0.5
-        found["attn_logits"] = jnp.einsum(
-            "bhnd,bhmd->bhnm", scaled, found["k"], preferred_element_type=jnp.float32
+        intermediates = dict(zip("qkv", parts, strict=False))
+        scaled = intermediates["q"] * (width // self.num_heads) ** -0.5
+        intermediates["attn_logits"] = jnp.einsum(
+            "bhnd,bhmd->bhnm",
+            scaled,
+            intermediates["k"],
+            preferred_element_type=jnp.float32,
         )
-        return found
+        return intermediates

@@ -1,8 +1,8 @@
 """Images as bytes, which become floats only where they are read.
 
-A normalised float32 copy of a batch has four times its bytes, and writing and reading
-it costs an accelerator more than the arithmetic. What reads patches takes them as
-bytes, gathers those it needs, and normalises these.
+A normalised float32 copy of a batch takes four times the memory, and writing and
+reading it costs an accelerator more than the arithmetic. Code that reads patches
+therefore gathers them as bytes and normalises only those that it needs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from litevit_jax.models import layers
 
 @flax.struct.dataclass
 class Pixels:
-    """Images `[B, H, W, C]`, uint8, that stand for (bytes - shift) * scale.
+    """Images `[B, H, W, C]`, uint8, whose values are (bytes - shift) * scale.
 
     Attributes:
       bytes: `[B, H, W, C]`.
@@ -36,23 +36,23 @@ class Pixels:
 def patches(
     image: jax.Array | Pixels, patch_size: int, ids: jax.Array | None = None
 ) -> jax.Array:
-    """Normalised flat patches of images `[B, H, W, C]`, or those that `ids` names.
+    """Normalised flat patches of images `[B, H, W, C]`, or only those that `ids` names.
 
     Args:
-      image: normalised, or bytes that are not yet.
+      image: normalised floats, or bytes as `Pixels`.
       patch_size: P.
-      ids: of patches `[B, M]`; None takes all.
+      ids: numbers of patches `[B, M]`; None takes all.
 
     Returns:
-      `[B, M, P*P*C]` (of all patches `[B, N, P*P*C]`), float32 of bytes.
+      `[B, M, P*P*C]`, without `ids` `[B, N, P*P*C]`; float32 if images are bytes.
     """
     lazy = isinstance(image, Pixels)
-    found = layers.patchify(image.bytes if lazy else image, patch_size)
+    flat = layers.patchify(image.bytes if lazy else image, patch_size)
     if ids is not None:
-        found = layers.take_tokens(found, ids)
+        flat = layers.take_tokens(flat, ids)
     if not lazy:
-        return found
+        return flat
     count = patch_size**2
     shift = jnp.tile(jnp.asarray(image.shift, jnp.float32), count)
     scale = jnp.tile(jnp.asarray(image.scale, jnp.float32), count)
-    return (found.astype(jnp.float32) - shift) * scale
+    return (flat.astype(jnp.float32) - shift) * scale

@@ -41,8 +41,8 @@ def _make(widths: tuple[int, ...], dtype: str) -> BatchNormMlp:
 class BatchNormMlp(nn.Module):
     """Linear layers without bias, a BatchNorm behind each, ReLU between them.
 
-    The last BatchNorm has no affine parameters. Statistics are those of the global
-    batch, in float32, of what one call is given: each view is normalised alone.
+    The last BatchNorm has no affine parameters. Statistics are computed in float32 over
+    the global batch of one call, so each view is normalised alone.
 
     Attributes:
       widths: of the layers.

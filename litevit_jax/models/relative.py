@@ -30,7 +30,7 @@ class Style:
 
 
 # 'v2023' is the authors' code of 2023, 'qv_bias' the default of their revision of
-# 2025. Only 'fused' has a place for all that a pre-trained block knows.
+# 2025. Only 'fused' can take every parameter of a pre-trained block.
 STYLES = {
     "fused": Style(fused_bias=True, layer_scale=None),
     "qv_bias": Style(fused_bias=False, layer_scale=None),
@@ -52,18 +52,18 @@ def index(grid: tuple[int, int]) -> np.ndarray:
     rows, cols = grid
     row, col = np.divmod(np.arange(rows * cols), cols)
     down, right = row[:, None] - row + rows - 1, col[:, None] - col + cols - 1
-    found = np.pad(down * (2 * cols - 1) + right, ((1, 0), (1, 0)))
+    table_row = np.pad(down * (2 * cols - 1) + right, ((1, 0), (1, 0)))
     last = table_rows(grid) - _OF_CLS
-    found[0], found[1:, 0], found[0, 0] = last, last + 1, last + 2
-    return found
+    table_row[0], table_row[1:, 0], table_row[0, 0] = last, last + 1, last + 2
+    return table_row
 
 
 def expand(table: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """The bias of every query and key `[A, T, T]` from a table `[rows, A]`, float32.
 
     It is `table[index(grid)]`, written as products with zeros and ones, rows and
-    columns apart: the gradient of a lookup adds up in an order of its own on GPUs, so
-    that a run would not repeat bit for bit, and one by one on TPUs.
+    columns apart. The gradient of a lookup is summed in no fixed order on GPUs, so that
+    a run would not repeat bit for bit, and one by one on TPUs.
 
     Args:
       table: offsets of patches, row-major, then the class token's rows.
@@ -85,6 +85,6 @@ def expand(table: jax.Array, grid: tuple[int, int]) -> jax.Array:
 
 def _chosen(length: int) -> np.ndarray:
     """One-hot offsets `[i, j, m]`: 1 where query `i` and key `j` have offset `m`."""
-    place = np.arange(length)
-    offset = place[:, None] - place[None] + length - 1
+    position = np.arange(length)
+    offset = position[:, None] - position[None] + length - 1
     return np.eye(2 * length - 1, dtype=np.float32)[offset]

@@ -1,11 +1,11 @@
 """Applies transformer blocks one after the other, with less memory if asked to.
 
-Blocks of equal shapes are traced and differentiated once in a process: a run of twelve
-blocks starts almost as soon as one of a single block. The compiler sees each of them in
-its place.
+Blocks of equal shapes are traced and differentiated once per process, so a run of
+twelve blocks starts almost as fast as a run of one. The compiler still sees every
+block.
 
-`remat` keeps of a block for the backward pass what enters it alone and computes the
-rest again: about a third more arithmetic, for large models whose activations do not fit
+With `remat` only a block's input is kept for the backward pass, which computes the rest
+again: about a third more arithmetic, for large models whose activations do not fit
 (docs/performance.md).
 """
 
@@ -35,11 +35,11 @@ def run(
     """Applies blocks `blocks_0` to `blocks_<count - 1>` to tokens `[B, T, D]`.
 
     Args:
-      module: whose children the blocks are; called from its compact method.
+      module: the parent of the blocks; call this from its compact method.
       make_block: (class, block=, drop_rate=, name=, parent=) -> a block.
-      count: of blocks.
+      count: number of blocks.
       x: tokens.
-      rates: of drop path in each block; None: 0.
+      rates: rate of drop path in each block; None: 0.
       drop_keys: one typed key per example `[B]`, or None.
       last_query: `first_query` of the last block.
       remat: see above.
@@ -78,5 +78,5 @@ def _keys(drop_keys, i):
 
 
 def numbered(i: int, intermediates: layers.Intermediates) -> layers.Intermediates:
-    """The intermediates of block `i`, as 'block_00/attn' in place of 'attn'."""
+    """Prefixes the names of block `i`'s intermediates: 'attn' -> 'block_00/attn'."""
     return {f"block_{i:02d}/{name}": y for name, y in intermediates.items()}

@@ -31,10 +31,10 @@ VARIANTS = {
 
 
 def sizes_of(what: str, variants: dict, variant: str | None, given: dict) -> dict:
-    """The sizes of `variant`, overridden by those of `given` that are not None.
+    """Returns the sizes of `variant`, overridden by those of `given` (except None).
 
     Raises:
-      ValueError: an unknown variant, or a size that nothing gives.
+      ValueError: an unknown variant, or a missing size.
     """
     if variant is not None:
         choices.check(f"{what} variant", variant, tuple(variants))
@@ -132,8 +132,8 @@ class Encoder(nn.Module):
         own, by the offset of the patches, to its attention logits (recipes 1.5).
       dtype: of the computation; parameters are float32, and so are softmax and
         the statistics of LayerNorm.
-      last_block: how much of the last block there is; see `cut`.
-      attention: how it is computed, of `attention.CHOICES`.
+      last_block: the part of the last block that is computed; see `cut`.
+      attention: how it is computed, one of `attention.CHOICES`.
       remat: less memory for more arithmetic; see `stack`.
     """
 
@@ -153,26 +153,26 @@ class Encoder(nn.Module):
     remat: bool = False
 
     def in_float32(self) -> Encoder:
-        """The encoder for features: in float32, by the platform's own attention.
+        """The encoder for features: in float32, with the platform's default attention.
 
-        `attention` tells how training computes; cuDNN has no float32.
+        The field `attention` is for training; cuDNN has no float32.
         """
         return self.clone(dtype="float32", attention="auto")
 
     def cut(self, depth: int, last_block: str = "full") -> Encoder:
         """The first `depth` blocks, for a loss that reads no later one.
 
-        It has the parameters of those blocks alone and no final norm. The tokens it
-        returns are those that leave its last whole block.
+        It has only the parameters of those blocks, and no final norm. It returns the
+        tokens that leave its last whole block.
 
         Args:
-          depth: of the encoder returned.
+          depth: number of blocks of the new encoder.
           last_block: 'full', or one of `partial_block.PARTS`: 'norm1' ends with the
             first LayerNorm of the last block, 'logits' with its attention logits,
             'qkv' with its queries, keys and values (and logits).
 
         Raises:
-          ValueError: more blocks than there are, or an unknown part.
+          ValueError: more blocks than the encoder has, or an unknown part.
         """
         choices.check("last_block", last_block, ("full", *partial_block.PARTS))
         if self.rpe_style != "none" and last_block in ("logits", "qkv"):
@@ -185,7 +185,7 @@ class Encoder(nn.Module):
                 f"encoder: cut to {depth} blocks, expected 1 to {self.depth}"
             )
         rate = self.drop_path
-        if self.depth > 1:  # the rates of the blocks that stay are as they were
+        if self.depth > 1:  # the kept blocks keep their rates
             rate *= (depth - 1) / (self.depth - 1)
         return self.clone(
             depth=depth, last_block=last_block, final_norm=False, drop_path=rate
@@ -204,7 +204,7 @@ class Encoder(nn.Module):
         """Encodes images, or only the patches of them that `ids_keep` names.
 
         Args:
-          image: normalised images `[B, H, W, C]`, or bytes and how to normalise them.
+          image: normalised images `[B, H, W, C]`, or their bytes as `Pixels`.
           ids_keep: patches to encode `[B, M]`, in this order; None takes all. They
             are gathered before the projection, so the others cost nothing.
           hide: a mask `[B, N]` and a token `[1, 1, D]`; the embedding of a patch
@@ -215,17 +215,17 @@ class Encoder(nn.Module):
 
         Returns:
           Tokens `[B, T, D]`, the class token first, and every intermediate:
-          'patch_embed' `[B, M, D]` (no position added yet), 'pre_norm' `[B, T, D]`
+          'patch_embed' `[B, M, D]` (before positions are added), 'pre_norm' `[B, T, D]`
           (before the final norm), and for each block, as in 'block_00/in':
           in, norm1, attn, norm2, mlp, out `[B, T, D]` (residual stream entering,
           after LN1, attention branch, after LN2, MLP branch, stream leaving);
           q, k, v `[B, A, T, D/A]`; attn_logits and attn_probs `[B, A, T, T]`,
           float32, the logits scaled and before the softmax.
-          What nobody reads, jit removes.
+          jit removes what nobody reads.
 
         Raises:
-          ValueError: `ids_keep` with a relative position bias, which has one table of
-            offsets for a whole grid.
+          ValueError: `ids_keep` with a relative position bias, whose table is for a
+            whole grid.
         """
         self._check_whole(ids_keep)
         grid = layers.grid_of(image.shape, self.patch_size)
@@ -236,18 +236,18 @@ class Encoder(nn.Module):
         embed = layers.patch_embed(
             self.init_style, patches.shape[-1], self.width, self.dtype
         )
-        found = {"patch_embed": embed(patches)}
-        x = found["patch_embed"]
+        intermediates = {"patch_embed": embed(patches)}
+        x = intermediates["patch_embed"]
         if hide is not None:
             x = jnp.where(hide[0][..., None] > 0, hide[1].astype(x.dtype), x)
         x = x + jnp.asarray(pos, self.dtype)
         x = jnp.concatenate([self._cls(table, x.shape[0]), x], axis=1)
         keys = drop_keys if self._drops(drop_keys, train) else None
-        x = self._blocks(x, found, keys, grid)
-        found["pre_norm"] = x
+        x = self._blocks(x, intermediates, keys, grid)
+        intermediates["pre_norm"] = x
         if self.final_norm:
             x = layers.LayerNorm(self.dtype, name="norm")(x)
-        return x, found
+        return x, intermediates
 
     def _check_whole(self, ids_keep):
         if ids_keep is not None and self.rpe_style != "none":
@@ -256,7 +256,7 @@ class Encoder(nn.Module):
                 "are left out; expected rpe_style='none' for masked pre-training"
             )
 
-    def _blocks(self, x, found, drop_keys, grid):
+    def _blocks(self, x, intermediates, drop_keys, grid):
         def make(cls, **kwargs):
             mlp_dim = int(self.width * self.mlp_ratio)
             sizes = (self.num_heads, mlp_dim, self.init_style, self.dtype)
@@ -274,9 +274,9 @@ class Encoder(nn.Module):
             drop_keys=drop_keys,
             remat=self.remat,
         )
-        found |= inside
+        intermediates |= inside
         if whole < self.depth:
-            found |= stack.numbered(whole, self._partial_block(whole)(x))
+            intermediates |= stack.numbered(whole, self._partial_block(whole)(x))
         return x
 
     def _relative(self, grid):
@@ -335,33 +335,37 @@ def pool_tokens(tokens: jax.Array, pool: str) -> jax.Array:
     return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(axis=1)
 
 
-def features_of(tokens: jax.Array, found: layers.Intermediates) -> dict[str, jax.Array]:
-    """All pooled features of an encoder's results, in float32, by name.
+def features_of(
+    tokens: jax.Array, intermediates: layers.Intermediates
+) -> dict[str, jax.Array]:
+    """Pools an encoder's results in every way: float32 arrays by name.
 
     Args:
       tokens: `[B, T, D]`, the class token first.
-      found: the encoder's intermediates.
+      intermediates: the encoder's intermediates.
 
     Returns:
       'features' `[B, D]`: the class token; 'features_avg' `[B, D]`: the mean of the
-      patch tokens; and those of `blocks_of`.
+      patch tokens; and the arrays of `blocks_of`.
     """
     pooled = {"features": pool_tokens(tokens, "cls")}
     pooled["features_avg"] = pool_tokens(tokens, "avg")
-    return pooled | blocks_of(found)
+    return pooled | blocks_of(intermediates)
 
 
-def blocks_of(found: layers.Intermediates) -> dict[str, jax.Array]:
+def blocks_of(intermediates: layers.Intermediates) -> dict[str, jax.Array]:
     """Pooled tokens as they leave each block, before any norm, float32.
 
     Args:
-      found: the encoder's intermediates.
+      intermediates: the encoder's intermediates.
 
     Returns:
       'features_blocks' `[B, L, D]`, class tokens, and 'features_blocks_avg'
       `[B, L, D]`, means of the patch tokens; the first block first.
     """
-    outs = [found[name] for name in sorted(found) if name.endswith("/out")]
+    outs = [
+        intermediates[name] for name in sorted(intermediates) if name.endswith("/out")
+    ]
     return {
         name: jnp.stack([pool_tokens(x, pool) for x in outs], axis=1)
         for name, pool in (("features_blocks", "cls"), ("features_blocks_avg", "avg"))

@@ -1,7 +1,7 @@
 """The contract between an objective and the training loop.
 
-A step of training knows an objective only by these methods. All of them are pure:
-what is random comes from the key, what changes is returned.
+A training step knows an objective only by these methods. All of them are pure: random
+numbers come from the key, and whatever changes is returned.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Tree = Any
 
-# Examples that suffice for `Objective.health`: a rank of features of up to 256
-# dimensions can show.
+# `Objective.health` looks at so many examples at most: enough to see a rank of up to
+# 256.
 HEALTH_EXAMPLES = 256
 
 
@@ -29,9 +29,9 @@ class Variables(NamedTuple):
     """All arrays of an objective.
 
     Attributes:
-      params: what the optimizer sees.
-      model_state: running statistics; {} if there are none.
-      teacher: what the loss reads and no gradient reaches; {} if there is none.
+      params: the arrays that the optimizer updates.
+      model_state: running statistics; {} without any.
+      teacher: arrays that the loss reads and no gradient reaches; {} without any.
     """
 
     params: Tree
@@ -40,21 +40,21 @@ class Variables(NamedTuple):
 
 
 class FromRun(NamedTuple):
-    """A default in the signature of `make`: the run says what the value is.
+    """A default in the signature of `make` whose value comes from the run.
 
     Attributes:
-      name: of the field of `config.derived` that has it.
+      name: the field of `config.derived` that holds the value.
     """
 
     name: str
 
 
 NUM_CLASSES: Any = FromRun("num_classes")  # of the images, which then need labels
-TOTAL_STEPS: Any = FromRun("total_steps")  # updates of the run
+TOTAL_STEPS: Any = FromRun("total_steps")  # the run's number of updates
 
 
 def complete(block: dict[str, Any], derived: Any) -> dict[str, Any]:
-    """The block of an objective with the values that it takes from the run.
+    """Returns the config block of an objective with the values taken from the run.
 
     Args:
       block: `config.objective` without the fields that are None.
@@ -63,12 +63,12 @@ def complete(block: dict[str, Any], derived: Any) -> dict[str, Any]:
     Raises:
       ValueError: no such objective.
     """
-    left = {k: v for k, v in _from_run(block["name"]).items() if k not in block}
-    return {**{k: derived[v.name] for k, v in left.items()}, **block}
+    from_run = _from_run(block["name"]).items()
+    return {k: derived[v.name] for k, v in from_run if k not in block} | block
 
 
 def classes_field(name: str) -> str | None:
-    """The field of objective `name` that counts the classes; None: it needs no labels.
+    """The field of objective `name` that counts classes; None if it needs no labels.
 
     Raises:
       ValueError: no such objective.
@@ -82,15 +82,20 @@ def _from_run(name: str) -> dict[str, FromRun]:
     return {key: value for key, value in keywords if isinstance(value, FromRun)}
 
 
-# Names that properties of an objective once had -> those that are read.
-_RENAMED = {"accumulates": "needs_whole_batch", "whole_batch": "needs_whole_batch"}
+# Former name of a property -> (its name now, what it says).
+_WHOLE = "the reason why slices of a batch cannot stand for the whole ('' if they can)"
+_RENAMED = {
+    "accumulates": ("needs_whole_batch", _WHOLE),
+    "whole_batch": ("needs_whole_batch", _WHOLE),
+    "reads_bytes": ("takes_pixels", "whether `image` comes as models.pixels.Pixels"),
+}
 
 
 class Objective(abc.ABC):
     """A learning method; subclasses are frozen dataclasses of modules and scalars.
 
-    Defining one raises a TypeError if it has an old name of a property, which nothing
-    reads, or a method in place of a property.
+    Defining a subclass raises a TypeError if it has a former name of a property, which
+    nothing reads, or a method where a property is expected.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -103,26 +108,26 @@ class Objective(abc.ABC):
     def needs_whole_batch(self) -> str | bool:
         """Why slices of a batch cannot stand for the whole; '' if they can.
 
-        They can if the mean over equal slices is the loss of the whole batch, as it
-        is where every example counts alike. Statistics over the batch (BatchNorm,
-        contrastive negatives) are a reason, which a user who asks for slices reads.
+        They can if the mean over equal slices is the loss of the whole batch, as when
+        examples do not see each other. Statistics over the batch (BatchNorm,
+        contrastive negatives) forbid it; a user who asks for slices reads the reason.
         """
         return ""
 
     @property
     def encoded_share(self) -> float:
-        """Share of an image's patches that what is trained computes: 1 without masks.
+        """The share of an image's patches that the encoder computes: 1 without masks.
 
-        From it follows how many images a device computes at once by default.
+        It decides how many images a device computes at once by default.
         """
         return 1.0
 
     @property
-    def reads_bytes(self) -> bool:
+    def takes_pixels(self) -> bool:
         """Whether `loss` and `health` take `image` as `models.pixels.Pixels`.
 
-        Then bytes are normalised where they are read, and no normalised copy of the
-        images is ever written.
+        The objective then normalises the bytes that it reads, and no normalised copy
+        of the images is written.
         """
         return False
 
@@ -140,8 +145,8 @@ class Objective(abc.ABC):
     def packed_layers(self) -> dict[str, int]:
         """Name of a layer -> how many products its parameters hold side by side.
 
-        Gradients of slices are added up product by product: the sums are the same,
-        and the devices' parts of them can be added after the last slice.
+        Gradients of slices are summed product by product: the sums stay the same, and
+        the sum over devices can wait until after the last slice.
         """
         return {"qkv": 3}
 
@@ -149,22 +154,22 @@ class Objective(abc.ABC):
     def frozen_teacher(self) -> bool:
         """Whether the teacher is another run's encoder, read once and never changed.
 
-        Then `init` gives no more than the teacher's shapes: its arrays come from
+        `init` then gives only the teacher's shapes: its arrays come from
         `config.teacher`, and no checkpoint holds them.
         """
         return False
 
     @abc.abstractmethod
     def init(self, key: jax.Array, batch: Batch) -> Variables:
-        """Initial values; `batch` matters by its shapes alone."""
+        """Initial values; of `batch` only the shapes matter."""
 
     @abc.abstractmethod
     def loss(
         self, params: Tree, model_state: Tree, teacher: Tree, batch: Batch, key: Any
     ) -> tuple[jax.Array, tuple[Metrics, Tree]]:
-        """The scalar to minimise, then scalar metrics and the new model state.
+        """Returns the scalar to minimise, and (scalar metrics, the new model state).
 
-        A metric 'loss' is logged in place of the scalar. Accuracies are in percent.
+        A metric 'loss' is logged instead of the scalar. Accuracies are in percent.
         """
 
     def update_teacher(self, teacher: Tree, params: Tree, step: jax.Array) -> Tree:
@@ -175,10 +180,9 @@ class Objective(abc.ABC):
     def health(
         self, params: Tree, model_state: Tree, teacher: Tree, batch: Batch, key: Any
     ) -> Metrics:
-        """Scalars that tell collapse from learning; computed at logged steps only.
+        """Scalars that tell collapse from learning, computed at logged steps only.
 
-        They are computed beside the loss and never change it; see
-        `objectives.health` for what they are made of.
+        They never change the loss; `objectives.health` defines the usual ones.
         """
         del params, model_state, teacher, batch, key
         return {}
@@ -187,16 +191,16 @@ class Objective(abc.ABC):
     def predict(
         self, params: Tree, model_state: Tree, batch: Batch
     ) -> dict[str, jax.Array]:
-        """Named arrays, one row per example; jit drops those nobody reads."""
+        """Returns named arrays, one row per example; jit drops those nobody reads."""
 
 
 def _check_member(cls: type, name: str, value: Any) -> None:
     """Raises a TypeError if a member of `cls` would be misread."""
     if name in _RENAMED:
+        new, meaning = _RENAMED[name]
         raise TypeError(
             f"objective {cls.__name__} defines {name}, which nothing reads: define "
-            f"{_RENAMED[name]} instead, the reason why slices of a batch cannot stand "
-            "for the whole ('' if they can)"
+            f"{new} instead, {meaning}"
         )
     if isinstance(vars(Objective).get(name), property) and inspect.isfunction(value):
         raise TypeError(
@@ -211,9 +215,9 @@ def batch_size(batch: Batch) -> int:
 
 
 def some_examples(batch: Batch, most: int = HEALTH_EXAMPLES) -> Batch:
-    """Selects evenly spaced examples of a batch, at most `most`; all arrays alike.
+    """Selects evenly spaced examples of a batch, at most `most`, of all its arrays.
 
-    Every n-th row, so that each device looks at its own.
+    Every n-th row is taken, so that each device reads its own.
     """
     every = math.ceil(batch_size(batch) / most)
 
@@ -231,10 +235,10 @@ def some_examples(batch: Batch, most: int = HEALTH_EXAMPLES) -> Batch:
 
 
 def example_keys(key: jax.Array, batch: Batch) -> jax.Array:
-    """One typed key per example `[B]`, from its place in the global batch.
+    """One typed key per example `[B]`, from its position in the global batch.
 
-    `slot [B]` holds that place, so an example draws the same numbers on any mesh
-    and in any slice of gradient accumulation; without it the rows are counted.
+    `slot [B]` holds that position, so an example draws the same numbers on any mesh
+    and in any slice of gradient accumulation. Without `slot` the rows are counted.
     """
     slot = batch.get("slot")
     if slot is None:
@@ -246,7 +250,7 @@ def compute_dtype(dtype: str) -> str:
     """Resolves 'auto': bfloat16 on accelerators, float32 on CPUs.
 
     Raises:
-      ValueError: neither 'auto' nor a float type that models compute in.
+      ValueError: `dtype` is neither 'auto' nor a float type that models compute in.
     """
     if dtype == "auto":
         return "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -254,11 +258,11 @@ def compute_dtype(dtype: str) -> str:
     return choices.check("dtype", dtype, known)
 
 
-def held(teacher: Tree, dtype: str) -> Tree:
+def cast_teacher_kernels(teacher: Tree, dtype: str) -> Tree:
     """Casts a frozen teacher's kernels to the type they are multiplied in.
 
-    What it computes stays: they would be rounded so at every step. On accelerators
-    that is half the memory, and half of what a step reads of it.
+    The teacher's outputs stay the same: every step would round the kernels so. In half
+    precision they take half the memory, and a step reads half as many bytes.
     """
 
     def one(path: Any, leaf: jax.Array) -> jax.Array:

@@ -26,11 +26,14 @@ from litevit_jax.models import adapter as adapters
 from litevit_jax.models import partial_block, vit
 from litevit_jax.objectives import base, mae
 
-# What is matched. 'logits': S, mean squared error. 'probs': softmax of S,
-# KL(teacher, student). 'hidden': normed tokens, mean squared error. 'relations':
-# softmax of the scaled products q-q, k-k and v-v of MiniLM v2 (arXiv 2012.15828), the
-# mean of their three KL(teacher, student); heads are joined until both sides have as
-# many. A KL is averaged over heads and queries.
+# What is compared, and how:
+#   logits     S, by mean squared error
+#   probs      the softmax of S, by KL(teacher, student)
+#   hidden     normed tokens, by mean squared error
+#   relations  the softmax of the scaled products q-q, k-k and v-v of MiniLM v2 (arXiv
+#              2012.15828), by the mean of their three KL(teacher, student); heads are
+#              joined until both sides have as many
+# A KL is averaged over heads and queries.
 TARGETS = ("logits", "probs", "hidden", "relations")
 RELATIONS = ("q", "k", "v")
 
@@ -38,8 +41,8 @@ RELATIONS = ("q", "k", "v")
 class Pair(NamedTuple):
     """A layer of the student that is to match a layer of the teacher.
 
-    Attention layers count from 1. Hidden states count from 0: i is what the first
-    norm of block i + 1 gives, and the depth is what the final norm gives.
+    Attention layers count from 1. Hidden states count from 0: state i leaves the first
+    norm of block i + 1, and the one numbered as the depth leaves the final norm.
     """
 
     student: int
@@ -64,17 +67,18 @@ def make(
     """Builds the objective.
 
     Args:
-      encoder, decoder: of the student; see `mae.make`.
+      encoder, decoder: the student's; see `mae.make`.
       teacher: arguments of `vit.make_encoder` for the teacher.
       pairs: (student layer, teacher layer) or (student layer, teacher layer, weight)
-        each, numbered as in `Pair`; None matches the last layers, which takes a
+        each, numbered as in `Pair`; None matches the last layers, which needs a
         teacher of the student's depth.
-      target: what is matched, one of `TARGETS`.
-      adapter: map the student's heads (of 'hidden': its width) to the teacher's
-        linearly, even if there are as many; where they differ it is always done.
+      target: what is compared, one of `TARGETS`.
+      adapter: whether a linear map takes the student's heads (for 'hidden' its width)
+        to the teacher's even if there are as many; where they differ there is always
+        one.
       weight: of the distillation term.
       decoupled: the decoder reads the tokens after this many blocks, and the layer
-        that is matched by default is an extra one behind the last block.
+        matched by default is an extra one behind the last block.
       mask_ratio, norm_pix_loss, dtype: see `mae.make`; the teacher computes in
         `dtype` too.
 
@@ -108,7 +112,7 @@ def make(
 
 
 def check_patches(name: str, encoder: vit.Encoder, teacher: vit.Encoder) -> None:
-    """Raises a ValueError unless both cut an image into the same patches."""
+    """Raises a ValueError unless both encoders cut an image into the same patches."""
     if encoder.patch_size != teacher.patch_size:
         raise ValueError(
             f"{name}: the teacher's patch_size={teacher.patch_size}, the encoder's is "
@@ -141,7 +145,7 @@ def _extra_block(
 def _resolve(
     pairs: Any, target: str, encoder: vit.Encoder, teacher: vit.Encoder, extra: bool
 ) -> tuple[Pair, ...]:
-    """Returns the pairs of layers asked for, or the last ones, after checks."""
+    """Checks and returns the pairs that were asked for, by default the last layers."""
     first = 0 if target == "hidden" else 1
     last = Pair(encoder.depth + extra, teacher.depth)
     if pairs is None:
@@ -159,19 +163,19 @@ def _resolve(
             f"distill: pairs={pairs}, expected (student layer, teacher layer) or "
             "(student layer, teacher layer, weight) each, such as ((12, 12),)"
         )
-    made = tuple(Pair(int(p[0]), int(p[1]), *map(float, p[2:])) for p in pairs)
+    resolved = tuple(Pair(int(p[0]), int(p[1]), *map(float, p[2:])) for p in pairs)
     for side in ("student", "teacher"):
         most = getattr(last, side)
-        for pair in made:
+        for pair in resolved:
             layer = getattr(pair, side)
             if not first <= layer <= most:
                 raise ValueError(
                     f"distill: pairs={pairs}: {side} layer {layer}, expected "
                     f"{first} to {most}"
                 )
-    if len({pair[:2] for pair in made}) < len(made):
+    if len({pair[:2] for pair in resolved}) < len(resolved):
         raise ValueError(f"distill: pairs={pairs} names a pair twice")
-    return made
+    return resolved
 
 
 def _as_far_as_needed(
@@ -190,8 +194,9 @@ def _make_adapter(
     if target == "relations":
         return None
     size, axis = ("width", -1) if target == "hidden" else ("num_heads", -3)
-    ours, theirs = getattr(encoder, size), getattr(teacher, size)
-    return adapters.Adapter(theirs, axis) if wanted or ours != theirs else None
+    student_size, teacher_size = getattr(encoder, size), getattr(teacher, size)
+    wanted = wanted or student_size != teacher_size
+    return adapters.Adapter(teacher_size, axis) if wanted else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,10 +205,10 @@ class Distill(base.Objective):
 
     Attributes:
       student: the MAE objective.
-      teacher: its encoder, only as far as `pairs` need it.
-      pairs: matched layers.
+      teacher: its encoder, cut behind the last layer that `pairs` need.
+      pairs: the matched layers.
       target: see `make`.
-      adapter: of the student's heads or width; None leaves them.
+      adapter: maps the student's heads or width; None: no map.
       weight: of the distillation term.
       extra: the block behind the encoder's last, if decoupled.
     """
@@ -218,7 +223,7 @@ class Distill(base.Objective):
 
     @property
     def frozen_teacher(self) -> bool:
-        """The teacher is another run's and stays as it is."""
+        """True: the teacher is another run's encoder."""
         return True
 
     @property
@@ -227,14 +232,14 @@ class Distill(base.Objective):
         return self.student.encoded_share
 
     @property
-    def reads_bytes(self) -> bool:
-        """Student and teacher read the same patches."""
+    def takes_pixels(self) -> bool:
+        """True: student and teacher read the same patches."""
         return True
 
     def init(self, key: jax.Array, batch: base.Batch) -> base.Variables:
-        """Parameters {'encoder', 'decoder'}, and 'adapter' and 'extra' if there are.
+        """Parameters {'encoder', 'decoder'}, and 'adapter' and 'extra' where in use.
 
-        Neither of the last two is needed downstream. The teacher is {'encoder'}.
+        Nothing downstream needs the last two. The teacher is {'encoder'}.
         """
         keys = jax.random.split(key, 4)
         params = dict(self.student.init(keys[0], batch).params)
@@ -251,16 +256,16 @@ class Distill(base.Objective):
         image = jnp.zeros((1, *batch["image"].shape[1:]))
         ids_keep = jnp.zeros((1, 1), jnp.int32)
         teacher = self.teacher.init(keys[3], image, ids_keep)["params"]
-        held = base.held(teacher, self.teacher.dtype)
-        return base.Variables(params, {}, {"encoder": held})
+        teacher = base.cast_teacher_kernels(teacher, self.teacher.dtype)
+        return base.Variables(params, {}, {"encoder": teacher})
 
     def loss(self, params, model_state, teacher, batch, key):
         """MAE's loss and the mismatch with the teacher; see `base.Objective`."""
         image, ids = batch["image"], self.student.masks_of(batch, key)
-        pred, ours, theirs = self._both(params, teacher, image, ids)
+        pred, layers = self._run_both(params, teacher, image, ids)
         mae_loss = self.student.pixel_errors(pred, image, ids).mean()
         terms = [
-            pair.weight * self._mismatch(self._matched(params, pair, ours, theirs))
+            pair.weight * self._mismatch(self._matched(params, pair, layers))
             for pair in self.pairs
         ]
         distill_loss = jnp.stack(terms).sum()
@@ -270,25 +275,26 @@ class Distill(base.Objective):
 
     def health(self, params, model_state, teacher, batch, key):
         """MAE's health and 'teacher_agreement', the mean correlation of the pairs."""
-        some = base.some_examples(batch)
-        ids = self.student.masks_of(some, key)
-        _, ours, theirs = self._both(params, teacher, some["image"], ids)
-        matched = [self._matched(params, p, ours, theirs) for p in self.pairs]
+        subset = base.some_examples(batch)
+        ids = self.student.masks_of(subset, key)
+        _, layers = self._run_both(params, teacher, subset["image"], ids)
+        matched = [self._matched(params, pair, layers) for pair in self.pairs]
         each = jnp.stack([_correlation(x, y) for pair in matched for x, y in pair])
         of_student = self.student.health(params, model_state, teacher, batch, key)
         return {**of_student, "teacher_agreement": each.mean()}
 
     def predict(self, params, model_state, batch):
-        """Returns the predictions of MAE."""
+        """Returns what MAE predicts."""
         return self.student.predict(params, model_state, batch)
 
     def _name(self, pair: Pair) -> str:
         """The name of a pair's adapter; layers count from 0, as in 'attn_11'."""
         if self.target == "hidden":
-            kind, ours, theirs = "hidden", pair.student, pair.teacher
+            kind, student, teacher = "hidden", pair.student, pair.teacher
         else:
-            kind, ours, theirs = "attn", pair.student - 1, pair.teacher - 1
-        return f"{kind}_{ours}" if ours == theirs else f"{kind}_{ours}_to_{theirs}"
+            kind, student, teacher = "attn", pair.student - 1, pair.teacher - 1
+        suffix = "" if student == teacher else f"_to_{teacher}"
+        return f"{kind}_{student}{suffix}"
 
     def _zeros(self):
         """Zeros in the shape of an input of the adapter."""
@@ -296,34 +302,37 @@ class Distill(base.Objective):
         hidden = self.target == "hidden"
         return jnp.zeros((1, 1, encoder.width) if hidden else (encoder.num_heads, 1, 1))
 
-    def _both(self, params, teacher, image, ids):
-        """Runs both: the student's prediction, its intermediates, the teacher's."""
-        pred, tokens, found = self.student.forward(params, image, ids)
-        ours = self._with_extra(params, {**found, "tokens": tokens})
-        return pred, ours, self._taught(teacher, image, ids[:, : tokens.shape[1] - 1])
+    def _run_both(self, params, teacher, image, ids):
+        """Returns the student's prediction and (its, the teacher's) intermediates."""
+        pred, tokens, intermediates = self.student.forward(params, image, ids)
+        student = self._with_extra(params, {**intermediates, "tokens": tokens})
+        ids_keep = ids[:, : tokens.shape[1] - 1]
+        return pred, (student, self._run_teacher(teacher, image, ids_keep))
 
-    def _with_extra(self, params, found):
+    def _with_extra(self, params, intermediates):
         if self.extra is None:
-            return found
-        inside: Any = self.extra.apply({"params": params["extra"]}, found["pre_norm"])
-        place = f"block_{self.student.encoder.depth:02d}"
-        return found | {f"{place}/{name}": x for name, x in inside.items()}
+            return intermediates
+        inside: Any = self.extra.apply(
+            {"params": params["extra"]}, intermediates["pre_norm"]
+        )
+        block = f"block_{self.student.encoder.depth:02d}"
+        return intermediates | {f"{block}/{name}": x for name, x in inside.items()}
 
-    def _taught(self, teacher, image, ids_keep):
-        """Runs the teacher: its intermediates, and 'tokens' `[B, 1 + M, D]`."""
+    def _run_teacher(self, teacher, image, ids_keep):
+        """Returns the teacher's intermediates, and its 'tokens' `[B, 1 + M, D]`."""
         variables = {"params": teacher["encoder"]}
         encoded: Any = self.teacher.apply(variables, image, ids_keep)
         return jax.lax.stop_gradient({**encoded[1], "tokens": encoded[0]})
 
-    def _matched(self, params, pair, ours, theirs):
-        """Pairs of tensors to compare: (student's, teacher's), before any softmax."""
+    def _matched(self, params, pair, layers):
+        """Tensors to compare, (student's, teacher's) each, before any softmax."""
+        sides = list(zip(layers, pair[:2], strict=True))
         if self.target == "relations":
-            return _relations(_layer(ours, pair.student), _layer(theirs, pair.teacher))
+            return _relations(*(_layer(*side) for side in sides))
         if self.target == "hidden":
-            x, y = _hidden(ours, pair.student), _hidden(theirs, pair.teacher)
+            x, y = (_hidden(*side) for side in sides)
         else:
-            x = _layer(ours, pair.student)("attn_logits")
-            y = _layer(theirs, pair.teacher)("attn_logits")
+            x, y = (_layer(*side)("attn_logits") for side in sides)
         x = x.astype(jnp.float32)
         if self.adapter is not None:
             x = self.adapter.apply({"params": params["adapter"][self._name(pair)]}, x)
@@ -338,21 +347,21 @@ class Distill(base.Objective):
         return jnp.stack(parts).mean()
 
 
-def _layer(found, number):
-    """Returns a function from names to intermediates of layer `number`, from 1."""
-    return lambda name: found[f"block_{number - 1:02d}/{name}"]
+def _layer(intermediates, number):
+    """Returns a function: name -> that intermediate of layer `number`, from 1."""
+    return lambda name: intermediates[f"block_{number - 1:02d}/{name}"]
 
 
-def _hidden(found, number):
+def _hidden(intermediates, number):
     # Behind the last block there is the final norm.
-    return found.get(f"block_{number:02d}/norm1", found["tokens"])
+    return intermediates.get(f"block_{number:02d}/norm1", intermediates["tokens"])
 
 
-def _relations(ours, theirs):
-    """Scaled self-products `[B, A, T, T]` of q, k and v, with as many heads each."""
-    heads = math.gcd(ours("q").shape[1], theirs("q").shape[1])
+def _relations(student, teacher):
+    """Scaled self-products `[B, A, T, T]` of q, k and v, A being common to both."""
+    heads = math.gcd(student("q").shape[1], teacher("q").shape[1])
     return [
-        tuple(_self_product(found(name), heads) for found in (ours, theirs))
+        tuple(_self_product(layer(name), heads) for layer in (student, teacher))
         for name in RELATIONS
     ]
 

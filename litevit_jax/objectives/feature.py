@@ -1,8 +1,8 @@
 """Regression of a frozen teacher's tokens, nothing masked (arXiv 2205.14141).
 
-The student's tokens, mapped linearly to the teacher's width, are to equal the
-teacher's tokens after its final norm. As in feature distillation's paper the target
-is whitened per token (a LayerNorm without parameters) for `smooth_l1`; `cosine`
+A linear map takes the student's tokens to the teacher's width, where they are to equal
+the teacher's tokens after its final norm. As in the paper on feature distillation,
+`smooth_l1` whitens the target per token (a LayerNorm without parameters); `cosine`
 compares directions alone.
 """
 
@@ -19,7 +19,7 @@ from litevit_jax.models import adapter, ops, vit
 from litevit_jax.objectives import base, distill, health
 
 DISTANCES = ("smooth_l1", "cosine")
-BETA = 2.0  # where the smooth L1 becomes linear; the paper's
+BETA = 2.0  # where the smooth L1 becomes linear, as in the paper
 
 
 def make(
@@ -42,11 +42,12 @@ def make(
     """
     choices.check("feature: distance", distance, DISTANCES)
     computed: dict[str, Any] = {"dtype": base.compute_dtype(dtype)}
-    made, taught = (
+    student, teacher_encoder = (
         vit.make_encoder(**{**computed, **block}) for block in (encoder, teacher)
     )
-    distill.check_patches("feature", made, taught)
-    return Feature(made, taught, adapter.Adapter(taught.width, -1), distance)
+    distill.check_patches("feature", student, teacher_encoder)
+    linear = adapter.Adapter(teacher_encoder.width, -1)
+    return Feature(student, teacher_encoder, linear, distance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Feature(base.Objective):
 
     Attributes:
       encoder: the student.
-      teacher: its frozen model.
-      adapter: from the student's width to the teacher's.
+      teacher: the frozen encoder.
+      adapter: maps the student's width to the teacher's.
       distance: see `make`.
     """
 
@@ -67,7 +68,7 @@ class Feature(base.Objective):
 
     @property
     def frozen_teacher(self) -> bool:
-        """The teacher is another run's encoder."""
+        """True: the teacher is another run's encoder."""
         return True
 
     def init(self, key, batch):
@@ -79,12 +80,12 @@ class Feature(base.Objective):
             "encoder": self.encoder.init(student_key, image)["params"],
             "adapter": self.adapter.init(adapter_key, token)["params"],
         }
-        taught = self.teacher.init(teacher_key, image)["params"]
-        held = base.held(taught, self.teacher.dtype)
-        return base.Variables(params, {}, {"encoder": held})
+        teacher = self.teacher.init(teacher_key, image)["params"]
+        teacher = base.cast_teacher_kernels(teacher, self.teacher.dtype)
+        return base.Variables(params, {}, {"encoder": teacher})
 
     def loss(self, params, model_state, teacher, batch, key):
-        """Mean distance of all tokens, cls among them; see `base.Objective`."""
+        """Mean distance over all tokens, cls included; see `base.Objective`."""
         del key
         x, y = self._compare(params, teacher, batch["image"])
         cosine = _cosine(x, y).mean()
@@ -98,8 +99,8 @@ class Feature(base.Objective):
         """Returns `health.describe`, and the mean cosine of matched class tokens."""
         batch = base.some_examples(batch)
         x, y = self._compare(params, teacher, batch["image"])
-        found = health.of_encoder(self.encoder, params["encoder"], batch)
-        return {**found, "teacher_agreement": _cosine(x[:, 0], y[:, 0]).mean()}
+        statistics = health.of_encoder(self.encoder, params["encoder"], batch)
+        return {**statistics, "teacher_agreement": _cosine(x[:, 0], y[:, 0]).mean()}
 
     def predict(self, params, model_state, batch):
         """The student's features in float32, see `vit.features_of`."""
@@ -109,11 +110,11 @@ class Feature(base.Objective):
         return vit.features_of(*encoded)
 
     def _compare(self, params, teacher, image):
-        """Encodes by both: the student's mapped tokens, the teacher's `[B, T, E]`."""
+        """Returns the student's mapped tokens and the teacher's, `[B, T, E]` each."""
         tokens, _ = self.encoder.apply({"params": params["encoder"]}, image)
         mapped: Any = self.adapter.apply({"params": params["adapter"]}, tokens)
-        taught, _ = self.teacher.apply({"params": teacher["encoder"]}, image)
-        return mapped, jax.lax.stop_gradient(taught.astype(jnp.float32))
+        target, _ = self.teacher.apply({"params": teacher["encoder"]}, image)
+        return mapped, jax.lax.stop_gradient(target.astype(jnp.float32))
 
 
 def _whiten(x):

@@ -1,6 +1,6 @@
 """Statistics that tell, during training, whether an encoder learns or collapses.
 
-They are for `Objective.health`: taken at logged steps, from a few examples, never
+They serve `Objective.health`: computed at logged steps from a few examples, and never
 part of a loss.
 """
 
@@ -33,7 +33,7 @@ def effective_rank(features: jax.Array) -> jax.Array:
     """How many dimensions features `[B, E]` use: from 1 to min(B, E).
 
     RankMe (Garrido et al., arXiv 2210.02885): the exponential of the entropy of the
-    singular values, which are made to sum to 1. Features are not centred, as there.
+    singular values, scaled to sum to 1. As in the paper, features are not centred.
     """
     x = features.astype(jnp.float32)
     x = x / jnp.maximum(jnp.abs(x).max(), 1e-30)  # their squares stay in range
@@ -62,9 +62,9 @@ def of_encoder(
     """Computes `describe` for pooled tokens and the last block, on whole images."""
     image = base.some_examples(batch)["image"]
     encoded: Any = encoder.apply({"params": params}, image)
-    tokens, found = encoded
+    tokens, intermediates = encoded
     last = f"block_{encoder.depth - 1:02d}/attn_probs"
-    return describe(vit.pool_tokens(tokens, pool), jnp.asarray(found[last]))
+    return describe(vit.pool_tokens(tokens, pool), jnp.asarray(intermediates[last]))
 
 
 def describe(features: jax.Array, attn_probs: jax.Array) -> base.Metrics:

@@ -1,9 +1,9 @@
 """Masked autoencoders (He et al., arXiv 2111.06377; recipes 2).
 
 The loss is that of `models_mae.py` in the official repository: mean squared error
-on masked patches, whose target pixels are normalised per patch. Order of the
-computation differs: one permutation of the patches serves encoder, decoder and
-target, and only masked patches are predicted.
+on masked patches, whose target pixels are normalised per patch. Only the order of the
+computation differs: one permutation of the patches serves encoder, decoder and target,
+and only masked patches are predicted.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Mae(base.Objective):
     """Reconstructs the masked patches of an image from the kept ones.
 
     Attributes:
-      encoder, decoder: its networks.
+      encoder, decoder: the networks.
       mask_ratio, norm_pix_loss: see `make`.
       decode_after: the decoder reads the tokens after this many blocks, through the
-        final norm; None is after all. Later blocks then need another loss.
+        final norm; None means after all of them. The later blocks need another loss.
     """
 
     encoder: vit.Encoder
@@ -68,11 +68,11 @@ class Mae(base.Objective):
 
     @property
     def encoded_share(self) -> float:
-        """The share of the patches that is kept."""
+        """The share of the patches that are kept."""
         return 1 - self.mask_ratio
 
     @property
-    def reads_bytes(self) -> bool:
+    def takes_pixels(self) -> bool:
         """True: each patch is read once, to be encoded or as a target."""
         return True
 
@@ -113,11 +113,11 @@ class Mae(base.Objective):
     ) -> jax.Array:
         """The loss of each example `[B]`, float32.
 
-        All examples have as many masked patches, so the mean over examples is the
-        mean over all masked patches.
+        All examples have the same number of masked patches, so the mean over examples
+        is the mean over all masked patches.
 
         Args:
-          params: of encoder and decoder.
+          params: {'encoder', 'decoder'}.
           image: normalised images `[B, H, W, C]`.
           ids_shuffle: permutations of the patches `[B, N]`.
         """
@@ -152,12 +152,12 @@ class Mae(base.Objective):
         encoded: Any = self.encoder.apply(
             {"params": params["encoder"]}, image, ids_keep, train=True
         )
-        latent, found = encoded
+        latent, intermediates = encoded
         if self.decode_after is not None:
             norm = layers.LayerNorm(self.encoder.dtype)
             early: Any = norm.apply(
                 {"params": params["encoder"]["norm"]},
-                found[f"block_{self.decode_after:02d}/in"],
+                intermediates[f"block_{self.decode_after:02d}/in"],
             )
             latent = early
         shapes = self._decoder_shapes(image)
@@ -168,7 +168,7 @@ class Mae(base.Objective):
             all_patches=all_patches,
             **shapes,
         )
-        return pred, latent, found
+        return pred, latent, intermediates
 
     def health(self, params, model_state, teacher, batch, key):
         """Health statistics of the class token and the last block, nothing masked."""
@@ -180,14 +180,14 @@ class Mae(base.Objective):
 
         Returns:
           'features' `[B, D]`: class token after the final norm, nothing masked;
-          'features_avg' `[B, D]`: mean of the patch tokens there;
+          'features_avg' `[B, D]`: mean of the patch tokens after that norm;
           'features_blocks', 'features_blocks_avg' `[B, L, D]`: after every block;
           'mae_loss' `[B]`: each example's loss;
           'masked' `[B, H, W, C]`: masked patches are 0, the data set's mean;
-          'reconstruction' `[B, H, W, C]`: masked patches are predictions, given
+          'reconstruction' `[B, H, W, C]`: masked patches are predictions, scaled to
           the true mean and deviation where targets are normalised.
           Masks depend only on `index [B]`, so pictures can be compared. Features are
-          computed in float32, whatever trains.
+          computed in float32, whatever the type in training.
         """
         del model_state
         image = batch["image"]

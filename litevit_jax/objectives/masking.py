@@ -46,7 +46,7 @@ def random_masking(keys: jax.Array, num_patches: int) -> jax.Array:
 
 
 def count_kept(mask_ratio: float, num_patches: int) -> int:
-    """M, the number of kept patches: `num_patches * (1 - mask_ratio)`, rounded down.
+    """The number M of kept patches: `num_patches * (1 - mask_ratio)`, rounded down.
 
     Raises:
       ValueError: no patch would be kept, or none masked.

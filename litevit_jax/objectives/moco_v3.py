@@ -1,8 +1,8 @@
 """MoCo v3: contrast of two views (Chen et al., arXiv 2104.02057, Algorithm 1).
 
 The loss is that of `moco/builder.py` in the official repository, as the authors of
-arXiv 2205.14443 use it (recipes 4). BatchNorm and the negatives are those of
-the global batch; each view is normalised by its own statistics, in both branches.
+arXiv 2205.14443 use it (recipes 4). BatchNorm and the negatives span the global batch;
+in both branches each view is normalised by its own statistics.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ def make(
     Args:
       encoder: arguments of `vit.make_encoder`; by default initialised as in MoCo v3,
         with its position embedding.
-      momentum_steps: T, after which the teacher stands still: the run's length.
+      momentum_steps: T, the update after which the teacher stands still; by default
+        the run's last.
       mlp_dim: hidden width of projector and predictor.
-      embed_dim: E, in which views are compared.
+      embed_dim: E, the width in which views are compared.
       temperature: tau of the contrast.
-      momentum: of the teacher at the start; it grows to 1.
+      momentum: the teacher's at the start; it grows to 1.
       dtype: of the computation; 'auto' is bfloat16 on accelerators.
 
     Raises:
@@ -52,10 +53,10 @@ def make(
         "pos_embed": "sincos_moco",
         "dtype": base.compute_dtype(dtype),
     }
-    made = vit.make_encoder(**{**defaults, **encoder})
-    sizes: Any = {"mlp_dim": mlp_dim, "embed_dim": embed_dim, "dtype": made.dtype}
+    module = vit.make_encoder(**{**defaults, **encoder})
+    sizes: Any = {"mlp_dim": mlp_dim, "embed_dim": embed_dim, "dtype": module.dtype}
     return MoCoV3(
-        encoder=made,
+        encoder=module,
         projector=projector.make_projector(**sizes),
         predictor=projector.make_predictor(**sizes),
         temperature=temperature,
@@ -82,7 +83,7 @@ class MoCoV3(base.Objective):
 
     @property
     def needs_whole_batch(self) -> str:
-        """Slices of a batch have fewer negatives and statistics of their own."""
+        """A reason: slices have fewer negatives and statistics of their own."""
         return "its negatives and its BatchNorm are those of all images"
 
     @property
@@ -91,8 +92,10 @@ class MoCoV3(base.Objective):
         return 2
 
     def init(self, key: jax.Array, batch: base.Batch) -> base.Variables:
-        """Parameters {'encoder', 'projector', 'predictor'}; the teacher has the first
-        two, equal at the start. State: running statistics, the teacher's too.
+        """Parameters {'encoder', 'projector', 'predictor'}.
+
+        The teacher starts as a copy of the first two. The state holds running
+        statistics, the teacher's included.
         """
         keys = jax.random.split(key, 3)
         image = jnp.zeros((1, *batch["views"].shape[2:]))
@@ -113,8 +116,8 @@ class MoCoV3(base.Objective):
     def update_teacher(self, teacher, params, step):
         """The moving average theta_t + (1 - m) (theta - theta_t), float32.
 
-        1 - m falls from 1 - `momentum` to 0 along half a cosine. Parameters that the
-        student shares with the teacher bit by bit (a frozen patch embedding) stay.
+        1 - m falls from 1 - `momentum` to 0 along half a cosine. Parameters equal in
+        student and teacher (a frozen patch embedding) keep their bits.
         """
         left = 1 - step / jnp.float32(self.momentum_steps)
         rate = (1 - self.momentum) * jnp.sin(jnp.pi / 2 * left) ** 2
@@ -122,9 +125,9 @@ class MoCoV3(base.Objective):
         return jax.tree.map(lambda t, p: t + rate * (p - t), teacher, student)
 
     def loss(self, params, model_state, teacher, batch, key):
-        """Returns ctr(q1, k2) + ctr(q2, k1); see `base.Objective`. Nothing is drawn.
+        """Returns ctr(q1, k2) + ctr(q2, k1); see `base.Objective`. It draws nothing.
 
-        'contrast_top1' is the percentage of queries nearest to their own key.
+        'contrast_top1' is the percentage of queries whose nearest key is their own.
         """
         del key
         q, k, model_state = self.embed(params, model_state, teacher, batch["views"])
@@ -185,21 +188,21 @@ class MoCoV3(base.Objective):
         return vit.features_of(*encoded)
 
     def health(self, params, model_state, teacher, batch, key):
-        """Spread and rank of the projections, attention, agreement of the branches.
+        """Statistics of projections and attention, and the branches' 'agreement'.
 
         'agreement' is the mean cosine of q1 and k2.
         """
         del key
         views = base.some_examples(batch)["views"]
         q, k, _ = self.embed(params, model_state, teacher, views)
-        tokens, found = self._tokens(params, views[0])
+        tokens, intermediates = self._tokens(params, views[0])
         projected, _ = _each(
             self.projector,
             params["projector"],
             model_state["projector"],
             [vit.pool_tokens(tokens, "cls")],
         )
-        probs = found[f"block_{self.encoder.depth - 1:02d}/attn_probs"]
+        probs = intermediates[f"block_{self.encoder.depth - 1:02d}/attn_probs"]
         agreement = (_unit(q[0]) * _unit(k[1])).sum(axis=-1).mean()
         return health.describe(projected[0], probs) | {"agreement": agreement}
 
@@ -207,7 +210,7 @@ class MoCoV3(base.Objective):
         return self.encoder.apply({"params": params["encoder"]}, image, train=True)
 
     def _pooled(self, params, views):
-        """Encodes each view to its class token, `[V, B, H, W, C]` to `[V, B, D]`.
+        """Encodes views `[V, B, H, W, C]` to their class tokens `[V, B, D]`.
 
         One pass serves all views. The batch stays the outer axis, so that every
         device keeps its rows.
@@ -220,7 +223,7 @@ class MoCoV3(base.Objective):
 
 
 def _each(module, params, stats, inputs) -> tuple[list[jax.Array], base.Tree]:
-    """Applies a module with BatchNorm to one view after the other, in training."""
+    """Applies a module with BatchNorm to one view after the other, as in training."""
     outputs = []
     for x in inputs:
         variables = {"params": params, "batch_stats": stats}
@@ -235,8 +238,8 @@ def contrast(
 ) -> tuple[jax.Array, jax.Array]:
     """InfoNCE of queries `[B, E]` and keys `[B, E]` of the same rows, times 2 tau.
 
-    The factor is Algorithm 1's. Also returns the share of rows whose own key is the
-    nearest. Every key of the global batch is a candidate.
+    The factor is Algorithm 1's. Also returns the share of queries whose nearest key is
+    their own. Every key of the global batch is a candidate.
     """
     similarity = jnp.dot(_unit(q), _unit(k).T, precision="highest")
     own = jnp.diagonal(jax.nn.log_softmax(similarity / temperature))

@@ -1,12 +1,12 @@
 """Many linear probes of one frozen encoder, trained at once.
 
-Every batch is encoded once. Then one head for each learning rate and each choice of
-features is trained on it; the heads are stacked and know nothing of each other, so
-that each ends where it would have ended alone (recipes 7 has the protocols).
-Choosing among them is the evaluator's, on images held out of the training split.
+Every batch is encoded once and trains one head per learning rate and choice of
+features. The heads are stacked but independent, so that each ends where it would have
+ended alone (recipes 7 has the protocols). The evaluator chooses among them on images
+held out of the training split.
 
-Concatenated class tokens of the last blocks come from DINO (arXiv 2104.14294), a
-grid of learning rates and features in one pass from DINOv2 (arXiv 2304.07193).
+Class tokens of the last blocks, concatenated, come from DINO (arXiv 2104.14294), a grid
+of learning rates and features in one pass from DINOv2 (arXiv 2304.07193).
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ def make(
 
     Args:
       encoder: arguments of `vit.make_encoder`.
-      lrs: the learning rates; here they count the heads, the optimizer's
-        `lr_factors` are to be the same.
+      lrs: the learning rates. Here they only set the number of heads; give the
+        optimizer's `lr_factors` the same values.
       num_classes: K.
-      features: what heads read: 'cls', 'avg' (the mean of the patch tokens), and
-        'cls_last4', 'avg_last4': those of the last 4 (or any number of) blocks, one
-        after the other.
+      features: the inputs of the heads: 'cls', 'avg' (the mean of the patch tokens),
+        and 'cls_last4' or 'avg_last4': those of the last 4 (or another number of)
+        blocks, concatenated.
       head: 'probe_bn' or 'probe', see `heads.HEADS`.
-      final_norm: whether the encoder has a final norm; it is applied to the tokens
-        of each block that is read.
+      final_norm: whether the encoder has a final norm, which is then applied to the
+        tokens of every block that is read.
       dtype: of the encoder; 'auto' is bfloat16 on accelerators.
 
     Raises:
-      ValueError: an unknown choice, one that the encoder does not have, or none.
+      ValueError: an unknown or empty choice, or one that the encoder does not have.
     """
     choices.check("head", head, ("probe", "probe_bn"))
     defaults: dict[str, Any] = {
@@ -59,7 +59,7 @@ def make(
         "final_norm": final_norm,
         "dtype": base.compute_dtype(dtype),
     }
-    made = vit.make_encoder(**{**defaults, **encoder})
+    module = vit.make_encoder(**{**defaults, **encoder})
     if not lrs or min(lrs) <= 0 or len(set(lrs)) < len(lrs):
         raise ValueError(
             f"probe_grid: lrs={tuple(lrs)}; expected different positive learning rates"
@@ -67,12 +67,12 @@ def make(
     if not features or len(set(features)) < len(features):
         raise ValueError(
             f"probe_grid: features={tuple(features)}; expected different features, "
-            f"such as {_known(made)}"
+            f"such as {_known(module)}"
         )
     return ProbeGrid(
-        encoder=made,
+        encoder=module,
         head=heads.make_head(head=head, num_classes=num_classes, fc_norm=False),
-        features=tuple((name, *_parse(name, made)) for name in features),
+        features=tuple((name, *_parse(name, module)) for name in features),
         num_lrs=len(lrs),
     )
 
@@ -83,12 +83,12 @@ def _known(encoder: vit.Encoder) -> str:
 
 def _parse(name: str, encoder: vit.Encoder) -> tuple[str, int]:
     """Splits the name of features: 'avg_last4' -> ('avg', 4)."""
-    found = _FEATURE.fullmatch(name)
-    if found is None:
+    match = _FEATURE.fullmatch(name)
+    if match is None:
         raise ValueError(
             f"probe_grid: feature {name!r} unknown; the encoder has {_known(encoder)}"
         )
-    pool, count = found[1], int(found[2] or 1)
+    pool, count = match[1], int(match[2] or 1)
     if not 1 <= count <= encoder.depth:
         raise ValueError(
             f"probe_grid: feature {name!r} reads the last {count} blocks, but the "
@@ -99,11 +99,11 @@ def _parse(name: str, encoder: vit.Encoder) -> tuple[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeGrid(base.Objective):
-    """Trains every head at once by the sum of their cross-entropies.
+    """Trains all heads at once by the sum of their cross-entropies.
 
     Attributes:
       encoder: frozen; no gradient reaches it.
-      head: one head; there are `num_lrs` of it for each of the features.
+      head: one head, of which each of the features has `num_lrs`.
       features: (name, pooling, how many of the last blocks).
       num_lrs: G.
     """
@@ -115,14 +115,14 @@ class ProbeGrid(base.Objective):
 
     @property
     def needs_whole_batch(self) -> str:
-        """BatchNorm's statistics are those of the whole batch, as in one probe."""
+        """A reason if heads have BatchNorm, whose statistics are the batch's."""
         return "its head has BatchNorm" if self.head.batch_norm else ""
 
     def init(self, key: jax.Array, batch: base.Batch) -> base.Variables:
         """Parameters {'encoder', 'heads'}; state: the heads' running statistics.
 
-        Heads `kernel [G, D, K]` start alike, and as that of a single probe would.
-        Statistics of the features are the same for all learning rates.
+        All heads `kernel [G, D, K]` start as a single probe would. The statistics of
+        features are shared by all learning rates.
         """
         encoder_key, head_key = jax.random.split(key)
         image = jnp.zeros((1, *batch["image"].shape[1:]))
@@ -132,27 +132,28 @@ class ProbeGrid(base.Objective):
         }
         state = {}
         for name, _, count in self.features:
-            read = jnp.zeros((1, count * self.encoder.width))
-            made = self.head.init(head_key, read)
+            pooled = jnp.zeros((1, count * self.encoder.width))
+            variables = self.head.init(head_key, pooled)
             params["heads"][name] = jax.tree.map(
-                lambda x: jnp.broadcast_to(x, (self.num_lrs, *x.shape)), made["params"]
+                lambda x: jnp.broadcast_to(x, (self.num_lrs, *x.shape)),
+                variables["params"],
             )
             if self.head.batch_norm:
-                state[name] = made["batch_stats"]
+                state[name] = variables["batch_stats"]
         return base.Variables(params, state, {})
 
     def loss(self, params, model_state, teacher, batch, key):
         """Sum over heads of their mean cross-entropy; see `base.Objective`.
 
-        The 'loss' that is logged is their mean, that of one head; 'best_loss' and
-        'best_top1' (percent) are of the best head on this batch.
+        The logged 'loss' is the mean over heads; 'best_loss' and 'best_top1' (percent)
+        are the best head's on this batch.
         """
         del teacher, key
         if batch["label"].ndim > 1 or "partner_label" in batch:
             raise ValueError("probe_grid: labels are mixed; take augment.mix out")
         losses, hits, state = [], [], {}
-        found = self._encode(jax.lax.stop_gradient(params), batch["image"])[1]
-        for name, x in self._read(params, found).items():
+        intermediates = self._encode(jax.lax.stop_gradient(params), batch["image"])[1]
+        for name, x in self._read(params, intermediates).items():
             logits, state[name] = self._logits(params, model_state, name, x, train=True)
             losses.append(_cross_entropy(logits, batch["label"]).mean(axis=1))
             hits.append((logits.argmax(axis=-1) == batch["label"]).mean(axis=1))
@@ -165,18 +166,18 @@ class ProbeGrid(base.Objective):
         """Returns features (see `vit.features_of`), and rank and loss of each head.
 
         Returns:
-          'grid_rank/NAME' int `[B, G]`: classes that head g, on features NAME, puts
-          before the label (0: it is right; K - 1 if it says nothing), and
+          'grid_rank/NAME' int `[B, G]`: how many classes head g on features NAME ranks
+          above the label (0: it is right; K - 1: its logits are no numbers), and
           'grid_loss/NAME' `[B, G]`: its cross-entropy. A batch without labels has
-          neither. The encoder computes in float32, whatever trains.
+          neither. The encoder computes in float32, whatever the type in training.
         """
         whole = dataclasses.replace(self, encoder=self.encoder.in_float32())
-        tokens, found = whole._encode(params, batch["image"])
-        out = vit.features_of(tokens, found)
+        tokens, intermediates = whole._encode(params, batch["image"])
+        out = vit.features_of(tokens, intermediates)
         if "label" not in batch:
             return out
         label = jnp.maximum(batch["label"], 0)
-        for name, x in whole._read(params, found).items():
+        for name, x in whole._read(params, intermediates).items():
             logits, _ = self._logits(params, model_state, name, x, train=False)
             out[f"grid_rank/{name}"] = _rank(logits, label).T
             out[f"grid_loss/{name}"] = _cross_entropy(logits, label).T
@@ -185,9 +186,13 @@ class ProbeGrid(base.Objective):
     def _encode(self, params, image) -> Any:
         return self.encoder.apply({"params": params["encoder"]}, image)
 
-    def _read(self, params, found):
+    def _read(self, params, intermediates):
         """Selects the features that heads read, by name `[B, D]`; no gradient."""
-        outs = [found[name] for name in sorted(found) if name.endswith("/out")]
+        outs = [
+            intermediates[name]
+            for name in sorted(intermediates)
+            if name.endswith("/out")
+        ]
         outs = jax.lax.stop_gradient(outs[-max(count for *_, count in self.features) :])
         if self.encoder.final_norm:
             norm = layers.LayerNorm(self.encoder.dtype)
@@ -224,9 +229,10 @@ def _cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def _rank(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """Counts the classes before `label [B]` in logits `[G, B, K]`: `[G, B]`.
+    """Counts the classes ranked above `label [B]` in logits `[G, B, K]`: `[G, B]`.
 
-    Of equal ones those before the label do, and all do if logits are no numbers.
+    Of equal logits the lower class ranks higher. If logits are no numbers, all other
+    classes rank above the label.
     """
     own = jnp.take_along_axis(logits, label[None, :, None], axis=-1)
     after = jnp.arange(logits.shape[-1]) > label[:, None]

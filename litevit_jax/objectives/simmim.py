@@ -1,7 +1,7 @@
 """SimMIM: masked patches stay in place as a token (arXiv 2111.09886, section 3).
 
-The encoder sees every place of the image; where a patch is masked, its embedding is
-one learned token. One linear layer predicts raw pixels, and the loss is the mean
+The encoder sees every position of the image; one learned token replaces the embedding
+of a masked patch. One linear layer predicts raw pixels, and the loss is the mean
 absolute error over the masked ones, as in the official `simmim.py`. Whole units of
 `mask_unit` x `mask_unit` patches are masked, 32 pixels wide in the paper.
 """
@@ -31,7 +31,7 @@ def make(
     Args:
       encoder: arguments of `vit.make_encoder`.
       mask_ratio: share of the units that are hidden, rounded up.
-      mask_unit: patches along a side of what is hidden together.
+      mask_unit: patches along a side of a unit, which is hidden as a whole.
       dtype: of the encoder; 'auto' is bfloat16 on accelerators.
 
     Raises:
@@ -43,8 +43,8 @@ def make(
             "0 < ratio < 1 and a unit of at least 1 patch"
         )
     computed: dict[str, Any] = {"dtype": base.compute_dtype(dtype)}
-    made = vit.make_encoder(**{**computed, **encoder})
-    return SimMim(made, mask_ratio, mask_unit)
+    module = vit.make_encoder(**{**computed, **encoder})
+    return SimMim(module, mask_ratio, mask_unit)
 
 
 @dataclasses.dataclass(frozen=True)

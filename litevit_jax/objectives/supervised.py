@@ -1,12 +1,13 @@
 """Supervised classification: from scratch, fine-tuning and linear probing.
 
-arXiv 2205.14443 (recipes 1.3, 5 and 7). Average pooling takes the un-normed patch
-tokens and normalises their mean; class-token pooling takes the token after the final
-norm. The probe heads are those of MAE (`probe_bn`) and MoCo v3 (`probe`).
+arXiv 2205.14443 (recipes 1.3, 5 and 7). Average pooling normalises the mean of the
+patch tokens, which have not gone through the final norm; class-token pooling takes the
+token after the final norm. The probe heads are those of MAE (`probe_bn`) and MoCo v3
+(`probe`).
 
 With `distill` a second head on the class token imitates a frozen classifier, as in
-DeiT (arXiv 2012.12877; recipes 1.3 and 5.6). The authors' teacher there is
-a RegNet; here it is any vision transformer with a classification head.
+DeiT (arXiv 2012.12877; recipes 1.3 and 5.6). The authors' teacher is a RegNet; here any
+vision transformer with a classification head can be the teacher.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ def make(
     """Builds the objective.
 
     Args:
-      encoder: arguments of `vit.make_encoder`; by default initialised as a
-        classifier, with a learned position embedding.
+      encoder: arguments of `vit.make_encoder`; the default is a classifier's initial
+        values and a learned position embedding.
       num_classes: K.
       pool: 'avg' or 'cls'.
       head: 'linear', 'probe' or 'probe_bn'.
       label_smoothing: share of the target spread evenly over all classes.
-      frozen_encoder: cuts the gradient at the pooled tokens.
+      frozen_encoder: whether no gradient passes the encoder's tokens.
       drop_path: rate of the encoder's last block.
-      teacher: encoder of the classifier to imitate, as `encoder`, and its `pool`
+      teacher: arguments like `encoder` for the classifier to imitate, and its `pool`
         ('avg' by default).
       distill: arguments of `make_distillation`; needs average pooling and the
         linear head.
@@ -60,19 +61,21 @@ def make(
         raise ValueError(
             f"supervised: label_smoothing={label_smoothing}, expected 0 <= value < 1"
         )
-    made = None
+    distillation = None
     if teacher is not None or distill is not None:
         _check_distillation(teacher, distill, pool, head)
-        made = make_distillation(teacher or {}, num_classes, dtype, **(distill or {}))
+        distillation = make_distillation(
+            teacher or {}, num_classes, dtype, **(distill or {})
+        )
     module = _encoder(encoder, pool, dtype, drop_path=drop_path)
-    fc_norm = not module.final_norm  # one of the two, also where they are told apart
+    fc_norm = not module.final_norm  # tokens are normalised once, before or after
     return Supervised(
         encoder=module,
         head=heads.make_head(head=head, num_classes=num_classes, fc_norm=fc_norm),
         pool=pool,
         label_smoothing=label_smoothing,
         frozen_encoder=frozen_encoder,
-        distill=made,
+        distill=distillation,
     )
 
 
@@ -112,12 +115,12 @@ def make_distillation(
     """Builds the teacher and the loss by which a student imitates it.
 
     Args:
-      teacher: its encoder, and `pool`.
-      num_classes: K, that of the student.
+      teacher: arguments of its encoder, and `pool`.
+      num_classes: K, the student's.
       dtype: of the teacher's encoder.
-      alpha: weight of the distillation loss; the label's has 1 - alpha.
+      alpha: weight of the distillation loss; the label's loss has 1 - alpha.
       tau: temperature of the soft form.
-      hard: whether the target is the teacher's first choice or all its logits.
+      hard: whether the target is the teacher's first choice (else all its logits).
 
     Raises:
       ValueError: a value out of range, or an unknown choice.
@@ -154,7 +157,7 @@ class Distillation:
     hard: bool
 
     def init(self, key: jax.Array, image: jax.Array) -> base.Tree:
-        """Parameters {'encoder', 'head'} for images of this shape."""
+        """Parameters {'encoder', 'head'} for images of the given shape."""
         encoder = self.encoder.init(key, image)["params"]
         head = self.head.init(key, jnp.zeros((1, self.encoder.width)))["params"]
         return {"encoder": encoder, "head": head}
@@ -205,12 +208,12 @@ class Supervised(base.Objective):
 
     @property
     def needs_whole_batch(self) -> str:
-        """BatchNorm's statistics are those of the whole batch."""
+        """A reason if the head has BatchNorm, whose statistics are the batch's."""
         return "its head has BatchNorm" if self.head.batch_norm else ""
 
     @property
     def frozen_teacher(self) -> bool:
-        """A classifier that is read from a checkpoint and never changes."""
+        """Whether a classifier is imitated, which comes from a checkpoint."""
         return self.distill is not None
 
     def init(self, key: jax.Array, batch: base.Batch) -> base.Variables:
@@ -234,9 +237,9 @@ class Supervised(base.Objective):
     def loss(self, params, model_state, teacher, batch, key):
         """Softmax cross-entropy; see `base.Objective`.
 
-        `label` is `[B]` int, or `[B, K]` when a mix of classes is the target; with
-        `partner_label [B]` and `label_share [B]` that mix is made here. 'top1', of
-        the likeliest class of the target, is in percent.
+        `label` is `[B]` int, or `[B, K]` if the target is a mix of classes; with
+        `partner_label [B]` and `label_share [B]` the target is mixed here. 'top1', the
+        share of examples whose likeliest target class is predicted, is in percent.
         """
         drop_keys = base.example_keys(key, batch)
         tokens = self._encode(params, batch["image"], drop_keys)
@@ -261,18 +264,18 @@ class Supervised(base.Objective):
     def predict(self, params, model_state, batch):
         """Returns 'logits' `[B, K]` and the head's input, 'features' `[B, D]`.
 
-        Logits of two heads are averaged. Of every block there are 'features_blocks'
-        and 'features_blocks_avg' `[B, L, D]`, see `vit.blocks_of`. All in float32,
-        whatever trains: results are those of the parameters as they are saved
-        (recipes 5.1).
+        Logits of two heads are averaged. 'features_blocks' and 'features_blocks_avg'
+        `[B, L, D]` come from every block, see `vit.blocks_of`. All are computed in
+        float32, whatever the type in training: results are those of the parameters as
+        they are saved (recipes 5.1).
         """
         encoder = self.encoder.in_float32()
         encoded: Any = encoder.apply({"params": params["encoder"]}, batch["image"])
-        tokens, found = encoded
+        tokens, intermediates = encoded
         logits, features, _ = self._classify(params, model_state, tokens, False)
         if self.distill is not None:
             logits = (logits + self._second_logits(params, tokens)) / 2
-        return {"logits": logits, "features": features} | vit.blocks_of(found)
+        return {"logits": logits, "features": features} | vit.blocks_of(intermediates)
 
     def _encode(self, params, image, drop_keys):
         """Encodes images in training: tokens `[B, T, D]`."""

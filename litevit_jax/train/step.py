@@ -92,14 +92,14 @@ def _arrange(batch: dict[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
 class _Augmentation:
     """Ops in two parts: of the whole batch, and of a slice of it when its turn comes.
 
-    A final normalisation is left to an objective that reads bytes.
+    A final normalisation is left to an objective that takes `Pixels`.
     """
 
     def __init__(self, ops: tuple[augment.Op, ...], objective: Any) -> None:
         affine = getattr(ops[-1], "affine", None) if ops else None  # a normalisation
-        bytes_read = objective.reads_bytes and affine is not None
-        self._affine = affine() if bytes_read else None
-        self._whole, self._rest = augment.split(ops[:-1] if bytes_read else ops)
+        as_pixels = objective.takes_pixels and affine is not None
+        self._affine = affine() if as_pixels else None
+        self._whole, self._rest = augment.split(ops[:-1] if as_pixels else ops)
 
     def of_batch(self, key: jax.Array, batch: dict[str, Any]) -> dict[str, Any]:
         return augment.apply(self._whole, key, batch)

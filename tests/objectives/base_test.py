@@ -180,6 +180,13 @@ def test_an_objective_with_an_old_name_is_refused(name):
         type("Wrong", (mixin, base.Objective), {})
 
 
+def test_the_old_name_of_taking_pixels_is_refused_by_its_new_one():
+    with pytest.raises(
+        TypeError, match=r"define takes_pixels instead, whether `image`"
+    ):
+        type("Wrong", (base.Objective,), {"reads_bytes": True})
+
+
 def test_an_old_name_as_a_field_is_refused():
     with pytest.raises(TypeError, match="needs_whole_batch instead"):
 

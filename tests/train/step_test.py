@@ -225,7 +225,7 @@ def test_ops_draw_the_same_whether_they_see_the_batch_or_a_slice():
     same(got, augment.apply(ops, key, batch))
 
 
-def test_only_what_reads_bytes_gets_bytes():
+def test_only_an_objective_that_takes_pixels_gets_bytes():
     ops = augment.make({"normalize": {"mean": (0.5,), "std": (0.2,)}})
     batch = {"image": np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1)}
     tiny = {"width": 8, "depth": 1, "num_heads": 2}
@@ -237,7 +237,7 @@ def test_only_what_reads_bytes_gets_bytes():
         made = step._Augmentation(ops, objective)
         key = jax.random.key(0)
         got = made.of_part(key, made.of_batch(key, batch))["image"]
-        assert isinstance(got, pixels.Pixels) == objective.reads_bytes
+        assert isinstance(got, pixels.Pixels) == objective.takes_pixels
         same(pixels.patches(got, 4), pixels.patches(want, 4), rtol=1e-6)
 
 
