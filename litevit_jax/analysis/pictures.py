@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from litevit_jax import choices
 from litevit_jax.analysis import capture, images, models
 from litevit_jax.data import subsets
 from litevit_jax.evaluators import reconstruction
-from litevit_jax.report import draw
 
 _TILE, _GAP, _HEAD = 112, 4, 24
 FOLDER = "figures"
@@ -154,11 +153,11 @@ def attention_sheet(
       token: the query; 0 is the class token, a patch gets a white frame.
     """
     titles = ["image", "mean", *(f"head {head}" for head in heads)]
-    width = len(titles) * (_TILE + _GAP)
-    canvas = draw.Canvas(width / 2, (_HEAD + len(shown) * (_TILE + _GAP)) / 2)
+    size = (len(titles) * (_TILE + _GAP), _HEAD + len(shown) * (_TILE + _GAP))
+    sheet, font = Image.new("RGB", size, "white"), ImageFont.load_default(17)
     for column, title in enumerate(titles):
-        canvas.text((column * (_TILE + _GAP) + 2) / 2, 8.5, title, size=8.5)
-    sheet = Image.fromarray(canvas.image())
+        at = (column * (_TILE + _GAP) + 2, 17)
+        ImageDraw.Draw(sheet).text(at, title, "#1c2530", font, anchor="ls")
     for line, (image, row) in enumerate(zip(shown, rows, strict=True)):
         tile = _tile(image)
         maps = [row.mean(axis=0), *(row[head - 1] for head in heads)]
@@ -180,7 +179,10 @@ def _tile(image: np.ndarray) -> Image.Image:
 
 def _overlay(tile: Image.Image, weights: np.ndarray) -> Image.Image:
     """Colours of `weights [R, C]`, the largest brightest, over a grey image."""
-    colors = draw.ramp(weights / max(float(weights.max()), 1e-12))
+    import matplotlib  # late: it takes long, and is needed once at a run's end
+
+    share = weights / max(float(weights.max()), 1e-12)
+    colors = matplotlib.colormaps["viridis"](share, bytes=True)[..., :3]
     size, way = (_TILE, _TILE), Image.Resampling.NEAREST
     colored = Image.fromarray(colors).resize(size, way)
     return Image.blend(tile.convert("L").convert("RGB"), colored, 0.6)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from litevit_jax import recipes
 from litevit_jax.analysis import measure, models
 from litevit_jax.jobs import layer_study, summary
-from litevit_jax.report import advice, build, page, run_record
+from litevit_jax.report import advice, page, run_record
 from litevit_jax.train import resolve
 from litevit_jax.train import workdir as workdirs
 
@@ -62,7 +62,11 @@ def analyse(config: ConfigDict, workdir: str) -> pathlib.Path:
             runs.append(run_record.read(name, pathlib.Path(about["run"])))
     names = ", ".join(found["models"])
     title = f"Analysis of {names}"
-    return build.build(runs, place / "report", title=title, analysis=found, place=place)
+    from litevit_jax.report import build  # late: it plots
+
+    return build.run_report(
+        runs, place / "report", title=title, analysis=found, analysis_directory=place
+    )
 
 
 def draw(config: ConfigDict, workdir: str | None) -> pathlib.Path:
@@ -84,12 +88,14 @@ def draw(config: ConfigDict, workdir: str | None) -> pathlib.Path:
             "configs/analysis.py:report"
         )
     if len(runs) == 1:
-        place = pathlib.Path(workdir) if workdir else runs[0].place
-        title = f"{runs[0].config.get('name', 'run')}: {runs[0].place.name}"
-        return build.build(runs, place / "report", title=title)
-    place = pathlib.Path(workdir or f"runs/{config.name}")
-    title = f"{', '.join(run.name for run in runs)} side by side"
-    return build.build(runs, place / "report", title=title)
+        directory = pathlib.Path(workdir) if workdir else runs[0].directory
+        title = f"{runs[0].config.get('name', 'run')}: {runs[0].directory.name}"
+    else:
+        directory = pathlib.Path(workdir or f"runs/{config.name}")
+        title = f"{', '.join(run.name for run in runs)} side by side"
+    from litevit_jax.report import build  # late: it plots
+
+    return build.run_report(runs, directory / "report", title=title)
 
 
 def advise(config: ConfigDict, workdir: str) -> str:
@@ -130,12 +136,13 @@ def advise(config: ConfigDict, workdir: str) -> str:
         ]
         for row in rows
     ]
-    build.build_figures(
+    from litevit_jax.report import build  # late: it plots
+
+    build.figure_report(
         [],
         place / "report",
         title="Which encoder, how many layers",
-        notes=[text],
-        table=page.table(head, cells),
+        summary=[page.Note(text), page.Table(head, cells)],
     )
     shown = [
         [str(x) if isinstance(x, str | bool) else page.rounded(x) for x in row.values()]
@@ -192,7 +199,9 @@ def after_training(config: ConfigDict, workdir: str) -> pathlib.Path:
         measure.run(_small(config, run), place / "analysis")
         run = run_record.read(place.name, place)
     title = f"{config.name}: {place.name}"
-    return build.build([run], place / "report", title=title)
+    from litevit_jax.report import build  # late: it plots
+
+    return build.run_report([run], place / "report", title=title)
 
 
 def _small(config: ConfigDict, run: run_record.Run) -> ConfigDict:
@@ -200,7 +209,7 @@ def _small(config: ConfigDict, run: run_record.Run) -> ConfigDict:
     own = [block for block in run.config["evals"].values() if "data" not in block]
     splits = [block.get("split", "eval") for block in own]
     fields = {
-        "models": f"{models.plain(run.name)}={run.place}",
+        "models": f"{models.plain(run.name)}={run.directory}",
         "images": config.log.report_images,
         "split": splits[0] if splits else "train",  # which every run has
         "mesh": config.mesh,

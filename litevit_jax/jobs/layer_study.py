@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from litevit_jax import choices, recipes, terminal
 from litevit_jax.jobs import evaluate, ledger, summary, train
 from litevit_jax.models import vit
-from litevit_jax.report import advice, build, plots, run_figures
+from litevit_jax.report import advice, page
 from litevit_jax.train import resolve
 from litevit_jax.train import workdir as workdirs
 from litevit_jax.warm_start import images, start
@@ -25,12 +25,6 @@ from litevit_jax.warm_start import images, start
 KINDS = ("probe", "keep_first", "keep_last", "freeze", "swap")
 METRICS = ("top1", "mean_per_class")
 _EMBEDDINGS = "encoder/(cls_token|pos_embed|patch_embed/.*)"
-_TITLES = {
-    "keep_first": "The first k blocks kept, the others at random",
-    "keep_last": "The last k blocks kept, the others at random",
-    "freeze": "The first k blocks frozen",
-    "swap": "The first k blocks kept, the others the donor's",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,39 +185,24 @@ class Study:
 
     def draw(self) -> pathlib.Path:
         """Writes the page of what is finished."""
-        metric, study = self._config.study.metric, self._config.study
-        found = self.curves(metric)
-        drawn = []
-        for kind, settings in found.items():
-            if kind == "random":
-                continue
-            lines, data = {}, {}
-            for setting, by_k in settings.items():
-                ks = sorted(by_k)
-                lines[f"{setting}: {100 * study[setting]:g} % of the images"] = (
-                    ks,
-                    [by_k[k] for k in ks],
-                )
-                data[setting] = {"k": ks, "values": [by_k[k] for k in ks]}
-            axes = plots.Axes("k, blocks", run_figures.with_unit(metric), whole_x=True)
-            drawn.append(
-                run_figures.Figure(
-                    name=f"layers-{kind}",
-                    section="layers",
-                    title=_TITLES[kind],
-                    caption="results of the parts in layers.json",
-                    data=data,
-                    canvas=plots.curves(lines, axes),
-                )
-            )
-        drawn += self._probed()
-        notes = self._notes(found)
+        from litevit_jax.report import build, run_figures  # late: it plots
+
+        study = self._config.study
+        curves = self.curves(study.metric)
+        shares = {setting: study[setting] for setting in ("rich", "poor")}
+        figures = run_figures.of_study(curves, shares, study.metric)
+        for title, tables in self._probed().items():
+            source = "parts of kind probe in layers.json"
+            figures.append(run_figures.of_blocks(title, tables, source))
+        notes = self._notes(curves)
         missing = len([p for p in self.planned if p.name not in self.parts])
         if missing:
             notes.append(f"{missing} of {len(self.planned)} parts are not finished.")
-        title = f"Layers of {self._config.init}"
-        return build.build_figures(
-            drawn, self._workdir / "report", title=title, notes=notes
+        return build.figure_report(
+            figures,
+            self._workdir / "report",
+            title=f"Layers of {self._config.init}",
+            summary=[page.Note(note) for note in notes],
         )
 
     def _notes(self, curves: advice.Curves) -> list[str]:
@@ -246,16 +225,13 @@ class Study:
             )
         return notes
 
-    def _probed(self) -> list[run_figures.Figure]:
-        """Curves of the probes over blocks, a figure for each way to pool tokens."""
+    def _probed(self) -> dict[str, dict[str, Any]]:
+        """Returns way to pool tokens -> setting -> what each block knows."""
         tables: dict[str, dict[str, Any]] = {}
         for row in self.parts.rows.values():
             for title, table in row.get("tables", {}).items():
                 tables.setdefault(title, {})[row["setting"]] = table
-        return [
-            run_figures.of_blocks(title, found, "parts of kind probe in layers.json")
-            for title, found in tables.items()
-        ]
+        return tables
 
     def _plan(self) -> list[Part]:
         study, depth = self._config.study, self._depth

@@ -1,4 +1,4 @@
-"""Figures of what an analysis found: attention, similarity, features, sheets."""
+"""Figures of the numbers of an analysis: attention, similarity, features, sheets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from litevit_jax.report import plots, run_figures
 
@@ -15,28 +14,28 @@ _ROUNDING = 1e-9  # of the largest eigenvalue: LayerNorm leaves one that is 0
 
 
 def of_analysis(
-    found: dict[str, Any], place: pathlib.Path, colors: dict[str, str]
+    analysis: dict[str, Any], directory: pathlib.Path, colors: dict[str, str]
 ) -> list[run_figures.Figure]:
-    """Figures of an analysis.
+    """Draws the figures of an analysis.
 
     Args:
-      found: what analysis.json holds.
-      place: its directory.
+      analysis: what analysis.json holds.
+      directory: where it lies.
       colors: name of a model -> its colour.
     """
     return [
-        *_attention(found, colors),
-        *_sheets(found, place),
-        *_cka(found.get("cka")),
-        *_features(found, colors),
+        *_attention(analysis, colors),
+        *_sheets(analysis, directory),
+        *_cka(analysis.get("cka")),
+        *_features(analysis, colors),
     ]
 
 
 def _attention(
-    found: dict[str, Any], colors: dict[str, str]
+    analysis: dict[str, Any], colors: dict[str, str]
 ) -> list[run_figures.Figure]:
-    every = found.get("attention", {})
-    paper = found.get("attention_compat") == "paper"
+    every = analysis.get("attention", {})
+    paper = analysis.get("attention_compat") == "paper"
     unit = "patches x 14, as the paper" if paper else "pixels"
     names = {"distance": f"attention distance ({unit})", "entropy": "entropy (nats)"}
     drawn = []
@@ -46,7 +45,6 @@ def _attention(
             # The same for all models, and no more: from 0 on boxes would be flat.
             shared = plots.widened(min(flat), max(flat), 0.05)
             axes = plots.Axes("block", label, y_range=shared)
-            canvas = plots.boxes(one[kind], axes, color=colors[name])
             drawn.append(
                 run_figures.Figure(
                     name=f"attention-{kind}-{run_figures.file_name(name)}",
@@ -56,15 +54,17 @@ def _attention(
                     caption="A box for each block, a point for each head; the class "
                     "token is left out.",
                     data={"model": name, "unit": label, "layers": one[kind]},
-                    canvas=canvas,
+                    plot=plots.boxes(one[kind], axes, color=colors[name]),
                 )
             )
     return drawn
 
 
-def _sheets(found: dict[str, Any], place: pathlib.Path) -> list[run_figures.Figure]:
+def _sheets(
+    analysis: dict[str, Any], directory: pathlib.Path
+) -> list[run_figures.Figure]:
     drawn = []
-    for one in found.get("maps", []):
+    for one in analysis.get("maps", []):
         mark = str(one["query"]).replace("/", "_")
         query = {"cls": "the class token", "center": "the central patch"}.get(
             one["query"], f"patch {one['query']}"
@@ -76,10 +76,10 @@ def _sheets(found: dict[str, Any], place: pathlib.Path) -> list[run_figures.Figu
                 title=f"{one['model']}, block {one['layer']}: what {query} looks at",
                 caption="The brightest patch of each map is its largest weight.",
                 data=one,
-                pixels=np.asarray(Image.open(place / one["file"]).convert("RGB")),
+                pixels=run_figures.read_pixels(directory / one["file"]),
             )
         )
-    for one in found.get("reconstructions", []):
+    for one in analysis.get("reconstructions", []):
         mean = sum(one["mae_loss"]) / len(one["mae_loss"])
         drawn.append(
             run_figures.Figure(
@@ -89,21 +89,21 @@ def _sheets(found: dict[str, Any], place: pathlib.Path) -> list[run_figures.Figu
                 caption="original, masked, reconstructed; mean loss of their masked "
                 f"patches {mean:.4f}",
                 data=one,
-                pixels=np.asarray(Image.open(place / one["file"]).convert("RGB")),
+                pixels=run_figures.read_pixels(directory / one["file"]),
             )
         )
     return drawn
 
 
-def _cka(found: dict[str, Any] | None) -> list[run_figures.Figure]:
-    if not found:
+def _cka(cka: dict[str, Any] | None) -> list[run_figures.Figure]:
+    if not cka:
         return []
     drawn = []
-    for pair in found["pairs"]:
-        of = {**found, **pair}  # runs side by side may have looked at other numbers
+    for pair in cka["pairs"]:
+        of = {**cka, **pair}  # runs side by side may have looked at other numbers
         values = np.array(pair["values"], float)
         one, other = pair["rows"], pair["columns"]
-        canvas = plots.heatmap(values, f"blocks of {other}", f"blocks of {one}")
+        names = f"blocks of {other}", f"blocks of {one}"
         drawn.append(
             run_figures.Figure(
                 name=f"cka-{run_figures.file_name(one)}-{run_figures.file_name(other)}",
@@ -113,20 +113,20 @@ def _cka(found: dict[str, Any] | None) -> list[run_figures.Figure]:
                 f"{values.shape[1] - 1} blocks; {of['minibatches']} minibatches of "
                 f"{of['size']} images",
                 data=pair,
-                canvas=canvas,
+                plot=plots.heatmap(values, *names, "linear CKA"),
             )
         )
     return drawn
 
 
 def _features(
-    found: dict[str, Any], colors: dict[str, str]
+    analysis: dict[str, Any], colors: dict[str, str]
 ) -> list[run_figures.Figure]:
-    every = found.get("features", {})
+    every = analysis.get("features", {})
     own = [colors[name] for name in every]
     if not every:
         return []
-    of = found["features_of"]
+    of = analysis["features_of"]
     what = {
         "effective_rank": ("Effective rank", "dimensions", "RankMe of pooled tokens"),
         "token_similarity": (
@@ -136,7 +136,7 @@ def _features(
         ),
     }
     drawn = []
-    for key, (title, unit, said) in what.items():
+    for key, (title, unit, measure) in what.items():
         lines: plots.Series = {
             name: (range(len(one[key])), one[key]) for name, one in every.items()
         }
@@ -146,9 +146,9 @@ def _features(
                 name=f"features-{key}",
                 section="features",
                 title=title,
-                caption=f"{said}, read at {of['place']}, pool {of['pool']}",
+                caption=f"{measure}, read at {of['place']}, pool {of['pool']}",
                 data={name: one[key] for name, one in every.items()},
-                canvas=plots.curves(lines, axes, colors=own),
+                plot=plots.curves(lines, axes, colors=own),
             )
         )
     spectra: plots.Series = {}
@@ -166,7 +166,7 @@ def _features(
             caption="eigenvalues of the covariance of the pooled features; those below "
             f"{_ROUNDING:g} of the largest are rounding and not drawn",
             data={name: one["spectrum"] for name, one in every.items()},
-            canvas=plots.curves(
+            plot=plots.curves(
                 spectra, dataclasses.replace(axes, whole_x=True), colors=own
             ),
         )

@@ -1,7 +1,7 @@
-"""One report of a run, or of several side by side: a page, its numbers, its pictures.
+"""Writes the report of a run, or of several side by side.
 
-`index.html` opens from disk and asks nothing of any network; `report.json` holds every
-figure's numbers; a PNG of each figure lies beside.
+`index.html` opens from disk and needs no network; `report.json` holds every figure's
+numbers; a PNG of each figure lies beside.
 """
 
 from __future__ import annotations
@@ -12,24 +12,18 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from PIL import Image
-
 from litevit_jax import terminal
 from litevit_jax.report import (
     analysis_figures,
-    draw,
     merge,
     page,
+    plots,
     published,
     run_figures,
     run_record,
 )
 from litevit_jax.train import workdir as workdirs
 
-_FOOT = (
-    "Drawn by litevit_jax. Rounded numbers show all their digits under the pointer; "
-    "report.json has them, and a PNG of every figure lies beside this page."
-)
 _MOST_PHOTOS = 2_500_000  # bytes of markup for photographs: the page stays small
 
 _SECTIONS = (
@@ -55,13 +49,13 @@ _SECTIONS = (
 )
 
 
-def build(
+def run_report(
     runs: Sequence[run_record.Run],
     out: pathlib.Path,
     *,
     title: str,
     analysis: dict[str, Any] | None = None,
-    place: pathlib.Path | None = None,
+    analysis_directory: pathlib.Path | None = None,
 ) -> pathlib.Path:
     """Writes the report of `runs` into `out`; returns the page.
 
@@ -70,19 +64,70 @@ def build(
       out: directory, whose files of an earlier report are replaced.
       title: of the page.
       analysis: of all models together, as analysis.json holds it.
-      place: the directory of that analysis.
+      analysis_directory: where that lies.
     """
     terminal.Line().begin("drawing the report")
-    out.mkdir(parents=True, exist_ok=True)
     if analysis is None:
         analysis = merge.of_runs(runs)
     colors = _colors(runs, analysis)
-    drawn = run_figures.of_runs(runs, colors)
-    drawn += analysis_figures.of_analysis(analysis, place or out, colors)
-    for figure in drawn:
-        Image.fromarray(figure.image()).save(out / f"{figure.name}.png")
-    (out / "index.html").write_text(_page(runs, drawn, title, analysis, colors))
-    workdirs.write_json(out / "report.json", _numbers(runs, drawn, title, analysis))
+    figures = run_figures.of_runs(runs, colors)
+    figures += analysis_figures.of_analysis(analysis, analysis_directory or out, colors)
+    sections = [
+        page.Section("summary", "Summary", _summary(runs, analysis, colors)),
+        page.Section("results", "Results", _results(runs)),
+        *_figure_sections(figures),
+        page.Section("recipe", "Recipe", _recipe(runs)),
+        page.Section("origin", "How it was made", _origin(runs, analysis)),
+    ]
+    subtitle = ", ".join(str(run.directory) for run in runs)
+    numbers = _numbers(runs, title, analysis)
+    return _write(
+        out,
+        figures,
+        page.render(title, subtitle or "no runs: files of weights", sections),
+        numbers,
+    )
+
+
+def figure_report(
+    figures: Sequence[run_figures.Figure],
+    out: pathlib.Path,
+    *,
+    title: str,
+    summary: Sequence[page.Note | page.Table],
+) -> pathlib.Path:
+    """Writes a report of figures alone, with a summary above; returns the page."""
+    shown = [page.Figures([figure.picture() for figure in figures])]
+    sections = [
+        page.Section("summary", "Summary", summary),
+        page.Section("figures", "Figures", shown if figures else []),
+    ]
+    notes = [part.text for part in summary if isinstance(part, page.Note)]
+    numbers = {"title": title, "notes": notes}
+    return _write(out, figures, page.render(title, "", sections), numbers)
+
+
+def _write(
+    out: pathlib.Path,
+    figures: Sequence[run_figures.Figure],
+    text: str,
+    numbers: dict[str, Any],
+) -> pathlib.Path:
+    out.mkdir(parents=True, exist_ok=True)
+    for figure in figures:
+        figure.save(out)
+    (out / "index.html").write_text(text, encoding="utf-8")
+    rows = [
+        {
+            "name": figure.name,
+            "section": figure.section,
+            "title": figure.title,
+            "file": figure.file,
+            "data": figure.data,
+        }
+        for figure in figures
+    ]
+    workdirs.write_json(out / "report.json", numbers | {"figures": rows})
     return out / "index.html"
 
 
@@ -90,61 +135,37 @@ def _colors(runs: Sequence[run_record.Run], analysis: dict[str, Any]) -> dict[st
     """Name -> colour, the same for a run's curves and for its encoder's figures."""
     models = list(analysis.get("models", {}))
     if len(runs) == 1 and len(models) < 2:  # they may be called differently
-        return dict.fromkeys([*models, runs[0].name], draw.color_of(0))
+        return dict.fromkeys([*models, runs[0].name], plots.color_of(0))
     names = dict.fromkeys([*models, *(run.name for run in runs)])
-    return {name: draw.color_of(place) for place, name in enumerate(names)}
+    return {name: plots.color_of(number) for number, name in enumerate(names)}
 
 
-def build_figures(
-    drawn: Sequence[run_figures.Figure],
-    out: pathlib.Path,
-    *,
-    title: str,
-    notes: Sequence[str],
-    table: str = "",
-) -> pathlib.Path:
-    """Writes a report of figures alone, with `notes` above them; returns the page."""
-    out.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for figure in drawn:
-        Image.fromarray(figure.image()).save(out / f"{figure.name}.png")
-        body = figure.embedded()
-        parts.append(page.figure(figure.name, figure.title, body, figure.caption))
-    sections = [("summary", "Summary", page.notes(notes) + table)]
-    sections.append(("figures", "Figures", page.grid(parts) if parts else ""))
-    (out / "index.html").write_text(page.page(title, "", sections, _FOOT))
-    numbers = {"title": title, "notes": list(notes), "figures": _figures(drawn)}
-    workdirs.write_json(out / "report.json", numbers)
-    return out / "index.html"
-
-
-def _figures(drawn: Sequence[run_figures.Figure]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": figure.name,
-            "section": figure.section,
-            "title": figure.title,
-            "file": f"{figure.name}.png",
-            "data": figure.data,
-        }
-        for figure in drawn
-    ]
+def _figure_sections(
+    figures: Sequence[run_figures.Figure],
+) -> list[page.Section]:
+    """Sections of figures; photographs stand in the page while they leave it small."""
+    sections, room = [], _MOST_PHOTOS
+    for name, heading, intro in _SECTIONS:
+        pictures = []
+        for figure in (one for one in figures if one.section == name):
+            pictures.append(figure.picture(room))
+            room -= len(pictures[-1].photo or "")
+        parts: list[Any] = [page.Text(intro)] if intro else []
+        parts = [*parts, page.Figures(pictures)] if pictures else []
+        sections.append(page.Section(name, heading, parts))
+    return sections
 
 
 def _numbers(
-    runs: Sequence[run_record.Run],
-    drawn: Sequence[run_figures.Figure],
-    title: str,
-    analysis: dict[str, Any],
+    runs: Sequence[run_record.Run], title: str, analysis: dict[str, Any]
 ) -> dict[str, Any]:
-    about = {k: v for k, v in analysis.items() if k in ("images", "models")}
     return {
         "title": title,
         "made": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "runs": [
             {
                 "name": run.name,
-                "place": str(run.place),
+                "place": str(run.directory),
                 "recipe": published.recipe_of(run.config),
                 "last_step": run.last_step,
                 "total_steps": run.total_steps,
@@ -159,8 +180,7 @@ def _numbers(
             }
             for run in runs
         ],
-        "analysis": about,
-        "figures": _figures(drawn),
+        "analysis": {k: v for k, v in analysis.items() if k in ("images", "models")},
     }
 
 
@@ -168,90 +188,56 @@ def _result(result: dict[str, Any]) -> dict[str, Any]:
     return {k: result[k] for k in ("metric", "last", "best", "history") if k in result}
 
 
-def _page(
-    runs: Sequence[run_record.Run],
-    drawn: Sequence[run_figures.Figure],
-    title: str,
-    analysis: dict[str, Any],
-    colors: dict[str, str],
-) -> str:
-    sections = [("summary", "Summary", _summary(runs, analysis, colors))]
-    sections.append(("results", "Results", _results(runs)))
-    left = _MOST_PHOTOS
-    for name, heading, said in _SECTIONS:
-        parts = []
-        for figure in (f for f in drawn if f.section == name):
-            markup = figure.embedded()
-            if figure.pixels is not None and len(markup) > left:
-                markup = f"<p>{figure.name}.png lies beside this page.</p>"
-            elif figure.pixels is not None:
-                left -= len(markup)
-            wide = figure.pixels is not None
-            parts.append(
-                page.figure(
-                    figure.name, figure.title, markup, figure.caption, wide=wide
-                )
-            )
-        text = f"<p>{page.text(said)}</p>" * bool(said)
-        sections.append((name, heading, text + page.grid(parts) if parts else ""))
-    sections.append(("recipe", "Recipe", _recipe(runs)))
-    sections.append(("origin", "How it was made", _origin(runs, analysis)))
-    under = ", ".join(str(run.place) for run in runs) or "no runs: files of weights"
-    return page.page(title, under, sections, _FOOT)
-
-
 def _summary(
     runs: Sequence[run_record.Run], analysis: dict[str, Any], colors: dict[str, str]
-) -> str:
-    parts = []
+) -> list[Any]:
+    parts: list[Any] = []
     for run in runs:
         if len(runs) > 1:
-            parts.append(f"<h3>{page.swatch(colors[run.name], run.name).html}</h3>")
-        parts.append(page.cards(_cards(run)))
-        parts.append(page.notes(run.notes))
-    said = [*analysis.get("notes", []), *analysis.get("picture_notes", [])]
-    return "".join(parts) + page.notes(said)
+            parts.append(page.Heading(run.name, colors[run.name]))
+        parts.append(page.Cards(_cards(run)))
+        parts += map(page.Note, run.notes)
+    notes = [*analysis.get("notes", []), *analysis.get("picture_notes", [])]
+    return [*parts, *map(page.Note, notes)]
 
 
 def _cards(run: run_record.Run) -> list[tuple[str, Any]]:
     """The few numbers that one looks for first."""
-    found: list[tuple[str, Any]] = []
+    cards: list[tuple[str, Any]] = []
     if run.total_steps:
         name = f"of {run.total_steps:,} updates"
-        found.append((name, page.Number(run.last_step, "metrics.jsonl last step")))
-    for key, said in (("loss", "loss, last"), ("images_per_s", "images/s, last")):
+        cards.append((name, page.Number(run.last_step, "metrics.jsonl last step")))
+    for key, name in (("loss", "loss, last"), ("images_per_s", "images/s, last")):
         if run.steps.get(key):
             step = max(run.steps[key])
             source = f"metrics.jsonl {run.name} {step} {key}"
-            found.append((said, page.Number(run.steps[key][step], source)))
+            cards.append((name, page.Number(run.steps[key][step], source)))
     for title, result in run.results.items():
         metric = result.get("metric")
         value = result["last"].get(metric)
         if isinstance(value, int | float):
             source = f"result.json {run.name}/{title} last.{metric}"
-            found.append((f"{title}: {metric}, last", page.Number(value, source)))
-    return found
+            cards.append((f"{title}: {metric}, last", page.Number(value, source)))
+    return cards
 
 
-def _results(runs: Sequence[run_record.Run]) -> str:
-    several = len(runs) > 1
+def _results(runs: Sequence[run_record.Run]) -> list[Any]:
     rows = []
     for run in runs:
         for title, result in run.results.items():
             rows += _result_rows(run, title, result)
-    body = ""
+    parts: list[Any] = []
     if rows:
         head = ["run", "evaluation", "number", "last", "at update", "best", "at update"]
-        if not several:
+        if len(runs) == 1:
             head, rows = head[1:], [row[1:] for row in rows]
-        body += page.table(head, rows)
+        parts.append(page.Table(head, rows))
     known = [(run, row) for run in runs if (row := published.of(run)) is not None]
     if known:
-        body += "<h3>Expected and reached</h3>" + page.table(
-            ["run", "expected", "what", "source", "reached", "to be compared?"],
-            [_published(run, row) for run, row in known],
-        )
-    return body
+        head = ["run", "expected", "what", "source", "reached", "to be compared?"]
+        parts.append(page.Heading("Expected and reached"))
+        parts.append(page.Table(head, [_published(run, row) for run, row in known]))
+    return parts
 
 
 def _result_rows(run: run_record.Run, title: str, result: dict[str, Any]) -> list[list]:
@@ -284,7 +270,7 @@ def _published(run: run_record.Run, row: dict[str, Any]) -> list[Any]:
     return [run.name, value, row["what"], row["source"], reached, verdict]
 
 
-def _between(runs: Sequence[run_record.Run]) -> str:
+def _between(runs: Sequence[run_record.Run]) -> list[Any]:
     """Fields of the configs in which several runs differ."""
     flat = [dict(_leaves(run.config)) for run in runs]
     keys = sorted({key for one in flat for key in one if not key.startswith("derived")})
@@ -292,9 +278,9 @@ def _between(runs: Sequence[run_record.Run]) -> str:
     for key in keys:
         values = [_short(one.get(key)) for one in flat]
         if len(set(values)) > 1:
-            rows.append([page.field(key), *values])
-    head = ["field", *(run.name for run in runs)]
-    return "<h3>Where the runs differ</h3>" + page.table(head, rows) if rows else ""
+            rows.append([page.Field(key), *values])
+    table = page.Table(["field", *(run.name for run in runs)], rows)
+    return [page.Heading("Where the runs differ"), table] if rows else []
 
 
 def _leaves(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -305,54 +291,55 @@ def _leaves(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-def _recipe(runs: Sequence[run_record.Run]) -> str:
+def _recipe(runs: Sequence[run_record.Run]) -> list[Any]:
     """How each run departs from its recipe for ImageNet; whole configs folded up."""
-    parts = [_between(runs)] if len(runs) > 1 else []
+    parts = _between(runs) if len(runs) > 1 else []
     for run in runs:
-        name = published.recipe_of(run.config)
         if len(runs) > 1:
-            parts.append(f"<h3>{page.text(run.name)}</h3>")
-        found = published.differences(run.config)
-        if name is None:
-            parts.append("<p>No recipe in configs/ has this run's name.</p>")
-        elif not found:
-            parts.append(f"<p>configs/{name}.py as it stands, nothing changed.</p>")
-        else:
-            parts.append(
-                f"<p>{len(found)} fields differ from configs/{page.text(name)}.py, the "
-                "recipe for ImageNet.</p>"
-            )
-            rows = [[page.field(k), _short(a), _short(b)] for k, a, b in found]
-            found_table = page.table(["field", "recipe", "this run"], rows)
-            if len(runs) > 1:
-                found_table = page.details("These fields", found_table)
-            parts.append(found_table)
+            parts.append(page.Heading(run.name))
+        parts += _departures(run, fold=len(runs) > 1)
         text = json.dumps(run.config, indent=1)
-        parts.append(page.details("The whole config", f"<pre>{page.text(text)}</pre>"))
-    return "".join(parts)
+        parts.append(page.Folded("The whole config", page.Source(text)))
+    return parts
 
 
-def _origin(runs: Sequence[run_record.Run], analysis: dict[str, Any]) -> str:
-    body = ""
+def _departures(run: run_record.Run, *, fold: bool) -> list[Any]:
+    name = published.recipe_of(run.config)
+    if name is None:
+        return [page.Text("No recipe in configs/ has this run's name.")]
+    fields = published.differences(run.config)
+    if not fields:
+        return [page.Text(f"configs/{name}.py as it stands, nothing changed.")]
+    rows = [[page.Field(k), _short(a), _short(b)] for k, a, b in fields]
+    table = page.Table(["field", "recipe", "this run"], rows)
+    text = (
+        f"{len(fields)} fields differ from configs/{name}.py, the recipe for ImageNet."
+    )
+    return [page.Text(text), page.Folded("These fields", table) if fold else table]
+
+
+def _origin(runs: Sequence[run_record.Run], analysis: dict[str, Any]) -> list[Any]:
+    parts: list[Any] = []
     for run in runs:
         for start in run.starts[:1] + run.starts[1:][-1:]:
             head = [run.name, f"started {start.get('time')}"]
-            body += page.table(head, _start(start))
+            parts.append(page.Table(head, _start(start)))
     models = analysis.get("models", {})
     if models:
         keys = ("path", "step", "width", "depth", "num_heads", "patch_size")
         keys = (*keys, "image_size", "last_norm", "images")
-        body += "<h3>Models analysed</h3>"
         rows = [
-            [name, *(_told(one.get(key, "–")) for key in keys)]
+            [name, *(_value(one.get(key, "–")) for key in keys)]
             for name, one in models.items()
         ]
-        body += page.table(["model", *(key.replace("_", " ") for key in keys)], rows)
-    return body
+        parts.append(page.Heading("Models analysed"))
+        head = ["model", *(key.replace("_", " ") for key in keys)]
+        parts.append(page.Table(head, rows))
+    return parts
 
 
 def _start(start: dict[str, Any]) -> list[list[str]]:
-    """What one start of a run was made with."""
+    """Rows about one start of a run: commit, devices, libraries, command."""
     versions, devices = start.get("versions", {}), start.get("devices", [])
     shown = ", ".join(map(str, devices[:4])) + ", …" * (len(devices) > 4)
     return [
@@ -363,12 +350,12 @@ def _start(start: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _told(value: Any) -> str:
+def _value(value: Any) -> str:
     if isinstance(value, list):
         return "x".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _short(value: Any) -> str:
-    said = "–" if value is None else json.dumps(value)
-    return said if len(said) <= 120 else said[:117] + "..."
+    text = "–" if value is None else json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,21 +1,40 @@
-"""Curves, box plots and heat maps from numbers."""
+"""Curves, box plots and heat maps from numbers, as matplotlib figures.
+
+Figures are `matplotlib.figure.Figure` objects: pyplot and its global state are never
+used. Importing this module imports matplotlib, which takes a second, so import it where
+something is drawn, not where a run starts.
+"""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
+from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib import ticker
+from matplotlib.figure import Figure
 
-from litevit_jax.report import draw
+from litevit_jax.report import render
 
 Series = dict[str, tuple[Sequence[float], Sequence[float | None]]]
 
-# Text is as large as lets it be read where a phone shows a chart at 0.7 of its size.
+# Okabe and Ito's colours, told apart by most colour-blind readers; yellow left out.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#444444")
+_DASHES = ("-", "--", ":", "-.")  # of the first, second, ... series in one colour
+_RAMP = "viridis"  # rises in lightness all the way, so that it reads in grey too
+
+# Points, which are the units of the SVG.
 WIDTH, HEIGHT = 440, 280
-_LEFT, _RIGHT, _BOTTOM = 78, 14, 48
-_SMALL, _NAME = 14.5, 15.5
+_LEFT, _RIGHT, _BOTTOM, _TOP = 84, 14, 48, 12
+_LEGEND_ROW, _LEGEND_HANDLE = 19, 30
+_LETTER = 0.65  # width of a usual letter, of its size
+_MOST_MARKED = 16  # points of a curve that each get a marker
+_MOST_WRITTEN = 9  # rows and columns of a heat map whose cells have their number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,30 +55,58 @@ class Axes:
     whole_x: bool = False
 
 
+def color_of(number: int) -> str:
+    """Returns the colour of series `number`; colours repeat after seven."""
+    return PALETTE[number % len(PALETTE)]
+
+
+def ramp_color(value: float) -> str:
+    """Returns '#rrggbb' of a value from 0 (dark) to 1 (light)."""
+    return matplotlib.colors.to_hex(matplotlib.colormaps[_RAMP](value))
+
+
 def curves(
     series: Series, axes: Axes, *, colors: Sequence[str] | None = None
-) -> draw.Canvas:
-    """A line for each series (x, y); a y that is None or not finite is a gap."""
-    canvas = draw.Canvas(WIDTH, HEIGHT)
-    colors = colors or [draw.color_of(i) for i in range(len(series))]
-    top = _legend(canvas, list(series), colors) if len(series) > 1 else 12
-    points = {name: _points(x, y, axes.log_y) for name, (x, y) in series.items()}
-    flat = [p for runs in points.values() for run in runs for p in run]
-    frame = _Frame(canvas, axes, top, flat)
-    for color, runs in zip(colors, points.values(), strict=True):
-        for run in runs:
-            placed = [(frame.x(x), frame.y(y)) for x, y in run]
-            canvas.line(placed, color, 1.7)
-            if len(run) <= 16:
-                for x, y in placed:
-                    canvas.line([(x, y)], color, 2)
-    return canvas
+) -> Figure:
+    """Draws a line for each series (x, y); a y that is None or not finite is a gap.
+
+    Series of the same colour differ by their dashes.
+    """
+    colors = colors or [color_of(i) for i in range(len(series))]
+    columns = _legend_columns(list(series))
+    rows = math.ceil(len(series) / columns) if len(series) > 1 else 0
+    values = {name: _drawable(y, axes.log_y) for name, (_, y) in series.items()}
+    known = [np.isfinite(y) for y in values.values()]
+    steps = [np.asarray(x) for x, _ in series.values()]
+    xs = [v for x, k in zip(steps, known, strict=True) for v in x[k]]
+    ys = [v for y, k in zip(values.values(), known, strict=True) for v in y[k]]
+    used: collections.Counter[str] = collections.Counter()
+    with render.style():
+        figure, plot = _frame(axes, xs, ys, legend_rows=rows)
+        for (name, (x, _)), color in zip(series.items(), colors, strict=True):
+            marked = _marked(values[name])
+            plot.plot(
+                x,
+                values[name],
+                color=color,
+                linestyle=_DASHES[used[color] % len(_DASHES)],
+                linewidth=1.7,
+                marker="o" if marked else "",
+                markersize=4,
+                markevery=marked,
+                clip_on=False,
+                label=name,
+            )
+            used[color] += 1
+        if rows:
+            _legend(plot, columns)
+    return figure
 
 
 def boxes(
     groups: Sequence[Sequence[float]], axes: Axes, *, color: str, first: int = 1
-) -> draw.Canvas:
-    """A box for each group: quartiles, median, whiskers to the extremes, and points.
+) -> Figure:
+    """Draws a box for each group: quartiles, median, extremes, and every point.
 
     Args:
       groups: numbers of each, as those of the heads of a layer.
@@ -67,136 +114,81 @@ def boxes(
       color: of the boxes.
       first: number of the first group.
     """
-    canvas = draw.Canvas(WIDTH, HEIGHT)
-    flat = [(i + first, v) for i, group in enumerate(groups) for v in group]
-    edge = [(first - 0.6, flat[0][1]), (first + len(groups) - 0.4, flat[0][1])]
-    frame = _Frame(canvas, dataclasses.replace(axes, whole_x=True), 12, flat + edge)
-    half = min(0.3 * (frame.x(1) - frame.x(0)), 14)
-    for number, group in enumerate(groups, start=first):
-        x = frame.x(number)
-        low, q1, q2, q3, high = (
-            frame.y(v) for v in np.percentile(group, (0, 25, 50, 75, 100))
+    numbers = range(first, first + len(groups))
+    points = [(x, y) for x, group in zip(numbers, groups, strict=True) for y in group]
+    ends = [numbers[0] - 0.6, numbers[-1] + 0.6]
+    line = {"color": color, "linewidth": 1.2}
+    with render.style():
+        wanted = dataclasses.replace(axes, whole_x=True)
+        figure, plot = _frame(wanted, ends, [y for _, y in points])
+        plot.boxplot(
+            groups,
+            positions=numbers,
+            widths=min(0.6, 0.08 * len(groups)),
+            whis=(0, 100),
+            manage_ticks=False,
+            patch_artist=True,
+            showcaps=False,
+            boxprops={"facecolor": "#e8eef4", "edgecolor": color},
+            medianprops=line | {"linewidth": 2.2},
+            whiskerprops=line,
         )
-        canvas.line([(x, low), (x, high)], color)
-        canvas.rect(x - half, q3, 2 * half, q1 - q3, fill="#e8eef4", stroke=color)
-        canvas.line([(x - half, q2), (x + half, q2)], color, 2)
-        for value in group:
-            canvas.rect(x - 1, frame.y(value) - 1, 2, 2, fill=draw.INK)
-    return canvas
+        plot.plot(*zip(*points, strict=True), "o", color=render.INK, markersize=3)
+    return figure
 
 
 def heatmap(
-    values: np.ndarray, x: str, y: str, *, span: tuple[float, float] = (0, 1)
-) -> draw.Canvas:
-    """Cells `[R, C]`, the first row at the bottom, with a bar of what colours mean.
+    values: np.ndarray, x: str, y: str, unit: str, *, span: tuple[float, float] = (0, 1)
+) -> Figure:
+    """Draws cells `[R, C]`, the first row at the bottom, and what the colours mean.
+
+    The cells of a small matrix have their numbers written in them.
 
     Args:
       values: NaN is drawn grey.
       x, y: what columns and rows are; both are counted from 0.
+      unit: what the numbers are.
       span: values of the darkest and lightest colour.
     """
     values = np.asarray(values, float)
     rows, columns = values.shape
-    side = min(26.0, 300 / max(rows, columns))
-    width, height, left, top = columns * side, rows * side, 54.0, 12.0
-    canvas = draw.Canvas(max(left + width + 72, 240), top + height + 50)
-    share = (values - span[0]) / (span[1] - span[0])
-    canvas.pixels(left, top, width, height, draw.ramp(share[::-1]))
-    canvas.rect(left, top, width, height, stroke=draw.MUTED)
-    every = math.ceil(max(rows, columns) / 13)
-    for i in range(0, columns, every):
-        at = left + (i + 0.5) * side
-        canvas.text(at, top + height + 17, str(i), size=_SMALL, anchor="middle")
-    for i in range(0, rows, every):
-        at = top + height - (i + 0.5) * side + 5
-        canvas.text(left - 5, at, str(i), size=_SMALL, anchor="end")
-    canvas.text(left + width / 2, top + height + 40, x, size=_NAME, anchor="middle")
-    middle = top + height / 2
-    canvas.text(17, middle, y, size=_NAME, anchor="middle", upwards=True)
-    bar = left + width + 14
-    canvas.pixels(bar, top, 12, height, draw.ramp(np.linspace(1, 0, 64)[:, None]))
-    for part in (0, 0.5, 1):
-        value = span[0] + part * (span[1] - span[0])
-        at = top + height * (1 - part) + (5 if 0 < part < 1 else 11 * part)
-        canvas.text(bar + 16, at, f"{value:.3g}", size=_SMALL)
-    return canvas
-
-
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from `low` to `high`, about `count` of them."""
-    if not high > low:
-        return [low]
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-class _Frame:
-    """The axes of a chart: draws them, and places numbers between them."""
-
-    def __init__(
-        self, canvas: draw.Canvas, axes: Axes, top: float, points: list
-    ) -> None:
-        xs, ys = [x for x, _ in points] or [0, 1], [y for _, y in points] or [0, 1]
-        self._x = widened(min(xs), max(xs), 0)
-        self._log = axes.log_y
-        self._y = widened(min(ys), max(ys), 0.05)
-        if axes.y_range is not None:
-            self._y = axes.y_range
-        self._box = (_LEFT, top, WIDTH - _RIGHT, HEIGHT - _BOTTOM)
-        self._draw(canvas, axes)
-        if not points:
-            canvas.text(WIDTH / 2, HEIGHT / 2, "no numbers", anchor="middle")
-
-    def x(self, value: float) -> float:
-        low, high = self._x
-        left, _, right, _ = self._box
-        return left + (value - low) / (high - low) * (right - left)
-
-    def y(self, value: float) -> float:
-        low, high = self._y
-        _, top, _, bottom = self._box
-        return bottom - (value - low) / (high - low) * (bottom - top)
-
-    def _draw(self, canvas: draw.Canvas, axes: Axes) -> None:
-        left, top, right, bottom = self._box
-        for value in self._y_ticks():
-            at = self.y(value)
-            canvas.line([(left, at), (right, at)], draw.FAINT)
-            text = f"1e{value:g}" if self._log else f"{value:.6g}"
-            canvas.text(
-                left - 7, at + 5, text, size=_SMALL, anchor="end", color=draw.MUTED
-            )
-        for value in self._x_ticks(axes.whole_x):
-            at = self.x(value)
-            canvas.line([(at, bottom), (at, bottom + 4)], draw.MUTED)
-            text = _thousands(value)
-            anchor = "end" if at > right - 10 and len(text) > 3 else "middle"
-            canvas.text(
-                at, bottom + 19, text, size=_SMALL, anchor=anchor, color=draw.MUTED
-            )
-        canvas.line([(left, top), (left, bottom), (right, bottom)], draw.MUTED)
-        name = {"size": _NAME, "anchor": "middle"}
-        canvas.text((left + right) / 2, HEIGHT - 6, axes.x, **name)
-        canvas.text(17, (top + bottom) / 2, axes.y, upwards=True, **name)
-
-    def _x_ticks(self, whole: bool) -> list[float]:
-        low, high = self._x
-        if whole and high - low < 17:
-            return [*range(math.ceil(low), math.floor(high) + 1)]
-        return [v for v in ticks(low, high, 6) if not whole or v == round(v)]
-
-    def _y_ticks(self) -> list[float]:
-        if not self._log:
-            return ticks(*self._y)
-        whole = [v for v in ticks(*self._y) if v == round(v)]
-        return whole or [math.floor(self._y[0]), math.ceil(self._y[1])]
+    side = min(44.0, 260 / max(rows, columns))
+    width, height = columns * side, rows * side
+    with render.style():
+        figure = Figure(figsize=(WIDTH / 72, (height + _TOP + _BOTTOM) / 72))
+        plot = _add_axes(figure, _LEFT, _BOTTOM, width, height)
+        colors = matplotlib.colormaps[_RAMP].with_extremes(bad="#c8c8c8")
+        picture = plot.imshow(
+            values,
+            cmap=colors,
+            vmin=span[0],
+            vmax=span[1],
+            origin="lower",
+            aspect="auto",
+            interpolation="none",
+        )
+        room = 2 * min(_LEFT + width / 2, WIDTH - _LEFT - width / 2)
+        plot.set_xlabel(x, fontsize=_fitting(x, room))
+        plot.set_ylabel(y, fontsize=_fitting(y, height + 2 * _TOP))
+        plot.spines[:].set_visible(True)
+        plot.tick_params(length=0)
+        every = math.ceil(max(rows, columns) / 13)
+        plot.set_xticks(range(0, columns, every))
+        plot.set_yticks(range(0, rows, every))
+        beside = _add_axes(figure, _LEFT + width + 14, _BOTTOM, 12, height)
+        bar = figure.colorbar(picture, cax=beside)
+        bar.set_label(unit)
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=0)
+        marks = [span[0], sum(span) / 2, span[1]]
+        bar.set_ticks(marks, labels=[f"{mark:.3g}" for mark in marks])
+        if max(rows, columns) <= _MOST_WRITTEN:
+            _write_cells(plot, values, span, min(render.SMALL, side / 3))
+    return figure
 
 
 def widened(low: float, high: float, share: float) -> tuple[float, float]:
-    """A range that has a `share` of itself around `low` and `high`."""
+    """Returns a range that has a `share` of itself around `low` and `high`."""
     if high > low:
         more = share * (high - low)
         return low - more, high + more
@@ -204,33 +196,144 @@ def widened(low: float, high: float, share: float) -> tuple[float, float]:
     return low - more, high + more
 
 
+def _add_axes(
+    figure: Figure, left: float, bottom: float, wide: float, high: float
+) -> Any:
+    """Adds axes in a box that is given in points from the lower left corner."""
+    width, height = figure.get_size_inches() * 72
+    return figure.add_axes((left / width, bottom / height, wide / width, high / height))
+
+
+def _frame(
+    axes: Axes, xs: Sequence[float], ys: Sequence[float], *, legend_rows: int = 0
+) -> tuple[Figure, Any]:
+    """Returns a figure with empty axes for these numbers; a legend makes it higher."""
+    above = _TOP if legend_rows < 2 else _TOP + _LEGEND_ROW * (legend_rows - 1)
+    above += 12 * bool(legend_rows)
+    high, wide = HEIGHT - _TOP - _BOTTOM, WIDTH - _LEFT - _RIGHT
+    figure = Figure(figsize=(WIDTH / 72, (high + above + _BOTTOM) / 72))
+    plot = _add_axes(figure, _LEFT, _BOTTOM, wide, high)
+    plot.set_xlabel(axes.x)
+    plot.set_ylabel(axes.y)
+    plot.yaxis.set_label_coords(-66 / wide, 0.5)
+    plot.grid(axis="y", color=render.FAINT)
+    plot.set_axisbelow(True)
+    plot.tick_params(axis="y", length=0)
+    plot.set_xlim(*widened(min(xs, default=0), max(xs, default=1), 0))
+    _scale_x(plot, axes.whole_x)
+    _scale_y(plot, axes, ys)
+    if not ys:
+        plot.text(0.5, 0.5, "no numbers", ha="center", transform=plot.transAxes)
+    return figure, plot
+
+
+def _scale_x(plot: Any, whole: bool) -> None:
+    low, high = plot.get_xlim()
+    if whole and high - low < 17:
+        marks: ticker.Locator = ticker.MultipleLocator(1)
+    else:
+        marks = ticker.MaxNLocator(6, integer=whole, steps=[1, 2, 2.5, 5, 10])
+    plot.xaxis.set_major_locator(marks)
+    plot.xaxis.set_major_formatter(lambda value, _: _thousands(value))
+
+
+def _scale_y(plot: Any, axes: Axes, ys: Sequence[float]) -> None:
+    low, high = (min(ys), max(ys)) if ys else (0.1, 1)
+    if axes.log_y:
+        plot.set_yscale("log")
+        ends = widened(math.log10(low), math.log10(high), 0.05)
+        plot.set_ylim(*(10**end for end in ends))
+        plot.yaxis.set_minor_locator(ticker.NullLocator())
+    else:
+        plot.set_ylim(*(axes.y_range or widened(low, high, 0.05)))
+    if axes.log_y and math.log10(high / low) >= 1:
+        plot.yaxis.set_major_locator(ticker.LogLocator(numticks=6))
+        plot.yaxis.set_major_formatter(lambda value, _: _power(value))
+    else:
+        marks = ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+        plot.yaxis.set_major_locator(marks)
+        plot.yaxis.set_major_formatter(lambda value, _: _short(value))
+
+
 def _thousands(value: float) -> str:
-    if abs(value) >= 10_000:
-        return f"{value / 1000:g}k"
-    return f"{value:.6g}"
+    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.6g}"
 
 
-def _points(x: Sequence[float], y: Sequence, log: bool) -> list[list]:
-    """Runs of (x, y) between gaps; y by its logarithm to base 10 if asked."""
-    runs: list[list] = [[]]
-    for one, other in zip(x, y, strict=True):
-        known = isinstance(other, int | float) and math.isfinite(other)
-        if known and not (log and other <= 0):
-            runs[-1].append((one, math.log10(other) if log else other))
-        elif runs[-1]:
-            runs.append([])
-    return [run for run in runs if run]
+def _short(value: float) -> str:
+    """Returns as many digits as stand beside an axis: 0.0015, 2.5e-5, 1.2e6."""
+    text = f"{value:.6g}"
+    if len(text) > 6 or "e" in text:
+        text = re.sub(r"e([+-])0*", r"e\1", f"{value:.3e}").replace("e+", "e")
+        text = re.sub(r"\.?0+e", "e", text)
+    return text
 
 
-def _legend(canvas: draw.Canvas, names: list[str], colors: Sequence[str]) -> float:
-    """Names with their colours above the chart; returns where the chart begins."""
-    x, y = _LEFT, 16.0
-    for name, color in zip(names, colors, strict=True):
-        shown = name if len(name) <= 34 else name[:33] + "…"
-        wide = 22 + 8 * len(shown)
-        if x > _LEFT and x + wide > WIDTH - 4:
-            x, y = _LEFT, y + 19
-        canvas.line([(x, y - 5), (x + 14, y - 5)], color, 3)
-        canvas.text(x + 18, y, shown, size=_SMALL)
-        x += wide + 8
-    return y + 12
+def _power(value: float) -> str:
+    """Returns 10 to a whole power, written with raised digits."""
+    raised = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    return "10" + str(round(math.log10(value))).translate(raised)
+
+
+def _drawable(values: Sequence[float | None], log: bool) -> np.ndarray:
+    """Returns float64 with NaN for what cannot be drawn."""
+    numbers = [v if isinstance(v, int | float) else math.nan for v in values]
+    array = np.array(numbers, float)
+    array[~np.isfinite(array) | (log & (array <= 0))] = math.nan
+    return array
+
+
+def _marked(values: np.ndarray) -> list[int]:
+    """Returns the points that get a marker: all of few, else those without neighbours.
+
+    A line through a single point, between two gaps, would show nothing.
+    """
+    known = np.isfinite(values)
+    if known.sum() > _MOST_MARKED:
+        padded = np.pad(known, 1)
+        known &= ~padded[:-2] & ~padded[2:]
+    return np.flatnonzero(known).tolist()
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= 34 else name[:33] + "…"
+
+
+def _legend_columns(names: list[str]) -> int:
+    """Returns how many names fit beside each other above a chart."""
+    longest = max((len(_shown(name)) for name in names), default=1)
+    wide = _LEGEND_HANDLE + _LETTER * render.SMALL * longest
+    return max(int((WIDTH - _LEFT) // wide), 1)
+
+
+def _legend(plot: Any, columns: int) -> None:
+    lines = plot.get_lines()
+    plot.legend(
+        lines,
+        [_shown(line.get_label()) for line in lines],
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0.3,
+        columnspacing=0.8,
+        handlelength=1.3,
+        handletextpad=0.4,
+        labelspacing=0.2,
+    )
+
+
+def _fitting(name: str, room: float) -> float:
+    """Returns the size of letters by which a name is no longer than `room`."""
+    return min(render.LARGE, room / (_LETTER * max(len(name), 1)))
+
+
+def _write_cells(
+    plot: Any, values: np.ndarray, span: tuple[float, float], size: float
+) -> None:
+    middle = sum(span) / 2
+    for (row, column), value in np.ndenumerate(values):
+        if math.isfinite(value):
+            color = render.INK if value > middle else "#ffffff"
+            text, at = f"{value:.2f}", {"ha": "center", "va": "center"}
+            plot.text(column, row, text, color=color, fontsize=size, **at)

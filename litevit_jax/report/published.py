@@ -1,4 +1,4 @@
-"""What a recipe of the paper should reach, and how far a run is from that recipe.
+"""Published numbers of the recipes, and how far a run is from its recipe.
 
 Numbers are those of the authors' repository (recipes 10.1 and 10.2), in
 percent of ImageNet's validation images. Recalled or unpublished ones are not here.
@@ -55,14 +55,14 @@ WITH_BIAS = {
 
 
 def recipe_of(config: dict[str, Any]) -> str | None:
-    """The file in configs/ that a run's config was made by, or None."""
+    """Returns the file in configs/ that a run's config was made by, or None."""
     title = str(config.get("name", ""))
     fits = [n for n in recipes.names() if title == n or title.startswith(f"{n}-")]
     return max(fits, key=len, default=None)
 
 
 def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(field, the recipe's value, the run's) wherever a run departs from its recipe.
+    """Returns (field, the recipe's value, the run's) where a run departs from it.
 
     The recipe is that for ImageNet. Fields that the run's config lacks, being older
     than they are, are no departure; nor are those of an older version that are gone.
@@ -74,13 +74,13 @@ def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
         plain = recipes.get(name, "imagenet2012")
     except ValueError:  # a recipe that reads no images of its own
         plain = recipes.get(name)
-    theirs = workdirs.plain(plain.copy_and_resolve_references().to_dict())
-    _fill_images(theirs)
+    recipe = workdirs.plain(plain.copy_and_resolve_references().to_dict())
+    _fill_images(recipe)
     skipped = {"derived", *choices.REMOVED}
-    ours = {key: value for key, value in config.items() if key not in skipped}
-    found = workdirs.differences(theirs, ours)
-    found = [row for row in found if row[0] != "data.required"]  # of the variant
-    return [(k, a, b) for k, a, b in found if b is not None or _has(ours, k)]
+    run = {key: value for key, value in config.items() if key not in skipped}
+    rows = workdirs.differences(recipe, run)
+    rows = [row for row in rows if row[0] != "data.required"]  # of the variant
+    return [(k, a, b) for k, a, b in rows if b is not None or _has(run, k)]
 
 
 def _fill_images(recipe: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ def _has(block: Any, field: str) -> bool:
 
 
 def of(run: run_record.Run) -> dict[str, Any] | None:
-    """What is published for a run's recipe, and what the run reached.
+    """Returns what is published for a run's recipe, and what the run reached.
 
     Returns:
       'expected', 'what', 'source'; 'reached' (None: this run does not measure it) with
@@ -130,15 +130,13 @@ def of(run: run_record.Run) -> dict[str, Any] | None:
 
 
 def _pretraining(config: dict[str, Any]) -> str | None:
-    """The recipe of the run that `init` names, if it is still there."""
+    """Returns the recipe of the run that `init` names, if it can be read."""
     init = config.get("init")
     if not init:
         return None
-    for place in (pathlib.Path(init), *pathlib.Path(init).parents[:2]):
-        path = place / "config.json"
-        if path.is_file():
-            other = run_record.read(place.name, place).config
-            return recipe_of(other)
+    for directory in (pathlib.Path(init), *pathlib.Path(init).parents[:2]):
+        if (directory / "config.json").is_file():
+            return recipe_of(run_record.read(directory.name, directory).config)
     return None
 
 

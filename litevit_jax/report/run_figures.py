@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import figure
 from PIL import Image
 
-from litevit_jax.report import draw, plots, run_record
+from litevit_jax.report import page, plots, render, run_record
 
-_WIDEST = 1200  # pixels of a photograph inside the page
 _FIRST = ("loss", "mae_loss", "lr", "grad_norm", "effective_rank", "feature_std")
 _UNITS = {
     "lr": "learning rate",
@@ -38,18 +38,26 @@ _TITLES = {
 }
 
 
+_STUDIES = {
+    "keep_first": "The first k blocks kept, the others at random",
+    "keep_last": "The last k blocks kept, the others at random",
+    "freeze": "The first k blocks frozen",
+    "swap": "The first k blocks kept, the others the donor's",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One figure.
+    """One figure: a plot, or a sheet of images.
 
     Attributes:
       name: of its file, without ending.
       section: of the page: 'curves', 'probes', 'blocks', 'speed', 'pictures',
-        'attention', 'maps', 'cka' or 'features'.
+        'attention', 'maps', 'cka', 'features' or 'layers'.
       title, caption: what it shows.
       data: the numbers it is drawn from, as JSON takes them.
-      canvas: of a chart.
-      pixels: uint8 [H, W, 3] of a sheet of images.
+      plot: the drawn numbers, or None.
+      pixels: uint8 [H, W, 3] of a sheet of images, or None.
     """
 
     name: str
@@ -57,54 +65,64 @@ class Figure:
     title: str
     caption: str
     data: Any
-    canvas: draw.Canvas | None = None
+    plot: figure.Figure | None = None
     pixels: np.ndarray | None = None
 
-    def image(self) -> np.ndarray:
-        """uint8 [H, W, 3], for a file beside the page."""
-        return self._photo() if self.canvas is None else self.canvas.image()
+    @property
+    def file(self) -> str:
+        """Name of the PNG beside the page."""
+        return f"{self.name}.png"
 
-    def _photo(self) -> np.ndarray:
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes the PNG."""
+        path = directory / self.file
+        if self.plot is not None:
+            path.write_bytes(render.png(self.plot))
+        else:
+            Image.fromarray(self._sheet()).save(path)
+
+    def picture(self, room: int | None = None) -> page.Picture:
+        """Returns what the page shows: SVG, a photograph, or the file's name.
+
+        Args:
+          room: bytes of markup that a photograph may have; None: any number.
+        """
+        about = (self.name, self.title, self.caption, self.file)
+        if self.plot is not None:
+            svg = render.svg(self.plot, title=self.title, prefix=self.name)
+            return page.Picture(*about, svg=svg)
+        photo, width = page.photograph(self._sheet())
+        if room is not None and len(photo) > room:
+            return page.Picture(*about, wide=True)
+        return page.Picture(*about, wide=True, photo=photo, width=width)
+
+    def _sheet(self) -> np.ndarray:
         assert self.pixels is not None  # a figure has the one or the other
         return self.pixels
 
-    def embedded(self) -> str:
-        """Markup of the page: SVG, or a photograph as JPEG."""
-        if self.canvas is not None:
-            return self.canvas.svg(self.title)
-        picture = Image.fromarray(self._photo())
-        if picture.width > _WIDEST:
-            height = round(picture.height * _WIDEST / picture.width)
-            picture = picture.resize((_WIDEST, height), Image.Resampling.LANCZOS)
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=88)
-        address = draw.data_uri(file.getvalue(), "jpeg")
-        wide = picture.width
-        return f'<img src="{address}" alt="" width="{wide}" style="--native:{wide}px">'
-
 
 def of_runs(runs: Sequence[run_record.Run], colors: dict[str, str]) -> list[Figure]:
-    """Curves of what was logged, evaluations over time, speed, and pictures.
+    """Draws curves of what was logged, evaluations over time, speed, and pictures.
 
     Args:
       runs: as read.
       colors: name of a run -> the colour of its curves.
     """
-    found = []
+    figures = []
     for key in _logged(runs):
         section = "speed" if key in _SPEED else "curves"
-        found.append(_curve(runs, key, section, colors))
+        figures.append(_curve(runs, key, section, colors))
     for run in runs:
-        found += _heads(run, len(runs) > 1)
-    found += _probes(runs, colors)
-    found += _blocks(runs)
+        figures += _heads(run, len(runs) > 1)
+    figures += _probes(runs, colors)
+    figures += _blocks(runs)
     for run in runs:
-        found += _pictures(run, len(runs) > 1)
-    return found
+        figures += _pictures(run, len(runs) > 1)
+    return figures
 
 
 def _logged(runs: Sequence[run_record.Run]) -> list[str]:
-    """Metrics of training, the usual ones first."""
+    """Returns the metrics of training, the usual ones first."""
     keys: dict[str, None] = {}
     for run in runs:
         titles = {*run.results, *run.config.get("evals", {})}
@@ -135,17 +153,17 @@ def _curve(
         title=_TITLES.get(key, key),
         caption=f"{key} in metrics.jsonl",
         data={"metric": key, "source": "metrics.jsonl", "series": data},
-        canvas=plots.curves(drawn, axes, colors=[colors[name] for name in drawn]),
+        plot=plots.curves(drawn, axes, colors=[colors[name] for name in drawn]),
     )
 
 
 def _heads(run: run_record.Run, several: bool) -> list[Figure]:
-    """Numbers of the heads, as attn_entropy/head_01, in one figure a metric."""
+    """Draws the numbers of heads, as attn_entropy/head_01, in one figure a metric."""
     groups: dict[str, list[str]] = {}
     for key in run.steps:
         if "/head_" in key:
             groups.setdefault(key.partition("/")[0], []).append(key)
-    found = []
+    figures = []
     for name, keys in groups.items():
         drawn, data = {}, {}
         for key in sorted(keys):
@@ -153,11 +171,11 @@ def _heads(run: run_record.Run, several: bool) -> list[Figure]:
             drawn[key.partition("/")[2].replace("_", " ")] = (steps, values)
             data[key] = {"steps": steps, "values": values}
         colors = [
-            draw.ramp_color(0.85 * i / max(len(drawn), 1)) for i in range(len(drawn))
+            plots.ramp_color(0.85 * i / max(len(drawn), 1)) for i in range(len(drawn))
         ]
         axes = plots.Axes("update", with_unit(name), whole_x=True)
         of = f" of {run.name}" * several
-        found.append(
+        figures.append(
             Figure(
                 name=f"curves-{name}-{file_name(run.name)}",
                 section="curves",
@@ -166,15 +184,15 @@ def _heads(run: run_record.Run, several: bool) -> list[Figure]:
                 else f"{name}{of}",
                 caption=f"{name}/head_NN in metrics.jsonl",
                 data={"source": "metrics.jsonl", "run": run.name, "series": data},
-                canvas=plots.curves(drawn, axes, colors=colors),
+                plot=plots.curves(drawn, axes, colors=colors),
             )
         )
-    return found
+    return figures
 
 
 def _probes(runs: Sequence[run_record.Run], colors: dict[str, str]) -> list[Figure]:
-    """The main number of every evaluation that was made more than once."""
-    found = []
+    """Draws the main number of every evaluation that was made more than once."""
+    figures = []
     titles = dict.fromkeys(title for run in runs for title in run.results)
     for title in titles:
         drawn, data, metric = {}, {}, ""
@@ -191,24 +209,24 @@ def _probes(runs: Sequence[run_record.Run], colors: dict[str, str]) -> list[Figu
             data[run.name] = {"metric": metric, "steps": steps, "values": values}
         if drawn:
             axes = plots.Axes("update", with_unit(metric), whole_x=True)
-            found.append(
+            figures.append(
                 Figure(
                     name=f"probes-{file_name(title)}",
                     section="probes",
                     title=f"{title}: {metric}",
                     caption=f"history in evals/{title}/result.json",
                     data={"source": f"evals/{title}/result.json", "series": data},
-                    canvas=plots.curves(
+                    plot=plots.curves(
                         drawn, axes, colors=[colors[name] for name in drawn]
                     ),
                 )
             )
-    return found
+    return figures
 
 
 def _blocks(runs: Sequence[run_record.Run]) -> list[Figure]:
-    """What every block knows, of evaluations with a row for each: linear and k-NN."""
-    found = []
+    """Draws linear and k-NN accuracy over blocks, of evaluations that have them."""
+    figures = []
     for title in dict.fromkeys(title for run in runs for title in run.results):
         tables = {
             run.name: run.results[title]["last"]["table"]
@@ -216,12 +234,14 @@ def _blocks(runs: Sequence[run_record.Run]) -> list[Figure]:
             if "block" in run.results.get(title, {}).get("last", {})
         }
         if tables:
-            found.append(of_blocks(title, tables, f"last in evals/{title}/result.json"))
-    return found
+            figures.append(
+                of_blocks(title, tables, f"last in evals/{title}/result.json")
+            )
+    return figures
 
 
 def of_blocks(title: str, tables: dict[str, list], source: str) -> Figure:
-    """Accuracy over blocks.
+    """Draws linear and k-NN accuracy over blocks.
 
     Args:
       title: of the evaluation, one of `layers`.
@@ -234,32 +254,65 @@ def of_blocks(title: str, tables: dict[str, list], source: str) -> Figure:
         of = f"{name}: " * (len(tables) > 1)
         ks = [*range(1, len(rows) + 1)]  # older tables count from 0
         data[name] = {"block": ks}
-        for kind, said in (("linear", "linear"), ("knn", "k-NN")):
+        for kind, label in (("linear", "linear"), ("knn", "k-NN")):
             data[name][kind] = [row[kind] for row in rows]
-            drawn[f"{of}{said}"] = (ks, data[name][kind])
+            drawn[f"{of}{label}"] = (ks, data[name][kind])
     return Figure(
         name=f"blocks-{file_name(title)}",
         section="blocks",
         title=f"{title}: accuracy after every block",
         caption=f"percent right after block 1 to the last; {source}",
         data={"source": source, "series": data},
-        canvas=plots.curves(
-            drawn, plots.Axes("block", with_unit("top1"), whole_x=True)
-        ),
+        plot=plots.curves(drawn, plots.Axes("block", with_unit("top1"), whole_x=True)),
     )
 
 
+def of_study(
+    curves: dict[str, dict[str, dict[int, float]]],
+    shares: dict[str, float],
+    metric: str,
+) -> list[Figure]:
+    """Draws what a layer study measured, a figure for each kind of parts.
+
+    Args:
+      curves: kind -> setting -> {k: number}.
+      shares: setting -> share of the training images.
+      metric: what the numbers are.
+    """
+    figures = []
+    for kind in (kind for kind in curves if kind in _STUDIES):
+        lines: plots.Series = {}
+        data: dict[str, Any] = {}
+        for setting, by_k in curves[kind].items():
+            ks = sorted(by_k)
+            values = [by_k[k] for k in ks]
+            lines[f"{setting}: {100 * shares[setting]:g} % of the images"] = ks, values
+            data[setting] = {"k": ks, "values": values}
+        axes = plots.Axes("k, blocks", with_unit(metric), whole_x=True)
+        figures.append(
+            Figure(
+                name=f"layers-{kind}",
+                section="layers",
+                title=_STUDIES[kind],
+                caption="results of the parts in layers.json",
+                data=data,
+                plot=plots.curves(lines, axes),
+            )
+        )
+    return figures
+
+
 def _pictures(run: run_record.Run, several: bool) -> list[Figure]:
-    """The reconstructions of a run: the first and the last, or the last of each."""
+    """Shows the reconstructions of a run: the first and the last, or the last."""
     chosen = (
         run.pictures[-1:]
         if several
         else dict.fromkeys([*run.pictures[:1], *run.pictures[-1:]])
     )
-    found = []
+    figures = []
     for path in chosen:
         step = int(path.stem.rpartition("_")[2])
-        found.append(
+        figures.append(
             Figure(
                 name=f"pictures-{file_name(run.name)}-{step}",
                 section="pictures",
@@ -267,19 +320,25 @@ def _pictures(run: run_record.Run, several: bool) -> list[Figure]:
                 caption="original, masked, reconstructed; visible patches are the "
                 "original's",
                 data={"source": f"pictures/{path.name}", "step": step},
-                pixels=np.asarray(Image.open(path).convert("RGB")),
+                pixels=read_pixels(path),
             )
         )
-    return found
+    return figures
+
+
+def read_pixels(path: pathlib.Path) -> np.ndarray:
+    """Reads a picture: uint8 [H, W, 3]."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def with_unit(metric: str) -> str:
-    """What stands at the axis of a metric."""
+    """Returns what stands at the axis of a metric."""
     if metric.endswith(_PERCENT):
         return f"{metric}, %"
     return _UNITS.get(metric, metric)
 
 
 def file_name(name: str) -> str:
-    """`name` with what no file should be called by replaced."""
+    """Returns `name` with the letters replaced that no file's name should have."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)

@@ -1,4 +1,4 @@
-"""A run's directory -> what it recorded, with its gaps named and never filled."""
+"""Reads what a run's directory holds; gaps are named and never filled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Run:
 
     Attributes:
       name: that it is shown by.
-      place: its directory.
+      directory: where it is.
       config: as saved.
       steps: metric -> {step: number}, of metrics.jsonl; NaN where it was not finite.
       events: rows of metrics.jsonl with an 'event'.
@@ -34,7 +34,7 @@ class Run:
     """
 
     name: str
-    place: pathlib.Path
+    directory: pathlib.Path
     config: dict[str, Any]
     steps: dict[str, dict[int, float]]
     events: list[dict[str, Any]]
@@ -46,42 +46,42 @@ class Run:
 
     @property
     def last_step(self) -> int:
-        """Of the last row of training; 0 if there is none."""
+        """The last logged update; 0 if there is none."""
         return max((max(v) for v in self.steps.values() if v), default=0)
 
     @property
     def total_steps(self) -> int | None:
-        """Updates that the config asks for; None if it trains nothing."""
+        """The updates that the config asks for; None if it trains nothing."""
         return self.config.get("derived", {}).get("total_steps")
 
 
-def read(name: str, place: pathlib.Path) -> Run:
+def read(name: str, directory: pathlib.Path) -> Run:
     """Reads a run, finished or not.
 
     Raises:
       FileNotFoundError: there is no run directory.
       ValueError: its config.json is damaged.
     """
-    path = place / "config.json"
+    path = directory / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{place}: no run directory there (no config.json); a report is of a "
+            f"{directory}: no run directory there (no config.json); a report is of a "
             "run's --workdir"
         )
     notes: list[str] = []
-    config: Any = workdirs.read_config(place)
-    rows = _rows(place / "metrics.jsonl", notes)
+    config: Any = workdirs.read_config(directory)
+    rows = _rows(directory / "metrics.jsonl", notes)
     steps, events = _by_metric(rows, notes)
     run = Run(
         name=name,
-        place=place,
+        directory=directory,
         config=config,
         steps=steps,
         events=events,
-        results=_results(place, notes),
-        starts=_rows(place / "environment.jsonl", []),
-        pictures=sorted((place / "pictures").glob("reconstruction_*.png")),
-        analysis=_analysis(place, notes),
+        results=_results(directory, notes),
+        starts=_rows(directory / "environment.jsonl", []),
+        pictures=sorted((directory / "pictures").glob("reconstruction_*.png")),
+        analysis=_analysis(directory, notes),
         notes=notes,
     )
     notes += _state(run) + _gaps(run)
@@ -89,7 +89,7 @@ def read(name: str, place: pathlib.Path) -> Run:
 
 
 def _rows(path: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Lines of a .jsonl file; a line that a kill cut is counted and left out."""
+    """Reads a .jsonl file; lines that a kill cut are counted and left out."""
     if not path.exists():
         notes.append(f"{path.name} is not there.")
         return []
@@ -111,7 +111,7 @@ def _rows(path: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
 def _by_metric(
     rows: list[dict[str, Any]], notes: list[str]
 ) -> tuple[dict[str, dict[int, float]], list[dict[str, Any]]]:
-    """Metric -> {step: number}; a step that was done again counts as done last."""
+    """Returns metric -> {step: number}, the last of a repeated step; and events."""
     steps: dict[str, dict[int, float]] = {}
     events, broken, again = [], 0, 0
     for row in rows:
@@ -135,7 +135,7 @@ def _by_metric(
         notes.append(
             f"{again} logged steps were done again after a stop: the last count."
         )
-    ordered = {key: dict(sorted(found.items())) for key, found in steps.items()}
+    ordered = {key: dict(sorted(of.items())) for key, of in steps.items()}
     return ordered, events
 
 
@@ -147,17 +147,17 @@ def _number(value: Any) -> float | None:
     return value
 
 
-def _results(place: pathlib.Path, notes: list[str]) -> dict[str, dict[str, Any]]:
-    found = {}
-    for path in sorted((place / "evals").glob("*/result.json")):
+def _results(directory: pathlib.Path, notes: list[str]) -> dict[str, dict[str, Any]]:
+    results = {}
+    for path in sorted((directory / "evals").glob("*/result.json")):
         try:
             result = json.loads(path.read_text())
             last = dict(result["last"])
             metric = result.get("metric") or _metric(last)  # older runs name none
-            found[path.parent.name] = {**result, "last": last, "metric": metric}
+            results[path.parent.name] = {**result, "last": last, "metric": metric}
         except (ValueError, KeyError, TypeError):
             notes.append(f"evals/{path.parent.name}/result.json cannot be read.")
-    return found
+    return results
 
 
 def _metric(last: dict[str, Any]) -> str:
@@ -166,20 +166,20 @@ def _metric(last: dict[str, Any]) -> str:
     return "top1" if "top1" in names else next(iter(names), "n")
 
 
-def _analysis(place: pathlib.Path, notes: list[str]) -> dict[str, Any]:
-    path = place / "analysis" / "analysis.json"
-    path = path if path.exists() else place / "analysis.json"
+def _analysis(directory: pathlib.Path, notes: list[str]) -> dict[str, Any]:
+    path = directory / "analysis" / "analysis.json"
+    path = path if path.exists() else directory / "analysis.json"
     if not path.exists():
         return {}
     try:
-        return {**json.loads(path.read_text()), "place": str(path.parent)}
+        return {**json.loads(path.read_text()), "directory": str(path.parent)}
     except (ValueError, TypeError):
         notes.append(f"{path.name} cannot be read.")
         return {}
 
 
 def _state(run: Run) -> list[str]:
-    """What is to be said of how far the run came."""
+    """Notes how far the run came, unless it is complete."""
     if run.total_steps is None:
         return []
     if not run.last_step:
@@ -193,32 +193,32 @@ def _state(run: Run) -> list[str]:
 
 
 def _gaps(run: Run) -> list[str]:
-    """Where updates are missing among those logged: longer than both intervals beside.
+    """Notes where updates are missing: intervals longer than both of those beside.
 
     An interval that is longer from some update on is a setting, and no gap.
     """
     steps = list(run.steps.get("loss", {}))
     lengths = [b - a for a, b in itertools.pairwise(steps)]
-    found = []
+    gaps = []
     for i in range(1, len(lengths) - 1):
         if lengths[i] > 1.5 * max(lengths[i - 1], lengths[i + 1]):
-            found.append(f"{steps[i]:,} and {steps[i + 1]:,}")
-    if not found:
+            gaps.append(f"{steps[i]:,} and {steps[i + 1]:,}")
+    if not gaps:
         return []
-    more = f" and {len(found) - 3} times more" * (len(found) > 3)
+    more = f" and {len(gaps) - 3} times more" * (len(gaps) > 3)
     return [
-        f"metrics.jsonl: nothing is logged between {', '.join(found[:3])}{more}; "
+        f"metrics.jsonl: nothing is logged between {', '.join(gaps[:3])}{more}; "
         "curves go straight across."
     ]
 
 
-def series(found: dict[int, float], most: int = 1200) -> tuple[list[int], list[Any]]:
-    """(steps, numbers) of a metric, all of them or `most` that keep its extremes.
+def series(numbers: dict[int, float], most: int = 1200) -> tuple[list[int], list[Any]]:
+    """Returns (steps, numbers) of a metric, all or `most` that keep its extremes.
 
     Long curves are cut into intervals of which the smallest and the largest number
     stay, so every point is one that was logged. What is not finite is None.
     """
-    pairs = [(s, v if math.isfinite(v) else None) for s, v in found.items()]
+    pairs = [(s, v if math.isfinite(v) else None) for s, v in numbers.items()]
     if len(pairs) > most:
         pairs = _thinned(pairs, most)
     return [s for s, _ in pairs], [v for _, v in pairs]

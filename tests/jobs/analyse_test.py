@@ -11,6 +11,7 @@ from litevit_jax.jobs import analyse
 from litevit_jax.train import loop
 from tests import jobs
 from tests.analysis import conftest
+from tests.report import examples
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +78,64 @@ def test_the_command_line_starts_the_jobs(ended, tmp_path, capsys):
     assert cli._analysis("report", made, str(tmp_path / "out")) == cli.EXIT_OK
     assert f"report: {tmp_path}/out/report/index.html" in capsys.readouterr().out
     assert (tmp_path / "out" / "report" / "report.json").exists()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return examples.write_run(tmp_path_factory.mktemp("runs") / "one")
+
+
+def analysis_config(models, word="report"):
+    made = jobs.config("analysis", word, models=models)
+    made.name = "side" if word == "report" else made.name
+    return made
+
+
+def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
+    other = examples.write_run(
+        tmp_path / "other", logged=20, total=50, name="mocov3_tiny"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = analysis_config(f"mae={run},moco={other}/checkpoints/20")
+    (other / "checkpoints").mkdir()
+    out = analyse.draw(config, None)
+    assert out.resolve() == (tmp_path / "runs/side/report/index.html").resolve()
+    found = json.loads((out.parent / "report.json").read_text())
+    loss = next(f for f in found["figures"] if f["name"] == "curves-loss")
+    assert set(loss["data"]["series"]) == {"mae", "moco"}
+    assert [r["recipe"] for r in found["runs"]] == ["mae_tiny", "mocov3_tiny"]
+    text = out.read_text()
+    assert "Unfinished: 20 of 50" in text and "mae, moco side by side" in text
+    rows = [dict(row) for row in examples.Page(text).rows if row]
+    between = {row["field"]: row for row in rows if "mae" in row and "field" in row}
+    assert between["name"]["mae"] == '"mae_tiny"'
+    assert between["name"]["moco"] == '"mocov3_tiny"'
+    assert between["objective.mask_ratio"]["moco"] == "–"
+    assert "seed" not in between and "data.name" not in between
+    assert not any(field.startswith("derived") for field in between)
+    assert [row["run"] for row in rows if row.get("number") == "top1"] == [
+        "mae",
+        "moco",
+    ]
+
+
+def test_a_report_of_one_run_is_put_into_its_directory(tmp_path):
+    place = examples.write_run(tmp_path / "mine")
+    out = analyse.draw(analysis_config(str(place)), None)
+    assert out == place / "report" / "index.html"
+
+
+def test_a_report_of_a_file_of_weights_is_refused(tmp_path):
+    file = tmp_path / "vit.pth"
+    file.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"a report is of runs; to look into a file"):
+        analyse.draw(analysis_config(f"vit={file}"), None)
+
+
+def test_a_comparison_of_one_run_is_refused(run):
+    made = analysis_config(str(run), "compare")
+    with pytest.raises(ValueError, match=r"one run has nothing to be compared with"):
+        analyse.draw(made, None)
+    with pytest.raises(ValueError, match=r"variants advice and compare: give one"):
+        analysis_config(str(run), "compare,advice")
+    assert analysis_config(str(run), "compare").name == "compare"

@@ -11,8 +11,12 @@ def test_pictures_of_a_run_in_a_relative_directory_are_found_from_anywhere(
 ):
     monkeypatch.chdir(tmp_path)
     maps = [{"model": "encoder", "file": "figures/a.png"}]
-    analysis = {"place": "runs/one/analysis", "models": {"encoder": {}}, "maps": maps}
+    analysis = {
+        "directory": "runs/one/analysis",
+        "models": {"encoder": {}},
+        "maps": maps,
+    }
     run = types.SimpleNamespace(name="one", analysis=analysis)
-    [found] = merge.of_runs([run])["maps"]
-    assert found["file"] == str(tmp_path / "runs/one/analysis/figures/a.png")
-    assert pathlib.Path(found["file"]).is_absolute()
+    [sheet] = merge.of_runs([run])["maps"]
+    assert sheet["file"] == str(tmp_path / "runs/one/analysis/figures/a.png")
+    assert pathlib.Path(sheet["file"]).is_absolute()

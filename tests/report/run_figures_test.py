@@ -1,0 +1,93 @@
+"""Figures of a run hold what it logged."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from litevit_jax.report import run_figures, run_record
+
+
+@pytest.fixture(scope="module")
+def figures(run):
+    read = [run_record.read("one", run)]
+    drawn = run_figures.of_runs(read, {"one": "#0072b2"})
+    return {figure.name: figure for figure in drawn}
+
+
+def test_a_curve_goes_through_every_logged_number(run, figures):
+    rows = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    for key, section in (("loss", "curves"), ("lr", "curves"), ("data_wait", "speed")):
+        logged = [[row["step"], row[key]] for row in rows if key in row]
+        [axes] = figures[f"{section}-{key}"].plot.axes
+        [line] = axes.get_lines()
+        assert line.get_xydata().tolist() == logged and len(logged) == 40
+        assert line.get_color() == "#0072b2" and axes.get_xlabel() == "update"
+    assert figures["speed-data_wait"].plot.axes[0].get_ylim() == (0, 100)
+    units = {name: figures[name].plot.axes[0].get_ylabel() for name in figures
+             if figures[name].plot is not None}  # fmt: skip
+    assert units["speed-data_wait"] == "% of the time"
+    assert units["curves-lr"] == "learning rate"
+    assert units["probes-knn"] == "top1, %"
+    assert all(units.values())
+
+
+def test_heads_are_told_apart(figures):
+    [axes] = figures["curves-attn_entropy-one"].plot.axes
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["head 01", "head 02"] and axes.get_ylabel() == "nats"
+    first, second = axes.get_lines()
+    assert set(first.get_ydata()) == {1.5} and second.get_ydata()[4] == 5.0
+    assert first.get_color() != second.get_color()
+
+
+def test_an_evaluation_over_time_has_all_its_results(run, figures):
+    result = json.loads((run / "evals" / "knn" / "result.json").read_text())
+    [axes] = figures["probes-knn"].plot.axes
+    want = [[row["step"], row["top1"]] for row in result["history"]]
+    assert axes.get_lines()[0].get_xydata().tolist() == want and len(want) == 4
+
+
+def test_a_layer_study_has_a_figure_for_each_kind_of_parts():
+    curves = {
+        "random": {"rich": {0: 9.0}, "poor": {0: 8.0}},
+        "keep_first": {"rich": {2: 30.0, 0: 10.0}, "poor": {0: 5.0, 2: 7.0}},
+    }
+    shares = {"rich": 1.0, "poor": 0.05}
+    [figure] = run_figures.of_study(curves, shares, "top1")
+    assert figure.name == "layers-keep_first"
+    assert figure.data["rich"] == {"k": [0, 2], "values": [10.0, 30.0]}
+    [axes] = figure.plot.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("k, blocks", "top1, %")
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+    assert drawn == {
+        "rich: 100 % of the images": [[0, 10.0], [2, 30.0]],
+        "poor: 5 % of the images": [[0, 5.0], [2, 7.0]],
+    }
+
+
+def test_accuracy_over_blocks_counts_from_one():
+    rows = [{"block": i, "linear": 50.0 + i, "knn": 40.0 - i} for i in range(3)]
+    figure = run_figures.of_blocks("layers", {"a": rows}, "source")
+    linear, knn = figure.plot.axes[0].get_lines()
+    assert linear.get_xydata().tolist() == [[1, 50.0], [2, 51.0], [3, 52.0]]
+    assert knn.get_ydata().tolist() == [40.0, 39.0, 38.0]
+    assert [line.get_label() for line in (linear, knn)] == ["linear", "k-NN"]
+
+
+def test_a_figure_is_saved_beside_the_page(figures, tmp_path):
+    for name in ("curves-loss", "pictures-one-40"):
+        figures[name].save(tmp_path)
+        with Image.open(tmp_path / figures[name].file) as picture:
+            assert picture.format == "PNG"
+            assert picture.width == (880 if name == "curves-loss" else 160)
+
+
+def test_a_photograph_without_room_is_named_instead(figures):
+    sheet = figures["pictures-one-40"]
+    shown = sheet.picture()
+    assert shown.photo.startswith("data:image/jpeg;base64,") and shown.wide
+    size = len(shown.photo)
+    assert sheet.picture(size).photo and sheet.picture(size - 1).photo is None
+    assert sheet.picture(0).file == "pictures-one-40.png"
+    assert figures["curves-loss"].picture(0).svg  # what is drawn stays
