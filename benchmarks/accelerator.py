@@ -1,4 +1,4 @@
-"""All that matters of an accelerator in minutes, the most telling figures first.
+"""Measures an accelerator within minutes, the most important figures first.
 
     python benchmarks/accelerator.py --out=DIR
     python benchmarks/accelerator.py --out=DIR --minutes=8 --parts=identity,steps
@@ -15,9 +15,9 @@ Runs on whatever JAX finds, in these parts:
     profile    the operations of five steps by time
     learning   a run of minutes with a probe, on --data or on the embedded digits
 
-Each part runs in a process of its own and is written to DIR/PART.json row by row, as
-soon as it is measured. The command stops at --minutes; started again it goes on with
-what is missing. DIR/results.md and DIR/results.json have all tables.
+Each part runs in its own process and is written to DIR/PART.json row by row, as soon as
+a row is measured. The command stops at --minutes; start it again for the missing rows.
+DIR/results.md and DIR/results.json have all tables.
 
 Rates are medians of several repetitions, with the smallest and the largest; a
 repetition ends when the device is done. Compiling is timed apart. On a CPU (or with
@@ -55,7 +55,7 @@ _GRACE = 0.04  # of the time, for a part to end by itself before it is killed
 
 
 def run_part(name: str, until: float) -> None:
-    """Measures part `name` in a process of its own; ends it when its time is over."""
+    """Measures part `name` in its own process, which ends when its time is over."""
     command = [sys.executable, __file__, f"--part={name}", f"--out={OUT.value}"]
     command += [f"--until={until}", f"--small={SMALL.value}"]
     command += [f"--torch_python={TORCH.value}"]

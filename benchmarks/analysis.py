@@ -3,13 +3,13 @@
     python benchmarks/analysis.py --images=1024
     python benchmarks/analysis.py --images=256 --json=out.json
 
-Everything that configs/analysis.py takes in its pass is taken: CKA of 13 layers, the
-distance and entropy of 144 heads, spectrum, rank and token similarity; then maps of 4
-images. Parameters are drawn, images are noise and in memory, so that no disk is
-measured. The figures are seconds of the pass, compiling included, and of all, CPU
-seconds of all (for a machine with other work), and the largest resident memory of the
-process. Run it for 256 and 1,024 images: memory must not grow
-with them. Bounds: 3 minutes and 4 GiB on 2 CPU cores.
+The pass computes all that configs/analysis.py asks for: CKA of 13 layers, the distance
+and entropy of 144 heads, spectrum, rank and token similarity; then maps of 4 images.
+Parameters are random, and images are noise in memory, so that no disk is measured. The
+figures are the seconds of the pass, compiling included, the seconds and CPU seconds of
+everything (on a busy machine look at the latter), and the largest resident memory of
+the process. Run it for 256 and 1,024 images: memory must not grow with their number.
+Bounds: 3 minutes and 4 GiB on 2 CPU cores.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ import time
 import numpy as np
 from absl import app, flags
 
-IMAGES = flags.DEFINE_integer("images", 1024, "Images that are looked at.")
+IMAGES = flags.DEFINE_integer("images", 1024, "Number of images.")
 BATCH = flags.DEFINE_integer("batch", 64, "Images of a minibatch.")
 SIDE = flags.DEFINE_integer("image_size", 224, "Height and width of an image.")
-VARIANT = flags.DEFINE_string("variant", "tiny", "Of the encoder.")
+VARIANT = flags.DEFINE_string("variant", "tiny", "Variant of the encoder.")
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
 
 def write_images(path: pathlib.Path) -> None:
-    """IMAGES images of noise, as data=arrays reads them."""
+    """Writes IMAGES images of noise, which data=arrays reads."""
     rng = np.random.default_rng(0)
     shape = (IMAGES.value, SIDE.value, SIDE.value, 3)
     np.save(path, rng.integers(0, 256, shape, dtype=np.uint8))
@@ -61,30 +61,30 @@ def analyse(images: pathlib.Path, workdir: pathlib.Path) -> dict[str, float]:
     models.read = lambda *_, **__: drawn
     start, started = time.perf_counter(), time.process_time()
     job = measure.prepare(config, workdir)
-    found = measure.measure(job)
+    results = measure.measure(job)
     passed = time.perf_counter() - start
     pictures.draw_all(job.config, job.models, job.source, workdir)
     return {
-        "images": found["images"],
-        "minibatches": found["cka"]["minibatches"],
+        "images": results["images"],
+        "minibatches": results["cka"]["minibatches"],
         "pass_s": passed,
         "all_s": time.perf_counter() - start,
-        "images_per_s": found["images"] / passed,
+        "images_per_s": results["images"] / passed,
         "cpu_s": time.process_time() - started,
     }
 
 
 def main(_: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as place:
-        images = pathlib.Path(place) / "images.npy"
+    with tempfile.TemporaryDirectory() as directory:
+        images = pathlib.Path(directory) / "images.npy"
         write_images(images)
-        found = analyse(images, pathlib.Path(place) / "run")
+        figures = analyse(images, pathlib.Path(directory) / "run")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    found |= {"peak_gib": peak, "cores": len(os.sched_getaffinity(0))}
-    for name, value in found.items():
+    figures |= {"peak_gib": peak, "cores": len(os.sched_getaffinity(0))}
+    for name, value in figures.items():
         print(f"{name:14s} {value:.4g}")
     if JSON.value:
-        pathlib.Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+        pathlib.Path(JSON.value).write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,30 +5,30 @@
     pip install -e '.[cuda12]'
     python benchmarks/compiled_step.py --out=compiled_step --target=h100
 
-No TPU or GPU is needed and **nothing is timed**: what is printed is the compiler's own
+It needs no TPU or GPU, and **nothing is timed**: the numbers are the compiler's own
 account of its program. For MAE-Tiny, D-MAE-Tiny under a MAE-Base teacher, and
-fine-tuning, at 224 px, it compiles the step that training runs (recipes as they are:
+fine-tuning, at 224 px, it compiles the step that training runs (unchanged recipes:
 `ours`) and the plain port of plain_step.py (`plain`), and prints for each:
 
-* of a TPU, cycles an image, the compiler's estimate, summed over the program and
-  through loops; gathers and sorts have none there, copies that change a layout next to
-  none, and arithmetic of the vector unit is not seen;
-* MB an image in main memory: operands and results of what runs on its own, as laid out
-  there, unless they live in the chip's fast memory;
+* for a TPU, cycles per image: the compiler's estimate, summed over the program and
+  through loops; it has no estimate for gathers and sorts, next to none for copies that
+  change a layout, and leaves out the arithmetic of the vector unit;
+* MB per image in main memory: operands and results of instructions outside fusions,
+  with layout padding, except those in the chip's fast memory;
 * temporary memory, all memory, and seconds of compiling.
 
 On a TPU a step has 128, 256 and 512 images (hence slices of 128, of 32 in fine-tuning).
-MAE-Base follows with rematerialisation, then larger and larger batches of MAE-Tiny,
--Small and -Base, in slices and whole. Where one does not fit, the largest that does
-stands below the table.
+MAE-Base follows with rematerialisation, then growing batches of MAE-Tiny, -Small and
+-Base, in slices and whole. Below the table stands the largest batch that fits where
+another does not.
 
-On a GPU a step has as many images as are timed there (accelerator.py); `whole` computes
-them at once, `formula` also with attention by the formula, as all once were. XLA cannot
-time its kernels without a card: cuBLAS computes the products.
+On a GPU a step has as many images as accelerator.py times; `whole` computes them at
+once, `formula` also with attention by the formula. XLA cannot time its kernels without
+a card, so cuBLAS computes the products.
 
-Ratios that are aimed at stand below the table, with what was reached. A row takes one
-to ten minutes of a core, in a process of its own; what is in `--out` already is not
-compiled again, so a stopped run goes on.
+The aims and the values reached stand below the table. A row takes one to ten minutes of
+a core, in its own process; rows that `--out` has already are not compiled again, so a
+stopped run can continue.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from typing import Any
 from absl import app, flags
 
 OUT = flags.DEFINE_string("out", "compiled_step", "Folder of a JSON file for each row.")
-TARGET = flags.DEFINE_enum("target", "v5e", ["v5e", "h100"], "What is compiled for.")
+TARGET = flags.DEFINE_enum("target", "v5e", ["v5e", "h100"], "Chip to compile for.")
 ONLY = flags.DEFINE_list(
     "only", [], "Rows to compile, as mae-128-ours; all by default."
 )
-FIELDS = flags.DEFINE_list("set", [], "Changes of the config of ours, as a.b=value.")
+FIELDS = flags.DEFINE_list("set", [], "Changes of our config, as a.b=value.")
 HLO = flags.DEFINE_bool("hlo", False, "Keep the text of each program beside its row.")
 ROW = flags.DEFINE_string("row", None, "Internal: compile this row in this process.")
 
@@ -109,7 +109,7 @@ COLUMNS = (
 
 
 def compile_ours(job: str, images: int, side: str, target: Any) -> tuple[Any, int]:
-    """(the compiled step of the recipe, its slices).
+    """Compiles the recipe's step; returns the program and its number of slices.
 
     Raises:
       MemoryError: it does not fit.
@@ -120,15 +120,15 @@ def compile_ours(job: str, images: int, side: str, target: Any) -> tuple[Any, in
     recipe, variant, fields = JOBS[job]
     config = recipes.get(recipe, variant)
     config = config.copy_and_resolve_references().unlock()
-    said = dict(field.split("=", 1) for field in FIELDS.value)
-    fields = {**fields, **OURS[side], **said, "batch_size": images}
+    changes = dict(field.split("=", 1) for field in FIELDS.value)
+    fields = {**fields, **OURS[side], **changes, "batch_size": images}
     config.update_from_flattened_dict(fields)
     planned = program.plan(config, target)
     return program.compile_step(planned)[0], planned.design.slices
 
 
 def compile_plain(job: str, images: int, target: Any) -> tuple[Any, int]:
-    """(the compiled plain step, 1)."""
+    """Compiles the plain step; returns the program and 1, its number of slices."""
     import jax
 
     from benchmarks import plain_step
@@ -144,7 +144,7 @@ def compile_plain(job: str, images: int, target: Any) -> tuple[Any, int]:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """The row called `name`, compiled in this process."""
+    """Compiles the row called `name` in this process and measures it."""
     from litevit_jax.plan import hlo, topology
 
     job, number, side = name.split("-")
@@ -163,14 +163,14 @@ def measure(name: str) -> dict[str, Any]:
     if HLO.value:
         _path(name).with_suffix(".hlo.txt").write_text(text)
     module = hlo.Module(text, trips=slices)
-    said = compiled.memory_analysis()
-    whole = said.argument_size_in_bytes + said.output_size_in_bytes
-    whole += said.temp_size_in_bytes - said.alias_size_in_bytes
+    memory = compiled.memory_analysis()
+    whole = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    whole += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     return row | {
         "slices": slices,
         "kcycles": module.cycles() / images / 1e3,
         "hbm_mb": module.memory_traffic() / images / 1e6,
-        "temporary_mib": said.temp_size_in_bytes / 2**20,
+        "temporary_mib": memory.temp_size_in_bytes / 2**20,
         "memory_gib": whole / 2**30,
         "seconds": time.monotonic() - start,
     }
@@ -182,7 +182,7 @@ def _path(name: str) -> pathlib.Path:
 
 
 def find(name: str) -> dict[str, Any] | None:
-    """The row called `name`: from its file, or compiled by a process of its own."""
+    """The row called `name`, from its file or else compiled by another process."""
     path = _path(name)
     if not path.exists():
         if ONLY.value and name not in ONLY.value:
@@ -205,7 +205,7 @@ def _environment() -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Aim:
-    """A ratio of two rows, or one row's figure, and what it is to be."""
+    """A bound on the ratio of two rows' figures, or on one row's figure."""
 
     what: str
     figure: str
@@ -215,20 +215,20 @@ class Aim:
     least: bool
 
     def text(self, rows: dict[str, dict[str, Any]]) -> str:
-        """What was aimed at and what was reached."""
+        """The bound, and the value that was reached."""
         wanted = f"{self.what}: {'at least' if self.least else 'at most'} {self.bound}"
         if self.row not in rows or (self.over and self.over not in rows):
             return f"{wanted}; not compiled"
-        found = rows[self.row][self.figure]
-        found /= rows[self.over][self.figure] if self.over else 1
-        reached = found >= self.bound if self.least else found <= self.bound
-        return f"{wanted}; {found:.3g}, {'reached' if reached else 'NOT reached'}"
+        value = rows[self.row][self.figure]
+        value /= rows[self.over][self.figure] if self.over else 1
+        reached = value >= self.bound if self.least else value <= self.bound
+        return f"{wanted}; {value:.3g}, {'reached' if reached else 'NOT reached'}"
 
 
 def _faster(images: int, bound: float) -> Aim:
     what = f"MAE-Tiny, cycles of plain over ours at {images} images"
-    plain, ours = f"mae-{images}-plain", f"mae-{images}-ours"
-    return Aim(what, "kcycles", plain, ours, bound, True)
+    plain, own = f"mae-{images}-plain", f"mae-{images}-ours"
+    return Aim(what, "kcycles", plain, own, bound, True)
 
 
 _GPU_AIMS = (
@@ -263,7 +263,7 @@ AIMS = {"v5e": _TPU_AIMS, "h100": _GPU_AIMS}
 
 
 def fitting(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """The largest batches that fit, and the smallest that do not, of what was tried."""
+    """The largest batch that fits and the smallest that does not, for each step."""
     lines = []
     for job, side in {(row["step"], row["side"]): None for row in rows.values()}:
         tried = [r for r in rows.values() if (r["step"], r["side"]) == (job, side)]
@@ -294,14 +294,14 @@ def table(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table and what was aimed at."""
+    """Prints the table and the aims."""
     del argv
     if ROW.value:
         os.environ["JAX_PLATFORMS"] = "cpu"
         path = _path(ROW.value)
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = measure(ROW.value)
-        path.with_suffix(".part").write_text(json.dumps(found, indent=1) + "\n")
+        measured = measure(ROW.value)
+        path.with_suffix(".part").write_text(json.dumps(measured, indent=1) + "\n")
         path.with_suffix(".part").rename(path)
         return
     known = ROWS[TARGET.value]

@@ -1,15 +1,15 @@
-"""What distillation adds to MAE: FLOPs of an update, and memory, without running one.
+"""Measures what distillation adds to MAE: FLOPs of an update, and memory; runs nothing.
 
     python benchmarks/distill_flops.py --batch=8
 
 Compares loss and gradient of MAE-Tiny with those of the same student under an MAE-Base
-teacher, at 224 pixels in float32. FLOPs are XLA's cost analysis of the program as it
-is lowered, before any backend rewrites it: that of the compiled program misses what a
-CPU turns into library calls. They count multiplications and additions of everything,
-norms and softmaxes too, where the paper's arithmetic counts matrix products alone.
-The bound of 5.3 on their ratio leaves no room for a block of the teacher that nobody
-reads. Memory is that of the program compiled for CPUs: temporary buffers, and the
-teacher's parameters, which are arguments.
+teacher, at 224 pixels in float32. FLOPs are XLA's cost analysis of the lowered program,
+before any backend rewrites it: an analysis of the compiled program misses what a CPU
+turns into library calls. They count all multiplications and additions, those of norms
+and softmaxes too, where the paper counts only matrix products. The bound of 5.3 on
+their ratio leaves no room for a block of the teacher that nobody reads. Memory is that
+of the program compiled for CPUs: temporary buffers, and the teacher's parameters, which
+are arguments.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MIB = 2**20
 
 
 def costs(objective: base.Objective, batch: int) -> dict[str, float]:
-    """FLOPs an image, temporary memory and the teacher's size, in MiB."""
+    """FLOPs per image, and in MiB temporary memory and the teacher's size."""
     key = jax.eval_shape(jax.random.key, 0)
     shapes = {"image": jax.ShapeDtypeStruct((batch, 224, 224, 3), jnp.float32)}
     params, state, teacher = jax.eval_shape(objective.init, key, shapes)
@@ -57,15 +57,15 @@ def main(_: list[str]) -> None:
     tiny, teacher = {"variant": "tiny"}, {"variant": "base"}
     sides = {"encoder": tiny, "decoder": tiny, "dtype": "float32"}
     plain = costs(mae.make(**sides), BATCH.value)
-    taught = costs(distill.make(**sides, teacher=teacher), BATCH.value)
-    for name, row in (("MAE-Tiny", plain), ("D-MAE-Tiny", taught)):
+    distilled = costs(distill.make(**sides, teacher=teacher), BATCH.value)
+    for name, row in (("MAE-Tiny", plain), ("D-MAE-Tiny", distilled)):
         shown = "  ".join(f"{key} {value:.3f}" for key, value in row.items())
         print(f"{name:<12} {shown}")
-    ratio = taught["gflops_per_image"] / plain["gflops_per_image"]
-    added = (taught["temporary_mib"] - plain["temporary_mib"]) / BATCH.value
+    ratio = distilled["gflops_per_image"] / plain["gflops_per_image"]
+    added = (distilled["temporary_mib"] - plain["temporary_mib"]) / BATCH.value
     print(f"FLOPs ratio {ratio:.3f} (bound {BOUND})")
     print(f"temporary memory added: {added:.2f} MiB an image")
-    figures = {"mae": plain, "distill": taught, "flops_ratio": ratio}
+    figures = {"mae": plain, "distill": distilled, "flops_ratio": ratio}
     if JSON.value:
         with open(JSON.value, "w") as file:
             json.dump({**figures, "temporary_mib_per_image": added}, file, indent=2)

@@ -1,7 +1,6 @@
-"""Which of the libraries that a benchmark compares with can be imported here.
+"""Finds the libraries that a benchmark can compare with on this machine.
 
-A library may be installed and broken, in ways that end the process that imports it. So
-another process tries.
+A broken library can end the process that imports it, so another process tries.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def missing(*modules: str) -> str | None:
 
 
 def usable(peers: Mapping[str, Sequence[str]]) -> list[str]:
-    """Names of `peers` whose modules can be imported; says why others are left out."""
+    """Names of `peers` whose modules can be imported; prints why others cannot."""
     reasons = {name: missing(*modules) for name, modules in peers.items()}
     for name, why in reasons.items():
         if why is not None:

@@ -4,10 +4,10 @@
     python benchmarks/input_pipeline.py --folder=DIR --difference
     python benchmarks/input_pipeline.py --soak=30
 
-Each side makes batches of 128 random crops (8 to 100 % of the area, flipped at
-random) at 224 of the JPEGs in DIR, on two cores, in a process of its own; they take
+Each side makes batches of 128 random crops (8 to 100 % of the area, flipped at random)
+of 224 pixels from the JPEGs in DIR, on two cores, in its own process. The sides take
 turns within a round, so that a slow minute of the machine hits all. Rates are given as
-ratios to torchvision's in the same round, and as CPU time for an image, which a busy
+ratios to torchvision's in the same round, and as CPU time per image, which a busy
 machine changes least.
 
     folder       ours, as training reads a folder
@@ -17,10 +17,10 @@ machine changes least.
     torchvision  DataLoader with 2 workers, Pillow, bicubic, ToTensor and Normalize
     tf.data      decode_and_crop_jpeg, bilinear with antialias, autotuned
 
-The last two need pip install -e ".[bench]"; what cannot be imported, or fails, is left
-out, and said. --difference compares random crops of the quick decoder with Pillow's.
---soak reads many small files at random for some minutes and tells how much CPU time an
-image takes and how the process grows.
+The last two need pip install -e ".[bench]"; sides that cannot be imported, or fail, are
+left out with a note. --difference compares random crops of the fast decoder with
+Pillow's. --soak reads many small files at random for the given minutes and prints the
+CPU time per image and the growth of the process.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ WORKER = flags.DEFINE_string("worker", None, "Internal: be this side.")
 PACKED = flags.DEFINE_string("packed", None, "Internal: the packed images.")
 
 BATCH, SIZE, CORES = 128, 224, 2
-AHEAD = 5  # batches that any of them reads in advance: not counted
+AHEAD = 5  # batches that a side may have read in advance: not counted
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OURS = ("folder", "pillow", "packed", "two views")
 PEERS = {
@@ -70,19 +70,19 @@ PEERS = {
 Batches = Iterator[Any]
 
 
-def ours(name: str) -> Batches:
-    """Our batches, as training reads them."""
+def own_batches(name: str) -> Batches:
+    """Batches of this package, as training reads them."""
     from litevit_jax.data import pipeline
     from litevit_jax.data import transforms as ops
     from litevit_jax.data.sources import folder, packed
 
-    kind, place = (packed, PACKED.value) if name == "packed" else (folder, FOLDER.value)
+    kind, path = (packed, PACKED.value) if name == "packed" else (folder, FOLDER.value)
     transform = ops.train_ops(
         image_size=(SIZE, SIZE),
         decoder="pillow" if name == "pillow" else "auto",
         views=2 if name == "two views" else 1,
     )
-    source = kind.make(split="train", dir=place)
+    source = kind.make(split="train", dir=path)
     if name != "pillow" and not transform.fast:
         print("  ours decodes with Pillow: simplejpeg or OpenCV is missing")
     return pipeline.train_batches(
@@ -160,8 +160,8 @@ def tf_data() -> Batches:
 def jpegs() -> list[str]:
     """The files of --folder."""
     endings = (".jpg", ".jpeg")
-    found = sorted(str(p) for p in pathlib.Path(FOLDER.value or "").rglob("*"))
-    return [path for path in found if path.lower().endswith(endings)]
+    paths = sorted(str(p) for p in pathlib.Path(FOLDER.value or "").rglob("*"))
+    return [path for path in paths if path.lower().endswith(endings)]
 
 
 def serve(name: str) -> None:
@@ -170,7 +170,7 @@ def serve(name: str) -> None:
         "torchvision": torchvision,
         "tf.data": tf_data,
     }
-    batches = makers[name]() if name in makers else ours(name)
+    batches = makers[name]() if name in makers else own_batches(name)
     next(batches)  # starts threads, workers and compilers
     print(json.dumps({"ready": True}), flush=True)
     for _ in sys.stdin:
@@ -194,12 +194,12 @@ def cpu_seconds() -> float:
     for _ in range(3):  # children of children
         family |= {pid for pid, f in processes.items() if int(f[1]) in family}
     for pid in family:
-        ticks += sum(int(processes[pid][place]) for place in (11, 12))
+        ticks += sum(int(processes[pid][field]) for field in (11, 12))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def start(name: str, packed: str) -> subprocess.Popen[str]:
-    """A side in a process of its own, ready to measure."""
+    """Starts a side in its own process; returns when it is ready to measure."""
     process = subprocess.Popen(
         [
             sys.executable,
@@ -220,7 +220,7 @@ def start(name: str, packed: str) -> subprocess.Popen[str]:
 
 
 def answer(process: subprocess.Popen[str]) -> dict[str, float]:
-    """The next row of a side; other lines that it prints are passed on."""
+    """Reads the next row of a side; prints its other lines."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("{"):
@@ -230,7 +230,7 @@ def answer(process: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def measure(names: list[str], packed: str) -> dict[str, list[dict[str, float]]]:
-    """Rows of each side; out of its turn a side is stopped, with its workers."""
+    """Measures the sides in turn; stops each, with its workers, out of its turn."""
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     sides: dict[str, subprocess.Popen[str]] = {}
     try:
@@ -266,8 +266,8 @@ def report(rows: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     print(f"\n{'':12}  images/s   CPU ms/image   x {base} (range)     by CPU time")
     for name, own in rows.items():
         pairs = list(zip(rows[base], own, strict=True))
-        ratios = [theirs["seconds"] / mine["seconds"] for theirs, mine in pairs]
-        by_cpu = [theirs["cpu"] / mine["cpu"] for theirs, mine in pairs]
+        ratios = [base_row["seconds"] / mine["seconds"] for base_row, mine in pairs]
+        by_cpu = [base_row["cpu"] / mine["cpu"] for base_row, mine in pairs]
         figures[name] = {
             "images_per_s": statistics.median(images / r["seconds"] for r in own),
             "cpu_ms": statistics.median(1000 * r["cpu"] / images for r in own),
@@ -285,7 +285,7 @@ def report(rows: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 
 def difference() -> None:
-    """Prints how far crops of each file are from Pillow's, in levels of 255."""
+    """Prints the difference of crops from Pillow's, in levels of 255."""
     from litevit_jax.data import transforms as ops
 
     files = [pathlib.Path(path).read_bytes() for path in jpegs()]
@@ -294,16 +294,16 @@ def difference() -> None:
             ops.train_ops(image_size=(side, side), flip=0.0, decoder=name)
             for name in ("fast", "pillow")
         )
-        found = []
+        differences = []
         for number, file in enumerate(files):
             one, two = (
                 make(file, np.random.Generator(np.random.Philox(number))).astype(int)
                 for make in (quick, slow)
             )
-            found.append(np.abs(one - two).mean())
+            differences.append(np.abs(one - two).mean())
         print(
-            f"{side} px: mean absolute difference {np.mean(found):.2f}, largest of one "
-            f"image {np.max(found):.2f}, {len(found)} images"
+            f"{side} px: mean absolute difference {np.mean(differences):.2f}, largest "
+            f"of one image {np.max(differences):.2f}, {len(differences)} images"
         )
 
 
@@ -363,13 +363,13 @@ def main(argv: list[str]) -> None:
     if DIFFERENCE.value:
         return difference()
     wanted = {n: m for n, m in PEERS.items() if not SIDES.value or n in SIDES.value}
-    there = importable.usable(wanted)
+    peers = importable.usable(wanted)
     print(
         f"{len(jpegs())} JPEGs, {len(cores)} of {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, load {os.getloadavg()[0]:.1f}; found "
-        f"{', '.join(there) or 'no other pipeline'}"
+        f"{', '.join(peers) or 'no other pipeline'}"
     )
-    names = [n for n in (*there, *OURS) if not SIDES.value or n in SIDES.value]
+    names = [n for n in (*peers, *OURS) if not SIDES.value or n in SIDES.value]
     with tempfile.TemporaryDirectory() as packed:
         command = [sys.executable, "-m", "litevit_jax.data.pack", FOLDER.value, packed]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""Does a run's memory stay where it is? A small run that evaluates often, watched.
+"""Checks that a run's memory does not grow, with a small run that evaluates often.
 
     python -m benchmarks.memory --minutes=10
 

@@ -1,10 +1,10 @@
-"""The training steps as one writes them first: the other side of compiled_step.py.
+"""Straightforward training steps, with which compiled_step.py compares ours.
 
-What the papers' code does, in JAX, without regard to what it costs: float32 images;
-all patches embedded before most are thrown away; q, k and v from one product that is
-reshaped to `[B, N, 3, A, D/A]`; decoder tokens put back into image order, every patch
-predicted, a mask multiplied into the loss. Parameters are float32, matrix products
-bfloat16. One optimizer for all: AdamW. Only compiled, by shapes; nothing here is run.
+They do what the papers' code does, in JAX, regardless of cost: float32 images; all
+patches embedded before most are thrown away; q, k and v from one product reshaped to
+`[B, N, 3, A, D/A]`; decoder tokens put back into image order, every patch predicted, a
+mask multiplied into the loss. Parameters are float32, matrix products bfloat16, and the
+optimizer is always AdamW. The steps are compiled by shapes and never run.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def encoder(size: tuple[int, int, int]) -> Tree:
 
 
 def model(job: str) -> Tree:
-    """Shapes of what a step trains."""
+    """Shapes of the parameters that a step trains."""
     width = TINY[0]
     if job == "finetune":
         return encoder(TINY) | {"head": dense(width, CLASSES)}
@@ -154,12 +154,12 @@ def loss_of(job: str, p: Tree, teacher: Tree, batch: Tree, key: jax.Array) -> ja
         tokens, _ = encode(p, TINY, image, None)
         logits = linear(p["head"], tokens[:, 1:].mean(axis=1)).astype(jnp.float32)
         return -(label * jax.nn.log_softmax(logits)).sum(-1).mean()
-    loss, ours, kept = reconstruction_loss(p, image, key)
+    loss, mapped, kept = reconstruction_loss(p, image, key)
     if job == "mae":
         return loss
-    _, theirs = encode(teacher, BASE, image, kept)
-    ours = jnp.einsum("bhnm,hg->bgnm", ours, p["adapter"])
-    return loss + jnp.square(ours - jax.lax.stop_gradient(theirs)).mean()
+    _, teacher_logits = encode(teacher, BASE, image, kept)
+    mapped = jnp.einsum("bhnm,hg->bgnm", mapped, p["adapter"])
+    return loss + jnp.square(mapped - jax.lax.stop_gradient(teacher_logits)).mean()
 
 
 def step(job: str, state: Tree, batch: Tree) -> tuple[Tree, jax.Array]:
@@ -185,7 +185,7 @@ def step(job: str, state: Tree, batch: Tree) -> tuple[Tree, jax.Array]:
 def shapes(job: str, images: int, sharding: Any) -> tuple[Tree, Tree]:
     """(state, batch) by shape, for `step`."""
 
-    def made(tree: Tree) -> Tree:
+    def floats(tree: Tree) -> Tree:
         return jax.tree.map(
             lambda s: jax.ShapeDtypeStruct(s, jnp.float32, sharding=sharding),
             tree,
@@ -195,8 +195,8 @@ def shapes(job: str, images: int, sharding: Any) -> tuple[Tree, Tree]:
     def integers(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
 
-    params = made(model(job))
+    params = floats(model(job))
     state = {"step": integers(), "params": params, "m": params, "v": params}
-    state["teacher"] = made(encoder(BASE)) if job == "distill" else {}
-    image = made((images, SIDE, SIDE, 3))
+    state["teacher"] = floats(encoder(BASE)) if job == "distill" else {}
+    image = floats((images, SIDE, SIDE, 3))
     return state, {"image": image, "label": integers(images)}

@@ -33,7 +33,7 @@ LRS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 def step_of(lrs: tuple[float, ...]) -> Callable[[], tuple[float, float]]:
-    """A function that runs some steps and returns their seconds, and CPU seconds."""
+    """Returns a function that runs STEPS steps and returns seconds and CPU seconds."""
     import jax
 
     from litevit_jax import sharding

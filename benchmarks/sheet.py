@@ -3,8 +3,8 @@
     python benchmarks/sheet.py --out=docs/analysis_cka.png --titles=MAE,MoCo \\
         runs/analysis/report/cka-mae-mae.png runs/analysis/report/cka-moco-moco.png
 
-Figures are drawn at twice their size on the page; here they are taken at `--scale` of
-that, in the order in which they are named.
+Figures are drawn at twice their size on the page; here `--scale` shrinks them. They
+appear in the order of the command line.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 OUT = flags.DEFINE_string("out", None, "The picture to write.", required=True)
 COLUMNS = flags.DEFINE_integer("columns", 3, "Figures beside each other.")
-TITLES = flags.DEFINE_list("titles", [], "What stands above each figure.")
-SCALE = flags.DEFINE_float("scale", 0.5, "Of the figures' own size.")
+TITLES = flags.DEFINE_list("titles", [], "The title above each figure.")
+SCALE = flags.DEFINE_float("scale", 0.5, "Factor of the figures' own size.")
 
 
 _HEAD = 26  # pixels of a title
@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
     wide, high = (max(tile.size[axis] for tile in tiles) + 8 for axis in (0, 1))
     rows = -(-len(tiles) // COLUMNS.value)
     sheet = Image.new("RGB", (wide * COLUMNS.value, high * rows), "white")
-    for place, tile in enumerate(tiles):
-        row, column = divmod(place, COLUMNS.value)
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, COLUMNS.value)
         sheet.paste(tile, (column * wide, row * high))
     sheet.quantize(128, dither=Image.Dither.NONE).save(OUT.value, optimize=True)
 

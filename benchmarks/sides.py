@@ -1,9 +1,9 @@
 """The sides of a comparison: our step and a plain PyTorch one, each in its own process.
 
-A `Spec` says what a step is; `jax_side` and `torch_side` build it and return a function
-that runs it. `Side` is such a process: it is stopped (SIGSTOP) while it waits for its
-turn, so that threads that spin do not slow the other side down, and makes a step that
-is not timed when it goes on, with cold caches.
+A `Spec` describes a step; `jax_side` and `torch_side` build it and return a function
+that runs it. A `Side` is such a process: it is stopped (SIGSTOP) out of its turn, so
+that spinning threads do not slow the other side down, and runs one step that is not
+timed when it continues, since its caches are cold.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ JOBS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
         {"objective.encoder.variant": "tiny", "objective.encoder.pos_embed": "sincos"},
     ),
 }
-# What torch's AdamW is told; ours reads it from the recipe.
+# Settings of torch's AdamW; our step reads the same from the recipe.
 ADAMW = {
     "mae": {"b1": 0.9, "b2": 0.95, "weight_decay": 0.05},
     "finetune": {"b1": 0.9, "b2": 0.999, "weight_decay": 0.05, "layer_decay": 0.85},
@@ -54,10 +54,10 @@ class Spec:
     """One training step.
 
     Attributes:
-      job: what is learned, a key of `JOBS`.
-      batch: images an update; MoCo v3 takes two views of each.
+      job: a key of `JOBS`.
+      batch: images per update; MoCo v3 takes two views of each.
       image_size: height and width in pixels.
-      fields: changes of the recipe's config, 'a.b' -> value; of ours alone.
+      fields: changes of the recipe's config, 'a.b' -> value; our side alone.
       biased: fine-tuning with relative position bias, on both sides.
       half: PyTorch runs in bfloat16 autocast with scaled_dot_product_attention.
       compiled: PyTorch compiles its model.
@@ -74,13 +74,14 @@ class Spec:
 
 @dataclasses.dataclass
 class Step:
-    """Our step of a `Spec`, designed and not yet compiled.
+    """Our step of a `Spec`, not compiled yet.
 
     Attributes:
-      design: of litevit_jax.train.build.
+      design: a `BuiltStep` of litevit_jax.train.build.
       state: TrainState on the mesh; each call of `run` replaces it.
       batch: on the mesh.
-      program: what `run` calls; the jitted step, or what `compile` made of it.
+      program: the function that `run` calls: the jitted step or, after `compile`, the
+        compiled one.
     """
 
     design: Any
@@ -94,7 +95,7 @@ class Step:
         return self.program
 
     def run(self, steps: int) -> float:
-        """Makes `steps` updates; the loss of the last, when it is done."""
+        """Makes `steps` updates and returns the loss of the last."""
         metrics: dict[str, Any] = {}
         for _ in range(steps):
             self.state, metrics = self.program(self.state, self.batch)
@@ -102,7 +103,7 @@ class Step:
 
 
 def images(spec: Spec) -> np.ndarray:
-    """Images as bytes `[B, H, W, 3]`, `[B, 2, H, W, 3]` where a step has two views."""
+    """Images as bytes `[B, H, W, 3]`, or `[B, 2, H, W, 3]` if a step has two views."""
     views = (2,) if spec.job == "mocov3" else ()
     shape = (spec.batch, *views, spec.image_size, spec.image_size, 3)
     return np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
@@ -115,7 +116,7 @@ def labels(spec: Spec) -> np.ndarray:
 
 
 def recipe(spec: Spec) -> Any:
-    """The job's config without what a loader does elsewhere.
+    """The job's config, without the work that a loader does outside the step.
 
     Raises:
       KeyError: a field that the recipe does not have.
@@ -136,7 +137,7 @@ def recipe(spec: Spec) -> Any:
 
 
 def host_batch(spec: Spec) -> dict[str, np.ndarray]:
-    """A batch as our input gives it."""
+    """A batch as our input pipeline gives it."""
     name = "views" if spec.job == "mocov3" else "image"
     index = np.arange(spec.batch, dtype=np.int32)
     return {"index": index, "label": labels(spec), name: images(spec)}
@@ -169,7 +170,7 @@ def our_step(spec: Spec) -> Step:
 
 
 def jax_side(spec: Spec) -> tuple[Callable[[int], float], str]:
-    """(run this many steps and return the last loss, versions)."""
+    """Builds our side: (a function from steps to the last loss, versions)."""
     from litevit_jax import cpu
 
     cpu.prepare(spec.batch, 3 * spec.image_size**2)  # as main.py does
@@ -182,8 +183,8 @@ def jax_side(spec: Spec) -> tuple[Callable[[int], float], str]:
 
 
 def torch_side(spec: Spec) -> tuple[Callable[[int], float], str]:
-    """(run this many steps and return the last loss, versions)."""
-    torch = importlib.import_module("torch")  # optional: no dependency of ours
+    """Builds PyTorch's side: (a function from steps to the last loss, versions)."""
+    torch = importlib.import_module("torch")  # optional: not a dependency
     from benchmarks import torch_models
 
     device = "cuda" if spec.half and torch.cuda.is_available() else "cpu"
@@ -218,7 +219,7 @@ def torch_side(spec: Spec) -> tuple[Callable[[int], float], str]:
 def _torch_loss(
     torch: Any, models: Any, spec: Spec, batch: Any, target: Any, device: str
 ) -> tuple[Any, Callable[[], Any]]:
-    """(the plain model of the job, () -> its loss for the batch)."""
+    """Returns the job's plain model, and a function that gives its loss."""
     patches = spec.image_size // 16
     if spec.job == "mae":
         model = models.mae(torch, patches, fused=spec.half)
@@ -237,7 +238,7 @@ def _torch_loss(
 
 
 class Side:
-    """A process that runs one side, and what it measured.
+    """A process that runs one side, and its measurements.
 
     Attributes:
       rates: images/s of each measurement.
@@ -290,7 +291,7 @@ class Side:
         self.halt()
 
     def measure(self, steps: int) -> None:
-        """Lets it run and times `steps` steps; it is stopped again afterwards."""
+        """Continues the process, times `steps` steps and stops it again."""
         self.go_on()
         self._stdin.write(f"{steps}\n")
         self._stdin.flush()
@@ -306,7 +307,7 @@ class Side:
         return self._spec.batch
 
     def forget(self) -> None:
-        """Drops what was measured, as a first measurement that warms up."""
+        """Drops the measurements so far, such as a warm-up."""
         self.rates.clear()
         self.cpu.clear()
 
@@ -319,7 +320,7 @@ class Side:
         self._stdout.close()
 
     def figures(self) -> dict[str, Any]:
-        """What was measured, with its spread."""
+        """The measurements, with their spread."""
         return self.about | {
             "images_per_s": spread(self.rates),
             "cpu_s_per_step": spread(self.cpu),
@@ -327,13 +328,13 @@ class Side:
         }
 
     def halt(self) -> None:
-        """Stops all its threads; returns when they stand."""
+        """Stops all its threads; returns when they have stopped."""
         self._process.send_signal(signal.SIGSTOP)
         # A process that has died instead is left to `close`.
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def go_on(self) -> None:
-        """Lets its threads run on, those that spin while they wait too."""
+        """Continues all its threads, also those that spin while they wait."""
         self._process.send_signal(signal.SIGCONT)
 
     def cpu_seconds(self) -> float:
@@ -355,14 +356,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def ratio(ours: Side, peer: Side) -> dict[str, float]:
-    """Ours over the peer's images/s, of the measurements that stood side by side."""
-    pairs = zip(ours.rates, peer.rates, strict=True)
+def ratio(own: Side, peer: Side) -> dict[str, float]:
+    """The ratio of `own` to `peer` in images/s, measurement by measurement."""
+    pairs = zip(own.rates, peer.rates, strict=True)
     return spread([one / other for one, other in pairs])
 
 
-def beside(ours: Side, peer: Side, rounds: int, steps: int) -> dict[str, Any]:
-    """Ours beside a peer that is stopped and one that waits, in turn."""
+def beside(own: Side, peer: Side, rounds: int, steps: int) -> dict[str, Any]:
+    """Measures `own` while the peer is stopped and while it waits, in turn."""
     figures: dict[str, Any] = {}
     rates: dict[str, list[tuple[float, float]]] = {"stopped": [], "waiting": []}
     shares = []
@@ -372,15 +373,15 @@ def beside(ours: Side, peer: Side, rounds: int, steps: int) -> dict[str, Any]:
             if kind == "waiting":
                 peer.go_on()
             start, used = time.perf_counter(), peer.cpu_seconds()
-            ours.measure(steps)
+            own.measure(steps)
             used, spent = peer.cpu_seconds() - used, time.perf_counter() - start
             if kind == "waiting":
                 shares.append(100 * used / spent)
                 peer.halt()
-            kept.append((ours.rates[-1], ours.cpu[-1]))
+            kept.append((own.rates[-1], own.cpu[-1]))
     for kind, kept in rates.items():
         speeds, seconds = zip(*kept, strict=True)
-        figures[f"peer {kind}"] = ours.figures() | {
+        figures[f"peer {kind}"] = own.figures() | {
             "images_per_s": spread(speeds),
             "cpu_s_per_step": spread(seconds),
         }

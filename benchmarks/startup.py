@@ -4,11 +4,11 @@
     python benchmarks/startup.py --recipe=configs/mae_tiny.py:digits --rounds=5
 
 Each round starts `python main.py --config=RECIPE` twice, for two updates: with an empty
-compilation cache, then with the one that this left. Printed are the seconds until the
-first line (Python, JAX, devices), until the announcement (other imports, data listed,
-model designed) and until the first update is shown (state created, step compiled or
-loaded, update done), as somebody at the terminal sees them, and the CPU seconds of the
-process until then, which a busy machine changes least: a start is mostly one thread's.
+compilation cache, then with the filled one. It prints the seconds that you would wait
+at the terminal: until the first line (Python, JAX, devices), the announcement (other
+imports, data listed, model designed) and the first update (state created, step
+compiled or loaded, update done). Beside them are the CPU seconds of the process, which
+a busy machine changes least: a start is mostly the work of one thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import time
 
 from absl import app, flags
 
-RECIPE = flags.DEFINE_string("recipe", "configs/mae_tiny.py:digits", "What is started.")
+RECIPE = flags.DEFINE_string("recipe", "configs/mae_tiny.py:digits", "Recipe to run.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Starts without and with a cache.")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -39,12 +39,12 @@ QUIET = ["--config.steps=2", "--config.log.every_steps=1", "--config.log.report=
 
 
 def start(cache: str) -> dict[str, float]:
-    """Seconds until each of MARKS was printed; ends the run after it."""
-    found: dict[str, float] = {}
+    """Starts a run and returns the seconds until each of MARKS; then ends it."""
+    seconds: dict[str, float] = {}
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, "main.py", f"--config={RECIPE.value}", *QUIET]
-        begin, said = time.perf_counter(), []
+        begin, lines = time.perf_counter(), []
         process = subprocess.Popen(
             [*command, f"--workdir={workdir}", f"--config.compilation_cache={cache}"],
             cwd=ROOT,
@@ -55,22 +55,22 @@ def start(cache: str) -> dict[str, float]:
         )
         assert process.stdout is not None
         for line in process.stdout:
-            said.append(line)
+            lines.append(line)
             for name, mark in MARKS.items():
-                if name not in found and re.search(mark, line):
-                    found[name] = time.perf_counter() - begin
-                    found[f"{name}, CPU"] = cpu_seconds(process.pid)
-            if len(found) == 2 * len(MARKS):
+                if name not in seconds and re.search(mark, line):
+                    seconds[name] = time.perf_counter() - begin
+                    seconds[f"{name}, CPU"] = cpu_seconds(process.pid)
+            if len(seconds) == 2 * len(MARKS):
                 break
         process.kill()
         process.wait()
-    if len(found) < 2 * len(MARKS):
-        raise SystemExit(f"{' '.join(command)} did not train:\n{''.join(said[-30:])}")
-    return found
+    if len(seconds) < 2 * len(MARKS):
+        raise SystemExit(f"{' '.join(command)} did not train:\n{''.join(lines[-30:])}")
+    return seconds
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used, threads included; NaN where none can tell."""
+    """CPU time that a process has used, threads included; NaN without /proc."""
     try:
         stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except OSError:

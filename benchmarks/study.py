@@ -1,15 +1,15 @@
-"""Every pre-training method with one small encoder, judged alike: docs/results.md.
+"""Compares all pre-training methods on one small encoder: docs/results.md.
 
     python benchmarks/study.py --data=digits --out=runs/study-digits
     python benchmarks/study.py --data=DIR --out=runs/study-cifar
 
 `DIR` holds CIFAR-10 as JPEG files, `train/<class>/*.jpg` and `test/<class>/*.jpg`. For
 each seed it pre-trains with MAE, MoCo v3, distilled MAE (teacher: a wider MAE of this
-study), its decoupled form and labels. Then it judges every encoder, and a random one:
-a linear probe and k nearest neighbours on averaged patch tokens, and fine-tuning on 10
-images of each class. All are ordinary runs of main.py under --out, `--jobs` at a time,
-each on cores of its own; a second call goes on where the first stopped. Prints a table
-in Markdown and writes every figure to results.json in --out.
+study), its decoupled form and labels. Then it evaluates every encoder, and a random
+one: a linear probe and k nearest neighbours on averaged patch tokens, and fine-tuning
+on 10 images of each class. All are ordinary runs of main.py under --out, `--jobs` at a
+time, each on its own cores; a second call continues where the first stopped. Prints a
+table in Markdown and writes every figure to results.json in --out.
 
     python benchmarks/study.py --data=DIR --out=runs/study-cifar --table=labels
 
@@ -19,9 +19,9 @@ labels.png.
 
     python benchmarks/study.py --data=digits --out=runs/check --check
 
-makes the cheapest row again, that of random parameters (`--rows=mae,...` others), and
-compares it with docs/results.md: exit code 1 if a mean or an end of a range is further
-away than `--tolerance`.
+repeats the cheapest row, random parameters (or those of `--rows=mae,...`), and compares
+it with docs/results.md: exit code 1 if a mean or an end of a range differs by more than
+`--tolerance`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ COLUMNS = {
         "hundredth": (("test", "1 %"),),
     },
 }
-# Whoever learned from all labels has nothing to show with fewer.
+# An encoder trained on all labels says nothing about fewer labels.
 LEFT_OUT = {"methods": (), "labels": ("supervised",)}
 # Table -> data set -> its heading in docs/results.md.
 HEADINGS = {
@@ -83,12 +83,12 @@ Fields = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What a data set asks for.
+    """The settings for a data set.
 
     Attributes:
       variant: of every recipe, behind the colon.
       common: fields of every run.
-      encoder: of the encoder that is compared; digits have theirs in the recipes.
+      encoder: fields of the encoder; {} takes those of the recipes.
       methods: pre-training run -> its own fields.
       evaluations: evaluation -> its own fields.
     """
@@ -112,7 +112,7 @@ _PROBE = {
 
 
 def digits() -> Setting:
-    """The recipes' own small forms; the dearer methods see fewer images."""
+    """The recipes' own small forms; the more expensive methods see fewer images."""
     return Setting(
         variant="digits",
         common={},
@@ -220,7 +220,7 @@ _RECIPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run of main.py: its directory under --out, arguments, and what goes before."""
+    """A run of main.py: directory under --out, arguments, and runs that it needs."""
 
     name: str
     arguments: tuple[str, ...]
@@ -228,7 +228,7 @@ class Run:
 
 
 def methods_of(table: str, asked: list[str] | None = None) -> list[str]:
-    """The rows of a table, or those of them that are asked for."""
+    """The rows of a table, or only those that were asked for."""
     known = [method for method in METHODS if method not in LEFT_OUT[table]]
     if unknown := sorted(set(asked or ()) - set(known)):
         sys.exit(f"--rows={','.join(unknown)}: expected some of {', '.join(known)}")
@@ -238,7 +238,7 @@ def methods_of(table: str, asked: list[str] | None = None) -> list[str]:
 def plan(
     setting: Setting, table: str, seeds: int, out: pathlib.Path, methods: list[str]
 ) -> list[Run]:
-    """All runs of a table's rows, each behind those it needs."""
+    """All runs of a table's rows, each after those that it needs."""
     runs = []
     if "random" in methods:
         runs.append(_shape(setting, out))
@@ -275,7 +275,7 @@ def _pretraining(setting: Setting, method: str, seed: int, out: pathlib.Path) ->
 
 
 def _shape(setting: Setting, out: pathlib.Path) -> Run:
-    """MAE of one update, whose encoder and data those at random take (`like`)."""
+    """MAE of one update, from which random encoders take sizes and data (`like`)."""
     fields = setting.common | setting.encoder | setting.methods["mae"]
     fields |= {"steps": 1}
     return Run("shape", _flags(_RECIPES["mae"], setting.variant, **fields))
@@ -303,7 +303,7 @@ def _evaluation(
 
 
 class Runner:
-    """Runs a plan, some at a time, each on cores of its own."""
+    """Runs a plan, `jobs` runs at a time, each on its own cores."""
 
     def __init__(self, runs: list[Run], out: pathlib.Path, jobs: int):
         self._runs, self._out, self._jobs = runs, out, jobs
@@ -312,7 +312,7 @@ class Runner:
         self.failed: list[str] = []
 
     def run(self) -> None:
-        """Returns when every run has ended; `failed` names those that went wrong."""
+        """Runs everything; afterwards `failed` names the runs that failed."""
         for run in self._runs:
             self._waiting.put(run)
         cores = sorted(os.sched_getaffinity(0))
@@ -345,9 +345,9 @@ class Runner:
         cache = self._out / ".cache"
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
         start = time.monotonic()
-        with open(log, "a") as said:
+        with open(log, "a") as output:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=said, stderr=said
+                command, cwd=ROOT, env=environment, stdout=output, stderr=output
             )
             os.sched_setaffinity(process.pid, cores)
             code = process.wait()
@@ -397,20 +397,20 @@ def _cell(mean: float, low: float, high: float) -> str:
 
 
 def written(text: str, heading: str) -> dict[str, dict[str, tuple[float, ...]]]:
-    """Title of a row -> column -> (mean, smallest, largest), of a page in Markdown.
+    """Reads a page's table: row title -> column -> (mean, smallest, largest).
 
     Args:
-      text: of the page.
-      heading: of the section, whose first table it is.
+      text: the page in Markdown.
+      heading: of the section, whose first table is read.
 
     Raises:
-      ValueError: there is no such section, or no table in it.
+      ValueError: no such section, or no table in it.
     """
-    _, found, section = text.partition(f"\n## {heading}\n")
+    _, heading_line, section = text.partition(f"\n## {heading}\n")
     lines = [
         line for line in section.partition("\n## ")[0].splitlines() if line[:1] == "|"
     ]
-    if not found or len(lines) < 3:
+    if not heading_line or len(lines) < 3:
         raise ValueError(f"{RESULTS}: no section '## {heading}' with a table")
     head, _, *rows = ([cell.strip() for cell in x.strip("|").split("|")] for x in lines)
     return {
@@ -425,7 +425,7 @@ def written(text: str, heading: str) -> dict[str, dict[str, tuple[float, ...]]]:
 def compare(
     rows: dict[str, Any], page: dict[str, Any], tolerance: float
 ) -> tuple[str, bool]:
-    """Each cell as it is written and as it came out, and whether all are close."""
+    """Compares each cell with the page's; returns text and whether all are close."""
     lines, same = [], True
     for method, row in rows.items():
         for column, values in row.items():
@@ -452,7 +452,7 @@ def curve(name: str, method: str, seeds: int, out: pathlib.Path) -> list[Any]:
 
 
 def draw(seeds: int, out: pathlib.Path) -> None:
-    """Curves of the test images, one panel a share of labels, as labels.png."""
+    """Draws labels.png: curves of the test images, one panel per share of labels."""
     why = importable.missing("matplotlib.pyplot")
     if why is not None:
         print(f"no curves drawn: {why}; pip install matplotlib")
@@ -478,15 +478,15 @@ def draw(seeds: int, out: pathlib.Path) -> None:
 
 
 def define_flags() -> None:
-    """Those of this program; a test that imports it does not want them."""
+    """Defines the program's flags; not at import, which tests do."""
     flags.DEFINE_string("data", "digits", "'digits', or the folder of CIFAR-10.")
-    flags.DEFINE_string("out", None, "Where the runs go.", required=True)
-    flags.DEFINE_integer("seeds", 3, "How often everything is done.")
-    flags.DEFINE_enum("table", "methods", [*COLUMNS], "What is judged and printed.")
+    flags.DEFINE_string("out", None, "Folder of all runs.", required=True)
+    flags.DEFINE_integer("seeds", 3, "Number of repetitions of everything.")
+    flags.DEFINE_enum("table", "methods", [*COLUMNS], "The table to measure and print.")
     flags.DEFINE_list("rows", None, "Methods; none: all, or 'random' with --check.")
     flags.DEFINE_boolean("check", False, "Compare with docs/results.md.")
     # An image of the digits' test split is 0.28 points; other CPUs round otherwise.
-    flags.DEFINE_float("tolerance", 0.3, "Points that --check lets pass.")
+    flags.DEFINE_float("tolerance", 0.3, "Largest difference for --check, in points.")
     flags.DEFINE_integer("jobs", 2, "Runs at the same time.")
     flags.DEFINE_boolean("dry_run", False, "Print the commands, run nothing.")
 

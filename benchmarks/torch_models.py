@@ -233,8 +233,8 @@ def moco(torch: Any, side: int, *, fused: bool = False) -> Any:
                 pairs = zip(
                     self.teacher.parameters(), self.student.parameters(), strict=True
                 )
-                for theirs, ours in pairs:
-                    theirs.mul_(0.99).add_(ours, alpha=0.01)
+                for average, value in pairs:
+                    average.mul_(0.99).add_(value, alpha=0.01)
                 k = [self.teacher(view) for view in (first, second)]
             return contrast(q[0], k[1]) + contrast(q[1], k[0])
 
@@ -251,21 +251,21 @@ def groups(
     **_: float,
 ) -> list[dict[str, Any]]:
     """Groups of parameters for AdamW: decayed or not, and a rate for each layer."""
-    made: dict[tuple[int, bool], dict[str, Any]] = {}
+    by_rate: dict[tuple[int, bool], dict[str, Any]] = {}
     depth = len(model.blocks)
     for name, value in model.named_parameters():
         if not value.requires_grad:
             continue
-        found = re.match(r"blocks\.(\d+)\.", name)
-        layer = int(found[1]) + 1 if found else depth + 1
+        match = re.match(r"blocks\.(\d+)\.", name)
+        layer = int(match[1]) + 1 if match else depth + 1
         if name.startswith(("cls_token", "pos_embed", "patch_embed")):
             layer = 0
         spared = layer_decay < 1 and name in ("cls_token", "pos_embed")
         decayed = bool(value.ndim > 1 or decay_1d) and not spared
         if layer_decay >= 1:
             layer = depth + 1
-        group = made.setdefault((layer, decayed), {"params": []})
+        group = by_rate.setdefault((layer, decayed), {"params": []})
         group["params"].append(value)
         group["weight_decay"] = weight_decay if decayed else 0.0
         group["lr"] = lr * layer_decay ** (depth + 1 - layer)
-    return list(made.values())
+    return list(by_rate.values())

@@ -7,25 +7,24 @@
 A step is forward, backward and AdamW of ViT-Tiny with 12 heads in float32. Ours is the
 step that the recipe of the method trains with (`JOBS`), slices included, from images
 as bytes, which it normalises; flips, colours and health metrics are left out. The
-other side, where torch is installed, is the same step plainly written, and is handed
-images that are normalised already. `mae`: there, all patches are embedded before
-masking, tokens are put back in order, every patch is predicted. `finetune`: mixup 0.2,
+other side, where torch is installed, is the same step in straightforward code, from
+normalised images. `mae`: torch embeds all patches before masking, puts tokens back in
+order and predicts every patch. `finetune`: mixup 0.2,
 average pooling and a norm before 1000 classes, soft-target cross-entropy, layer decay
 0.85; --rpe=fused adds relative position bias to both sides. `mocov3`: two views,
 projectors with BatchNorm, a teacher that is a moving average; a batch counts images,
 not views.
 
-Each side lives in its own process, ours as main.py sets it up, torch as it comes
-with as many threads as there are cores; they take turns within a round, so that a
-slow minute of the machine hits both. All threads of a side are stopped (SIGSTOP) while
-it waits, and its first step afterwards is not timed. On a machine with other work the
-rates still depend on how either side's threads are scheduled: see the load printed, and
-compare CPU seconds then. Memory is the peak resident size of the process.
+Each side runs in its own process, ours as main.py sets it up, torch with its defaults
+and one thread per core. The sides take turns within a round, so that a slow minute of
+the machine hits both. All threads of a side are stopped (SIGSTOP) while it waits, and
+its first step afterwards is not timed. On a busy machine the rates still depend on how
+the threads are scheduled: look at the printed load, and compare CPU seconds then.
+Memory is the peak resident size of the process.
 
-"--set=microbatch=8;remat=True" changes the config of ours; --alone leaves torch out.
---waiting measures what a peer costs that waits: ours alone, beside a peer that is
-stopped, and beside one that has just made a step and waits as it likes, in turn; with
-the share of a core that the latter uses meanwhile.
+"--set=microbatch=8;remat=True" changes our config; --alone leaves torch out. --waiting
+measures the cost of a waiting peer: our side alone, beside a stopped peer, and beside a
+peer that waits after a step, in turn; with the share of a core that such a peer uses.
 """
 
 from __future__ import annotations
@@ -51,15 +50,13 @@ ROUNDS = flags.DEFINE_integer("rounds", 7, "Measurements of each side.")
 JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 JOB = flags.DEFINE_enum("job", "mae", [*sides.ADAMW], "What a step learns.")
 RPE = flags.DEFINE_enum("rpe", "none", ["none", "fused"], "Position bias of finetune.")
-SET = flags.DEFINE_string(
-    "set", "", "Changes of the config of ours: a.b=value;c=value."
-)
+SET = flags.DEFINE_string("set", "", "Changes of our side's config: a.b=value;c=value.")
 ALONE = flags.DEFINE_bool("alone", False, "Time our side alone.")
 WAITING = flags.DEFINE_bool("waiting", False, "Measure what a waiting peer costs ours.")
 
 
 def cpu_model() -> str:
-    """The processor's name, as far as the system tells."""
+    """The processor's name, as the system reports it."""
     try:
         with open("/proc/cpuinfo") as lines:
             return next(line for line in lines if "model name" in line)[13:].strip()
@@ -86,16 +83,16 @@ def ready(names: list[str]) -> Iterator[list[sides.Side]]:
 
 
 def waiting(names: list[str]) -> dict[str, Any]:
-    """Ours with the last of `names` as a peer that is gone, stopped, or waits.
+    """Measures our side with the last of `names` as an absent, stopped or waiting peer.
 
-    A peer of the same kind as ours stands in where torch is not installed.
+    Without torch the peer is another process of our side.
     """
-    with ready(["jax"]) as (ours,):
+    with ready(["jax"]) as (own,):
         for _ in range(ROUNDS.value):
-            ours.measure(STEPS.value)
-        figures = {"alone": ours.figures()}
-    with ready(["jax", names[-1]]) as (ours, peer):
-        return figures | sides.beside(ours, peer, ROUNDS.value, STEPS.value)
+            own.measure(STEPS.value)
+        figures = {"alone": own.figures()}
+    with ready(["jax", names[-1]]) as (own, peer):
+        return figures | sides.beside(own, peer, ROUNDS.value, STEPS.value)
 
 
 def compare(names: list[str]) -> dict[str, Any]:
@@ -111,7 +108,7 @@ def compare(names: list[str]) -> dict[str, Any]:
 
 
 def what() -> str:
-    """The job, with what is added to it."""
+    """The job and its options as text."""
     biased = "" if RPE.value == "none" else " with position bias"
     return f"{JOB.value}{biased}{SET.value and f', {SET.value}'}"
 
@@ -125,18 +122,18 @@ def describe(figures: dict[str, Any]) -> str:
         f"batch {BATCH.value}, float32; {ROUNDS.value} x {STEPS.value} steps, "
         "median (min..max)"
     )
-    for name, found in figures.items():
-        found = {"images_per_s": found} if name == "ratio" else found
-        rate = found["images_per_s"]
+    for name, figure in figures.items():
+        figure = {"images_per_s": figure} if name == "ratio" else figure
+        rate = figure["images_per_s"]
         line = "{median:.2f} ({min:.2f}..{max:.2f})".format(**rate)
         if name != "ratio":
             cpu = "{median:.2f} ({min:.2f}..{max:.2f})".format(
-                **found["cpu_s_per_step"]
+                **figure["cpu_s_per_step"]
             )
-            line += f" images/s, {cpu} CPU s/step, peak {found['peak_mib']:.0f} MiB, "
-            line += found["versions"]
-            if "% of a core that it uses" in found:
-                share = found["% of a core that it uses"]
+            line += f" images/s, {cpu} CPU s/step, peak {figure['peak_mib']:.0f} MiB, "
+            line += figure["versions"]
+            if "% of a core that it uses" in figure:
+                share = figure["% of a core that it uses"]
                 line += ", the peer at {median:.0f} % of a core".format(**share)
         lines.append(f"{name:>6}: {line}")
     return "\n".join(lines)

@@ -7,8 +7,8 @@ Compiles, for slices of TPU v5e, the steps of MAE-Tiny, of D-MAE-Tiny under a Vi
 teacher and of MoCo v3 (whose negatives are all images of the global batch), each at a
 constant batch per chip, and prints the table of docs/scaling.md. Nothing is run: memory
 and traffic are the compiler's, times are bounds from them and the chip's peak rates.
-Each step is compiled by a process of its own, a few minutes of one core and up to 4 GB;
-what is in `--out` already is not compiled again.
+Each step is compiled in its own process, a few minutes of one core and up to 4 GB;
+plans that `--out` has already are not compiled again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ COLUMNS = (
 
 
 def plan(recipe: str, chips: int, images: int, more: list[str]) -> dict[str, Any]:
-    """The plan of one step; from its file if that is there."""
+    """The plan of one step, from its file or else compiled."""
     path = pathlib.Path(OUT.value) / f"{recipe}-{KIND.value}-{chips}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,17 +73,17 @@ def plan(recipe: str, chips: int, images: int, more: list[str]) -> dict[str, Any
     return json.loads(path.read_text())
 
 
-def row(title: str, found: dict[str, Any]) -> list[str]:
+def row(title: str, numbers: dict[str, Any]) -> list[str]:
     """One line of the table."""
-    moved, guess = found["collectives"], found["estimate"]
+    moved, guess = numbers["collectives"], numbers["estimate"]
     low, high = (1e3 * seconds for seconds in guess["step_seconds"])
     slow, fast = (rate / 1e3 for rate in guess["images_per_second"])
     megabytes = {kind: t["bytes"] / 1e6 for kind, t in moved.items()}
     return [
         title,
-        str(found["chips"]),
-        f"{found['batch_size']:,}",
-        f"{found['memory']['needed'] / 2**30:.2f}",
+        str(numbers["chips"]),
+        f"{numbers['batch_size']:,}",
+        f"{numbers['memory']['needed'] / 2**30:.2f}",
         str(sum(t["count"] for t in moved.values())),
         f"{megabytes.get('all-reduce', 0):.1f}",
         f"{sum(megabytes.values()) - megabytes.get('all-reduce', 0):.1f}",

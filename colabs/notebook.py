@@ -1,7 +1,7 @@
-"""What the notebooks share: where things lie, the one command, pictures.
+"""Helpers that the notebooks share: paths, the one command, pictures.
 
-Nothing here imports JAX. A TPU belongs to one process at a time, and that is the
-command which a cell starts, never the notebook itself.
+Nothing here imports JAX: a TPU belongs to one process at a time, and that must be the
+command that a cell starts, not the notebook.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from litevit_jax import cpu
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 _DRIVE = pathlib.Path("/content/drive")
-# Of a smoke run.
+# Flags of a smoke run.
 FEW_STEPS = (
     "--config.steps=4",
     "--config.checkpoint.every_steps=2",
@@ -37,43 +37,43 @@ def on_colab() -> bool:
 
 
 def smoke() -> bool:
-    """Whether LITEVIT_SMOKE asks for a handful of steps with tiny models."""
+    """Whether LITEVIT_SMOKE asks for a few steps with tiny models."""
     return os.environ.get("LITEVIT_SMOKE", "0") not in ("", "0")
 
 
 def work(folder: str, *, smoke: bool = False) -> pathlib.Path:
-    """The folder of all runs, made if need be; smoke runs have one of their own.
+    """Returns the folder of all runs and creates it; smoke runs have their own.
 
-    On Colab it is in Drive, which outlives the runtime; a `folder` that begins with /
-    is where it says. Elsewhere it is in runs/. LITEVIT_WORK names another place.
+    On Colab it is in Drive, which outlives the runtime, unless `folder` is an absolute
+    path. Elsewhere it is in runs/. LITEVIT_WORK names another folder.
     """
     folder += "-smoke" * smoke
     if "LITEVIT_WORK" in os.environ:
-        place = pathlib.Path(os.environ["LITEVIT_WORK"])
+        directory = pathlib.Path(os.environ["LITEVIT_WORK"])
     elif on_colab() and not folder.startswith("/"):
         from google.colab import drive  # pyrefly: ignore[missing-import]
 
         drive.mount(str(_DRIVE))
-        place = _DRIVE / "MyDrive" / folder
+        directory = _DRIVE / "MyDrive" / folder
     else:
-        place = ROOT / "runs" / folder
-    place.mkdir(parents=True, exist_ok=True)
-    print(f"everything goes to {place}")
-    return place
+        directory = ROOT / "runs" / folder
+    directory.mkdir(parents=True, exist_ok=True)
+    print(f"everything goes to {directory}")
+    return directory
 
 
 def main(*arguments: object) -> None:
-    """Runs main.py and shows what it says, line by line.
+    """Runs main.py and shows its output, line by line.
 
-    The stop button of a cell is passed on, once: a run saves and ends. Stopping again
-    does not wait for that.
+    The stop button of a cell makes the run save and end. Press it again to end the run
+    at once.
 
     Raises:
       RuntimeError: the command failed.
-      KeyboardInterrupt: it was stopped.
+      KeyboardInterrupt: you stopped it.
     """
     command = ["main.py", *map(str, arguments)]
-    # Compiled programs, for a second run on the same machine.
+    # A second run on the same machine reuses compiled programs.
     defaults = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
     # Colab may have an accelerator's libraries without the accelerator.
     if on_colab() and not cpu.has_accelerator():
@@ -101,7 +101,7 @@ def main(*arguments: object) -> None:
     if process.returncode:
         raise RuntimeError(
             f"the command ended with code {process.returncode}; its last lines above "
-            "say why. What was saved is kept: run the cells again to go on"
+            "say why. What it saved is kept: run the cells again to go on"
         )
 
 
@@ -112,36 +112,36 @@ def _echo(process: subprocess.Popen[str]) -> None:
 
 
 def find(name: str, work: pathlib.Path) -> pathlib.Path | None:
-    """What `name` stands for: a run or file in `work` or Drive, a path, or an address.
+    """Finds a run or file by name: in `work` or Drive, by its path, or by an address.
 
     An address (https://...) is downloaded once, into `work`/downloads.
 
     Returns:
-      None if it is nowhere, or a run that has not saved yet.
+      Its path; None if nothing has that name, or for a run that has not saved yet.
     """
     if "://" in name:
         return _download(name, work / "downloads")
     for base in (work, _DRIVE / "MyDrive", pathlib.Path.cwd()):
-        place = base / name
-        if place.is_file():
-            return place
-        if place.is_dir():
-            empty = (place / "config.json").exists() and not steps(place)
-            return None if empty else place
+        path = base / name
+        if path.is_file():
+            return path
+        if path.is_dir():
+            empty = (path / "config.json").exists() and not steps(path)
+            return None if empty else path
     return None
 
 
 def pretrained(name: str, work: pathlib.Path, *, smoke: bool) -> pathlib.Path:
-    """The weights called `name`, as `find` does; '': the run `pretrain`.
+    """The weights that `find` finds for `name`; for '' the run `pretrain`.
 
-    If there is no such run, a short one on the digits, in `work`/digits, stands in.
+    Without such a run, a short one on the digits is made in `work`/digits.
 
     Raises:
-      FileNotFoundError: `name` is given and is nowhere.
+      FileNotFoundError: `name` is given, and nothing has that name.
     """
-    place = find(name or "pretrain", work)
-    if place is not None:
-        return place
+    path = find(name or "pretrain", work)
+    if path is not None:
+        return path
     if name:
         raise FileNotFoundError(
             f"{name}: no run that has saved and no file of this name in {work}"
@@ -157,8 +157,8 @@ def pretrained(name: str, work: pathlib.Path, *, smoke: bool) -> pathlib.Path:
 
 def steps(run: pathlib.Path) -> list[int]:
     """The steps that a run has saved."""
-    found = (p.name for p in (run / "checkpoints").glob("*"))
-    return sorted(int(name) for name in found if name.isdigit())
+    names = (p.name for p in (run / "checkpoints").glob("*"))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def _download(address: str, folder: pathlib.Path) -> pathlib.Path:
@@ -176,34 +176,34 @@ def _download(address: str, folder: pathlib.Path) -> pathlib.Path:
 def images(name: str, work: pathlib.Path) -> str:
     """The data variant of a recipe: your images, or the digits if `name` is empty.
 
-    `name` is a zip file or a folder, found as `find` does. Both are brought to the
-    machine's own disk first, since Drive is slow for many small files; a folder that is
-    there already is read where it is.
+    `find` looks for `name`, a zip file or a folder. Images in Drive, which is slow for
+    many small files, are copied to the machine's disk; other folders are read where
+    they are.
 
     Raises:
-      FileNotFoundError: there is nothing of that name.
+      FileNotFoundError: nothing has that name.
       ValueError: a damaged zip file, or a path that no variant can hold.
     """
     if not name:
         return "digits"
-    place = find(name, work)
-    if place is None:
+    path = find(name, work)
+    if path is None:
         raise FileNotFoundError(
             f"{name}: no such zip file or folder in {work}"
             + f", in {_DRIVE / 'MyDrive'}" * on_colab()
             + " or here; give its path as the file browser shows it"
         )
-    if place.is_file():
-        place = _unpack(place, _disk(work) / f"{_plain(place.stem)}-{_size(place)}")
-    elif place.is_relative_to(_DRIVE):
-        place = _copy(place, _disk(work) / _plain(place.name))
-    if "," in str(place):
-        raise ValueError(f"{place}: a path with a comma; rename the folder")
-    return f"data=folder,path={place}"
+    if path.is_file():
+        path = _unpack(path, _disk(work) / f"{_plain(path.stem)}-{_size(path)}")
+    elif path.is_relative_to(_DRIVE):
+        path = _copy(path, _disk(work) / _plain(path.name))
+    if "," in str(path):
+        raise ValueError(f"{path}: a path with a comma; rename the folder")
+    return f"data=folder,path={path}"
 
 
 def _disk(work: pathlib.Path) -> pathlib.Path:
-    """Where images are unpacked: not in Drive."""
+    """The folder for unpacked images, which is not in Drive."""
     return pathlib.Path("/content/images") if on_colab() else work / "images"
 
 
@@ -211,23 +211,23 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
 
-def _size(place: pathlib.Path) -> int:
-    return place.stat().st_size  # another zip file of the name has another
+def _size(path: pathlib.Path) -> int:
+    return path.stat().st_size  # another zip file of the name has another
 
 
-def _unpack(place: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
-    """The images of a zip file, without what a Mac adds and a single outer folder."""
+def _unpack(archive_path: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+    """Unpacks a zip file, without a Mac's extra files and a single outer folder."""
     if not target.exists():
-        print(f"unpacking {place}", flush=True)
+        print(f"unpacking {archive_path}", flush=True)
         part = target.with_name(f"{target.name}.part")
         shutil.rmtree(part, ignore_errors=True)  # of an attempt that was cut off
         try:
-            with zipfile.ZipFile(place) as archive:
+            with zipfile.ZipFile(archive_path) as archive:
                 names = (n for n in archive.namelist() if not n.startswith("__MACOSX/"))
                 archive.extractall(part, names)
         except zipfile.BadZipFile as error:
             raise ValueError(
-                f"{place}: not a whole zip file ({error}); upload it again"
+                f"{archive_path}: not a whole zip file ({error}); upload it again"
             ) from None
         part.rename(target)
     inside = [p for p in target.iterdir() if not p.name.startswith(".")]
@@ -239,11 +239,11 @@ def _unpack(place: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
     return target
 
 
-def _copy(place: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+def _copy(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
     if not target.exists():
-        print(f"copying {place} (a zip file would be quicker)", flush=True)
+        print(f"copying {source} (a zip file would be quicker)", flush=True)
         part = target.with_name(f"{target.name}.part")
-        shutil.copytree(place, part, dirs_exist_ok=True)
+        shutil.copytree(source, part, dirs_exist_ok=True)
         part.rename(target)
     return target
 
@@ -255,9 +255,9 @@ def top1(run: pathlib.Path, evaluation: str) -> float:
 
 
 def show(*pictures: pathlib.Path, width: int | None = None) -> None:
-    """Shows PNG files below one another, each under its name, and says what is missing.
+    """Shows PNG files below one another, each under its name; names missing ones.
 
-    A short run has logged too little for some curves.
+    A short run may have logged too little for a curve.
     """
     from IPython import display
 

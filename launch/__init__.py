@@ -1,1 +1,1 @@
-"""Thin scripts that start runs; no logic that a test could want."""
+"""Thin scripts that start runs, without logic of their own."""

@@ -2,7 +2,7 @@
 
     python -m launch.demo
 
-Three ordinary runs of main.py under runs/demo; a second call finds them complete.
+It makes three ordinary runs of main.py under runs/demo; a second call skips them.
 """
 
 import json
@@ -50,7 +50,7 @@ def top1(name: str, evaluator: str) -> float:
 
 
 def main() -> None:
-    """Runs the stages and prints what came out."""
+    """Runs the stages and prints the results."""
     start = time.monotonic()
     for name, arguments in STAGES.items():
         run(name, arguments)

@@ -1,11 +1,11 @@
-"""Several processes of main.py on this machine, as several hosts would run it.
+"""Runs several processes of main.py on this machine, as several hosts would.
 
     python -m launch.local --processes=2 -- --config=configs/mae_tiny.py:smoke \\
         --workdir=runs/two
 
-Each process gets its own CPU devices; they meet at a port of this machine. Output
-stands behind the number of its process. If one fails the others are stopped, and its
-exit code is this program's. SIGTERM, SIGHUP and Ctrl-C are passed on to all.
+Each process gets its own CPU devices; they meet at a port of this machine. The number
+of the process precedes its output. If one fails, the others are stopped and its exit
+code is this program's. SIGTERM, SIGHUP and Ctrl-C are passed on to all.
 """
 
 from __future__ import annotations
@@ -35,19 +35,20 @@ def commands(processes: int, port: int, arguments: Sequence[str]) -> list[list[s
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Returns a port that is free."""
     with socket.socket() as server:
         server.bind(("localhost", 0))
         return server.getsockname()[1]
 
 
 def run(lines: list[list[str]], *, devices: int, grace_s: float) -> int:
-    """Runs the command lines at once; the first exit code that is not 0, or 0.
+    """Runs the command lines at once; returns the first exit code but 0, or 0.
 
     Args:
-      lines: of the processes.
-      devices: CPU devices of each.
-      grace_s: after one failed, that the others have to save before they are killed.
+      lines: the command lines.
+      devices: CPU devices of each process.
+      grace_s: seconds that the others have to save after one failed, before they are
+        killed.
     """
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -79,7 +80,7 @@ def run(lines: list[list[str]], *, devices: int, grace_s: float) -> int:
 
 
 def _wait(running: list[subprocess.Popen], grace_s: float) -> int:
-    """Waits for all; after a failure the others are told to stop, then killed."""
+    """Waits for all; after a failure stops the others, and kills them if they stay."""
     failed, since = 0, 0.0
     while None in (codes := [process.poll() for process in running]):
         bad = [code for code in codes if code]

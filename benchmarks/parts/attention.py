@@ -1,4 +1,4 @@
-"""Every way to compute attention: from tokens to the heads' results, and back.
+"""Times every way to compute attention: from tokens to the heads' results, and back.
 
 A way takes tokens `[B, T, D]` and the stored kernel `[D, 3 D]` of queries, keys and
 values, and gives `[B, T, D]` before the last projection, so that copies between the
@@ -68,7 +68,7 @@ def _arguments(small: bool, shape: str) -> list[jax.Array]:
 
 
 def _compiled(small: bool, shape: str, way: str) -> tuple[Any, list[jax.Array]]:
-    """(the compiled gradient of one way, its arguments)."""
+    """Compiles the gradient of one way; returns it and its arguments."""
     _, heads, _, _ = _sizes(small, shape)
     function = _float32 if way == "float32" else WAYS[way]
     args = _arguments(small, shape)
@@ -129,13 +129,13 @@ def _one_product(x: jax.Array, kernel: jax.Array, heads: int) -> list[jax.Array]
 
 
 def _three_products(x: jax.Array, kernel: jax.Array, heads: int) -> list[jax.Array]:
-    """Queries, keys, values `[B, T, A, E]`, each from a product of its own."""
+    """Queries, keys, values `[B, T, A, E]`, each from a separate product."""
     kernel = kernel.astype(x.dtype).reshape(x.shape[-1], 3, heads, -1)
     return [jnp.einsum("btd,dae->btae", x, kernel[:, i]) for i in range(3)]
 
 
 def _of_table(entry: str, x: jax.Array, kernel: jax.Array, heads: int) -> jax.Array:
-    """The product's own: heads and attention by `ops`, one entry of its table."""
+    """This package's way: heads by `ops`, attention by one entry of its table."""
     projected = ops.HEADS["cpu" if entry == "deferred" else "default"]
     bias = jnp.zeros(kernel.shape[-1])
     q, k, v = projected[0](heads, 0, x, kernel, bias)

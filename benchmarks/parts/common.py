@@ -84,11 +84,11 @@ class Part:
         return load(self.out, name)["rows"]
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that have no row yet."""
+        """The `names` that have no row yet."""
         return [name for name in names if name not in self.rows]
 
     def row(self, name: str, measure: Callable[[], dict[str, Any]]) -> None:
-        """Measures and writes row `name`, unless it is there or the time is over.
+        """Measures and writes row `name`, unless it exists or the time is over.
 
         What `measure` raises becomes the row's 'error', and the part goes on.
         """
@@ -127,7 +127,7 @@ class Part:
 
 
 def load(out: pathlib.Path, name: str) -> dict[str, Any]:
-    """The file of part `name`; without rows if there is none yet."""
+    """Reads the file of part `name`; a part without a file has no rows."""
     path = out / f"{name}.json"
     if not path.exists():
         return {"complete": False, "rows": {}}
@@ -140,7 +140,7 @@ def timed(
     repetitions: int = _REPETITIONS,
     at_least_s: float = _AT_LEAST_S,
 ) -> dict[str, float]:
-    """Seconds of one `call`, whose arrays are waited for: median, min, max.
+    """Seconds of one `call` until its arrays are ready: median, min, max.
 
     A repetition makes as many calls as take `at_least_s`, and waits for the last.
     """
@@ -163,7 +163,7 @@ def timed(
 
 
 def in_parallel(jobs: dict[str, Callable[[], Any]], threads: int = 6) -> dict[str, Any]:
-    """Results of all `jobs`, an exception in place of one that failed.
+    """Results of all `jobs`; for a job that failed, its exception.
 
     Meant for compiling: nothing is timed while it runs.
     """
@@ -177,7 +177,7 @@ def in_parallel(jobs: dict[str, Callable[[], Any]], threads: int = 6) -> dict[st
 
 
 def rate(count: float, seconds: dict[str, float]) -> dict[str, float]:
-    """`count` a second, with its spread."""
+    """Rate of `count` per second, with its spread."""
     return {
         "median": count / seconds["median"],
         "min": count / seconds["max"],

@@ -27,7 +27,7 @@ def run(part: common.Part) -> None:
 
 
 def ceilings(part: common.Part) -> tuple[float, float]:
-    """(bytes/s of a copy, FLOP/s of a bfloat16 product); NaN if not measured."""
+    """Bytes/s of a copy and FLOP/s of a bfloat16 product; NaN if not measured."""
     rows = part.other("identity")
     copy = rows.get("copy", {}).get("GB/s", {}).get("median", float("nan"))
     product = rows.get("product bfloat16", {}).get("TFLOP/s", {})

@@ -1,4 +1,4 @@
-"""How many images a second this host can decode, and where a real run waits."""
+"""Images per second that this host can decode, and the waiting of a real run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from litevit_jax.data.sources import folder, packed
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _BATCH = 256
 _SECONDS = 2.0  # of each measurement
-_AHEAD = 6  # batches that are ready before: not counted
+_AHEAD = 6  # batches that may be read in advance: not counted
 
 
 def run(part: common.Part) -> None:
@@ -39,12 +39,12 @@ def run(part: common.Part) -> None:
         ]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         for threads in _threads(part.small):
-            for kind, place in (("packed", small), ("folder", images)):
-                measure = functools.partial(_rate, part.small, kind, place, threads)
+            for kind, path in (("packed", small), ("folder", images)):
+                measure = functools.partial(_rate, part.small, kind, path, threads)
                 part.row(f"{kind}, {threads} threads", measure)
         runs = (("packed", small), ("folder", images))[part.small :]
-        for kind, place in runs:
-            wait = functools.partial(_waiting, part.small, kind, place)
+        for kind, path in runs:
+            wait = functools.partial(_waiting, part.small, kind, path)
             part.row(f"a run of MAE from {kind}", wait)
 
 
@@ -54,7 +54,7 @@ def _threads(small: bool) -> list[int]:
     return [2**n for n in range(cores.bit_length()) if 2**n <= cores]
 
 
-def make_jpegs(place: pathlib.Path, count: int, side: tuple[int, int]) -> None:
+def make_jpegs(directory: pathlib.Path, count: int, side: tuple[int, int]) -> None:
     """Writes `count` JPEGs of smooth random colours, as large as ImageNet's."""
     rng = np.random.default_rng(0)
     for number in range(count):
@@ -62,18 +62,18 @@ def make_jpegs(place: pathlib.Path, count: int, side: tuple[int, int]) -> None:
         picture = Image.fromarray(coarse.astype(np.uint8)).resize(side)
         noise = rng.integers(-12, 12, size=(side[1], side[0], 3))
         pixels = np.clip(np.asarray(picture, np.int16) + noise, 0, 255)
-        path = place / "ab"[number % 2] / f"{number:04d}.jpg"
+        path = directory / "ab"[number % 2] / f"{number:04d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(path, quality=90)
 
 
-def _rate(small: bool, kind: str, place: pathlib.Path, threads: int) -> dict[str, Any]:
+def _rate(small: bool, kind: str, path: pathlib.Path, threads: int) -> dict[str, Any]:
     """Images/s of our input alone, with `threads` threads of one process."""
     maker = {"packed": packed, "folder": folder}[kind]
     size = (32, 32) if small else (224, 224)
     batch = 4 if small else _BATCH
     transform = transforms.train_ops(image_size=size, decoder="auto")
-    source = maker.make(split="train", dir=str(place))
+    source = maker.make(split="train", dir=str(path))
     stream = pipeline.train_batches(
         source, transform, batch_size=batch, seed=0, workers=0, threads=threads
     )
@@ -88,10 +88,10 @@ def _rate(small: bool, kind: str, place: pathlib.Path, threads: int) -> dict[str
     return {"images/s": count / spent}
 
 
-def _waiting(small: bool, kind: str, place: pathlib.Path) -> dict[str, Any]:
-    """Images/s and waiting for data of main.py, as its last logged rows have them."""
+def _waiting(small: bool, kind: str, path: pathlib.Path) -> dict[str, Any]:
+    """Images/s and waiting for data of main.py, from its last logged rows."""
     with tempfile.TemporaryDirectory() as workdir:
-        variant = f"data={kind},path={place}" + (",smoke" if small else "")
+        variant = f"data={kind},path={path}" + (",smoke" if small else "")
         command = [sys.executable, "main.py", f"--config=configs/mae_tiny.py:{variant}"]
         steps = 6 if small else 200
         command += [

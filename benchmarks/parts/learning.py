@@ -1,4 +1,4 @@
-"""A run of minutes: MAE on small images, then a probe of what it learned."""
+"""A run of a few minutes: MAE on small images, then a probe of its encoder."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(part: common.Part) -> None:
 
 
 def _pretrain(part: common.Part) -> dict[str, Any]:
-    """Trains for about half of the time that is left, by the speed of its start."""
+    """Trains for about half of the remaining time, estimated from its first steps."""
     workdir = part.out / "learning" / "mae"
     small = common.SMALL_MODEL if part.small else ()
     row = _main(part, "mae_tiny", workdir, *_recipe(part), *_epochs(part), *small)
@@ -62,7 +62,7 @@ def _recipe(part: common.Part) -> list[str]:
 
 
 def _epochs(part: common.Part) -> list[str]:
-    """As many passes as the time allows, at 20,000 images a second."""
+    """The number of passes that fit the time, at 20,000 images a second."""
     if part.small or not part.data:
         return []
     return [f"epochs={max(round(part.left * 0.4 * 20_000 / 50_000), 5)}"]

@@ -1,4 +1,4 @@
-"""Whether the device computes what it should: recorded values, precision, resume."""
+"""Checks what the device computes: recorded values, precision, exact resume."""
 
 from __future__ import annotations
 
@@ -106,10 +106,11 @@ def _gradient(objective: Any, params: Any, batch: Any) -> Any:
 
 
 def _gradient_against_cpu(depth: int | None) -> dict[str, Any]:
-    here = _gradient(*_golden(depth=depth))
+    on_device = _gradient(*_golden(depth=depth))
     with jax.default_device(jax.devices("cpu")[0]):
-        there = _gradient(*_golden(depth=depth))
-    return _checked(_distance(here[1], there[1]), 1e-4, value=float(here[0]))
+        on_cpu = _gradient(*_golden(depth=depth))
+    error = _distance(on_device[1], on_cpu[1])
+    return _checked(error, 1e-4, value=float(on_device[0]))
 
 
 def _half_against_whole(depth: int | None) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def _on_cpu() -> bool:
 
 
 def _attention(entry: str, shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
-    """Values and gradients of one way of attention, against autodiff in float32."""
+    """Compares values and gradients of one kernel with autodiff in float32."""
     queries, keys, heads, size = shape
     seeds = jax.random.split(jax.random.key(4), 4)
     lengths = (queries, keys, keys, queries)
@@ -145,7 +146,7 @@ def _attention(entry: str, shape: tuple[int, ...], dtype: str) -> dict[str, Any]
         probs = jax.nn.softmax(q @ k.swapaxes(2, 3) / size**0.5)
         return jnp.einsum("bast,batd->basd", probs, v)
 
-    def ours(q: Any, k: Any, v: Any) -> jax.Array:
+    def own(q: Any, k: Any, v: Any) -> jax.Array:
         return attention.attend(q, k, v, 1 / size**0.5, kernel=entry)
 
     def outcome(function: Any, *args: Any) -> Any:
@@ -158,7 +159,7 @@ def _attention(entry: str, shape: tuple[int, ...], dtype: str) -> dict[str, Any]
         return [np.asarray(x.astype(jnp.float32)) for x in (out, *grads)]
 
     with jax.default_matmul_precision("highest"):
-        got = outcome(ours, *args)
+        got = outcome(own, *args)
         want = outcome(plain, *(x.astype(jnp.float32) for x in args))
     pairs = zip(got, want, strict=True)
     return _checked(
@@ -218,7 +219,7 @@ def _command(folder: pathlib.Path, small: bool) -> list[str]:
 
 
 def _interrupted(command: list[str], env: dict[str, str]) -> int:
-    """Runs `command` until some steps are done, asks it to stop; its exit code."""
+    """Runs `command` for 7 steps, asks it to stop and returns its exit code."""
     with common.process(command, cwd=ROOT, env=env, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         for line in child.stdout:

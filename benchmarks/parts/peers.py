@@ -1,4 +1,4 @@
-"""The same steps plainly written in PyTorch, in turn with ours."""
+"""The same steps in straightforward PyTorch, in turn with ours."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ STEPS = {
     "MAE 1,024": sides.Spec("mae", 1024),
     "fine-tuning 512": sides.Spec("finetune", 512),
 }
-# Side -> changes of the spec; ours has no choice of its own.
+# Side -> changes of the spec; our side has no options.
 PEERS: dict[str, dict[str, Any]] = {
     "ours": {},
     "torch eager": {"half": True},
     "torch compiled": {"half": True, "compiled": True},
 }
 _ROUNDS = 7
-_SECONDS = 0.5  # that a measurement takes, about
+_SECONDS = 0.5  # of a measurement, about
 
 
 def run(part: common.Part) -> None:
@@ -66,14 +66,14 @@ def _compare(part: common.Part, spec: sides.Spec) -> dict[str, Any]:
 
 
 def _why_no_torch(python: str) -> str:
-    """Empty if `python` imports torch, else the last line of what it says."""
+    """Why `python` cannot import torch: its last line of output; '' if it can."""
     command = [python, "-c", "import torch"]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
 def _steps(side: sides.Side, seconds: float) -> int:
-    """How many steps take about `seconds`; a measurement that is not counted."""
+    """The number of steps that take about `seconds`, from a warm-up measurement."""
     side.measure(2)
     per_step = side.batch / side.rates[-1]
     side.forget()
@@ -82,12 +82,12 @@ def _steps(side: sides.Side, seconds: float) -> int:
 
 def _figures(started: dict[str, sides.Side]) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    ours = started["ours"]
+    own = started["ours"]
     for name, side in started.items():
         row[f"{name}, images/s"] = sides.spread(side.rates)
     for name, side in started.items():
         if name != "ours":
-            row[f"ours over {name}"] = sides.ratio(ours, side)
+            row[f"ours over {name}"] = sides.ratio(own, side)
     for name, side in started.items():
         row[f"{name}: start s"] = side.about["ready_s"]
     row["versions"] = "; ".join(s.about["versions"] for s in started.values())

@@ -26,7 +26,7 @@ def run(part: common.Part) -> None:
 
 
 def _trace(part: common.Part, name: str) -> None:
-    """Adds a row for each kind of operation, the longest first, and of what stalls."""
+    """Adds a row for each kind of operation, the longest first, and rows of stalls."""
     if part.left <= 0:
         return part.skip()
     spec = steps.STEPS[name]
@@ -78,7 +78,7 @@ def operations(data: Any) -> dict[str, tuple[float, int]]:
 
 
 def _lines(data: Any) -> list[Any]:
-    """Of a trace, the lines with a device's operations."""
+    """The lines of a trace with a device's operations."""
     planes = list(data.planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
     lines = [line for plane in devices for line in plane.lines]

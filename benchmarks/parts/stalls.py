@@ -1,7 +1,7 @@
-"""Whether a run of steps stalls: an idle device, copies it waits for, saves, donation.
+"""Checks whether steps stall: an idle device, copies, saves, arrays not donated.
 
-Steps are made as litevit_jax/train/loop.py makes them: batches from the host, placed
-ahead in a thread; metrics read one step late; a checkpoint written beside the steps.
+Steps run as in litevit_jax/train/loop.py: batches from the host, placed ahead in a
+thread; metrics read one step late; a checkpoint written beside the steps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from litevit_jax.data import device
 from litevit_jax.plan import hlo
 
 Span = tuple[float, float]  # (begin, end) in nanoseconds
-_STEPS = 8  # that are traced
+_STEPS = 8  # to trace
 _BESIDE_SAVE = 30  # steps from the start of a save on; it is done by then
 # Percent of the time that may be lost: between operations, to copies, to saving.
 BOUNDS = {"idle": 5.0, "copies": 1.0, "saving": 1.0}
@@ -41,25 +41,25 @@ def rows(part: common.Part, name: str, spec: sides.Spec, step: sides.Step) -> No
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
-    """The times at which any of `spans` is on, in order, without overlaps."""
-    found: list[Span] = []
+    """Joins overlapping `spans`; the result is in order."""
+    joined: list[Span] = []
     for begin, end in sorted(spans):
-        if found and begin <= found[-1][1]:
-            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
         else:
-            found.append((begin, end))
-    return found
+            joined.append((begin, end))
+    return joined
 
 
 def of_trace(computing: list[Span], copies: list[Span]) -> dict[str, float]:
-    """What stalls, in percent of the time from the first operation to the last.
+    """Stalls in percent of the time from the first operation to the last.
 
     Args:
-      computing: of the operations of one device.
-      copies: from the host to it.
+      computing: spans of the operations of one device.
+      copies: spans of the copies from the host to it.
 
     Returns:
-      'idle %': nothing is computed; 'copies %': of that, while a copy goes on, which
+      'idle %': nothing is computed; 'copies %': the part of it during a copy, which
       would be hidden if it came earlier; 'longest gap us'.
     """
     busy = merged(computing)
@@ -82,7 +82,7 @@ def of_trace(computing: list[Span], copies: list[Span]) -> dict[str, float]:
 
 
 def spans_of(data: Any) -> tuple[list[Span], list[Span]]:
-    """Of a profile: (operations of the first device, copies to it)."""
+    """Reads a profile: (operations of the first device, copies to it)."""
     planes = list(data.planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
     if not devices:  # CPUs: the threads that run operations
@@ -120,28 +120,28 @@ def _donation(step: sides.Step) -> dict[str, Any]:
 
 
 def _of_steps(part: common.Part, spec: sides.Spec, step: sides.Step) -> dict[str, Any]:
-    """Idle time and copies in a trace of steps that are fed from the host."""
+    """Traces steps fed from the host: idle time and copies."""
     with tempfile.TemporaryDirectory() as folder, _feed(spec, step) as feed:
         _train(step, feed, 3)
         with jax.profiler.trace(folder):
             seconds = _train(step, feed, 3 if part.small else _STEPS)
         (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
-        found = of_trace(*spans_of(jax.profiler.ProfileData.from_file(str(path))))
-    row = {"ms a step": 1e3 * statistics.mean(seconds), **found}
+        stalls = of_trace(*spans_of(jax.profiler.ProfileData.from_file(str(path))))
+    row = {"ms a step": 1e3 * statistics.mean(seconds), **stalls}
     row |= {"bound %": f"{BOUNDS['idle']:g} idle, {BOUNDS['copies']:g} copies"}
     if not part.small:  # a step of microseconds is mostly its start
-        fine = found["idle %"] <= BOUNDS["idle"]
-        row["ok"] = fine and found["copies %"] <= BOUNDS["copies"]
+        fine = stalls["idle %"] <= BOUNDS["idle"]
+        row["ok"] = fine and stalls["copies %"] <= BOUNDS["copies"]
     return row
 
 
 def _of_save(part: common.Part, spec: sides.Spec, step: sides.Step) -> dict[str, Any]:
-    """What a checkpoint costs a run that saves as often as the recipe says."""
+    """The cost of checkpoints for a run that saves as often as the recipe."""
     count = 3 if part.small else _BESIDE_SAVE
     with tempfile.TemporaryDirectory() as folder, _feed(spec, step) as feed:
         checkpoints = checkpoint.Checkpoints(folder, keep=1)
         try:
-            _save(checkpoints, step)  # what is set up once
+            _save(checkpoints, step)  # sets up what later saves reuse
             checkpoints.wait()
             plain = _train(step, feed, count)
             begin = time.perf_counter()
@@ -161,7 +161,7 @@ def _of_save(part: common.Part, spec: sides.Spec, step: sides.Step) -> dict[str,
 def saving(
     plain: list[float], blocked: float, beside: list[float], every: int
 ) -> dict[str, Any]:
-    """What one checkpoint in `every` steps costs.
+    """The cost of one checkpoint in `every` steps.
 
     Args:
       plain: seconds of steps without a checkpoint.
@@ -196,7 +196,7 @@ def _feed(spec: sides.Spec, step: sides.Step) -> Iterator[Iterator[device.Fed]]:
 
 
 def _train(step: sides.Step, feed: Iterator[device.Fed], count: int) -> list[float]:
-    """Makes `count` steps; seconds of each, until the metrics of the one before."""
+    """Makes `count` steps; returns the seconds until the metrics of the step before."""
     seconds, pending, begin = [], None, time.perf_counter()
     for number in range(count):
         fed = next(feed)

@@ -65,7 +65,7 @@ def run(part: common.Part) -> None:
 
 
 def _compiled(spec: sides.Spec) -> tuple[sides.Step, float]:
-    """(the compiled step, seconds of tracing and compiling)."""
+    """Compiles a step; returns it and the seconds of tracing and compiling."""
     start = time.perf_counter()
     step = sides.our_step(spec)
     step.compile()
@@ -99,7 +99,7 @@ def _measure(part: common.Part, spec: sides.Spec, compiled: Any) -> dict[str, An
 def describe(
     program: Any, design: Any, images: int, seconds: float, part: common.Part
 ) -> dict[str, Any]:
-    """What a compiled step moves and computes, and its share of both ceilings."""
+    """Bytes and FLOPs of a compiled step, and its share of both ceilings."""
     copy, product = identity.ceilings(part)
     traffic = hlo.Module(program.as_text(), trips=design.slices).memory_traffic()
     operations = flops.count(design.step, design.state, design.batch)
