@@ -73,13 +73,13 @@ class ColorJitter(base.ImageOp):
 
     def draw(self, key: jax.Array) -> dict[str, jax.Array]:
         """Draws factors and order, the arguments of `apply` besides the image."""
-        factor_key, hue_key, order_key, place_key = jax.random.split(key, 4)
+        factor_key, hue_key, order_key, hue_at_key = jax.random.split(key, 4)
         low, high = jnp.array([self.brightness, self.contrast, self.saturation]).T
         return {
             "factors": jax.random.uniform(factor_key, (3,), minval=low, maxval=high),
             "turn": jax.random.uniform(hue_key, (), jnp.float32, *self.hue),
             "order": jnp.argsort(jax.random.uniform(order_key, (3,))),
-            "hue_at": jax.random.randint(place_key, (), 0, 4),
+            "hue_at": jax.random.randint(hue_at_key, (), 0, 4),
         }
 
     def apply(
