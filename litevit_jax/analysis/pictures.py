@@ -1,4 +1,4 @@
-"""Sheets of images: what is attended to, and what a decoder makes of masked images."""
+"""Draws sheets of images: attention maps, and reconstructions of masked images."""
 
 from __future__ import annotations
 
@@ -27,43 +27,43 @@ def draw_all(
     """Draws what `config.maps` and `config.reconstruction` ask for, into `workdir`.
 
     Returns:
-      'maps' and 'reconstructions', lists of what was drawn, with its 'file'; and
-      'picture_notes', what was not.
+      'maps' and 'reconstructions', a dict for each sheet with its 'file'; and
+      'picture_notes', why others were not drawn.
     """
     few, many = config.maps.images, config.reconstruction.images
-    found: dict[str, list] = {"maps": [], "reconstructions": [], "picture_notes": []}
+    drawn: dict[str, list] = {"maps": [], "reconstructions": [], "picture_notes": []}
     if not max(few, many):
-        return found
+        return drawn
     (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
     source = images.chosen(config, source)
     shown = images.first(config, read, source, max(few, many))
     for model in read:
         rows = shown[model.name]
         if few:
-            found["maps"] += _maps(config, model, rows["image"][:few], workdir)
+            drawn["maps"] += _maps(config, model, rows["image"][:few], workdir)
         if many and model.painter is None:
-            found["picture_notes"].append(
+            drawn["picture_notes"].append(
                 f"{model.name}: no reconstructions, as {_why_none(model)}."
             )
         elif many:
             part = {k: x[:many] for k, x in rows.items()}
-            found["reconstructions"].append(_sheet(model, part, workdir))
-    return found
+            drawn["reconstructions"].append(_sheet(model, part, workdir))
+    return drawn
 
 
 def _why_none(model: models.Model) -> str:
     if model.path.startswith("random:"):
-        return "a model at random is an encoder alone"
+        return "a random model is only an encoder"
     if model.config:
         return "its checkpoint has no decoder"
     return (
-        "its file has no decoder, or does not tell its heads "
+        "its file has no decoder, or does not record its heads "
         "(--config.decoder_num_heads)"
     )
 
 
 def check(config: ConfigDict, read: list[models.Model]) -> None:
-    """Raises ValueError for layers, heads or queries that a model does not have."""
+    """Raises a ValueError for layers, heads or queries that a model does not have."""
     for model in read:
         depth, heads = model.encoder.depth, model.encoder.num_heads
         for layer in config.maps.layers:
@@ -91,9 +91,8 @@ def _query(query: str, grid: tuple[int, int]) -> int:
     if query == "center":
         return 1 + rows // 2 * columns + columns // 2
     if slash and row.isdigit() and column.isdigit():
-        place = (int(row), int(column))
-        if place[0] < rows and place[1] < columns:
-            return 1 + place[0] * columns + place[1]
+        if int(row) < rows and int(column) < columns:
+            return 1 + int(row) * columns + int(column)
         raise ValueError(
             f"maps.queries: {query!r} is outside of the {rows}x{columns} patches"
         )
@@ -104,25 +103,25 @@ def _query(query: str, grid: tuple[int, int]) -> int:
 def _maps(
     config: ConfigDict, model: models.Model, shown: np.ndarray, workdir: pathlib.Path
 ) -> list[dict[str, Any]]:
-    """A sheet for each query: rows are images, columns heads of a layer."""
-    found = []
+    """Draws a sheet for each query and layer: a row per image, a column per head."""
+    sheets = []
     heads = list(config.maps.heads) or [*range(1, model.encoder.num_heads + 1)]
     tokens = [_query(query, model.grid) for query in config.maps.queries]
     rows = capture.attention_rows(model, shown, tokens)
-    for place, query in enumerate(config.maps.queries):
+    for index, query in enumerate(config.maps.queries):
         for layer in config.maps.layers:
             number = layer if layer > 0 else model.encoder.depth + 1 + layer
             sheet = attention_sheet(
                 shown,
-                rows[number - 1, :, :, place],
+                rows[number - 1, :, :, index],
                 model.grid,
                 heads=heads,
-                token=tokens[place],
+                token=tokens[index],
             )
             name = f"{FOLDER}/attention-{model.name}-layer{number}-"
             name += f"{str(query).replace('/', '_')}.png"
             Image.fromarray(sheet).save(workdir / name, optimize=True)
-            found.append(
+            sheets.append(
                 {
                     "model": model.name,
                     "layer": number,
@@ -132,7 +131,7 @@ def _maps(
                     "file": name,
                 }
             )
-    return found
+    return sheets
 
 
 def attention_sheet(
@@ -143,13 +142,13 @@ def attention_sheet(
     heads: list[int],
     token: int,
 ) -> np.ndarray:
-    """uint8 picture: each image, then the mean over heads, then single heads.
+    """Draws a uint8 picture: each image, then the mean over heads, then single heads.
 
     Args:
       shown: uint8 `[B, H, W, C]`.
       rows: attention of one query `[B, A, N]`.
       grid: rows and columns of patches.
-      heads: those drawn, counted from 1.
+      heads: the heads to draw, counted from 1.
       token: the query; 0 is the class token, a patch gets a white frame.
     """
     titles = ["image", "mean", *(f"head {head}" for head in heads)]
@@ -178,8 +177,8 @@ def _tile(image: np.ndarray) -> Image.Image:
 
 
 def _overlay(tile: Image.Image, weights: np.ndarray) -> Image.Image:
-    """Colours of `weights [R, C]`, the largest brightest, over a grey image."""
-    import matplotlib  # late: it takes long, and is needed once at a run's end
+    """Lays colours of `weights [R, C]`, the largest brightest, over a grey image."""
+    import matplotlib  # late: its import takes long
 
     share = weights / max(float(weights.max()), 1e-12)
     colors = matplotlib.colormaps["viridis"](share, bytes=True)[..., :3]
@@ -198,7 +197,7 @@ def _frame(picture: Image.Image, patch: int, grid: tuple[int, int]) -> None:
 def _sheet(
     model: models.Model, rows: dict[str, np.ndarray], workdir: pathlib.Path
 ) -> dict[str, Any]:
-    """Original, masked and reconstructed images, side by side."""
+    """Draws original, masked and reconstructed images side by side."""
     out = capture.reconstructions(model, rows["image"], rows["index"])
     mean, std = (np.asarray(x) for x in (model.view.mean, model.view.std))
 
