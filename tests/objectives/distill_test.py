@@ -74,7 +74,7 @@ def reference():
     @jax.jit
     def run(params, teacher, image, ids):
         batch = {"image": image, "ids_shuffle": ids}
-        found = objective._taught(teacher, image, ids[:, :49])
+        found = objective._run_teacher(teacher, image, ids[:, :49])
         return {
             "S": found["block_11/attn_logits"][0, 0, 0, :4],
             **objective.loss(params, {}, teacher, batch, KEY)[1][0],
@@ -167,9 +167,9 @@ def test_both_see_the_same_patches_in_the_same_order(monkeypatch):
 
     arrays = started(objective)
     monkeypatch.setattr(vit.Encoder, "apply", spy)
-    student, taught = run(*arrays, batch_of())
+    student, teacher = run(*arrays, batch_of())
     assert student[1].shape == (4, 4)
-    jax.tree.map(np.testing.assert_array_equal, student, taught)
+    jax.tree.map(np.testing.assert_array_equal, student, teacher)
 
 
 def grads(objective, params, teacher):
@@ -198,7 +198,7 @@ def flops(objective):
     """Of the teacher's part as it is traced, before anything is optimised away."""
     teacher = jax.eval_shape(objective.init, KEY, batch_of()).teacher
     ids = jnp.zeros((4, 4), jnp.int32)
-    lowered = jax.jit(objective._taught).lower(teacher, batch_of()["image"], ids)
+    lowered = jax.jit(objective._run_teacher).lower(teacher, batch_of()["image"], ids)
     return lowered.cost_analysis()["flops"]
 
 
@@ -239,8 +239,8 @@ def softmax(x):
     return x / x.sum(-1, keepdims=True)
 
 
-def divergence(ours, theirs):
-    p, q = softmax(theirs), softmax(ours)
+def divergence(student, teacher):
+    p, q = softmax(teacher), softmax(student)
     return (p * np.log(p / q)).sum(-1).mean()
 
 
@@ -248,17 +248,17 @@ def intermediates(objective, params, teacher):
     """Both sides' intermediates for the masks of KEY."""
     image = batch_of()["image"]
     ids = objective.student.masks_of(batch_of(), KEY)
-    _, tokens, ours = jax.jit(objective.student.forward)(params, image, ids)
-    theirs = jax.jit(objective._taught)(teacher, image, ids[:, :4])
-    return jax.device_get(({**ours, "tokens": tokens}, theirs))
+    _, tokens, student = jax.jit(objective.student.forward)(params, image, ids)
+    of_teacher = jax.jit(objective._run_teacher)(teacher, image, ids[:, :4])
+    return jax.device_get(({**student, "tokens": tokens}, of_teacher))
 
 
 def test_probabilities_are_compared_by_their_divergence():
     objective = make(target="probs", teacher=ENCODER, adapter=False)
     params, teacher = started(objective)
-    ours, theirs = intermediates(objective, params, teacher)
+    student, target = intermediates(objective, params, teacher)
     name = "block_01/attn_logits"
-    expected = divergence(ours[name], theirs[name])
+    expected = divergence(student[name], target[name])
     got = loss_of(objective, params, teacher)[1]["distill_loss"]
     np.testing.assert_allclose(got, expected, rtol=1e-4)
 
@@ -266,14 +266,15 @@ def test_probabilities_are_compared_by_their_divergence():
 def test_hidden_states_are_norm_outputs_through_an_adapter():
     objective = make(target="hidden", pairs=((0, 1), (2, 2)))
     params, teacher = started(objective)
-    ours, theirs = intermediates(objective, params, teacher)
+    student, target = intermediates(objective, params, teacher)
     kernel = {n: a["kernel"] for n, a in params["adapter"].items()}
     assert {n: k.shape for n, k in kernel.items()} == {
         "hidden_0_to_1": (24, 32),
         "hidden_2": (24, 32),
     }
-    first = ours["block_00/norm1"] @ kernel["hidden_0_to_1"] - theirs["block_01/norm1"]
-    last = ours["tokens"] @ kernel["hidden_2"] - theirs["tokens"]
+    mapped = student["block_00/norm1"] @ kernel["hidden_0_to_1"]
+    first = mapped - target["block_01/norm1"]
+    last = student["tokens"] @ kernel["hidden_2"] - target["tokens"]
     expected = np.square(first).mean() + np.square(last).mean()
     got = loss_of(objective, params, teacher)[1]["distill_loss"]
     np.testing.assert_allclose(got, expected, rtol=1e-4)
@@ -306,7 +307,7 @@ def test_logits_and_losses_are_float32_in_bfloat16():
     expected = loss_of(full, params, teacher)[0]
     np.testing.assert_allclose(loss, expected, rtol=0.03)
     ids = half.student.masks_of(batch, KEY)[:, :4]
-    found = jax.eval_shape(half._taught, teacher, batch["image"], ids)
+    found = jax.eval_shape(half._run_teacher, teacher, batch["image"], ids)
     assert found["block_01/attn_logits"].dtype == jnp.float32
     assert found["tokens"].dtype == jnp.bfloat16
 
