@@ -151,7 +151,7 @@ def _for_its_images(config: Any, result: str, recipe: str) -> tuple[str, list[st
     if saved["derived"]["num_classes"] < 2:
         return ":data=folder,path=LABELLED", []
     try:
-        splits.sources(ConfigDict(saved["data"]))("eval")
+        splits.open_splits(ConfigDict(saved["data"]))("eval")
     except (OSError, ValueError):
         return "", ["--config.data.holdout.test=0.1"]
     return "", []

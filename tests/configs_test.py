@@ -113,7 +113,7 @@ def test_a_comma_in_a_place_is_explained():
 @pytest.mark.parametrize("name", RECIPES)
 def test_parts_of_the_training_images_can_be_drawn_in_every_recipe(name):
     data = jobs.config(name, "digits").data
-    whole, counts = len(splits.source(data, "train")), []
+    whole, counts = len(splits.open_split(data, "train")), []
     for fields in (
         {"fraction": 0.1, "fraction_of": "classes"},
         {"fraction": 0.1, "fraction_of": "balanced"},
@@ -121,7 +121,7 @@ def test_parts_of_the_training_images_can_be_drawn_in_every_recipe(name):
     ):
         part = data.copy_and_resolve_references().unlock()
         part.update(fields)
-        counts.append(len(splits.source(part, "train")))
+        counts.append(len(splits.open_split(part, "train")))
     np.testing.assert_allclose(counts[:2], whole / 10, atol=20)  # classes differ
     assert counts[0] != counts[1] < counts[2] < whole / 2
 

@@ -51,7 +51,7 @@ def choose(config: ConfigDict) -> subsets.Subset:
     Raises:
       ValueError, OSError: no such data or split.
     """
-    source = splits.source(config.data, config.split)
+    source = splits.open_split(config.data, config.split)
     if config.images < 1:
         raise ValueError(f"images={config.images}; expected 1 or more")
     order = np.arange(len(source))
@@ -68,7 +68,7 @@ def chosen(config: ConfigDict, source: subsets.Subset) -> subsets.Subset:
     """
     if not config.rows:
         return source
-    whole = splits.source(config.data, config.split)
+    whole = splits.open_split(config.data, config.split)
     if not all(0 <= row < len(whole) for row in config.rows):
         raise ValueError(
             f"rows={tuple(config.rows)}: split {config.split!r} has images 0 to "

@@ -47,7 +47,7 @@ class Tree(abc.ABC):
     def __str__(self) -> str:
         return self._root
 
-    def place(self, name: str) -> str:
+    def path_of(self, name: str) -> str:
         """The path of `name`, for messages."""
         return f"{self._root.rstrip('/')}/{name}" if name else self._root
 
@@ -109,16 +109,16 @@ class LocalTree(Tree):
         barred: Sequence[str] = (),
     ) -> Iterator[str]:
         skipped = {} if skipped is None else skipped
-        closed = [os.path.realpath(self.place(name)) for name in barred]
+        closed = [os.path.realpath(self.path_of(name)) for name in barred]
         above = f"{top}/" if top else ""
-        start = os.path.realpath(self.place(top))
+        start = os.path.realpath(self.path_of(top))
         listed = {start, *_parents(start), *_parents(os.path.realpath(self._root))}
         pending = [("", start)]  # names so far, and the real path
         links: list[str] = []  # a heap, entered when no real folder is left
         while pending or links:
             if not pending:
                 name = heapq.heappop(links)
-                real = os.path.realpath(self.place(above + name))
+                real = os.path.realpath(self.path_of(above + name))
                 if real in listed or _inside(real, closed):
                     skipped[name] = _LISTED if real in listed else _BARRED
                     continue
@@ -144,18 +144,18 @@ class LocalTree(Tree):
                     pending.append((f"{name}/", real))
 
     def read(self, name: str) -> bytes:
-        with open(self.place(name), "rb") as file:
+        with open(self.path_of(name), "rb") as file:
             return file.read()
 
     def size(self, name: str) -> int:
-        return os.stat(self.place(name)).st_size
+        return os.stat(self.path_of(name)).st_size
 
     def _entries(self, top: str) -> list[os.DirEntry[str]]:
         try:
-            with os.scandir(self.place(top)) as entries:
+            with os.scandir(self.path_of(top)) as entries:
                 return [entry for entry in entries if _visible(entry.name)]
         except PermissionError as error:
-            folder = self.place(top).rstrip("/")
+            folder = self.path_of(top).rstrip("/")
             raise PermissionError(
                 f"{folder}: you have no permission to list this folder; give yourself "
                 "the right to read it, or move it elsewhere"
@@ -176,8 +176,8 @@ class StoredTree(Tree):
     @functools.cached_property
     def _sizes(self) -> dict[str, int]:
         store, prefix = self._store
-        found = store.find(prefix, detail=True)
-        named = ((path[len(prefix) :].strip("/"), row) for path, row in found.items())
+        entries = store.find(prefix, detail=True)
+        named = ((path[len(prefix) :].strip("/"), row) for path, row in entries.items())
         return {n: row["size"] for n, row in named if all(map(_visible, n.split("/")))}
 
     def folders(self, top: str) -> list[str]:

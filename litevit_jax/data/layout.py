@@ -106,8 +106,8 @@ def _doubt(
     rest = [*map(repr, beside[:5]), *["..."] * (len(beside) > 5)]
     rest += [f"{loose} images directly in it"] * bool(loose and not training)
     return (
-        f"{root.place(top)}: {named} reads as a split, but beside it lies what may be "
-        f"a class: {', '.join(rest)}. If all subfolders are classes: "
+        f"{root.path_of(top)}: {named} reads as a split, but beside it lies what may "
+        f"be a class: {', '.join(rest)}. If all subfolders are classes: "
         "--config.data.train_split=. (and --config.data.holdout.eval=0.1 to "
         "evaluate on a part of them). If it is a split: --config.data.train_split="
         f"./{(training or ['NAME'])[0]} and --config.data.eval_split=./NAME, or move "
@@ -127,7 +127,7 @@ def locate(root: filetree.Tree, split: str) -> tuple[str, bool]:
     top = ""
     for part in posixpath.normpath(split).split("/"):
         if part != ".":
-            where = f"folder {root.place(top)}"
+            where = f"folder {root.path_of(top)}"
             top = join(top, split_names.choose(part, {}, root.folders(top), where))
     return top, bool(top) and not split.endswith(("/", "/."))
 
@@ -194,7 +194,7 @@ def check_classes(root: filetree.Tree, top: str, inside: dict[str, set[str]]) ->
         lower = {name.casefold() for name in folders}
         if len(beside) > 1 and all(name.casefold() in lower for name in beside):
             raise ValueError(
-                f"{root.place(folder)} holds folders of all the classes beside it "
+                f"{root.path_of(folder)} holds folders of all the classes beside it "
                 f"({', '.join(sorted(beside)[:5])}): it looks like a copy of them, not "
                 "like a class. Move it elsewhere; if it is a class: "
                 f"--config.data.train_split={join(top, '.')}"
@@ -202,7 +202,7 @@ def check_classes(root: filetree.Tree, top: str, inside: dict[str, set[str]]) ->
 
 
 def check_split(
-    root: filetree.Tree, there: Layout, split: str, classes: Sequence[str]
+    root: filetree.Tree, splits: Layout, split: str, classes: Sequence[str]
 ) -> None:
     """Raises ValueError if a class of `split` is rather a split of the other kind.
 
@@ -210,26 +210,26 @@ def check_split(
 
     Args:
       root: the tree.
-      there: the splits.
+      splits: the splits.
       split: the name of one.
       classes: of this split.
     """
-    training = there.kinds.get(split) in ("train", "extra")
+    training = splits.kinds.get(split) in ("train", "extra")
     for name in classes:
         reading = split_names.read(name)
         if not reading.kind or reading.rest or len(classes) == 1:
             continue
         if training == (reading.kind in ("train", "extra")):
             continue
-        others = (descend(root, folder) for folder in there.opposite(split))
+        others = (descend(root, folder) for folder in splits.opposite(split))
         if not any(name in root.folders(folder) for folder in others):
-            folder = join(there.top, split)
+            folder = join(splits.top, split)
             rest = [other for other in classes if other != name]
             raise ValueError(
-                f"{root.place(folder)}: {name!r} reads as a split, but beside it lie "
+                f"{root.path_of(folder)}: {name!r} reads as a split, but beside it lie "
                 f"what look like classes: {', '.join(map(repr, rest[:5]))}. If it is a "
                 f"class: --config.data.train_split={folder}/. ; if not, move it beside "
-                f"{root.place(folder)}"
+                f"{root.path_of(folder)}"
             )
 
 
@@ -238,11 +238,12 @@ def _own_splits(
 ) -> str:
     """The message for splits `kinds` in `top`; `level` holds the possible classes."""
     first = min(kinds, key=lambda name: (kinds[name] != "train", name))
+    path = root.path_of(top)
     return (
-        f"{root.place(top)} holds splits of its own ({', '.join(sorted(kinds))}), so "
-        f"it is neither a class nor a split. Read it alone, path={root.place(top)}, or "
-        "name the folders to read, as in --config.data.train_split="
-        f"{join(top, first)}. If all subfolders of {root.place(level)} are classes: "
+        f"{path} holds splits of its own ({', '.join(sorted(kinds))}), so it is neither "
+        f"a class nor a split. Read it alone, path={path}, or name the folders to read, "
+        "as in --config.data.train_split="
+        f"{join(top, first)}. If all subfolders of {root.path_of(level)} are classes: "
         f"--config.data.train_split={join(level, '.')}"
     )
 

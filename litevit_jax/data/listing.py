@@ -41,33 +41,33 @@ class Listing:
 
     @classmethod
     def read(
-        cls, root: filetree.Tree, top: str, there: layout.Layout, split: str | None
+        cls, root: filetree.Tree, top: str, splits: layout.Layout, split: str | None
     ) -> Listing:
-        """Lists `top`, which is in folder `split` of the layout `there`.
+        """Lists `top`, which is in folder `split` of the layout `splits`.
 
         Raises:
           ValueError: no image there; the message counts what there is instead.
         """
         name = posixpath.basename(split or "")
         names, unread, skipped = [], collections.Counter(), {}
-        barred = there.opposite(name) if split else []
+        barred = splits.opposite(name) if split else []
         for file in root.walk(top, skipped, barred):
             if layout.is_image(file):
                 names.append(layout.join(top, file))
             else:
                 unread[_kind_of(file)] += 1
         if not names:
-            raise ValueError(_no_images(root.place(top), unread, skipped))
-        notes = [f"from {root.place(top)}"]
-        notes += _beside(there, name) + _not_read(unread, skipped)
-        others = [other for other in there.kinds if other != name]
+            raise ValueError(_no_images(root.path_of(top), unread, skipped))
+        notes = [f"from {root.path_of(top)}"]
+        notes += _beside(splits, name) + _not_read(unread, skipped)
+        others = [other for other in splits.kinds if other != name]
         return cls(root, top, sorted(names), notes, others)
 
 
-def _beside(there: layout.Layout, name: str) -> list[str]:
+def _beside(splits: layout.Layout, name: str) -> list[str]:
     """A note of what lies beside split `name` and is no split."""
-    unused = [f"{other}/" for other in there.unused if other != name]
-    unused += [f"{there.loose} images beside the splits"] * bool(there.loose)
+    unused = [f"{other}/" for other in splits.unused if other != name]
+    unused += [f"{splits.loose} images beside the splits"] * bool(splits.loose)
     return [f"not used: {base.first(unused)}"] * bool(unused)
 
 

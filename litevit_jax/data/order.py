@@ -37,14 +37,14 @@ class Transform(Protocol):
         ...
 
     def __call__(
-        self, image: Any, rng: np.random.Generator, place: np.ndarray | None = None
+        self, image: Any, rng: np.random.Generator, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """The result; at best written to `place`, if that is given, and returned."""
+        """The result; at best written to `out`, if that is given, and returned."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class HostShard:
     """The positions that this process reads: its part of every batch."""
 
     batch_size: int
@@ -85,7 +85,7 @@ class Examples(abc.ABC):
 
     source: Source
     transform: Transform
-    share: Share
+    shard: HostShard
     _: dataclasses.KW_ONLY
     journal: Journal | None = None
 
@@ -94,10 +94,10 @@ class Examples(abc.ABC):
         """Examples of this process, a multiple of its part of a batch."""
 
     @abc.abstractmethod
-    def read(self, number: int, place: np.ndarray | None) -> dict[str, Any]:
+    def read(self, number: int, out: np.ndarray | None) -> dict[str, Any]:
         """Reads `image` (None: nothing to show), `label`, `index`, and `bad`.
 
-        `number` counts the examples of this process; the image is written to `place`,
+        `number` counts the examples of this process; the image is written to `out`,
         if that is given.
         """
 
@@ -109,7 +109,7 @@ class Examples(abc.ABC):
             return self._read_one(index, *how)
 
     def _read_one(
-        self, index: int, rng: np.random.Generator, place: np.ndarray | None
+        self, index: int, rng: np.random.Generator, out: np.ndarray | None
     ) -> dict[str, Any]:
         """Example `index`, with `image` None and a reason in `bad` if unreadable.
 
@@ -122,10 +122,10 @@ class Examples(abc.ABC):
         except Exception as error:  # whatever a file system or a format may raise
             return bad | {"bad": [(self.source.name_of(index), _reason(error))]}
         try:
-            image = self.transform(raw["image"], rng, place)
+            image = self.transform(raw["image"], rng, out)
             _check_shape(image, self.transform.shape)
-            if place is not None and image is not place:
-                place[:] = image
+            if out is not None and image is not out:
+                out[:] = image
         except decode.DecodeError as error:
             return bad | {"bad": [(self.source.name_of(index), str(error))]}
         except Exception as error:
@@ -148,12 +148,12 @@ class TrainExamples(Examples):
     def __len__(self) -> int:
         return _ENDLESS
 
-    def read(self, number: int, place: np.ndarray | None) -> dict[str, Any]:
-        position = self.share.position(number)
+    def read(self, number: int, out: np.ndarray | None) -> dict[str, Any]:
+        position = self.shard.position(number)
         rng = _rng(self.seed, position)
         chosen, bad = self._index(position), []
         for _ in range(MAX_REPLACEMENTS):
-            example = self._read(chosen, rng, place)
+            example = self._read(chosen, rng, out)
             bad += example["bad"]
             if example["image"] is not None:
                 break
@@ -162,9 +162,9 @@ class TrainExamples(Examples):
 
     def _index(self, position: int) -> int:
         """The example at `position`: a permutation of the source per epoch."""
-        epoch, place = divmod(position, len(self.source))
+        epoch, row = divmod(position, len(self.source))
         return grain.experimental.index_shuffle(
-            place,
+            row,
             max_index=len(self.source) - 1,
             seed=_epoch_seed(self.seed, epoch),
             rounds=4,
@@ -176,17 +176,17 @@ class EvalExamples(Examples):
     """The source in order, then padding up to whole batches."""
 
     def __len__(self) -> int:
-        return math.ceil(len(self.source) / self.share.batch_size) * self.share.size
+        return math.ceil(len(self.source) / self.shard.batch_size) * self.shard.size
 
-    def read(self, number: int, place: np.ndarray | None) -> dict[str, Any]:
-        position = self.share.position(number)
+    def read(self, number: int, out: np.ndarray | None) -> dict[str, Any]:
+        position = self.shard.position(number)
         if position >= len(self.source):
             return {"image": None, "label": 0, "index": -1, "bad": []}
-        return self._read(position, _rng(0, position), place)
+        return self._read(position, _rng(0, position), out)
 
 
 @dataclasses.dataclass(frozen=True)
-class Runs:
+class Chunks:
     """Random access to `size` consecutive examples at a time: what a thread reads.
 
     A queue's cost for each of them would be a tenth of decoding.
@@ -194,7 +194,7 @@ class Runs:
 
     examples: Examples
     size: int
-    batches: Batches | None = None  # to write the images to
+    batches: BatchBuffers | None = None  # to write the images to
 
     def __len__(self) -> int:
         return len(self.examples) // self.size
@@ -203,12 +203,12 @@ class Runs:
         numbers = range(index * self.size, (index + 1) * self.size)
         if self.batches is None:
             return [self.examples.read(number, None) for number in numbers]
-        places = self.batches.rows(numbers)
-        pairs = zip(numbers, places, strict=True)
-        return [self.examples.read(number, place) for number, place in pairs]
+        rows = self.batches.rows(numbers)
+        pairs = zip(numbers, rows, strict=True)
+        return [self.examples.read(number, row) for number, row in pairs]
 
 
-class Batches:
+class BatchBuffers:
     """Images of batches that threads are writing, by number from 0 on."""
 
     def __init__(self, size: int, shape: tuple[int, ...]):

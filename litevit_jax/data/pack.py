@@ -254,10 +254,10 @@ def verify(folder: pathlib.Path) -> list[str]:
     wrong = []
     for manifest in sorted(folder.glob("*-of-*.json")):
         file = manifest.with_suffix(f".{packed.EXTENSION}")
-        said = json.loads(manifest.read_text())
+        recorded = json.loads(manifest.read_text())
         if not file.exists():
             wrong.append(f"{file.name}: missing")
-        elif _checksum(file) != said["sha256"]:
+        elif _checksum(file) != recorded["sha256"]:
             wrong.append(f"{file.name}: its checksum is not the manifest's")
     return wrong
 

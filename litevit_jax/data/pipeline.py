@@ -24,11 +24,11 @@ from absl import flags
 from litevit_jax.data import handover, worker_journal
 from litevit_jax.data.order import (
     MAX_REPLACEMENTS,
-    Batches,
+    BatchBuffers,
+    Chunks,
     EvalExamples,
     Examples,
-    Runs,
-    Share,
+    HostShard,
     TrainExamples,
     Transform,
 )
@@ -85,10 +85,10 @@ def train_batches(
       another one.
     """
     _check_filled(source)
-    share = Share(batch_size, process_index, process_count, first_step=start_step)
-    examples = TrainExamples(source, transform, share, seed)
+    shard = HostShard(batch_size, process_index, process_count, first_step=start_step)
+    examples = TrainExamples(source, transform, shard, seed)
     limit = _BadLimit(max_bad_fraction, len(source))
-    reading = _Reading(share.size, *reading_counts(source, workers, threads), 2)
+    reading = _Reading(shard.size, *reading_counts(source, workers, threads), 2)
     return Stream(examples, masked=False, limit=limit, reading=reading)
 
 
@@ -111,10 +111,10 @@ def eval_batches(
       a file that cannot be read. All processes get the same number of batches.
     """
     _check_filled(source)
-    share = Share(batch_size, process_index, process_count)
-    examples = EvalExamples(source, transform, share)
+    shard = HostShard(batch_size, process_index, process_count)
+    examples = EvalExamples(source, transform, shard)
     limit = _BadLimit(max_bad_fraction, len(source))
-    reading = _Reading(share.size, *reading_counts(source, workers, threads), 1)
+    reading = _Reading(shard.size, *reading_counts(source, workers, threads), 1)
     return Stream(examples, masked=True, limit=limit, reading=reading)
 
 
@@ -159,7 +159,7 @@ class Stream:
         # Threads write training images where they are to be; of evaluation some are
         # missing, and worker processes have a memory of their own.
         own = not (masked or reading.workers)
-        self._batches = Batches(self._batch_size, self._shape) if own else None
+        self._batches = BatchBuffers(self._batch_size, self._shape) if own else None
         self._count = 0  # of batches yielded
         examples = dataclasses.replace(examples, journal=self._journal)
         self._name_of = examples.source.name_of
@@ -304,7 +304,7 @@ class _Reading:
             )
 
     def dataset(
-        self, examples: Examples, batches: Batches | None = None
+        self, examples: Examples, batches: BatchBuffers | None = None
     ) -> grain.IterDataset:
         """Runs of examples in order, prefetched, about two batches ahead at most."""
         processes = max(1, self.workers)
@@ -317,7 +317,7 @@ class _Reading:
         options = grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=max(ahead, threads)
         )
-        runs = Runs(examples, run, batches)
+        runs = Chunks(examples, run, batches)
         dataset = grain.MapDataset.source(runs).to_iter_dataset(options)
         if not self.workers:
             return dataset

@@ -49,15 +49,15 @@ def prepare(*, name: str, data_dir: pathlib.Path, manual_dir: str | None) -> str
       OSError: no room, or no right to write.
       ModuleNotFoundError: TensorFlow is not installed.
     """
-    found = tfds_source.locate(name, str(data_dir))
-    if found is not None and _format(found) != tfds_source.FORMAT:
+    copy = tfds_source.locate(name, str(data_dir))
+    if copy is not None and _format(copy) != tfds_source.FORMAT:
         raise ValueError(
-            f"{found} holds {name} as {_format(found)}; convert it instead, with "
+            f"{copy} holds {name} as {_format(copy)}; convert it instead, with "
             f"--name={name} --data_dir={data_dir} --convert"
         )
-    if found is not None:
-        print(f"already prepared: {found}")
-        return os.fspath(found)
+    if copy is not None:
+        print(f"already prepared: {copy}")
+        return os.fspath(copy)
     _check_no_half(name, data_dir)
     _require_tensorflow()
     archives = _manual_archives(name, data_dir, manual_dir)
@@ -137,10 +137,10 @@ def _manual_archives(
     folder = folder.expanduser()
     missing = [file for file in names if not (folder / file).is_file()]
     if missing:
-        there = sorted(path.name for path in folder.glob("*.tar"))
+        present = sorted(path.name for path in folder.glob("*.tar"))
         raise FileNotFoundError(
             f"{dataset} is made from {' and '.join(names)}; missing in {folder}: "
-            f"{', '.join(missing)} (tar files there: {', '.join(there) or 'none'}). "
+            f"{', '.join(missing)} (tar files there: {', '.join(present) or 'none'}). "
             "Download them from https://image-net.org, leave them packed, and name "
             "their folder with --manual_dir"
         )
@@ -186,11 +186,11 @@ def _unknown(tfds: Any, name: str) -> str:
     versions = [kind.VERSION, *(kind.SUPPORTED_VERSIONS or ())]
     for config in kind.BUILDER_CONFIGS or ():
         versions += [config.version, *(config.supported_versions or ())]
-    said = ", ".join(sorted({str(version) for version in versions if version}))
+    listed = ", ".join(sorted({str(version) for version in versions if version}))
     configs = ", ".join(config.name for config in kind.BUILDER_CONFIGS or ())
     return (
         f"--name={name}: no such version or config in TFDS; {own} has versions "
-        f"{said}{'; configs ' * bool(configs)}{configs}"
+        f"{listed}{'; configs ' * bool(configs)}{configs}"
     )
 
 

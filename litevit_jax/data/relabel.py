@@ -52,18 +52,18 @@ def match(names: list[str], known: list[str], count: int) -> Match | None:
         return Match(same, how) if len(names) == count else None
     if _are_numbers(names) and not _are_numbers(known):
         _check_unique((int(name) for name in names), "number", "data")
-        found = [int(name) if int(name) < count else -1 for name in names]
+        numbers_of = [int(name) if int(name) < count else -1 for name in names]
         how = "matched by number, as the data's have numbers for names"
     else:
         _check_unique(names, "name", "data")
         wanted = set(names)
         _check_unique((name for name in known if name in wanted), "name", "model")
-        number = {name: place for place, name in enumerate(known)}
-        found = [number.get(name, -1) for name in names]
+        number = {name: index for index, name in enumerate(known)}
+        numbers_of = [number.get(name, -1) for name in names]
         how = "matched by name"
-    numbers = np.array(found, np.int32)
-    there = len(set(found) - {-1})
-    return Match(numbers, f"{there} of the {count} classes of the model, {how}")
+    numbers = np.array(numbers_of, np.int32)
+    known_count = len(set(numbers_of) - {-1})
+    return Match(numbers, f"{known_count} of the {count} classes of the model, {how}")
 
 
 def _are_numbers(names: list[str]) -> bool:

@@ -132,9 +132,9 @@ def choose(
         return asked if asked in names else same[0]
     wanted = _KIND_OF.get(asked.casefold())
     for kind in _ANSWERS.get(wanted or "", (wanted,)):
-        found = [name for name, other in kinds.items() if other == kind]
-        usual = [name for name in found if read(name).usual is not None]
-        best = sorted(usual, key=lambda name: read(name).usual or 0)[:1] or found
+        candidates = [name for name, other in kinds.items() if other == kind]
+        usual = [name for name in candidates if read(name).usual is not None]
+        best = sorted(usual, key=lambda name: read(name).usual or 0)[:1] or candidates
         if len(best) == 1:
             return best[0]
         if best:

@@ -37,7 +37,7 @@ _ROWS = 32  # images of 224 x 224 pixels that a device evaluates at once
 _HOW = ("image_size", "image_width", "eval_crop_fraction", "max_bad_fraction")
 
 
-def sources(data: Any) -> Callable[[str], sources_base.Source]:
+def open_splits(data: Any) -> Callable[[str], sources_base.Source]:
     """Split -> its examples, by what `data` says of splits, parts and caching.
 
     Splits are 'train', 'eval', and 'select', which `holdout.select` keeps out of
@@ -56,10 +56,10 @@ def sources(data: Any) -> Callable[[str], sources_base.Source]:
     def opened(split: str) -> sources_base.Source:
         chosen = _source(data, parts, split)
         _survey(chosen, split, data)
-        made = cache.keep_if_asked(chosen, data)
-        classes[split] = made.classes
+        kept = cache.keep_if_asked(chosen, data)
+        classes[split] = kept.classes
         _check_same_classes(classes, data)
-        return made
+        return kept
 
     return opened
 
@@ -133,9 +133,9 @@ def _check_same_classes(classes: dict[str, list[str]], data: Any) -> None:
         )
 
 
-def source(data: Any, split: str) -> sources_base.Source:
-    """One split of `sources`."""
-    return sources(data)(split)
+def open_split(data: Any, split: str) -> sources_base.Source:
+    """Opens one split, see `open_splits`."""
+    return open_splits(data)(split)
 
 
 def _source(data: Any, parts: Callable[[], Any], split: str) -> Any:
@@ -153,7 +153,7 @@ def _source(data: Any, parts: Callable[[], Any], split: str) -> Any:
     if not holdout["eval"]:
         return _open(data, data["eval_split"])
     whole = _open(data, data["train_split"])
-    return subsets.divide(whole, holdout["eval"], data["subset_seed"])[1]
+    return subsets.split_validation(whole, holdout["eval"], data["subset_seed"])[1]
 
 
 def _training_parts(data: Any) -> tuple[Any, Any]:
@@ -161,8 +161,8 @@ def _training_parts(data: Any) -> tuple[Any, Any]:
     whole, seed = _open(data, data["train_split"]), data["subset_seed"]
     holdout = data["holdout"]
     if holdout["eval"]:
-        whole = subsets.divide(whole, holdout["eval"], seed)[0]
-    whole = subsets.take(
+        whole = subsets.split_validation(whole, holdout["eval"], seed)[0]
+    whole = subsets.training_subset(
         whole,
         shots=data["shots"],
         fraction=data["fraction"],
@@ -173,7 +173,7 @@ def _training_parts(data: Any) -> tuple[Any, Any]:
     share, most = holdout["select"], holdout["select_at_most"]
     if not share:
         return whole, None
-    return subsets.hold_out(whole, share=share, at_most=most, seed=seed)
+    return subsets.split_selection(whole, share=share, at_most=most, seed=seed)
 
 
 def _open(data: Any, splits: str) -> sources_base.Source:
@@ -187,22 +187,22 @@ def _open(data: Any, splits: str) -> sources_base.Source:
                 "copy them to each host or mount the bucket (gcsfuse). Straight from a "
                 f"store are read: {', '.join(_IN_STORES)}"
             )
-    made = [
+    opened = [
         registry.make("data.sources", data["source"], split=split, **kwargs)
         for split in map(str.strip, splits.split("+"))
     ]
-    for split, source in zip(splits.split("+"), made, strict=True):
+    for split, source in zip(splits.split("+"), opened, strict=True):
         _check_channels(source, data)
         _say(f"data {split.strip()!r}: {source.summary()}")
-    return subsets.join(made)
+    return subsets.join(opened)
 
 
 def _check_channels(source: sources_base.Source, data: Any) -> None:
-    there, wanted = source.channels, data["channels"]
-    if None not in (there, wanted) and there != wanted and {there, wanted} != {1, 3}:
+    stored, wanted = source.channels, data["channels"]
+    if None not in (stored, wanted) and stored != wanted and {stored, wanted} != {1, 3}:
         raise ValueError(
-            f"data.dir={data['dir']}: its images have {there} channels, data.channels="
-            f"{wanted}; set --config.data.channels={there} (1 and 3 alone are "
+            f"data.dir={data['dir']}: its images have {stored} channels, data.channels="
+            f"{wanted}; set --config.data.channels={stored} (1 and 3 alone are "
             "converted to each other)"
         )
 
@@ -213,7 +213,7 @@ def _say(text: str) -> None:
     terminal.Line().say(text)
 
 
-def own(title: str, block: dict[str, Any], data: Any) -> dict[str, Any]:
+def evaluator_data(title: str, block: dict[str, Any], data: Any) -> dict[str, Any]:
     """The data of evaluator `title`: `block`, which says which; `data` says how.
 
     Raises:

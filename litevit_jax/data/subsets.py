@@ -47,7 +47,7 @@ class Subset(base.Source):
         return base.digest([self._source.fingerprint().encode(), rows])
 
 
-class Joined(base.Source):
+class ConcatSource(base.Source):
     """Several sources of the same classes, one after the other."""
 
     def __init__(self, sources: list[base.Source]):
@@ -67,21 +67,21 @@ class Joined(base.Source):
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        source, row = self._place(index)
+        source, row = self._locate(index)
         return source[row]
 
     def label_of(self, index: int) -> int:
-        source, row = self._place(index)
+        source, row = self._locate(index)
         return source.label_of(row)
 
     def name_of(self, index: int) -> str:
-        source, row = self._place(index)
+        source, row = self._locate(index)
         return source.name_of(row)
 
     def fingerprint(self) -> str:
         return base.digest(source.fingerprint().encode() for source in self._sources)
 
-    def _place(self, index: int) -> tuple[base.Source, int]:
+    def _locate(self, index: int) -> tuple[base.Source, int]:
         """The source that holds example `index`, and its number there."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[number - 1]) if number else 0
@@ -103,10 +103,10 @@ def join(sources: list[base.Source]) -> base.Source:
                 f"{len(source.classes)} classes, the first {len(sources[0].classes)}, "
                 "or they have other names; expected the same classes"
             )
-    return Joined(sources)
+    return ConcatSource(sources)
 
 
-def divide(
+def split_validation(
     source: base.Source, share: float, seed: int
 ) -> tuple[base.Source, base.Source]:
     """Splits off a share of the examples, drawn by `seed`: (rest, part).
@@ -120,7 +120,7 @@ def divide(
             f"data.holdout.eval={share} of {len(source)} training examples holds "
             f"out {held}; expected a share that leaves examples on both sides"
         )
-    # Another stream than that of `take`: the parts have nothing to do with it.
+    # Another stream than `training_subset` uses: the two are independent.
     order = np.random.default_rng([seed, 1]).permutation(len(source))
     rest, part = np.sort(order[held:]), np.sort(order[:held])
     return Subset(source, rest), Subset(source, part)
@@ -129,7 +129,7 @@ def divide(
 FRACTIONS = ("images", "balanced", "classes")
 
 
-def take(
+def training_subset(
     source: base.Source,
     *,
     shots: int | None,
@@ -163,7 +163,9 @@ def take(
     if shots is not None:
         _check_shots(source, shots)
         what = f"data.shots={shots}"
-        rows = draw(source, count=shots, seed=seed, what=what, lower="data.shots")
+        rows = draw_per_class(
+            source, count=shots, seed=seed, what=what, lower="data.shots"
+        )
         return Subset(source, np.sort(rows.ravel()))
     if of is not None:
         choices.check("data.fraction_of", of, list(FRACTIONS))
@@ -254,7 +256,7 @@ def _check_shots(source: base.Source, shots: int) -> None:
         )
 
 
-def draw(
+def draw_per_class(
     source: base.Source, *, count: int, seed: int, what: str, lower: str
 ) -> np.ndarray:
     """Rows `[K, count]` of each class, in the order in which they are drawn.
@@ -270,15 +272,15 @@ def draw(
       ValueError: a class has fewer than `count` images.
     """
     order = np.random.default_rng(seed).permutation(len(source))
-    found = _first_of_each(source, order, count)
-    few = [(k, len(rows)) for k, rows in enumerate(found) if len(rows) < count]
+    drawn = _first_of_each(source, order, count)
+    few = [(k, len(rows)) for k, rows in enumerate(drawn) if len(rows) < count]
     if few:
         raise ValueError(
             f"{what}, but class {source.classes[few[0][0]]!r} has only {few[0][1]} "
-            f"images ({len(few)} of {len(found)} classes have too few); lower "
+            f"images ({len(few)} of {len(drawn)} classes have too few); lower "
             f"{lower}"
         )
-    return np.array(found)
+    return np.array(drawn)
 
 
 def _first_of_each(
@@ -289,20 +291,20 @@ def _first_of_each(
     Labels are read in that order and only until every class is complete, which for a
     few images of each takes a small part of a large data set.
     """
-    found: list[list[int]] = [[] for _ in source.classes]
-    lacking = len(found)
+    rows: list[list[int]] = [[] for _ in source.classes]
+    lacking = len(rows)
     for row in order:
         label = source.label_of(int(row))
-        if label < 0 or len(found[label]) == count:
+        if label < 0 or len(rows[label]) == count:
             continue
-        found[label].append(int(row))
-        lacking -= len(found[label]) == count
+        rows[label].append(int(row))
+        lacking -= len(rows[label]) == count
         if not lacking:
             break
-    return found
+    return rows
 
 
-def hold_out(
+def split_selection(
     source: base.Source, *, share: float, at_most: int, seed: int
 ) -> tuple[base.Source, base.Source]:
     """Splits the training images into (the rest, a part for choosing settings).
@@ -327,13 +329,13 @@ def hold_out(
             "(0, 0.5] and at least 1"
         )
     wanted = min(round(share * len(source)), at_most)
-    # Another drawing than that of `take`, whose order is seeded by `seed` alone.
+    # Another stream than `training_subset` uses, which is seeded by `seed` alone.
     order = np.random.default_rng([seed, 1]).permutation(len(source))
     held = order[:wanted]
     if source.classes:
         each = round(wanted / len(source.classes))
-        found = _first_of_each(source, order, 2 * each)
-        held = np.array([row for r in found for row in r[: min(each, len(r) // 2)]])
+        rows = _first_of_each(source, order, 2 * each)
+        held = np.array([row for r in rows for row in r[: min(each, len(r) // 2)]])
     if not len(held) or len(held) == len(source):
         raise ValueError(
             f"{where} in {len(source.classes)} classes leaves nothing to choose by, or "

@@ -49,7 +49,7 @@ class Index:
 
 
 def read(file: str, key: str = "") -> Index:
-    """The index of a tar file, kept or made.
+    """Returns the index of a tar file, read from its cache or made and cached.
 
     Args:
       file: its path.
@@ -60,28 +60,28 @@ def read(file: str, key: str = "") -> Index:
     """
     status = os.stat(file)
     stamp = [_VERSION, status.st_size, status.st_mtime_ns, key]
-    places = _places(file)
-    for place in places:
+    candidates = _candidates(file)
+    for path in candidates:
         try:
-            kept = json.loads(place.read_text())
+            kept = json.loads(path.read_text())
             if kept.pop("stamp") == stamp:
                 return Index(**kept)
         except (OSError, ValueError, KeyError, TypeError):  # not there, or cut short
             continue
     index = scan(file, key)
-    for place in places:
+    for path in candidates:
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            partial = place.with_name(f"{place.name}.{os.getpid()}.part")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.{os.getpid()}.part")
             partial.write_text(json.dumps(vars(index) | {"stamp": stamp}))
-            paths.rename(partial, place)
+            paths.rename(partial, path)
             break
-        except OSError:  # read-only: the next place
+        except OSError:  # read-only: try the next one
             continue
     return index
 
 
-def _places(file: str) -> list[pathlib.Path]:
+def _candidates(file: str) -> list[pathlib.Path]:
     path = pathlib.Path(file)
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     unique = hashlib.sha256(os.fsencode(file)).hexdigest()[:16]

@@ -182,11 +182,11 @@ class Transform:
         self,
         image: bytes | np.ndarray,
         rng: np.random.Generator,
-        place: np.ndarray | None = None,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
         """Bytes, or uint8 [H, W] or [H, W, C] -> uint8 [H, W, C] or [V, H, W, C].
 
-        With `place` the result is written there, and `place` returned. View v draws
+        With `out` the result is written there, and `out` returned. View v draws
         from `rng` moved on by v times 2^128 numbers: what it shows depends neither on
         the other views nor on their number.
 
@@ -197,23 +197,23 @@ class Transform:
         rngs = [rng]
         if self.views > 1:
             rngs = [np.random.Generator(start.jumped(v)) for v in range(self.views)]
-        result = np.empty(self.shape, np.uint8) if place is None else place
-        places = result[None] if self.views == 1 else result
+        result = np.empty(self.shape, np.uint8) if out is None else out
+        rows = result[None] if self.views == 1 else result
         if self.fast:
-            images, ops = self._crops(image, rngs, places), self.ops[1:]
+            images, ops = self._crops(image, rngs, rows), self.ops[1:]
         else:
             images, ops = [self.decode(image)] * self.views, self.ops
-        for at, view, chance in zip(places, images, rngs, strict=True):
-            made = _run(ops, view, chance)
-            if not _is_at(made, at):
-                at[:] = made
+        for row, view, chance in zip(rows, images, rngs, strict=True):
+            view_image = _run(ops, view, chance)
+            if not _is_at(view_image, row):
+                row[:] = view_image
         return result
 
     def _crops(
         self,
         image: bytes | np.ndarray,
         rngs: list[np.random.Generator],
-        places: np.ndarray,
+        rows: np.ndarray,
     ) -> list[Image]:
         """The first op, for each view, of an image decoded once; at best in place."""
         crop, pixels, shrink = self.ops[0], None, 1
@@ -244,8 +244,8 @@ class Transform:
                     f"{pixels.shape[1]} x {pixels.shape[0]}"
                 )
         return [
-            self._resized(fast.cut(pixels, box, shrink), name, place)
-            for (box, name), place in zip(drawn, places, strict=True)
+            self._resized(fast.cut(pixels, box, shrink), name, row)
+            for (box, name), row in zip(drawn, rows, strict=True)
         ]
 
     def _pixels(self, image: bytes | np.ndarray) -> np.ndarray:
@@ -253,15 +253,13 @@ class Transform:
         pixels = np.asarray(self.decode(image))
         return pixels.reshape(*pixels.shape[:2], self.decode.channels)
 
-    def _resized(
-        self, part: np.ndarray, interpolation: str, place: np.ndarray
-    ) -> Image:
+    def _resized(self, part: np.ndarray, interpolation: str, out: np.ndarray) -> Image:
         """A crop at its final size; PIL's image if PIL's operations follow."""
         scale = max(s / t for s, t in zip(part.shape[:2], self.size, strict=True))
         if scale > fast.MAX_SCALE:
             part = np.asarray(_resize(part, self.size, _RESAMPLING[interpolation]))
         else:
-            part = fast.resize(part, self.size, interpolation, place)
+            part = fast.resize(part, self.size, interpolation, out)
         if part.shape[2] in (1, 3) and any(
             isinstance(o, RandAugment) for o in self.ops
         ):
@@ -269,11 +267,11 @@ class Transform:
         return part
 
 
-def _is_at(array: Any, place: np.ndarray) -> bool:
-    """Whether `array` is the memory `place`, in the same order."""
+def _is_at(array: Any, out: np.ndarray) -> bool:
+    """Whether `array` is the memory `out`, in the same order."""
     return (
-        array.strides == place.strides
-        and array.__array_interface__["data"] == place.__array_interface__["data"]
+        array.strides == out.strides
+        and array.__array_interface__["data"] == out.__array_interface__["data"]
     )
 
 

@@ -98,24 +98,24 @@ def read_header(encoded: bytes) -> Header | None:
     """
     if encoded[:3] != b"\xff\xd8\xff":
         return None
-    place, exif = 2, b""
-    while place + 4 <= len(encoded) and encoded[place] == 0xFF:
-        marker = encoded[place + 1]
+    offset, exif = 2, b""
+    while offset + 4 <= len(encoded) and encoded[offset] == 0xFF:
+        marker = encoded[offset + 1]
         if marker == 0xFF:  # a filler
-            place += 1
+            offset += 1
             continue
-        size = int.from_bytes(encoded[place + 2 : place + 4], "big")
-        body = encoded[place + 4 : place + 2 + size]
+        size = int.from_bytes(encoded[offset + 2 : offset + 4], "big")
+        body = encoded[offset + 4 : offset + 2 + size]
         if size < 2 or len(body) != size - 2:
             return None
         if marker in (_BASELINE, _EXTENDED, _PROGRESSIVE):
             # Progressive files go over the rows several times.
-            return _frame(body, exif, None if marker == _PROGRESSIVE else place + 5)
+            return _frame(body, exif, None if marker == _PROGRESSIVE else offset + 5)
         if marker not in _SKIPPED:
             return None
         if marker == 0xE1 and body[:6] == b"Exif\0\0":
             exif = exif + body[6:] if exif else body
-        place += 2 + size
+        offset += 2 + size
     return None
 
 
@@ -167,8 +167,8 @@ def decode(
     if rows < header.height and header.height_at is not None:
         # Most of the time goes into bits, which have to be read from the top on: a
         # header that claims fewer rows lets the decoder stop early.
-        place = header.height_at
-        encoded = encoded[:place] + rows.to_bytes(2, "big") + encoded[place + 2 :]
+        offset = header.height_at
+        encoded = encoded[:offset] + rows.to_bytes(2, "big") + encoded[offset + 2 :]
     height, width = math.ceil(rows / shrink), math.ceil(header.width / shrink)
     pixels = np.empty((height, width, channels), np.uint8)
     unwritten = np.resize(_PATTERN, pixels[-1].shape)
@@ -237,7 +237,7 @@ def resize(
     pixels: np.ndarray,
     size: tuple[int, int],
     interpolation: str,
-    place: np.ndarray | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """uint8 [h, w, C], shrunk at most `MAX_SCALE` times, -> uint8 [H, W, C].
 
@@ -245,7 +245,7 @@ def resize(
       pixels: a crop, of any number of channels.
       size: (H, W).
       interpolation: 'bilinear' or 'bicubic'.
-      place: uint8 [H, W, C] to write to, and to return.
+      out: uint8 [H, W, C] to write to, and to return.
     """
     cv2, cubic = _load("cv2"), interpolation == "bicubic"
     channels = pixels.shape[2]
@@ -264,7 +264,7 @@ def resize(
             borderType=cv2.BORDER_REPLICATE,
         )
     kind = cv2.INTER_CUBIC if cubic else cv2.INTER_LINEAR
-    resized = cv2.resize(pixels, (size[1], size[0]), place, interpolation=kind)
+    resized = cv2.resize(pixels, (size[1], size[0]), out, interpolation=kind)
     return resized.reshape(*size, channels)
 
 

@@ -95,7 +95,7 @@ class FewShot(base.Evaluator):
         if self.held_out:
             what += f" and held_out={self.held_out} (to choose l2)"
         rows = [
-            subsets.draw(
+            subsets.draw_per_class(
                 self.context.source(self.bank),
                 count=most + self.held_out,
                 seed=seed,

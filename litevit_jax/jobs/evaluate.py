@@ -150,7 +150,7 @@ def _source(config: ConfigDict) -> Callable[[str], Any]:
     """`inputs.sources`, with 'eval' opened: nothing is trained, so it may be all."""
     try:
         resolve.pixel_range(config, config.data.eval_split)
-        source = splits.sources(config.data)
+        source = splits.open_splits(config.data)
         source("eval")
     except split_names.NoTestSplit as error:
         raise ValueError(

@@ -211,7 +211,9 @@ class Sweep:
         if other.holdout.eval:
             return
         same = _names(other.eval_split) & _names(data.eval_split)
-        prints = {inputs.source(block, "eval").fingerprint() for block in (data, other)}
+        prints = {
+            inputs.open_split(block, "eval").fingerprint() for block in (data, other)
+        }
         if same or len(prints) == 1:
             raise ValueError(
                 f"sweep.eval_split={other.eval_split!r} is the test split "

@@ -52,7 +52,7 @@ def source(data: Any) -> tuple[Callable[[str], base.Source], str]:
     """
     # A plan may do without a data set that the run requires (`data.required`).
     if data.source != "tfds" or data.dir or tfds.locate(data.name) is not None:
-        return splits.sources(data), "data"
+        return splits.open_splits(data), "data"
     parts = [(data.name, split.strip()) for split in data.train_split.split("+")]
     unknown = [part for part in parts if part not in _KNOWN]
     drawn = data.shots is not None or data.holdout.eval or data.holdout.select

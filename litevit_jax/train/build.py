@@ -148,7 +148,7 @@ def build_job(
     doing = "listing the images and designing the run"
     distributed.heartbeat(doing, grace=True, begun=False)
     resolve.pixel_range(config, config.data.train_split)
-    source = splits.sources(config.data)
+    source = splits.open_splits(config.data)
     mesh = microbatch.make_mesh(config, source)
     built = build_step(config, mesh, source)
     transform = transforms.train_ops(**settings.image_settings(config.data))

@@ -113,8 +113,8 @@ class _Maker:
         block, data = kwargs.pop("data", None), config.data.to_dict()
         source, classes = self._source, config.derived.num_classes
         if block is not None:
-            data = splits.own(title, block, config.data)
-            source = splits.sources(data)
+            data = splits.evaluator_data(title, block, config.data)
+            source = splits.open_splits(data)
             classes = len(source(kwargs.get("split", "eval")).classes)
         context = base.Context(
             predict=self._predict,

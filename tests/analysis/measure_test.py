@@ -216,7 +216,7 @@ def test_files_of_weights_are_looked_into_and_reconstruct(name, tmp_path):
         images.chosen(prepared.config, prepared.source),
         2,
     )["file"]["image"]
-    whole = images.splits.source(prepared.config.data, "eval")
+    whole = images.splits.open_split(prepared.config.data, "eval")
     assert shown.shape == (2, *model.view.size, 3) and len(whole) > 7
     assert (shown[0] != shown[1]).any()
 

@@ -262,7 +262,7 @@ class Broken:
 
     shape: tuple = (SIDE, SIDE, 3)
 
-    def __call__(self, image, rng, place=None):
+    def __call__(self, image, rng, out=None):
         raise KeyError("oops")
 
 
@@ -276,7 +276,7 @@ def test_a_mistake_in_a_transform_names_the_file(workers):
 
 def test_a_result_of_another_shape_names_the_file():
     class Wrong(Broken):
-        def __call__(self, image, rng, place=None):
+        def __call__(self, image, rng, out=None):
             return image[:2]
 
     stream = pipeline.eval_batches(Noise(3), Wrong(), batch_size=2)

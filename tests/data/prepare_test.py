@@ -155,12 +155,12 @@ def test_splits_are_joined_in_the_order_that_is_said(imagenet):
     data |= {"fraction_of": None, "long_tail": None}
     data |= {"holdout": {"test": 0.0, "eval": 0.0, "select": 0.0, "select_at_most": 9}}
     data |= {"channels": 3, "range": "full", "max_pixels": 10**6}
-    both = inputs.source(data, "train")
+    both = inputs.open_split(data, "train")
     parts = [_read(dir, split) for split in ("train", "validation[:2]")]
     images = [part[i]["image"] for part in parts for i in range(len(part))]
     assert [both[i]["image"] for i in range(8)] == images and len(both) == 8
     with pytest.raises(ValueError, match=r"'test' unknown; choose from train, valid"):
-        inputs.source({**data, "train_split": "train+test"}, "train")
+        inputs.open_split({**data, "train_split": "train+test"}, "train")
 
 
 def test_a_prepared_split_is_packed(imagenet, tmp_path):

@@ -30,7 +30,7 @@ def test_what_is_found_is_said_once_for_each_split(block, tmp_path, capsys):
         tmp_path, "Train/cat/1.jpg", "Train/dog/2.jpg", "valid/dog/3.jpg", "more/4.jpg"
     )
     for _ in range(2):
-        source = splits.sources(block("folder"))
+        source = splits.open_splits(block("folder"))
         source("train"), source("eval")
     train, test = capsys.readouterr().out.splitlines()
     assert train == (
@@ -48,7 +48,7 @@ def test_splits_of_other_classes_are_refused(block, tmp_path):
         "right/dog/3.jpg",
         "right/emu/4.jpg",
     )
-    source = splits.sources(block("folder", train_split="left", eval_split="right"))
+    source = splits.open_splits(block("folder", train_split="left", eval_split="right"))
     source("eval")
     message = (
         r"train_split='left' .*eval_split='right' have other classes \(only the first: "
@@ -61,7 +61,7 @@ def test_splits_of_other_classes_are_refused(block, tmp_path):
 def test_channels_that_arrays_do_not_have_are_refused(block, tmp_path):
     np.save(tmp_path / "train.npy", np.ones((4, 8, 8, 12), np.uint8))
     with pytest.raises(ValueError, match=r"12 channels, .*--config.data.channels=12"):
-        splits.source(block("arrays"), "train")
-    assert len(splits.source(block("arrays", channels=12), "train")) == 4
+        splits.open_split(block("arrays"), "train")
+    assert len(splits.open_split(block("arrays", channels=12), "train")) == 4
     np.save(tmp_path / "train.npy", np.ones((4, 8, 8), np.uint8))
-    assert len(splits.source(block("arrays"), "train")) == 4
+    assert len(splits.open_split(block("arrays"), "train")) == 4

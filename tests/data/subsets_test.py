@@ -35,7 +35,9 @@ class Counted(base.Source):
 
 def take(source=None, *, shots=None, fraction=1.0, seed=0, **more):
     source = source or Counted()
-    return subsets.take(source, shots=shots, fraction=fraction, seed=seed, **more)
+    return subsets.training_subset(
+        source, shots=shots, fraction=fraction, seed=seed, **more
+    )
 
 
 def rows(source):
@@ -120,11 +122,14 @@ def test_shots_without_classes_are_refused():
 
 
 def test_a_held_out_part_and_the_rest_are_all_examples_by_the_seed_alone():
-    rest, part = subsets.divide(Counted(), 0.25, seed=0)
+    rest, part = subsets.split_validation(Counted(), 0.25, seed=0)
     assert (len(rest), len(part)) == (9, 3)
     assert sorted(rows(rest) + rows(part)) == list(range(12))
-    assert rows(subsets.divide(Counted(), 0.25, seed=0)[1]) == rows(part)
-    others = {tuple(rows(subsets.divide(Counted(), 0.25, seed=s)[1])) for s in range(5)}
+    assert rows(subsets.split_validation(Counted(), 0.25, seed=0)[1]) == rows(part)
+    others = {
+        tuple(rows(subsets.split_validation(Counted(), 0.25, seed=s)[1]))
+        for s in range(5)
+    }
     assert len(others) > 1
     assert rest.fingerprint() != part.fingerprint()
     assert [part.label_of(i) for i in range(3)] == [part[i]["label"] for i in range(3)]
@@ -133,11 +138,11 @@ def test_a_held_out_part_and_the_rest_are_all_examples_by_the_seed_alone():
 @pytest.mark.parametrize("share", [0.0, 0.01, 1.0, -0.5])
 def test_a_share_that_leaves_a_side_empty_is_refused(share):
     with pytest.raises(ValueError, match=rf"holdout.eval={share} of 12 .*both"):
-        subsets.divide(Counted(), share, seed=0)
+        subsets.split_validation(Counted(), share, seed=0)
 
 
 def test_joined_sources_follow_each_other():
-    rest, part = subsets.divide(Counted(), 0.25, seed=0)
+    rest, part = subsets.split_validation(Counted(), 0.25, seed=0)
     both = subsets.join([part, rest])
     assert rows(both) == rows(part) + rows(rest)
     labels = [both.label_of(i) for i in range(12)]
@@ -153,7 +158,7 @@ def test_sources_of_other_classes_are_not_joined():
 
 
 def hold_out(source=None, *, fraction=0.5, at_most=100, seed=0):
-    return subsets.hold_out(
+    return subsets.split_selection(
         source or Counted(), share=fraction, at_most=at_most, seed=seed
     )
 

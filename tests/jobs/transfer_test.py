@@ -111,10 +111,10 @@ def test_points_are_chosen_on_images_that_neither_they_nor_the_test_see(runs, tm
     transfer.run(config(sweep__lr_base=(0.1,)), tmp_path / "run")
     point, final = (runs[0][0].data, runs[-1][0].data)
     parts = {
-        "train": splits.source(point, "train"),
-        "validation": splits.source(point, "eval"),
-        "test": splits.source(final, "eval"),
-        "all": splits.source(final, "train"),
+        "train": splits.open_split(point, "train"),
+        "validation": splits.open_split(point, "eval"),
+        "test": splits.open_split(final, "eval"),
+        "all": splits.open_split(final, "train"),
     }
     images = {
         name: [source[i]["image"].tobytes() for i in range(len(source))]

@@ -176,7 +176,7 @@ def gathered(encoder, batch_size, devices):
         made,
         job.objective,
         variables,
-        splits.sources(made.data),
+        splits.open_splits(made.data),
         mesh=mesh,
         workdir=job.workdir,
     )

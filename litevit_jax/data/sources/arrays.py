@@ -178,8 +178,8 @@ def _layout(path: pathlib.Path) -> _Layout:
         return {None: ((path, ""), None)} if path.suffix == ".npy" else _in_file(path)
     files: dict[str, pathlib.Path] = {}
     for suffix in (".npy", ".npz"):  # of two files the one that may have labels
-        there = sorted(path.glob(f"[!.]*{suffix}"))
-        files |= {file.stem: file for file in there if file.is_file()}
+        present = sorted(path.glob(f"[!.]*{suffix}"))
+        files |= {file.stem: file for file in present if file.is_file()}
     splits = split_names.recognise(files)
     if not splits:
         raise ValueError(
@@ -275,7 +275,7 @@ def _explained(path: pathlib.Path, name: str = "") -> Iterator[None]:
 def _check_images(key: _Key) -> int:
     """Number of images; raises unless they are numbers [N, H, W] or [N, H, W, C]."""
     images = _load(*key)
-    what = f"images {_place(key)} are {images.dtype} {images.shape}"
+    what = f"images {_position(key)} are {images.dtype} {images.shape}"
     numbers = images.dtype.kind in "iuf"
     if not numbers or images.ndim not in (3, 4) or images.size == 0:
         raise ValueError(
@@ -290,7 +290,7 @@ def _check_images(key: _Key) -> int:
     return len(images)
 
 
-def _place(key: _Key) -> str:
+def _position(key: _Key) -> str:
     """Names an array's file for messages: 'train_image of FILE'."""
     return f"{key[1]} of {key[0]}" if key[1] else f"of {key[0]}"
 
@@ -314,7 +314,7 @@ def _read_labels(key: _Key | None, count: int | None = None) -> _Labels:
     if key is None:
         return _Labels(np.full(count or 0, -1, np.int32))
     labels = _load(*key)
-    what = f"labels {_place(key)} are {labels.dtype} {labels.shape}"
+    what = f"labels {_position(key)} are {labels.dtype} {labels.shape}"
     size = len(labels) if labels.ndim and count is None else count
     expected = f"expected integers [{size}], one for each image"
     if labels.ndim == 0 or len(labels) != size:

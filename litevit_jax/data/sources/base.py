@@ -117,10 +117,10 @@ def _is_control(character: str) -> bool:
 def check_exists(path: Any, dir: str, expected: str) -> None:
     """Raises FileNotFoundError if `path`, which `data.dir` names, is not there."""
     try:
-        there, why = path.exists(), "does not exist"
+        exists, why = path.exists(), "does not exist"
     except OSError as error:  # a folder above is closed, or the name is too long
-        there, why = False, f"cannot be reached ({error.strerror})"
-    if not there:
+        exists, why = False, f"cannot be reached ({error.strerror})"
+    if not exists:
         raise FileNotFoundError(f"data.dir={dir!r} {why}; expected {expected}")
 
 

@@ -55,8 +55,8 @@ def make(
             f"{', '.join(unknown[:10])}"
         )
     tree = filetree.LocalTree(str(root / "images"))
-    there = set(tree.files(""))
-    missing = [image for image in listed if f"{image}.jpg" not in there]
+    present = set(tree.files(""))
+    missing = [image for image in listed if f"{image}.jpg" not in present]
     if missing:
         raise FileNotFoundError(
             f"{root / 'images'} lacks {len(missing)} of the {len(listed)} images of "

@@ -128,28 +128,28 @@ def make(
     root = filetree.open_tree(_check_dir(dir))
     if "/" in split or split == ".":
         return _named_by_path(root, split)
-    there = layout.find(root)
-    also = there.unused if there.kinds else root.folders("")
+    splits = layout.find(root)
+    also = splits.unused if splits.kinds else root.folders("")
     chosen, part = split_names.resolve(
-        split, there.kinds, holdout=holdout, where=f"folder {root}", also=also
+        split, splits.kinds, holdout=holdout, where=f"folder {root}", also=also
     )
     if part:
-        return _make_part(root, there, part, holdout)
-    if not there.kinds:
+        return _make_part(root, splits, part, holdout)
+    if not splits.kinds:
         return _named_by_path(root, f"./{chosen}")
-    return _make_split(root, there, str(chosen), holdout)
+    return _make_split(root, splits, str(chosen), holdout)
 
 
 def _make_part(
-    root: filetree.Tree, there: layout.Layout, part: str, holdout: float
+    root: filetree.Tree, splits: layout.Layout, part: str, holdout: float
 ) -> Folder:
     """Makes 'train' or 'test' of images that come without a split for testing."""
-    training = there.training(root)
+    training = splits.training(root)
     top = layout.descend(root, training) if training else ""
-    listing = Listing.read(root, top, there, training)
+    listing = Listing.read(root, top, splits, training)
     labels, classes = _labels_of(listing)
     if training:
-        layout.check_split(root, there, posixpath.basename(training), classes)
+        layout.check_split(root, splits, posixpath.basename(training), classes)
     keys = map(os.fsencode, listing.names)
     keep = base.part_of(keys, part, holdout, f"folder {root}")
     return Folder(
@@ -183,13 +183,13 @@ def _named_by_path(root: filetree.Tree, split: str) -> Folder:
     """The images of any subfolder of `root`, or of all of it."""
     top, divisible = layout.locate(root, split)
     parent, name = posixpath.split(top)
-    there = layout.Layout(parent)
+    splits = layout.Layout(parent)
     if divisible:
-        there = layout.find(root, parent, strict=False)
-        if name in [*there.kinds, *there.unused]:
-            return _make_split(root, there, name)
+        splits = layout.find(root, parent, strict=False)
+        if name in [*splits.kinds, *splits.unused]:
+            return _make_split(root, splits, name)
         top = layout.descend(root, top)
-    listing = Listing.read(root, top, there, None)
+    listing = Listing.read(root, top, splits, None)
     labels, classes = _labels_of(listing, divisible=divisible)
     return Folder(
         root, listing.names, labels=labels, classes=classes, notes=listing.notes
@@ -197,21 +197,21 @@ def _named_by_path(root: filetree.Tree, split: str) -> Folder:
 
 
 def _make_split(
-    root: filetree.Tree, there: layout.Layout, split: str, holdout: float = 0.0
+    root: filetree.Tree, splits: layout.Layout, split: str, holdout: float = 0.0
 ) -> Folder:
     """Subfolder `split` of a folder with splits, with the classes of its train."""
-    folder = layout.join(there.top, split)
-    listing = Listing.read(root, layout.descend(root, folder), there, folder)
+    folder = layout.join(splits.top, split)
+    listing = Listing.read(root, layout.descend(root, folder), splits, folder)
     labels, classes = _labels_of(listing)
-    if split in there.kinds:
-        layout.check_split(root, there, split, classes)
-    training = there.training(root)
+    if split in splits.kinds:
+        layout.check_split(root, splits, split, classes)
+    training = splits.training(root)
     if training is not None and training != folder:
-        barred = there.opposite(posixpath.basename(training))
+        barred = splits.opposite(posixpath.basename(training))
         known = _class_folders(root, layout.descend(root, training), barred)
         labels = _renumber(listing, labels, classes, known, training)
         classes = known
-    notes = [*listing.notes, *split_names.unused_holdout(there.kinds, holdout)]
+    notes = [*listing.notes, *split_names.unused_holdout(splits.kinds, holdout)]
     return Folder(
         root,
         listing.names,
@@ -234,9 +234,9 @@ def _renumber(
         return labels
     unknown = sorted(set(classes) - set(known))
     if unknown:
-        place = listing.root.place
+        path_of = listing.root.path_of
         raise ValueError(
-            f"{place(listing.top)} has classes that {place(training)} has not: "
+            f"{path_of(listing.top)} has classes that {path_of(training)} has not: "
             f"{base.first(unknown, 10)} ({len(unknown)} of {len(classes)}); the "
             "class folders of the splits must have the same names"
         )
@@ -261,7 +261,7 @@ def _labels_of(
     if loose:
         inside = next(name for name, owner in zip(names, owners, strict=True) if owner)
         raise ValueError(
-            f"{root.place(top)} holds images directly ({loose[0]!r}, {len(loose)} in "
+            f"{root.path_of(top)} holds images directly ({loose[0]!r}, {len(loose)} in "
             f"all) and in subfolders ({inside!r}): with labels or without? Move all of "
             "them into class folders, or the class folders elsewhere"
         )
@@ -275,8 +275,8 @@ def _labels_of(
         )
     empty = sorted(set(root.folders(top)) - set(classes))
     if empty:
-        named, place = ", ".join(empty), root.place(top)
-        _log.warning("folders of %s without images, ignored: %s", place, named)
+        named, folder = ", ".join(empty), root.path_of(top)
+        _log.warning("folders of %s without images, ignored: %s", folder, named)
     number = {name: label for label, name in enumerate(classes)}
     return np.array([number[owner] for owner in owners], np.int32), classes
 

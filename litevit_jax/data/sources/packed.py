@@ -104,11 +104,11 @@ class Packed(base.Source):
 
     def name_of(self, index: int) -> str:
         row = int(self._rows[index])
-        place = f"packed record {row}"
+        name = f"packed record {row}"
         try:
-            return f"{place} {decode(self._records[row])[1]}"
+            return f"{name} {decode(self._records[row])[1]}"
         except Exception:  # the record is what cannot be read
-            return place
+            return name
 
     def fingerprint(self) -> str:
         rows = self._rows.astype("<i8").tobytes()

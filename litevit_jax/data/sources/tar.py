@@ -137,19 +137,19 @@ def make(
         *skipped,
     ]
     reader = _Reader(indices, name or "")
-    made = reader.read(files)
+    contents = reader.read(files)
     # Classes are those of all splits, so that these agree on the numbers.
     others = [reader.labels(group)[1] for s, group in groups.items() if s != chosen]
-    classes = _classes([made.labels, *others])
-    labels = _encode(made.labels, classes)
-    keep = base.part_of(map(os.fsencode, made.names), part, holdout, str(dir))
+    classes = _classes([contents.labels, *others])
+    labels = _encode(contents.labels, classes)
+    keep = base.part_of(map(os.fsencode, contents.names), part, holdout, str(dir))
     return Tar(
         files,
-        made.places[keep],
-        names=list(itertools.compress(made.names, keep)),
+        contents.places[keep],
+        names=list(itertools.compress(contents.names, keep)),
         labels=labels[keep],
         classes=classes,
-        notes=[*notes, *made.notes],
+        notes=[*notes, *contents.notes],
         other_splits=[split for split in kinds if split != chosen],
     )
 
@@ -162,12 +162,12 @@ def _find(dir: str | None) -> tuple[str, list[str], list[str]]:
     skipped: dict[str, str] = {}
     if os.path.isdir(path):
         root, listed = path, filetree.LocalTree(path).walk("", skipped)
-        there = sorted(os.path.join(path, name) for name in listed)
+        present = sorted(os.path.join(path, name) for name in listed)
     else:
         root = os.path.dirname(path)
-        there = sorted(name for name in _matching(path) if os.path.isfile(name))
-    files = [file for file in there if file.lower().endswith(".tar")]
-    packed = [file for file in there if _COMPRESSED.search(file)]
+        present = sorted(name for name in _matching(path) if os.path.isfile(name))
+    files = [file for file in present if file.lower().endswith(".tar")]
+    packed = [file for file in present if _COMPRESSED.search(file)]
     if packed:
         raise ValueError(
             f"{packed[0]} is compressed and cannot be read in any order (images gain "
@@ -265,11 +265,11 @@ class _Reader:
     def __init__(self, indices: dict[str, tar_index.Index], key: str):
         self._indices = indices
         self._key = key
-        there = {kind: self._column(list(indices), kind) for kind in tar_index.LABELS}
+        columns = {kind: self._column(list(indices), kind) for kind in tar_index.LABELS}
         keys = {key for index in indices.values() for key in index.json_keys}
         self._json_keys = base.first(sorted(keys)) or "none"
-        self._kinds = [kind for kind, column in there.items() if any(column)]
-        self._captions = _are_captions([x for x in there["txt"] if x is not None])
+        self._kinds = [kind for kind, column in columns.items() if any(column)]
+        self._captions = _are_captions([x for x in columns["txt"] if x is not None])
         if self._captions and "txt" in self._kinds:
             self._kinds.remove("txt")
         if key and keys:

@@ -98,11 +98,11 @@ class Tfds(base.Source):
         return {"image": record["image"], "label": max(label, -1)}
 
     def name_of(self, index: int) -> str:
-        place = f"{self._builder.info.name}/{self._split}[{index}]"
+        name = f"{self._builder.info.name}/{self._split}[{index}]"
         try:
-            return f"{place} {self._records[index]['file_name'].decode()}"
+            return f"{name} {self._records[index]['file_name'].decode()}"
         except Exception:  # no such feature, or the record is what cannot be read
-            return place
+            return name
 
     def fingerprint(self) -> str:
         info = self._builder.info
@@ -277,10 +277,10 @@ def check(path: epath.Path, split: str | None = None) -> dict[str, Any]:
     info = _read_info(path)
     _check_features(path)
     names = split and {part.partition("[")[0].strip() for part in split.split("+")}
-    there = {file.name for file in path.iterdir()}
+    present = {file.name for file in path.iterdir()}
     for entry in info["splits"]:
         if names is None or entry["name"] in names:
-            _check_files(path, info["name"], entry, there)
+            _check_files(path, info["name"], entry, present)
     return info
 
 
@@ -296,13 +296,13 @@ def _check_features(path: epath.Path) -> None:
 
 
 def _check_files(
-    path: epath.Path, name: str, entry: dict[str, Any], there: set[str]
+    path: epath.Path, name: str, entry: dict[str, Any], present: set[str]
 ) -> None:
     """Raises if a file of a split is missing (a copy cut short) or cut short itself."""
     counts = [int(count) for count in entry["shardLengths"]]
     total, stem = len(counts), f"{name}-{entry['name']}.{FORMAT}"
     files = [f"{stem}-{shard:05d}-of-{total:05d}" for shard in range(total)]
-    missing = [file for file in files if file not in there]
+    missing = [file for file in files if file not in present]
     if missing:
         raise FileNotFoundError(
             f"data set {path} lacks {len(missing)} of the {total} files of split "
