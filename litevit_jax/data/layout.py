@@ -240,9 +240,9 @@ def _own_splits(
     first = min(kinds, key=lambda name: (kinds[name] != "train", name))
     path = root.path_of(top)
     return (
-        f"{path} holds splits of its own ({', '.join(sorted(kinds))}), so it is neither "
-        f"a class nor a split. Read it alone, path={path}, or name the folders to read, "
-        "as in --config.data.train_split="
+        f"{path} holds splits of its own ({', '.join(sorted(kinds))}), so it is "
+        f"neither a class nor a split. Read it alone, path={path}, or name the folders "
+        "to read, as in --config.data.train_split="
         f"{join(top, first)}. If all subfolders of {root.path_of(level)} are classes: "
         f"--config.data.train_split={join(level, '.')}"
     )

@@ -1,6 +1,6 @@
-"""Whether this program is one of several, and which: from flags and the environment.
+"""Detects from flags and the environment whether this process is one of several.
 
-Nothing is asked of JAX here, and of the network only a Cloud TPU's metadata server.
+It needs no JAX, and of the network only a Cloud TPU's metadata server.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import urllib.request
 from collections.abc import Mapping
 
-# Flag -> the variable that says the same.
+# Flag -> the environment variable with the same meaning.
 VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "num_processes": "JAX_NUM_PROCESSES",
@@ -31,18 +31,18 @@ _METADATA_S = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """The position of a process among the others; None: JAX finds it out.
+class Launch:
+    """One process of a launch of several; JAX completes what is None.
 
     Attributes:
-      told_by: what said so, for messages.
+      source: who announced the launch ('flags', 'SLURM', ...), for messages.
       coordinator: 'host:port' of process 0.
-      count: of processes.
-      index: of this one.
-      devices: of this host that are this process's; None: all.
+      count: number of processes.
+      index: number of this process.
+      devices: this host's devices that belong to this process; None: all.
     """
 
-    told_by: str
+    source: str
     coordinator: str | None = None
     count: int | None = None
     index: int | None = None
@@ -55,13 +55,13 @@ def find(
     process_id: int | None = None,
     *,
     environ: Mapping[str, str] = os.environ,
-) -> Place | None:
-    """The place of this process, or None if it is alone.
+) -> Launch | None:
+    """Returns the launch that this process belongs to, or None if it is alone.
 
-    Flags come before the JAX_* variables, both before what a scheduler says.
+    Flags win over the JAX_* variables, and both over a scheduler's variables.
 
     Raises:
-      ValueError: something of it is missing or wrong; the message names it.
+      ValueError: a part is missing or wrong; the message names it.
     """
     coordinator = coordinator or environ.get(VARIABLES["coordinator"]) or None
     num_processes = _count("num_processes", num_processes, environ)
@@ -74,37 +74,37 @@ def find(
         "process_id": process_id,
     }
     missing = [name for name, value in given.items() if value is None]
-    found = _scheduler(environ) if missing else Place("flags")
-    if found is None:
+    detected = _scheduler(environ) if missing else Launch("flags")
+    if detected is None:
         if len(missing) == len(given):
             return None
         raise ValueError(
             "several processes: "
             + " and ".join(f"--{name} (or {VARIABLES[name]})" for name in missing)
-            + f" missing, only {_said(given)} given; every process needs all three, "
+            + f" missing, only {_listed(given)} given; every process needs all three, "
             "for example --coordinator=HOST_OF_PROCESS_0:8476 --num_processes=2 "
             f"--process_id=0; {ALONE}"
         )
-    place = dataclasses.replace(
-        found,
-        coordinator=coordinator or found.coordinator,
-        count=found.count if num_processes is None else num_processes,
-        index=found.index if process_id is None else process_id,
+    launch = dataclasses.replace(
+        detected,
+        coordinator=coordinator or detected.coordinator,
+        count=detected.count if num_processes is None else num_processes,
+        index=detected.index if process_id is None else process_id,
     )
-    check(place)
-    return place
+    check(launch)
+    return launch
 
 
-def check(place: Place) -> None:
-    """Raises ValueError unless the numbers of `place`, if known, are possible."""
-    if place.coordinator is not None:
-        host, _, port = place.coordinator.rpartition(":")
+def check(launch: Launch) -> None:
+    """Raises ValueError unless the known numbers of `launch` are possible."""
+    if launch.coordinator is not None:
+        host, _, port = launch.coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ValueError(
-                f"--coordinator={place.coordinator}: expected HOST:PORT of process 0, "
+                f"--coordinator={launch.coordinator}: expected HOST:PORT of process 0, "
                 "with a port from 1 to 65535"
             )
-    count, index = place.count, place.index
+    count, index = launch.count, launch.index
     if count is not None and count < 1:
         raise ValueError(f"--num_processes={count}; expected 1 or more")
     if count is not None and index is not None and not 0 <= index < count:
@@ -123,12 +123,12 @@ def _count(name: str, flag: int | None, environ: Mapping[str, str]) -> int | Non
     return int(text)
 
 
-def _said(given: Mapping[str, str | int | None]) -> str:
+def _listed(given: Mapping[str, str | int | None]) -> str:
     return ", ".join(f"{k}={v}" for k, v in given.items() if v is not None)
 
 
-def _scheduler(environ: Mapping[str, str]) -> Place | None:
-    """Reads a scheduler's environment; None if it starts one process."""
+def _scheduler(environ: Mapping[str, str]) -> Launch | None:
+    """Reads a scheduler's variables; returns None if it starts one process."""
     names = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES")
     if names:
         return _gke_tpu(names.split(","), environ)
@@ -137,27 +137,26 @@ def _scheduler(environ: Mapping[str, str]) -> Place | None:
         _require(_SLURM, environ, "SLURM_NTASKS", how)
         hosts = _number(environ, "SLURM_STEP_NUM_NODES")
         here = _even(_number(environ, "SLURM_NTASKS"), hosts)
-        return Place("SLURM", devices=_gpus("SLURM_LOCALID", here, environ))
+        return Launch("SLURM", devices=_gpus("SLURM_LOCALID", here, environ))
     if _number(environ, "OMPI_COMM_WORLD_SIZE") > 1:
         _require(_OPEN_MPI, environ, "OMPI_COMM_WORLD_SIZE", "start with mpirun")
         local, here = "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"
         count = _number(environ, here) or None
-        return Place("Open MPI", devices=_gpus(local, count, environ))
+        return Launch("Open MPI", devices=_gpus(local, count, environ))
     if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
         if importlib.util.find_spec("kubernetes") is None:
             raise ValueError(
-                f"JOB_COMPLETION_INDEX={environ['JOB_COMPLETION_INDEX']} says that "
-                "this is a pod of an indexed Kubernetes job, but the package "
-                "'kubernetes' is missing, by which the others are found: pip install "
-                "'jax[k8s]', or give --coordinator, --num_processes and --process_id; "
-                + ALONE
+                f"JOB_COMPLETION_INDEX={environ['JOB_COMPLETION_INDEX']} marks a pod "
+                "of an indexed Kubernetes job, but the package 'kubernetes', which "
+                "locates the other pods, is missing: pip install 'jax[k8s]', or give "
+                "--coordinator, --num_processes and --process_id; " + ALONE
             )
-        return Place("Kubernetes")
-    return Place("Cloud TPU") if _on_tpu_pod(environ) else None
+        return Launch("Kubernetes")
+    return Launch("Cloud TPU") if _on_tpu_pod(environ) else None
 
 
-def _gke_tpu(names: list[str], environ: Mapping[str, str]) -> Place | None:
-    """Reads the variables by which GKE describes a TPU slice to its pods."""
+def _gke_tpu(names: list[str], environ: Mapping[str, str]) -> Launch | None:
+    """Reads GKE's description of a TPU slice; returns None for a single process."""
     slices, first = _number(environ, "MEGASCALE_NUM_SLICES"), names[0]
     count = len(names) * max(slices, 1)
     if count == 1:
@@ -172,7 +171,7 @@ def _gke_tpu(names: list[str], environ: Mapping[str, str]) -> Place | None:
     index = _number(environ, "TPU_WORKER_ID")
     index += _number(environ, "MEGASCALE_SLICE_ID") * len(names)
     port = environ.get("JAX_COORDINATOR_PORT", _TPU_PORT)
-    return Place("GKE", f"{first.partition(':')[0]}:{port}", count, index)
+    return Launch("GKE", f"{first.partition(':')[0]}:{port}", count, index)
 
 
 def _gpus(
@@ -180,12 +179,13 @@ def _gpus(
 ) -> tuple[int, ...] | None:
     """Returns the GPUs that belong to this process; None if that is unknown.
 
-    JAX takes GPU number i for task i of a host, which is right only where every task
-    sees all of them. Here they are divided evenly, unless the scheduler did so already.
+    JAX gives GPU i to task i of a host, which is right only where every task sees all
+    GPUs. Here they are divided evenly, unless the scheduler has divided them already.
 
     Args:
       name: the variable with this task's number on its host.
-      count: of tasks on this host, if known.
+      count: number of tasks on this host, if known.
+      environ: the environment.
     """
     visible = environ.get("CUDA_VISIBLE_DEVICES", "")
     if visible in ("", "-1", "NoDevFiles"):
@@ -200,16 +200,16 @@ def _gpus(
             return None
         tasks = "" if count is None else f" for {count} tasks on this host"
         raise ValueError(
-            f"CUDA_VISIBLE_DEVICES={visible}{tasks}: {seen} GPUs cannot be divided, "
-            f"nor say which is that of {name}={task}; start as many tasks as GPUs, and "
-            "let each task see all of them (srun --gpu-bind=none) or its own "
-            "(--gpus-per-task=1)"
+            f"CUDA_VISIBLE_DEVICES={visible}{tasks}: {seen} GPUs cannot be divided "
+            f"among the tasks, so none can be assigned to {name}={task}; start as many "
+            "tasks as GPUs, and let each task see all of them (srun --gpu-bind=none) "
+            "or its own (--gpus-per-task=1)"
         )
     return tuple(range(task * share, (task + 1) * share))
 
 
 def _even(whole: int, parts: int) -> int | None:
-    """Returns `whole` / `parts`, or None if that is no whole number."""
+    """Returns `whole` / `parts`, or None if it is not a whole number."""
     return whole // parts if parts and not whole % parts else None
 
 
@@ -228,16 +228,16 @@ def _require(
 ) -> None:
     missing = [name for name in names if not environ.get(name)]
     if missing:
-        said = environ.get(because)
+        value = environ.get(because)
         raise ValueError(
-            f"{because}={said} announces several processes, but "
+            f"{because}={value} announces several processes, but "
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; "
             f"{how}, or give --coordinator, --num_processes and --process_id; {ALONE}"
         )
 
 
 def _on_tpu_pod(environ: Mapping[str, str]) -> bool:
-    """Whether this is one of several hosts of a Cloud TPU, by its metadata."""
+    """Whether this is one of several hosts of a Cloud TPU, by its metadata server."""
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
     known = "GCE_METADATA_IP" in environ
     if "TPU_SKIP_MDS_QUERY" in environ or not (
@@ -245,9 +245,9 @@ def _on_tpu_pod(environ: Mapping[str, str]) -> bool:
     ):
         return False
     server = environ.get("GCE_METADATA_IP", "metadata.google.internal")
-    place = "computeMetadata/v1/instance/attributes/worker-network-endpoints"
+    path = "computeMetadata/v1/instance/attributes/worker-network-endpoints"
     request = urllib.request.Request(
-        f"http://{server}/{place}", headers={"Metadata-Flavor": "Google"}
+        f"http://{server}/{path}", headers={"Metadata-Flavor": "Google"}
     )
     try:
         with urllib.request.urlopen(request, timeout=_METADATA_S) as answer:

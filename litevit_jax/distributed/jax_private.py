@@ -1,7 +1,7 @@
 """The private parts of JAX that this package needs, in one place.
 
-`jax.distributed` starts and ends a job. Which process this is, without looking for
-devices, and the store of values that the processes share, only `jax._src` tells.
+`jax.distributed` starts and ends a job. Only `jax._src` has the number of this process
+without initializing devices, and the key-value store that the processes share.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def state() -> Any:
-    """JAX's record of the job: process_id, num_processes, client (of the store)."""
+    """Returns JAX's record of the job: process_id, num_processes, client (store)."""
     from jax._src import distributed
 
     return distributed.global_state
@@ -24,7 +24,7 @@ def ask_scheduler(
     devices: Sequence[int] | None,
     timeout_s: int,
 ) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
-    """The first four arguments, with what is None filled in from JAX's schedulers."""
+    """Returns the first four arguments, each None completed by JAX's schedulers."""
     from jax._src import clusters
 
     return clusters.ClusterEnv.auto_detect_unset_distributed_params(

@@ -1,8 +1,8 @@
 """All processes of a job meet at the coordinator's port before JAX takes it over.
 
-JAX ends a process without saying who is missing, when one does not come in time.
-Here process 0 waits for the others, and tells all of them the same: who is there, or
-who is not. Each says its number, of how many, its host and its time.
+If a process does not come in time, JAX ends the others without naming it. Here process
+0 waits for the others and sends all of them the same answer: who is present, or who is
+missing. Each process sends its number, the number of processes, its host and its time.
 """
 
 from __future__ import annotations
@@ -21,21 +21,23 @@ _GREETING = "litevit_jax"
 
 
 class Absent(RuntimeError):
-    """Processes that did not come in time, or came twice."""
+    """An error of processes that did not come in time."""
 
 
 def meet(address: str, count: int, index: int, timeout_s: float) -> list[dict]:
     """Waits for all processes; returns `host`, `pid` and `skew` of each by number.
 
+    `skew` is a process's clock minus that of process 0, in seconds.
+
     Args:
       address: 'host:port' of process 0.
-      count: of processes.
-      index: of this one.
-      timeout_s: how long all of them have to come.
+      count: number of processes.
+      index: number of this process.
+      timeout_s: how long to wait for all of them.
 
     Raises:
       ValueError: the port is in use, or two processes disagree about the job.
-      Absent: somebody did not come in time.
+      Absent: a process did not come in time.
     """
     me = {
         "greeting": _GREETING,
@@ -47,46 +49,51 @@ def meet(address: str, count: int, index: int, timeout_s: float) -> list[dict]:
     }
     deadline = time.monotonic() + timeout_s
     if index == 0:
-        return _receive(address, me, deadline, timeout_s)
-    return _come(address, me, deadline, timeout_s)
+        return _wait_for_all(address, me, deadline, timeout_s)
+    return _register(address, me, deadline, timeout_s)
 
 
-def _receive(address: str, me: dict, deadline: float, timeout_s: float) -> list[dict]:
-    """Process 0: waits for all others, then answers them."""
-    there, lines = {0: {**me, "skew": 0.0}}, {}
+def _wait_for_all(
+    address: str, me: dict, deadline: float, timeout_s: float
+) -> list[dict]:
+    """Waits for the other processes, then answers them: the part of process 0."""
+    present, connections = {0: {**me, "skew": 0.0}}, {}
     answer: dict[str, Any]
     with contextlib.ExitStack() as stack, _listen(address) as server:
-        while len(there) < me["count"]:
+        while len(present) < me["count"]:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
-                line, _ = server.accept()
+                connection, _ = server.accept()
             except TimeoutError:
-                missing = sorted(set(range(me["count"])) - set(there))
-                answer = {"absent": _absent(missing, there, address, timeout_s)}
+                missing = sorted(set(range(me["count"])) - set(present))
+                answer = {"absent": _absent(missing, present, address, timeout_s)}
                 break
-            stack.enter_context(line)
-            said = _read(line, 5.0)
-            if said is None or said.get("greeting") != _GREETING:
-                continue  # some program that looks which ports are open
-            _leave_out_the_gone(there, lines)  # to be started again
-            wrong = _contradiction(said, me["count"], there)
+            stack.enter_context(connection)
+            peer = _read(connection, 5.0)
+            if peer is None or peer.get("greeting") != _GREETING:
+                continue  # another program that scans ports
+            _drop_closed(present, connections)  # a restarted one may replace them
+            wrong = _contradiction(peer, me["count"], present)
             if wrong:
                 answer = {"wrong": wrong}
-                lines[-1] = line
+                connections[-1] = connection
                 break
-            there[said["index"]] = {**said, "skew": said["time"] - time.time()}
-            lines[said["index"]] = line
-            _leave_out_the_gone(there, lines)  # then there are more to come
+            present[peer["index"]] = {
+                **peer,
+                "skew": peer["time"] - time.time(),
+            }
+            connections[peer["index"]] = connection
+            _drop_closed(present, connections)  # wait for their restart as well
         else:
-            answer = {"there": [there[i] for i in range(me["count"])]}
-        for line in lines.values():
+            answer = {"present": [present[i] for i in range(me["count"])]}
+        for connection in connections.values():
             with contextlib.suppress(OSError):
-                line.sendall(json.dumps(answer).encode() + b"\n")
+                connection.sendall(json.dumps(answer).encode() + b"\n")
         # The others close first: the port must be free for JAX.
-        for line in lines.values():
+        for connection in connections.values():
             with contextlib.suppress(OSError):
-                line.settimeout(5.0)
-                line.recv(1)
+                connection.settimeout(5.0)
+                connection.recv(1)
     return _result(answer)
 
 
@@ -110,17 +117,19 @@ def _listen(address: str) -> socket.socket:
         ) from None
 
 
-def _come(address: str, me: dict, deadline: float, timeout_s: float) -> list[dict]:
-    """The others: tell process 0 who they are and wait for its answer."""
+def _register(address: str, me: dict, deadline: float, timeout_s: float) -> list[dict]:
+    """Registers at process 0 and waits for its answer: the part of the others."""
     host, _, port = address.rpartition(":")
     last: Any = "no answer"
     while (left := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), left) as line:
-                said = json.dumps({**me, "time": time.time()})
-                line.sendall(said.encode() + b"\n")
+            with socket.create_connection(
+                (host.strip("[]"), int(port)), left
+            ) as connection:
+                greeting = json.dumps({**me, "time": time.time()})
+                connection.sendall(greeting.encode() + b"\n")
                 # Process 0 answers at its own deadline, which may be a little later.
-                answer = _read(line, left + 5.0)
+                answer = _read(connection, left + 5.0)
             if answer is not None:
                 return _result(answer)
             last = "what answers there is not process 0 of this job"
@@ -134,49 +143,49 @@ def _come(address: str, me: dict, deadline: float, timeout_s: float) -> list[dic
     )
 
 
-def _read(line: socket.socket, timeout_s: float) -> dict | None:
-    """A line of JSON, or None if something else was said."""
-    line.settimeout(timeout_s)
+def _read(connection: socket.socket, timeout_s: float) -> dict | None:
+    """Reads one line with a JSON object; returns None for anything else."""
+    connection.settimeout(timeout_s)
     data = b""
     try:
         while not data.endswith(b"\n") and len(data) < _LINE:
-            part = line.recv(65536)
+            part = connection.recv(65536)
             if not part:
                 return None
             data += part
-        said = json.loads(data)
+        message = json.loads(data)
     except (TimeoutError, ValueError):
         return None
-    return said if isinstance(said, dict) else None
+    return message if isinstance(message, dict) else None
 
 
-def _leave_out_the_gone(there: dict[int, Any], lines: dict[int, Any]) -> None:
-    """Forgets processes that ended while they waited for the others."""
-    for index in [i for i, line in lines.items() if _gone(line)]:
-        del there[index], lines[index]
+def _drop_closed(present: dict[int, Any], connections: dict[int, Any]) -> None:
+    """Removes processes that ended while they waited for the others."""
+    for index in [i for i, connection in connections.items() if _closed(connection)]:
+        del present[index], connections[index]
 
 
-def _gone(line: socket.socket) -> bool:
-    line.settimeout(0.0)
+def _closed(connection: socket.socket) -> bool:
+    connection.settimeout(0.0)
     try:
-        return not line.recv(1)
+        return not connection.recv(1)
     except BlockingIOError:
         return False
     except OSError:
         return True
     finally:
-        line.settimeout(5.0)
+        connection.settimeout(5.0)
 
 
-def _contradiction(said: dict, count: int, there: dict[int, dict]) -> str | None:
-    who = f"process {said['index']} on {said['host']} (pid {said['pid']})"
-    if said["count"] != count:
+def _contradiction(peer: dict, count: int, present: dict[int, dict]) -> str | None:
+    who = f"process {peer['index']} on {peer['host']} (pid {peer['pid']})"
+    if peer["count"] != count:
         return (
-            f"{who} was started with --num_processes={said['count']}, process 0 with "
+            f"{who} was started with --num_processes={peer['count']}, process 0 with "
             f"{count}; give all the same number"
         )
-    if said["index"] in there:
-        first = there[said["index"]]
+    if peer["index"] in present:
+        first = present[peer["index"]]
         return (
             f"{who} and the one on {first['host']} (pid {first['pid']}) have the same "
             "--process_id; give every process its own, from 0 on"
@@ -185,13 +194,13 @@ def _contradiction(said: dict, count: int, there: dict[int, dict]) -> str | None
 
 
 def _absent(
-    missing: list[int], there: dict[int, dict], address: str, timeout_s: float
+    missing: list[int], present: dict[int, dict], address: str, timeout_s: float
 ) -> str:
     several = "es" if len(missing) > 1 else ""
     shown = ", ".join(map(str, missing[:20])) + ", ..." * (len(missing) > 20)
-    came = ", ".join(f"{i} ({there[i]['host']})" for i in sorted(there)[:20])
+    came = ", ".join(f"{i} ({present[i]['host']})" for i in sorted(present)[:20])
     return (
-        f"process{several} {shown} of {len(missing) + len(there)} did not come to "
+        f"process{several} {shown} of {len(missing) + len(present)} did not come to "
         f"{address} within {timeout_s:g} s; there are: {came}. Look at their logs, "
         "and whether they can reach that address; --join_timeout_s waits longer"
     )
@@ -202,4 +211,4 @@ def _result(answer: dict) -> list[dict]:
         raise Absent(answer["absent"])
     if "wrong" in answer:
         raise ValueError(answer["wrong"])
-    return answer["there"]
+    return answer["present"]

@@ -1,6 +1,6 @@
-"""This process among the others of its job: agreeing, ending together.
+"""This process among the others of its job: numbers, agreement, a common end.
 
-With a single process everything here is a plain call that waits for nobody.
+With a single process every function here returns at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _AGREE_S = 24 * 3600  # the watch ends a process that waits in vain much earlier
 _END_S = 600
 
-_numbers = itertools.count()  # of agreements; the same in all processes
+_numbers = itertools.count()  # number the agreements, alike in all processes
 _watch: Watch | None = None
 _heartbeats = 0
 
@@ -59,12 +59,12 @@ def process_count() -> int:
 
 
 def alone() -> bool:
-    """Whether this process has joined no others; asks nothing of JAX."""
+    """Whether this process has joined no others; needs no JAX."""
     return _watch is None
 
 
 def is_primary() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this is process 0, which writes shared files."""
     return process_index() == 0
 
 
@@ -81,9 +81,10 @@ def check_joined() -> None:
 
 
 def heartbeat(doing: str, *, grace: bool = False, begun: bool = True) -> None:
-    """Says what this process does from now on; `grace` if it may take long.
+    """Announces what this process does from now on; `grace` if it may take long.
 
-    Not `begun`: the job is only checked yet, and what fails is the user's mistake.
+    `begun` is False while the job is only being checked: errors are then mistakes of
+    the user.
     """
     global _heartbeats, _doing
     _heartbeats += begun
@@ -103,7 +104,7 @@ def doing() -> Doing | None:
 
 
 def gather(value: Any) -> list[Any]:
-    """The JSON `value` of every process, by number. All of them must call it."""
+    """Returns the JSON `value` of every process, by number; all must call it."""
     if process_count() == 1:
         return [value]
     number, client = next(_numbers), _client()
@@ -120,7 +121,7 @@ def gather(value: Any) -> list[Any]:
     ]
 
 
-# What a mistake of the user's is raised as; it is the same in all processes.
+# Types of errors that the first process hands on to the others.
 _SHARED = {
     kind.__name__: kind
     for kind in (
@@ -137,22 +138,22 @@ _SHARED = {
 
 
 def run_on_primary(call: Callable[[], Any]) -> Any:
-    """Returns, in all processes, what `call` returns (JSON) or raises on the first."""
+    """Calls `call` on the first process; all return its JSON result, or raise."""
     if process_count() == 1:
         return call()
     number, client = next(_numbers), _client()
-    place = f"litevit_jax/agree/{number}"
+    key = f"litevit_jax/agree/{number}"
     if is_primary():
         try:
             value = call()
         except tuple(_SHARED.values()) as error:
             kinds = (k for k in type(error).__mro__ if k.__name__ in _SHARED)
             row = {"kind": next(kinds).__name__, "text": _text(error)}
-            client.key_value_set(place, json.dumps(row))
+            client.key_value_set(key, json.dumps(row))
             raise
-        client.key_value_set(place, json.dumps({"value": value}))
+        client.key_value_set(key, json.dumps({"value": value}))
         return value
-    row = json.loads(client.blocking_key_value_get(place, 1000 * _AGREE_S))
+    row = json.loads(client.blocking_key_value_get(key, 1000 * _AGREE_S))
     if "kind" in row:
         raise _SHARED[row["kind"]](row["text"])
     return row["value"]
@@ -163,9 +164,9 @@ def _text(error: BaseException) -> str:
 
 
 def all_reach_here(error: BaseException | None) -> bool:
-    """Whether all processes come to this point: after no error, or one of all.
+    """Whether all processes reach this point after `error` (None: no error).
 
-    Numbers that are not finite are seen by all; what data or disks do is not.
+    All see numbers that are not finite; an error of data or disks may be one's own.
     """
     return (
         process_count() == 1 or error is None or isinstance(error, FloatingPointError)
@@ -201,8 +202,8 @@ def shutdown(code: int, why: BaseException | None = None) -> int:
 def wait_for_verdict(error: BaseException) -> None:
     """Waits for the watch's verdict if `error` may mean that another process is gone.
 
-    Then the watch ends this process, with the other's exit code; whoever goes on after
-    this call has an error of its own.
+    If so, the watch ends this process with the other's exit code; if this call
+    returns, the error is this process's own.
     """
     if _watch is not None and _communication(error):
         _watch.wait_for_verdict()
@@ -212,7 +213,7 @@ def _communication(error: BaseException) -> bool:
     """Whether `error` may come from another process that is gone."""
     import jax
 
-    ours = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
+    own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "NOT_FOUND")
     return isinstance(error, jax.errors.JaxRuntimeError) and not _text(
         error
-    ).startswith(ours)
+    ).startswith(own)

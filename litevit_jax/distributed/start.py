@@ -31,69 +31,69 @@ def join(
 ) -> None:
     """Joins the processes that flags, variables or a scheduler announce, if any.
 
-    Call it before JAX looks for devices.
+    Call it before JAX initializes its devices.
 
     Raises:
-      ValueError: what announces them is incomplete, or the port is in use.
-      RuntimeError: somebody did not come in time.
+      ValueError: the announcement is incomplete, or the port is in use.
+      RuntimeError: a process did not come in time.
     """
-    place = detect.find(coordinator, num_processes, process_id)
-    if place is None:
+    launch = detect.find(coordinator, num_processes, process_id)
+    if launch is None:
         return
-    place = _completed(place, join_s)
-    assert place.coordinator and place.count and place.index is not None
-    if place.count == 1:
+    launch = _completed(launch, join_s)
+    assert launch.coordinator and launch.count and launch.index is not None
+    if launch.count == 1:
         return
-    faulthandler.enable()  # JAX aborts when process 0 is gone: say where we were
-    there = meeting.meet(place.coordinator, place.count, place.index, join_s)
+    faulthandler.enable()  # JAX aborts when process 0 is gone: show the stacks then
+    present = meeting.meet(launch.coordinator, launch.count, launch.index, join_s)
     limits = limits or watchdog.Limits()
     # JAX's own watch aborts after half of its time-out at the earliest: ours is first.
-    _initialize(place, join_s, 100 + 4 * int(limits.peer_s))
-    hosts = [row["host"] for row in there]
+    _initialize(launch, join_s, 100 + 4 * int(limits.peer_s))
+    hosts = [row["host"] for row in present]
     if processes.is_primary():
-        _report_skew(there)
+        _report_skew(present)
     client = jax_private.state().client
-    processes.attach(watchdog.Watch(client, hosts, place.index, limits))
+    processes.attach(watchdog.Watch(client, hosts, launch.index, limits))
 
 
-def _completed(place: detect.Place, join_s: float) -> detect.Place:
-    """Completes `place` by what JAX knows of the scheduler that announced it."""
-    if None not in (place.coordinator, place.count, place.index):
-        return place
-    found = jax_private.ask_scheduler(
-        place.coordinator, place.count, place.index, place.devices, int(join_s)
+def _completed(launch: detect.Launch, join_s: float) -> detect.Launch:
+    """Completes `launch` by JAX's support for the scheduler that announced it."""
+    if None not in (launch.coordinator, launch.count, launch.index):
+        return launch
+    known = jax_private.ask_scheduler(
+        launch.coordinator, launch.count, launch.index, launch.devices, int(join_s)
     )
-    if None in found[:3]:
+    if None in known[:3]:
         raise ValueError(
-            f"{place.told_by} announces several processes, but JAX cannot tell which "
+            f"{launch.source} announces several processes, but JAX cannot tell which "
             "one this is; give --coordinator=HOST:PORT, --num_processes and "
             f"--process_id; {detect.ALONE}"
         )
-    devices = tuple(found[3]) if found[3] else None
-    place = detect.Place(place.told_by, *found[:3], devices)
-    detect.check(place)
-    return place
+    devices = tuple(known[3]) if known[3] else None
+    launch = detect.Launch(launch.source, *known[:3], devices)
+    detect.check(launch)
+    return launch
 
 
-def _initialize(place: detect.Place, join_s: float, heartbeat_s: int) -> None:
+def _initialize(launch: detect.Launch, join_s: float, heartbeat_s: int) -> None:
     import jax
 
     jax.distributed.initialize(
-        place.coordinator,
-        place.count,
-        place.index,
-        local_device_ids=place.devices,
+        launch.coordinator,
+        launch.count,
+        launch.index,
+        local_device_ids=launch.devices,
         cluster_detection_method="deactivate",
         initialization_timeout=int(join_s),
         heartbeat_timeout_seconds=heartbeat_s,
     )
-    # JAX has put a handler of its own in the place of Python's, which only notes it.
+    # JAX has replaced Python's handler by one that only records the signal.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
-def _report_skew(there: list[dict[str, Any]]) -> None:
-    for index, row in enumerate(there):
+def _report_skew(present: list[dict[str, Any]]) -> None:
+    for index, row in enumerate(present):
         if abs(row["skew"]) > _SKEW_S:
             _log.warning(
                 "the clock of process %d (%s) is %+.0f s off that of process 0 (%s): "
@@ -102,5 +102,5 @@ def _report_skew(there: list[dict[str, Any]]) -> None:
                 index,
                 row["host"],
                 row["skew"],
-                there[0]["host"],
+                present[0]["host"],
             )

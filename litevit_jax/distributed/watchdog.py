@@ -1,10 +1,9 @@
 """Threads that end this process when the job cannot go on.
 
-Every second each process says what it is doing, and reads what the others said. The
-process ends, with the stacks of all its threads, if another one has ended with an
-error or is no longer heard of, or if it does not get on with what it does itself. No
-clock of another host is read: only changes count. Time in which this process was
-suspended does not.
+Every second each process publishes its status and reads those of the others. The
+process ends, with the stacks of all its threads, if another one has failed or fallen
+silent, or if it makes no progress itself. No clock of another host is read: only
+changes count. Time for which this process was suspended does not count.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-EXIT_STUCK = 43  # a process is gone or does not get on: start the same command again
+EXIT_STUCK = 43  # a process is gone or makes no progress: run the same command again
 
 _EVERY_S = 1.0
-# Others that failed at the same time say so themselves, if they are given a moment.
+# Others that failed at the same time report it themselves within a moment.
 _PATIENCE_S = 3.0
-_LAST_S = 1.5  # from the last word of a process to its end
-_ANSWER_S = 3.0  # that process 0 has to answer at the end
-_NOTHING = {"done": False, "doing": "starting"}  # before a process said anything
+_LAST_S = 1.5  # from the last status of a process to its end
+_ANSWER_S = 3.0  # for process 0 to answer at the end
+_NOTHING = {"done": False, "doing": "starting"}  # before a process's first status
 ALIVE, FAILED = "litevit_jax/alive/", "litevit_jax/failed/"
 
 
@@ -37,8 +36,8 @@ class Limits:
 
     Attributes:
       stuck_s: for one step or its data; ten times the longest step if that is more.
-      grace_s: for what may take long: compiling, evaluating, saving, listing data.
-      peer_s: without any sign of another process.
+      grace_s: for slow activities: compiling, evaluating, saving, listing data.
+      peer_s: without a new status of another process.
     """
 
     stuck_s: float = 600.0
@@ -52,7 +51,7 @@ class Limits:
 
 
 class Watch:
-    """Watches over this process and the others; `client` holds what they say."""
+    """Watches this process and the others; `client` stores the status of all."""
 
     def __init__(
         self, client: Any, hosts: list[str], index: int, limits: Limits
@@ -61,7 +60,7 @@ class Watch:
         self._limits = limits
         self._heartbeats, self._doing, self._grace = 0, "starting", True
         self._since, self._longest = 0.0, 0.0
-        self._now = 0.0  # seconds that this process was running, by its own count
+        self._now = 0.0  # seconds for which this process has run, without suspension
         self._heard: dict[int, tuple[Any, float]] = {}
         self._failed: list[tuple[str, str]] = []
         self._trouble = ""  # why the last exchange failed
@@ -78,7 +77,7 @@ class Watch:
             thread.start()
 
     def heartbeat(self, doing: str, *, grace: bool = False) -> None:
-        """Says what this process does from now on; `grace` if it may take long."""
+        """Announces what this process does from now on; `grace` if it may take long."""
         now = self._now
         if not self._grace:
             self._longest = max(self._longest, now - self._since)
@@ -86,7 +85,7 @@ class Watch:
         self._heartbeats += 1
 
     def finish(self) -> None:
-        """This process ends as it should; the others go on watching one another."""
+        """Announces a regular end; the others go on watching one another."""
         self._done = True
         _within(_ANSWER_S, self._publish)
 
@@ -97,13 +96,13 @@ class Watch:
             thread.join(timeout=2 * _EVERY_S)
 
     def wait_for_verdict(self) -> None:
-        """Waits until another process must have been noticed, if one is gone."""
+        """Waits until the watch must have noticed another process that is gone."""
         time.sleep(self._limits.peer_s + 5 * _EVERY_S)
 
     def fail(self, code: int, text: str, wait_s: float = 4 * _PATIENCE_S) -> None:
         """Tells the others that this process ends with an error; waits for their end.
 
-        Bounded by `wait_s`: whoever does not read it notices that this one is gone.
+        It waits `wait_s` at most: others notice that this process is gone anyway.
         """
         self._done = True
         _within(_ANSWER_S, lambda: self._tell(code, text[:2000]))
@@ -131,31 +130,31 @@ class Watch:
                 self._trouble = f": {error}"
 
     def _exchange(self) -> None:
-        """Says what this process does, and reads what the others said."""
+        """Publishes this process's status and reads those of the others."""
         self._publish()
         self._heard = self._read()
         self._failed = self._client.key_value_dir_get(FAILED)
         self._trouble = ""
 
     def _publish(self) -> None:
-        said = {
+        status = {
             "beats": self._heartbeats,
             "doing": self._doing,
             "for": round(self._now - self._since),
             "tick": self._now,
             "done": self._done,
         }
-        place = f"{ALIVE}{self._index}"
-        self._client.key_value_set(place, json.dumps(said), allow_overwrite=True)
+        key = f"{ALIVE}{self._index}"
+        self._client.key_value_set(key, json.dumps(status), allow_overwrite=True)
 
     def _read(self) -> dict[int, tuple[Any, float]]:
-        """Process -> (what it said last, when that was news)."""
+        """Returns process -> (its last status, when it changed)."""
         heard = dict(self._heard)
         for key, text in self._client.key_value_dir_get(ALIVE):
-            index, said = int(key.rpartition("/")[2]), json.loads(text)
+            index, status = int(key.rpartition("/")[2]), json.loads(text)
             old = heard.get(index)
-            if old is None or old[0] != said:
-                heard[index] = said, self._now
+            if old is None or old[0] != status:
+                heard[index] = status, self._now
         return heard
 
     def _judge(self) -> None:
@@ -164,15 +163,15 @@ class Watch:
             index, row = int(key.rpartition("/")[2]), json.loads(text)
             if index != self._index:
                 self._follow(index, row)
-        # Without process 0 none is heard of: it comes first, and is named.
+        # Without process 0 nobody is heard of: check it first, so that it is named.
         for index in range(len(self._hosts)):
-            said, when = heard.get(index, (_NOTHING, 0.0))
+            status, when = heard.get(index, (_NOTHING, 0.0))
             silent = self._now - when
-            if index == self._index or said["done"] or silent <= self._limits.peer_s:
+            if index == self._index or status["done"] or silent <= self._limits.peer_s:
                 continue
             self._end(
                 f"{self._name(index)} was not heard of for {silent:.0f} s: it, or its "
-                f"host, is gone or suspended; it was doing: {said['doing']}"
+                f"host, is gone or suspended; its last activity was: {status['doing']}"
                 f"{self._trouble}"
             )
         spent, limit = self._now - self._since, self._limit()
@@ -194,14 +193,14 @@ class Watch:
 
     def _others(self, heard: dict[int, tuple[Any, float]]) -> str:
         rows = (
-            f"{self._name(i)}: {said['doing']} for {said['for']} s"
-            for i, (said, _) in sorted(heard.items())
+            f"{self._name(i)}: {status['doing']} for {status['for']} s"
+            for i, (status, _) in sorted(heard.items())
             if i != self._index
         )
         return "The others: " + "; ".join(rows)
 
     def _follow(self, index: int, row: dict[str, Any]) -> None:
-        """Another process failed: this one cannot go on, unless it fails by itself."""
+        """Ends this process after another one failed, unless it fails by itself."""
         until = time.monotonic() + _PATIENCE_S
         while time.monotonic() < until:
             if self._done or self._stop.wait(0.1):
@@ -233,16 +232,16 @@ class Watch:
     def _linger(self, wait_s: float) -> None:
         """Waits until the others have ended too, `wait_s` at most.
 
-        Process 0 holds what all say, and JAX aborts those that outlive it: it goes
+        Process 0 stores every status, and JAX aborts those that outlive it: it ends
         last.
         """
         others = set(range(len(self._hosts))) - {self._index}
         until = time.monotonic() + wait_s
         while time.monotonic() < until:
-            said: dict[int, tuple[Any, float]] = {}
-            if not _within(_ANSWER_S, lambda s=said: s.update(self._read())):
+            heard: dict[int, tuple[Any, float]] = {}
+            if not _within(_ANSWER_S, lambda s=heard: s.update(self._read())):
                 break
-            if others <= {i for i, (row, _) in said.items() if row["done"]}:
+            if others <= {i for i, (row, _) in heard.items() if row["done"]}:
                 break
             time.sleep(0.1)
         if self._index == 0 and wait_s:
@@ -250,7 +249,7 @@ class Watch:
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> bool:
-    """Whether `call` comes back in time, without an error; it may go on for ever."""
+    """Whether `call` returns in time, without an error; it may go on for ever."""
     done = threading.Event()
 
     def run() -> None:

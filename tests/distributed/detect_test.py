@@ -55,17 +55,17 @@ def test_a_single_process_is_alone(environ):
 
 
 def test_flags_come_before_variables_and_those_before_a_scheduler():
-    assert find(JAX) == detect.Place("flags", "a:1", 2, 1)
-    assert find(JAX | SLURM, process_id=0) == detect.Place("flags", "a:1", 2, 0)
-    assert find(SLURM, coordinator="b:2") == detect.Place("SLURM", "b:2")
+    assert find(JAX) == detect.Launch("flags", "a:1", 2, 1)
+    assert find(JAX | SLURM, process_id=0) == detect.Launch("flags", "a:1", 2, 0)
+    assert find(SLURM, coordinator="b:2") == detect.Launch("SLURM", "b:2")
     assert find(SLURM, num_processes=1) is None
 
 
 def test_the_environment_of_a_scheduler_is_known():
-    assert find(SLURM) == detect.Place("SLURM")
-    assert find(OPEN_MPI) == detect.Place("Open MPI")
-    assert find(GKE) == detect.Place("GKE", "w-0.svc:8476", 2, 1)
-    assert find(SLICES) == detect.Place("GKE", "job-0.svc:8476", 6, 5)
+    assert find(SLURM) == detect.Launch("SLURM")
+    assert find(OPEN_MPI) == detect.Launch("Open MPI")
+    assert find(GKE) == detect.Launch("GKE", "w-0.svc:8476", 2, 1)
+    assert find(SLICES) == detect.Launch("GKE", "job-0.svc:8476", 6, 5)
 
 
 NODES = {"SLURM_STEP_NUM_NODES": "2"}
@@ -90,7 +90,7 @@ NODES = {"SLURM_STEP_NUM_NODES": "2"}
 def test_a_task_has_the_gpus_that_are_its_own(visible, local, tasks, more, expected):
     told = {"SLURM_NTASKS": str(tasks), "SLURM_LOCALID": str(local)}
     found = find(SLURM | told | {"CUDA_VISIBLE_DEVICES": visible} | more)
-    assert found == detect.Place("SLURM", devices=expected)
+    assert found == detect.Launch("SLURM", devices=expected)
 
 
 @pytest.mark.parametrize(
@@ -104,15 +104,15 @@ def test_gpus_that_cannot_be_divided_among_tasks_are_refused(
     with pytest.raises(ValueError, match=rf"{visible}.*SLURM_LOCALID={local}; start"):
         find(SLURM | told | {"CUDA_VISIBLE_DEVICES": visible} | more)
     on_cpu = {"CUDA_VISIBLE_DEVICES": visible, "JAX_PLATFORMS": "cpu"}
-    assert find(SLURM | told | on_cpu | more) == detect.Place("SLURM")
+    assert find(SLURM | told | on_cpu | more) == detect.Launch("SLURM")
 
 
 def test_tasks_of_open_mpi_divide_the_gpus_too():
     told = {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
     found = find(OPEN_MPI | told | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"})
-    assert found == detect.Place("Open MPI", devices=(2, 3))
+    assert found == detect.Launch("Open MPI", devices=(2, 3))
     found = find(OPEN_MPI | told | {"CUDA_VISIBLE_DEVICES": "3"})
-    assert found == detect.Place("Open MPI", devices=(0,))
+    assert found == detect.Launch("Open MPI", devices=(0,))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_pod_of_an_indexed_job_needs_the_package_that_finds_the_others(monkeyp
     with pytest.raises(ValueError, match=r"'kubernetes' is missing.*jax\[k8s\]"):
         find(environ)
     monkeypatch.setattr(detect.importlib.util, "find_spec", lambda _: object())
-    assert find(environ) == detect.Place("Kubernetes")
+    assert find(environ) == detect.Launch("Kubernetes")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def metadata():
 
 def test_hosts_of_a_cloud_tpu_are_known_by_its_metadata(metadata):
     pod = {"GCE_METADATA_IP": metadata("a:b:10.0.0.1,c:d:10.0.0.2")}
-    assert find(pod) == detect.Place("Cloud TPU")
+    assert find(pod) == detect.Launch("Cloud TPU")
     assert find(pod | {"TPU_SKIP_MDS_QUERY": "1"}) is None
     assert find({"GCE_METADATA_IP": metadata("a:b:10.0.0.1")}) is None
     assert find({"GCE_METADATA_IP": "127.0.0.1:9"}) is None  # nobody answers
