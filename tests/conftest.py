@@ -70,7 +70,7 @@ def shared_designs():
     from tests import jobs
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "design", jobs.sharing_designs())
+        patch.setattr(build, "build_step", jobs.sharing_designs())
         yield
 
 

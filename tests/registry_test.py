@@ -81,7 +81,7 @@ def test_every_field_can_be_overridden_for_it_has_a_type():
 
 def test_every_number_that_a_plug_in_takes_has_a_bound():
     makers: dict[str, Any] = {
-        f"augment.{name}": make for name, make in augment.OPS.items()
+        f"augment.{name}": augment._maker(path) for name, path in augment.OPS.items()
     }
     makers["objective.encoder"] = vit.make_encoder
     for name in registry.choices("objectives"):

@@ -92,7 +92,7 @@ def _doubt(
     others: list[str],
     loose: int,
 ) -> str | None:
-    """Why the subfolders `kinds` may be classes after all; None: they are splits."""
+    """Returns why the subfolders `kinds` may be classes; None if they are splits."""
 
     def flat(names: list[str]) -> list[str]:
         return [name for name in names if _count_loose(root, join(top, name))]

@@ -28,8 +28,10 @@ MAX_REPLACEMENTS = 64
 
 
 class Transform(Protocol):
-    """Raw image -> uint8 [H, W, C] or, of several views, [V, H, W, C]; picklable
-    where worker processes are used."""
+    """Turns a raw image into uint8 [H, W, C], or [V, H, W, C] of several views.
+
+    It is picklable where worker processes are used.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -39,7 +41,7 @@ class Transform(Protocol):
     def __call__(
         self, image: Any, rng: np.random.Generator, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """The result; at best written to `out`, if that is given, and returned."""
+        """Returns the result, preferably written to `out` if that is given."""
         ...
 
 
@@ -69,11 +71,11 @@ class HostShard:
 
     @property
     def size(self) -> int:
-        """Examples of each batch that this process reads."""
+        """Number of examples of each batch that this process reads."""
         return self.batch_size // self.process_count
 
     def position(self, number: int) -> int:
-        """Position in the run of the `number`-th example of this process."""
+        """Returns the position in the run of this process's `number`-th example."""
         step, row = divmod(number, self.size)
         step += self.first_step
         return step * self.batch_size + self.process_index * self.size + row
@@ -91,18 +93,18 @@ class Examples(abc.ABC):
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """Examples of this process, a multiple of its part of a batch."""
+        """Number of examples of this process, a multiple of its part of a batch."""
 
     @abc.abstractmethod
     def read(self, number: int, out: np.ndarray | None) -> dict[str, Any]:
-        """Reads `image` (None: nothing to show), `label`, `index`, and `bad`.
+        """Reads `image` (None: padding or unreadable), `label`, `index` and `bad`.
 
         `number` counts the examples of this process; the image is written to `out`,
         if that is given.
         """
 
     def _read(self, index: int, *how: Any) -> dict[str, Any]:
-        """Calls `_read_one`, and notes that in the journal if there is one."""
+        """Calls `_read_one`, recorded in the journal if there is one."""
         if self.journal is None:
             return self._read_one(index, *how)
         with self.journal.reading(index):
@@ -111,7 +113,7 @@ class Examples(abc.ABC):
     def _read_one(
         self, index: int, rng: np.random.Generator, out: np.ndarray | None
     ) -> dict[str, Any]:
-        """Example `index`, with `image` None and a reason in `bad` if unreadable.
+        """Reads example `index`; if unreadable, `image` is None, `bad` has a reason.
 
         Raises:
           RuntimeError: the transform failed on a readable image; names the file.
@@ -161,7 +163,7 @@ class TrainExamples(Examples):
         return example | {"bad": bad}
 
     def _index(self, position: int) -> int:
-        """The example at `position`: a permutation of the source per epoch."""
+        """Returns the example at `position`: each epoch permutes the source."""
         epoch, row = divmod(position, len(self.source))
         return grain.experimental.index_shuffle(
             row,
@@ -173,7 +175,7 @@ class TrainExamples(Examples):
 
 @dataclasses.dataclass(frozen=True)
 class EvalExamples(Examples):
-    """The source in order, then padding up to whole batches."""
+    """The examples of the source in order, then padding up to whole batches."""
 
     def __len__(self) -> int:
         return math.ceil(len(self.source) / self.shard.batch_size) * self.shard.size
@@ -187,9 +189,9 @@ class EvalExamples(Examples):
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """Random access to `size` consecutive examples at a time: what a thread reads.
+    """Random access to chunks of `size` consecutive examples: one thread's work.
 
-    A queue's cost for each of them would be a tenth of decoding.
+    Queueing each example by itself would cost a tenth of its decoding.
     """
 
     examples: Examples
@@ -209,7 +211,7 @@ class Chunks:
 
 
 class BatchBuffers:
-    """Images of batches that threads are writing, by number from 0 on."""
+    """Buffers for the images of batches that threads are writing, by batch number."""
 
     def __init__(self, size: int, shape: tuple[int, ...]):
         self._shape = (size, *shape)
@@ -225,7 +227,7 @@ class BatchBuffers:
             return self._begun[batch][row : row + len(numbers)]
 
     def take(self, number: int) -> np.ndarray:
-        """Batch `number`, whose examples have all been read; not kept any longer."""
+        """Returns and forgets batch `number`, whose examples have all been read."""
         with self._lock:
             return self._begun.pop(number)
 
@@ -237,7 +239,7 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 
 
 def _rng(seed: int, position: int) -> np.random.Generator:
-    """Independent randomness for every (seed, position); cheap to make."""
+    """Returns a generator independent for every (seed, position); cheap to make."""
     key = np.array([seed, position], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 

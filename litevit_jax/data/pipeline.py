@@ -1,4 +1,4 @@
-"""A source and a transform -> batches: endless for training, finite for evaluation.
+"""Batches from a source and a transform: endless to train, finite to evaluate.
 
 Everything in a training batch follows from (seed, position), where position counts
 the examples of the whole run: batch t holds positions t B .. (t + 1) B - 1. Hence
@@ -38,7 +38,7 @@ from litevit_jax.data.sources.base import Source
 _log = logging.getLogger(__name__)
 
 _MAX_PREFETCHED = 256
-_MAX_RUN = 8  # examples that a thread reads before it hands them over
+_MAX_CHUNK = 8  # examples that a thread reads before it hands them over
 _MAX_NAMED = 20
 
 
@@ -63,7 +63,7 @@ def train_batches(
     threads: int | None = None,
     max_bad_fraction: float = 0.001,
 ) -> Stream:
-    """Endless batches from step `start_step` on, a fresh permutation each epoch.
+    """Yields endless batches from `start_step` on, a new permutation every epoch.
 
     Args:
       source: the examples.
@@ -103,7 +103,7 @@ def eval_batches(
     threads: int | None = None,
     max_bad_fraction: float = 0.001,
 ) -> Stream:
-    """Every example once, in the order of the source; arguments as for training.
+    """Yields every example once, in source order; arguments as for training.
 
     Yields:
       `image` uint8 [B, H, W, C], `label` int32 [B], `index` int32 [B], `mask`
@@ -156,8 +156,8 @@ class Stream:
         self._limit = limit
         self._batch_size = reading.batch_size
         self._journal = worker_journal.Journal.make() if reading.workers else None
-        # Threads write training images where they are to be; of evaluation some are
-        # missing, and worker processes have a memory of their own.
+        # Threads write training images into the batch; evaluation has rows without an
+        # image, and worker processes have their own memory.
         own = not (masked or reading.workers)
         self._batches = BatchBuffers(self._batch_size, self._shape) if own else None
         self._count = 0  # of batches yielded
@@ -165,7 +165,7 @@ class Stream:
         self._name_of = examples.source.name_of
         self._iterators = [iter(reading.dataset(examples, self._batches))]
         self._examples = _flatten(self._iterators)
-        # Also when the stream is dropped, or the program ends without closing it.
+        # Closes a stream that is dropped, or that the program's end leaves open.
         self._close = weakref.finalize(
             self, _close_all, self._examples, self._iterators, self._journal
         )
@@ -175,7 +175,7 @@ class Stream:
 
     def __next__(self) -> dict[str, np.ndarray]:
         try:
-            # A finite stream ends at a first row: its length is whole batches.
+            # A finite stream is a whole number of batches, so it ends at a first row.
             batch = self._empty_batch()
             for row in range(self._batch_size):
                 self._put(batch, row, next(self._examples))
@@ -239,13 +239,13 @@ class Stream:
 
 
 def _flatten(iterators: list[grain.DatasetIterator]) -> Generator[dict[str, Any]]:
-    """Examples of the runs that the iterator yields; ends when it is taken away."""
+    """Yields the examples of the iterator's chunks; ends when it is removed."""
     while iterators:
         try:
-            run = next(iterators[0])
+            chunk = next(iterators[0])
         except StopIteration:
             return
-        yield from run
+        yield from chunk
 
 
 def _close_all(
@@ -306,30 +306,30 @@ class _Reading:
     def dataset(
         self, examples: Examples, batches: BatchBuffers | None = None
     ) -> grain.IterDataset:
-        """Runs of examples in order, prefetched, about two batches ahead at most."""
+        """Returns chunks of examples in order, prefetched up to two batches ahead."""
         processes = max(1, self.workers)
         threads = math.ceil(self.threads / processes)
-        # Whole runs make a batch, and each thread has a share in it.
-        most = min(_MAX_RUN, math.ceil(self.batch_size / (threads * processes)))
-        run = next(n for n in range(most, 0, -1) if not self.batch_size % n)
-        ahead = min(2 * self.batch_size, _MAX_PREFETCHED) // (processes * run)
+        # A batch is whole chunks, and each thread reads a part of it.
+        most = min(_MAX_CHUNK, math.ceil(self.batch_size / (threads * processes)))
+        chunk = next(n for n in range(most, 0, -1) if not self.batch_size % n)
+        ahead = min(2 * self.batch_size, _MAX_PREFETCHED) // (processes * chunk)
         # Grain warns if a thread has no place in the buffer to write to.
         options = grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=max(ahead, threads)
         )
-        runs = Chunks(examples, run, batches)
-        dataset = grain.MapDataset.source(runs).to_iter_dataset(options)
+        chunks = Chunks(examples, chunk, batches)
+        dataset = grain.MapDataset.source(chunks).to_iter_dataset(options)
         if not self.workers:
             return dataset
         if not flags.FLAGS.is_parsed():  # Grain reads a flag; notebooks parse none
             flags.FLAGS.mark_as_parsed()
         # Shared memory is small in containers: few examples wait there.
         size, streams = math.prod(examples.transform.shape), self.streams
-        handover.check_memory(self.workers, run, size, streams)
+        handover.check_memory(self.workers, chunk, size, streams)
         return dataset.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=self.workers,
-                per_worker_buffer_size=max(_MAX_RUN // run, 1),
+                per_worker_buffer_size=max(_MAX_CHUNK // chunk, 1),
             ),
             handover.settle,
         )

@@ -1,4 +1,4 @@
-"""A `data` block of a config -> its sources, and batches of them for evaluation."""
+"""Opens the splits that a config's `data` block names, and batches them to evaluate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from litevit_jax.data import cache, levels, pipeline, settings, subsets, survey
 from litevit_jax.data import transforms as data_ops
 from litevit_jax.data.sources import base as sources_base
 
-# What says which examples a block means; the rest is how they are read.
+# Fields that select examples, with defaults; the others set how they are read.
 _WHICH: dict[str, Any] = {
     "source": None,
     "name": "",
@@ -38,15 +38,15 @@ _HOW = ("image_size", "image_width", "eval_crop_fraction", "max_bad_fraction")
 
 
 def open_splits(data: Any) -> Callable[[str], sources_base.Source]:
-    """Split -> its examples, by what `data` says of splits, parts and caching.
+    """Returns a function from a split's name to its examples, by the block `data`.
 
     Splits are 'train', 'eval', and 'select', which `holdout.select` keeps out of
     'train' to choose settings by. `a+b` joins splits of the data set. With
     `holdout.eval`, 'eval' is a part of the training split, drawn by `subset_seed`,
-    and 'train' the rest. Each is opened once, when it is asked for.
+    and 'train' the rest. Each split is opened once, on its first call.
 
     Raises:
-      ValueError, OSError: (when asked) no such data, split or part, or images that
+      ValueError, OSError: (on a call) no such data, split or part, or images that
         cannot have the channels or the range asked for.
     """
     parts = functools.cache(functools.partial(_training_parts, data))
@@ -65,7 +65,7 @@ def open_splits(data: Any) -> Callable[[str], sources_base.Source]:
 
 
 def _survey(source: sources_base.Source, split: str, data: Any) -> None:
-    """Looks at a few images; says what they would lose.
+    """Warns about what images would lose, judged by a few of them.
 
     Raises:
       ValueError: they cannot have the channels or the range asked for.
@@ -88,12 +88,12 @@ def _warn(line: str) -> None:
 
 
 def pixel_range(data: Any, split: str) -> str | None:
-    """Resolves `data.range` as a run must record it: values in place of 'auto'.
+    """Resolves `data.range` for the run's record: the values instead of 'auto'.
 
-    Images that were packed with a range give theirs. `split` is looked at for both.
+    Packed images bring their range. `split` is read for either.
 
     Raises:
-      ValueError: no range, none that images have, or another one than they have.
+      ValueError: the range is invalid, or differs from that of packed images.
     """
     text = data["range"]
     auto = levels.parse(text or "full") == "auto"
@@ -157,7 +157,7 @@ def _source(data: Any, parts: Callable[[], Any], split: str) -> Any:
 
 
 def _training_parts(data: Any) -> tuple[Any, Any]:
-    """The images to train on, and those of them that are kept to choose by."""
+    """Returns the images to train on, and those held out to choose settings by."""
     whole, seed = _open(data, data["train_split"]), data["subset_seed"]
     holdout = data["holdout"]
     if holdout["eval"]:
@@ -180,7 +180,7 @@ def _open(data: Any, splits: str) -> sources_base.Source:
     kwargs = {key: data[key] for key in ("dir", "name")}
     kwargs["holdout"] = data["holdout"]["test"]
     if not paths.is_local(data["dir"] or ""):
-        paths.path(data["dir"])  # says what is missing to reach it
+        paths.path(data["dir"])  # an error names the missing package
         if data["source"] not in _IN_STORES:
             raise ValueError(
                 f"data.dir={data['dir']}: source {data['source']!r} reads local files; "
@@ -214,10 +214,10 @@ def _say(text: str) -> None:
 
 
 def evaluator_data(title: str, block: dict[str, Any], data: Any) -> dict[str, Any]:
-    """The data of evaluator `title`: `block`, which says which; `data` says how.
+    """Returns the data block of evaluator `title`: examples of `block`, read as `data`.
 
     Raises:
-      ValueError: no source, or a field that such a block does not have.
+      ValueError: no source, or an unknown field.
     """
     given = {key: value for key, value in block.items() if value is not None}
     kept = {**_WHICH["holdout"], **given.get("holdout", {})}
@@ -233,11 +233,11 @@ def evaluator_data(title: str, block: dict[str, Any], data: Any) -> dict[str, An
 
 
 def evaluation_rows(data: Any, mesh: Mesh) -> int:
-    """Images that all devices of `mesh` evaluate at once.
+    """Returns how many images all devices of `mesh` evaluate at once.
 
-    Those of a device are a power of two that follows from the image size alone: for
-    another shape a compiler adds in another order, and where features are nearly
-    alike such rounding elects other neighbours.
+    Each device has a power of two that depends on the image size alone: for another
+    shape a compiler adds in another order, and where features are nearly equal such
+    rounding changes the nearest neighbours.
     """
     height, width = settings.image_size(data)
     rows = min(_ROWS, _ROWS * 224**2 // (height * width))
@@ -245,10 +245,11 @@ def evaluation_rows(data: Any, mesh: Mesh) -> int:
 
 
 def evaluation_batches(data: Any, batch_size: int, mesh: Mesh) -> Callable[..., Any]:
-    """source -> each of its examples once, about `batch_size` (at most 256) at a time.
+    """Returns a function from a source to batches that show each example once.
 
-    Batches are whole multiples of `evaluation_rows`; of several processes one, as
-    pieces of larger ones would mix the order of the examples.
+    Batches have about `batch_size` images, at most 256, a multiple of
+    `evaluation_rows`; with several processes exactly that many, since parts of larger
+    batches would mix the order of the examples.
     """
     rows = evaluation_rows(data, mesh)
     many = min(batch_size, 256) // rows if distributed.process_count() == 1 else 1

@@ -82,14 +82,14 @@ class ConcatSource(base.Source):
         return base.digest(source.fingerprint().encode() for source in self._sources)
 
     def _locate(self, index: int) -> tuple[base.Source, int]:
-        """The source that holds example `index`, and its number there."""
+        """Returns the source that holds example `index`, and its row there."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[number - 1]) if number else 0
         return self._sources[number], index - start
 
 
 def join(sources: list[base.Source]) -> base.Source:
-    """All examples of `sources`; of a single one, itself.
+    """Concatenates `sources`; a single one is returned as it is.
 
     Raises:
       ValueError: their classes differ.
@@ -138,23 +138,23 @@ def training_subset(
     of: str | None = None,
     long_tail: float | None = None,
 ) -> base.Source:
-    """The part of `source` that a config's data block asks for.
+    """Draws the training subset that a config's data block asks for.
 
     Args:
       source: all examples.
-      shots: images of each class; None: no such limit.
+      shots: images of each class; None: no limit.
       fraction: share of the examples, in (0, 1].
-      seed: of the drawing. A smaller part is contained in a larger one.
-      of: what `fraction` is a share of: 'images' over all classes (None too),
+      seed: seed of the drawing. A smaller subset is contained in a larger one.
+      of: unit of `fraction`: 'images' over all classes (the same as None),
         'balanced', the same share of every class and at least one image of it, or
         'classes', all images of that share of the classes. Labels keep their numbers.
       long_tail: how many times more images the most frequent class keeps than the
-        rarest, classes between them in a geometric row whose order is drawn; before
-        `fraction`. None: as the data are.
+        rarest; the classes between them follow a geometric series in a drawn order.
+        Applied before `fraction`; None: all images.
 
     Raises:
-      ValueError: settings that exclude each other, a value out of range, there are no
-        classes, or a class has fewer images than asked for.
+      ValueError: settings exclude each other, a value is out of range, there are no
+        classes, or a class has too few images.
     """
     if shots is not None and (fraction != 1 or long_tail is not None):
         other = "data.fraction" if fraction != 1 else "data.long_tail"
@@ -189,10 +189,10 @@ def training_subset(
 
 
 def by_class(source: base.Source, seed: int, what: str) -> list[np.ndarray]:
-    """Rows of each class in the order in which they are drawn; it reads all labels.
+    """Returns the rows of each class in drawing order; reads all labels.
 
     Raises:
-      ValueError: there are no classes; `what` asked for them.
+      ValueError: there are no classes; `what`, the setting that needs them, is named.
     """
     if not source.classes:
         raise ValueError(
@@ -222,10 +222,10 @@ def _of_classes(source: base.Source, fraction: float, seed: int) -> np.ndarray:
 
 
 def _long_tail(source: base.Source, ratio: float, seed: int) -> base.Source:
-    """Class i of K, in a drawn order, keeps n ratio^(-i / (K - 1)) of its images.
+    """Keeps n ratio^(-i / (K - 1)) images of class i of K, in a drawn order.
 
-    n is the size of the smallest class, so that no class is asked for more than it
-    has and the tail has the ratio that was said; every class keeps an image.
+    n is the size of the smallest class, so that every class has enough images and the
+    ratio is exact up to rounding; every class keeps at least one image.
     """
     if not ratio >= 1:
         raise ValueError(
@@ -259,14 +259,14 @@ def _check_shots(source: base.Source, shots: int) -> None:
 def draw_per_class(
     source: base.Source, *, count: int, seed: int, what: str, lower: str
 ) -> np.ndarray:
-    """Rows `[K, count]` of each class, in the order in which they are drawn.
+    """Draws `count` rows of each class: `[K, count]` in drawing order.
 
     Args:
       source: labelled examples.
       count: rows of each class.
-      seed: of the order. The first rows of a longer drawing are the shorter one.
-      what: that asks for so many, and
-      lower: which setting to lower, both for the message.
+      seed: seed of the order. A longer drawing begins with the shorter one.
+      what: the setting that asks for so many, for the message.
+      lower: the setting to lower, for the message.
 
     Raises:
       ValueError: a class has fewer than `count` images.
@@ -309,15 +309,15 @@ def split_selection(
 ) -> tuple[base.Source, base.Source]:
     """Splits the training images into (the rest, a part for choosing settings).
 
-    Every class gives the same number of images to that part, but no more than half
-    of its own; images without a label stay in the rest. Where nothing is labelled,
-    the part is drawn from all.
+    Every class gives the same number of images to that part, but at most half of its
+    own; images without a label stay in the rest. If nothing is labelled, the part is
+    drawn from all images.
 
     Args:
       source: all training examples.
-      share: of them to hold out, in (0, 0.5].
-      at_most: no more than so many, of a large set.
-      seed: of the drawing.
+      share: share to hold out, in (0, 0.5].
+      at_most: upper limit of images to hold out.
+      seed: seed of the drawing.
 
     Raises:
       ValueError: a value out of range, or nothing would be held out.

@@ -184,14 +184,14 @@ class Transform:
         rng: np.random.Generator,
         out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Bytes, or uint8 [H, W] or [H, W, C] -> uint8 [H, W, C] or [V, H, W, C].
+        """Transforms bytes, or uint8 [H, W] or [H, W, C], into uint8 [(V,) H, W, C].
 
-        With `out` the result is written there, and `out` returned. View v draws
-        from `rng` moved on by v times 2^128 numbers: what it shows depends neither on
-        the other views nor on their number.
+        With `out` the result is written there, and `out` returned. View v draws from
+        `rng` advanced by v times 2^128 numbers: it depends neither on the other views
+        nor on their number.
 
         Raises:
-          decode.DecodeError: the image is damaged, too large, or none at all.
+          decode.DecodeError: the image is damaged, too large, or not an image.
         """
         start: Any = rng.bit_generator
         rngs = [rng]
@@ -215,10 +215,10 @@ class Transform:
         rngs: list[np.random.Generator],
         rows: np.ndarray,
     ) -> list[Image]:
-        """The first op, for each view, of an image decoded once; at best in place."""
+        """Applies the first op for each view to an image decoded once."""
         crop, pixels, shrink = self.ops[0], None, 1
         encoded = b"" if isinstance(image, np.ndarray) else image
-        # Another number of channels is refused by `Decode`.
+        # `Decode` refuses other numbers of channels.
         header = fast.read_header(encoded) if self.decode.channels in (1, 3) else None
         if header is None:
             pixels = self._pixels(image)
@@ -249,12 +249,12 @@ class Transform:
         ]
 
     def _pixels(self, image: bytes | np.ndarray) -> np.ndarray:
-        """uint8 [H, W, C] of what Pillow decodes, and of arrays."""
+        """Returns uint8 [H, W, C] of an array, or of bytes that Pillow decodes."""
         pixels = np.asarray(self.decode(image))
         return pixels.reshape(*pixels.shape[:2], self.decode.channels)
 
     def _resized(self, part: np.ndarray, interpolation: str, out: np.ndarray) -> Image:
-        """A crop at its final size; PIL's image if PIL's operations follow."""
+        """Returns a crop at its final size, as a PIL image if PIL's ops follow."""
         scale = max(s / t for s, t in zip(part.shape[:2], self.size, strict=True))
         if scale > fast.MAX_SCALE:
             part = np.asarray(_resize(part, self.size, _RESAMPLING[interpolation]))
@@ -268,7 +268,7 @@ class Transform:
 
 
 def _is_at(array: Any, out: np.ndarray) -> bool:
-    """Whether `array` is the memory `out`, in the same order."""
+    """Whether `array` is the memory of `out`, in the same layout."""
     return (
         array.strides == out.strides
         and array.__array_interface__["data"] == out.__array_interface__["data"]

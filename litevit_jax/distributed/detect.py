@@ -147,8 +147,8 @@ def _scheduler(environ: Mapping[str, str]) -> Launch | None:
         if importlib.util.find_spec("kubernetes") is None:
             raise ValueError(
                 f"JOB_COMPLETION_INDEX={environ['JOB_COMPLETION_INDEX']} marks a pod "
-                "of an indexed Kubernetes job, but the package 'kubernetes', which "
-                "locates the other pods, is missing: pip install 'jax[k8s]', or give "
+                "of an indexed Kubernetes job; to locate the other pods the package "
+                "'kubernetes' is missing: pip install 'jax[k8s]', or give "
                 "--coordinator, --num_processes and --process_id; " + ALONE
             )
         return Launch("Kubernetes")
