@@ -106,20 +106,20 @@ def _run_job(job: str, argv: list[str], values: flags.FlagValues) -> int:
 
 
 def _begin(job: str, config: Any, workdir: str | None) -> None:
-    """Readies JAX for the job, and says what runs, on which devices, where."""
+    """Prepares JAX for the job; prints what runs, on which devices, where."""
     from litevit_jax import compilation, cpu, distributed, terminal
 
     if job in ("layers", "train", "transfer"):
         _prepare_cpu(config)
     devices: Any = []
-    said = None
+    note = None
     if job not in _IDLE:
-        said = compilation.use(config.compilation_cache)
+        note = compilation.use(config.compilation_cache)
         devices = cpu.devices()
     where = workdir or os.path.join("runs", config.name)
     _say(terminal.headline(config.name, job, where, devices))
-    if said is not None:
-        _say(said)
+    if note is not None:
+        _say(note)
     distributed.heartbeat("starting", grace=True, begun=False)
 
 
@@ -133,8 +133,7 @@ def _say_next(config: Any, result: str) -> None:
 
 
 def _for_its_images(config: Any, result: str, recipe: str) -> tuple[str, list[str]]:
-    """(variant, flags) with which `recipe` can use the images of a run just trained.
-
+    """Returns the (variant, flags) by which `recipe` uses the images of a new run.
     A probe needs labels, and images to be tested on.
     """
     if config.job != "train" or recipe not in _LABELLED:
@@ -158,7 +157,7 @@ def _for_its_images(config: Any, result: str, recipe: str) -> tuple[str, list[st
 
 
 def _beside(recipe: str, flag: str, *_: str) -> list[str]:
-    """--workdir of a job that starts from a run or file: beside it, by its name."""
+    """Returns --workdir for a job that starts from a run or file: beside it."""
     name, encoder = recipe.partition("=")[2], flag.partition("init=")[2]
     if not encoder or encoder == "RUN":
         return []
@@ -168,7 +167,7 @@ def _beside(recipe: str, flag: str, *_: str) -> list[str]:
 
 
 def _next(config: Any, result: str) -> list[tuple[str, str, str]]:
-    """(what for, recipe, its flag) of what can be done next.
+    """Returns (purpose, recipe, its flag) of each job that can follow.
 
     Args:
       config: of the job that has ended.
@@ -219,7 +218,7 @@ def _plan(config: Any, job: str, target: str | None, path: str | None) -> int:
         )
     from litevit_jax.plan import topology
 
-    topology.prepare(found := topology.find(target))  # before JAX starts
+    topology.prepare(chips := topology.find(target))  # before JAX starts
     _say(f"{config.name}: plan for {target}; nothing is run")
     from litevit_jax.jobs import transfer
     from litevit_jax.plan import job as plans
@@ -227,7 +226,7 @@ def _plan(config: Any, job: str, target: str | None, path: str | None) -> int:
 
     plans.check_writable(path)
     single = transfer.single(config) if job == "transfer" else config
-    planned = plans.run(single, found)
+    planned = plans.run(single, chips)
     _say(report.text(planned))
     plans.write(planned, path)
     return EXIT_OK if planned["memory"]["fits"] else EXIT_FAILED
@@ -343,7 +342,7 @@ def _given(block: Any) -> dict[str, Any]:
 
 
 def _imagenet_is_missing(config: Any) -> bool:
-    """Whether nobody said where ImageNet is and it is not at the default place."""
+    """Whether ImageNet is neither named nor in its default directory."""
     from litevit_jax.data.sources import tfds
 
     data = config.data

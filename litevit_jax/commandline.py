@@ -53,7 +53,7 @@ def define(values: flags.FlagValues = flags.FLAGS, argv: Any = None) -> None:
 
 
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Parses `argv` into `values`; a mistake is told in one message, without trace.
+    """Parses `argv` into `values`; a mistake ends in one message, without traceback.
 
     With --help the flags and recipes are printed, or the fields of the recipe that is
     named.
@@ -126,7 +126,7 @@ def _help() -> str:
 
 
 def _recipe_help(argv: list[str], config: Any) -> str:
-    """The text of --config=RECIPE --help: its docstring, variants and fields."""
+    """Returns the text of --config=RECIPE --help: docstring, variants, fields."""
     path = recipes.locate(config_path(argv))
     return "\n".join(
         [
@@ -140,13 +140,13 @@ def _recipe_help(argv: list[str], config: Any) -> str:
 
 
 def _located(argv: list[str]) -> list[str]:
-    """`argv` with the file of the recipe in place of its name."""
+    """Replaces the recipe's name in `argv` by its file."""
     path, colon, variant = (_config_argument(argv) or "").partition(":")
     return _with_config(argv, recipes.locate(path) + colon + variant)
 
 
 def _wrong_arguments(argv: list[str]) -> str | None:
-    """What is wrong with the arguments as they stand, before any is parsed."""
+    """Returns the first mistake in the unparsed arguments, or None."""
     given = [a for a in argv[1:] if a.startswith("-")]
     twice = [a for a in given if a.lstrip("-").partition("=")[0] == "config"]
     if len(twice) > 1:
@@ -174,7 +174,7 @@ def _wrong_arguments(argv: list[str]) -> str | None:
 
 
 def _wrong_config(argv: list[str], config: Any) -> str | None:
-    """What is wrong with the config that was made of `argv`; else it is completed."""
+    """Returns the first mistake in the config made of `argv`; else completes it."""
     if not isinstance(config, ConfigDict):
         return _no_recipe(_recipe(argv), argv)
     for name, value in _overrides(argv):
@@ -207,7 +207,7 @@ def _take_named_sizes(argv: list[str], config: ConfigDict) -> None:
 
 
 def _explain(error: Exception, argv: list[str]) -> str:
-    """What is wrong with the command line, where, and what would be right."""
+    """Explains a command line's mistake: where it is, and what would be right."""
     if _config_argument(argv) is None:  # --confg: what was meant is the flag's name
         return _with_flags(error)
     recipe = _recipe(argv)
@@ -225,26 +225,26 @@ def _explain(error: Exception, argv: list[str]) -> str:
     return _with_flags(error)
 
 
-def _no_recipe(found: Any, argv: list[str]) -> str:
-    """Why a file of --config gives no config: what it raised, or what it returned."""
+def _no_recipe(loaded: Any, argv: list[str]) -> str:
+    """Explains why a file of --config gives no config: what it raised or returned."""
     path = config_path(argv)
-    if isinstance(found, SyntaxError):
-        where = f"line {found.lineno}: {(found.text or '').strip()}"
-        return f"--config={path}: {type(found).__name__}: {found.msg} ({where})"
-    if isinstance(found, AttributeError) and "'get_config'" in str(found):
+    if isinstance(loaded, SyntaxError):
+        where = f"line {loaded.lineno}: {(loaded.text or '').strip()}"
+        return f"--config={path}: {type(loaded).__name__}: {loaded.msg} ({where})"
+    if isinstance(loaded, AttributeError) and "'get_config'" in str(loaded):
         return f"--config={path}: has no get_config(arg); {recipes.unknown(path)}"
-    if isinstance(found, ValueError | flags.Error):  # of a variant: its own words
-        return f"--config={_config_argument(argv)}: {_last_line(found)}"
-    if isinstance(found, Exception):
-        rows = traceback.extract_tb(found.__traceback__)
+    if isinstance(loaded, ValueError | flags.Error):  # of a variant: its own words
+        return f"--config={_config_argument(argv)}: {_last_line(loaded)}"
+    if isinstance(loaded, Exception):
+        rows = traceback.extract_tb(loaded.__traceback__)
         lines = [row.lineno for row in rows if row.filename == recipes.locate(path)]
         at = f", line {lines[-1]}" if lines else ""
-        text = f"{type(found).__name__}: {_last_line(found)}{at}"
-        if isinstance(found, ModuleNotFoundError) and found.name == "configs":
+        text = f"{type(loaded).__name__}: {_last_line(loaded)}{at}"
+        if isinstance(loaded, ModuleNotFoundError) and loaded.name == "configs":
             text += "; take recipes from litevit_jax.configs"
         return f"--config={_config_argument(argv)}: {text}"
     return (
-        f"--config={path}: get_config() returned {type(found).__name__}; expected a "
+        f"--config={path}: get_config() returned {type(loaded).__name__}; expected a "
         "ml_collections.ConfigDict"
     )
 
@@ -263,14 +263,14 @@ def _last_line(error: Exception) -> str:
 
 
 def _overrides(argv: list[str]) -> list[tuple[str, str]]:
-    """('a.b', 'value') for each --config.a.b=value or --config.a.b value."""
-    found = []
+    """Lists ('a.b', 'value') for each --config.a.b=value or --config.a.b value."""
+    overrides = []
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         if _is_override(argument):
             name, equals, value = argument.lstrip("-").partition("=")
             value = value if equals else following
-            found.append((name.partition("config.")[2], value))
-    return found
+            overrides.append((name.partition("config.")[2], value))
+    return overrides
 
 
 def _is_override(argument: str) -> bool:
@@ -279,11 +279,11 @@ def _is_override(argument: str) -> bool:
 
 
 def _config_argument(argv: list[str]) -> str | None:
-    """'FILE:VARIANT' of --config, or None."""
-    for place, argument in enumerate(argv):
+    """Returns 'FILE:VARIANT' of --config, or None."""
+    for index, argument in enumerate(argv):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == "config":
-            return value if equals else "".join(argv[place + 1 : place + 2])
+            return value if equals else "".join(argv[index + 1 : index + 2])
     return None
 
 
@@ -292,7 +292,7 @@ def config_path(argv: list[str]) -> str:
 
 
 def _recipe(argv: list[str]) -> Any:
-    """What --config names, without overrides: a config, or what its file raises."""
+    """Loads what --config names, without overrides; returns an error it raises."""
     argv = _located(["main.py", f"--config={_config_argument(argv) or ''}"])
     values = flags_for(argv)
     try:
@@ -313,21 +313,21 @@ def flags_for(argv: list[str]) -> flags.FlagValues:
 
 
 def _wrong_field(name: str, block: Any) -> str | None:
-    """What is wrong with the field `a.b.c` of --config.a.b.c=, if it does not exist."""
-    place = "config"
+    """Explains the field `a.b.c` of --config.a.b.c= if it does not exist, else None."""
+    path = "config"
     for key in name.split("."):
         keys = sorted(block) if hasattr(block, "keys") else []
         if key not in keys:
             hint = choices.hint(key, keys)
             nothing = "it is empty" if hasattr(block, "keys") else "it is a value"
             has = f"it has {', '.join(keys)}" if keys else nothing
-            return f"--config.{name}: {place} has no field {key!r}; {hint}{has}"
-        block, place = block[key], f"{place}.{key}"
+            return f"--config.{name}: {path} has no field {key!r}; {hint}{has}"
+        block, path = block[key], f"{path}.{key}"
     return None
 
 
 def _evaluator_hint(name: str, recipe: ConfigDict, argv: list[str]) -> str:
-    """Which variant adds the evaluator of a field that the recipe lacks."""
+    """Names the variant that adds the evaluator of a field that the recipe lacks."""
     block, _, rest = name.partition(".")
     if block != "evals" or "evals" not in recipe:
         return ""
@@ -359,13 +359,13 @@ def _wrong_value(name: str, value: str, block: Any) -> str:
 
 
 def with_variant(argv: list[str], variant: str) -> list[str]:
-    """`argv` with `variant` added to the argument of --config."""
+    """Returns `argv` with `variant` added to the argument of --config."""
     text = _config_argument(argv) or ""
     return _with_config(argv, text + ("," if ":" in text else ":") + variant)
 
 
 def _with_config(argv: list[str], text: str) -> list[str]:
-    """`argv` with `text` as the argument of --config, if there is one."""
+    """Returns `argv` with `text` as the argument of --config, if it has one."""
     joined = []
     rest = iter(argv)
     for argument in rest:

@@ -1,11 +1,11 @@
 """Signals that ask the program to stop: SIGTERM, SIGHUP and Ctrl-C.
 
-Outside training one of them raises `Stopped` in the main thread at once. Training
-takes it at the end of a step, so that it can save first; while it waits for data or
-evaluates, it takes it at once as well. A thread answers the signal, and ends the
-program where the main thread cannot: in the compiler, or in a read that never returns.
+Outside training a signal raises `Stopped` in the main thread at once. Training reacts
+at the end of a step, so that it can save first; while it waits for data or evaluates,
+it reacts at once. A thread answers the signal, and ends the program where the main
+thread cannot: in the compiler, or in a read that never returns.
 
-Of several processes any one may get the signal; all stop after the same step.
+Any one of several processes may get the signal; all stop after the same step.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_code(number: int) -> int:
-    """The program's exit code after signal `number`."""
+    """Returns the program's exit code after signal `number`."""
     return INTERRUPTED if number == signal.SIGINT else PREEMPTED
 
 
 class Preemption:
-    """The first signal that asked to stop, if one came; here, or at another process.
+    """The first request to stop, from a signal here or in another process.
 
     Attributes:
-      signal: its number, or None.
+      signal: number of the signal, or None.
       urgent: whether Ctrl-C came again: nothing more is saved.
       unsaved: whether training has made a step that is not saved.
     """
@@ -92,8 +92,10 @@ class Preemption:
         return True
 
     def vote(self, mesh: Mesh) -> None:
-        """Raises `Stopped` in all of several processes that train, if one of them got
-        a signal. All of them call it."""
+        """Raises `Stopped` in all training processes if one got a signal.
+
+        All of them call it.
+        """
         if self._training and not _alone() and self.requested(mesh):
             assert self.signal is not None
             raise Stopped(self.signal)
@@ -110,9 +112,9 @@ class Preemption:
 
     @contextlib.contextmanager
     def training(self, last: Callable[[], Any]) -> Iterator[None]:
-        """Inside, signals are noted, and raise nothing but inside `at_once`.
+        """Records signals inside the block; they raise inside `at_once` alone.
 
-        `last` is called, in another thread, before the program is ended from there.
+        `last` is called in another thread before that thread ends the program.
         """
         self.unsaved, self._training, self._last = False, True, last
         try:
@@ -122,9 +124,9 @@ class Preemption:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """A signal inside raises `Stopped`, also one that came already.
+        """Lets a signal raise `Stopped` inside the block, an earlier one as well.
 
-        In one of several processes only if it waits here for long.
+        One of several processes raises only after a long wait inside the block.
         """
         self._blocks += 1
         old, self._block = self._block, self._blocks
@@ -176,7 +178,7 @@ class Preemption:
                 threading.Thread(target=self._oversee, daemon=True).start()
 
     def _oversee(self) -> None:
-        """After a signal: ends the program where the main thread does not."""
+        """Ends the program after a signal if the main thread does not."""
         block, since = 0, 0.0
         while True:
             time.sleep(_LOOK_S)
@@ -253,7 +255,7 @@ class Preemption:
             raise
 
     def _begin(self) -> tuple[dict[int, Any], int, int]:
-        """Takes the signals; (their old handlers, old wake-up file, new one)."""
+        """Installs handlers; returns (old handlers, old wake-up file, new one)."""
         old: dict[int, Any] = {n: signal.getsignal(n) for n in _NUMBERS}
         if old[signal.SIGHUP] == signal.SIG_IGN:  # nohup: it outlives the terminal
             del old[signal.SIGHUP]
@@ -288,17 +290,19 @@ def _interrupt_main() -> None:
 
 
 def _alone() -> bool:
-    """Whether no other processes were joined; imports nothing, as a signal may come in
-    the middle of an import."""
+    """Whether no other processes were joined.
+
+    It imports nothing, since a signal may come in the middle of an import.
+    """
     joined = sys.modules.get("litevit_jax.distributed")
     return not hasattr(joined, "alone") or joined.alone()
 
 
 def say(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
-    """Prints `text`; if nobody can read it any more, neither that nor more of it.
+    """Prints `text`; mutes the stream if its reader is gone.
 
-    Ctrl-C ends `tee` as well, and a terminal that is closed sends SIGHUP: a run that
-    saves has to get to its end all the same.
+    Ctrl-C ends `tee` as well, and a closed terminal sends SIGHUP: a run that saves must
+    finish all the same.
     """
     stream = sys.stderr if stream is None else stream
     try:
@@ -308,7 +312,7 @@ def say(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
 
 
 def mute(stream: TextIO) -> None:
-    """Lets what is written to `stream` vanish."""
+    """Redirects `stream` to the null device."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -316,7 +320,7 @@ def mute(stream: TextIO) -> None:
 
 
 def _leave_terminal() -> None:
-    """Mutes what went to a terminal that is gone."""
+    """Mutes the streams of a terminal that is gone."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             device = stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)

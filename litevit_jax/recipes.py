@@ -1,6 +1,6 @@
-"""The recipes: where they are, and what their source says of each field.
+"""The recipes: their files, and the comments beside their fields.
 
-Nothing is imported or run but the recipe that is asked for, so help is quick.
+Only the recipe that is asked for is imported, so help is quick.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def get(name: str, variant: str | None = None) -> Any:
 
 
 def unknown(text: str) -> str:
-    """What to say of a `text` that names no file: near matches, then all recipes."""
+    """Suggests recipes for a `text` that names no file: near matches, then all."""
     is_path = text.endswith(".py") or "/" in text
     form = "configs/{}.py" if is_path else "{}"
     return choices.suggest(pathlib.Path(text).stem, names(), form=form)
@@ -67,7 +67,7 @@ def docstring(path: str | pathlib.Path) -> str:
 
 
 def variants(path: str | pathlib.Path) -> str:
-    """What a recipe's `get_config` says of its variants, in one line."""
+    """Returns the variants that a recipe's `get_config` documents, in one line."""
     for node in ast.parse(pathlib.Path(path).read_text()).body:
         if isinstance(node, ast.FunctionDef) and node.name == "get_config":
             text = " ".join((ast.get_docstring(node) or "").split())
@@ -90,7 +90,7 @@ def describe(path: str | pathlib.Path, config: Any) -> str:
     rows = [
         (
             f"{name} = {_value(value)}",
-            next(filter(None, (_comment(name, found) for found in every)), ""),
+            next(filter(None, (_comment(name, entries) for entries in every)), ""),
         )
         for name, value in fields(config)
     ]
@@ -112,7 +112,7 @@ def _sources(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def fields(block: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """('a.b', value) of every field of a config."""
+    """Yields ('a.b', value) for every field of a config."""
     for key, value in block.items():
         if hasattr(value, "items"):
             yield from fields(value, f"{prefix}{key}.")
@@ -133,20 +133,20 @@ def comments(path: str | pathlib.Path) -> dict[str, str]:
     """
     source = pathlib.Path(path).read_text()
     beside, above = _by_line(source)
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for node in ast.walk(ast.parse(source)):
         for name, first, last in _settings(node):
             text = beside.get(last) or beside.get(first) or above.get(first)
             if text:
-                found.setdefault(name, text)
-    return found
+                by_name.setdefault(name, text)
+    return by_name
 
 
-def _comment(name: str, found: dict[str, str]) -> str:
+def _comment(name: str, by_name: dict[str, str]) -> str:
     """The comment of the longest name that `name` ends with; '' if there is none."""
     parts = f".{name}".split(".")
     tails = [f".{name}", *(".".join(parts[i:]) for i in range(1, len(parts)))]
-    return next((found[tail] for tail in tails if tail in found), "")
+    return next((by_name[tail] for tail in tails if tail in by_name), "")
 
 
 def _by_line(source: str) -> tuple[dict[int, str], dict[int, str]]:
@@ -168,7 +168,7 @@ def _by_line(source: str) -> tuple[dict[int, str], dict[int, str]]:
 
 
 def _settings(node: ast.AST) -> Iterator[tuple[str, int, int]]:
-    """(name, first line, last line) of each field that a statement sets."""
+    """Yields (name, first line, last line) of each field that a statement sets."""
     if isinstance(node, ast.Assign | ast.Return):
         targets = node.targets if isinstance(node, ast.Assign) else []
         base = _dotted(targets[0]) if targets else ""
@@ -195,7 +195,7 @@ def _entries(base: str, block: ast.Dict) -> Iterator[tuple[str, int, int]]:
 
 
 def _dotted(node: ast.AST) -> str:
-    """'.a.b' for `config.a.b`, 'data.b' for `data.b`; '' for anything else."""
+    """Returns '.a.b' for `config.a.b`, 'data.b' for `data.b`; '' for anything else."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)

@@ -1,8 +1,7 @@
-"""What somebody at a terminal sees: lines, and that the program is alive.
+"""Output for people: lines of text, and a sign of life at least once a minute.
 
-A terminal gets one line that is redrawn; elsewhere every text is a line of its own.
-Nothing is silent for more than a minute: a thread says what is being done, as
-`distributed.heartbeat` heard it last.
+A terminal gets one line that is redrawn; elsewhere every text is a line of its own. A
+thread shows the last activity that `distributed.heartbeat` announced.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _CLEAR = "\x1b[K"  # from here to the end of the terminal's line
 class Line:
     """One line that is redrawn on a terminal, plain lines elsewhere.
 
-    Of several processes only the first one says anything.
+    Of several processes only the first one prints.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -58,9 +57,9 @@ class Line:
         self.show(text, keep=True)
 
     def begin(self, text: str, *, quiet: bool = False, begun: bool = True) -> None:
-        """Says what begins now and may take long; `quiet`: on a terminal alone.
+        """Announces a slow activity; with `quiet` on a terminal alone.
 
-        `begun`: as of `distributed.heartbeat`.
+        `begun`: see `distributed.heartbeat`.
         """
         distributed.heartbeat(text, grace=True, begun=begun)
         if self.live or not quiet:
@@ -69,7 +68,7 @@ class Line:
 
 @contextlib.contextmanager
 def alive(line: Line | None = None) -> Iterator[None]:
-    """Inside, `line` says what is being done whenever nothing else is said for long."""
+    """Shows the current activity inside the block whenever nothing else is printed."""
     line, stop = line or Line(), threading.Event()
     thread = threading.Thread(
         target=_speak, args=(line, stop), name="alive", daemon=True
@@ -97,12 +96,12 @@ def _speak(line: Line, stop: threading.Event) -> None:
 
 
 def counted(number: int, noun: str) -> str:
-    """'1 step', '1,200 steps': `number` with the noun in its form."""
+    """Returns `number` with its noun: '1 step', '1,200 steps'."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def headline(name: str, job: str, where: str | None, devices: Sequence[Any]) -> str:
-    """What runs, on which devices, where: the first line of every job."""
+    """Returns the first line of every job: its name, kind, devices and directory."""
     text = f"{name}: {job}"
     if devices:
         platform = devices[0].platform
