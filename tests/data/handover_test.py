@@ -21,7 +21,7 @@ IMAGE = 224 * 224 * 3
 PROGRAM = """
 import itertools, multiprocessing, os, signal, sys, time
 
-from litevit_jax.data import ops, pipeline
+from litevit_jax.data import pipeline, transforms
 from litevit_jax.data.sources import digits
 
 if __name__ == "__main__":
@@ -30,7 +30,7 @@ if __name__ == "__main__":
     fast = module._del_shm
     module._del_shm = lambda *shm, **how: (time.sleep(0.1), fast(*shm, **how))
     stream = pipeline.train_batches(
-        digits.make(split="train"), ops.train_ops(image_size=(8, 8), channels=1),
+        digits.make(split="train"), transforms.train_ops(image_size=(8, 8), channels=1),
         batch_size=32, seed=0, workers=2,
     )
     list(itertools.islice(stream, 2))

@@ -243,9 +243,8 @@ def test_a_run_on_packed_images_records_their_range(deep, tmp_path):
     target = str(tmp_path / "packed")
     assert _pack(deep, target, "--range=200,4000") == 0
     data = jobs.config(arg=f"data=packed,path={target}").data
+    assert splits.pixel_range(data, "train") == "200,4000"
     with data.unlocked():
-        splits.pixel_range(data, "train")
-        assert data.range == "200,4000"
         data.range = "0,9"
-        with pytest.raises(ValueError, match="were packed with range 200,4000"):
-            splits.pixel_range(data, "train")
+    with pytest.raises(ValueError, match="were packed with range 200,4000"):
+        splits.pixel_range(data, "train")

@@ -297,11 +297,11 @@ def test_closing_ends_the_threads():
 
 PROGRAM = """
 import itertools
-from litevit_jax.data import ops, pipeline
+from litevit_jax.data import pipeline, transforms
 from litevit_jax.data.sources import digits
 
 if __name__ == "__main__":
-    transform = ops.train_ops(image_size=(8, 8), channels=1)
+    transform = transforms.train_ops(image_size=(8, 8), channels=1)
     for workers in (0, 1):
         stream = pipeline.train_batches(
             digits.make(split="train"), transform, batch_size=8, seed=0, workers=workers
