@@ -166,8 +166,8 @@ def test_near_matches_are_looked_for_in_one_place():
 @pytest.mark.parametrize(
     "folder",
     [
-        *("analysis", "augment", "data", "data/sources", "distributed", "evaluators"),
-        *("models", "objectives", "plan", "weights"),
+        *(".", "analysis", "augment", "data", "data/sources", "distributed"),
+        *("evaluators", "models", "objectives", "plan", "weights"),
     ],
 )
 def test_the_first_line_of_a_docstring_stands_alone(folder):

@@ -67,7 +67,7 @@ def keep_if_asked(source: base.Source, data: Any) -> base.Source:
 
 
 def keep(source: base.Source, decode: Decode, *, gib: float, threads: int) -> Cached:
-    """Decodes all of `source`; what cannot be read is an error when it is asked for.
+    """Decodes all of `source`; an unreadable image raises when it is read.
 
     Args:
       source: the examples.

@@ -1,4 +1,4 @@
-"""Encoded bytes or raw arrays -> an image with the channels asked for.
+"""Decodes bytes or raw arrays into images with a given number of channels.
 
 An image is a PIL image of mode RGB (3 channels) or L (1 channel); with any other
 number of channels, which only arrays have, it is a uint8 array [H, W, C]. Pixels of
@@ -50,12 +50,12 @@ _UNDO_ORIENTATION = {
 
 
 class DecodeError(ValueError):
-    """Bytes or an array that are no usable image."""
+    """An error of bytes or an array that are not a usable image."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-    """Bytes, or an array [H, W] or [H, W, C] of numbers -> image.
+    """Decodes bytes, or an array [H, W] or [H, W, C], into an image.
 
     Transparency is dropped, not blended; EXIF orientation is applied; of an animation
     the first frame is taken.
@@ -94,7 +94,7 @@ class Decode:
             return plain if upright is None else plain.transpose(upright)
 
     def _to_rgb_or_grey(self, image: PIL.Image.Image) -> PIL.Image.Image:
-        """A loaded image of any mode as RGB or L, without its transparency."""
+        """Converts a loaded image of any mode to RGB or L, without transparency."""
         # Else PIL tries to keep the transparent colour, with a warning.
         image.info.pop("transparency", None)
         deep = deep_pixels(image)
@@ -132,7 +132,7 @@ class Decode:
         return pixels.convert("RGB" if self.channels == 3 else "L")
 
     def check_pixels(self, width: int, height: int) -> None:
-        """Raises a DecodeError if an image of this size is not to be expanded."""
+        """Raises a DecodeError if an image of this size exceeds the limit."""
         if width * height > self.max_pixels:
             raise DecodeError(
                 f"image of {width} x {height} = {width * height} pixels, more than "
@@ -143,7 +143,7 @@ class Decode:
 
 @contextlib.contextmanager
 def open_image(encoded: bytes) -> Iterator[PIL.Image.Image]:
-    """The image in `encoded`, its pixels not expanded yet.
+    """Opens the image in `encoded`; its pixels are not decoded yet.
 
     Raises:
       DecodeError: it is none, or what is done with it fails.
@@ -164,7 +164,7 @@ def open_image(encoded: bytes) -> Iterator[PIL.Image.Image]:
 
 
 def deep_pixels(image: PIL.Image.Image) -> levels.Deep | None:
-    """The pixels of a loaded grey image that `is_deep`; None for all else."""
+    """Returns the pixels of a loaded grey image that `is_deep`, else None."""
     if not is_deep(image):
         return None
     values, kind = np.asarray(image), f"mode {image.mode}"
@@ -200,7 +200,7 @@ def _is_signed(image: Any) -> bool:
 
 
 def orientation(exif: Any) -> int:
-    """EXIF orientation 1..8 of the main image; 1 if absent or unreadable.
+    """Returns the EXIF orientation 1..8; 1 if absent or unreadable.
 
     Read by hand: `PIL.ImageOps.exif_transpose` parses every entry, warns of damage in
     any, and also obeys XMP, which the decoder of `fast` does not see.

@@ -1,4 +1,4 @@
-"""NumPy batches -> global arrays on the mesh, a few batches ahead of the step."""
+"""Moves NumPy batches to global arrays on the mesh, a few batches ahead of the step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from litevit_jax import sharding
 
 
 class Fed(NamedTuple):
-    """One batch: on the devices, its example indices, seconds waited for it."""
+    """One batch on the devices, its example indices, and the seconds waited for it."""
 
     batch: dict[str, jax.Array]
     index: np.ndarray

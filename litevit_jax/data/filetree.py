@@ -48,16 +48,16 @@ class Tree(abc.ABC):
         return self._root
 
     def path_of(self, name: str) -> str:
-        """The path of `name`, for messages."""
+        """Returns the path of `name`, for messages."""
         return f"{self._root.rstrip('/')}/{name}" if name else self._root
 
     @abc.abstractmethod
     def folders(self, top: str) -> list[str]:
-        """Names of the folders directly in `top`, sorted."""
+        """Returns the names of the folders directly in `top`, sorted."""
 
     @abc.abstractmethod
     def files(self, top: str) -> Iterator[str]:
-        """Names of the files directly in `top`."""
+        """Returns the names of the files directly in `top`."""
 
     @abc.abstractmethod
     def walk(
@@ -66,7 +66,7 @@ class Tree(abc.ABC):
         skipped: dict[str, str] | None = None,
         barred: Sequence[str] = (),
     ) -> Iterator[str]:
-        """Names of all files below `top`, relative to it.
+        """Yields the names of all files below `top`, relative to it.
 
         Args:
           top: the folder to list.
@@ -77,20 +77,20 @@ class Tree(abc.ABC):
 
     @abc.abstractmethod
     def read(self, name: str) -> bytes:
-        """A file, whole."""
+        """Reads a whole file."""
 
     @abc.abstractmethod
     def size(self, name: str) -> int:
-        """Bytes of a file."""
+        """Returns the size of a file in bytes."""
 
 
 def open_tree(root: Any) -> Tree:
-    """The tree below a path of `paths.path`."""
+    """Returns the tree below a path of `paths.path`."""
     return LocalTree(str(root)) if paths.is_local(root) else StoredTree(str(root))
 
 
 class LocalTree(Tree):
-    """A tree in a file system.
+    """A tree in a local file system.
 
     Links are followed, and each real folder is listed once: by its own path if that
     is below `top`, else by the first link to it in the order of names.
@@ -163,7 +163,7 @@ class LocalTree(Tree):
 
 
 class StoredTree(Tree):
-    """A folder in a store, which is asked once for names and sizes of all files."""
+    """A tree in a store, listed once with the names and sizes of all files."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes read, they do not list.

@@ -1,4 +1,4 @@
-"""Processes that read data: what they heed, and the memory they share with us.
+"""Worker processes that read data: their signals, and the memory they share.
 
 An image that such a process has read lies in /dev/shm until its batch is put together.
 """
@@ -45,7 +45,7 @@ def _follow() -> None:
 
 
 def check_memory(workers: int, run: int, size: int, streams: int) -> None:
-    """Raises ValueError if the images that wait will not fit into shared memory.
+    """Raises ValueError if the waiting images do not fit into shared memory.
 
     Args:
       workers: processes.
@@ -70,7 +70,7 @@ def check_memory(workers: int, run: int, size: int, streams: int) -> None:
 
 
 def is_killed(error: BaseException) -> bool:
-    """Whether `error`, that reading ended with, says that a process was killed."""
+    """Whether a reading `error` means that a worker process was killed."""
     return "terminated unexpectedly" in str(error)
 
 
@@ -93,7 +93,7 @@ def explain(error: BaseException, names: Sequence[str]) -> str:
 
 
 def _free() -> int:
-    """Bytes that shared memory has left."""
+    """Returns the free bytes of shared memory."""
     try:
         status = os.statvfs(_SHM)
     except OSError:
@@ -102,7 +102,7 @@ def _free() -> int:
 
 
 def drain(timeout_s: float = 10.0) -> None:
-    """Waits until Grain has given back the shared memory of images that were dropped.
+    """Waits until Grain has freed the shared memory of dropped images.
 
     It does so in a thread, which the end of the program would cut off: Python then
     warns of leaks.

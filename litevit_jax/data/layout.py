@@ -1,4 +1,4 @@
-"""Tells whether the subfolders of an image folder are splits, classes or neither.
+"""Decides whether the subfolders of an image folder are splits, classes or neither.
 
 A split is never read as a class. Where names leave a doubt, the user is asked.
 """
@@ -32,13 +32,13 @@ class Layout:
     loose: int = 0
 
     def opposite(self, name: str) -> list[str]:
-        """Folders for testing if split `name` is for training, and the reverse."""
+        """Returns the test folders for a training split `name`, and the reverse."""
         training = self.kinds.get(name) in ("train", "extra")
         other = ("test", "val") if training else ("train", "extra")
         return [join(self.top, n) for n, kind in self.kinds.items() if kind in other]
 
     def training(self, root: filetree.Tree) -> str | None:
-        """The folder of the training split, if there is one."""
+        """Returns the folder of the training split, or None."""
         if "train" not in self.kinds.values():
             return None
         name = split_names.choose("train", self.kinds, (), f"folder {root}")
@@ -58,7 +58,7 @@ def join(top: str, name: str) -> str:
 
 
 def find(root: filetree.Tree, top: str = "", *, strict: bool = True) -> Layout:
-    """The splits among the subfolders of `top`.
+    """Returns the splits among the subfolders of `top`.
 
     With `strict` False a doubtful layout is taken as undivided.
 
@@ -133,7 +133,7 @@ def locate(root: filetree.Tree, split: str) -> tuple[str, bool]:
 
 
 def descend(root: filetree.Tree, top: str) -> str:
-    """The folder of split `top` that holds its images: `top`, or `train/train`.
+    """Returns the folder with the images of split `top`: itself, or `train/train`.
 
     Raises:
       ValueError: `top` holds splits of its own.
@@ -158,7 +158,7 @@ def descend(root: filetree.Tree, top: str) -> str:
 
 
 def subfolders(names: Iterable[str], top: str) -> dict[str, set[str]]:
-    """Folder below `top` -> its subfolders that hold images; '' if it does itself.
+    """Returns folder below `top` -> its subfolders with images ('': itself).
 
     Args:
       names: images below `top`, relative to the root as `top` is.
@@ -204,7 +204,7 @@ def check_classes(root: filetree.Tree, top: str, inside: dict[str, set[str]]) ->
 def check_split(
     root: filetree.Tree, splits: Layout, split: str, classes: Sequence[str]
 ) -> None:
-    """Raises ValueError if a class of `split` is rather a split of the other kind.
+    """Raises ValueError if a class of `split` looks like a split of the other kind.
 
     It is a class if a split of the other kind has it too.
 
@@ -236,7 +236,7 @@ def check_split(
 def _own_splits(
     root: filetree.Tree, top: str, kinds: dict[str, str], level: str
 ) -> str:
-    """The message for splits `kinds` in `top`; `level` holds the possible classes."""
+    """Explains that `top` holds splits `kinds`; `level` holds the possible classes."""
     first = min(kinds, key=lambda name: (kinds[name] != "train", name))
     path = root.path_of(top)
     return (
@@ -249,7 +249,7 @@ def _own_splits(
 
 
 def _count_loose(root: filetree.Tree, top: str) -> int:
-    """Images directly in `top`."""
+    """Counts the images directly in `top`."""
     return sum(is_image(name) for name in root.files(top))
 
 
@@ -258,6 +258,6 @@ def _has_image(root: filetree.Tree, top: str) -> bool:
 
 
 def _is_nested(root: filetree.Tree, top: str) -> bool:
-    """Whether `top` holds images in subfolders alone, as a split with classes does."""
+    """Whether `top` holds images in subfolders alone, like a split with classes."""
     below = (_has_image(root, join(top, name)) for name in root.folders(top))
     return not _count_loose(root, top) and any(below)

@@ -1,4 +1,4 @@
-"""Pixels of more than 8 bits -> bytes: which values become black and white.
+"""Converts pixels of more than 8 bits to bytes: which values are black and white.
 
 `data.range` says it: 'full' is all that the pixels' type can hold, 'auto' a pair of
 percentiles over the training images, 'auto_each' the same of each image, 'LOW,HIGH'
@@ -57,7 +57,7 @@ def parse(text: str) -> str | Pair:
 
 
 def spell(pair: Pair) -> str:
-    """Writes `pair` as `parse` reads it, to the last bit."""
+    """Formats `pair` so that `parse` reads the same bits."""
     return ",".join(f"{x:.0f}" if x == int(x) else repr(x) for x in map(float, pair))
 
 
@@ -84,7 +84,7 @@ def of_array(values: np.ndarray) -> Deep:
 
 
 def to_bytes(deep: Deep, text: str) -> np.ndarray:
-    """uint8, in the shape of the pixels: low and less is 0, high and more 255.
+    """Returns uint8 of the pixels' shape: low and below are 0, high and above 255.
 
     Inverted pixels have 255 at the low end and 0 at the high one.
 
@@ -101,7 +101,7 @@ def to_bytes(deep: Deep, text: str) -> np.ndarray:
 
 
 def pair(deep: Deep, text: str) -> Pair:
-    """The values that become black and white.
+    """Returns the values that become black and white.
 
     Raises:
       ValueError: some pixels are no numbers, or `text` gives them no range.

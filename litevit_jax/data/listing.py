@@ -1,4 +1,4 @@
-"""The images below a folder, and what else lies there."""
+"""The images below a folder, and notes on its other files."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ class Listing:
 
 
 def _beside(splits: layout.Layout, name: str) -> list[str]:
-    """A note of what lies beside split `name` and is no split."""
+    """Returns notes on folders and images beside split `name`."""
     unused = [f"{other}/" for other in splits.unused if other != name]
     unused += [f"{splits.loose} images beside the splits"] * bool(splits.loose)
     return [f"not used: {base.first(unused)}"] * bool(unused)
 
 
 def _not_read(others: collections.Counter[str], skipped: dict[str, str]) -> list[str]:
-    """Notes of files that are no images, and of what is no regular file."""
+    """Returns notes on files that are no images, or no regular files."""
     notes = []
     if others:
         tables = any(kind.startswith("metadata.") or kind == ".csv" for kind in others)
@@ -82,7 +82,7 @@ def _not_read(others: collections.Counter[str], skipped: dict[str, str]) -> list
 
 
 def _kind_of(file: str) -> str:
-    """Returns the ending of most files, and the whole name of those about images."""
+    """Returns a file's extension, or the whole name of a file about images."""
     name = posixpath.basename(file)
     return name if name.startswith("metadata.") else f".{layout.extension(file)}"
 

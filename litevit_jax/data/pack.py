@@ -44,7 +44,7 @@ _EXIT_FAILED, _EXIT_USAGE = 1, 2
 def shrink(
     image: bytes | Any, *, short_side: int, quality: int, value_range: str = "full"
 ) -> bytes:
-    """An image as a JPEG, grey or RGB, upright, its shorter side at most `short_side`.
+    """Encodes an image as an upright JPEG, its shorter side at most `short_side`.
 
     `value_range` is of pixels of more than 8 bits, as in `levels.parse`.
 
@@ -94,7 +94,7 @@ def pack(
     threads: int = 4,
     max_bad_fraction: float = 0.001,
 ) -> int:
-    """Writes the shards of `part` that are not there yet; returns how many.
+    """Writes the missing shards of `part`; returns how many.
 
     Args:
       source: the examples.
@@ -182,7 +182,7 @@ def _complete(stem: pathlib.Path) -> bool:
 def _images(
     source: base.Source, rows: range, pool: Any, how: dict[str, Any]
 ) -> Iterator[tuple[str, int, bytes | Exception]]:
-    """Name, label and JPEG (or what went wrong) of each row, in order."""
+    """Yields name, label and JPEG (or the error) of each row, in order."""
 
     def one(row: int) -> tuple[str, int, bytes | Exception]:
         name = source.name_of(row)
@@ -342,7 +342,7 @@ def _sources(args: argparse.Namespace) -> Iterator[tuple[str, base.Source]]:
 
 
 def _settle_range(args: argparse.Namespace, source: base.Source) -> None:
-    """Puts what 'auto' means in its place: the same for all splits of a folder."""
+    """Resolves range 'auto': the same values for all splits of a folder."""
     if levels.parse(args.range) != "auto":
         return
     manifests = [p for p in sorted(args.dst.glob("*.json")) if "-of-" not in p.stem]

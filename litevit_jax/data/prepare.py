@@ -102,7 +102,7 @@ def convert(*, name: str, data_dir: pathlib.Path, out_dir: pathlib.Path) -> str:
 
 
 def _check_no_half(name: str, data_dir: pathlib.Path) -> None:
-    """Raises if a folder of `name` was begun and not finished; TFDS would take it."""
+    """Raises if a folder of `name` is unfinished: TFDS would accept it."""
     dataset = name.partition(":")[0].partition("/")[0]
     for file in sorted((data_dir / dataset).glob(f"**/{dataset}-*-of-*")):
         if not any(part.startswith("incomplete") for part in file.parts):
@@ -125,7 +125,7 @@ def _require_tensorflow() -> None:
 def _manual_archives(
     name: str, data_dir: pathlib.Path, manual_dir: str | None
 ) -> list[pathlib.Path]:
-    """The archives that `name` is made from, if they are fetched by hand.
+    """Returns the archives of `name` that you have to download yourself.
 
     Raises:
       FileNotFoundError: some are missing; the message lists them.
@@ -197,7 +197,7 @@ def _unknown(tfds: Any, name: str) -> str:
 def _convert_into(
     target: pathlib.Path, source: pathlib.Path, info: dict[str, Any]
 ) -> None:
-    """Writes `target` beside its final place and moves it there when complete."""
+    """Writes a folder beside `target` and renames it when complete."""
     partial = target.with_name(f"incomplete.{target.name}")
     partial.mkdir(parents=True, exist_ok=True)
     for old, new, count in _shards(info):
@@ -213,7 +213,7 @@ def _convert_into(
 
 
 def _shards(info: dict[str, Any]) -> Iterator[tuple[str, str, int]]:
-    """Old name, new name and number of examples of every file."""
+    """Yields old name, new name and number of examples of every file."""
     for split in info["splits"]:
         total = len(split["shardLengths"])
         for shard, count in enumerate(split["shardLengths"]):
@@ -306,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _counts(info: dict[str, Any]) -> dict[str, int]:
-    """Split -> its number of examples."""
+    """Returns split -> number of examples."""
     return {s["name"]: sum(map(int, s["shardLengths"])) for s in info["splits"]}
 
 

@@ -54,7 +54,7 @@ class RandAugment:
         _expect(chance, "probability", self.probability, "a probability, 0 to 1")
 
     def __call__(self, image: Image, rng: np.random.Generator) -> Image:
-        """An RGB or L image, changed.
+        """Returns an RGB or L image, changed.
 
         Raises:
           ValueError: an array, which images of other channels than 1 and 3 are.
@@ -71,7 +71,7 @@ class RandAugment:
         return image
 
     def draw_level(self, rng: np.random.Generator) -> float:
-        """One level, 0 to 10."""
+        """Draws one level, 0 to 10."""
         return min(max(rng.normal(self.magnitude, self.std), 0.0), _MAX_LEVEL)
 
 

@@ -1,4 +1,4 @@
-"""Labels of a data set by the numbers of other classes, matched by their names."""
+"""Renumbers a data set's labels by another list of classes, matched by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from litevit_jax.data.sources import base
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """The positions of a data set's classes among those that are known.
+    """The positions of a data set's classes among the known classes.
 
     Attributes:
       numbers: int32 [K], of each class of the data its known number, -1 without.
@@ -26,12 +26,12 @@ class Match:
 
     @property
     def unknown(self) -> np.ndarray:
-        """Labels of the classes that are not known."""
+        """Returns the labels of the unknown classes."""
         return np.flatnonzero(self.numbers < 0)
 
 
 def match(names: list[str], known: list[str], count: int) -> Match | None:
-    """Matches classes by name; by number where one side has numbers for names.
+    """Matches classes by name, or by number where one side has numbers as names.
 
     Args:
       names: of the data's classes, by label.
@@ -71,7 +71,7 @@ def _are_numbers(names: list[str]) -> bool:
 
 
 def _check_unique(keys: Iterable[Any], what: str, owner: str) -> None:
-    """Raises a ValueError if classes cannot be told apart by `keys`."""
+    """Raises ValueError if two classes share one of `keys`."""
     counts = collections.Counter(keys)
     several = [f"{key!r} of {n} classes" for key, n in counts.items() if n > 1]
     if several:
@@ -84,7 +84,7 @@ def _check_unique(keys: Iterable[Any], what: str, owner: str) -> None:
 
 
 class Relabelled(base.Source):
-    """A source with `numbers` [K] for its labels, which count among `classes`."""
+    """A source whose labels are mapped by `numbers` [K] into `classes`."""
 
     def __init__(self, source: base.Source, numbers: np.ndarray, classes: list[str]):
         self._source, self._numbers, self._classes = source, numbers, classes
@@ -119,6 +119,6 @@ class Relabelled(base.Source):
 
 
 def count(source: base.Source, labels: np.ndarray) -> int:
-    """Examples of `source` with one of `labels`; every label is read."""
+    """Returns the examples of `source` with one of `labels`; reads every label."""
     wanted = {int(label) for label in labels}
     return sum(source.label_of(index) in wanted for index in range(len(source)))

@@ -1,4 +1,4 @@
-"""Reads what a `data` block of a config says of its images."""
+"""Image settings of a config's `data` block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def image_size(data: Any) -> tuple[int, int]:
 
 
 def flips_on_host(data: Any) -> bool:
-    """Whether `data.flip` is done where images are decoded.
+    """Whether `data.flip` is applied where images are decoded.
 
     It is where RandAugment must follow it; else the device flips, in the same share
     of the images.
@@ -20,7 +20,7 @@ def flips_on_host(data: Any) -> bool:
 
 
 def image_settings(data: Any) -> dict[str, Any]:
-    """Collects what `data` says of images, as `data.transforms` takes it."""
+    """Collects the image settings of `data` as `data.transforms` takes them."""
     return {
         "image_size": image_size(data),
         "channels": data["channels"],

@@ -1,4 +1,4 @@
-"""Names of splits: which of several names mean training, validation or test images.
+"""Meanings of split names: training, validation or test images.
 
 A name is read word by word in any case: `Train`, `valid`, `training_set`, `val2017`
 and `seg_test` name splits. 'test' and 'val' stand in for each other where a data set
@@ -17,7 +17,7 @@ from litevit_jax.data.sources import base
 
 
 class NoTestSplit(ValueError):
-    """Images to test on were asked of data that are all 'train'.
+    """An error of data that have no images to test on.
 
     Attributes:
       where: what holds the data.
@@ -90,7 +90,7 @@ def read(name: str) -> Reading:
 def recognise(
     names: Iterable[str], is_nested: Callable[[str], bool] = lambda name: False
 ) -> dict[str, str]:
-    """Name -> kind of those that name splits, among names that may be classes.
+    """Returns name -> kind of the names of splits, among names that may be classes.
 
     A name with further words (`seg_train`; but also the class `bullet_train`) counts
     beside a name without, beside one that differs in the split's word alone
@@ -115,7 +115,7 @@ def canonical(split: str) -> str:
 def choose(
     asked: str, kinds: Mapping[str, str], also: Collection[str], where: str
 ) -> str:
-    """The name that is meant by `asked`.
+    """Returns the split's name that `asked` means.
 
     Args:
       asked: a name that is there, in any case, or a usual name of its kind.
@@ -188,7 +188,7 @@ def resolve(
 
 
 def unused_holdout(kinds: Mapping[str, str], holdout: float) -> list[str]:
-    """A note if a share should be held out of data that have a split to test on."""
+    """Returns a note if a share is held out though there is a split to test on."""
     unused = holdout and {"test", "val"} & set(kinds.values())
     note = f"data.holdout.test={holdout} is not used: there is a split to test on"
     return [note] * bool(unused)

@@ -1,4 +1,4 @@
-"""A look at a few images of a source, before anything is compiled."""
+"""Checks a few images of a source before anything is compiled."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def percentiles(
 
 
 def _images(source: base.Source) -> Iterator[tuple[str, Any]]:
-    """Name and raw image of a few examples; what cannot be read the run will name."""
+    """Yields name and raw image of a few examples; skips unreadable ones."""
     rows = np.linspace(0, len(source) - 1, min(len(source), IMAGES)).round().astype(int)
     for row in np.unique(rows):
         try:
@@ -129,7 +129,7 @@ def _check_channels(name: str, image: Any, channels: int) -> None:
 
 
 def _pixels(image: Any, max_pixels: int) -> levels.Deep | None:
-    """Pixels whose range matters: of arrays, and of images of more than 8 bits.
+    """Returns the pixels whose range matters: of arrays, and of more than 8 bits.
 
     Files of 8 bits are left out: they look in any viewer as they do to a model.
     """
@@ -161,7 +161,7 @@ def _deep_colour(opened: Any) -> str:
 
 
 def _is_deep(pixels: levels.Deep) -> bool:
-    """Whether data.range says how they become bytes."""
+    """Whether data.range decides how the pixels become bytes."""
     return pixels.values.dtype != np.uint8
 
 

@@ -163,7 +163,7 @@ class _Scan:
     def _label(
         self, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str
     ) -> str:
-        """The number or name that a member says; '': neither."""
+        """Returns the number or name in a member; '' for neither."""
         opened: Any = tar.extractfile(member)
         content = opened.read(_LARGEST)
         try:
@@ -175,7 +175,7 @@ class _Scan:
         return _as_label(text)
 
     def _from_json(self, content: Any) -> Any:
-        """The value of the label's key, `a.b` of nested objects; None: no such key."""
+        """Returns the value of the label's key, `a.b` of nested objects, or None."""
         if not isinstance(content, dict):
             return None
         self._json_keys = self._json_keys or sorted(map(str, content))[:20]
@@ -189,7 +189,7 @@ class _Scan:
 
 
 def _as_label(value: Any) -> str:
-    """One number or name as text, else ''."""
+    """Returns one number or name as text, else ''."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, str | int):

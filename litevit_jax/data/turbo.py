@@ -48,7 +48,7 @@ class Header(NamedTuple):
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Width and height after the orientation is undone."""
+        """Returns width and height after the orientation is undone."""
         turned = self.orientation > 4
         return (self.height, self.width) if turned else (self.width, self.height)
 
@@ -91,7 +91,7 @@ _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
 
 
 def read_header(encoded: bytes) -> Header | None:
-    """Size and orientation of a JPEG that `decode` takes; None for all else.
+    """Returns size and orientation of a JPEG that `decode` supports, else None.
 
     `simplejpeg.decode_jpeg_header` tells neither orientation nor where the height is,
     and passes markers that this refuses.
@@ -153,7 +153,7 @@ def decode(
     shrink: int,
     bottom: int | None = None,
 ) -> np.ndarray | None:
-    """Pixels uint8 [H, W, C], upright; None if Pillow has to decide.
+    """Decodes to upright pixels uint8 [H, W, C]; None if Pillow has to decide.
 
     Each side is divided by `shrink`, rounded up. Rows from `bottom` on (of the whole
     image) may be left out. `channels` is 3 or 1.
@@ -212,7 +212,7 @@ def _rows(header: Header, bottom: int, shrink: int) -> int:
 
 
 def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels [H, W, C] as an EXIF orientation means them; a view."""
+    """Returns a view of pixels [H, W, C], turned by an EXIF orientation."""
     if orientation > 4:
         pixels = pixels.swapaxes(0, 1)
     down, left = {2: (0, 1), 3: (1, 1), 4: (1, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}.get(
@@ -222,7 +222,7 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def cut(pixels: np.ndarray, box: tuple[int, int, int, int], shrink: int) -> np.ndarray:
-    """The part `box` (left, top, right, bottom of the whole image) of [H, W, C].
+    """Returns the part `box` (left, top, right, bottom of the whole image).
 
     In an image shrunk on decoding the sides fall on its own pixels: the nearest.
     """
@@ -239,7 +239,7 @@ def resize(
     interpolation: str,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """uint8 [h, w, C], shrunk at most `MAX_SCALE` times, -> uint8 [H, W, C].
+    """Resizes uint8 [h, w, C] to uint8 [H, W, C], shrunk at most `MAX_SCALE` times.
 
     Args:
       pixels: a crop, of any number of channels.
@@ -283,7 +283,7 @@ def mirror(pixels: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1024)
 def _prefilter(steps: int, cubic: bool) -> np.ndarray:
-    """The filter, of odd length, that OpenCV's kernel needs to be Pillow's.
+    """Returns the filter of odd length that turns OpenCV's kernel into Pillow's.
 
     Args:
       steps: scale times `_STEPS`, at least `_STEPS`.
@@ -313,7 +313,7 @@ def _triangle(x: np.ndarray) -> np.ndarray:
 
 
 def _keys(x: np.ndarray, a: float) -> np.ndarray:
-    """The cubic kernel of Keys (1981) with slope `a` at 1."""
+    """Returns the cubic kernel of Keys (1981) with slope `a` at 1."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x**2 + 1
     far = a * (((x - 5) * x + 8) * x - 4)

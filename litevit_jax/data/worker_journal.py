@@ -25,20 +25,20 @@ class Journal:
 
     @staticmethod
     def make() -> Journal:
-        """A new one, in memory where the system offers that."""
+        """Makes a journal, in memory where the system offers that."""
         memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         return Journal(tempfile.mkdtemp(prefix="litevit-", dir=memory))
 
     @contextlib.contextmanager
     def reading(self, index: int) -> Iterator[None]:
-        """Notes that this thread is busy with example `index`."""
+        """Records that this thread is busy with example `index`."""
         file = self._file()
         os.pwrite(file, (index + 1).to_bytes(8, "little"), 0)
         yield
         os.pwrite(file, bytes(8), 0)
 
     def unfinished(self) -> list[int]:
-        """Indices that processes were busy with which are no more."""
+        """Returns the indices that ended processes were busy with."""
         indices = []
         for path in sorted(pathlib.Path(self.folder).iterdir()):
             index = int.from_bytes(path.read_bytes(), "little") - 1

@@ -102,7 +102,7 @@ class Arrays(base.Source):
         return f"{path.name}{':' * bool(name)}{name}[{self._rows[index]}]"
 
     def fingerprint(self) -> str:
-        """Digest of shapes and content; reads all of it."""
+        """Returns a digest of shapes and content; reads all of it."""
         shape = str((len(self), *self._images.shape[1:])).encode()
         rows = (np.ascontiguousarray(self._images[row]).data for row in self._rows)
         labels = self._labels[self._rows].astype("<i4").tobytes()
@@ -173,7 +173,7 @@ def _check_path(dir: str | None) -> pathlib.Path:
 
 
 def _layout(path: pathlib.Path) -> _Layout:
-    """Split (None: undivided) -> where its images and its labels (or None) are."""
+    """Returns split (None: undivided) -> where its images and labels (or None) are."""
     if not path.is_dir():
         return {None: ((path, ""), None)} if path.suffix == ".npy" else _in_file(path)
     files: dict[str, pathlib.Path] = {}
@@ -215,7 +215,7 @@ def _in_file(path: pathlib.Path) -> _Layout:
 
 
 def _by_split(names: Sequence[str], words: Sequence[str]) -> dict[str | None, str]:
-    """Split -> the array whose name joins it with one of `words`, the first one."""
+    """Returns split -> the first array whose name joins it with one of `words`."""
     chosen: dict[str | None, str] = {}
     for word in words:
         pattern = re.compile(rf"(?:(.+)_)?{word}(?:_(.+))?", re.IGNORECASE)
@@ -227,7 +227,7 @@ def _by_split(names: Sequence[str], words: Sequence[str]) -> dict[str | None, st
 
 
 def _unused(path: pathlib.Path, layout: _Layout) -> list[str]:
-    """A note on arrays of a .npz file that no split holds."""
+    """Returns a note on arrays of a .npz file that belong to no split."""
     used = {key[1] for keys in layout.values() for key in keys if key}
     names = _names_in(path) if path.suffix == ".npz" and path.is_file() else []
     unused = [name for name in names if name not in used]
@@ -242,7 +242,7 @@ def _names_in(path: pathlib.Path) -> list[str]:
 
 
 def _load(path: pathlib.Path, name: str) -> np.ndarray:
-    """One array; a .npy file stays on disk."""
+    """Loads one array; a .npy file is memory-mapped."""
     with _explained(path, name):
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -259,7 +259,7 @@ def _opened(path: pathlib.Path) -> Any:
 
 @contextlib.contextmanager
 def _explained(path: pathlib.Path, name: str = "") -> Iterator[None]:
-    """Raises what NumPy cannot read as a ValueError that names the file."""
+    """Turns NumPy's read errors into a ValueError that names the file."""
     try:
         yield
     except PermissionError as error:
@@ -273,7 +273,7 @@ def _explained(path: pathlib.Path, name: str = "") -> Iterator[None]:
 
 
 def _check_images(key: _Key) -> int:
-    """Number of images; raises unless they are numbers [N, H, W] or [N, H, W, C]."""
+    """Returns the number of images; raises unless [N, H, W] or [N, H, W, C]."""
     images = _load(*key)
     what = f"images {_position(key)} are {images.dtype} {images.shape}"
     numbers = images.dtype.kind in "iuf"
@@ -296,13 +296,13 @@ def _position(key: _Key) -> str:
 
 
 def _channels_first(a: int, b: int, c: int) -> bool:
-    """Whether [a, b, c] is rather [C, H, W] than [H, W, C]."""
+    """Whether [a, b, c] looks like [C, H, W] instead of [H, W, C]."""
     return c not in _CHANNELS and (a in _CHANNELS or (b == c and a < b))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Labels:
-    """Labels int32 [N], -1 where there are none, of `classes` classes."""
+    """Returns labels int32 [N], -1 for none, of `classes` classes."""
 
     numbers: np.ndarray
     classes: int = 0
@@ -310,7 +310,7 @@ class _Labels:
 
 
 def _read_labels(key: _Key | None, count: int | None = None) -> _Labels:
-    """The labels of `count` images (None: of however many there are)."""
+    """Reads the labels of `count` images (None: of any number)."""
     if key is None:
         return _Labels(np.full(count or 0, -1, np.int32))
     labels = _load(*key)

@@ -41,12 +41,12 @@ class Source(abc.ABC):
 
     @property
     def in_memory(self) -> bool:
-        """Whether a worker process would hold a copy, and have nothing to decode."""
+        """Whether images are held in memory: a worker process would only copy them."""
         return False
 
     @property
     def channels(self) -> int | None:
-        """Channels of raw arrays; None: images are decoded to those asked for."""
+        """Number of channels of raw arrays; None: images are decoded to any number."""
         return None
 
     @property
@@ -60,7 +60,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Example `index`, not decoded.
+        """Returns example `index`, not decoded.
 
         Returns:
           `image`: encoded bytes, or numbers [H, W] or [H, W, C];
@@ -68,7 +68,7 @@ class Source(abc.ABC):
         """
 
     def label_of(self, index: int) -> int:
-        """Label of example `index`, -1 without; at best its image is not read."""
+        """Returns the label of example `index`, or -1; reads no image if possible."""
         return int(self[index]["label"])
 
     @property
@@ -77,7 +77,7 @@ class Source(abc.ABC):
         return bool(self.classes)
 
     def summary(self) -> str:
-        """One line: images, classes with the first names, notes and other splits."""
+        """Summarizes images, classes, notes and other splits in one line."""
         classes = self.classes
         plural = "es" * (len(classes) > 1)
         kinds = f"{len(classes):,} class{plural} ({first(classes)})"
@@ -96,7 +96,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
-        """Short hex digest of what the data is, wherever it lies."""
+        """Returns a short hex digest of the data's content, the same in any folder."""
 
 
 def printable(name: str) -> str:
@@ -115,7 +115,7 @@ def _is_control(character: str) -> bool:
 
 
 def check_exists(path: Any, dir: str, expected: str) -> None:
-    """Raises FileNotFoundError if `path`, which `data.dir` names, is not there."""
+    """Raises FileNotFoundError if `path`, which `data.dir` names, does not exist."""
     try:
         exists, why = path.exists(), "does not exist"
     except OSError as error:  # a folder above is closed, or the name is too long
@@ -151,7 +151,7 @@ def in_holdout(key: bytes, holdout: float) -> bool:
 def part_of(
     keys: Iterable[bytes], part: str | None, holdout: float, where: str
 ) -> np.ndarray:
-    """Whether each example belongs to `part`, 'train' or 'test'; to None all do.
+    """Whether each example belongs to `part`, 'train' or 'test' (None: all do).
 
     Raises:
       ValueError: none of them does.
@@ -167,12 +167,12 @@ def part_of(
 
 
 def first(names: Sequence[str], count: int = 5) -> str:
-    """The first names of a list that may be long, for a message."""
+    """Returns the first names of a possibly long list, for a message."""
     return ", ".join([*map(printable, names[:count]), *["..."] * (len(names) > count)])
 
 
 def skipped_entries(skipped: Mapping[str, str]) -> list[str]:
-    """A note on what a `filetree.Tree` skipped: name -> reason."""
+    """Returns a note on files that a `filetree.Tree` skipped: name -> reason."""
     if not skipped:
         return []
     reasons = collections.Counter(skipped.values()).most_common()
@@ -181,7 +181,7 @@ def skipped_entries(skipped: Mapping[str, str]) -> list[str]:
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """16 hex digits of the sequence of `parts`."""
+    """Returns 16 hex digits of the sequence of `parts`."""
     state = hashlib.blake2b(digest_size=8)
     for part in parts:
         state.update(len(part).to_bytes(8, "little"))

@@ -76,7 +76,7 @@ def make(
 
 
 def _load() -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, 8, 8] in 0..255 and labels int32 [N]."""
+    """Returns images uint8 [N, 8, 8] in 0..255 and labels int32 [N]."""
     rows = _table()
     images = np.rint(rows[:, :-1].reshape(-1, 8, 8) * (255 / _WHITE)).astype(np.uint8)
     return images, rows[:, -1].astype(np.int32)
@@ -84,7 +84,7 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _table() -> np.ndarray:
-    """Float64 [N, 65]: ink of 64 pixels and the label, as scikit-learn has them.
+    """Returns float64 [N, 65]: ink of 64 pixels and the label, as in scikit-learn.
 
     Its file is read without it: to import scikit-learn takes as long as JAX does.
     """

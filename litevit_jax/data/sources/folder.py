@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Folder(base.Source):
-    """Image files below `root`: relative names, and a label for each."""
+    """Image files below `root`, with relative names and labels."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Folder(base.Source):
         return self._names[index]
 
     def fingerprint(self) -> str:
-        """Digest of relative names, labels and file sizes; asks the size of each."""
+        """Returns a digest of names, labels and file sizes; asks for every size."""
         sizes = np.zeros(len(self), np.int64)
         for index in range(len(self)):
             sizes[index] = self._tree.size(self._names[index])
@@ -143,7 +143,7 @@ def make(
 def _make_part(
     root: filetree.Tree, splits: layout.Layout, part: str, holdout: float
 ) -> Folder:
-    """Makes 'train' or 'test' of images that come without a split for testing."""
+    """Makes part 'train' or 'test' of images that have no split to test on."""
     training = splits.training(root)
     top = layout.descend(root, training) if training else ""
     listing = Listing.read(root, top, splits, training)
@@ -180,7 +180,7 @@ def _check_dir(dir: str | None) -> Any:
 
 
 def _named_by_path(root: filetree.Tree, split: str) -> Folder:
-    """The images of any subfolder of `root`, or of all of it."""
+    """Returns the images of any subfolder of `root`, or of `root` itself."""
     top, divisible = layout.locate(root, split)
     parent, name = posixpath.split(top)
     splits = layout.Layout(parent)
@@ -199,7 +199,7 @@ def _named_by_path(root: filetree.Tree, split: str) -> Folder:
 def _make_split(
     root: filetree.Tree, splits: layout.Layout, split: str, holdout: float = 0.0
 ) -> Folder:
-    """Subfolder `split` of a folder with splits, with the classes of its train."""
+    """Returns subfolder `split` of a folder, labelled as its training split."""
     folder = layout.join(splits.top, split)
     listing = Listing.read(root, layout.descend(root, folder), splits, folder)
     labels, classes = _labels_of(listing)
@@ -229,7 +229,7 @@ def _renumber(
     known: list[str],
     training: str,
 ) -> np.ndarray:
-    """Labels of `classes` as those of the training split number them."""
+    """Renumbers labels of `classes` by the classes of the training split."""
     if not classes:
         return labels
     unknown = sorted(set(classes) - set(known))
@@ -246,7 +246,7 @@ def _renumber(
 def _labels_of(
     listing: Listing, *, divisible: bool = True
 ) -> tuple[np.ndarray, list[str]]:
-    """Labels int32 [N] and class names, from the folder of each name below `top`.
+    """Returns labels int32 [N] and class names, from each name's folder below `top`.
 
     Raises:
       ValueError: some images are in class folders and some are not, or (if
@@ -282,7 +282,7 @@ def _labels_of(
 
 
 def _doubtful_classes(inner: dict[str, set[str]]) -> list[str]:
-    """A note if what lies below the class folders looks like the classes.
+    """Returns a note if the folders below the class folders look like classes.
 
     Args:
       inner: class folder -> its subfolders that hold images; '' stands for itself.
@@ -298,13 +298,13 @@ def _doubtful_classes(inner: dict[str, set[str]]) -> list[str]:
 
 
 def _part(name: str, depth: int) -> str:
-    """Folder number `depth` of a relative file name; '' if that is the file itself."""
+    """Returns folder number `depth` of a relative file name; '' if it is the file."""
     parts = name.split("/", depth + 1)
     return parts[depth] if len(parts) > depth + 1 else ""
 
 
 def _class_folders(root: filetree.Tree, top: str, barred: Sequence[str]) -> list[str]:
-    """Class folders of `top` that hold an image; no link may lead into `barred`."""
+    """Returns class folders of `top` with an image; no link may enter `barred`."""
     depth = top.count("/") + 1
     files = root.walk(top, barred=barred)
     images = (layout.join(top, name) for name in files if layout.is_image(name))

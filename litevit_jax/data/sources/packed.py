@@ -28,13 +28,13 @@ _HEAD = struct.Struct("<iH")
 
 
 def encode(label: int, name: str, image: bytes) -> bytes:
-    """One record."""
+    """One packed record."""
     encoded = os.fsencode(name)[-65535:]
     return _HEAD.pack(label, len(encoded)) + encoded + image
 
 
 def decode(record: bytes) -> tuple[int, str, bytes]:
-    """Label, name and image of one record.
+    """Decodes label, name and image of one record.
 
     Raises:
       ValueError: it is too short.
@@ -47,7 +47,7 @@ def decode(record: bytes) -> tuple[int, str, bytes]:
 
 
 def shard_name(split: str, shard: int, shards: int) -> str:
-    """File name of a shard, without extension."""
+    """Returns the file name of a shard, without extension."""
     return f"{split}-{shard:05d}-of-{shards:05d}"
 
 
@@ -159,7 +159,7 @@ def make(
 
 
 def _read_json(path: pathlib.Path) -> Any:
-    """Parses a manifest; None if it is no JSON."""
+    """Parses a manifest; returns None if it is not JSON."""
     try:
         return json.loads(path.read_bytes())
     except ValueError:
@@ -221,7 +221,7 @@ def _read(
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    """The manifest of a shard.
+    """Reads the manifest of a shard.
 
     Raises:
       ValueError: it is damaged.

@@ -36,7 +36,7 @@ _NUMBER = re.compile(r"(-?0*[0-9]{1,6})(\.0*)?")
 
 
 class Tar(base.Source):
-    """Images at known places of tar files."""
+    """Images at known offsets of tar files."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Tar(base.Source):
         return f"{file}:{self._names[index]}"
 
     def fingerprint(self) -> str:
-        """Digest of the tar files' names, what is where in them, and labels."""
+        """Returns a digest of the tar files' names, members, offsets and labels."""
         files = "\0".join(os.path.basename(file) for file in self._files)
         names = "\0".join(self._names)
         parts = [os.fsencode(files), os.fsencode(names)]
@@ -155,7 +155,7 @@ def make(
 
 
 def _find(dir: str | None) -> tuple[str, list[str], list[str]]:
-    """The folder that all have in common, the tar files, and notes on what is not."""
+    """Returns the common folder, the tar files, and notes on other files."""
     if not dir:
         raise ValueError("source 'tar' needs data.dir: a folder of .tar files")
     path = os.path.abspath(os.path.expanduser(dir))
@@ -182,7 +182,7 @@ def _find(dir: str | None) -> tuple[str, list[str], list[str]]:
 
 
 def _matching(pattern: str) -> list[str]:
-    """The files that a pattern names; its `**` stands for folders at any depth."""
+    """Returns the files that match a pattern; `**` stands for folders at any depth."""
     if "**" not in pattern:
         return glob.glob(pattern)
     parts = pattern.split(os.sep)
@@ -227,7 +227,7 @@ def _groups(
 
 
 def _below(split: str, root: str, files: list[str]) -> list[str]:
-    """The files below a subfolder that is called as `split`."""
+    """Returns the files below a subfolder named like `split`."""
     top = posixpath.normpath(split)
     names = {file: os.path.relpath(file, root) for file in files}
     return [f for f in files if top == "." or names[f].startswith(f"{top}{os.sep}")]
@@ -239,7 +239,7 @@ def _names(files: Sequence[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Images:
-    """Images of some tar files.
+    """Images of several tar files, with their labels.
 
     Attributes:
       places: [N, 3], number of the file, offset and size.
@@ -297,7 +297,7 @@ class _Reader:
         return best, [label or "" for label in columns[best]]
 
     def read(self, files: list[str]) -> _Images:
-        """The images of `files`.
+        """Reads the images of `files`.
 
         Raises:
           ValueError: there is none, or only some have a label.
@@ -356,18 +356,18 @@ def _counted(members: collections.Counter[str]) -> str:
 
 
 def _are_captions(texts: list[str]) -> bool:
-    """Whether texts are rather sentences than names of classes, which repeat."""
+    """Whether texts look like captions: names of classes would repeat."""
     several_words = any(" " in text for text in texts)
     return "" in texts or (several_words and 2 * len(set(texts)) > len(texts))
 
 
 def _number(label: str) -> int | None:
-    """The class number that a label is, as in '9', '09' or '9.0'; None: a name."""
+    """Returns the class number in a label such as '9', '09' or '9.0'; None: a name."""
     return int(match[1]) if (match := _NUMBER.fullmatch(label)) else None
 
 
 def _classes(splits: list[list[str]]) -> list[str]:
-    """Numbers up to the largest, or names in order, of all labels as written.
+    """Returns the classes of labels: numbers up to the largest, or sorted names.
 
     Raises:
       ValueError: one split has numbers and another one names, or a number is below -1.
@@ -392,7 +392,7 @@ def _classes(splits: list[list[str]]) -> list[str]:
 
 
 def _encode(labels: list[str], classes: list[str]) -> np.ndarray:
-    """Labels int32 [N] as numbers of `classes`, which hold all; -1 for none."""
+    """Encodes labels as int32 [N] indices into `classes`; -1 for none."""
     number_of = {name: number for number, name in enumerate(classes)} | {"": -1}
     for label in set(labels) - number_of.keys():
         number = _number(label)

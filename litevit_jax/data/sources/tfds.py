@@ -73,7 +73,7 @@ class Tfds(base.Source):
 
     @functools.cached_property
     def _classes(self) -> list[str]:
-        """Names; of labels without, '0', '1', ... up to the largest of any split."""
+        """Class names; without names '0', '1', ... up to the largest label."""
         label = self._label_feature
         if label is None or hasattr(label, "names"):
             return list(label.names) if label is not None else []
@@ -83,7 +83,7 @@ class Tfds(base.Source):
 
     @functools.cached_property
     def _label_feature(self) -> Any:
-        """The feature `label` if it is one whole number; else None."""
+        """Returns the feature `label` if it is a scalar integer, else None."""
         label = dict(self._builder.info.features.items()).get("label")
         if label is None or label.shape != ():
             return None
@@ -152,7 +152,7 @@ def make(
 
 
 def locate(name: str, dir: str | None = None) -> epath.Path | None:
-    """The folder of the prepared data set `name`, or None.
+    """Returns the folder of the prepared data set `name`, or None.
 
     Of several versions, those in ArrayRecord are preferred, then the newest.
 
@@ -172,13 +172,13 @@ def locate(name: str, dir: str | None = None) -> epath.Path | None:
 
 
 def full_name(info: dict[str, Any]) -> str:
-    """NAME:VERSION or NAME/CONFIG:VERSION of what a dataset_info.json describes."""
+    """Returns NAME:VERSION or NAME/CONFIG:VERSION of a dataset_info.json."""
     config = info.get("configName") or ""
     return f"{info['name']}{'/' * bool(config)}{config}:{info['version']}"
 
 
 def _copies_of(name: str, dir: str | None) -> list[epath.Path]:
-    """Folders of all prepared versions of `name`, in order of their names."""
+    """Lists the folders of all prepared versions of `name`, sorted."""
     copies = {
         os.fspath(folder): folder
         for parent in _parents(name.partition(":")[0], _data_dir(dir))
@@ -189,7 +189,7 @@ def _copies_of(name: str, dir: str | None) -> list[epath.Path]:
 
 
 def _listed(data_dir: epath.Path) -> Iterator[str]:
-    """Names of all prepared sets below `data_dir`, those in TFRecord marked."""
+    """Lists the prepared data sets below `data_dir`; marks those in TFRecord."""
     for root in (data_dir, data_dir / CONVERTED):
         depths = (1, 2, 3) if root.is_dir() else ()
         for folder in (path for depth in depths for path in _below(root, depth)):
@@ -208,7 +208,7 @@ def _data_dir(dir: str | None) -> epath.Path:
 
 
 def _parents(name: str, data_dir: epath.Path) -> list[epath.Path]:
-    """Folders in which versions of `name` may lie, if `data_dir` is what it says."""
+    """Lists the folders that may hold versions of `name`, given `data_dir`."""
     candidates = [data_dir / name, data_dir / CONVERTED / name]
     if (data_dir / _INFO).exists() or data_dir.name == name.partition("/")[0]:
         candidates.append(data_dir)
@@ -260,7 +260,7 @@ def _check_splits(split: str, info: dict[str, Any], path: epath.Path) -> None:
 
 
 def check(path: epath.Path, split: str | None = None) -> dict[str, Any]:
-    """Refuses a copy in ArrayRecord that cannot be read; returns its information.
+    """Checks that an ArrayRecord copy can be read; returns its dataset_info.
 
     All of `split` must be there and complete; None: of every split.
 
@@ -298,7 +298,7 @@ def _check_features(path: epath.Path) -> None:
 def _check_files(
     path: epath.Path, name: str, entry: dict[str, Any], present: set[str]
 ) -> None:
-    """Raises if a file of a split is missing (a copy cut short) or cut short itself."""
+    """Raises if a file of a split is missing or truncated."""
     counts = [int(count) for count in entry["shardLengths"]]
     total, stem = len(counts), f"{name}-{entry['name']}.{FORMAT}"
     files = [f"{stem}-{shard:05d}-of-{total:05d}" for shard in range(total)]
@@ -320,7 +320,7 @@ def _check_files(
 
 
 def _count_records(file: str) -> int:
-    """Examples in a file of ArrayRecord, by its last bytes; 0 if they are damaged."""
+    """Counts the examples in an ArrayRecord file; 0 if its end is damaged."""
     from array_record.python import array_record_module
 
     try:
@@ -362,7 +362,7 @@ def _ways_on(name: str, data_dir: epath.Path) -> str:
 
 
 def what_is_there(name: str, data_dir: epath.Path) -> str:
-    """A sentence on the sets in `data_dir`: those of nearly that name, else all."""
+    """Describes the data sets in `data_dir`: those with a similar name, else all."""
     if not data_dir.is_dir():
         return "There is no such folder. "
     everything = sorted(set(_listed(data_dir)))
