@@ -343,11 +343,13 @@ def _given(block: Any) -> dict[str, Any]:
 
 def _imagenet_is_missing(config: Any) -> bool:
     """Whether ImageNet is neither named nor in its default directory."""
-    from litevit_jax.data.sources import tfds
-
     data = config.data
     named = data.dir or data.required or os.environ.get("TFDS_DATA_DIR")
-    return data.source == "tfds" and not named and tfds.locate(data.name) is None
+    if data.source != "tfds" or named:
+        return False
+    from litevit_jax.data.sources import tfds  # slow to import
+
+    return tfds.locate(data.name) is None
 
 
 def _quick_start(config: Any, workdir: str | None, argv: list[str]) -> tuple[Any, str]:

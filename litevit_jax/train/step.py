@@ -142,7 +142,7 @@ def _norm(tree: Any) -> jax.Array:
 
 def _keep_if_finite(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
     def keep(n: jax.Array, o: jax.Array) -> jax.Array:
-        return o if n is o else jnp.where(finite, n, o)
+        return o if n is o else jax.lax.select(finite, n, o)
 
     kept = jax.tree.map(keep, new, old)
     return kept.replace(step=new.step)

@@ -5,7 +5,6 @@ import types
 import numpy as np
 import pytest
 
-from litevit_jax import checkpoint
 from litevit_jax.warm_start import images as views
 from litevit_jax.warm_start import read as read_module
 from litevit_jax.warm_start import start
@@ -38,8 +37,8 @@ def run(tmp_path_factory):
 @pytest.fixture
 def lent(run, monkeypatch):
     """The run, as which every run directory then reads."""
-    monkeypatch.setattr(checkpoint, "read_params", lambda _: run)
-    monkeypatch.setattr(views, "run_config", lambda _: run.config)
+    monkeypatch.setattr(read_module, "read_params", lambda _: run)
+    monkeypatch.setattr(read_module, "run_config", lambda _: run.config)
     return run
 
 

@@ -33,7 +33,7 @@ def lend(monkeypatch, tmp_path):
     def make(recipe, **fields):
         job = jobs.prepare(tmp_path / "lender", jobs.tiny(recipe, **fields))
         run = read_module.Checkpoint(arrays_like(job), job.config, 6, tmp_path)
-        monkeypatch.setattr(checkpoint, "read_params", lambda _: run)
+        monkeypatch.setattr(read_module, "read_params", lambda _: run)
         return run
 
     return make
