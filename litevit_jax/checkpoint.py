@@ -12,15 +12,17 @@ import contextlib
 import functools
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import orbax.checkpoint as ocp
 from absl import logging
 
 from litevit_jax import distributed, paths, sharding, trees
 from litevit_jax.trees import fingerprint as fingerprint
 from litevit_jax.trees import flatten as flatten
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 PARTS = ("step", "params", "model_state", "teacher", "opt_state")
 # Every device saves its own slice of a replicated array if the slice is at least this
@@ -33,13 +35,17 @@ class CorruptCheckpoint(ValueError):
 
 
 @functools.cache
-def _set_up_orbax() -> None:
+def _orbax() -> Any:
+    """Imports Orbax, when there is something to read or write: it is slow to import."""
+    import orbax.checkpoint as ocp
+
     logging.get_absl_logger().addFilter(_is_news)
     handlers = ocp.type_handlers
     handler = handlers.ArrayHandler(
         min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES
     )
     handlers.register_type_handler(jax.Array, handler, override=True)
+    return ocp
 
 
 class Checkpoints:
@@ -58,12 +64,24 @@ class Checkpoints:
     ) -> None:
         self._fixed = fixed or {}
         self.directory = paths.absolute(paths.path(workdir)) / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        _set_up_orbax()
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._keep = keep
+        if distributed.run_on_primary(self.directory.exists):
+            self.steps()  # those that are there now are this run's
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        ocp = _orbax()
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+        return ocp.CheckpointManager(self.directory, options=options)
+
+    @property
+    def _unused(self) -> bool:
+        return "_manager" not in vars(self)
 
     def steps(self) -> list[int]:
         """Returns the completely saved steps, oldest first."""
+        if self._unused and not distributed.run_on_primary(self.directory.exists):
+            return []
         return sorted(self._manager.all_steps())
 
     def save(self, state: Any, *, config: dict[str, Any], **meta: Any) -> None:
@@ -73,10 +91,10 @@ class Checkpoints:
           FloatingPointError: the state is not finite; nothing is written.
           RuntimeError: this or the previous write failed.
         """
-        step = int(state.step)
-        if step in self._manager.all_steps():
+        step, first = int(state.step), self._unused
+        if step in self._manager.all_steps() and not first:
             return
-        parts = self._parts(state)
+        ocp, parts = _orbax(), self._parts(state)
         prints, bad = trees.inspect_parts(parts)
         if bad:
             raise FloatingPointError(
@@ -145,7 +163,7 @@ class Checkpoints:
         return (None, errors[0]) if errors else (restored, None)
 
     def _restore_step(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        parts = self._parts(abstract)
+        ocp, parts = _orbax(), self._parts(abstract)
         meta = read_items(self._manager, step, {"meta": ocp.args.JsonRestore()})["meta"]
         _check_arrays(meta["arrays"], trees.describe(parts), self.directory / str(step))
         items = {name: ocp.args.StandardRestore(flat) for name, flat in parts.items()}
@@ -207,7 +225,8 @@ class Checkpoints:
           RuntimeError: it failed; the message says why and what is saved.
         """
         try:
-            self._manager.wait_until_finished()
+            if not self._unused:
+                self._manager.wait_until_finished()
         except Exception as error:
             # A full disk shows as almost any exception of the storage layers below.
             raise RuntimeError(self._not_written("the last step", error)) from error
@@ -240,7 +259,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save and releases the directory."""
-        self._manager.close()
+        if not self._unused:
+            self._manager.close()
 
 
 def _is_news(record: Any) -> bool:
@@ -256,7 +276,7 @@ def read_items(manager: ocp.CheckpointManager, step: int, items: dict[str, Any])
       CorruptCheckpoint: they cannot be read.
     """
     try:
-        return manager.restore(step, args=ocp.args.Composite(**items))
+        return manager.restore(step, args=_orbax().args.Composite(**items))
     except Exception as error:
         # Damage shows as almost any exception of the storage layers below.
         raise CorruptCheckpoint(str(error).splitlines()[0][:200]) from error

@@ -3,7 +3,10 @@
 import errno
 import json
 import logging
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import absl.logging
 import jax
@@ -16,6 +19,8 @@ from litevit_jax import checkpoint, sharding, trees
 from litevit_jax.train import state as states
 from litevit_jax.warm_start import fill as fill_module
 from litevit_jax.warm_start import read
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 MESHES = {"1": (1, 1), "8": (8, 1), "4x2": (4, 2), "2x4": (2, 4)}
 
@@ -203,14 +208,22 @@ def test_a_directory_that_no_save_finished_is_moved_away(when, copy):
     same_bits(restore(copy, like)[0], values(6))
 
 
-def test_a_step_that_another_program_finished_is_left_alone(copy):
-    checkpoints = checkpoint.Checkpoints(copy, keep=3)
-    save(copy, on_mesh("8", values(6)))
+@pytest.mark.parametrize("folder", ["copy", "tmp_path"])  # a run, a new one
+def test_a_step_that_another_program_finished_is_left_alone(folder, request):
+    where = request.getfixturevalue(folder)
+    checkpoints = checkpoint.Checkpoints(where, keep=3)
+    save(where, on_mesh("8", values(6)))
     with pytest.raises(RuntimeError, match="6 is complete already, and another"):
         checkpoints.save(on_mesh("8", values(6)), config={})
     checkpoints.close()
-    assert not (copy / "corrupt").exists()
-    same_bits(restore(copy, on_mesh("8", values()))[0], values(6))
+    assert not (where / "corrupt").exists()
+    same_bits(restore(where, on_mesh("8", values()))[0], values(6))
+
+
+def test_importing_it_does_not_import_orbax():
+    code = "import sys; from litevit_jax import checkpoint; "
+    code += "assert 'orbax.checkpoint' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_a_leftover_of_a_killed_save_does_not_stop_the_next(copy):
@@ -336,7 +349,7 @@ def test_a_full_disk_is_one_message_with_what_is_saved_and_what_to_do(saved):
 def test_what_orbax_raises_it_does_not_log_as_well(saved, caplog):
     checkpoint.Checkpoints(saved, keep=3).close()
     logger = absl.logging.get_absl_logger()
-    where = checkpoint.ocp.__file__
+    where = checkpoint._orbax().__file__
     for line, trace in (("raised", (OSError, OSError(), None)), ("said", None)):
         record = logger.makeRecord("absl", 40, where, 1, line, (), trace)
         logger.handle(record)
