@@ -18,7 +18,7 @@ _IF_OPEN = {"flip": 0.0, "crop_scale": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3)
 _CROP = 0.875  # ImageNet's usual crop, for files of weights, which record none
 
 
-def take_data(config: ConfigDict, read: list[models.Model]) -> None:
+def complete_data(config: ConfigDict, loaded: list[models.Model]) -> None:
     """Completes `config.data` from the first model that is a run, if it names no data.
 
     Size and range stay each model's own, unless the config sets them.
@@ -27,7 +27,7 @@ def take_data(config: ConfigDict, read: list[models.Model]) -> None:
       ValueError: neither the config nor a model names the images.
     """
     if config.data.source is None:
-        run = next((model.config for model in read if model.config), None)
+        run = next((model.config for model in loaded if model.config), None)
         if run is None:
             raise ValueError(
                 f"{config.name}: which images? --config.models names no run that has "
@@ -39,13 +39,13 @@ def take_data(config: ConfigDict, read: list[models.Model]) -> None:
         run_data = {k: v for k, v in match.data_of(run).items() if k in config.data}
         resolve.fill_open(config.data, {**run_data, **_IF_OPEN})
         resolve.assign(config.data, asked)
-    ranges = {model.view.range for model in read}
+    ranges = {model.view.range for model in loaded}
     if config.data.range is None and len(ranges) == 1:
         resolve.assign(config.data, {"range": ranges.pop()})
     resolve.pixel_range(config, config.data.eval_split)
 
 
-def choose(config: ConfigDict) -> subsets.Subset:
+def select(config: ConfigDict) -> subsets.Subset:
     """Selects `config.images` of `config.split`, the first or drawn by seed.
 
     Raises:
@@ -60,7 +60,7 @@ def choose(config: ConfigDict) -> subsets.Subset:
     return subsets.Subset(source, order[: config.images])
 
 
-def chosen(config: ConfigDict, source: subsets.Subset) -> subsets.Subset:
+def picture_source(config: ConfigDict, source: subsets.Subset) -> subsets.Subset:
     """The images to draw: `config.rows` of the split, or else `source`.
 
     Raises:
@@ -78,7 +78,7 @@ def chosen(config: ConfigDict, source: subsets.Subset) -> subsets.Subset:
 
 
 def streams(
-    config: ConfigDict, read: list[models.Model], source: subsets.Subset
+    config: ConfigDict, loaded: list[models.Model], source: subsets.Subset
 ) -> tuple[dict[models.View, int], list[pipeline.Stream]]:
     """Opens a stream of the images for each way in which models see them.
 
@@ -89,7 +89,7 @@ def streams(
     index_of_view: dict[models.View, int] = {}
     index_of: dict[Any, int] = {}
     opened = []
-    for view in dict.fromkeys(model.view for model in read):
+    for view in dict.fromkeys(model.view for model in loaded):
         block = _block(config, view)
         key = (view.size, view.channels, block["eval_crop_fraction"], block["range"])
         if key not in index_of:
@@ -100,11 +100,11 @@ def streams(
 
 
 def first(
-    config: ConfigDict, read: list[models.Model], source: subsets.Subset, count: int
+    config: ConfigDict, loaded: list[models.Model], source: subsets.Subset, count: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """Model's name -> the first images: uint8 'image', and 'index' in `source`."""
     few = subsets.Subset(source, np.arange(min(count, len(source))))
-    index_of_view, opened = streams(config, read, few)
+    index_of_view, opened = streams(config, loaded, few)
     taken = []
     with contextlib.ExitStack() as stack:
         for stream in opened:
@@ -112,7 +112,7 @@ def first(
             batch = next(stream)
             kept = batch["mask"] > 0
             taken.append({k: batch[k][kept] for k in ("image", "index")})
-    return {model.name: taken[index_of_view[model.view]] for model in read}
+    return {model.name: taken[index_of_view[model.view]] for model in loaded}
 
 
 def crop_of(config: ConfigDict, view: models.View) -> float:

@@ -89,7 +89,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         )
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, mesh)
-    read = [
+    loaded = [
         models.read(
             name,
             path,
@@ -101,16 +101,16 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         )
         for name, path in models.named(config.models).items()
     ]
-    images.take_data(config, read)
-    source = images.choose(config)
-    images.chosen(config, source)
+    images.complete_data(config, loaded)
+    source = images.select(config)
+    images.picture_source(config, source)
     _check_count(config, len(source))
-    for model in read:  # traces by shapes: a model that does not fit fails here
+    for model in loaded:  # traces by shapes: a model that does not fit fails here
         capture.check(model, wanted, config.batch_size, mesh)
-    pictures.check(config, read)
+    pictures.check(config, loaded)
     plain = workdirs.plain(config.to_dict())
     _open(workdir, plain)
-    return Job(config, workdir, mesh, read, source, wanted)
+    return Job(config, workdir, mesh, loaded, source, wanted)
 
 
 def _open(workdir: pathlib.Path, plain: dict[str, Any]) -> None:
@@ -262,12 +262,12 @@ def _numbers(job: Job, sums: _Sums) -> dict[str, Any]:
     return numbers
 
 
-def _pairs(read: list[models.Model], matrix: np.ndarray) -> list[dict[str, Any]]:
+def _pairs(loaded: list[models.Model], matrix: np.ndarray) -> list[dict[str, Any]]:
     """Cuts a matrix over all models' layers into blocks, one per pair of models."""
-    ends = np.cumsum([0, *(model.encoder.depth + 1 for model in read)])
+    ends = np.cumsum([0, *(model.encoder.depth + 1 for model in loaded)])
     pairs = []
-    for i, one in enumerate(read):
-        for j, other in list(enumerate(read))[i:]:
+    for i, one in enumerate(loaded):
+        for j, other in list(enumerate(loaded))[i:]:
             block = matrix[ends[i] : ends[i + 1], ends[j] : ends[j + 1]]
             values = [[x if np.isfinite(x) else None for x in row] for row in block]
             pairs.append({"rows": one.name, "columns": other.name, "values": values})
@@ -276,7 +276,7 @@ def _pairs(read: list[models.Model], matrix: np.ndarray) -> list[dict[str, Any]]
 
 def _notes(job: Job, sums: _Sums) -> list[str]:
     """Notes that a reader needs before comparing the models."""
-    notes, read = [], job.models
+    notes, loaded = [], job.models
     if sums.left_out:
         notes.append(
             f"CKA: {sums.left_out} of {sums.seen} images did not fill a minibatch of "
@@ -286,21 +286,21 @@ def _notes(job: Job, sums: _Sums) -> list[str]:
     if sums.seen < len(job.source):
         notes.append(f"{len(job.source) - sums.seen} images could not be read.")
     for what, values in {
-        "depths": {m.name: m.encoder.depth for m in read},
-        "widths": {m.name: m.encoder.width for m in read},
+        "depths": {m.name: m.encoder.depth for m in loaded},
+        "widths": {m.name: m.encoder.width for m in loaded},
         "patches": {
-            m.name: f"{_by(m.grid)} of {m.encoder.patch_size} pixels" for m in read
+            m.name: f"{_by(m.grid)} of {m.encoder.patch_size} pixels" for m in loaded
         },
-        "image sizes": {m.name: _by(m.view.size) for m in read},
-        "crops": {m.name: images.crop_of(job.config, m.view) for m in read},
-        "head counts": {m.name: m.encoder.num_heads for m in read},
+        "image sizes": {m.name: _by(m.view.size) for m in loaded},
+        "crops": {m.name: images.crop_of(job.config, m.view) for m in loaded},
+        "head counts": {m.name: m.encoder.num_heads for m in loaded},
     }.items():
         if len(set(values.values())) > 1:
             listed = ", ".join(f"{name} {value}" for name, value in values.items())
             notes.append(
                 f"The models have different {what} ({listed}): {_MEANS[what]}."
             )
-    for model in read:
+    for model in loaded:
         if model.last_norm == "none" and job.wanted.point == "norm1":
             notes.append(
                 f"{model.name} has no norm after its last block: its last layer is "

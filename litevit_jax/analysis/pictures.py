@@ -20,7 +20,7 @@ FOLDER = "figures"
 
 def draw_all(
     config: ConfigDict,
-    read: list[models.Model],
+    loaded: list[models.Model],
     source: subsets.Subset,
     workdir: pathlib.Path,
 ) -> dict[str, Any]:
@@ -35,9 +35,9 @@ def draw_all(
     if not max(few, many):
         return drawn
     (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
-    source = images.chosen(config, source)
-    shown = images.first(config, read, source, max(few, many))
-    for model in read:
+    source = images.picture_source(config, source)
+    shown = images.first(config, loaded, source, max(few, many))
+    for model in loaded:
         rows = shown[model.name]
         if few:
             drawn["maps"] += _maps(config, model, rows["image"][:few], workdir)
@@ -62,9 +62,9 @@ def _why_none(model: models.Model) -> str:
     )
 
 
-def check(config: ConfigDict, read: list[models.Model]) -> None:
+def check(config: ConfigDict, loaded: list[models.Model]) -> None:
     """Raises a ValueError for layers, heads or queries that a model does not have."""
-    for model in read:
+    for model in loaded:
         depth, heads = model.encoder.depth, model.encoder.num_heads
         for layer in config.maps.layers:
             if not -depth <= layer <= depth or layer == 0:

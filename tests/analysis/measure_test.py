@@ -48,7 +48,7 @@ def with_config(prepared, **fields):
     """The same models, images drawn and batched in another way."""
     changed = prepared.config.copy_and_resolve_references()
     changed.update(fields)
-    source = images.choose(changed)
+    source = images.select(changed)
     return dataclasses.replace(prepared, config=changed, source=source)
 
 
@@ -213,7 +213,7 @@ def test_files_of_weights_are_looked_into_and_reconstruct(name, tmp_path):
     shown = images.first(
         prepared.config,
         prepared.models,
-        images.chosen(prepared.config, prepared.source),
+        images.picture_source(prepared.config, prepared.source),
         2,
     )["file"]["image"]
     whole = images.splits.open_split(prepared.config.data, "eval")
