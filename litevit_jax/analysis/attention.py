@@ -12,8 +12,8 @@ import numpy as np
 
 COMPAT = ("exact", "paper")
 # The authors multiply distances in patches by 14, the number of patches in a row at 224
-# pixels, instead of the patch size 16; and they add 1e-6 inside the logarithm (recipes
-# 8.3 and 12).
+# pixels, instead of the patch size 16, and add 1e-6 inside the logarithm
+# (recipes 8.3 and 12).
 PAPER_FACTOR, PAPER_EPSILON = 14, 1e-6
 
 

@@ -27,10 +27,10 @@ def config(named, arg="digits", **overrides):
 @pytest.fixture(scope="module")
 def runs(checkpoints, tmp_path_factory):
     """Names of a MAE of two blocks and of a supervised run of one, wider."""
-    place = tmp_path_factory.mktemp("runs")
+    run = tmp_path_factory.mktemp("runs")
     sizes = {"objective__encoder__width": 32, "objective__encoder__num_heads": 4}
-    train.run(jobs.tiny("deit_tiny", steps=1, **sizes), place / "deit")
-    return f"mae={checkpoints}/0,deit={place}/deit"
+    train.run(jobs.tiny("deit_tiny", steps=1, **sizes), run / "deit")
+    return f"mae={checkpoints}/0,deit={run}/deit"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def prepared(runs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(prepared):
+def results(prepared):
     return measure.measure(prepared)
 
 
@@ -52,10 +52,10 @@ def with_config(prepared, **fields):
     return dataclasses.replace(prepared, config=changed, source=source)
 
 
-def pairs(found):
+def pairs(results):
     return {
         (p["rows"], p["columns"]): np.array(p["values"], float)
-        for p in found["cka"]["pairs"]
+        for p in results["cka"]["pairs"]
     }
 
 
@@ -79,8 +79,8 @@ def same(one, other, *, cka=True, tolerance=2e-4):
             np.testing.assert_allclose(values, pairs(other)[key], atol=1e-3)
 
 
-def test_all_layers_of_all_models_are_compared(found):
-    similar = pairs(found)
+def test_all_layers_of_all_models_are_compared(results):
+    similar = pairs(results)
     assert {k: v.shape for k, v in similar.items()} == {
         ("mae", "mae"): (3, 3),
         ("mae", "deit"): (3, 2),
@@ -89,24 +89,24 @@ def test_all_layers_of_all_models_are_compared(found):
     for name in ("mae", "deit"):
         np.testing.assert_allclose(np.diag(similar[name, name]), 1, atol=1e-6)
     assert (similar["mae", "deit"] < 0.999).all()
-    assert np.array(found["attention"]["mae"]["entropy"]).shape == (2, 2)
-    assert np.array(found["attention"]["deit"]["distance"]).shape == (1, 4)
-    assert len(found["features"]["mae"]["effective_rank"]) == 3
-    assert np.array(found["features"]["deit"]["spectrum"]).shape == (2, 32)
+    assert np.array(results["attention"]["mae"]["entropy"]).shape == (2, 2)
+    assert np.array(results["attention"]["deit"]["distance"]).shape == (1, 4)
+    assert len(results["features"]["mae"]["effective_rank"]) == 3
+    assert np.array(results["features"]["deit"]["spectrum"]).shape == (2, 32)
 
 
-def test_what_is_left_out_and_what_cannot_be_compared_is_said(found):
-    said = " ".join(found["notes"])
-    assert "8 of 40 images did not fill a minibatch of 16" in said
-    assert "different depths (mae 2, deit 1)" in said
-    assert "different head counts" in said
-    assert "different widths (mae 24, deit 32): effective ranks" in said
-    assert "different patches" not in said and "different crops" not in said
-    assert (found["cka"]["minibatches"], found["cka"]["size"]) == (2, 16)
-    assert found["images"] == 40
+def test_what_is_left_out_and_what_cannot_be_compared_is_said(results):
+    notes = " ".join(results["notes"])
+    assert "8 of 40 images did not fill a minibatch of 16" in notes
+    assert "different depths (mae 2, deit 1)" in notes
+    assert "different head counts" in notes
+    assert "different widths (mae 24, deit 32): effective ranks" in notes
+    assert "different patches" not in notes and "different crops" not in notes
+    assert (results["cka"]["minibatches"], results["cka"]["size"]) == (2, 16)
+    assert results["images"] == 40
 
 
-def test_attention_is_that_of_the_encoder(prepared, found):
+def test_attention_is_that_of_the_encoder(prepared, results):
     model = prepared.models[0]
     seen = images.first(prepared.config, prepared.models, prepared.source, 16)
     pixels = seen["mae"]["image"]
@@ -122,11 +122,11 @@ def test_attention_is_that_of_the_encoder(prepared, found):
     apart = attention.distances((4, 4), 2)
     want = (probs * apart).sum(-1).mean(-1)
     np.testing.assert_allclose(looks["distance"][:, 1], want, rtol=1e-4)
-    assert np.array(found["attention"]["mae"]["entropy"]).max() <= np.log(16)
+    assert np.array(results["attention"]["mae"]["entropy"]).max() <= np.log(16)
 
 
-def test_batches_change_nothing_but_the_estimate_of_cka(prepared, found):
-    same(found, measure.measure(with_config(prepared, batch_size=20)), cka=False)
+def test_batches_change_nothing_but_the_estimate_of_cka(prepared, results):
+    same(results, measure.measure(with_config(prepared, batch_size=20)), cka=False)
 
 
 def test_order_changes_nothing_where_one_minibatch_has_all(prepared):
@@ -143,24 +143,24 @@ def test_the_seed_decides_which_images(prepared):
     assert one.fingerprint() == with_config(prepared, seed=0).source.fingerprint()
 
 
-def test_eight_devices_find_the_same(prepared, found):
+def test_eight_devices_find_the_same(prepared, results):
     mesh = MAKE_MESH(8, 1)
-    same(found, measure.measure(dataclasses.replace(prepared, mesh=mesh)))
+    same(results, measure.measure(dataclasses.replace(prepared, mesh=mesh)))
 
 
-def test_the_protocol_of_the_paper_has_its_factor(prepared, found):
+def test_the_protocol_of_the_paper_has_its_factor(prepared, results):
     wanted = dataclasses.replace(prepared.wanted, compat="paper", cka=False)
     paper = measure.measure(dataclasses.replace(prepared, wanted=wanted))
     np.testing.assert_allclose(
         np.array(paper["attention"]["mae"]["distance"]) / 14,
-        np.array(found["attention"]["mae"]["distance"]) / 2,  # patches of 2 pixels
+        np.array(results["attention"]["mae"]["distance"]) / 2,  # patches of 2 pixels
         rtol=1e-4,
     )
     assert paper["attention_compat"] == "paper" and "cka" not in paper
 
 
 def test_the_command_writes_numbers_pictures_and_a_page(runs, tmp_path):
-    made = config(
+    settings = config(
         runs,
         images=16,
         maps__images=2,
@@ -170,26 +170,26 @@ def test_the_command_writes_numbers_pictures_and_a_page(runs, tmp_path):
         cka__on=False,
         features__on=False,
     )
-    page = analyse.analyse(made, tmp_path / "out")
-    found = json.loads((tmp_path / "out" / "analysis.json").read_text())
-    layers = [(m["model"], m["layer"], m["query"]) for m in found["maps"]]
+    page = analyse.analyse(settings, tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "analysis.json").read_text())
+    layers = [(m["model"], m["layer"], m["query"]) for m in results["maps"]]
     assert layers.count(("deit", 1, "1/2")) == 2  # 1 is its last as well
     assert ("mae", 2, "cls") in layers and ("mae", 1, "cls") in layers
-    for drawn in [*found["maps"], *found["reconstructions"]]:
+    for drawn in [*results["maps"], *results["reconstructions"]]:
         with Image.open(tmp_path / "out" / drawn["file"]) as picture:
             assert min(picture.size) > 100
-    assert [r["model"] for r in found["reconstructions"]] == ["mae"]
-    assert len(found["reconstructions"][0]["mae_loss"]) == 3
+    assert [r["model"] for r in results["reconstructions"]] == ["mae"]
+    assert len(results["reconstructions"][0]["mae_loss"]) == 3
     text = page.read_text()
     assert "deit: no reconstructions, as its checkpoint has no decoder." in text
     assert text.count("<svg") >= 4 and "Attention maps" in text
 
 
 def test_a_model_at_random_is_the_run_before_training(runs):
-    place = runs.split(",")[0].removeprefix("mae=")
+    run = runs.split(",")[0].removeprefix("mae=")
     normalize = {"mean": (0.5,), "std": (0.5,)}
-    trained = models.read("a", place, normalize=normalize)
-    start = models.read("b", f"random:{place}", normalize=normalize)
+    trained = models.read("a", run, normalize=normalize)
+    start = models.read("b", f"random:{run}", normalize=normalize)
     shapes = jax.tree.map(np.shape, trained.params)
     assert jax.tree.map(np.shape, start.params) == shapes
     kernel = trained.params["blocks_0"]["attn"]["qkv"]["kernel"]
@@ -200,8 +200,8 @@ def test_a_model_at_random_is_the_run_before_training(runs):
 def test_files_of_weights_are_looked_into_and_reconstruct(name, tmp_path):
     fields = {"num_heads": 4, "decoder_num_heads": 2, "cka__on": False}
     fields |= {"features__on": False, "images": 4, "reconstruction__images": 2}
-    made = config(f"file={FIXTURES / name}", rows=(7, 3), **fields)
-    prepared = measure.prepare(made, tmp_path)
+    settings = config(f"file={FIXTURES / name}", rows=(7, 3), **fields)
+    prepared = measure.prepare(settings, tmp_path)
     model = prepared.models[0]
     assert (model.encoder.width, model.view.channels) == (16, 3)
     assert (model.last_norm, model.run, model.step) == ("norm", None, 0)

@@ -35,9 +35,9 @@ def test_a_part_computes_what_the_whole_block_does(part, whole):
     if "attn" in own:
         given["attn"] = {"qkv": params["attn"]["qkv"]}
     assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, given)
-    found = module.apply({"params": given}, x)
-    assert set(found) == READS[part]
-    for name, value in found.items():
+    intermediates = module.apply({"params": given}, x)
+    assert set(intermediates) == READS[part]
+    for name, value in intermediates.items():
         np.testing.assert_allclose(value, expected[name], atol=1e-5, err_msg=name)
 
 
@@ -53,7 +53,9 @@ def test_logits_are_float32_at_any_compute_dtype(whole):
     params, x, expected = whole
     module = partial_block.PartialBlock(3, "mae", "bfloat16", "logits")
     given = {"norm1": params["norm1"], "attn": {"qkv": params["attn"]["qkv"]}}
-    found = module.apply({"params": given}, x)
-    assert found["q"].dtype == jnp.bfloat16
-    assert found["attn_logits"].dtype == jnp.float32
-    np.testing.assert_allclose(found["attn_logits"], expected["attn_logits"], atol=0.1)
+    intermediates = module.apply({"params": given}, x)
+    assert intermediates["q"].dtype == jnp.bfloat16
+    assert intermediates["attn_logits"].dtype == jnp.float32
+    np.testing.assert_allclose(
+        intermediates["attn_logits"], expected["attn_logits"], atol=0.1
+    )

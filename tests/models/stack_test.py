@@ -29,8 +29,10 @@ SHAPES = {"grid": (2, 2), "patch_dim": 48}
 
 
 def encoded(module, params):
-    tokens, found = module.apply({"params": params}, IMAGE, drop_keys=DROP, train=True)
-    logits = [found[f"block_{i:02d}/attn_logits"] for i in range(3)]
+    tokens, intermediates = module.apply(
+        {"params": params}, IMAGE, drop_keys=DROP, train=True
+    )
+    logits = [intermediates[f"block_{i:02d}/attn_logits"] for i in range(3)]
     return jnp.square(tokens).sum() + jnp.square(jnp.stack(logits)).sum()
 
 
@@ -54,8 +56,8 @@ def plain(request):
     params = jax.tree.map(
         lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params
     )
-    found = jax.jit(jax.value_and_grad(lambda p: loss(make(), p)))(params)
-    return make, loss, params, found, (args, kwargs)
+    loss_and_grads = jax.jit(jax.value_and_grad(lambda p: loss(make(), p)))(params)
+    return make, loss, params, loss_and_grads, (args, kwargs)
 
 
 def test_results_gradients_and_parameters_stay(plain):
@@ -64,8 +66,8 @@ def test_results_gradients_and_parameters_stay(plain):
     shapes = jax.eval_shape(lambda key: module.init(key, *args, **kwargs), KEY)
     same = jax.tree.map(lambda x, y: x.shape == y.shape, shapes["params"], params)
     assert all(jax.tree.leaves(same))
-    found = jax.jit(jax.value_and_grad(lambda p: loss(module, p)))(params)
-    for got, value in zip(*map(jax.tree.leaves, (found, want)), strict=True):
+    loss_and_grads = jax.jit(jax.value_and_grad(lambda p: loss(module, p)))(params)
+    for got, value in zip(*map(jax.tree.leaves, (loss_and_grads, want)), strict=True):
         np.testing.assert_allclose(got, value, rtol=2e-4, atol=1e-4)
 
 

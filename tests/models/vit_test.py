@@ -155,8 +155,10 @@ def test_tokens_keep_the_order_of_ids(small):
 
 def test_intermediates_obey_the_equations_of_a_block(small):
     encoder, variables, image = small
-    tokens, found = encoder.apply(variables, image)
-    block = {k.removeprefix("block_01/"): v for k, v in found.items() if "_01/" in k}
+    tokens, intermediates = encoder.apply(variables, image)
+    block = {
+        k.removeprefix("block_01/"): v for k, v in intermediates.items() if "_01/" in k
+    }
     logits = np.einsum("bhnd,bhmd->bhnm", block["q"], block["k"]) / math.sqrt(8)
     np.testing.assert_allclose(block["attn_logits"], logits, atol=1e-5)
     probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
@@ -166,8 +168,8 @@ def test_intermediates_obey_the_equations_of_a_block(small):
     np.testing.assert_allclose(block["attn"], out @ proj["kernel"], atol=1e-5)
     stream = block["in"] + block["attn"] + block["mlp"]
     np.testing.assert_allclose(block["out"], stream, atol=1e-5)
-    np.testing.assert_array_equal(found["block_00/out"], block["in"])
-    np.testing.assert_array_equal(found["pre_norm"], block["out"])
+    np.testing.assert_array_equal(intermediates["block_00/out"], block["in"])
+    np.testing.assert_array_equal(intermediates["pre_norm"], block["out"])
     for value, source in ((block["norm1"], block["in"]), (tokens, block["out"])):
         mean, var = source.mean(-1, keepdims=True), source.var(-1, keepdims=True)
         normed = (source - mean) / np.sqrt(var + 1e-6)
@@ -179,8 +181,8 @@ def test_unread_intermediates_cost_nothing(small):
 
     def cost(read):
         def run(variables, image):
-            tokens, found = encoder.apply(variables, image)
-            return tokens, {name: found[name] for name in read}
+            tokens, intermediates = encoder.apply(variables, image)
+            return tokens, {name: intermediates[name] for name in read}
 
         compiled = jax.jit(run).lower(variables, image).compile()
         memory = compiled.memory_analysis().output_size_in_bytes
@@ -197,8 +199,8 @@ def test_without_the_final_norm_there_is_no_such_parameter(small):
     encoder, variables, image = small
     bare = encoder.clone(final_norm=False)
     assert "norm" not in bare.init(KEY, image)["params"]
-    tokens, found = bare.apply(variables, image)
-    np.testing.assert_array_equal(tokens, found["pre_norm"])
+    tokens, intermediates = bare.apply(variables, image)
+    np.testing.assert_array_equal(tokens, intermediates["pre_norm"])
 
 
 @pytest.mark.parametrize("channels", [1, 4])
@@ -206,11 +208,11 @@ def test_rectangles_of_any_channels(channels):
     encoder, image = vit.make_encoder(**SMALL), image_of(2, 8, 20, channels)
     variables = encoder.init(KEY, image)
     assert variables["params"]["patch_embed"]["kernel"].shape == (16 * channels, 24)
-    tokens, found = encoder.apply(variables, image)
+    tokens, intermediates = encoder.apply(variables, image)
     assert tokens.shape == (2, 11, 24)
     # The second row of patches moves only with the second row of pixels.
     moved = encoder.apply(variables, image.at[:, 4:].add(1))[1]["patch_embed"]
-    changed = np.abs(moved - found["patch_embed"]).max((0, 2)) > 0
+    changed = np.abs(moved - intermediates["patch_embed"]).max((0, 2)) > 0
     assert changed.tolist() == [False] * 5 + [True] * 5
 
 
@@ -219,9 +221,9 @@ def test_bfloat16_is_close_to_float32(small):
     half = encoder.clone(dtype="bfloat16")
     params = half.init(KEY, image)["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    tokens, found = half.apply(variables, image)
+    tokens, intermediates = half.apply(variables, image)
     assert tokens.dtype == jnp.bfloat16
-    assert found["block_00/attn_logits"].dtype == jnp.float32
+    assert intermediates["block_00/attn_logits"].dtype == jnp.float32
     expected, _ = encoder.apply(variables, image)
     np.testing.assert_allclose(tokens.astype(np.float32), expected, atol=0.1)
 
@@ -234,8 +236,8 @@ def test_drop_path_is_off_in_evaluation_and_deepest_at_the_end(small):
     expected, _ = encoder.apply(variables, image)
     tokens, _ = dropping.apply(variables, image, drop_keys=keys)
     np.testing.assert_array_equal(tokens, expected)
-    _, found = dropping.apply(variables, image, drop_keys=keys, train=True)
-    first, second = found["block_00/out"], found["block_01/out"]
+    _, intermediates = dropping.apply(variables, image, drop_keys=keys, train=True)
+    first, second = intermediates["block_00/out"], intermediates["block_01/out"]
     np.testing.assert_allclose(
         first, first[:1].repeat(32, 0).tolist() + first[32:33].repeat(32, 0).tolist()
     )
@@ -291,8 +293,8 @@ def test_base_last_attention_logits_are_those_of_the_reference():
 
     @jax.jit
     def logits(params, image, ids_keep):
-        _, found = encoder.apply({"params": params}, image, ids_keep)
-        return found["block_11/attn_logits"][0, 0, 0, :4]
+        _, intermediates = encoder.apply({"params": params}, image, ids_keep)
+        return intermediates["block_11/attn_logits"][0, 0, 0, :4]
 
     recorded = [-0.803913, -0.628953, -0.222922, -0.0920693]
     golden.assert_close(logits(params, image, ids_keep), recorded)
@@ -307,8 +309,8 @@ def test_a_cut_encoder_computes_what_the_whole_one_does(small, last_block):
         own = jax.eval_shape(cut.init, KEY, image)["params"]
         given = _part(variables["params"], own)
         assert jax.tree.map(jnp.shape, given) == jax.tree.map(jnp.shape, own)
-        tokens, found = cut.apply({"params": given}, image)
-        for name, value in found.items():
+        tokens, intermediates = cut.apply({"params": given}, image)
+        for name, value in intermediates.items():
             if name != "pre_norm":
                 np.testing.assert_allclose(value, expected[name], atol=1e-5)
         last = f"block_{depth - 1:02d}"

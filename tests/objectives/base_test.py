@@ -71,15 +71,15 @@ def contrast(monkeypatch):
 
 def design(devices=8, images=None, classes=None, **fields):
     """The run of 'contrast' on small images; a device could compute two at once."""
-    made = jobs.tiny("mocov3_tiny", evals={}, batch_size=32, **fields)
+    config = jobs.tiny("mocov3_tiny", evals={}, batch_size=32, **fields)
     images = images or examples.Counted(64, 10)
-    with made.unlocked():
-        encoder = made.objective.encoder
-        made.objective = {"name": "contrast", "encoder": encoder, "dtype": "float32"}
+    with config.unlocked():
+        encoder = config.objective.encoder
+        config.objective = {"name": "contrast", "encoder": encoder, "dtype": "float32"}
         if classes is not None:
-            made.objective.classes = classes
+            config.objective.classes = classes
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-        return build.build_step(made, mesh, lambda split: images)
+        return build.build_step(config, mesh, lambda split: images)
 
 
 @pytest.fixture

@@ -43,14 +43,14 @@ def golden_tiny():
 
     @jax.jit
     def run(params, image, ids):
-        pred, latent, found = objective.forward(params, image, ids, all_patches=True)
+        pred, latent, outputs = objective.forward(params, image, ids, all_patches=True)
         batch = {"image": image, "ids_shuffle": ids}
         raw = dataclasses.replace(objective, norm_pix_loss=False)
         return {
             "pred": pred,
             "masked_pred": objective.forward(params, image, ids)[0],
             "latent": latent,
-            "S": found["block_11/attn_logits"],
+            "S": outputs["block_11/attn_logits"],
             "loss": objective.loss(params, {}, {}, batch, KEY)[0],
             "raw_loss": raw.loss(params, {}, {}, batch, KEY)[0],
         }
@@ -250,19 +250,19 @@ def test_prediction_pictures(small):
     objective, params, batch = small
     image = 3 + 2 * batch["image"]
     batch = {"image": image, "index": jnp.array([5, 6, 7, 8])}
-    found = compiled(objective, "predict")(params, {}, batch)
-    is_masked = (layers.patchify(found["masked"], 4) == 0).all(axis=-1)
+    outputs = compiled(objective, "predict")(params, {}, batch)
+    is_masked = (layers.patchify(outputs["masked"], 4) == 0).all(axis=-1)
     assert (is_masked.sum(axis=1) == 12).all()
     original = layers.patchify(image, 4)
-    pictured = layers.patchify(found["reconstruction"], 4)
+    pictured = layers.patchify(outputs["reconstruction"], 4)
     np.testing.assert_array_equal(pictured[~is_masked], original[~is_masked])
-    masked = layers.patchify(found["masked"], 4)
+    masked = layers.patchify(outputs["masked"], 4)
     np.testing.assert_array_equal(masked[~is_masked], original[~is_masked])
     # De-normalised predictions, normalised again, have the error of the loss.
     deviation = np.sqrt(np.var(original, -1, ddof=1, keepdims=True) + 1e-6)
     error = np.square((pictured - original) / deviation).mean(-1)
     expected = error.sum(axis=1) / 12
-    np.testing.assert_allclose(found["mae_loss"], expected, rtol=1e-4)
+    np.testing.assert_allclose(outputs["mae_loss"], expected, rtol=1e-4)
 
 
 def test_prediction_masks_follow_the_index(small):

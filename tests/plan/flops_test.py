@@ -43,13 +43,13 @@ def test_a_convolution_costs_its_kernel_at_every_output():
             x, kernel, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    found = flops.count(patches, shape(2, 16, 16, 3), shape(4, 4, 3, 24))
-    assert found == 2 * (2 * 4 * 4 * 24) * (4 * 4 * 3)
+    counted = flops.count(patches, shape(2, 16, 16, 3), shape(4, 4, 3, 24))
+    assert counted == 2 * (2 * 4 * 4 * 24) * (4 * 4 * 3)
 
 
 def test_batched_products_are_counted_as_often():
     def attend(q, k):
         return jnp.einsum("bqhd,bkhd->bhqk", q, k)
 
-    found = flops.count(attend, shape(2, 5, 3, 8), shape(2, 7, 3, 8))
-    assert found == 2 * 2 * 3 * 5 * 7 * 8
+    counted = flops.count(attend, shape(2, 5, 3, 8), shape(2, 7, 3, 8))
+    assert counted == 2 * 2 * 3 * 5 * 7 * 8

@@ -74,35 +74,35 @@ def module():
 
 
 def test_collectives_of_a_step_are_counted_through_loops_and_fusions(module):
-    found = module.collectives()
+    kinds = module.collectives()
     # Of a tuple, and inside a fusion; not with itself alone, nor at some steps only.
-    assert (found["all-reduce"].count, found["all-reduce"].bytes) == (2, 80 + 256)
-    assert found["all-reduce"].wire_bytes == 2 * 7 / 8 * 80 + 2 * 3 / 4 * 256
-    gathered = found["all-gather"]
+    assert (kinds["all-reduce"].count, kinds["all-reduce"].bytes) == (2, 80 + 256)
+    assert kinds["all-reduce"].wire_bytes == 2 * 7 / 8 * 80 + 2 * 3 / 4 * 256
+    gathered = kinds["all-gather"]
     assert (gathered.count, gathered.bytes, gathered.wire_bytes) == (1, 160, 120)
-    moved = found["collective-permute"]  # five times around
+    moved = kinds["collective-permute"]  # five times around
     assert (moved.count, moved.bytes, moved.wire_bytes) == (5, 5 * 512, 5 * 512)
-    assert len(found) == 3
+    assert len(kinds) == 3
 
 
 def test_those_of_a_branch_are_told_apart(module):
-    found = module.collectives(sometimes=True)
-    assert found.keys() == {"all-reduce"}
-    assert (found["all-reduce"].count, found["all-reduce"].bytes) == (1, 64)
+    kinds = module.collectives(sometimes=True)
+    assert kinds.keys() == {"all-reduce"}
+    assert (kinds["all-reduce"].count, kinds["all-reduce"].bytes) == (1, 64)
 
 
 @pytest.mark.parametrize(
-    ("said", "limit", "expected"),
+    ("recorded", "limit", "expected"),
     [
         ('backend_config={"known_trip_count":{"n":"3"}}', "s32[] add(%i.1)", 3),
         ("", "s32[] add(%i.1)", 9),
         ("", "pred[2]{0} constant({false, true})", 9),
     ],
-    ids=["told", "not told", "no number"],
+    ids=["recorded", "not recorded", "no number"],
 )
-def test_trips_of_a_loop_are_those_told_else_those_given(said, limit, expected):
+def test_trips_of_a_loop_are_those_recorded_else_those_given(recorded, limit, expected):
     text = TEXT.replace("%limit = s32[] constant(5)", f"%limit = {limit}")
-    text = text.replace("body=%body", f"body=%body, {said}")
+    text = text.replace("body=%body", f"body=%body, {recorded}")
     moved = hlo.Module(text, trips=9).collectives()["collective-permute"]
     assert moved.count == expected
 

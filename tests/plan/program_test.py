@@ -27,9 +27,9 @@ def config(name, **changes):
         "objective__teacher__depth": 1,
         "objective__teacher__patch_size": 2,
     }
-    made = jobs.tiny(name, teacher="nowhere", **teacher, **changes)
-    made.teacher = None
-    return made
+    planned_config = jobs.tiny(name, teacher="nowhere", **teacher, **changes)
+    planned_config.teacher = None
+    return planned_config
 
 
 @functools.cache
@@ -43,8 +43,8 @@ def compiled(name):
     """(planned, compiled program, report)."""
     run = planned(name)
     executable, seconds = program.compile_step(run)
-    found = report.design(run) | report.compiled(run, executable, seconds)
-    return run, executable, found
+    numbers = report.design(run) | report.compiled(run, executable, seconds)
+    return run, executable, numbers
 
 
 @pytest.fixture(params=RECIPES)
@@ -64,19 +64,19 @@ def test_slices_are_planned_by_the_memory_of_the_target(monkeypatch):
 
 
 def test_the_old_state_gives_its_memory_to_the_new_one(recipe):
-    run, executable, found = recipe
+    run, executable, numbers = recipe
     state = run.design.state
     leaves = jax.tree.leaves(state)
     # Every array of the state is updated in place, or handed through.
-    assert found["aliased_outputs"] == len(leaves)
-    assert found["memory"]["aliased"] >= found["state_bytes_per_chip"]
+    assert numbers["aliased_outputs"] == len(leaves)
+    assert numbers["memory"]["aliased"] >= numbers["state_bytes_per_chip"]
     assert "input_output_alias" in executable.as_text().partition("\n")[0]
 
 
 def test_memory_is_the_state_the_batch_and_what_the_step_leaves_behind(recipe):
-    _, _, found = recipe
-    memory = found["memory"]
-    assert found["state_bytes_per_chip"] < memory["needed"] < memory["available"]
+    _, _, numbers = recipe
+    memory = numbers["memory"]
+    assert numbers["state_bytes_per_chip"] < memory["needed"] < memory["available"]
     assert memory["fits"] and memory["available"] == 15.75 * 2**30
     assert memory["needed"] == (
         memory["arguments"]
@@ -89,15 +89,15 @@ def test_memory_is_the_state_the_batch_and_what_the_step_leaves_behind(recipe):
 
 @pytest.mark.parametrize("name", ["mae_tiny", "mae_tiny_distill"])
 def test_what_is_summed_over_chips_is_the_gradient(name):
-    found = compiled(name)[2]
-    summed = found["collectives"]["all-reduce"]["bytes"]
-    assert summed == pytest.approx(found["gradient_bytes"], rel=0.1)
+    numbers = compiled(name)[2]
+    summed = numbers["collectives"]["all-reduce"]["bytes"]
+    assert summed == pytest.approx(numbers["gradient_bytes"], rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["mae_tiny", "mae_tiny_distill"])
 def test_no_activation_of_mae_moves_between_chips(name):
-    found = compiled(name)[2]
-    assert found["collectives"].keys() == {"all-reduce"}
+    numbers = compiled(name)[2]
+    assert numbers["collectives"].keys() == {"all-reduce"}
 
 
 @pytest.mark.parametrize("name", ["mae_tiny", "mae_tiny_distill"])
@@ -136,9 +136,9 @@ def test_programs_for_devices_that_are_not_here_are_not_cached(tmp_path):
 
 
 def test_contrastive_negatives_are_gathered_from_all_chips():
-    run, _, found = compiled("mocov3_tiny")
-    moved = found["collectives"]
-    assert moved["all-reduce"]["bytes"] >= found["gradient_bytes"]
+    run, _, numbers = compiled("mocov3_tiny")
+    moved = numbers["collectives"]
+    assert moved["all-reduce"]["bytes"] >= numbers["gradient_bytes"]
     batch, width = run.config.batch_size, run.config.objective.embed_dim
     assert moved["all-gather"]["bytes"] >= batch * width * 2  # bfloat16, at least once
 
@@ -164,24 +164,26 @@ def test_a_split_state_takes_less_of_each_chip_and_is_gathered():
 def test_a_chip_that_is_too_small_gets_a_setting_that_fits(monkeypatch):
     """On this machine's CPUs, as if they had less memory than the step takes."""
     target = topology.find("cpu-2")
-    made = config("mae_tiny", batch_size=64)
-    found = job.run(made, target)
-    assert found["memory"]["fits"] and "advice" not in found
-    need, state = found["memory"]["needed"], found["state_bytes_per_chip"]
+    planned_config = config("mae_tiny", batch_size=64)
+    numbers = job.run(planned_config, target)
+    assert numbers["memory"]["fits"] and "advice" not in numbers
+    need, state = numbers["memory"]["needed"], numbers["state_bytes_per_chip"]
     small = topology.Chip("small", state + (need - state) * 0.7, 0.0, 0.0, 0.0)
     monkeypatch.setattr(topology, "_this_machine", lambda count: small)
-    found = job.run(made, topology.find("cpu-2"))
-    assert not found["memory"]["fits"]
-    *_, last = found["advice"]
+    numbers = job.run(planned_config, topology.find("cpu-2"))
+    assert not numbers["memory"]["fits"]
+    *_, last = numbers["advice"]
     images = re.fullmatch(r"--config.microbatch=(\d+) fits: .* as compiled", last)
-    assert images, found["advice"]
-    made.microbatch = images[1]
-    assert job.run(made, topology.find("cpu-2"))["memory"]["fits"]
+    assert images, numbers["advice"]
+    planned_config.microbatch = images[1]
+    assert job.run(planned_config, topology.find("cpu-2"))["memory"]["fits"]
 
 
 def test_what_the_compiler_says_of_too_little_memory_is_understood():
-    said = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 31.50G of "
-    said += "15.75G hbm. Exceeded hbm capacity by 15.75G."
-    memory = job._refused(said, topology.find("v5e-8"))
+    refusal = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 31.50G of "
+    )
+    refusal += "15.75G hbm. Exceeded hbm capacity by 15.75G."
+    memory = job._refused(refusal, topology.find("v5e-8"))
     assert memory["needed"] == 31.5 * 2**30 and not memory["fits"]
     assert memory["available"] == 15.75 * 2**30

@@ -42,22 +42,22 @@ def run(*arguments):
 def test_a_plan_is_printed_and_written_and_no_run_is_begun(tmp_path, capsys):
     arguments = (f"{MAE}:smoke", *SMALL, "--plan=cpu-4", "--plan_out=plan.json")
     assert run(*arguments) == 0
-    said = capsys.readouterr().out
-    found = json.loads((tmp_path / "plan.json").read_text())
+    output = capsys.readouterr().out
+    numbers = json.loads((tmp_path / "plan.json").read_text())
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
-    assert "mae_tiny-digits-smoke on cpu-4: 4 x CPU, mesh data=4 x fsdp=1" in said
-    assert found["mesh"] == {"data": 4, "fsdp": 1}
-    assert (found["batch_size"], found["batch_per_chip"]) == (32, 8)
-    assert found["lr_peak"] == pytest.approx(found["lr_base"] * 32 / 256)
-    assert (found["total_steps"], found["estimate"]) == (6, None)
-    assert "6 = 0.1335 epochs of 44.9, warm-up" in said and "no peak rates" in said
-    state = found["state_bytes_per_chip"]
-    assert found["checkpoint_bytes"] == state  # one mesh axis: all on each device
-    assert found["flops"] > 0
-    summed = found["collectives"]["all-reduce"]["bytes"]
-    assert summed == pytest.approx(found["gradient_bytes"], rel=0.1)
+    assert "mae_tiny-digits-smoke on cpu-4: 4 x CPU, mesh data=4 x fsdp=1" in output
+    assert numbers["mesh"] == {"data": 4, "fsdp": 1}
+    assert (numbers["batch_size"], numbers["batch_per_chip"]) == (32, 8)
+    assert numbers["lr_peak"] == pytest.approx(numbers["lr_base"] * 32 / 256)
+    assert (numbers["total_steps"], numbers["estimate"]) == (6, None)
+    assert "6 = 0.1335 epochs of 44.9, warm-up" in output and "no peak rates" in output
+    state = numbers["state_bytes_per_chip"]
+    assert numbers["checkpoint_bytes"] == state  # one mesh axis: all on each device
+    assert numbers["flops"] > 0
+    summed = numbers["collectives"]["all-reduce"]["bytes"]
+    assert summed == pytest.approx(numbers["gradient_bytes"], rel=0.1)
     # Health has collectives of its own, in a branch that logged steps alone take.
-    assert found["collectives_at_logged_steps"]["all-reduce"]["count"]
+    assert numbers["collectives_at_logged_steps"]["all-reduce"]["count"]
 
 
 def test_epochs_of_whole_batches_are_named_beside_passes():

@@ -25,7 +25,7 @@ def noisy(shapes, seed=0):
     }
 
 
-def made(kind, size=(16, 16)):
+def model_of(kind, size=(16, 16)):
     """A small model with random parameters: 'tokens', 'avg' or 'cls'."""
     block = {**SIZES, "pos_embed": "sincos" if kind == "tokens" else "learned"}
     encoder = vit.make_encoder(**block, final_norm=kind != "avg")
@@ -48,19 +48,19 @@ def decoder_of(width=24):
 @pytest.mark.parametrize("what", ["tokens", "avg", "cls"])
 @pytest.mark.parametrize("kind", ["timm", "vitdet", "mmseg", "onnx", "stablehlo"])
 def test_a_written_file_computes_what_its_source_does(kind, what):
-    model = made(what)
+    model = model_of(what)
     written = export.write(model, kind, decoder={})
-    found = export.compare(model, written.data, kind)
+    difference = export.compare(model, written.data, kind)
     shapes = {"tokens": (2, 17, 24), "avg": (2, 10), "cls": (2, 10)}
     backbone = kind in ("vitdet", "mmseg")
-    assert found.shape == (shapes["tokens"] if backbone else shapes[what])
-    assert found.scale > 0.5
-    assert found.largest < TOLERANCE
+    assert difference.shape == (shapes["tokens"] if backbone else shapes[what])
+    assert difference.scale > 0.5
+    assert difference.largest < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["timm", "vitdet", "mmseg"])
 def test_a_file_with_one_wrong_array_is_noticed(kind):
-    model = made("tokens")
+    model = model_of("tokens")
     data = export.write(model, kind, decoder={}).data
     arrays, about = safetensors.load(data)
     assert len(arrays) > 25
@@ -76,7 +76,7 @@ def test_a_file_with_one_wrong_array_is_noticed(kind):
 
 
 def test_values_for_queries_or_another_number_of_heads_are_noticed():
-    model = made("tokens")
+    model = model_of("tokens")
     data = export.write(model, "timm", decoder={}).data
     arrays, about = safetensors.load(data)
     name = "blocks.1.attn.qkv.weight"
@@ -144,7 +144,7 @@ ffn.layers.1.weight ln1.bias ln1.weight ln2.bias ln2.weight"""
 
 
 def test_names_of_an_mmsegmentation_backbone():
-    layout = layouts.mmseg(made("cls"), decoder_of())
+    layout = layouts.mmseg(model_of("cls"), decoder_of())
     names = {f"layers.{i}.{name}" for i in range(2) for name in BLOCK.split()}
     names |= {"patch_embed.projection.weight", "patch_embed.projection.bias"}
     names |= {"cls_token", "pos_embed", "ln1.weight", "ln1.bias"}
@@ -155,7 +155,7 @@ def test_names_of_an_mmsegmentation_backbone():
 
 
 def test_names_of_a_vitdet_backbone():
-    model = made("avg")
+    model = model_of("avg")
     layout = layouts.vitdet(model, {})
     kept = set(layouts.timm(model, {}).arrays) - {"cls_token"}
     kept = {name for name in kept if not name.startswith(("head", "fc_norm"))}
@@ -168,14 +168,14 @@ def test_names_of_a_vitdet_backbone():
 
 
 def test_a_mae_file_has_the_decoder_and_its_position_table():
-    arrays = layouts.mae(made("tokens"), decoder_of()).arrays
+    arrays = layouts.mae(model_of("tokens"), decoder_of()).arrays
     assert arrays["decoder_embed.weight"].shape == (8, 24)
     want = layers.sincos_table((4, 4), 8, "sincos")[None]
     np.testing.assert_array_equal(arrays["decoder_pos_embed"], want)
 
 
 def test_arrays_lie_aligned_in_the_file_and_the_header_tells_what_shapes_do_not():
-    model = made("cls", size=(16, 24))
+    model = model_of("cls", size=(16, 24))
     data = export.write(model, "timm", decoder={}).data
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -189,7 +189,7 @@ def test_arrays_lie_aligned_in_the_file_and_the_header_tells_what_shapes_do_not(
 
 
 def test_onnx_and_stablehlo_take_any_batch():
-    model = made("avg", size=(16, 24))
+    model = model_of("avg", size=(16, 24))
     image = models.fixed_images(model, count=3)
     for kind in ("onnx", "stablehlo"):
         call = export.call(model, export.write(model, kind, decoder={}).data, kind)
@@ -201,7 +201,7 @@ def test_onnx_and_stablehlo_take_any_batch():
 
 def test_an_onnx_file_names_its_opset_inputs_and_metadata():
     onnx = pytest.importorskip("onnx")
-    data = export.write(made("cls"), "onnx", decoder={}).data
+    data = export.write(model_of("cls"), "onnx", decoder={}).data
     proto = onnx.load_model_from_string(data)
     assert [entry.version for entry in proto.opset_import] == [17]
     shape = proto.graph.input[0].type.tensor_type.shape.dim
@@ -214,18 +214,18 @@ def test_an_onnx_file_names_its_opset_inputs_and_metadata():
 
 
 def test_resizing_to_the_same_grid_changes_nothing_and_to_another_keeps_cls():
-    model = made("cls")
+    model = model_of("cls")
     assert model.resized((16, 16)).pos_table is model.pos_table
     other = model.resized((32, 16))
     assert other.pos_table.shape == (1, 33, 24) and other.grid == (8, 4)
     np.testing.assert_array_equal(other.pos_table[:, 0], model.pos_table[:, 0])
-    fixed = made("tokens").resized((32, 16))
+    fixed = model_of("tokens").resized((32, 16))
     want = layers.sincos_table((8, 4), 24, "sincos")[None]
     np.testing.assert_array_equal(fixed.pos_table, want)
 
 
 def test_without_its_classifier_a_model_gives_what_the_classifier_reads():
-    model = made("avg")
+    model = model_of("avg")
     part = model.without_classifier()
     assert part.output == "features" and part.num_classes == 0
     image = models.fixed_images(model)
@@ -234,12 +234,12 @@ def test_without_its_classifier_a_model_gives_what_the_classifier_reads():
     np.testing.assert_allclose(logits, model.apply(image), atol=1e-5)
     data = export.write(part, "timm", decoder={}).data
     assert export.compare(part, data, "timm").largest < TOLERANCE
-    assert made("cls").without_classifier().output == "tokens"
+    assert model_of("cls").without_classifier().output == "tokens"
 
 
 def test_mistakes_are_named():
-    model = made("tokens")
-    wide = made("tokens", size=(16, 24))
+    model = model_of("tokens")
+    wide = model_of("tokens", size=(16, 24))
     with pytest.raises(ValueError, match="format 'tim' unknown; did you mean timm"):
         export.write(model, "tim", decoder={})
     with pytest.raises(ValueError, match="'mae' holds a decoder, and the source has"):
@@ -250,7 +250,7 @@ def test_mistakes_are_named():
 
 
 def test_parameters_that_do_not_fit_are_listed():
-    params = dict(made("tokens").params)
+    params = dict(model_of("tokens").params)
     params["encoder/rel_pos"] = np.zeros(3, np.float32)
     params["head/fc_dist/bias"] = np.zeros(3, np.float32)
     del params["encoder/cls_token"]
@@ -267,7 +267,7 @@ def test_parameters_that_do_not_fit_are_listed():
 
 def test_a_model_too_large_for_onnx_is_refused_before_it_is_written():
     zeros = np.broadcast_to(np.float32(0), (2**30,))
-    huge = models.Model({"x": zeros}, made("tokens").encoder, (16, 16), 3, None)
+    huge = models.Model({"x": zeros}, model_of("tokens").encoder, (16, 16), 3, None)
     with pytest.raises(ValueError, match=r"are 4.0 GiB, an ONNX file holds 2 GiB"):
         onnx_graph.write(huge, {})
 
@@ -281,4 +281,4 @@ def test_a_missing_package_is_named_with_its_extra(kind, monkeypatch):
     with pytest.raises(
         ModuleNotFoundError, match=r"package '(onnx|flatbuffers)'.*\[export\]"
     ):
-        export.write(made("tokens"), kind, decoder={})
+        export.write(model_of("tokens"), kind, decoder={})
