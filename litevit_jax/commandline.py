@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from litevit_jax import choices, exits, recipes
+from litevit_jax import choices, exits, preemption, recipes
 
 EXIT_USAGE = exits.USAGE
 
@@ -64,7 +64,7 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     asked = [a for a in argv[1:] if a.startswith("-") and a.lstrip("-") in _HELP]
     argv = [a for a in argv if a not in asked]
     if asked and _config_argument(argv) is None:
-        print(_help())
+        preemption.say(_help(), sys.stdout)
         raise SystemExit(0)
     rest, wrong = argv, _wrong_arguments(argv)
     if wrong is None:
@@ -79,7 +79,7 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     if wrong is not None:
         raise SystemExit(usage(wrong))
     if asked:
-        print(_recipe_help(argv, values["config"].value))
+        preemption.say(_recipe_help(argv, values["config"].value), sys.stdout)
         raise SystemExit(0)
     return rest
 

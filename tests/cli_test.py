@@ -651,6 +651,20 @@ def test_help_answers_without_loading_jax_tensorflow_or_torch():
     assert loaded.isdisjoint({"tensorflow", "torch", "jax", "grain", "flax"})
 
 
+def test_help_may_be_cut_off_by_its_reader():
+    """As `python main.py --help | head` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "main.py", "--help"],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_names_are_shown_beside_numbers_but_tables_are_not(monkeypatch, capsys):
     last: dict = {
         "step": 0,
