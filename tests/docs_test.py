@@ -6,6 +6,8 @@ import importlib.util
 import os
 import pathlib
 import re
+import shutil
+import subprocess
 import tomllib
 
 import pytest
@@ -217,3 +219,38 @@ def test_the_site_is_built_with_the_tools_that_its_extra_names():
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pinned)
     tools = {re.match(r"[\w-]+", requirement)[0] for requirement in wanted}
     assert tools <= {line.partition("==")[0] for line in pinned}
+
+
+# Stands in for Python: makes environments with itself inside, and notes what it runs.
+PYTHON = """#!/bin/sh
+case "$*" in
+  "-c "*) ;;
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  *) echo "$*" >>calls; case "$*" in *" pip "*) exit "$OFFLINE" ;; esac ;;
+esac
+"""
+
+
+def test_the_site_is_built_in_an_environment_that_is_made_once(tmp_path):
+    (tmp_path / "constraints").mkdir()
+    for name in ("Makefile", "constraints/docs.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    calls = []
+    for offline in ("1", "0", "0"):
+        done = subprocess.run(
+            ["make", "docs", "PYTHON=./python"],
+            cwd=tmp_path,
+            env=os.environ | {"OFFLINE": offline},
+            capture_output=True,
+            text=True,
+        )
+        assert bool(done.returncode) == (offline == "1")
+        clear = "make docs: could not install the packages in constraints/docs.txt"
+        assert (clear in done.stderr) == (offline == "1")
+        words = [x.split() for x in (tmp_path / "calls").read_text().splitlines()]
+        calls.append(["install" if "pip" in x else " ".join(x) for x in words])
+        (tmp_path / "calls").unlink()
+    build = "-m mkdocs build"
+    assert calls == [["install"], ["install", build], [build]]
