@@ -17,8 +17,7 @@ import pytest
 
 from litevit_jax import checkpoint, sharding, trees
 from litevit_jax.train import state as states
-from litevit_jax.warm_start import fill as fill_module
-from litevit_jax.warm_start import read
+from litevit_jax.warm_start import fill, read
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -303,13 +302,13 @@ def test_reading_damaged_parameters_is_refused(copy):
 OURS = {"encoder": {"w": np.zeros((2, 3), np.float32)}, "head": {"b": np.zeros(4)}}
 
 
-def fill(found, load=("encoder/.*",), skip=()):
-    return fill_module.fill_leaves(OURS, found, load=load, skip=skip)
+def filled(found, load=("encoder/.*",), skip=()):
+    return fill.fill_leaves(OURS, found, load=load, skip=skip)
 
 
 def test_what_is_asked_for_is_filled_and_nothing_else():
     found = {"encoder/w": np.ones((2, 3)), "decoder/x": np.ones(1)}
-    got = fill(found, skip=("decoder/.*",))
+    got = filled(found, skip=("decoder/.*",))
     assert (got["encoder"]["w"] == 1).all()
     assert got["encoder"]["w"].dtype == np.float32
     assert (got["head"]["b"] == 0).all()
@@ -329,7 +328,7 @@ def test_what_is_asked_for_is_filled_and_nothing_else():
 )
 def test_what_does_not_fit_is_refused_both_ways(found, message):
     with pytest.raises(ValueError, match=r"(?s)1 differences.*" + message):
-        fill(found)
+        filled(found)
 
 
 def test_a_full_disk_is_one_message_with_what_is_saved_and_what_to_do(saved):

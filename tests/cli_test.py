@@ -19,8 +19,7 @@ from litevit_jax import cli, commandline, distributed, recipes
 from litevit_jax.configs import common, mae_tiny
 from litevit_jax.data.sources import tfds
 from litevit_jax.distributed import detect
-from litevit_jax.jobs import analyse as analyses
-from litevit_jax.jobs import convert, evaluate, train, transfer
+from litevit_jax.jobs import analyse, convert, evaluate, train, transfer
 from litevit_jax.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -508,7 +507,7 @@ def test_the_last_lines_of_a_job_are_the_commands_that_come_next(
     monkeypatch.setattr(evaluate, "run", lambda *_: {})
     final = pathlib.Path("w/final/p")
     monkeypatch.setattr(transfer, "run", lambda *_: transfer.Outcome("", final=final))
-    monkeypatch.setattr(analyses, "run", lambda *_: analyses.Outcome("the report"))
+    monkeypatch.setattr(analyse, "run", lambda *_: analyse.Outcome("the report"))
     monkeypatch.setattr(convert, "run", lambda *_: "the table")
     recipe, *rest = command.split()
     workdir = () if recipe == "convert" else ("--workdir=w",)

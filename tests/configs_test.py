@@ -16,7 +16,7 @@ from litevit_jax import checkpoint, cli, sharding
 from litevit_jax.configs import common
 from litevit_jax.data import splits
 from litevit_jax.jobs import train
-from litevit_jax.warm_start import read as read_module
+from litevit_jax.warm_start import read
 from tests import jobs
 
 pytestmark = pytest.mark.usefixtures("shared_designs")
@@ -71,7 +71,7 @@ def test_the_package_reads_only_fields_that_recipes_declare(path):
     for job in ("analysis", "convert", "evaluate", "layer_study", "transfer"):
         declared |= set(module(job).get_config())
     methods = set(dir(ConfigDict())) - {"get"}
-    wrong = [read for read in reads(path) if read[1] not in declared | methods]
+    wrong = [field for field in reads(path) if field[1] not in declared | methods]
     assert not wrong
 
 
@@ -257,7 +257,7 @@ def test_every_field_can_be_overridden_from_the_command_line(name):
 
 
 def params(workdir, step):
-    return read_module.read_params(str(workdir / "checkpoints" / str(step))).params
+    return read.read_params(str(workdir / "checkpoints" / str(step))).params
 
 
 def same(one, other):

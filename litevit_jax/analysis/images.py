@@ -9,8 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from litevit_jax.analysis import models
-from litevit_jax.data import pipeline, settings, splits, subsets
-from litevit_jax.data import transforms as data_ops
+from litevit_jax.data import pipeline, settings, splits, subsets, transforms
 from litevit_jax.train import resolve
 from litevit_jax.warm_start import match
 
@@ -133,7 +132,7 @@ def _stream(
 ) -> pipeline.Stream:
     return pipeline.eval_batches(
         source,
-        data_ops.eval_ops(**settings.image_settings(block)),
+        transforms.eval_ops(**settings.image_settings(block)),
         batch_size=config.batch_size,
         workers=block["workers"],
         threads=block["threads"],

@@ -10,8 +10,15 @@ from absl import logging
 from jax.sharding import Mesh
 
 from litevit_jax import choices, distributed, paths, registry, terminal
-from litevit_jax.data import cache, levels, pipeline, settings, subsets, survey
-from litevit_jax.data import transforms as data_ops
+from litevit_jax.data import (
+    cache,
+    levels,
+    pipeline,
+    settings,
+    subsets,
+    survey,
+    transforms,
+)
 from litevit_jax.data.sources import base as sources_base
 
 # Fields that select examples, with defaults; the others set how they are read.
@@ -255,7 +262,7 @@ def evaluation_batches(data: Any, batch_size: int, mesh: Mesh) -> Callable[..., 
     many = min(batch_size, 256) // rows if distributed.process_count() == 1 else 1
     return functools.partial(
         pipeline.eval_batches,
-        transform=data_ops.eval_ops(**settings.image_settings(data)),
+        transform=transforms.eval_ops(**settings.image_settings(data)),
         batch_size=rows * max(many, 1),
         process_index=distributed.process_index(),
         process_count=distributed.process_count(),

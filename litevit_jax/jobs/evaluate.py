@@ -88,9 +88,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     complete = _from_run if "data" in loaded.config else _from_file
     known = complete(config, loaded)
     _take_asked(config, asked)
-    view = images.of(f"--config.init={config.init}", loaded)
+    view = images.spec_of(f"--config.init={config.init}", loaded)
     images.take(config, view)
-    images.take_default(config)
+    images.take_fallback(config)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, mesh)
     source = _source(config)
@@ -123,7 +123,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     workdirs.open_run(workdir, plain)
     notes = [
         *images.which_encoder(config, loaded),
-        *images.lines(config, [view]),
+        *images.notes(config, [view]),
         *images.which_parameters(config, loaded),
         *eval_setup.notes(evaluators),
     ]

@@ -279,7 +279,7 @@ class Study:
                     "images, above 0 and at most 1"
                 )
         probe = resolve.changed(self._config, {})
-        images.settle(probe, start.inherit(probe), None)
+        images.settle(probe, start.init_checkpoint(probe), None)
         fields = {"data": probe.data, "augment": probe.augment}
         self._config = resolve.changed(self._config, fields)
         block = resolve.without_none(probe.objective.encoder.to_dict())

@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from litevit_jax import choices, paths, terminal, trees
-from litevit_jax.data import splits as inputs
+from litevit_jax.data import splits
 from litevit_jax.jobs import ledger, summary, train
 from litevit_jax.train import resolve
 from litevit_jax.train import workdir as workdirs
@@ -212,7 +212,7 @@ class Sweep:
             return
         same = _names(other.eval_split) & _names(data.eval_split)
         prints = {
-            inputs.open_split(block, "eval").fingerprint() for block in (data, other)
+            splits.open_split(block, "eval").fingerprint() for block in (data, other)
         }
         if same or len(prints) == 1:
             raise ValueError(
@@ -248,9 +248,9 @@ def _select(sweep: ConfigDict) -> dict[str, Any]:
     return {"data.holdout.eval": sweep.holdout}
 
 
-def _names(splits: str) -> set[str]:
+def _names(text: str) -> set[str]:
     """Names of the splits in 'a[:50%]+b'."""
-    return {part.partition("[")[0].strip() for part in splits.split("+")}
+    return {part.partition("[")[0].strip() for part in text.split("+")}
 
 
 def _validation(title: str) -> str:

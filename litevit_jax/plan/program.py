@@ -14,8 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import sharding
-from litevit_jax.data import settings
-from litevit_jax.data import transforms as data_ops
+from litevit_jax.data import settings, transforms
 from litevit_jax.plan import examples, flops, topology
 from litevit_jax.train import build, resolve
 from litevit_jax.warm_start import images, read, start
@@ -63,9 +62,9 @@ def plan(config: ConfigDict, target: topology.Target) -> Planned:
         # 'auto' would look at this process's own devices, which are CPUs.
         resolve.assign(config.objective, {"dtype": "bfloat16"})
     mesh = sharding.make_mesh(**config.mesh, devices=topology.devices(target))
-    images.settle(config, start.inherit(config), _teach(config))
+    images.settle(config, start.init_checkpoint(config), _teach(config))
     source, origin = examples.source(config.data)
-    data_ops.train_ops(**settings.image_settings(config.data))
+    transforms.train_ops(**settings.image_settings(config.data))
     design = build.build_step(config, mesh, source, target.chip.hbm)
     return Planned(config, target, mesh, design, origin)
 
@@ -74,10 +73,10 @@ def _teach(config: ConfigDict) -> read.Checkpoint | None:
     """Reads the named teacher; without one, its block must give its sizes."""
     block = config.objective.get("teacher")
     if block is None or config.teacher:
-        return start.read_teacher(config)
+        return start.teacher_checkpoint(config)
     if not (block.get("variant") or block.get("width")):
         raise ValueError(
-            f"{start.teacher_missing(config)}; for a plan its size is enough, as in "
+            f"{start.teacher_missing_error(config)}; for a plan its size is enough, as in "
             "--config.objective.teacher.variant=large"
         )
     return None

@@ -1,1 +1,1 @@
-"""What a run takes from another one: encoder, images, parameters, a teacher."""
+"""Reads what a run takes from another: encoder, images, parameters, a teacher."""

@@ -16,122 +16,157 @@ from litevit_jax.warm_start import images, match, read
 from litevit_jax.weights import positions
 
 
-def check(params: Any, loaded: Any, config: ConfigDict) -> None:
-    """Refuses an `init` that computes another function or does not fit `params`."""
+def check(params: Any, loaded: read.Checkpoint | None, config: ConfigDict) -> None:
+    """Raises ValueError if `init` computes another function or does not fit."""
     if loaded is None:
         return
-    theirs = read.encoder_of(loaded.config)
-    check_heads("init", config.init, config.objective.encoder, theirs)
-    ours, table = config.objective.encoder.pos_embed, theirs.get("pos_embed")
-    if not match.agree("pos_embed", ours, table):
+    block = config.objective.encoder
+    checkpoint_block = read.encoder_of(loaded.config)
+    check_heads("init", config.init, block, checkpoint_block)
+    table = checkpoint_block.get("pos_embed")
+    if not match.agree("pos_embed", block.pos_embed, table):
         raise ValueError(
             f"{config.init}: the checkpoint's encoder has pos_embed={table}, "
-            f"objective.encoder has {ours}; give --config.objective.encoder.pos_embed="
-            f"{table}"
+            f"objective.encoder has {block.pos_embed}; give "
+            f"--config.objective.encoder.pos_embed={table}"
         )
     fill_params(params, loaded, config)
 
 
-def check_heads(flag: str, where: str, block: ConfigDict, theirs: dict) -> None:
-    name = read.block_of(flag)
+def check_heads(
+    flag: str, path: str, block: ConfigDict, checkpoint_block: dict[str, Any]
+) -> None:
+    """Raises ValueError if a checkpoint's encoder has another number of heads.
+
+    Args:
+      flag: 'init' or 'teacher', which names the checkpoint.
+      path: of the checkpoint.
+      block: the encoder in the config.
+      checkpoint_block: the encoder in the checkpoint's config.
+    """
     try:
-        ours, given = (images.encoder(x).num_heads for x in (block, theirs))
+        heads = images.encoder(block).num_heads
+        checkpoint_heads = images.encoder(checkpoint_block).num_heads
     except TypeError:  # a field that encoders do not have: the objective names it
         return
-    if ours != given:
+    if heads != checkpoint_heads:
         raise ValueError(
-            f"{where}: the checkpoint's encoder has {given} heads, {name} has {ours}; "
-            "the shapes agree but the function does not: leave num_heads out to take "
-            "the checkpoint's"
+            f"{path}: the checkpoint's encoder has {checkpoint_heads} heads, "
+            f"{read.block_of(flag)} has {heads}; the shapes agree but the function "
+            "does not: leave num_heads out to take the checkpoint's"
         )
 
 
 def fill_params(params: Any, loaded: read.Checkpoint, config: ConfigDict) -> Any:
-    """`params` with those that `init_load` names replaced by `init`'s.
+    """Replaces the leaves of `params` that `init_load` names by those of `init`.
 
-    Those of `init_load_if_there` are replaced if the checkpoint has them.
+    Leaves that `init_load_if_there` names are replaced if the checkpoint has them.
+
+    Raises:
+      ValueError: the checkpoint does not fit.
     """
     try:
-        found = _with_positions(params, loaded, config, config.objective.encoder)
-        found = match.rename(found, config.init_rename)
+        arrays = match_positions(params, loaded, config, config.objective.encoder)
+        arrays = match.rename_params(arrays, config.init_rename)
         optional = [
             re.escape(name)
-            for name in found
+            for name in arrays
             if any(re.fullmatch(p, name) for p in config.init_load_if_there)
         ]
         load = (*config.init_load, *optional)
         names = match.classes_of(config)
-        _check_meaning(match.taken(params, found, load), loaded, config, names)
-        return fill_leaves(params, found, load=load, skip=config.init_skip)
+        _check_meaning(match.shapes(params, arrays, load), loaded, config, names)
+        return fill_leaves(params, arrays, load=load, skip=config.init_skip)
     except ValueError as error:
-        text = f"{error}{match.about_norm(loaded.params, str(error))}"
+        text = f"{error}{match.norm_advice(loaded.params, str(error))}"
         raise ValueError(f"--config.init={config.init}: {text}") from None
 
 
 def fill_all(shapes: Any, loaded: read.Checkpoint, config: ConfigDict) -> Any:
-    """Every leaf of `shapes`, on the host, from `init`; none of it may stay unused."""
+    """Fills every leaf of `shapes`, on the host, from `init`.
+
+    Raises:
+      ValueError: a leaf is missing or does not fit, or an array of the checkpoint
+        stays unused (one of a decoder may).
+    """
     try:
-        found = _with_positions(shapes, loaded, config, config.objective.encoder)
-        known = match.classes_of(loaded.config)  # data have their own: `evaluation`
-        _check_meaning(match.taken(shapes, found, (".*",)), loaded, config, known)
-        return fill_leaves(shapes, found, load=(".*",), skip=("decoder/.*",))
+        arrays = match_positions(shapes, loaded, config, config.objective.encoder)
+        # Those of the data are matched with these by `train.eval_setup`.
+        known = match.classes_of(loaded.config)
+        _check_meaning(match.shapes(shapes, arrays, (".*",)), loaded, config, known)
+        return fill_leaves(shapes, arrays, load=(".*",), skip=("decoder/.*",))
     except ValueError as error:
         raise ValueError(f"--config.init={config.init}: {error}") from None
 
 
 def fill_teacher(shapes: Any, loaded: read.Checkpoint, config: ConfigDict) -> Any:
-    """The arrays of a frozen teacher, on the host; every leaf of `shapes` is filled.
+    """Fills every leaf of `shapes`, a frozen teacher, on the host.
 
-    What the teacher does not need of the file (decoder, head, later blocks) stays
-    unused, but not a position embedding, without which it were another function.
+    Arrays that the teacher does not need (decoder, head, later blocks) stay unused,
+    but not a position embedding, without which it would compute another function.
+
+    Raises:
+      ValueError: a leaf is missing or does not fit.
     """
     skip = (f"(?!{_POS_EMBED}$).*",)
     try:
         if "head" in shapes:
             known = match.classes_of(loaded.config)
             match.check_names("head", known, match.classes_of(config))
-        found = _with_positions(shapes, loaded, config, config.objective.teacher)
-        return fill_leaves(shapes, found, load=(".*",), skip=skip)
+        arrays = match_positions(shapes, loaded, config, config.objective.teacher)
+        return fill_leaves(shapes, arrays, load=(".*",), skip=skip)
     except ValueError as error:
         raise ValueError(f"--config.teacher={config.teacher}: {error}") from None
 
 
 def _check_meaning(
-    taken: dict[str, Any], loaded: Any, config: ConfigDict, names: list[str]
+    shapes: dict[str, tuple[match.Shape, match.Shape]],
+    loaded: read.Checkpoint,
+    config: ConfigDict,
+    names: list[str],
 ) -> None:
-    """What is taken must mean the same here, beside having the same shape."""
-    match.check_classes(taken, match.classes_of(loaded.config), names)
-    grids = _their_grid(loaded), images.grid(config.data, config.objective.encoder)
-    match.check_tables(taken, *grids)
+    """Raises ValueError if an array of the same shape means something else here.
 
-
-def _with_positions(
-    wanted: Any, loaded: read.Checkpoint, config: ConfigDict, block: ConfigDict
-) -> dict[str, np.ndarray]:
-    """The parameters found, with a position embedding of `wanted`'s size.
-
-    A fixed table is no parameter: where one is wanted it starts as that table. A
-    parameter of another grid is resized.
+    `shapes` are those of `match.shapes`, `names` the run's classes.
     """
-    found = loaded.params
-    leaf = trees.flatten(wanted).get(_POS_EMBED)
+    match.check_classes(shapes, match.classes_of(loaded.config), names)
+    grid = images.grid(config.data, config.objective.encoder)
+    match.check_tables(shapes, _grid_of(loaded), grid)
+
+
+def match_positions(
+    params: Any, loaded: read.Checkpoint, config: ConfigDict, block: ConfigDict
+) -> dict[str, np.ndarray]:
+    """Returns the checkpoint's arrays with a position embedding of the run's grid.
+
+    An encoder with a fixed table has no such array: a learned one starts as that
+    table. An array of another grid is resized.
+
+    Args:
+      params: arrays or shapes to fill.
+      loaded: the checkpoint.
+      config: of the run.
+      block: the encoder in `config` that is filled.
+    """
+    arrays = loaded.params
+    leaf = trees.flatten(params).get(_POS_EMBED)
     if leaf is None:
-        return found
-    theirs = read.encoder_of(loaded.config)
+        return arrays
     grid = images.grid(config.data, block)
-    table = found.get(_POS_EMBED)
+    table = arrays.get(_POS_EMBED)
     if table is None:
-        kind = theirs.get("pos_embed") or "sincos"
+        kind = read.encoder_of(loaded.config).get("pos_embed") or "sincos"
         if kind.startswith("learned"):
-            return found  # it should be there: `checkpoint.fill` says so
+            return arrays  # `fill_leaves` names the missing array
         table = layers.sincos_table(grid, leaf.shape[-1], kind)[None]
     elif table.shape[2:] == leaf.shape[2:]:
-        given = _their_grid(loaded)
-        table = table if given == grid else positions.resize(table, given, grid)
-    return {**found, _POS_EMBED: np.asarray(table)}
+        old_grid = _grid_of(loaded)
+        table = table if old_grid == grid else positions.resize(table, old_grid, grid)
+    return {**arrays, _POS_EMBED: np.asarray(table)}
 
 
-def _their_grid(loaded: read.Checkpoint) -> tuple[int, int]:
+def _grid_of(loaded: read.Checkpoint) -> tuple[int, int]:
+    """Rows and columns of patches of the checkpoint's encoder."""
     if "data" in loaded.config:
         return images.grid(loaded.config["data"], read.encoder_of(loaded.config))
     return tuple(loaded.config["objective"]["encoder"]["grid"])
@@ -141,14 +176,18 @@ _POS_EMBED = "encoder/pos_embed"
 
 
 def fill_leaves(
-    params: Any, found: dict[str, np.ndarray], *, load: Sequence[str], skip: Sequence
+    params: Any, arrays: dict[str, np.ndarray], *, load: Sequence[str], skip: Sequence
 ) -> Any:
-    """`params` with every leaf whose path matches `load` replaced by `found`'s.
+    """Replaces every leaf of `params` whose path matches `load` by that of `arrays`.
 
-    Strict both ways. `skip`: patterns of entries of `found` that may stay unused.
+    Args:
+      params: tree of arrays or shapes.
+      arrays: 'encoder/norm/scale' -> array.
+      load: patterns of the leaves that are replaced.
+      skip: patterns of `arrays` that may stay unused.
 
     Raises:
-      ValueError: a leaf is missing or of another shape, or an entry stays unused.
+      ValueError: a leaf is missing or of another shape, or an array stays unused.
     """
     used, problems = set(), []
 
@@ -157,20 +196,20 @@ def fill_leaves(
         if not any(re.fullmatch(p, name) for p in load):
             return leaf
         used.add(name)
-        if name not in found:
+        if name not in arrays:
             problems.append(f"{name} {list(leaf.shape)}: not in the checkpoint")
-        elif found[name].shape != leaf.shape:
+        elif arrays[name].shape != leaf.shape:
             problems.append(
-                f"{name}: checkpoint has {list(found[name].shape)}, this model "
+                f"{name}: checkpoint has {list(arrays[name].shape)}, this model "
                 f"{list(leaf.shape)}"
             )
         else:
-            return found[name].astype(leaf.dtype)
+            return arrays[name].astype(leaf.dtype)
         return leaf
 
     filled = jax.tree_util.tree_map_with_path(one, params)
-    for name in sorted(found.keys() - used):
+    for name in sorted(arrays.keys() - used):
         if not any(re.fullmatch(p, name) for p in skip):
-            problems.append(f"{name} {list(found[name].shape)}: in the checkpoint only")
+            problems.append(f"{name} {[*arrays[name].shape]}: in the checkpoint only")
     checkpoint.refuse("the checkpoint does not fit this model", problems)
     return filled

@@ -1,7 +1,7 @@
-"""The images that an encoder knows: their size, channels and normalisation.
+"""The images that an encoder was trained on: size, channels and normalisation.
 
 A run that starts from an encoder reads images as that encoder was trained, unless a
-field says otherwise; where they differ, the run says so when it starts.
+config field says otherwise; the run prints the differences when it starts.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from litevit_jax.models.vit import Encoder
     from litevit_jax.warm_start.read import Checkpoint
 
-# What a file of weights knows of its encoder, beside the images.
+# What a file of weights records of its encoder, beside the images.
 SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
 FILE_FIELDS = (*SIZES, "pos_embed", "rpe_style")
 _KERNEL = "encoder/patch_embed/kernel"
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
+class ImageSpec:
     """The images that an encoder was trained on.
 
     Attributes:
-      of: the flag that names the encoder, as '--config.init=RUN'.
+      flag: names the encoder, as '--config.init=RUN'.
       size: (H, W).
       channels: C.
-      mean, std: of each channel, of pixels in 0..1; None if they are not recorded.
+      mean, std: per channel, of pixels in 0..1; None if they are not recorded.
       range: of pixels of more than 8 bits, as in `data.range`; None: full.
     """
 
-    of: str
+    flag: str
     size: tuple[int, int]
     channels: int
     mean: tuple[float, ...] | None
@@ -50,47 +50,47 @@ def settle(
     loaded: Checkpoint | None,
     teacher: Checkpoint | None,
 ) -> list[str]:
-    """Size, channels and normalisation of images, as far as `config` leaves them open.
+    """Fills the size, channels and normalisation that `config` leaves open.
 
-    They are those of `init`, which is `loaded`, else of `like`, else of `teacher`,
-    else the recipe's `fallback`.
+    They come from `init`, which is `loaded`, else from `like`, else from `teacher`,
+    else from the recipe's `fallback`.
 
     Returns:
-      Lines for the start: which encoder it is from, of the images, how they differ
-      from those that the encoders were trained on, and which parameters of `init` are
-      taken.
+      Lines for the start: the encoder, the images, how they differ from those that
+      the encoders were trained on, and which parameters of `init` are loaded.
     """
-    known, text = [], []
-    if "normalize" not in config.augment:  # misspelt: `augment.make` says so
-        return text
+    if "normalize" not in config.augment:  # misspelt: `augment.make` raises
+        return []
+    specs, parameters = [], []
     if loaded is not None:
-        known.append(of(f"--config.init={config.init}", loaded))
-        text = which_parameters(config, loaded)
+        specs.append(spec_of(f"--config.init={config.init}", loaded))
+        parameters = which_parameters(config, loaded)
     if config.like:
         from litevit_jax.warm_start import read
 
-        known.append(
-            of_run(f"--config.like={config.like}", read.run_config(config.like))
-        )
+        flag, run = f"--config.like={config.like}", read.run_config(config.like)
+        specs.append(spec_of_run(flag, run))
     if teacher is not None:
-        known.append(of(f"--config.teacher={config.teacher}", teacher))
-    for view in known:
-        take(config, view)
-    take_default(config)
-    text = [*lines(config, known), *text]
-    taken = bool(config.init_load)
-    return [*which_encoder(config, loaded, taken=taken), *text]
+        specs.append(spec_of(f"--config.teacher={config.teacher}", teacher))
+    for spec in specs:
+        take(config, spec)
+    take_fallback(config)
+    return [
+        *which_encoder(config, loaded, loads=bool(config.init_load)),
+        *notes(config, specs),
+        *parameters,
+    ]
 
 
 def which_encoder(
-    config: Any, loaded: Checkpoint | None, *, taken: bool = True
+    config: ConfigDict, loaded: Checkpoint | None, *, loads: bool = True
 ) -> list[str]:
-    """A line about the encoder that a job starts from, if it starts from one.
+    """Describes the encoder that a job starts from, in one line; [] without one.
 
-    `loaded` is what `init` names; if nothing is `taken` of it, it lends its sizes.
+    `loaded` is what `init` names; without `loads` only its sizes are used.
     """
     init, like = config.init, config.like
-    if init and init != "random" and not taken:
+    if init and init != "random" and not loads:
         init, like = "random", init
     if loaded is None or init == "random":
         lent = f", like {like}" if like else ""
@@ -101,8 +101,8 @@ def which_encoder(
     return [f"encoder: {init}, step {loaded.step} ({method})"]
 
 
-def which_parameters(config: Any, loaded: Checkpoint) -> list[str]:
-    """A line about the parameters of `init`, if its run kept an average of them."""
+def which_parameters(config: ConfigDict, loaded: Checkpoint) -> list[str]:
+    """Says which parameters of `init` are loaded, if its run also kept an average."""
     decay = loaded.config.get("optimizer", {}).get("ema_decay")
     if decay is None or config.init == "random":
         return []
@@ -115,44 +115,44 @@ def which_parameters(config: Any, loaded: Checkpoint) -> list[str]:
     ]
 
 
-def of_run(flag: str, config: dict[str, Any]) -> View:
-    """Those of a run, by its saved config."""
+def spec_of_run(flag: str, config: dict[str, Any]) -> ImageSpec:
+    """Returns the images of a run, by its saved config."""
     data, normalize = config["data"], config["augment"]["normalize"]
     mean, std = (tuple(normalize[key]) for key in ("mean", "std"))
     size, levels = settings.image_size(data), data.get("range")
-    return View(flag, size, data["channels"], mean, std, levels)
+    return ImageSpec(flag, size, data["channels"], mean, std, levels)
 
 
-def of(flag: str, loaded: Checkpoint) -> View:
-    """Those of a run or, as far as it tells, of a file of weights."""
+def spec_of(flag: str, loaded: Checkpoint) -> ImageSpec:
+    """Returns the images of a run, or what a file of weights records of them."""
     if "data" in loaded.config:
-        return of_run(flag, loaded.config)
+        return spec_of_run(flag, loaded.config)
     block = loaded.config["objective"]["encoder"]
     side = block["patch_size"]
     rows, columns = block["grid"]
     channels = loaded.params[_KERNEL].shape[0] // side**2
-    said = loaded.config.get("normalize", {})
+    normalize = loaded.config.get("normalize", {})
+    mean, std = normalize.get("mean"), normalize.get("std")
     size = rows * side, columns * side
-    levels = loaded.config.get("range")
-    return View(flag, size, channels, said.get("mean"), said.get("std"), levels)
+    return ImageSpec(flag, size, channels, mean, std, loaded.config.get("range"))
 
 
-def take(config: ConfigDict, view: View) -> None:
-    """Fills what `config` leaves open of its images with `view`."""
-    height, width = view.size
-    known: dict[str, Any] = {"channels": view.channels, "range": view.range}
+def take(config: ConfigDict, spec: ImageSpec) -> None:
+    """Fills what `config` leaves open of its images with `spec`."""
+    height, width = spec.size
+    known: dict[str, Any] = {"channels": spec.channels, "range": spec.range}
     if config.data.image_size is None:
         known["image_size"] = height
         known["image_width"] = None if width == height else width
     resolve.fill_open(config.data, known)
-    resolve.fill_open(config.augment.normalize, {"mean": view.mean, "std": view.std})
+    resolve.fill_open(config.augment.normalize, {"mean": spec.mean, "std": spec.std})
 
 
-def take_default(config: ConfigDict) -> None:
+def take_fallback(config: ConfigDict) -> None:
     """Fills what is still open with `config.fallback`.
 
     Raises:
-      ValueError: its means or deviations are not one for each channel.
+      ValueError: it has not one mean and one deviation per channel.
     """
     default = config.fallback
     resolve.fill_open(
@@ -170,54 +170,50 @@ def take_default(config: ConfigDict) -> None:
         resolve.assign(normalize, {name: tuple(default[name])})
 
 
-def lines(config: ConfigDict, views: list[View]) -> list[str]:
-    """What to say of the images at the start: patches, and how `views` differ."""
-    (height, width), channels = (
-        settings.image_size(config.data),
-        config.data.channels,
-    )
-    side = encoder(config.objective.encoder).patch_size
-    count = (height // side) * (width // side)
-    shades = counted(channels, "channel")
-    text = [
-        f"images of {height}x{width} pixels, {shades}: {count:,} patches "
+def notes(config: ConfigDict, specs: list[ImageSpec]) -> list[str]:
+    """Describes the images in lines for the start: patches, and how `specs` differ."""
+    height, width = settings.image_size(config.data)
+    rows, columns = grid(config.data, config.objective.encoder)
+    side = height // rows
+    first = (
+        f"images of {height}x{width} pixels, "
+        f"{counted(config.data.channels, 'channel')}: {rows * columns:,} patches "
         f"of {side}x{side} an image"
-    ]
-    ours = of_run("", config.to_dict())
-    for view in views:
-        text += _differences(ours, view)
-    return text
+    )
+    own = spec_of_run("", config.to_dict())
+    return [first, *(line for spec in specs for line in _differences(own, spec))]
 
 
-def _differences(ours: View, theirs: View) -> list[str]:
+def _differences(own: ImageSpec, other: ImageSpec) -> list[str]:
+    """Describes how the run's `own` images differ from those of another encoder."""
     pairs = {
-        "size": ("{}x{}".format(*ours.size), "{}x{}".format(*theirs.size)),
-        "channels": (ours.channels, theirs.channels),
-        "range": (ours.range or "full", theirs.range or "full"),
-        "mean": (ours.mean, theirs.mean),
-        "std": (ours.std, theirs.std),
+        "size": ("{}x{}".format(*own.size), "{}x{}".format(*other.size)),
+        "channels": (own.channels, other.channels),
+        "range": (own.range or "full", other.range or "full"),
+        "mean": (own.mean, other.mean),
+        "std": (own.std, other.std),
     }
-    apart = [
-        f"{name} {one}, there {other}"
-        for name, (one, other) in pairs.items()
-        if other is not None and one != other
+    differing = [
+        f"{name} {value}, there {other_value}"
+        for name, (value, other_value) in pairs.items()
+        if other_value is not None and value != other_value
     ]
-    text = []
-    if apart:
-        text.append(
-            f"the images differ from those that {theirs.of} was trained on: "
-            f"{'; '.join(apart)}"
+    lines = []
+    if differing:
+        lines.append(
+            f"the images differ from those that {other.flag} was trained on: "
+            f"{'; '.join(differing)}"
         )
-    if theirs.mean is None:
-        text.append(
-            f"{theirs.of} does not say how its images were normalised: mean "
-            f"{ours.mean} and std {ours.std} are assumed (--config.augment.normalize)"
+    if other.mean is None:
+        lines.append(
+            f"{other.flag} does not say how its images were normalised: mean "
+            f"{own.mean} and std {own.std} are assumed (--config.augment.normalize)"
         )
-    return text
+    return lines
 
 
 def encoder(block: Any) -> Encoder:
-    """The encoder that a config's block describes, by what a checkpoint knows of it."""
+    """Builds the encoder of a config's block, by the fields that a checkpoint has."""
     from litevit_jax.models import vit
 
     block = block.to_dict() if isinstance(block, ConfigDict) else block
@@ -226,7 +222,7 @@ def encoder(block: Any) -> Encoder:
 
 
 def grid(data: Any, block: Any) -> tuple[int, int]:
-    """Rows and columns of patches."""
+    """Returns rows and columns of patches of an encoder on images of `data`."""
     height, width = settings.image_size(data)
     side = encoder(block).patch_size
     return height // side, width // side

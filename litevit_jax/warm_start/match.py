@@ -1,4 +1,4 @@
-"""Entries of a checkpoint that another run starts from: their names and meaning.
+"""Matches the arrays of a checkpoint with those of a run, by name and by meaning.
 
 A shape that fits is not enough: a table of relative positions of 2x4 patches has the
 size of one of 4x2.
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from litevit_jax import trees
+
+if TYPE_CHECKING:
+    from litevit_jax.models import vit
 
 Shape = tuple[int, ...]
 Grid = tuple[int, int]
@@ -22,61 +25,71 @@ _CLASSES = re.compile(r"head(_dist)?/fc/kernel")
 
 
 def data_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The data block of a run's saved config, for another run to take.
+    """Returns the data block of a run's saved config, for another run to take.
 
-    Which part of the images was drawn to learn from is that run's own affair.
+    Fields that draw a part of the images stay behind: they are that run's own.
     """
     block = {k: v for k, v in run["data"].items() if k not in _DRAWN}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in block.items()}
 
 
-def rename(found: dict[str, Any], rules: Sequence[str]) -> dict[str, Any]:
-    """`found` with beginnings of names changed by rules such as 'old/=new/'.
+def rename_params(arrays: dict[str, Any], rules: Sequence[str]) -> dict[str, Any]:
+    """Changes the beginnings of names by rules such as 'old/=new/'.
 
     Raises:
-      ValueError: a rule that is none, that no name fits, or whose result is taken.
+      ValueError: a rule has another form, fits no name, or leads to a name that
+        exists already.
     """
     for rule in rules:
         old, _, new = rule.partition("=")
-        moved = {k: new + k.removeprefix(old) for k in found if k.startswith(old)}
-        there = sorted(set(moved.values()) & (found.keys() - moved.keys()))
-        if not (old and new and moved) or there:
-            why = f"{there[0]} is there already" if there else "nothing has that name"
+        moved = {k: new + k.removeprefix(old) for k in arrays if k.startswith(old)}
+        clashes = sorted(set(moved.values()) & (arrays.keys() - moved.keys()))
+        if not (old and new and moved) or clashes:
+            why = "nothing has that name"
+            if clashes:
+                why = f"{clashes[0]} is there already"
             raise ValueError(
                 f"init_rename={rule!r}: {why}; expected 'OLD/=NEW/' for a beginning "
-                f"of names in the checkpoint, which has {', '.join(sorted(found)[:4])}"
+                f"of names in the checkpoint, which has {', '.join(sorted(arrays)[:4])}"
             )
-        found = {moved.get(name, name): x for name, x in found.items()}
-    return found
+        arrays = {moved.get(name, name): x for name, x in arrays.items()}
+    return arrays
 
 
-def taken(
-    params: Any, found: dict[str, Any], load: Sequence[str]
+def shapes(
+    params: Any, arrays: dict[str, Any], load: Sequence[str]
 ) -> dict[str, tuple[Shape, Shape]]:
-    """Name -> (shape in `found`, shape in `params`) of what `load` names of both."""
-    shapes = {}
-    for name, leaf in trees.flatten(params).items():
-        if name in found and any(re.fullmatch(p, name) for p in load):
-            shapes[name] = (found[name].shape, leaf.shape)
-    return shapes
+    """Maps the names in `load` to their shapes in `arrays` and in `params`.
 
-
-def classes_of(known: Any) -> list[str]:
-    """Names of the classes that a run, or a file, tells apart; [] if unknown.
-
-    `known`: the config of either.
+    Names that only one of the two has are left out.
     """
-    return list(known.get("derived", known).get("classes") or [])
+    return {
+        name: (arrays[name].shape, leaf.shape)
+        for name, leaf in trees.flatten(params).items()
+        if name in arrays and any(re.fullmatch(p, name) for p in load)
+    }
 
 
-def check_names(head: str, theirs: list[str], ours: list[str]) -> None:
-    """Raises a ValueError if a head has other classes under the same numbers."""
-    apart = [pair for pair in zip(theirs, ours, strict=False) if pair[0] != pair[1]]
-    if theirs and ours and apart:
-        label = theirs.index(apart[0][0])
+def classes_of(config: Any) -> list[str]:
+    """Returns the names of a run's or a file's classes; [] if they are unknown.
+
+    `config` is the run's saved config, or the file's.
+    """
+    return list(config.get("derived", config).get("classes") or [])
+
+
+def check_names(head: str, known: list[str], names: list[str]) -> None:
+    """Raises ValueError if a head has other classes under the same numbers.
+
+    `known` are the names of the head's classes, `names` those of the run's.
+    """
+    pairs = enumerate(zip(known, names, strict=False))
+    differing = [(label, *pair) for label, pair in pairs if pair[0] != pair[1]]
+    if differing:
+        label, old, new = differing[0]
         raise ValueError(
-            f"its {head} knows class {label} as {apart[0][0]!r}, the data as "
-            f"{apart[0][1]!r} ({len(apart)} classes differ): expected the same names "
+            f"its {head} knows class {label} as {old!r}, the data as "
+            f"{new!r} ({len(differing)} classes differ): expected the same names "
             "in the same order; name the folders of the data as they were, or leave "
             "this head out"
         )
@@ -85,93 +98,115 @@ def check_names(head: str, theirs: list[str], ours: list[str]) -> None:
 def check_classes(
     shapes: dict[str, tuple[Shape, Shape]], known: list[str], names: list[str]
 ) -> None:
-    """Raises a ValueError if a head that is taken tells other classes apart.
+    """Raises ValueError if a head that is loaded tells other classes apart.
 
-    `known` are the names of its classes, `names` those of this run's.
+    Args:
+      shapes: name -> shapes in the checkpoint and in the run.
+      known: names of the checkpoint's classes.
+      names: names of the run's.
     """
-    for name, (theirs, ours) in shapes.items():
+    for name, (old, new) in shapes.items():
         if not _CLASSES.fullmatch(name):
             continue
         check_names(name, known, names)
-        if theirs[-1] != ours[-1]:
+        if old[-1] != new[-1]:
             raise ValueError(
-                f"its {name} tells {theirs[-1]} classes apart, this run {ours[-1]}; "
+                f"its {name} tells {old[-1]} classes apart, this run {new[-1]}; "
                 "leave the head out of --config.init_load (and name it in "
                 "--config.init_skip) for a fresh one, or set "
-                f"--config.objective.num_classes={theirs[-1]}"
+                f"--config.objective.num_classes={old[-1]}"
             )
 
 
 def check_tables(
-    shapes: dict[str, tuple[Shape, Shape]], theirs: Grid, ours: Grid
+    shapes: dict[str, tuple[Shape, Shape]], old_grid: Grid, grid: Grid
 ) -> None:
-    """Raises a ValueError if a table of relative positions is for another grid."""
+    """Raises ValueError if a table of relative positions is for another grid.
+
+    `old_grid` is the checkpoint's, `grid` the run's: rows and columns of patches.
+    """
     tables = [name for name in shapes if name.endswith(_BIAS_TABLE)]
-    if tables and theirs != ours:
+    if tables and old_grid != grid:
         raise ValueError(
-            f"its {tables[0]} is for {theirs[0]}x{theirs[1]} patches, this run has "
-            f"{ours[0]}x{ours[1]}; tables of relative positions are not resized: give "
+            f"its {tables[0]} is for {old_grid[0]}x{old_grid[1]} patches, this run has "
+            f"{grid[0]}x{grid[1]}; tables of relative positions are not resized: give "
             "images of the size that it was trained with (--config.data.image_size)"
         )
 
 
-def check_donor(where: str, ours: Any, theirs: Any, fields: Sequence[str]) -> None:
-    """Raises a ValueError unless two encoders have the same sizes, so that a block of
-    one can stand in the other."""
+def check_donor(
+    flag: str, encoder: vit.Encoder, donor: vit.Encoder, fields: Sequence[str]
+) -> None:
+    """Raises ValueError unless the donor's blocks fit into the encoder of `init`.
+
+    `flag` names the donor, `fields` the sizes that must agree.
+    """
     for field in fields:
-        one, other = getattr(ours, field), getattr(theirs, field)
-        if one != other:
+        value, other = getattr(encoder, field), getattr(donor, field)
+        if value != other:
             raise ValueError(
-                f"{where}: its encoder has {field}={other}, that of --config.init "
-                f"{field}={one}; blocks can be swapped between encoders of the same "
+                f"{flag}: its encoder has {field}={other}, that of --config.init "
+                f"{field}={value}; blocks can be swapped between encoders of the same "
                 "sizes alone"
             )
 
 
-def merge(
-    found: dict[str, Any], donor: dict[str, Any], load: Sequence[str], where: str
+def swap_blocks(
+    arrays: dict[str, Any], donor: dict[str, Any], load: Sequence[str], flag: str
 ) -> dict[str, Any]:
-    """`found` with the entries that `load` names replaced by the donor's.
+    """Replaces the arrays that `load` names by the donor's; `flag` names the donor.
 
     Raises:
-      ValueError: one of them lacks an entry that the other has.
+      ValueError: only one of the two checkpoints has such an array.
     """
-    taken = {
-        side: {k for k in given if any(re.fullmatch(p, k) for p in load)}
-        for side, given in (("ours", found), ("theirs", donor))
-    }
-    apart = sorted(taken["ours"] ^ taken["theirs"])
-    if apart:
+    own, donated = (
+        {name for name in side if any(re.fullmatch(p, name) for p in load)}
+        for side in (arrays, donor)
+    )
+    unpaired = sorted(own ^ donated)
+    if unpaired:
         raise ValueError(
-            f"{where}: {apart[0]} is in one of the two checkpoints alone "
-            f"({len(apart)} such entries); their blocks cannot be swapped"
+            f"{flag}: {unpaired[0]} is in one of the two checkpoints alone "
+            f"({len(unpaired)} such entries); their blocks cannot be swapped"
         )
-    return {**found, **{name: donor[name] for name in taken["theirs"]}}
+    return {**arrays, **{name: donor[name] for name in donated}}
 
 
-def check_same(name: str, theirs: dict[str, Any], ours: Any, where: str) -> None:
-    """Raises a ValueError if a field that is set differs from the checkpoint's."""
-    for field, value in ours.items():
-        if not agree(field, value, theirs.get(field)):
+def check_same(
+    name: str, checkpoint_block: dict[str, Any], block: Any, path: str
+) -> None:
+    """Raises ValueError if a field that is set differs from the checkpoint's.
+
+    Args:
+      name: of the encoder's block in the config.
+      checkpoint_block: the encoder in the checkpoint's config.
+      block: the encoder in the config.
+      path: of the checkpoint.
+    """
+    for field, value in block.items():
+        if not agree(field, value, checkpoint_block.get(field)):
             raise ValueError(
-                f"{name}.{field}={value}, but the checkpoint {where} has "
-                f"{field}={theirs[field]}: another architecture; leave the field out "
-                "to take the checkpoint's"
+                f"{name}.{field}={value}, but the checkpoint {path} has "
+                f"{field}={checkpoint_block[field]}: another architecture; leave the "
+                "field out to take the checkpoint's"
             )
 
 
-def agree(field: str, ours: Any, theirs: Any) -> bool:
-    """Whether a field of the encoder fits the checkpoint's."""
-    if field == "pos_embed" and ours and ours.startswith("learned"):
+def agree(field: str, value: Any, checkpoint_value: Any) -> bool:
+    """Whether a field of the encoder fits the checkpoint's; None fits any."""
+    if field == "pos_embed" and value and value.startswith("learned"):
         return True  # a parameter can start from any table
-    return ours is None or theirs in (None, ours)
+    return value is None or checkpoint_value in (None, value)
 
 
-def about_norm(found: dict[str, Any], problem: str) -> str:
-    """What to do if an encoder's last norm is missed that follows the average there."""
-    if "encoder/norm/scale" in found or "encoder/norm/scale" not in problem:
+def norm_advice(arrays: dict[str, Any], problem: str) -> str:
+    """Says how to read a classifier whose last norm follows the average of tokens.
+
+    Returns '' unless `problem` is that norm, missing from the encoder.
+    """
+    if "encoder/norm/scale" in arrays or "encoder/norm/scale" not in problem:
         return ""
-    if "head/fc_norm/scale" not in found:
+    if "head/fc_norm/scale" not in arrays:
         return ""
     return (
         "\nits last norm follows the average of the patch tokens (head/fc_norm); read "

@@ -1,4 +1,4 @@
-"""What predicts, of a run or a file: an objective, made from its saved config."""
+"""Builds the objective of a run or a file from its saved config, to predict with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from litevit_jax.train import resolve
 
 
 def objective_of(run: dict[str, Any]) -> Any:
-    """The objective of a run's saved config."""
+    """Builds the objective of a run from its saved config."""
     return make(block_of(run))
 
 
@@ -26,7 +26,7 @@ def block_of(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def make(block: dict[str, Any]) -> Any:
-    """The objective of a complete block; 'encoder' names one that only encodes."""
+    """Builds the objective of a complete block; 'encoder' is one that only encodes."""
     block = resolve.without_none(block)
     name = block.pop("name")
     if name == "encoder":
@@ -36,10 +36,10 @@ def make(block: dict[str, Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """What a file without a classifier predicts: features.
+    """Predicts features, as a file without a classifier can.
 
-    With `pool` they are pooled so and go through a norm, as in a classifier whose last
-    layer was taken away.
+    With `pool` they are pooled and normalised, as in a classifier without its last
+    layer.
     """
 
     encoder: vit.Encoder
@@ -47,7 +47,7 @@ class Encoder:
     num_views: ClassVar[int] = 1
 
     def init(self, key: jax.Array, batch: dict[str, Any]) -> objectives.Variables:
-        """Parameters {'encoder'}, and with `pool` {'head': {'fc_norm'}}."""
+        """Creates the parameters 'encoder' and, with `pool`, 'head': {'fc_norm'}."""
         image = jax.numpy.zeros((1, *batch["image"].shape[1:]))
         params = {"encoder": self.encoder.init(key, image)["params"]}
         if self.pool is not None:
@@ -58,13 +58,13 @@ class Encoder:
     def predict(
         self, params: Any, model_state: Any, batch: dict[str, Any]
     ) -> dict[str, jax.Array]:
-        """Features, see `vit.features_of`."""
+        """Returns features [B, D] by name, see `vit.features_of`."""
         del model_state
-        found: Any = self.encoder.apply({"params": params["encoder"]}, batch["image"])
-        features = vit.features_of(*found)
+        encoded: Any = self.encoder.apply({"params": params["encoder"]}, batch["image"])
+        features = vit.features_of(*encoded)
         if self.pool is not None:
             norm = {"params": params["head"]["fc_norm"]}
-            pooled = vit.pool_tokens(found[0], self.pool)
+            pooled = vit.pool_tokens(encoded[0], self.pool)
             features["features"] = jax.numpy.asarray(self._norm.apply(norm, pooled))
         return features
 
@@ -74,7 +74,7 @@ class Encoder:
 
 
 def tuples(value: Any) -> Any:
-    """Lists, which JSON makes of tuples, as tuples again, at any depth."""
+    """Turns lists, which JSON makes of tuples, into tuples again, at any depth."""
     if isinstance(value, dict):
         return {key: tuples(item) for key, item in value.items()}
     if isinstance(value, list):

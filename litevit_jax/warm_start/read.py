@@ -26,9 +26,9 @@ class Checkpoint(NamedTuple):
 
 
 def read_params(path: str, *, average: bool = False) -> Checkpoint:
-    """Parameters and config of a run directory (newest step) or a step inside it.
+    """Reads parameters and config of a run (its newest step) or of a step inside it.
 
-    With `average`, the trained ones are those that the optimizer averaged.
+    With `average`, the trained parameters are those that the optimizer averaged.
 
     Raises:
       FileNotFoundError: no run, or no such step, there.
@@ -65,15 +65,17 @@ def read_params(path: str, *, average: bool = False) -> Checkpoint:
 
 
 def _locate(path: str) -> tuple[pathlib.Path, int | None]:
-    place = paths.absolute(paths.path(path))
-    if place.name.isdigit() and not (place / "checkpoints").exists():
-        run = place.parent
-        return (run.parent if run.name == "checkpoints" else run), int(place.name)
-    return place, None
+    """Splits a path into a run directory and a step, None for the newest."""
+    directory = paths.absolute(paths.path(path))
+    if directory.name.isdigit() and not (directory / "checkpoints").exists():
+        run = directory.parent
+        run = run.parent if run.name == "checkpoints" else run
+        return run, int(directory.name)
+    return directory, None
 
 
 def _read_part(manager: ocp.CheckpointManager, step: int, meta: Any, part: str) -> Any:
-    """'encoder/norm/scale' -> array, of one part of a saved state."""
+    """Reads one part of a saved state: 'encoder/norm/scale' -> array."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     leaf = jax.ShapeDtypeStruct
     wanted = {
@@ -90,12 +92,18 @@ def _read_part(manager: ocp.CheckpointManager, step: int, meta: Any, part: str) 
 
 
 def _average(opt_state: dict[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
-    found = {k[4:]: x for k, x in opt_state.items() if k.startswith("ema/")}
-    if not found:
+    """Returns the averaged parameters that an optimizer's state holds."""
+    prefix = "ema/"
+    averaged = {
+        name.removeprefix(prefix): x
+        for name, x in opt_state.items()
+        if name.startswith(prefix)
+    }
+    if not averaged:
         raise ValueError(
             f"{path}: the run kept no average of its parameters; leave the flag out"
         )
-    return found
+    return averaged
 
 
 def read(
@@ -105,22 +113,22 @@ def read(
     grid: tuple[int, int] | None = None,
     average: bool = False,
 ) -> Checkpoint:
-    """Parameters and config of a run, of a step in it, or of a file of weights.
+    """Reads parameters and config of a run, of a step in it, or of a file of weights.
 
-    The config of a file has `objective.encoder`, and there its `grid` of patches, and
-    `objective.pool`, see `weights.Weights`; `classes`, names of what its head tells
-    apart, and `normalize`, both maybe empty. What had to be assumed of it is printed.
+    The config of a file has `objective.encoder` (with the `grid` of patches) and
+    `objective.pool`, see `weights.Weights`; `classes`, the names of its head's classes,
+    and `normalize`, both possibly empty. What is assumed about the file is printed.
 
     Args:
       path: of a run directory, a step inside it, or a file.
       num_heads: of the file's encoder, if the file does not record it.
-      grid: rows and columns of its patches, if they are not as many.
-      average: the run's average of its parameters instead of the last ones.
+      grid: rows and columns of its patches, if the image is not square.
+      average: take the run's averaged parameters instead of the last ones.
 
     Raises:
-      FileNotFoundError: nothing is there.
-      ValueError: the file cannot be read, or does not say how many heads it has; or
-        there is no average.
+      FileNotFoundError: `path` does not exist.
+      ValueError: the file cannot be read, or does not record its number of heads; or
+        the run kept no average.
     """
     if not paths.path(path).is_file():
         if average:
@@ -132,20 +140,31 @@ def read(
             "leave --config.init_ema out"
         )
     file = str(paths.local_file(path))
-    found = weights.read(file, num_heads=num_heads, grid=grid)
-    for note in found.notes if distributed.is_primary() else ():
+    model = weights.read(file, num_heads=num_heads, grid=grid)
+    for note in model.notes if distributed.is_primary() else ():
         print(f"{path}: {note}", flush=True)
-    encoder = {**found.encoder, "grid": found.grid}
-    config: dict[str, Any] = {"objective": {"encoder": encoder, "pool": found.pool}}
-    config |= {"classes": found.classes, "normalize": found.normalize}
-    config |= {"range": found.metadata.get("range")}
-    return Checkpoint(found.params, config, 0, pathlib.Path(path))
+    encoder = {**model.encoder, "grid": model.grid}
+    config: dict[str, Any] = {"objective": {"encoder": encoder, "pool": model.pool}}
+    config |= {"classes": model.classes, "normalize": model.normalize}
+    config |= {"range": model.metadata.get("range")}
+    return Checkpoint(model.params, config, 0, pathlib.Path(path))
 
 
 def read_flag(
     flag: str, path: str, block: Any, average: bool = False, grid: str | None = None
 ) -> Checkpoint:
-    """`read` for a flag of the command line, with the heads that `block` gives."""
+    """Reads the checkpoint that a flag of the command line names.
+
+    Args:
+      flag: 'init', 'init_donor' or 'teacher'.
+      path: its value.
+      block: the encoder in the config, which may give the number of heads.
+      average: as in `read`.
+      grid: 'ROWSxCOLUMNS' of patches, or None.
+
+    Raises:
+      FileNotFoundError, ValueError: as `read`, with the flag that helps.
+    """
     sides = names.grid_of_flag("init_grid", grid)
     try:
         heads = block.get("num_heads")
@@ -168,12 +187,12 @@ def read_flag(
 
 
 def block_of(flag: str) -> str:
-    """The config block of the encoder that a flag of the command line reads."""
+    """Returns the config block of the encoder that a flag of the command line reads."""
     return "objective.encoder" if flag == "init" else "objective.teacher"
 
 
 def encoder_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The encoder's block in the config of a run or of a file of weights."""
+    """Returns the encoder's block in the config of a run or of a file of weights."""
     block = config["objective"]["encoder"]
     if "data" in config:
         return block
@@ -181,7 +200,7 @@ def encoder_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_config(path: str) -> dict[str, Any]:
-    """The config of the run that `like` names."""
+    """Reads the config of the run that `like` names."""
     config = workdirs.read_config(paths.path(path))
     if config is None:
         raise FileNotFoundError(

@@ -20,15 +20,16 @@ from litevit_jax.train import state as states
 from litevit_jax.warm_start import images
 
 if TYPE_CHECKING:
+    from litevit_jax.train.optimizer import Optimizer
     from litevit_jax.warm_start.read import Checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmStart:
-    """The checkpoints that a run starts from; its config has taken what it left open.
+    """The checkpoints that a run starts from, and its config, now complete.
 
     Attributes:
-      config: of the run; settled by `warm_start`.
+      config: of the run; what it left open is filled by `warm_start`.
       init: the checkpoint whose parameters are loaded, or None.
       teacher: the frozen teacher's checkpoint, or None.
       notes: lines about the encoder and the images, for the start.
@@ -42,12 +43,12 @@ class WarmStart:
     def check_teacher(self, *, needed: bool) -> None:
         """Raises ValueError if a teacher is missing, or is given and not needed."""
         if needed and self.teacher is None:
-            raise ValueError(teacher_missing(self.config))
+            raise ValueError(teacher_missing_error(self.config))
         if self.teacher is not None and not needed:
-            raise ValueError(teacher_unused(self.config))
+            raise ValueError(teacher_unused_error(self.config))
 
     def teacher_arrays(self, shapes: Any) -> Any:
-        """The teacher's arrays, on the host; every leaf of `shapes` is filled.
+        """Fills every leaf of `shapes` with the teacher's arrays, on the host.
 
         Raises:
           ValueError: a leaf is missing or of another shape.
@@ -65,42 +66,53 @@ class WarmStart:
             fill.check(params, self.init, self.config)
 
     def state(
-        self, create: Callable[..., Any], abstract: Any, fixed: Any, optimizer: Any
+        self,
+        create: Callable[[jax.Array], states.TrainState],
+        abstract: states.TrainState,
+        fixed: dict[str, Any],
+        optimizer: Optimizer,
     ) -> states.TrainState:
-        """The initial TrainState, on the mesh, with what `init` and `fixed` give."""
-        state, given = create(jax.random.key(self.config.seed)), dict(fixed)
+        """Creates the initial TrainState on the mesh.
+
+        Args:
+          create: key -> a state with random parameters.
+          abstract: its shapes and shardings.
+          fixed: part of the state -> host arrays that never change.
+          optimizer: starts anew if it averages the parameters of `init`.
+        """
+        state, parts = create(jax.random.key(self.config.seed)), dict(fixed)
         if self.init is None:
-            return sharding.replace(state, given, abstract)
+            return sharding.replace(state, parts, abstract)
         from litevit_jax.warm_start import fill
 
-        given["params"] = fill.fill_params(state.params, self.init, self.config)
-        state = sharding.replace(state, given, abstract)
+        parts["params"] = fill.fill_params(state.params, self.init, self.config)
+        state = sharding.replace(state, parts, abstract)
         if optimizer.ema_decay is None:
             return state
         return states.restart_optimizer(state, optimizer)  # the average starts there
 
 
 def warm_start(config: ConfigDict) -> WarmStart:
-    """Reads the checkpoints that `config` names and takes what it leaves open.
+    """Reads the checkpoints that `config` names and fills the fields it leaves open.
 
     Raises:
-      ValueError: nothing says where to start, or which encoder or data; or a
-        checkpoint contradicts the config.
-      FileNotFoundError: no checkpoint is there.
+      ValueError: the config names no start, no encoder or no data; or a checkpoint
+        contradicts it.
+      FileNotFoundError: a checkpoint does not exist.
     """
-    init, teacher = inherit(config), read_teacher(config)
+    init, teacher = init_checkpoint(config), teacher_checkpoint(config)
     return WarmStart(config, init, teacher, images.settle(config, init, teacher))
 
 
-def inherit(config: ConfigDict) -> Checkpoint | None:
-    """Reads `init`, and takes what the config leaves open from its run (or `like`'s).
+def init_checkpoint(config: ConfigDict) -> Checkpoint | None:
+    """Reads `init`, and fills open fields of the config from its run (or `like`'s).
 
     Open are fields of the encoder that are None, and the data if its source is None;
-    for images see `images.settle`. `config.fallback.encoder` fills what is then still
+    for images see `images.settle`. `config.fallback.encoder` fills what then remains
     open of the encoder.
 
     Raises:
-      ValueError: nothing says where to start, or which encoder or data.
+      ValueError: the config names no start, no encoder or no data.
     """
     if config.init_required and not config.init:
         raise ValueError(
@@ -113,8 +125,8 @@ def inherit(config: ConfigDict) -> Checkpoint | None:
     if like is not None:
         from litevit_jax.warm_start import read
 
-        block, where = read.encoder_of(like), config.init or config.like
-        _take_encoder("objective.encoder", encoder, block, where)
+        path = config.init or config.like
+        _take_encoder("objective.encoder", encoder, read.encoder_of(like), path)
         if config.data.source is None:
             take_data(config, like)
     else:
@@ -148,66 +160,72 @@ def _read_init(config: ConfigDict) -> tuple[Checkpoint | None, dict | None]:
 
 
 def _with_donor(loaded: Checkpoint, config: ConfigDict) -> Checkpoint:
-    """`loaded`, with what `init_donor_load` names of another checkpoint instead."""
+    """Replaces the blocks of `loaded` that `init_donor_load` names by the donor's."""
     if not config.init_donor:
         return loaded
     from litevit_jax.warm_start import match, read
 
     donor = read.read_flag("init_donor", config.init_donor, config.objective.encoder)
     own, other = (images.encoder(read.encoder_of(x.config)) for x in (loaded, donor))
-    where = f"--config.init_donor={config.init_donor}"
-    match.check_donor(where, own, other, images.SIZES)
+    flag = f"--config.init_donor={config.init_donor}"
+    match.check_donor(flag, own, other, images.SIZES)
     load = config.init_donor_load
-    return loaded._replace(params=match.merge(loaded.params, donor.params, load, where))
+    arrays = match.swap_blocks(loaded.params, donor.params, load, flag)
+    return loaded._replace(params=arrays)
 
 
-def read_teacher(config: ConfigDict) -> Checkpoint | None:
-    """Reads `teacher`, and takes from it what `objective.teacher` leaves open.
+def teacher_checkpoint(config: ConfigDict) -> Checkpoint | None:
+    """Reads `teacher`, and fills from it what `objective.teacher` leaves open.
 
     Raises:
       ValueError: the objective has a teacher and none is given, or the reverse.
-      FileNotFoundError: no checkpoint is there.
+      FileNotFoundError: the checkpoint does not exist.
     """
     block = config.objective.get("teacher")
     if not config.teacher:
         if block is None:
             return None
-        raise ValueError(teacher_missing(config))
+        raise ValueError(teacher_missing_error(config))
     if block is None:
-        raise ValueError(teacher_unused(config))
+        raise ValueError(teacher_unused_error(config))
     from litevit_jax.warm_start import fill, read
 
     loaded = read.read_flag("teacher", config.teacher, block)
     objective = loaded.config["objective"]
-    beside = {k: objective.get(k) for k in block if k not in ("encoder", "name")}
-    known = {**resolve.without_none(beside), **read.encoder_of(loaded.config)}
+    settings = {k: objective.get(k) for k in block if k not in ("encoder", "name")}
+    known = {**resolve.without_none(settings), **read.encoder_of(loaded.config)}
     _take_encoder("objective.teacher", block, known, config.teacher)
     fill.check_heads("teacher", config.teacher, block, known)
     return loaded
 
 
-def teacher_missing(config: ConfigDict) -> str:
-    """The message about a teacher that is needed and not given."""
+def teacher_missing_error(config: ConfigDict) -> str:
+    """Returns the message for a teacher that is needed and not given."""
     return (
         f"objective {config.objective.name!r} learns from a teacher: which? Give its "
         "run or its weights with --config.teacher=RUN_DIR or --config.teacher=FILE"
     )
 
 
-def teacher_unused(config: ConfigDict) -> str:
-    """The message about a teacher that is given and not needed."""
+def teacher_unused_error(config: ConfigDict) -> str:
+    """Returns the message for a teacher that is given and not needed."""
     return (
         f"--config.teacher={config.teacher}: objective {config.objective.name!r} has "
         "no frozen teacher; leave the flag out"
     )
 
 
-def _take_encoder(name: str, block: ConfigDict, known: dict, where: str) -> None:
-    """Fills the fields of an encoder's `block` that are None from `known`."""
+def _take_encoder(
+    name: str, block: ConfigDict, known: dict[str, Any], path: str
+) -> None:
+    """Fills the fields of encoder `block` that are None from the checkpoint's `known`.
+
+    `name` is the block's in the config, `path` the checkpoint's.
+    """
     if block.get("variant") is None:
         from litevit_jax.warm_start import match
 
-        match.check_same(name, known, block, where)
+        match.check_same(name, known, block, path)
         own = resolve.without_none(block.to_dict())
         resolve.assign(block, {**known, **own})
     elif block.get("pos_embed") is None:
@@ -215,12 +233,12 @@ def _take_encoder(name: str, block: ConfigDict, known: dict, where: str) -> None
 
 
 def take_data(config: ConfigDict, like: dict[str, Any]) -> None:
-    """Takes the other run's data; what the recipe sets stays.
+    """Fills open fields of `config.data` from another run's config, `like`.
 
     Size, channels and normalisation of the images are left to `images.take`.
 
     Raises:
-      ValueError: `like` is of a file, which knows no data.
+      ValueError: `like` is the config of a file, which records no data.
     """
     if "data" not in like:
         raise ValueError(

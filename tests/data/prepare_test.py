@@ -13,8 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from litevit_jax.data import decode, pack, pipeline, prepare, transforms
-from litevit_jax.data import splits as inputs
+from litevit_jax.data import decode, pack, pipeline, prepare, splits, transforms
 from litevit_jax.data.sources import packed, tfds
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -155,19 +154,19 @@ def test_splits_are_joined_in_the_order_that_is_said(imagenet):
     data |= {"fraction_of": None, "long_tail": None}
     data |= {"holdout": {"test": 0.0, "eval": 0.0, "select": 0.0, "select_at_most": 9}}
     data |= {"channels": 3, "range": "full", "max_pixels": 10**6}
-    both = inputs.open_split(data, "train")
+    both = splits.open_split(data, "train")
     parts = [_read(dir, split) for split in ("train", "validation[:2]")]
     images = [part[i]["image"] for part in parts for i in range(len(part))]
     assert [both[i]["image"] for i in range(8)] == images and len(both) == 8
     with pytest.raises(ValueError, match=r"'test' unknown; choose from train, valid"):
-        inputs.open_split({**data, "train_split": "train+test"}, "train")
+        splits.open_split({**data, "train_split": "train+test"}, "train")
 
 
 def test_a_prepared_split_is_packed(imagenet, tmp_path):
     place = str(imagenet[0] / "prepared")
     options = ["--source=tfds", "--name=imagenet2012", "--short-side=12"]
-    splits = ["--split=train", "--split=validation"]
-    assert pack.main([place, str(tmp_path), *options, *splits]) == 0
+    flags = ["--split=train", "--split=validation"]
+    assert pack.main([place, str(tmp_path), *options, *flags]) == 0
     for split in ("train", "validation"):
         ours = packed.make(split=split, dir=str(tmp_path))
         theirs = _read(place, split)

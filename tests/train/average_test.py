@@ -10,8 +10,7 @@ import pytest
 
 from litevit_jax import checkpoint, sharding
 from litevit_jax.jobs import convert, train
-from litevit_jax.warm_start import read as read_module
-from litevit_jax.warm_start import start
+from litevit_jax.warm_start import read, start
 from tests import jobs
 
 pytestmark = pytest.mark.usefixtures("shared_designs")
@@ -46,9 +45,9 @@ def run(tmp_path_factory):
         return workdir, train.run(jobs.tiny("deit_tiny", **FIELDS), workdir)
 
 
-def read(workdir, step=3, average=True):
+def params_of(workdir, step=3, average=True):
     place = str(workdir / "checkpoints" / str(step))
-    return read_module.read_params(place, average=average).params
+    return read.read_params(place, average=average).params
 
 
 def same(one, other):
@@ -60,8 +59,8 @@ def same(one, other):
 def test_checkpoints_hold_the_average_beside_the_parameters(run):
     workdir, _ = run
     for step in (2, 3):
-        got, raw = read(workdir, step), read(workdir, step, average=False)
-        before = read(workdir, step - 1)
+        got, raw = params_of(workdir, step), params_of(workdir, step, average=False)
+        before = params_of(workdir, step - 1)
         assert got.keys() == raw.keys()
         for name, value in got.items():
             want = DECAY * before[name] + (1 - DECAY) * raw[name]
@@ -78,7 +77,7 @@ def test_results_are_those_of_the_average_and_say_so(run, tmp_path):
     state = job.create()
     losses = {}
     for average in (True, False):
-        found = read(workdir, 3, average)
+        found = params_of(workdir, 3, average)
         names = checkpoint.flatten(state.params)
         tree = jax.tree.structure(state.params)
         params = jax.tree.unflatten(tree, [found[name] for name in names])
@@ -93,8 +92,8 @@ def test_the_average_resumes_to_the_same_bits(run, tmp_path):
     copy = pathlib.Path(shutil.copytree(workdir, tmp_path / "copy"))
     shutil.rmtree(copy / "checkpoints" / "3")
     again = train.run(jobs.tiny("deit_tiny", **FIELDS), copy)
-    same(read(copy), read(workdir))
-    same(read(copy, average=False), read(workdir, average=False))
+    same(params_of(copy), params_of(workdir))
+    same(params_of(copy, average=False), params_of(workdir, average=False))
     first, last = (found.results["test"]["last"] for found in (outcome, again))
     for name in ("top1", "top5", "loss", "n", "step", "params", "ema_decay"):
         assert last[name] == first[name], name
@@ -111,7 +110,7 @@ def test_a_run_starts_from_the_average_if_it_is_told_to(run, tmp_path):
         made = finetune(workdir, init_ema=average)
         job = train.prepare(made, tmp_path / str(average))
         got = checkpoint.flatten(jax.device_get(job.create()).params)
-        want = read(workdir, 3, average)
+        want = params_of(workdir, 3, average)
         for name in (n for n in want if n.startswith("encoder/")):
             np.testing.assert_array_equal(got[name], want[name])
 
@@ -122,7 +121,7 @@ def test_an_average_starts_from_what_was_loaded(run, tmp_path):
     state = job.create()
     params, ema = (checkpoint.flatten(t) for t in (state.params, state.opt_state.ema))
     name = "encoder/cls_token"
-    assert (params[name] == read(run[0], 3, False)[name]).all()
+    assert (params[name] == params_of(run[0], 3, False)[name]).all()
     same(jax.device_get(ema), jax.device_get(params))
     for name, value in params.items():  # no buffer is shared: the step donates both
         other = ema[name]
@@ -138,7 +137,7 @@ def test_where_there_is_no_average_none_is_taken(tmp_path, run):
     file = tmp_path / "weights.safetensors"
     file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"init=.*file of weights holds one set of pa"):
-        start.inherit(finetune(file, init_ema=True).unlock())
+        start.init_checkpoint(finetune(file, init_ema=True).unlock())
 
 
 def convert_config(**fields):
@@ -151,7 +150,7 @@ def test_an_export_takes_what_it_is_told_to(run, tmp_path):
     for average in (True, False):
         made = convert_config(source=str(run[0]), target="x.safetensors", ema=average)
         model, source = convert.read(made)
-        want = read(run[0], 3, average)
+        want = params_of(run[0], 3, average)
         same(model.params, want)
         assert ("averaged" in source.notes["source"]) == average
     file = tmp_path / "weights.safetensors"

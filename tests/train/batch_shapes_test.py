@@ -8,12 +8,10 @@ import PIL.Image
 import pytest
 
 from litevit_jax import augment
-from litevit_jax.data import cache, levels, settings, splits
-from litevit_jax.data import transforms as data_ops
+from litevit_jax.data import cache, levels, settings, splits, transforms
 from litevit_jax.train import batch_shapes
 from litevit_jax.train import state as states
-from litevit_jax.warm_start import images as views
-from litevit_jax.warm_start import start
+from litevit_jax.warm_start import images, start
 from tests import jobs
 
 pytestmark = pytest.mark.usefixtures("shared_designs")
@@ -22,8 +20,8 @@ pytestmark = pytest.mark.usefixtures("shared_designs")
 def flips(made):
     """Probabilities: of the host's flip, and of the device's (None: has none)."""
     made = made.copy_and_resolve_references()
-    transform = data_ops.train_ops(**settings.image_settings(made.data))
-    [host] = [op for op in transform.ops if isinstance(op, data_ops.RandomFlip)]
+    transform = transforms.train_ops(**settings.image_settings(made.data))
+    [host] = [op for op in transform.ops if isinstance(op, transforms.RandomFlip)]
     device = batch_shapes.augmentation(made).get("flip", {}).get("probability")
     return host.probability, device
 
@@ -37,8 +35,8 @@ def test_the_device_flips_unless_randaugment_follows():
 
 @pytest.mark.parametrize("channels", [1, 12])
 def test_moco_starts_on_images_without_colours(channels, tmp_path, caplog):
-    images = np.random.default_rng(0).integers(0, 256, (16, 12, 12, channels))
-    np.save(tmp_path / "images.npy", images.astype(np.uint8))
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 12, 12, channels))
+    np.save(tmp_path / "images.npy", pixels.astype(np.uint8))
     arg = f"smoke,data=arrays,path={tmp_path}/images.npy"
     made = jobs.tiny("mocov3_tiny", arg, data__channels=channels, batch_size=16)
     half = (0.5,) * channels
@@ -125,10 +123,10 @@ def test_evaluation_and_fine_tuning_read_the_runs_range(recipe, deep_folder):
     run = deep_run(folder, data__range="7,4095").to_dict()
     made = jobs.config(recipe, f"data=folder,path={folder}").unlock()
     assert made.data.range is None
-    views.take(made, views.of_run("init", run))
+    images.take(made, images.spec_of_run("init", run))
     assert settings.image_settings(made.data)["range"] == "7,4095"
     made.data.range = "0,9"  # what is said stays
-    views.take(made, views.of_run("init", run))
+    images.take(made, images.spec_of_run("init", run))
     assert made.data.range == "0,9"
 
 

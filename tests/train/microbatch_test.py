@@ -10,8 +10,7 @@ from ml_collections import ConfigDict
 from litevit_jax import sharding
 from litevit_jax.jobs import train
 from litevit_jax.objectives import distill, mae
-from litevit_jax.train import microbatch as slices
-from litevit_jax.train import step
+from litevit_jax.train import microbatch, step
 from tests import jobs
 
 FREE = types.SimpleNamespace(needs_whole_batch="", encoded_share=0.25)
@@ -37,11 +36,11 @@ def gpu(limit):
     return types.SimpleNamespace(size=1, shape={"data": 1, "fsdp": 1}, devices=devices)
 
 
-def settings(batch_size, microbatch="auto", image_size=224):
+def settings(batch_size, value="auto", image_size=224):
     return ConfigDict(
         {
             "batch_size": batch_size,
-            "microbatch": microbatch,
+            "microbatch": value,
             "objective": {"name": "mae"},
             "data": {"image_size": image_size, "image_width": None, "channels": 3},
         }
@@ -66,7 +65,7 @@ def settings(batch_size, microbatch="auto", image_size=224):
     ],
 )
 def test_auto_takes_up_to_128_images_of_a_chip_where_the_batch_allows(per_device, want):
-    found = slices.count(settings(per_device * 8), mesh_of(), FREE)
+    found = microbatch.count(settings(per_device * 8), mesh_of(), FREE)
     assert found == want and (per_device // found <= 128 or want == 1)
 
 
@@ -76,7 +75,7 @@ def test_auto_takes_up_to_128_images_of_a_chip_where_the_batch_allows(per_device
 )
 def test_auto_counts_values_on_cpus(image_size, per_device, want):
     config = settings(per_device * 2, image_size=image_size)
-    assert slices.count(config, mesh_of(2, "cpu"), FREE) == want
+    assert microbatch.count(config, mesh_of(2, "cpu"), FREE) == want
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,7 @@ def test_auto_takes_fewer_images_where_all_patches_are_encoded(
     platform, per_device, want
 ):
     config = settings(per_device * 2)
-    assert slices.count(config, mesh_of(2, platform), UNMASKED) == want
+    assert microbatch.count(config, mesh_of(2, platform), UNMASKED) == want
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def test_what_is_encoded_says_how_many_images_are_computed_at_once(ratio, want):
     tiny = {"variant": "tiny"}
     for make, more in ((mae.make, {}), (distill.make, {"teacher": tiny})):
         objective = make(encoder=tiny, decoder=tiny, mask_ratio=ratio, **more)
-        assert slices.count(settings(8 * want * 2), mesh_of(), objective) == 2
+        assert microbatch.count(settings(8 * want * 2), mesh_of(), objective) == 2
 
 
 @pytest.mark.parametrize("said", [64, "64"])
@@ -105,16 +104,16 @@ def test_a_number_is_that_of_images_of_a_device(said):
     config = settings(4096)
     with config.ignore_type():
         config.microbatch = said
-    assert slices.count(config, mesh_of(), FREE) == 8
+    assert microbatch.count(config, mesh_of(), FREE) == 8
 
 
 def test_off_leaves_the_batch_whole():
-    assert slices.count(settings(4096, "off"), mesh_of(), FREE) == 1
+    assert microbatch.count(settings(4096, "off"), mesh_of(), FREE) == 1
 
 
 def test_auto_leaves_a_batch_whole_that_must_stay_whole():
-    assert slices.count(settings(4096), mesh_of(), BOUND) == 1
-    assert slices.count(settings(4096, "off"), mesh_of(), BOUND) == 1
+    assert microbatch.count(settings(4096), mesh_of(), BOUND) == 1
+    assert microbatch.count(settings(4096, "off"), mesh_of(), BOUND) == 1
 
 
 @pytest.mark.parametrize(
@@ -127,19 +126,19 @@ def test_one_that_does_not_divide_names_the_nearest_that_does(said, near):
         rf"\(batch_size=4096 over 8\); .* is {near}: set --config.microbatch={near}$"
     )
     with pytest.raises(ValueError, match=text):
-        slices.count(settings(4096, str(said)), mesh_of(), FREE)
-    slices.count(settings(4096, str(near)), mesh_of(), FREE)
+        microbatch.count(settings(4096, str(said)), mesh_of(), FREE)
+    microbatch.count(settings(4096, str(near)), mesh_of(), FREE)
 
 
 @pytest.mark.parametrize("said", ["0", "-4", "1.5", "", "None", "²"])
 def test_what_is_no_number_of_images_is_refused(said):
     with pytest.raises(ValueError, match=r"microbatch=.*expected auto, off, or the"):
-        slices.check(settings(4096, said), sharding.make_mesh())
+        microbatch.check(settings(4096, said), sharding.make_mesh())
 
 
 def test_a_typo_is_understood():
     with pytest.raises(ValueError, match="microbatch=atuo: did you mean auto"):
-        slices.check(settings(4096, "atuo"), sharding.make_mesh())
+        microbatch.check(settings(4096, "atuo"), sharding.make_mesh())
 
 
 @pytest.mark.parametrize(
@@ -163,14 +162,14 @@ def test_a_run_may_go_on_with_other_slices_and_attention(tmp_path):
     assert jobs.prepare(tmp_path, jobs.tiny(attention="plain")).resumes
 
 
-@pytest.mark.parametrize("microbatch", ["off", "2"])
-def test_a_run_traces_its_step_once(microbatch, tmp_path, monkeypatch):
+@pytest.mark.parametrize("size", ["off", "2"])
+def test_a_run_traces_its_step_once(size, tmp_path, monkeypatch):
     traced = []
     arrange = step._arrange
     monkeypatch.setattr(
         step, "_arrange", lambda *args: traced.append(1) or arrange(*args)
     )
-    train.run(jobs.tiny(steps=2, microbatch=microbatch), tmp_path)
+    train.run(jobs.tiny(steps=2, microbatch=size), tmp_path)
     assert len(traced) == 1
 
 
@@ -215,20 +214,20 @@ def small_mae():
 
 def test_on_a_gpu_what_fits_its_memory_is_computed_at_once(small_mae):
     fitting = [
-        slices.images_that_fit(gpu(limit), *small_mae)
+        microbatch.images_that_fit(gpu(limit), *small_mae)
         for limit in (2**18, 2**24, 2**25, None)
     ]
     assert fitting[0] == 1 < fitting[1]
     assert fitting[2] == pytest.approx(2 * fitting[1], rel=0.1)  # but for the state
     assert fitting[3] > 1000 * fitting[1] / 2
     # Of one that is planned for, the target's is told.
-    assert slices.images_that_fit(gpu(None), *small_mae, 2**24) == fitting[1]
+    assert microbatch.images_that_fit(gpu(None), *small_mae, 2**24) == fitting[1]
 
 
 def test_what_an_image_keeps_is_what_autodiff_saves(small_mae):
     """Twice as many images keep as much again, and a deeper encoder more."""
     objective, variables, batch, _ = small_mae
-    kept = [slices._kept(objective, variables, batch, n) for n in (1, 2, 3)]
+    kept = [microbatch._kept(objective, variables, batch, n) for n in (1, 2, 3)]
     assert kept[2] - kept[1] == kept[1] - kept[0] > 16 * 16 * 3 * 4
 
 
@@ -237,7 +236,7 @@ def test_what_an_image_keeps_is_what_autodiff_saves(small_mae):
     [(5000, 1), (1024, 1), (1023, 2), (300, 4), (1, 1024), (129, 8)],
 )
 def test_a_gpu_cuts_its_batch_into_the_largest_slices_that_fit(fit, want):
-    found = slices.count(settings(1024), gpu(None), FREE, lambda: fit)
+    found = microbatch.count(settings(1024), gpu(None), FREE, lambda: fit)
     assert found == want
 
 
@@ -245,4 +244,4 @@ def test_elsewhere_nobody_asks_what_fits():
     def fail():
         raise AssertionError("asked")
 
-    assert slices.count(settings(1024), mesh_of(), FREE, fail) == 1
+    assert microbatch.count(settings(1024), mesh_of(), FREE, fail) == 1

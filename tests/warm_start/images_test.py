@@ -5,9 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from litevit_jax.warm_start import images as views
-from litevit_jax.warm_start import read as read_module
-from litevit_jax.warm_start import start
+from litevit_jax import checkpoint
+from litevit_jax.warm_start import images, read, start
 from tests import jobs
 
 RECIPES = ("finetune", "finetune_rpe", "linear_probe", "transfer", "layer_study")
@@ -29,7 +28,7 @@ def run(tmp_path_factory):
     """A run of 12 x 8 images, with the patch kernel as its only parameter."""
     job = jobs.prepare(tmp_path_factory.mktemp("run"), jobs.tiny(**SIZES))
     kernel = np.zeros((12, 24), np.float32)
-    return read_module.Checkpoint(
+    return read.Checkpoint(
         {"encoder/patch_embed/kernel": kernel}, job.config, 6, job.workdir
     )
 
@@ -37,19 +36,19 @@ def run(tmp_path_factory):
 @pytest.fixture
 def lent(run, monkeypatch):
     """The run, as which every run directory then reads."""
-    monkeypatch.setattr(read_module, "read_params", lambda _: run)
-    monkeypatch.setattr(read_module, "run_config", lambda _: run.config)
+    monkeypatch.setattr(checkpoint, "read_params", lambda _: run)
+    monkeypatch.setattr(read, "run_config", lambda _: run.config)
     return run
 
 
 def settled(recipe, arg="data=folder,path=DIR", **fields):
     """(config with its images settled, lines for the start)."""
     config = jobs.config(recipe, arg, **fields).copy_and_resolve_references().unlock()
-    loaded, teacher = start.inherit(config), start.read_teacher(config)
-    return config, views.settle(config, loaded, teacher)
+    loaded, teacher = start.init_checkpoint(config), start.teacher_checkpoint(config)
+    return config, images.settle(config, loaded, teacher)
 
 
-def images(config):
+def image_fields(config):
     data, normalize = config.data, config.augment.normalize
     size = data.image_size, data.image_width, data.channels
     return (*size, tuple(normalize.mean), tuple(normalize.std))
@@ -59,7 +58,7 @@ def images(config):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_images_of_other_data_are_those_that_the_run_knows(recipe, arg, lent):
     config, lines = settled(recipe, arg, init="RUN")
-    assert images(config) == (12, 8, 3, MEAN, STD)
+    assert image_fields(config) == (12, 8, 3, MEAN, STD)
     assert lines == [
         "encoder: RUN, step 6 (mae)",
         "images of 12x8 pixels, 3 channels: 24 patches of 2x2 an image",
@@ -71,7 +70,7 @@ def test_images_of_other_data_are_those_that_the_run_knows(recipe, arg, lent):
 def test_a_field_says_otherwise_and_the_start_says_how_they_differ(recipe, lent):
     fields = {"data__image_size": 16, "augment__normalize__std": (0.5,) * 3}
     config, lines = settled(recipe, init="RUN", **fields)
-    assert images(config) == (16, None, 3, MEAN, (0.5,) * 3)
+    assert image_fields(config) == (16, None, 3, MEAN, (0.5,) * 3)
     assert lines[1].startswith("images of 16x16 pixels, 3 channels: 64 patches of 2x2")
     assert lines[2:] == [
         "the images differ from those that --config.init=RUN was trained on: size "
@@ -82,7 +81,7 @@ def test_a_field_says_otherwise_and_the_start_says_how_they_differ(recipe, lent)
 @pytest.mark.parametrize("recipe", ["finetune", "finetune_rpe", "linear_probe"])
 def test_without_a_variant_the_data_are_the_runs(recipe, lent):
     config, _ = settled(recipe, None, init="RUN")
-    assert images(config) == (12, 8, 3, MEAN, STD)
+    assert image_fields(config) == (12, 8, 3, MEAN, STD)
     theirs = lent.config["data"]
     for name in ("source", "train_split", "eval_split"):
         assert config.data[name] == theirs[name], name
@@ -100,7 +99,7 @@ def test_what_a_run_drew_from_its_images_is_not_taken(lent):
 def test_a_run_that_is_named_by_like_lends_its_images(lent):
     fields = {"init": "random", "like": "RUN"}
     config, lines = settled("linear_probe", "data=folder,path=DIR", **fields)
-    assert images(config) == (12, 8, 3, MEAN, STD) and len(lines) == 2
+    assert image_fields(config) == (12, 8, 3, MEAN, STD) and len(lines) == 2
     assert lines[0] == "encoder: random, like RUN"
 
 
@@ -115,7 +114,7 @@ def test_an_encoder_at_random_knows_no_images_and_the_recipe_says(arg, want):
     fields = {"init": "random", "objective__encoder__variant": "tiny"}
     fields["objective__encoder__patch_size"] = 2
     config, _ = settled("finetune", arg, **fields)
-    assert images(config) == want
+    assert image_fields(config) == want
 
 
 @pytest.fixture
@@ -135,8 +134,8 @@ def file_of(monkeypatch, tmp_path):
             "notes": (),
             "pool": None,
         }
-        read = lambda *_, **__: types.SimpleNamespace(**found)  # noqa: E731
-        monkeypatch.setattr(weights, "read", read)
+        fake_read = lambda *_, **__: types.SimpleNamespace(**found)  # noqa: E731
+        monkeypatch.setattr(weights, "read", fake_read)
         (tmp_path / "weights.safetensors").write_bytes(b"")
         return str(tmp_path / "weights.safetensors")
 
@@ -147,15 +146,15 @@ def file_of(monkeypatch, tmp_path):
 def test_a_file_says_what_it_records(recipe, file_of):
     path = file_of(3, mean=MEAN, std=STD)
     config, lines = settled(recipe, init=path)
-    assert images(config) == (8, 12, 3, MEAN, STD) and len(lines) == 2
+    assert image_fields(config) == (8, 12, 3, MEAN, STD) and len(lines) == 2
     assert lines[0] == f"encoder: {path} (weights)"
 
 
 def test_of_a_file_without_normalisation_the_recipes_is_assumed_and_said(file_of):
     config, lines = settled("finetune", init=file_of(3))
-    assert images(config) == (8, 12, 3, *DEFAULT)
+    assert image_fields(config) == (8, 12, 3, *DEFAULT)
     assert "does not say how its images were normalised: mean (0.485" in lines[2]
-    assert images(settled("finetune", "digits", init=file_of(1))[0])[2:] == (
+    assert image_fields(settled("finetune", "digits", init=file_of(1))[0])[2:] == (
         1,
         (0.305,),
         (0.376,),
@@ -167,7 +166,7 @@ def test_of_a_file_without_normalisation_the_recipes_is_assumed_and_said(file_of
 def test_a_student_reads_images_as_its_teacher_does(lent):
     fields = {"teacher": "RUN", "objective__teacher__num_heads": 2}
     config, lines = settled("mae_tiny_distill", **fields)
-    assert images(config) == (12, 8, 3, MEAN, STD) and len(lines) == 1
+    assert image_fields(config) == (12, 8, 3, MEAN, STD) and len(lines) == 1
     fields["augment__normalize__mean"] = (0.5,) * 3
     _, lines = settled("feature_tiny", **fields)
     assert lines[1] == (

@@ -9,8 +9,7 @@ import pytest
 from litevit_jax import checkpoint, trees, weights
 from litevit_jax.jobs import train
 from litevit_jax.models import layers
-from litevit_jax.warm_start import fill
-from litevit_jax.warm_start import read as read_module
+from litevit_jax.warm_start import fill, read
 from litevit_jax.weights import positions
 from tests import jobs
 
@@ -32,8 +31,8 @@ def lend(monkeypatch, tmp_path):
 
     def make(recipe, **fields):
         job = jobs.prepare(tmp_path / "lender", jobs.tiny(recipe, **fields))
-        run = read_module.Checkpoint(arrays_like(job), job.config, 6, tmp_path)
-        monkeypatch.setattr(read_module, "read_params", lambda _: run)
+        run = read.Checkpoint(arrays_like(job), job.config, 6, tmp_path)
+        monkeypatch.setattr(checkpoint, "read_params", lambda _: run)
         return run
 
     return make
@@ -47,7 +46,7 @@ def file_of(monkeypatch, tmp_path):
     def make(run, grid=(4, 4), **known):
         encoder = {k: run.config["objective"]["encoder"].get(k) for k in FIELDS} | known
 
-        def read(path, *, num_heads=None, **_):
+        def fake_read(path, *, num_heads=None, **_):
             if num_heads is None and encoder["num_heads"] is None:
                 raise weights.WeightsError(f"{path}: num_heads is not recorded")
             heads = encoder["num_heads"] or num_heads
@@ -57,7 +56,7 @@ def file_of(monkeypatch, tmp_path):
                 params=run.params, encoder=sizes, grid=grid, pool=None, **known
             )
 
-        monkeypatch.setattr(weights, "read", read)
+        monkeypatch.setattr(weights, "read", fake_read)
         path.write_bytes(b"")
         return str(path)
 
@@ -167,7 +166,7 @@ def loaded_into(made, workdir):
     """(parameters that `init` gives, by path; the job) of a config."""
     job = train.prepare(made, workdir)
     config = ml_collections.ConfigDict(job.config)
-    run = read_module.read(config.init, num_heads=config.objective.encoder.num_heads)
+    run = read.read(config.init, num_heads=config.objective.encoder.num_heads)
     filled = fill.fill_params(job.state.params, run, config)
     return checkpoint.flatten(filled), job
 
