@@ -102,7 +102,7 @@ def build_step(
     fitting = functools.partial(
         microbatch.images_that_fit, mesh, objective, variables, batch, state, memory
     )
-    count = microbatch.count(config, mesh, objective, fitting)
+    count = microbatch.count_microbatches(config, mesh, objective, fitting)
     jitted = _step(config, objective, optimizer, ops, shardings, count)
     batch_sharding = sharding.batch_sharding(mesh)
     host = {

@@ -1,28 +1,42 @@
-"""Into how many slices a step cuts its batch: one is computed after the other.
+"""Splits the batch of a step into slices that are computed one after the other.
 
 Gradients of the slices are added up in float32 within the one jitted step, so the
-update is that of the whole batch, to rounding; what grows with the images at once
-(activations) shrinks. `microbatch` says how many images a device computes at once.
+update is that of the whole batch, to rounding, in less memory for activations.
+`config.microbatch` says how many images a device computes at once.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import choices, distributed, sharding
+from litevit_jax.train import optimizer as optimizers
+from litevit_jax.train.optimizer import KeyPath, PyTree
+
+if TYPE_CHECKING:
+    from litevit_jax.data.sources.base import Source
+    from litevit_jax.objectives.base import Objective, Variables
+    from litevit_jax.train.state import TrainState
+
+Batch = dict[str, jax.Array]
+Shapes = dict[str, jax.ShapeDtypeStruct]
+# ((loss, (metrics, model_state)), gradients)
+LossAndGrads = tuple[tuple[jax.Array, tuple[Batch, PyTree]], PyTree]
 
 # Whole images at once on a TPU, or as many parts of images as make up so many: the
 # compiler for v5e keeps their activations in fast memory, and those of more it does
 # not. Of MAE, which encodes a quarter, these are 128 images (docs/performance.md).
 WHOLE_AT_ONCE = 32
-# On a GPU the whole batch is fastest (1.6 times slices of 128 on an H200), so that is
-# computed at once which fits: of the memory that JAX may use this share, each image
+# On a GPU the whole batch is fastest (1.6 times slices of 128 on an H200), so as much
+# as fits is computed at once: in this share of the memory that JAX may use, each image
 # taking so many times what autodiff keeps of it by shapes. Compiled steps took 1.4
 # times as much for MAE and 1.9 times for fine-tuning, before attention was fused.
 _GPU_SHARE, _KEPT_TWICE = 0.9, 2.0
@@ -30,14 +44,14 @@ _SMALL_GPU = 11 * 2**30  # bytes, of a GPU that does not say how many it has
 # Values (H * W * C) at once on a device of a CPU, of whole images: 8 of 224 x 224 x 3,
 # or 32 that MAE encodes. As fast as more, in less memory (docs/performance.md).
 VALUES_AT_ONCE = 8 * 224 * 224 * 3
-# 'auto' takes no divisor that is below this share of what it looks for.
+# 'auto' takes no divisor below this share of the number that it looks for.
 _LEAST_SHARE = 0.5
 
 
-def make_mesh(config: ConfigDict, source: Callable[[str], Any]) -> Mesh:
-    """The mesh of a run, on as many devices as a batch that is chosen divides among.
+def make_mesh(config: ConfigDict, source: Callable[[str], Source]) -> Mesh:
+    """Builds the mesh of a run, on as many devices as divide an automatic batch size.
 
-    A mesh that is given, or spans several processes, takes all of them.
+    A mesh that the config gives, or one of several processes, takes all devices.
     """
     devices, free = (
         jax.devices(),
@@ -48,68 +62,72 @@ def make_mesh(config: ConfigDict, source: Callable[[str], Any]) -> Mesh:
     return sharding.make_mesh(**config.mesh, devices=devices)
 
 
-def batch_size(config: ConfigDict, source: Callable[[str], Any]) -> int:
-    """A power of two that leaves at least 16 updates an epoch, whatever the devices."""
+def batch_size(config: ConfigDict, source: Callable[[str], Source]) -> int:
+    """Chooses a power of two that leaves at least 16 updates an epoch.
+
+    It depends on the number of images alone, not on the devices.
+    """
     most = min(config.auto_batch.at_most, len(source("train")) // 16)
     return 2 ** max(most.bit_length() - 1, 0)
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Checks what needs no objective: batch, devices and what the settings say.
+    """Checks the batch size and `config.microbatch`, before there is an objective.
 
     Raises:
-      ValueError: a batch that does not divide, or a microbatch that is none.
+      ValueError: the devices do not divide the batch, or the setting has no meaning.
     """
     sharding.check_batch(config.batch_size, mesh)
-    _read(config.microbatch)
+    _parse(config.microbatch)
 
 
-def count(
+def count_microbatches(
     config: ConfigDict,
     mesh: Mesh,
-    objective: Any,
+    objective: Objective,
     fitting: Callable[[], int] | None = None,
 ) -> int:
-    """How many slices the batch of a device is cut into; 1 leaves it whole.
+    """Returns how many slices the batch of a device is split into; 1 leaves it whole.
 
-    'auto' cuts where the objective allows it: into slices of at most so many images as
-    stands above for the platform, if a number not much smaller divides the batch. On a
-    GPU `fitting` says how many images its memory holds; see `images_that_fit`.
+    'auto' splits where the objective allows it: into slices of at most as many images
+    as the constants above give for the platform, if a number not much smaller divides
+    the batch. On a GPU `fitting` returns how many images its memory holds; see
+    `images_that_fit`.
 
     Raises:
       ValueError: a slice that does not divide the batch of a device, or that the
         objective forbids.
     """
-    said, per_device = _read(config.microbatch), config.batch_size // mesh.size
+    size, per_device = _parse(config.microbatch), config.batch_size // mesh.size
     whole = objective.needs_whole_batch
-    if whole and isinstance(said, int):
+    if whole and isinstance(size, int):
         reason = f": {whole}" if isinstance(whole, str) else ""
         raise ValueError(
-            f"microbatch={said}: objective {config.objective.name!r} uses statistics "
+            f"microbatch={size}: objective {config.objective.name!r} uses statistics "
             f"of the whole batch, which slices would change{reason}; set "
             "--config.microbatch=off"
         )
-    if whole or said == "off":
+    if whole or size == "off":
         return 1
-    if isinstance(said, str):  # auto
+    if isinstance(size, str):  # auto
         if fitting and _platform(mesh) not in ("cpu", "tpu"):
             fit = fitting()  # more would not: a small divisor is better than the whole
             return per_device // max(n for n in _divisors(per_device) if n <= fit)
         wanted = _at_once(config, mesh, objective)
         return per_device // _chosen(per_device, wanted)
-    if per_device % said:
-        near = min(_divisors(per_device), key=lambda size: abs(size - said))
+    if per_device % size:
+        near = min(_divisors(per_device), key=lambda divisor: abs(divisor - size))
         raise ValueError(
-            f"microbatch={said} does not divide the {per_device} images of a device "
+            f"microbatch={size} does not divide the {per_device} images of a device "
             f"(batch_size={config.batch_size} over {mesh.size}); the nearest that does "
             f"is {near}: set --config.microbatch={near}"
         )
-    return per_device // said
+    return per_device // size
 
 
-def _read(said: Any) -> int | str:
-    """'auto', 'off' or a number of images, from 1."""
-    text = str(said)
+def _parse(value: int | str) -> int | str:
+    """Returns 'auto', 'off' or a number of images, from 1."""
+    text = str(value)
     if text in ("auto", "off"):
         return text
     if text.isascii() and text.isdigit() and int(text):
@@ -123,20 +141,20 @@ def _read(said: Any) -> int | str:
 
 def images_that_fit(
     mesh: Mesh,
-    objective: Any,
-    variables: Any,
-    batch: Any,
-    state: Any,
+    objective: Objective,
+    variables: Variables,
+    batch: Shapes,
+    state: TrainState,
     memory: float | None = None,
 ) -> int:
-    """How many images a step can compute at once in a device's memory, at least 1.
+    """Estimates how many images fit into a device's memory at once, at least 1.
 
     Nothing is compiled: what autodiff keeps of an image for the backward pass is
     counted by shapes, beside the state and its gradient.
 
     Args:
       mesh: its first device is asked for its memory.
-      objective, variables, batch: by shape, as `setup.Design` has them.
+      objective, variables, batch: by shape, as in `build.BuiltStep`.
       state: abstract TrainState.
       memory: bytes that JAX may use of each device; None asks the device.
     """
@@ -147,34 +165,38 @@ def images_that_fit(
     return max(int(left / (_KEPT_TWICE * max(two - one, 1))), 1)
 
 
-def _kept(objective: Any, variables: Any, batch: Any, images: int) -> int:
-    """Bytes that autodiff keeps for the backward pass of `images` images."""
+def _kept(
+    objective: Objective, variables: Variables, batch: Shapes, images: int
+) -> int:
+    """Counts the bytes that autodiff keeps for the backward pass of `images` images."""
 
-    def some(name: str, x: Any) -> jax.ShapeDtypeStruct:
+    def resized(name: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         axis = int(name == "views")
         shape = (*x.shape[:axis], images, *x.shape[axis + 1 :])
         return jax.ShapeDtypeStruct(shape, x.dtype)
 
-    def backward(params: Any, state: Any, teacher: Any, batch: Any, key: Any) -> Any:
-        def loss(params: Any) -> jax.Array:
+    def backward(
+        params: PyTree, state: PyTree, teacher: PyTree, batch: Batch, key: jax.Array
+    ) -> PyTree:
+        def loss(params: PyTree) -> jax.Array:
             return objective.loss(params, state, teacher, batch, key)[0]
 
         return jax.vjp(loss, params)[1]
 
-    few = {name: some(name, x) for name, x in batch.items()}
+    few = {name: resized(name, x) for name, x in batch.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     kept = jax.eval_shape(backward, *variables, few, key)
     return sum(_bytes(x) for x in jax.tree.leaves(kept))
 
 
-def _bytes(x: Any) -> int:
+def _bytes(x: jax.Array | jax.ShapeDtypeStruct) -> int:
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):  # keys of random numbers
         return 0
     return x.size * x.dtype.itemsize
 
 
 def _memory(mesh: Mesh) -> int:
-    """Bytes that JAX may use of the memory of a device."""
+    """Returns the bytes that JAX may use of the memory of a device."""
     try:
         stats = mesh.devices.flat[0].memory_stats() or {}
     except (AttributeError, NotImplementedError, RuntimeError):
@@ -186,7 +208,8 @@ def _platform(mesh: Mesh) -> str:
     return mesh.devices.flat[0].platform
 
 
-def _at_once(config: ConfigDict, mesh: Mesh, objective: Any) -> int:
+def _at_once(config: ConfigDict, mesh: Mesh, objective: Objective) -> int:
+    """Returns how many images 'auto' computes at once on a CPU or TPU device."""
     whole = WHOLE_AT_ONCE
     if _platform(mesh) == "cpu":
         data = config.data
@@ -196,7 +219,7 @@ def _at_once(config: ConfigDict, mesh: Mesh, objective: Any) -> int:
 
 
 def _chosen(per_device: int, wanted: int) -> int:
-    """The largest divisor up to `wanted`; the whole where that would be too small."""
+    """Returns the largest divisor up to `wanted`, or all if that would be too small."""
     largest = max(size for size in _divisors(per_device) if size <= wanted)
     return per_device if largest < wanted * _LEAST_SHARE else largest
 
@@ -204,3 +227,101 @@ def _chosen(per_device: int, wanted: int) -> int:
 def _divisors(number: int) -> list[int]:
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
     return sorted({*small, *(number // n for n in small)})
+
+
+def accumulate(
+    value_and_grad: Callable[..., LossAndGrads],
+    trained: PyTree,
+    model_state: PyTree,
+    batch: Batch,
+    slices: int,
+    mesh: Mesh,
+    objective: Objective,
+) -> LossAndGrads:
+    """Averages loss, metrics and gradient over `slices` equal parts of the batch.
+
+    Sums are float32. The model state goes through the parts in their order.
+
+    Args:
+      value_and_grad: (trained, model_state, part of the batch) -> LossAndGrads.
+      trained: parameters that get a gradient.
+      model_state: running statistics.
+      batch: named arrays, examples on the first axis ('views': on the second).
+      slices: number of parts; 1 leaves the batch whole.
+      mesh: of the batch.
+      objective: says which layers are packed.
+    """
+    if slices == 1:
+        return value_and_grad(trained, model_state, batch)
+    axes = {k: int(k == "views") for k in batch}
+    split = functools.partial(_split_packed, packed=objective.packed_layers)
+    parts = {k: split_batch(x, slices, mesh, axis=axes[k]) for k, x in batch.items()}
+
+    def part_of(rows: Batch) -> Batch:
+        return {k: _unflatten(x, batch[k].shape, axes[k]) for k, x in rows.items()}
+
+    def body(carry: tuple[PyTree, PyTree], rows: Batch):
+        total, model_state = carry
+        (loss, (metrics, model_state)), grads = value_and_grad(
+            trained, model_state, part_of(rows)
+        )
+        total = jax.tree.map(jnp.add, total, (loss, metrics, split(grads)))
+        return (total, model_state), None
+
+    first = part_of({k: x[0] for k, x in parts.items()})
+    (loss, (metrics, _)), grads = jax.eval_shape(
+        value_and_grad, trained, model_state, first
+    )
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)),
+        (loss, metrics, jax.eval_shape(split, grads)),
+    )
+    (total, model_state), _ = jax.lax.scan(body, (zeros, model_state), parts)
+    loss, metrics, grads = jax.tree.map(lambda x: x / slices, total)
+    return (loss, (metrics, model_state)), _join_packed(grads)
+
+
+def _split_packed(grads: PyTree, packed: dict[str, int]) -> PyTree:
+    """Turns each gradient into a tuple: one array per product of a packed layer.
+
+    Accelerators compute queries, keys and values as separate products, stored side by
+    side. XLA adds up the devices' products after the loop only if nothing but an
+    addition follows them inside it.
+    """
+
+    def split(path: KeyPath, x: jax.Array) -> tuple[jax.Array, ...]:
+        layers = optimizers.path_of(path).split("/")
+        count = max(packed.get(layer, 1) for layer in layers)
+        return tuple(jnp.split(x, count, axis=-1)) if count > 1 else (x,)
+
+    return jax.tree_util.tree_map_with_path(split, grads)
+
+
+def _join_packed(parts: PyTree) -> PyTree:
+    """Undoes `_split_packed`."""
+    return jax.tree.map(
+        lambda part: jnp.concatenate(part, axis=-1) if len(part) > 1 else part[0],
+        parts,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def split_batch(x: jax.Array, slices: int, mesh: Mesh, *, axis: int = 0) -> jax.Array:
+    """Splits `axis`, the examples, into equal slices: `[slices, B / slices, values]`.
+
+    Each device splits its own rows, so nothing moves between devices: slice i is the
+    i-th part of every device's rows. An example becomes one row of values, since the
+    loop keeps the layout of its operands: of `[H, W, 3]` a TPU would fill 3 of 128
+    lanes.
+    """
+    size, x = mesh.size, jnp.moveaxis(x, axis, 0)
+    rows = x.reshape(size, slices, x.shape[0] // (size * slices), -1)
+    rows = jax.lax.with_sharding_constraint(rows, sharding.batch_sharding(mesh))
+    parts = jnp.swapaxes(rows, 0, 1).reshape(slices, -1, rows.shape[-1])
+    return jax.lax.with_sharding_constraint(parts, sharding.slice_sharding(mesh))
+
+
+def _unflatten(rows: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
+    """Reshapes a slice `[B, values]` to a batch of `shape`, whose `axis` is B."""
+    rest = [n for i, n in enumerate(shape) if i != axis]
+    return jnp.moveaxis(rows.reshape(-1, *rest), 0, axis)

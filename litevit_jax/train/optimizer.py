@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedule, and which parameters they touch.
+"""Optimizers, the learning-rate schedule, and which parameters they touch.
 
 The gradient transformations here leave the learning rate out; the train step
 multiplies their result by -lr(step), so a schedule depends on the step alone.
@@ -20,25 +20,28 @@ import optax
 
 from litevit_jax import choices
 
-PyTree = Any
+PyTree = Any  # dicts, tuples and dataclasses, at any depth, of arrays or shapes
+KeyPath = jax.tree_util.KeyPath
+Leaf = jax.Array | jax.ShapeDtypeStruct
+Schedule = Callable[[int | jax.Array], jax.Array]  # step -> learning rate
 
 # What comes before the first block, and block i, in the terms of layer decay.
 _INPUT = re.compile(r"encoder/(cls_token|pos_embed|mask_token|patch_embed)\b")
 _BLOCK = re.compile(r"encoder/blocks_(\d+)/")
 
 
-def path_of(keys: Sequence[Any]) -> str:
-    """'encoder/norm/scale' for a key path of jax.tree_util."""
-    return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
+def path_of(keys: KeyPath) -> str:
+    """Turns a key path of jax.tree_util into 'encoder/norm/scale'."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def paths(tree: PyTree) -> list[str]:
-    """Paths of all leaves of `tree`, in its flattening order."""
+    """Returns the paths of all leaves of `tree`, in its flattening order."""
     return [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def match(patterns: Sequence[str], tree: PyTree) -> PyTree:
-    """Tree of bool: which leaves' paths match one of `patterns`.
+    """Returns a tree of bool: which leaves' paths match one of `patterns`.
 
     Raises:
       ValueError: a pattern matches no leaf.
@@ -56,24 +59,24 @@ def match(patterns: Sequence[str], tree: PyTree) -> PyTree:
 
 
 def partition(tree: PyTree, chosen: PyTree) -> tuple[PyTree, PyTree]:
-    """(chosen leaves, other leaves); the missing ones are None in each."""
+    """Splits `tree` into (chosen leaves, other leaves); None stands for the others."""
     return (
         jax.tree.map(lambda leaf, yes: leaf if yes else None, tree, chosen),
         jax.tree.map(lambda leaf, yes: None if yes else leaf, tree, chosen),
     )
 
 
-def merge(one: PyTree, other: PyTree) -> PyTree:
+def merge(chosen: PyTree, other: PyTree) -> PyTree:
     """Undoes `partition`."""
     return jax.tree.map(
-        lambda a, b: b if a is None else a, one, other, is_leaf=lambda x: x is None
+        lambda a, b: b if a is None else a, chosen, other, is_leaf=lambda x: x is None
     )
 
 
 def warmcos(
     *, peak: float, total_steps: int, warmup_steps: int, start: float, end: float
-) -> Callable[[Any], jax.Array]:
-    """Linear warm-up then half a cosine, by the number k of updates done.
+) -> Schedule:
+    """Builds a linear warm-up and half a cosine over the number k of updates done.
 
     lr(k) = start + (peak - start) k/W for k < W, else peak c + end (1 - c) with
     c = (1 + cos(pi (k - W)/(T - W))) / 2. The first update has lr = start. c is
@@ -89,7 +92,7 @@ def warmcos(
             "lower --config.lr.warmup_epochs or train longer"
         )
 
-    def lr(k: Any) -> jax.Array:
+    def lr(k: int | jax.Array) -> jax.Array:
         left = (total_steps - k) / jnp.float32(total_steps - warmup_steps)
         c = jnp.sin(jnp.pi / 2 * left) ** 2
         warm = start + (peak - start) * (k / jnp.float32(max(warmup_steps, 1)))
@@ -106,7 +109,7 @@ def adamw(
     weight_decay: float = 0.0,
     decay: PyTree = None,
 ) -> optax.GradientTransformation:
-    """AdamW with decoupled decay, as in PyTorch: lr (adam + wd p)."""
+    """Builds AdamW with decoupled decay, as in PyTorch: lr (adam + wd p)."""
     return optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay, mask=decay),
@@ -120,7 +123,7 @@ def sgd(
     weight_decay: float = 0.0,
     decay: PyTree = None,
 ) -> optax.GradientTransformation:
-    """SGD in PyTorch's form: decay joins the gradient, mu <- m mu + g."""
+    """Builds SGD in PyTorch's form: decay joins the gradient, mu <- m mu + g."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=decay),
         optax.trace(decay=momentum, nesterov=nesterov),
@@ -134,14 +137,14 @@ def lars(
     weight_decay: float = 0.0,
     decay: PyTree = None,
 ) -> optax.GradientTransformation:
-    """LARS of the MAE and MoCo-v3 probes (recipes 7).
+    """Builds LARS as in the MAE and MoCo-v3 probes (recipes 7).
 
     Leaves with more than one dimension: g + wd p, scaled by trust |p| / |g| (1 if
     either is zero). Others: the raw gradient. Then momentum.
     """
 
     def scale(updates: PyTree, params: PyTree) -> PyTree:
-        def one(g: jax.Array, p: jax.Array) -> jax.Array:
+        def scale_leaf(g: jax.Array, p: jax.Array) -> jax.Array:
             if p.ndim <= 1:
                 return g
             p_norm, g_norm = jnp.linalg.norm(p.ravel()), jnp.linalg.norm(g.ravel())
@@ -149,7 +152,7 @@ def lars(
             usable = (p_norm > 0) & (g_norm > 0)
             return g * jnp.where(usable, trust * p_norm / safe, 1.0)
 
-        return jax.tree.map(one, updates, params)
+        return jax.tree.map(scale_leaf, updates, params)
 
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=decay),
@@ -162,35 +165,39 @@ TRANSFORMATIONS = {"adamw": adamw, "lars": lars, "sgd": sgd}
 
 
 def decay_mask(params: PyTree, *, decay_1d: bool, skip: Sequence[str]) -> PyTree:
-    """Which leaves weight decay touches: not 1-D or bias (unless `decay_1d`)."""
+    """Returns a tree of bool: which leaves weight decay touches.
+
+    Leaves of one dimension and biases are left out unless `decay_1d`; those that match
+    a pattern of `skip` always.
+    """
     skipped = match(skip, params)
 
-    def one(keys: Any, leaf: Any, skip_it: bool) -> bool:
+    def decays(keys: KeyPath, leaf: Leaf, skip_leaf: bool) -> bool:
         one_dim = leaf.ndim <= 1 or path_of(keys).endswith("bias")
-        return not skip_it and (decay_1d or not one_dim)
+        return not skip_leaf and (decay_1d or not one_dim)
 
-    return jax.tree_util.tree_map_with_path(one, params, skipped)
+    return jax.tree_util.tree_map_with_path(decays, params, skipped)
 
 
 def layer_scales(params: PyTree, decay: float) -> PyTree:
-    """Factor of each leaf's learning rate: decay^(depth + 1 - id), a tree of floats.
+    """Returns a factor for each leaf's learning rate: decay^(depth + 1 - id).
 
     id 0: cls_token, pos_embed, mask_token and patch_embed of 'encoder'; id i + 1: its
-    block i; id depth + 1: all else (recipes 5.1). The factor scales what the schedule
-    says, so the last learning rate and the weight decay shrink with it.
+    block i; id depth + 1: all else (recipes 5.1). The factor scales the schedule, so
+    the last learning rate and the weight decay shrink with it.
 
     Raises:
       ValueError: `params` has no encoder with blocks.
     """
-    numbers = [_BLOCK.match(path) for path in paths(params)]
-    depth = 1 + max((int(found[1]) for found in numbers if found), default=-1)
+    matches = map(_BLOCK.match, paths(params))
+    depth = 1 + max((int(match[1]) for match in matches if match), default=-1)
     if not depth:
         raise ValueError(
             f"optimizer.layer_decay={decay} needs an encoder with blocks, but there is "
             "no parameter encoder/blocks_0/...; set it to 1.0"
         )
 
-    def scale(keys: Any, _: Any) -> float:
+    def scale(keys: KeyPath, _: Leaf) -> float:
         path = path_of(keys)
         block = _BLOCK.match(path)
         layer = depth + 1
@@ -202,7 +209,7 @@ def layer_scales(params: PyTree, decay: float) -> PyTree:
 
 
 def clip_by_norm(limit: float) -> optax.GradientTransformation:
-    """All gradients times min(1, limit / (norm + 1e-6)), as PyTorch clips.
+    """Scales all gradients by min(1, limit / (norm + 1e-6)), as PyTorch clips.
 
     The norm is that of all leaves together.
     """
@@ -217,7 +224,7 @@ def clip_by_norm(limit: float) -> optax.GradientTransformation:
 
 
 class Averaged(NamedTuple):
-    """State of an optimizer that also averages the parameters it trains."""
+    """State of an optimizer that also averages the parameters that it trains."""
 
     inner: optax.OptState
     ema: PyTree
@@ -226,26 +233,28 @@ class Averaged(NamedTuple):
 def one_by_one(
     transformation: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-    """`transformation` for each row of the leaves' first axis by itself.
+    """Applies `transformation` to each row of the leaves' first axis by itself.
 
-    Norms over a leaf, as LARS and clipping take them, are then those of a row, and a
-    row of a stacked bias has one dimension, as a bias has.
+    Norms over a leaf, as in LARS and clipping, are then those of a row, and a row of
+    a stacked bias has one dimension, like a bias.
     """
 
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree = None
+    ) -> tuple[PyTree, optax.OptState]:
         return jax.vmap(transformation.update)(updates, state, params)
 
     return optax.GradientTransformation(jax.vmap(transformation.init), update)
 
 
 def row_scales(params: PyTree, factors: Sequence[float]) -> PyTree:
-    """`factors` in the shape that scales the rows of each leaf.
+    """Shapes `factors` so that they scale the rows of each leaf.
 
     Raises:
       ValueError: a leaf has another number of rows.
     """
 
-    def scale(keys: Any, leaf: Any) -> np.ndarray:
+    def scale(keys: KeyPath, leaf: Leaf) -> np.ndarray:
         if leaf.shape[:1] != (len(factors),):
             raise ValueError(
                 f"optimizer.lr_factors has {len(factors)} factors, but parameter "
@@ -261,12 +270,12 @@ def row_scales(params: PyTree, factors: Sequence[float]) -> PyTree:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """How parameters move.
+    """Updates the trainable parameters from their gradients.
 
     Attributes:
       transformation: of the gradients.
       schedule: step -> learning rate.
-      trainable: the leaves that it trains (tree of bool).
+      trainable: tree of bool, the leaves that it trains.
       scales: factors of each trainable leaf's learning rate, a number or an array
         that broadcasts to the leaf; None: all are 1.
       ema_decay: d of the average e <- d e + (1 - d) p of the trained parameters,
@@ -274,17 +283,17 @@ class Optimizer:
     """
 
     transformation: optax.GradientTransformation
-    schedule: Callable[[Any], jax.Array]
+    schedule: Schedule
     trainable: PyTree
     scales: PyTree = None
     ema_decay: float | None = None
 
     def split(self, params: PyTree) -> tuple[PyTree, PyTree]:
-        """(trainable, frozen) halves of `params`."""
+        """Splits `params` into (trainable, frozen) halves."""
         return partition(params, self.trainable)
 
-    def init(self, params: PyTree) -> Any:
-        """Optimizer state of the trainable leaves only."""
+    def init(self, params: PyTree) -> PyTree:
+        """Creates the optimizer state, of the trainable leaves only."""
         trained = self.split(params)[0]
         inner = self.transformation.init(trained)
         if self.ema_decay is None:
@@ -292,9 +301,9 @@ class Optimizer:
         return Averaged(inner, jax.tree.map(jnp.copy, trained))
 
     def update(
-        self, grads: PyTree, opt_state: Any, params: PyTree, step: jax.Array
-    ) -> tuple[PyTree, Any]:
-        """One update of the trainable half `params` with its gradients."""
+        self, grads: PyTree, opt_state: PyTree, params: PyTree, step: jax.Array
+    ) -> tuple[PyTree, PyTree]:
+        """Updates the trainable half `params` once: (parameters, optimizer state)."""
         if self.ema_decay is None:
             return self._move(grads, opt_state, params, step)
         moved, inner = self._move(grads, opt_state.inner, params, step)
@@ -302,7 +311,9 @@ class Optimizer:
         ema = jax.tree.map(lambda e, p: keep * e + (1 - keep) * p, opt_state.ema, moved)
         return moved, Averaged(inner, ema)
 
-    def _move(self, grads, opt_state, params, step):
+    def _move(
+        self, grads: PyTree, opt_state: PyTree, params: PyTree, step: jax.Array
+    ) -> tuple[PyTree, PyTree]:
         updates, opt_state = self.transformation.update(grads, opt_state, params)
         lr = self.schedule(step)
         if self.scales is None:
@@ -312,8 +323,8 @@ class Optimizer:
         )
         return moved, opt_state
 
-    def average(self, opt_state: Any, params: PyTree) -> PyTree:
-        """All of `params`, the trained ones averaged; as they are without average."""
+    def average(self, opt_state: PyTree, params: PyTree) -> PyTree:
+        """Returns `params` with the trained ones averaged, if there is an average."""
         if self.ema_decay is None:
             return params
         return merge(opt_state.ema, self.split(params)[1])
@@ -321,7 +332,7 @@ class Optimizer:
 
 def make(
     params: PyTree,
-    schedule: Callable[[Any], jax.Array],
+    schedule: Schedule,
     *,
     name: str,
     freeze: Sequence[str] = (),

@@ -12,7 +12,7 @@ from litevit_jax import augment, sharding
 from litevit_jax.models import pixels
 from litevit_jax.objectives import base, mae
 from litevit_jax.plan import hlo
-from litevit_jax.train import optimizer, state, step
+from litevit_jax.train import microbatch, optimizer, state, step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,17 +191,17 @@ def test_slices_move_no_example_to_another_device(mesh, read):
 
 def test_gradients_are_taken_apart_as_the_objective_says():
     grads = {"a": {"pair": {"w": jnp.arange(8.0).reshape(2, 4)}}, "pairs": jnp.ones(4)}
-    parts = step._apart(grads, {"pair": 2})
+    parts = microbatch._split_packed(grads, {"pair": 2})
     assert [x.shape for x in parts["a"]["pair"]["w"]] == [(2, 2), (2, 2)]
     assert [x.shape for x in parts["pairs"]] == [(4,)]
-    again = step._together(parts)
+    again = microbatch._join_packed(parts)
     assert jax.tree.all(jax.tree.map(jnp.array_equal, again, grads))
 
 
 def test_slices_are_consecutive_rows_of_each_device():
     mesh = mesh_of("8x1")
     rows = np.arange(32)
-    cut = jax.jit(lambda x: step._cut(x, 2, mesh))(rows)
+    cut = jax.jit(lambda x: microbatch.split_batch(x, 2, mesh))(rows)
     np.testing.assert_array_equal(cut[0, :, 0], rows[rows % 4 < 2])
     np.testing.assert_array_equal(cut[1, :, 0], rows[rows % 4 >= 2])
 
@@ -221,7 +221,7 @@ def test_ops_draw_the_same_whether_they_see_the_batch_or_a_slice():
     ops = augment.make(blocks)[::-1]  # what is behind the mixing is done by slices
     batch = labelled(0) | {"slot": np.arange(32, dtype=np.int32)}
     key, made = jax.random.key(3), step._Augmentation(ops, Linear())
-    got = made.of_part(key, made.of_batch(key, batch))
+    got = made.on_slice(key, made.on_batch(key, batch))
     same(got, augment.apply(ops, key, batch))
 
 
@@ -236,7 +236,7 @@ def test_only_an_objective_that_takes_pixels_gets_bytes():
     ):
         made = step._Augmentation(ops, objective)
         key = jax.random.key(0)
-        got = made.of_part(key, made.of_batch(key, batch))["image"]
+        got = made.on_slice(key, made.on_batch(key, batch))["image"]
         assert isinstance(got, pixels.Pixels) == objective.takes_pixels
         same(pixels.patches(got, 4), pixels.patches(want, 4), rtol=1e-6)
 
