@@ -198,7 +198,7 @@ def _say(text: str) -> None:
     """Prints on the first of several processes."""
     from litevit_jax import terminal
 
-    terminal.Line().say(text)
+    terminal.ConsoleLine().say(text)
 
 
 def _job(config: Any) -> str:

@@ -26,7 +26,7 @@ _spoke = time.monotonic()  # when a line of any kind was shown last
 _CLEAR = "\x1b[K"  # from here to the end of the terminal's line
 
 
-class Line:
+class ConsoleLine:
     """One line that is redrawn on a terminal, plain lines elsewhere.
 
     Of several processes only the first one prints.
@@ -67,9 +67,9 @@ class Line:
 
 
 @contextlib.contextmanager
-def alive(line: Line | None = None) -> Iterator[None]:
+def alive(line: ConsoleLine | None = None) -> Iterator[None]:
     """Shows the current activity inside the block whenever nothing else is printed."""
-    line, stop = line or Line(), threading.Event()
+    line, stop = line or ConsoleLine(), threading.Event()
     thread = threading.Thread(
         target=_speak, args=(line, stop), name="alive", daemon=True
     )
@@ -81,7 +81,7 @@ def alive(line: Line | None = None) -> Iterator[None]:
         thread.join()
 
 
-def _speak(line: Line, stop: threading.Event) -> None:
+def _speak(line: ConsoleLine, stop: threading.Event) -> None:
     while not stop.wait(_EVERY_S):
         doing = distributed.doing()
         if doing is None:

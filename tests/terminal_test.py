@@ -18,7 +18,7 @@ class Terminal(io.StringIO):
 def test_a_terminal_redraws_one_line_and_clears_what_was_longer(monkeypatch):
     monkeypatch.setenv("COLUMNS", "12")
     stream = Terminal()
-    line = terminal.Line(stream)
+    line = terminal.ConsoleLine(stream)
     line.show("a text that is wider than the terminal")
     line.show("short")
     line.say("a text that is kept, whole")
@@ -30,7 +30,7 @@ def test_a_terminal_redraws_one_line_and_clears_what_was_longer(monkeypatch):
 
 def test_elsewhere_every_text_is_a_line():
     stream = io.StringIO()
-    line = terminal.Line(stream)
+    line = terminal.ConsoleLine(stream)
     line.show("a long text")
     line.show("short")
     line.say("kept")
@@ -39,7 +39,7 @@ def test_elsewhere_every_text_is_a_line():
 
 def test_what_begins_is_said_and_known_to_the_watch():
     stream = io.StringIO()
-    line = terminal.Line(stream)
+    line = terminal.ConsoleLine(stream)
     line.begin("evaluating")
     assert stream.getvalue() == "evaluating ...\n"
     assert distributed.doing().text == "evaluating"
@@ -54,7 +54,7 @@ def spoken(monkeypatch, stream, quiet_s, begun_s):
     monkeypatch.setattr(terminal, "_spoke", time.monotonic() - quiet_s)
     doing = types.SimpleNamespace(text="saving", since=time.monotonic() - begun_s)
     monkeypatch.setattr(distributed, "doing", lambda: doing)
-    with terminal.alive(terminal.Line(stream)):
+    with terminal.alive(terminal.ConsoleLine(stream)):
         until = time.monotonic() + 0.5
         while time.monotonic() < until and not stream.getvalue():
             time.sleep(0.01)
@@ -70,7 +70,7 @@ def test_after_a_quiet_minute_it_says_what_is_being_done(monkeypatch):
 
 def test_a_terminal_counts_the_seconds(monkeypatch):
     assert "saving: 5 s so far" in spoken(monkeypatch, Terminal(), 3, 5)
-    assert not terminal.Line(io.StringIO()).live
+    assert not terminal.ConsoleLine(io.StringIO()).live
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     Raises:
       ValueError, OSError: the user's mistake, before anything is compiled.
     """
-    line = terminal.Line()
+    line = terminal.ConsoleLine()
     line.begin("report: reading the models", begun=False)
     job = prepare(config, pathlib.Path(workdir))
     images = terminal.counted(len(job.source), "image")

@@ -217,7 +217,7 @@ def _check_channels(source: sources_base.Source, data: Any) -> None:
 @functools.cache
 def _say(text: str) -> None:
     """Prints a line, once however often the same data are opened."""
-    terminal.Line().say(text)
+    terminal.ConsoleLine().say(text)
 
 
 def evaluator_data(title: str, block: dict[str, Any], data: Any) -> dict[str, Any]:

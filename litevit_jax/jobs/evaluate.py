@@ -55,7 +55,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, 
     Raises:
       ValueError, KeyError, OSError: a mistake of the user's, before any compile.
     """
-    line = terminal.Line()
+    line = terminal.ConsoleLine()
     doing = "reading the model and listing the images"
     distributed.heartbeat(doing, grace=True, begun=False)
     line.say(f"{doing} ...")

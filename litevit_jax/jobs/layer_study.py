@@ -57,7 +57,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
       ValueError, OSError: a mistake in the config or data, before any compile.
       Exception: whatever ended a part's run; the study goes on from there.
     """
-    study, line = Study(config, pathlib.Path(workdir)), terminal.Line()
+    study, line = Study(config, pathlib.Path(workdir)), terminal.ConsoleLine()
     for place, part in enumerate(study.planned, start=1):
         if part.name in study.parts:
             continue

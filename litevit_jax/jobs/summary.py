@@ -52,7 +52,7 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
-def announce(job: Job, line: terminal.Line) -> None:
+def log_start(job: Job, line: terminal.ConsoleLine) -> None:
     """Says what runs where; writes the environment and the parameter table."""
     summary, table = describe(job)
     if distributed.is_primary():

@@ -37,5 +37,5 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> loop.Outcome:
       BadDataError, WorkerError, FloatingPointError: in the run, which is saved first.
     """
     job = prepare(config, workdir)
-    summary.announce(job, terminal.Line())
+    summary.log_start(job, terminal.ConsoleLine())
     return loop.run(job)

@@ -75,7 +75,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
       ValueError, OSError: a mistake in the config or data, before any compile.
       Exception: whatever ended a point's run; the sweep goes on from there.
     """
-    sweep, line = Sweep(config, paths.path(workdir)), terminal.Line()
+    sweep, line = Sweep(config, paths.path(workdir)), terminal.ConsoleLine()
     for place, point in enumerate(sweep.points, start=1):
         if point.name in sweep.parts:
             continue

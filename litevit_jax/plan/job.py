@@ -56,7 +56,7 @@ def check_writable(path: str | None) -> None:
 def _compile(planned: program.Planned) -> dict[str, Any]:
     images = planned.config.batch_size // planned.design.slices
     text = f"compiling the step for {planned.target.name}, {images:,} images at once"
-    terminal.Line().begin(text)
+    terminal.ConsoleLine().begin(text)
     try:
         return report.compiled(planned, *program.compile_step(planned))
     except MemoryError as error:

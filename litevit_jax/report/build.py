@@ -66,7 +66,7 @@ def run_report(
       analysis: of all models together, as analysis.json holds it.
       analysis_directory: where that lies.
     """
-    terminal.Line().begin("drawing the report")
+    terminal.ConsoleLine().begin("drawing the report")
     if analysis is None:
         analysis = merge.of_runs(runs)
     colors = _colors(runs, analysis)

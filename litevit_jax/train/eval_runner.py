@@ -34,7 +34,7 @@ class EvalRunner:
         workdir: pathlib.Path,
         optimizer: Any,
         write: Callable[[int, dict[str, Any]], None],
-        line: terminal.Line,
+        line: terminal.ConsoleLine,
     ) -> None:
         self._evaluators = evaluators
         self._config, self._workdir = config, workdir

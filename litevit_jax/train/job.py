@@ -1,13 +1,15 @@
-"""A run, ready to start: what the loop is given."""
+"""A run, ready to start: all that the loop needs."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import jax
+    import numpy as np
     from jax.sharding import Mesh
 
     from litevit_jax.evaluators import base as evaluators
@@ -33,8 +35,8 @@ class Job:
       step: jitted (state, batch) -> (state, metrics).
       stream: start step -> endless host batches.
       evaluators: title -> (evaluator, every_steps).
-      eval_runner: (write, line) -> what runs the evaluators and keeps their results.
-      release: gives the workdir free for another process.
+      eval_runner: (write, line) -> EvalRunner of these evaluators.
+      release: lets another process use the workdir.
       resumes: whether the workdir holds this run already.
       total_steps: of the run.
       notes: lines about encoder, images and classes, for the start.
@@ -48,8 +50,8 @@ class Job:
     state: TrainState
     fixed: dict[str, Any]
     create: Callable[[], TrainState]
-    step: Callable[..., Any]
-    stream: Callable[[int], Any]
+    step: jax.stages.Wrapped
+    stream: Callable[[int], Iterator[dict[str, np.ndarray]]]
     evaluators: dict[str, tuple[evaluators.Evaluator, int]]
     eval_runner: Callable[..., eval_runner.EvalRunner]
     release: Callable[[], None]

@@ -1,6 +1,6 @@
-"""What a run says: metrics.jsonl, TensorBoard, a progress line; and its guard.
+"""Logs a run: metrics.jsonl, TensorBoard, the progress line, skipped updates.
 
-The guard counts updates that were skipped because a loss or gradient was not
+`NonFiniteGuard` counts updates that were skipped because a loss or gradient was not
 finite, names the examples of their batch, and stops the run after too many in a row.
 """
 
@@ -12,20 +12,26 @@ import math
 import os
 import pathlib
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
 
 from litevit_jax import paths
 from litevit_jax.terminal import QUIET_S
-from litevit_jax.terminal import Line as Line
+
+if TYPE_CHECKING:
+    import jax
+
+    from litevit_jax.terminal import ConsoleLine
+    from litevit_jax.train.state import TrainState
 
 
 class Writer:
     """Appends rows to metrics.jsonl and, if asked, TensorBoard events.
 
-    A store cannot append: there both are written anew, every half minute.
+    Object stores cannot append: both files are rewritten there, every half minute.
     """
 
     _STORE_EVERY_S = 30.0
@@ -49,11 +55,14 @@ class Writer:
             self._watch(events.file_writer.event_writer._ev_writer)
 
     def _watch(self, file: Any) -> None:
-        """Notes what a disk refuses: the events are written by a thread, which would
-        end with its stacks, and the next event would wait for it for ever."""
+        """Keeps the first error of the events, for `write` to raise.
+
+        A thread writes them: an error would end it, and the next event would wait for
+        it for ever.
+        """
         write, flush = file.write_event, file.flush
 
-        def noting(call: Any, *args: Any) -> None:
+        def noting(call: Callable[..., None], *args: object) -> None:
             try:
                 with paths.named(file._file_name):
                     call(*args)
@@ -64,7 +73,7 @@ class Writer:
         file.flush = functools.partial(noting, flush)
 
     def write(self, step: int, row: dict[str, Any]) -> None:
-        """One row at `step`; numbers also go to TensorBoard.
+        """Appends one row at `step`; numbers also go to TensorBoard.
 
         Raises:
           OSError: this row, or an event before it, could not be written.
@@ -72,7 +81,7 @@ class Writer:
         if self._refused is not None:
             raise self._refused
         # JSON has no NaN: a value that is not finite is written as its name.
-        safe = {k: _json_number(v) for k, v in row.items()}
+        safe = {k: _json_value(v) for k, v in row.items()}
         if self._local:
             paths.append_line(self._path, {"step": step, **safe})
         else:
@@ -84,13 +93,8 @@ class Writer:
                 if isinstance(value, int | float) and name != "time":
                     self._events.add_scalar(name, value, step)
 
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Adds uint8 [H, W, 3] to the TensorBoard events."""
-        if self._events is not None:
-            self._events.add_image(name, image, step, dataformats="HWC")
-
     def flush(self) -> None:
-        """Writes what a store has not got yet."""
+        """Writes the rows and events that an object store lacks."""
         if self._rows:
             lines = (json.dumps(row) + "\n" for row in self._rows)
             paths.append(self._path, "".join(lines).encode())
@@ -101,30 +105,31 @@ class Writer:
         self._written = time.monotonic()
 
     def close(self) -> None:
-        """Writes what is not written yet."""
+        """Writes all that is left and closes the files."""
         if self._events is not None:
             self._events.close()
         self.flush()
 
 
-def _json_number(value: Any) -> Any:
+def _json_value(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
 
 
-class Clock:
-    """Images per second and part of the time spent waiting for data, since `reset`.
+class Throughput:
+    """Measures images per second and the share of time spent waiting for data.
 
-    If that part exceeds a tenth over a minute of training, it says so, once.
+    Both count from the last `reset`. If that share exceeds a tenth over a minute of
+    training, a warning tells once what to change.
     """
 
     _WINDOW_S = 60.0
     _TOO_MUCH = 0.1
 
-    def __init__(self, data: Any = None) -> None:
-        self._data = data  # the config's block, for what to change
-        self._told = self._data is None
+    def __init__(self, data: dict[str, Any] | None = None) -> None:
+        self._data = data  # the config's block, for advice; None: no warning
+        self._warned = False
         self._window: float | None = None  # no step yet
         self._window_wait = 0.0
         self._starting = False
@@ -136,7 +141,7 @@ class Clock:
         self._last = self._start
 
     def begin(self) -> None:
-        """Starts the first interval; what its first step waited was before it."""
+        """Starts the first interval; the wait of its first step is not counted."""
         self.reset()
         self._starting = True
 
@@ -146,7 +151,7 @@ class Clock:
             self._starting, wait_s = False, 0.0
         self._steps += 1
         self._wait += wait_s
-        if self._told:
+        if self._data is None or self._warned:
             return
         now = time.perf_counter()
         spent, self._last = now - self._last, now
@@ -156,16 +161,14 @@ class Clock:
         self._window += spent
         self._window_wait += wait_s
         if self._window >= self._WINDOW_S:
-            self._tell(self._window_wait / self._window)
+            share = self._window_wait / self._window
+            if share > self._TOO_MUCH:
+                self._warned = True
+                logging.warning("%s", data_wait_advice(share, self._data))
             self._window, self._window_wait = 0.0, 0.0
 
-    def _tell(self, share: float) -> None:
-        if share > self._TOO_MUCH:
-            self._told = True
-            logging.warning("%s", data_wait_advice(share, self._data))
-
     def read(self, batch_size: int) -> dict[str, float]:
-        """images_per_s, data_wait (percent) and step_s of the interval."""
+        """Returns images_per_s, data_wait (percent) and step_s of the interval."""
         spent = max(time.perf_counter() - self._start, 1e-9)
         return {
             "images_per_s": self._steps * batch_size / spent,
@@ -174,8 +177,8 @@ class Clock:
         }
 
 
-def data_wait_advice(share: float, data: Any) -> str:
-    """One line: what to change if a `share` of the time is spent waiting for data."""
+def data_wait_advice(share: float, data: dict[str, Any]) -> str:
+    """Says in one line what to change if a `share` of the time waits for data."""
     cores = os.cpu_count() or 1
     now = f"data.workers={data['workers']}, data.threads={data['threads']}"
     if data["decoder"] == "pillow":
@@ -193,7 +196,7 @@ def data_wait_advice(share: float, data: Any) -> str:
     return f"waited for data {100 * share:.0f}% of the last minute ({now}): {way}"
 
 
-class Guard:
+class NonFiniteGuard:
     """Counts skipped updates and stops a run that does nothing but skip."""
 
     def __init__(self, *, max_in_a_row: int, skipped: int = 0) -> None:
@@ -201,8 +204,12 @@ class Guard:
         self._in_a_row = 0
         self._max = max_in_a_row
 
-    def check(self, step: int, nonfinite: bool, index: np.ndarray) -> dict | None:
-        """A row for the log if update `step` was skipped.
+    def check(
+        self, step: int, nonfinite: bool, index: np.ndarray
+    ) -> dict[str, Any] | None:
+        """Returns a row for the log if update `step` was skipped.
+
+        `index [B]` are the examples of its batch.
 
         Raises:
           FloatingPointError: `max_in_a_row` updates in a row were skipped.
@@ -233,10 +240,10 @@ class Guard:
 
 
 class Pace:
-    """Which steps are shown between those that are logged.
+    """Chooses the steps that are shown between those that are logged.
 
-    The first one, those at powers of two, one a minute by the clock; on a terminal
-    (`live`) as many as can be read. What is logged does not depend on it.
+    These are the first one, those at powers of two, and one a minute by the clock; on
+    a terminal (`live`) as many as can be read. What is logged does not depend on it.
     """
 
     _LIVE_S = 0.2
@@ -263,46 +270,53 @@ _COMPILING = 12.0
 
 
 class Program:
-    """The step, compiled at its first call, which says so; the clock starts after it.
+    """The training step, compiled with a message at its first call.
 
-    How long that takes when JAX's cache does not have it is estimated.
+    The message estimates how long that takes if JAX's cache does not have the program.
+    The throughput is measured from then on.
     """
 
-    def __init__(self, step: Any, line: Line, clock: Clock) -> None:
-        self._step, self._line, self._clock = step, line, clock
-        self._program: Any = None
+    def __init__(
+        self, step: jax.stages.Wrapped, line: ConsoleLine, throughput: Throughput
+    ) -> None:
+        self._step, self._line, self._throughput = step, line, throughput
+        self._program: jax.stages.Compiled | None = None
         self._took_s: float | None = None
 
-    def __call__(self, state: Any, batch: Any) -> Any:
-        """(state, metrics) after one update."""
+    def __call__(
+        self, state: TrainState, batch: dict[str, jax.Array]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Returns (state, metrics) after one update."""
         if self._program is None:
             self._line.begin("tracing the step")
             start = time.perf_counter()
             self._program = self._compile(self._step.lower(state, batch), start)
             self._took_s = time.perf_counter() - start
-            self._clock.begin()
+            self._throughput.begin()
         return self._program(state, batch)
 
-    def _compile(self, lowered: Any, start: float) -> Any:
+    def _compile(
+        self, lowered: jax.stages.Lowered, start: float
+    ) -> jax.stages.Compiled:
         about = _round(_COMPILING * (time.perf_counter() - start))
         expected = f"first time: about {about} s; a few seconds from the cache"
         self._line.begin(f"compiling the step ({expected})")
         return lowered.compile()
 
-    def took(self) -> str:
-        """What is added to the line of the first step; '' later."""
+    def compile_note(self) -> str:
+        """Returns how long compiling took, for the first step's line; '' later."""
         took_s, self._took_s = self._took_s, None
         return "" if took_s is None else f"  (compiled in {took_s:.1f} s)"
 
 
 def _round(seconds: float) -> int:
-    """To one digit that counts, or two: 1, 7, 12, 130."""
+    """Rounds to one or two significant digits: 1, 7, 12, 130."""
     whole = max(round(seconds), 1)
     return round(whole, -1) if whole >= 100 else whole
 
 
 def progress_text(row: dict[str, float], step: int, total_steps: int) -> str:
-    """The progress line of `row` (loss, lr, grad_norm, epoch, images_per_s, ...)."""
+    """Formats the progress line of `row` (loss, lr, grad_norm, epoch, ...)."""
     left = int((total_steps - step) * row["step_s"])
     hours, minutes, seconds = left // 3600, left // 60 % 60, left % 60
     parts = [

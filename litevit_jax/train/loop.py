@@ -1,4 +1,4 @@
-"""Feed, step, log, save, evaluate, stop: the same for every objective.
+"""Runs a job: feed, step, log, save, evaluate, stop; the same for every objective.
 
 Metrics of a step are read after the next one is dispatched, so the device never
 waits for the host. Everything is resumable from the step count alone.
@@ -21,6 +21,7 @@ from litevit_jax.train import log
 
 if TYPE_CHECKING:
     from litevit_jax.train.job import Job
+    from litevit_jax.train.state import TrainState
 
 
 @dataclasses.dataclass
@@ -38,20 +39,20 @@ class Run:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.config = job.config
-        self.line = terminal.Line()
-        self.clock = log.Clock(job.config["data"])
+        self.line = terminal.ConsoleLine()
+        self.throughput = log.Throughput(job.config["data"])
         self.pace = log.Pace(live=self.line.live)
-        self.step = log.Program(job.step, self.line, self.clock)
-        self.guard = log.Guard(**self.config["nonfinite"])
+        self.step = log.Program(job.step, self.line, self.throughput)
+        self.guard = log.NonFiniteGuard(**self.config["nonfinite"])
         keep, fixed = self.config["checkpoint"]["keep"], job.fixed
         self.checkpoints = checkpoint.Checkpoints(job.workdir, keep=keep, fixed=fixed)
         tensorboard = self.config["log"]["tensorboard"] and distributed.is_primary()
         self.writer = log.Writer(job.workdir, tensorboard=tensorboard)
         self.evaluations = job.eval_runner(self.write, self.line)
-        self.pending: tuple[int, Any, np.ndarray] | None = None
+        self.pending: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
 
-    def start(self) -> Any:
-        """The state to go on from: the latest checkpoint's, or a new one."""
+    def start(self) -> TrainState:
+        """Restores the latest checkpoint, or creates a new state."""
         restored = self.checkpoints.restore(self.job.state)
         if restored is None:
             return self.job.create()
@@ -63,11 +64,11 @@ class Run:
         return state
 
     def write(self, step: int, row: dict[str, Any]) -> None:
-        """Logs a row, on the first process."""
+        """Logs a row; only the first process does."""
         if distributed.is_primary():
             self.writer.write(step, row)
 
-    def save(self, state: Any) -> None:
+    def save(self, state: TrainState) -> None:
         """Starts an asynchronous checkpoint of `state`."""
         self.flush()
         self.writer.flush()
@@ -92,24 +93,24 @@ class Run:
         row = {
             "epoch": step * images / self.config["derived"]["train_examples"],
             **metrics,
-            **self.clock.read(images),
+            **self.throughput.read(images),
         }
         if self.guard.skipped:
             row["skipped_steps"] = self.guard.skipped
         if logged:
-            self.clock.reset()
+            self.throughput.reset()
             self.write(step, {**row, "time": time.time()})
         text = log.progress_text(row, step, self.job.total_steps)
-        self.line.show(text + self.step.took(), keep=last)
+        self.line.show(text + self.step.compile_note(), keep=last)
 
-    def evaluate(self, state: Any, step: int, titles: list[str]) -> None:
+    def evaluate(self, state: TrainState, step: int, titles: list[str]) -> None:
         """Runs evaluators; keeps last and best in evals/<title>/result.json."""
         if titles:
             self.flush()
             self.evaluations.run(state, step, titles)
-            self.clock.reset()
+            self.throughput.reset()
 
-    def train(self, state: Any, stop: preemption.Preemption) -> Any:
+    def train(self, state: TrainState, stop: preemption.Preemption) -> TrainState:
         """Updates `state` until the run is complete or a signal came."""
         first = step = int(state.step)
         every = self.config["checkpoint"]["every_steps"]
@@ -117,7 +118,7 @@ class Run:
         try:
             self.evaluate(state, step, self.evaluations.left_out(step))
             with contextlib.closing(feed):
-                self.clock.reset()
+                self.throughput.reset()
                 while step < self.job.total_steps and not stop.requested(self.job.mesh):
                     new = step < first + 2  # the step is compiled
                     distributed.heartbeat(f"data of step {step + 1}", grace=new)
@@ -129,10 +130,10 @@ class Run:
                     stop.unsaved = True
                     step += 1
                     self.flush()  # of the step before; ends its interval
-                    self.clock.tick(fed.wait_s)
+                    self.throughput.tick(fed.wait_s)
                     self.pending = (step, metrics, fed.index)
                     if step == first + 1:
-                        self.flush()  # told as soon as it is done
+                        self.flush()  # shown as soon as it is done
                     if step % every == 0 or step == self.job.total_steps:
                         self.save(state)
                     last = step == self.job.total_steps
@@ -141,8 +142,8 @@ class Run:
         except preemption.Stopped as error:  # between two steps
             stop.caught(error)
         finally:
-            # Also when bad data or numbers end the run: what was learned is kept. One
-            # of several processes cannot save alone: the last checkpoint stands.
+            # Also when bad data or numbers end the run: the state is kept. One of
+            # several processes cannot save alone: the last checkpoint stands.
             self.pending = None
             kept = distributed.all_reach_here(sys.exception()) and not stop.urgent
             if kept and not state.step.is_deleted() and int(state.step) > 0:
@@ -173,7 +174,7 @@ class Run:
         self.job.release()
 
     def outcome(self, signal: int | None) -> Outcome:
-        """How the run, which is closed, ended; says so if a signal stopped it."""
+        """Describes how the closed run ended; prints a line if a signal stopped it."""
         step = self.job.total_steps
         if signal is not None:
             step = max(self.checkpoints.steps(), default=0)
@@ -183,13 +184,13 @@ class Run:
 
 
 def run(job: Job) -> Outcome:
-    """Runs `job` from where its workdir stands to its end.
+    """Runs `job` from the latest checkpoint in its workdir to its end.
 
     Raises:
       BadDataError, WorkerError, FloatingPointError: in the run, which is saved first.
     """
-    this = Run(job)
+    started = Run(job)
     with preemption.handlers() as stop:
-        with stop.training(this.close), this.checkpoints.disk_errors():
-            this.go(stop)
-        return this.outcome(stop.signal)
+        with stop.training(started.close), started.checkpoints.disk_errors():
+            started.go(stop)
+        return started.outcome(stop.signal)

@@ -50,7 +50,7 @@ def test_rows_are_appended_also_after_a_cut_line(tmp_path):
 def test_the_clock_measures_since_the_last_reset(monkeypatch):
     now = iter([100.0, 104.0, 200.0, 201.0])
     monkeypatch.setattr(log.time, "perf_counter", lambda: next(now))
-    clock = log.Clock()
+    clock = log.Throughput()
     for wait in (0.5, 0.5):
         clock.tick(wait)
     want = {"images_per_s": 16.0, "data_wait": 25.0, "step_s": 2.0}
@@ -63,7 +63,7 @@ def test_the_clock_measures_since_the_last_reset(monkeypatch):
 def test_the_first_interval_starts_after_compilation(monkeypatch):
     now = iter([0.0, 90.0, 94.0])
     monkeypatch.setattr(log.time, "perf_counter", lambda: next(now))
-    clock = log.Clock()
+    clock = log.Throughput()
     clock.begin()  # after 90 s of reading, tracing and compiling
     clock.tick(60.0)  # the first batch came before that
     assert clock.read(32) == {"images_per_s": 8.0, "data_wait": 0.0, "step_s": 4.0}
@@ -110,8 +110,8 @@ class Lowered:
 def test_the_step_is_compiled_once_with_a_word_before_and_its_time_after(monkeypatch):
     now, stream = [0.0], io.StringIO()
     monkeypatch.setattr(log.time, "perf_counter", lambda: now[0])
-    clock = log.Clock()
-    step = log.Program(Lowered(now), terminal.Line(stream), clock)
+    clock = log.Throughput()
+    step = log.Program(Lowered(now), terminal.ConsoleLine(stream), clock)
     assert step(1, 2) == (3, {})
     assert stream.getvalue() == (
         "tracing the step ...\n"
@@ -130,7 +130,7 @@ INDEX = np.array([5, 7, 9])
 
 
 def test_the_guard_counts_skipped_steps_and_names_their_examples(caplog):
-    guard = log.Guard(max_in_a_row=2, skipped=4)
+    guard = log.NonFiniteGuard(max_in_a_row=2, skipped=4)
     assert guard.check(1, False, INDEX) is None
     row = {"event": "nonfinite", "skipped_steps": 5, "examples": [5, 7, 9]}
     with caplog.at_level(logging.WARNING):
@@ -140,7 +140,7 @@ def test_the_guard_counts_skipped_steps_and_names_their_examples(caplog):
 
 
 def test_the_guard_stops_after_too_many_in_a_row_but_not_in_all():
-    guard = log.Guard(max_in_a_row=2)
+    guard = log.NonFiniteGuard(max_in_a_row=2)
     for step, bad in enumerate([True, False, True, False, True]):
         guard.check(step, bad, INDEX)
     assert guard.skipped == 3
@@ -164,7 +164,7 @@ def _waiting(monkeypatch, wait_s, **data):
     monkeypatch.setattr(log.time, "perf_counter", lambda: now[0])
     said = []
     monkeypatch.setattr(log.logging, "warning", lambda _, text: said.append(text))
-    clock = log.Clock(DATA | data)
+    clock = log.Throughput(DATA | data)
     for step in range(200):
         now[0] += 1
         clock.tick(40.0 if step == 0 else wait_s)  # the first waits for the start
@@ -210,6 +210,6 @@ def test_lines_that_nobody_reads_do_not_end_the_run():
     read, write = os.pipe()
     os.close(read)
     with open(write, "w") as stream:
-        line = terminal.Line(stream)
+        line = terminal.ConsoleLine(stream)
         for _ in range(3):
             line.say("x" * 10_000)

@@ -107,7 +107,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(number, whole, tmp_path, monkeyp
             signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(log.Clock, "tick", tick)
+        patch.setattr(log.Throughput, "tick", tick)
         outcome = train.run(tiny(), tmp_path)
     assert (outcome.step, outcome.signal) == (4, number)
     outcome = train.run(tiny(), tmp_path)
@@ -140,7 +140,7 @@ def test_a_run_whose_data_do_not_come_saves_and_stops(whole, tmp_path, monkeypat
 def test_a_second_ctrl_c_saves_nothing_more_and_loses_nothing_else(
     tmp_path, monkeypatch
 ):
-    tick = log.Clock.tick
+    tick = log.Throughput.tick
 
     def twice(self, wait_s):
         tick(self, wait_s)
@@ -152,7 +152,7 @@ def test_a_second_ctrl_c_saves_nothing_more_and_loses_nothing_else(
             while not loop.preemption._preemption.urgent:
                 time.sleep(0.01)
 
-    monkeypatch.setattr(log.Clock, "tick", twice)
+    monkeypatch.setattr(log.Throughput, "tick", twice)
     made = tiny(checkpoint__every_steps=4, evals={}, log__every_steps=100)
     outcome = train.run(made, tmp_path)
     assert (outcome.step, outcome.signal) == (4, signal.SIGINT)

@@ -5,7 +5,6 @@ import types
 import numpy as np
 import pytest
 
-from litevit_jax import checkpoint
 from litevit_jax.warm_start import images, read, start
 from tests import jobs
 
@@ -36,7 +35,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def lent(run, monkeypatch):
     """The run, as which every run directory then reads."""
-    monkeypatch.setattr(checkpoint, "read_params", lambda _: run)
+    monkeypatch.setattr(read, "read_params", lambda _: run)
     monkeypatch.setattr(read, "run_config", lambda _: run.config)
     return run
 

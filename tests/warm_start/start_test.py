@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from litevit_jax import checkpoint, trees, weights
+from litevit_jax import trees, weights
 from litevit_jax.jobs import train
 from litevit_jax.models import layers
 from litevit_jax.warm_start import fill, read
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("shared_designs")
 def arrays_like(job):
     """Random parameters of a job, by path."""
     rng = np.random.default_rng(0)
-    flat = checkpoint.flatten(job.state.params)
+    flat = trees.flatten(job.state.params)
     return {
         name: rng.normal(size=x.shape).astype(np.float32) for name, x in flat.items()
     }
@@ -32,7 +32,7 @@ def lend(monkeypatch, tmp_path):
     def make(recipe, **fields):
         job = jobs.prepare(tmp_path / "lender", jobs.tiny(recipe, **fields))
         run = read.Checkpoint(arrays_like(job), job.config, 6, tmp_path)
-        monkeypatch.setattr(checkpoint, "read_params", lambda _: run)
+        monkeypatch.setattr(read, "read_params", lambda _: run)
         return run
 
     return make
@@ -76,7 +76,7 @@ def test_a_teachers_open_fields_are_its_runs(lend, tmp_path):
     job = jobs.prepare(tmp_path / "run", student())
     assert job.config["objective"]["teacher"] == run.config["objective"]["encoder"]
     assert job.config["objective"]["encoder"]["width"] == 24
-    got = checkpoint.flatten(job.fixed["teacher"])
+    got = trees.flatten(job.fixed["teacher"])
     for name, value in got.items():
         np.testing.assert_array_equal(value, run.params[name])
 
@@ -168,7 +168,7 @@ def loaded_into(made, workdir):
     config = ml_collections.ConfigDict(job.config)
     run = read.read(config.init, num_heads=config.objective.encoder.num_heads)
     filled = fill.fill_params(job.state.params, run, config)
-    return checkpoint.flatten(filled), job
+    return trees.flatten(filled), job
 
 
 @pytest.mark.parametrize("kind", ["run", "file"])
