@@ -167,7 +167,8 @@ def test_near_matches_are_looked_for_in_one_place():
     "folder",
     [
         *(".", "analysis", "augment", "data", "data/sources", "distributed"),
-        *("evaluators", "models", "objectives", "plan", "weights"),
+        *("evaluators", "models", "objectives", "plan", "train", "warm_start"),
+        "weights",
     ],
 )
 def test_the_first_line_of_a_docstring_stands_alone(folder):
@@ -185,6 +186,22 @@ def test_the_first_line_of_a_docstring_stands_alone(folder):
         if text and re.match(r"\W|(As|From|It|Of|On|See|That|Those|What)\b", text)
     ]
     assert not fragments
+
+
+def annotations(path):
+    """All annotations of a file: arguments, returned values and variables."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
+            yield node.annotation
+        elif isinstance(node, ast.FunctionDef) and node.returns is not None:
+            yield node.returns
+
+
+def test_annotations_of_training_name_a_type():
+    paths = sorted((PACKAGE / "train").glob("*.py"))
+    types = [ast.unparse(node) for path in paths for node in annotations(path)]
+    assert len(types) > 500
+    assert types.count("Any") / len(types) <= 0.02
 
 
 @names

@@ -1,4 +1,4 @@
-"""Batches by shape: as the host yields them, as training and evaluation see them."""
+"""Shapes of batches: from the host, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from litevit_jax import augment
 from litevit_jax.data import settings
 from litevit_jax.train import state as states
-
-Shapes = dict[str, jax.ShapeDtypeStruct]
+from litevit_jax.train.optimizer import PyTree
+from litevit_jax.train.state import Shapes
 
 
 def augmentation(config: ConfigDict) -> dict[str, Any]:
-    """Blocks of the ops that the device runs: `config.augment`, and `data.flip`.
+    """Returns the blocks of the device's ops: `config.augment`, and `data.flip`.
 
     Raises:
       ValueError: both ask for a flip.
@@ -35,7 +35,7 @@ def augmentation(config: ConfigDict) -> dict[str, Any]:
 
 
 def host(config: ConfigDict) -> Shapes:
-    """A training batch of the host, of all processes together.
+    """Returns the host's training batch, of all processes together.
 
     Raises:
       ValueError: normalisation and images differ in their channels.
@@ -55,7 +55,7 @@ def host(config: ConfigDict) -> Shapes:
 
 
 def training(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Shapes:
-    """A training batch as the objective sees it: augmented by `ops`.
+    """Returns a training batch as the objective sees it, augmented by `ops`.
 
     Raises:
       ValueError: colour jitter together with RandAugment.
@@ -75,35 +75,39 @@ def training(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Shapes:
 
 
 def evaluation(config: ConfigDict, size: tuple[int, int], rows: int) -> Shapes:
-    """A batch of an evaluation: `rows` images (H, W) as they were decoded."""
+    """Returns a batch of an evaluation: `rows` decoded images of `size` (H, W)."""
     shapes = {
         "image": ((rows, *size, config.data.channels), jnp.uint8),
         "label": ((rows,), jnp.int32),
         "index": ((rows,), jnp.int32),
         "mask": ((rows,), jnp.float32),
     }
-    return {name: jax.ShapeDtypeStruct(*given) for name, given in shapes.items()}
+    return {name: jax.ShapeDtypeStruct(*x) for name, x in shapes.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """(params, model_state, batch of uint8 images) -> what an objective predicts.
+    """Normalises uint8 images and predicts with an objective.
 
-    Equal ones are one to JAX: runs of one process share what is traced and compiled.
+    JAX takes equal ones for the same: runs of one process share traces and programs.
     """
 
-    objective: Any
+    objective: states.Predictor
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def __call__(self, params: Any, model_state: Any, batch: Any) -> dict[str, Any]:
-        """Named arrays `[B, ...]` for images normalised by `mean` and `std`."""
+    def __call__(
+        self, params: PyTree, model_state: PyTree, batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """Returns named arrays `[B, ...]` for a batch of uint8 images."""
         ops = augment.make({"normalize": {"mean": self.mean, "std": self.std}})
         batch = augment.apply(ops, jax.random.key(0), batch)
         return self.objective.predict(params, model_state, batch)
 
 
-def _shape(config: ConfigDict, *shape: int, dtype: Any = jnp.int32):
+def _shape(
+    config: ConfigDict, *shape: int, dtype: Any = jnp.int32
+) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
 
 

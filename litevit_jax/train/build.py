@@ -1,4 +1,4 @@
-"""Builds a run from its resolved config; all that can be refused is refused here.
+"""Builds a run from its resolved config, and refuses what cannot work.
 
 Nothing is compiled until `build_job` returns: shapes are checked by abstract
 evaluation, data by listing it, the workdir by writing to it.
@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 from jax.sharding import Mesh
@@ -18,24 +18,26 @@ from ml_collections import ConfigDict
 
 from litevit_jax import augment, checkpoint, distributed, registry, sharding, trees
 from litevit_jax.data import settings
-from litevit_jax.evaluators import base as evaluators
-from litevit_jax.train import (
-    batch_shapes,
-    eval_runner,
-    microbatch,
-    resolve,
-)
+from litevit_jax.evaluators import base
+from litevit_jax.train import batch_shapes, eval_runner, microbatch, resolve
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
 from litevit_jax.train import workdir as workdirs
 from litevit_jax.train.job import Job
-from litevit_jax.train.state import TrainState
+from litevit_jax.train.optimizer import PyTree
+from litevit_jax.train.state import Shapes, TrainState
+
+if TYPE_CHECKING:
+    from litevit_jax.data.pipeline import Stream
+    from litevit_jax.data.sources.base import Source
+    from litevit_jax.data.transforms import Transform
+    from litevit_jax.objectives.base import Objective, Variables
 
 
 @dataclasses.dataclass(frozen=True)
 class BuiltStep:
-    """What is learned and how, by shapes alone: no example is read, no array made.
+    """A run's objective, optimizer and step, by shapes: no array is created.
 
     Attributes:
       objective, optimizer, step: as in `job.Job`.
@@ -43,43 +45,47 @@ class BuiltStep:
       variables: abstract Variables of the objective.
       state: abstract TrainState with shardings.
       batch: the host's batch by shape; `step.lower(state, batch)` is the program.
-      slices: parts in which a device computes its examples, one after the other.
+      slices: equal parts in which a device computes its examples.
     """
 
-    objective: Any
+    objective: Objective
     optimizer: optimizers.Optimizer
-    variables: Any
+    variables: Variables
     state: TrainState
-    batch: batch_shapes.Shapes
+    batch: Shapes
     create: Callable[[jax.Array], TrainState]
-    step: Any  # of jax.jit
+    step: jax.stages.Wrapped
     slices: int
 
 
 class WarmStart(Protocol):
-    """What a run starts from, as `warm_start.start` reads it from other runs."""
+    """The checkpoints that a run starts from, see `warm_start.start`."""
 
     @property
     def notes(self) -> list[str]: ...
 
     def check_teacher(self, *, needed: bool) -> None: ...
 
-    def teacher_arrays(self, shapes: Any) -> Any: ...
+    def teacher_arrays(self, shapes: PyTree) -> PyTree: ...
 
-    def check(self, params: Any) -> None: ...
+    def check(self, params: PyTree) -> None: ...
 
     def state(
-        self, create: Any, abstract: Any, fixed: Any, optimizer: Any
+        self,
+        create: Callable[[jax.Array], TrainState],
+        abstract: TrainState,
+        fixed: dict[str, Any],
+        optimizer: optimizers.Optimizer,
     ) -> TrainState: ...
 
 
 def build_step(
     config: ConfigDict,
     mesh: Mesh,
-    source: Callable[[str], Any],
+    source: Callable[[str], Source],
     memory: float | None = None,
 ) -> BuiltStep:
-    """Builds the step of a run on `mesh`; derives what `config` leaves open.
+    """Builds the step of a run on `mesh`, and derives what `config` leaves open.
 
     Args:
       config: settled; it gets `derived`, and a batch size if it has none.
@@ -98,12 +104,12 @@ def build_step(
     variables = states.abstract_variables(objective, batch)
     optimizer = _optimizer(config, variables.params)
     create, shardings = states.creator(objective, optimizer, batch, mesh)
-    state = _abstract_state(create, shardings)
+    state = _abstract_state(create, shardings, mesh)
     fitting = functools.partial(
         microbatch.images_that_fit, mesh, objective, variables, batch, state, memory
     )
     count = microbatch.count_microbatches(config, mesh, objective, fitting)
-    jitted = _step(config, objective, optimizer, ops, shardings, count)
+    jitted = _step(config, objective, optimizer, ops, mesh, shardings, count)
     batch_sharding = sharding.batch_sharding(mesh)
     host = {
         k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding)
@@ -155,7 +161,7 @@ def build_job(
     fixed = _fixed(config, built, warm_start)
     warm_start.check(built.state.params)
     plain = workdirs.plain(config.to_dict())
-    made = eval_setup.make(
+    evaluators = eval_setup.make(
         config, built.objective, built.variables, source, mesh=mesh, workdir=workdir
     )
     size = saved_bytes(built.state, fixed)
@@ -175,46 +181,52 @@ def build_job(
         ),
         step=built.step,
         stream=functools.partial(_stream, config, source("train"), transform),
-        evaluators=made,
+        evaluators=evaluators,
         eval_runner=functools.partial(
-            eval_runner.EvalRunner, made, plain, workdir, built.optimizer
+            eval_runner.EvalRunner, evaluators, plain, workdir, built.optimizer
         ),
         release=functools.partial(workdirs.close_run, workdir),
         resumes=resumes,
         total_steps=config.derived.total_steps,
-        notes=[*warm_start.notes, *eval_setup.notes(made)],
+        notes=[*warm_start.notes, *eval_setup.notes(evaluators)],
     )
 
 
 def _fixed(
     config: ConfigDict, built: BuiltStep, warm_start: WarmStart
 ) -> dict[str, Any]:
-    """The frozen teacher, if there is one; its fingerprint joins config.derived."""
+    """Reads the frozen teacher, if there is one.
+
+    Its fingerprint joins `config.derived`.
+    """
     needed = built.objective.frozen_teacher
     warm_start.check_teacher(needed=needed)
     if not needed:
         return {}
     shapes, whole = built.variables.teacher, jax.numpy.float32
-    read = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, whole), shapes)
-    arrays = warm_start.teacher_arrays(read)
-    # Of what was read: in which type an accelerator holds it makes no other teacher.
+    float_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, whole), shapes)
+    arrays = warm_start.teacher_arrays(float_shapes)
+    # Of the arrays as read: the type in which an accelerator holds them does not count.
     resolve.assign(config.derived, {"teacher_fingerprint": trees.hash_arrays(arrays)})
     teacher = jax.tree.map(lambda x, like: x.astype(like.dtype), arrays, shapes)
     return {"teacher": teacher}
 
 
 def saved_bytes(state: TrainState, fixed: Iterable[str]) -> int:
-    """Bytes of a checkpoint of `state` without its parts `fixed`."""
+    """Counts the bytes of a checkpoint of `state` without its parts `fixed`."""
     parts = [getattr(state, part) for part in checkpoint.PARTS if part not in fixed]
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts))
 
 
-def _objective(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> Any:
+def _objective(
+    config: ConfigDict, mesh: Mesh, source: Callable[[str], Source]
+) -> Objective:
+    """Builds the objective, with this run's classes and attention kernel."""
     block, field = resolve.objective(config)
     name = block.pop("name")
     if field is not None:
         _check_classes(config, field, block[field], source("train"))
-    # How blocks run, not what they compute.
+    # These change how blocks run, not what they compute.
     from litevit_jax.models import attention
 
     attention.check(config.attention, mesh.devices.flat[0].platform)
@@ -235,10 +247,10 @@ def _objective(config: ConfigDict, mesh: Mesh, source: Callable[[str], Any]) -> 
     return objective
 
 
-def _check_classes(config: ConfigDict, field: str, count: int, images: Any) -> None:
+def _check_classes(config: ConfigDict, field: str, count: int, images: Source) -> None:
     """Raises ValueError unless `images` have labels, of at most `count` classes."""
     what = f"objective {config.objective.name!r}, split 'train'"
-    evaluators.check_labels(images, what)
+    base.check_labels(images, what)
     known = config.derived.num_classes
     if count < known:
         raise ValueError(
@@ -247,8 +259,10 @@ def _check_classes(config: ConfigDict, field: str, count: int, images: Any) -> N
         )
 
 
-def _batch(config: ConfigDict, objective: Any, ops: tuple[augment.Op, ...]) -> Any:
-    """The batch as the objective sees it, by shape."""
+def _batch(
+    config: ConfigDict, objective: Objective, ops: tuple[augment.Op, ...]
+) -> Shapes:
+    """Returns the batch as the objective sees it, by shape."""
     if objective.num_views != config.data.views:
         raise ValueError(
             f"objective {config.objective.name!r} reads {objective.num_views} view(s) "
@@ -260,18 +274,20 @@ def _batch(config: ConfigDict, objective: Any, ops: tuple[augment.Op, ...]) -> A
 
 def _step(
     config: ConfigDict,
-    objective: Any,
-    optimizer: Any,
-    ops: Any,
-    shardings: Any,
+    objective: Objective,
+    optimizer: optimizers.Optimizer,
+    ops: tuple[augment.Op, ...],
+    mesh: Mesh,
+    shardings: TrainState,
     count: int,
-) -> Callable[..., Any]:
+) -> jax.stages.Wrapped:
+    """Builds the jitted step in `count` slices."""
     return steps.make_train_step(
         objective,
         optimizer,
         ops,
         seed=config.seed,
-        mesh=shardings.step.mesh,
+        mesh=mesh,
         state_sharding=shardings,
         slices=count,
         health_every=config.log.every_steps if config.log.health else None,
@@ -279,7 +295,7 @@ def _step(
     )
 
 
-def _optimizer(config: ConfigDict, params: Any) -> optimizers.Optimizer:
+def _optimizer(config: ConfigDict, params: PyTree) -> optimizers.Optimizer:
     schedule = optimizers.warmcos(
         peak=config.derived.peak_lr,
         total_steps=config.derived.total_steps,
@@ -290,9 +306,12 @@ def _optimizer(config: ConfigDict, params: Any) -> optimizers.Optimizer:
     return optimizers.make(params, schedule, **config.optimizer)
 
 
-def _abstract_state(create: Any, shardings: Any) -> TrainState:
+def _abstract_state(
+    create: Callable[[jax.Array], TrainState], shardings: TrainState, mesh: Mesh
+) -> TrainState:
+    """Returns the state by shapes and shardings; checks that the mesh fits it."""
     abstract = jax.eval_shape(create, states.abstract_key())
-    sharding.check_fsdp(shardings.step.mesh, abstract)
+    sharding.check_fsdp(mesh, abstract)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         abstract,
@@ -300,7 +319,10 @@ def _abstract_state(create: Any, shardings: Any) -> TrainState:
     )
 
 
-def _stream(config: ConfigDict, source: Any, transform: Any, start_step: int) -> Any:
+def _stream(
+    config: ConfigDict, source: Source, transform: Transform, start_step: int
+) -> Stream:
+    """Opens the endless stream of training batches from `start_step` on."""
     from litevit_jax.data import pipeline
 
     return pipeline.train_batches(

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from litevit_jax import checkpoint, distributed, preemption, terminal
 from litevit_jax.evaluators import base
 from litevit_jax.train import workdir as workdirs
 
+if TYPE_CHECKING:
+    from litevit_jax.train.optimizer import Optimizer
+    from litevit_jax.train.state import TrainState
+
 
 class EvalRunner:
-    """Runs evaluators and records their numbers and what they cost.
+    """Runs evaluators and records their results and their cost.
 
     Args:
       evaluators: title -> (evaluator, every_steps).
-      config: of the run; plain dict as it is saved.
+      config: of the run, as it is saved.
       workdir: where evals/<title>/result.json is written.
-      optimizer: of the run, which may keep an average; None if there is none.
+      optimizer: of the run, which may keep an average; None without training.
       write: (step, row) -> logs a row.
       line: where results are shown.
 
-    `results`: title -> what is in its result.json, of those that ran or are complete.
+    Attributes:
+      results: title -> content of its result.json, if it ran or was complete.
     """
 
     def __init__(
@@ -32,7 +38,7 @@ class EvalRunner:
         evaluators: dict[str, tuple[base.Evaluator, int]],
         config: dict[str, Any],
         workdir: pathlib.Path,
-        optimizer: Any,
+        optimizer: Optimizer | None,
         write: Callable[[int, dict[str, Any]], None],
         line: terminal.ConsoleLine,
     ) -> None:
@@ -45,18 +51,18 @@ class EvalRunner:
         self.results: dict[str, dict[str, Any]] = {}
 
     def due(self, step: int, *, last: bool) -> list[str]:
-        """Titles of the evaluators that run after update `step`."""
+        """Returns the titles of the evaluators that run after update `step`."""
         evaluators = self._evaluators.items()
         return [t for t, (_, n) in evaluators if last or (n and step % n == 0)]
 
     def left_out(self, step: int) -> list[str]:
-        """Titles due after update `step` that a stop kept from their end."""
+        """Returns the titles due after update `step` that a stop interrupted."""
         titles = self.due(step, last=False) if step else []
         missing = self.missing(step) if titles else []
         return [title for title in titles if title in missing]
 
     def missing(self, step: int) -> list[str]:
-        """Titles without a result at `step`; the results of the others are read."""
+        """Returns the titles without a result at `step`; reads the other results."""
         missing = []
         for title in self._evaluators:
             read = functools.partial(workdirs.read_result, self._workdir, title)
@@ -67,25 +73,26 @@ class EvalRunner:
                 self.results[title] = result
         return missing
 
-    def run(self, state: Any, step: int, titles: list[str]) -> None:
+    def run(self, state: TrainState, step: int, titles: list[str]) -> None:
         """Evaluates `state`, which has done `step` updates.
 
-        Of the averaged parameters, if the optimizer keeps an average: then `ema_decay`
-        is among the numbers.
+        If the optimizer keeps an average, the averaged parameters are evaluated, and
+        `ema_decay` is among the numbers.
         """
         if not titles:
             return
-        decay = self._optimizer and self._optimizer.ema_decay
+        optimizer = self._optimizer
+        decay = None if optimizer is None else optimizer.ema_decay
         params = None
         for title in titles:
             evaluator, _ = self._evaluators[title]
-            # The first time it is compiled; later ones are as quick as the last.
+            # The first run compiles; later ones take as long as the last.
             again = self._spent[title] > 0
             self._line.begin(f"step {step}  {title}: evaluating", quiet=again)
             if params is None:
-                if decay is not None:
-                    average = self._optimizer.average(state.opt_state, state.params)
-                    state = state.replace(params=average)
+                if optimizer is not None and decay is not None:
+                    average = optimizer.average(state.opt_state, state.params)
+                    state = dataclasses.replace(state, params=average)
                 params = checkpoint.fingerprint(state)
             start = time.perf_counter()
             with preemption.at_once():  # on resuming it is made again
@@ -105,21 +112,24 @@ class EvalRunner:
             logged = {**numbers, **cost}
             self._write(step, {f"{title}/{k}": v for k, v in logged.items()})
             shown = ((k, v) for k, v in numbers.items() if not isinstance(v, list))
-            said = "  ".join(f"{k} {_short(v)}" for k, v in shown)
-            self._line.say(f"step {step}  {title}: {said}  ({cost['seconds']:.1f} s)")
+            text = "  ".join(f"{k} {_short(v)}" for k, v in shown)
+            self._line.say(f"step {step}  {title}: {text}  ({cost['seconds']:.1f} s)")
         from litevit_jax import cpu
 
         cpu.give_back_memory()
 
     def _cost(self, title: str, seconds: float) -> dict[str, float]:
-        """Seconds of this evaluation; percentage that all of `title` took of the time
-        since the run started, or was resumed."""
+        """Returns the seconds of this evaluation, and the share of the run so far.
+
+        The share is what all evaluations of `title` took, in percent of the time since
+        the run started or resumed.
+        """
         self._spent[title] += seconds
         percent = 100 * self._spent[title] / (time.perf_counter() - self._start)
         return {"seconds": seconds, "percent_of_run": percent}
 
     def _about(self, title: str, numbers: dict[str, float]) -> dict[str, Any]:
-        """What a result is of, whichever of its rows is read."""
+        """Describes a result: what stands above all of its rows."""
         evaluator, _ = self._evaluators[title]
         classes = evaluator.context.classes
         return {
@@ -132,5 +142,5 @@ class EvalRunner:
         }
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

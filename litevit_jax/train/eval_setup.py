@@ -1,4 +1,4 @@
-"""Makes the evaluators of a config.
+"""Builds the evaluators of a config.
 
 An evaluator reads the data of the run, or a labelled set of its own: the block `data`
 beside its settings. It never touches what training reads or writes, so that a run
@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.sharding import Mesh
@@ -23,6 +23,10 @@ from litevit_jax.evaluators import base
 from litevit_jax.train import batch_shapes
 from litevit_jax.train import state as states
 
+if TYPE_CHECKING:
+    from litevit_jax.data.sources.base import Source
+    from litevit_jax.objectives.base import Variables
+
 Evaluators = dict[str, tuple[base.Evaluator, int]]
 _OF_A_HEAD = ("grid_", "logits")  # predictions about the classes that it knows
 _UNMATCHED = ("leave_out", "refuse")  # images of classes that the model does not know
@@ -30,28 +34,28 @@ _UNMATCHED = ("leave_out", "refuse")  # images of classes that the model does no
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """The classes that a model tells apart: how many, and by number their names."""
+    """The classes that a model tells apart: how many, and their names by number."""
 
     count: int
     names: list[str]
 
     @classmethod
     def of(cls, derived: Any) -> Known:
-        """Those of a run, by its config's `derived`; old runs have no names."""
+        """Returns the classes in a config's `derived`; old runs have no names."""
         return cls(derived["num_classes"], list(derived.get("classes") or []))
 
 
 def make(
     config: ConfigDict,
-    objective: Any,
-    variables: Any,
-    source: Callable[[str], Any],
+    objective: states.Predictor,
+    variables: Variables,
+    source: Callable[[str], Source],
     *,
     mesh: Mesh,
     workdir: pathlib.Path,
     known: Known | None = None,
 ) -> Evaluators:
-    """Title -> (evaluator, every_steps) for each block of `config.evals`.
+    """Builds title -> (evaluator, every_steps) for each block of `config.evals`.
 
     Args:
       config: resolved; `derived.num_classes` are those of the run's own data.
@@ -63,12 +67,12 @@ def make(
       known: the classes that the model was trained on; None: the run's own.
 
     Raises:
-      ValueError: an evaluator that the objective, or the data, has nothing for.
-      OSError: data that is not there.
+      ValueError: the objective or the data lack what an evaluator needs.
+      OSError: data does not exist.
     """
     if known is None:
         known = Known.of(config.derived)
-    maker = _Maker(
+    builder = _Builder(
         config,
         objective,
         variables,
@@ -77,18 +81,18 @@ def make(
         workdir=workdir,
         known=known,
     )
-    return {title: maker.make(title) for title in config.evals}
+    return {title: builder.make(title) for title in config.evals}
 
 
-class _Maker:
-    """Makes the evaluators of one run; what predicts is the same for all of them."""
+class _Builder:
+    """Builds the evaluators of one run, which share its prediction."""
 
     def __init__(
         self,
         config: ConfigDict,
-        objective: Any,
-        variables: Any,
-        source: Callable[[str], Any],
+        objective: states.Predictor,
+        variables: Variables,
+        source: Callable[[str], Source],
         *,
         mesh: Mesh,
         workdir: pathlib.Path,
@@ -104,7 +108,7 @@ class _Maker:
         )
 
     def make(self, title: str) -> tuple[base.Evaluator, int]:
-        """(evaluator, every_steps) of block `title`."""
+        """Builds (evaluator, every_steps) of block `title`."""
         config = self._config
         kwargs = config.evals[title].to_dict()
         name, every = kwargs.pop("name"), kwargs.pop("every_steps")
@@ -137,35 +141,36 @@ class _Maker:
         _check_data(title, evaluator, kwargs)
         return evaluator, every
 
-    def _predicted(self, title: str, data: Any) -> dict[str, Any]:
-        """What the objective predicts for images of `data`, by shape."""
+    def _predicted(self, title: str, data: Any) -> states.Shapes:
+        """Returns what the objective predicts for images of `data`, by shape."""
         variables, size = self._variables, settings.image_size(data)
         rows = splits.evaluation_rows(data, self._mesh)
-        given = (
+        arguments = (
             variables.params,
             variables.model_state,
             batch_shapes.evaluation(self._config, size, rows),
         )
-        # On the mesh, as those of the evaluation: these are not traced anew then.
-        anywhere = sharding.replicated(self._mesh)
-        given = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=anywhere), given
+        # Sharded as in the evaluation, which then traces nothing anew.
+        replicated = sharding.replicated(self._mesh)
+        arguments = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+            arguments,
         )
         try:
-            return jax.eval_shape(self._predict, *given)
+            return jax.eval_shape(self._predict, *arguments)
         except (TypeError, ValueError) as error:
-            ours = settings.image_size(self._config.data)
-            if ours == size:
+            own = settings.image_size(self._config.data)
+            if own == size:
                 raise
             raise ValueError(
                 f"evals.{title}.data: images of {size[0]}x{size[1]}, but the model "
-                f"learns from {ours[0]}x{ours[1]} and takes no others ({error}); leave "
+                f"learns from {own[0]}x{own[1]} and takes no others ({error}); leave "
                 "image_size out"
             ) from None
 
 
-def _check_data(title: str, evaluator: Any, kwargs: dict[str, Any]) -> None:
-    """A split that is missing or has no labels is found now, not after hours."""
+def _check_data(title: str, evaluator: base.Evaluator, kwargs: dict[str, Any]) -> None:
+    """Raises ValueError now, not after hours, for a split without what is needed."""
     for key in ("split", "bank", "select"):
         split = kwargs.get(key, getattr(evaluator, key, None))
         if split is not None:
@@ -176,31 +181,33 @@ def _check_data(title: str, evaluator: Any, kwargs: dict[str, Any]) -> None:
         raise ValueError(f"evals.{title}: {error}") from None
 
 
-def _matched(title: str, evaluator: Any, known: Known, config: ConfigDict) -> Any:
-    """`evaluator` on labels that are numbers of the classes that the model knows.
+def _matched(
+    title: str, evaluator: base.Evaluator, known: Known, config: ConfigDict
+) -> base.Evaluator:
+    """Returns `evaluator` with labels numbered as the model's classes.
 
-    What learns from the images of a bank instead knows the bank's classes.
+    An evaluator that learns from the images of a bank takes the bank's classes.
 
     Raises:
-      ValueError: a class that is not known.
+      ValueError: the model does not know a class.
     """
-    context, given = evaluator.context, evaluator.context.source
+    context, original = evaluator.context, evaluator.context.source
     split, bank = (getattr(evaluator, name, None) for name in ("split", "bank"))
     if split is None:
         return evaluator
     if not any(name.startswith(_OF_A_HEAD) for name in evaluator.reads):
-        names = given(bank or split).classes
+        names = original(bank or split).classes
         known = Known(len(names), names)
 
     @functools.cache
-    def source(split: str) -> Any:
-        own = given(split)
+    def source(split: str) -> Source:
+        own = original(split)
         match = relabel.match(own.classes, known.names, known.count)
         if match is None or not match.how or not known.names:
             return own
         return relabel.Relabelled(own, match.numbers, known.names)
 
-    own = given(split)
+    own = original(split)
     if not (own.classes and known.count):  # `check_data` says what is missing
         return evaluator
     try:
@@ -224,17 +231,19 @@ def _matched(title: str, evaluator: Any, known: Known, config: ConfigDict) -> An
     return dataclasses.replace(evaluator, context=context)
 
 
-def _other_count(title: str, ours: int, known: int) -> str:
-    """What to say of classes without names that are not as many."""
+def _other_count(title: str, count: int, known: int) -> str:
+    """Returns the message for classes without names whose number differs."""
     return (
-        f"evals.{title}: the data has {ours} classes, but the classifier was trained "
+        f"evals.{title}: the data has {count} classes, but the classifier was trained "
         f"on {known}; give the data that it knows, or compare features alone with "
         "evaluator 'knn'"
     )
 
 
-def _not_known(title: str, own: Any, match: Any, known: Known, images: int) -> str:
-    """What to say of classes that the model does not know."""
+def _not_known(
+    title: str, own: Source, match: relabel.Match, known: Known, images: int
+) -> str:
+    """Returns the message for classes that the model does not know."""
     names = [own.classes[label] for label in match.unknown]
     return (
         f"evals.{title}: {_listed(names)}: {len(names)} of {len(own.classes)} classes "
@@ -245,7 +254,7 @@ def _not_known(title: str, own: Any, match: Any, known: Known, images: int) -> s
 
 
 def _leave_out(title: str, config: ConfigDict) -> str:
-    """How the command line can leave out images of classes that are not known."""
+    """Says how the command line leaves out images of unknown classes; maybe ''."""
     block, field = config.evals[title], f"evals.{title}.unmatched"
     if block["name"] != "classification":
         return ""
@@ -266,12 +275,12 @@ def _listed(names: list[str]) -> str:
 
 
 def notes(evaluators: Evaluators) -> list[str]:
-    """Lines about classes of the data that are not simply the model's."""
-    found = []
+    """Describes, in lines, classes of the data that differ from the model's."""
+    lines = []
     for title, (evaluator, _) in evaluators.items():
         context = evaluator.context
         if context.classes:
             count = context.unmatched
             more = f"; {count} images of other classes are left out" if count else ""
-            found.append(f"evals.{title}: the data has {context.classes}{more}")
-    return found
+            lines.append(f"evals.{title}: the data has {context.classes}{more}")
+    return lines

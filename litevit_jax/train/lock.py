@@ -1,8 +1,8 @@
-"""One run in a directory at a time: a file that says whose it is.
+"""Lets one run at a time use a directory: a lock file that names its owner.
 
 The owner holds the kernel's lock on the file (local and most shared file systems) and
-counts up in it (any host, any store). The kernel lets go of a lock with its process;
-where only the file is left, its count tells whether the owner is alive: no clock of
+counts up in it (any host, any store). The kernel releases the lock with its process.
+Where only the file is left, its count shows whether the owner is alive; no clock of
 another host is read.
 """
 
@@ -35,10 +35,10 @@ _held: dict[str, _Lock] = {}
 
 
 def take(workdir: pathlib.Path) -> None:
-    """Makes `workdir` this process's until `release`, or the end of the process.
+    """Reserves `workdir` for this process until `release` or the process's end.
 
-    A second call for the same directory changes nothing. What a dead process left is
-    taken over; a process of another host is listened for until it is known to be dead.
+    A second call for the same directory changes nothing. A dead process's file is
+    taken over; for a process of another host this waits until its count stands still.
 
     Raises:
       ValueError: another process works there; it is named.
@@ -49,7 +49,7 @@ def take(workdir: pathlib.Path) -> None:
 
 
 def release(workdir: pathlib.Path) -> None:
-    """Gives `workdir` free, if this process holds it."""
+    """Releases `workdir`, if this process holds it."""
     lock = _held.pop(os.fspath(paths.absolute(workdir)), None)
     if lock is not None:
         lock.release()
@@ -62,6 +62,8 @@ def _release_all() -> None:
 
 
 class _Lock:
+    """The lock of one directory, and the thread that counts in its file."""
+
     def __init__(self, workdir: pathlib.Path) -> None:
         self._workdir, self._path = workdir, workdir / NAME
         self._file: int | None = None  # open while the kernel's lock on it is ours
@@ -100,13 +102,13 @@ class _Lock:
             self._close()  # its owner has just removed it: again
 
     def _take_over(self, certain: bool) -> None:
-        """Returns once the file's owner, if it names one, is known to be gone."""
-        there = self._read()
-        if there is None or (certain and there.get("host") == self._me["host"]):
+        """Returns once the owner that the file names, if any, is gone."""
+        owner = self._read()
+        if owner is None or (certain and owner.get("host") == self._me["host"]):
             return
         logging.warning(
             "--workdir=%s was left by %s: waiting %.0f s for a sign of it",
-            self._workdir, _owner(there), _SILENT_S,
+            self._workdir, _describe(owner), _SILENT_S,
         )  # fmt: skip
         until = time.monotonic() + _SILENT_S
         while time.monotonic() < until:
@@ -114,16 +116,16 @@ class _Lock:
             now = self._read()
             if now is None:  # it has ended meanwhile
                 return
-            if now != there:
+            if now != owner:
                 raise ValueError(self._refusal(now))
         logging.warning("no sign of it: its directory is taken over")
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            there = json.loads(self._path.read_text())
+            owner = json.loads(self._path.read_text())
         except (OSError, ValueError):  # none, or cut short by a kill
             return None
-        return there if isinstance(there, dict) else None
+        return owner if isinstance(owner, dict) else None
 
     def _write(self) -> None:
         text = json.dumps(self._me) + "\n"
@@ -136,29 +138,31 @@ class _Lock:
 
     def _count(self) -> None:
         while not self._ended.wait(_EVERY_S):
-            there = self._read()
-            if there is not None and not self._is_mine(there):
-                self._lost(there)
+            owner = self._read()
+            if owner is not None and not self._is_mine(owner):
+                self._lost(owner)
                 return
             self._me["count"] += 1
             with contextlib.suppress(Exception):  # the run says what a disk refuses
                 self._write()
 
-    def _lost(self, there: dict[str, Any]) -> None:
-        """Ends the process: it was suspended for long, or began in the same second as
-        the one that has the directory now."""
-        print(f"error: {self._refusal(there)}", file=sys.stderr, flush=True)
+    def _lost(self, owner: dict[str, Any]) -> None:
+        """Ends the process, since another one has the directory now.
+
+        It was suspended for long, or both began in the same second.
+        """
+        print(f"error: {self._refusal(owner)}", file=sys.stderr, flush=True)
         os._exit(1)
 
-    def _is_mine(self, there: dict[str, Any]) -> bool:
-        return {**there, "count": 0} == {**self._me, "count": 0}
+    def _is_mine(self, owner: dict[str, Any]) -> bool:
+        return {**owner, "count": 0} == {**self._me, "count": 0}
 
     def release(self) -> None:
         """Removes the file, unless another process has taken it over."""
         self._ended.set()
         self._thread.join()
-        there = self._read()
-        if there is not None and self._is_mine(there):
+        owner = self._read()
+        if owner is not None and self._is_mine(owner):
             with contextlib.suppress(Exception):  # what is left is taken over
                 self._path.unlink()
         self._close()
@@ -168,17 +172,17 @@ class _Lock:
             os.close(self._file)
             self._file = None
 
-    def _refusal(self, there: dict[str, Any] | None) -> str:
+    def _refusal(self, owner: dict[str, Any] | None) -> str:
         return (
-            f"--workdir={self._workdir}: {_owner(there)} works there; wait until it "
+            f"--workdir={self._workdir}: {_describe(owner)} works there; wait until it "
             "has ended, stop it, or give another --workdir"
         )
 
 
-def _owner(there: dict[str, Any] | None) -> str:
-    if there is None:
+def _describe(owner: dict[str, Any] | None) -> str:
+    if owner is None:
         return "another run"
     return (
-        f"the run of process {there.get('pid')} on {there.get('host')}, started "
-        f"{there.get('start')},"
+        f"the run of process {owner.get('pid')} on {owner.get('host')}, started "
+        f"{owner.get('start')},"
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -15,6 +15,9 @@ from ml_collections import ConfigDict
 from litevit_jax import augment, distributed, registry
 from litevit_jax.objectives import base as objectives
 from litevit_jax.train import microbatch
+
+if TYPE_CHECKING:
+    from litevit_jax.data.sources.base import Source
 
 # Training images of ImageNet-1k. The recipes' authors leave out what remains of each
 # epoch after its whole batches: 312 updates at a batch of 4096.
@@ -57,7 +60,7 @@ def pixel_range(config: ConfigDict, split: str) -> None:
     config.data.range = splits.pixel_range(config.data, split)
 
 
-def derive(config: ConfigDict, source: Callable[[str], Any]) -> None:
+def derive(config: ConfigDict, source: Callable[[str], Source]) -> None:
     """Sets what follows from the data: the batch size if it is open, `derived`.
 
     Augmentations that need red, green and blue are left out for other images.

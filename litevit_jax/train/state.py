@@ -1,10 +1,11 @@
-"""TrainState and its creation, born sharded."""
+"""TrainState, and its creation as sharded arrays on a mesh."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import flax.struct
 import jax
@@ -13,26 +14,46 @@ from jax.sharding import Mesh
 
 from litevit_jax import sharding
 from litevit_jax.train import optimizer as optimizers
+from litevit_jax.train.optimizer import PyTree
+
+if TYPE_CHECKING:
+    from litevit_jax.objectives.base import Objective, Variables
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+Arrays = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a run needs to go on: `step` counts the updates done."""
+    """All that a run needs to resume; `step` counts the updates done."""
 
     step: jax.Array
-    params: Any
-    model_state: Any
-    teacher: Any
-    opt_state: Any
+    params: PyTree
+    model_state: PyTree
+    teacher: PyTree
+    opt_state: PyTree
 
 
-def abstract_key() -> Any:
-    """A key's shape: even a small one would be compiled to be made."""
+class Predictor(Protocol):
+    """The part of an objective that evaluations use."""
+
+    @property
+    def num_views(self) -> int: ...
+
+    def init(self, key: jax.Array, batch: dict[str, jax.Array]) -> Variables: ...
+
+    def predict(
+        self, params: PyTree, model_state: PyTree, batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]: ...
+
+
+def abstract_key() -> jax.ShapeDtypeStruct:
+    """Returns the shape of a random key; to create one takes a compile."""
     return jax.eval_shape(jax.random.key, 0)
 
 
-def jitted(objective: Any, method: str) -> Any:
-    """A method of an objective under jit: equal objectives share what is traced."""
+def jitted(objective: Any, method: str) -> jax.stages.Wrapped:
+    """Jits a method of an objective; equal objectives share its traces."""
     try:
         return _shared(objective, method)
     except TypeError:  # it cannot be hashed, and is traced each time
@@ -40,19 +61,21 @@ def jitted(objective: Any, method: str) -> Any:
 
 
 @functools.lru_cache(maxsize=8)  # a program keeps its memory as long as it is known
-def _shared(objective: Any, method: str) -> Any:
+def _shared(objective: Any, method: str) -> jax.stages.Wrapped:
     return jax.jit(getattr(objective, method))
 
 
-def abstract_variables(objective: Any, batch: Any) -> Any:
-    """Shapes of the objective's Variables for an (abstract) batch; no compute."""
+def abstract_variables(objective: Predictor, batch: Arrays) -> Variables:
+    """Returns the shapes of an objective's Variables; nothing is computed."""
     return jax.eval_shape(jitted(objective, "init"), abstract_key(), batch)
 
 
-def creator(objective: Any, optimizer: optimizers.Optimizer, batch: Any, mesh: Mesh):
-    """(create(key) -> TrainState on the mesh, its shardings).
+def creator(
+    objective: Objective, optimizer: optimizers.Optimizer, batch: Arrays, mesh: Mesh
+) -> tuple[Callable[[jax.Array], TrainState], TrainState]:
+    """Returns create(key) -> TrainState on the mesh, and the state's shardings.
 
-    `batch` is abstract (ShapeDtypeStructs); the model sees zeros of its shape.
+    The model sees zeros of the shapes in `batch`.
     """
 
     def init(key: jax.Array) -> TrainState:
@@ -63,7 +86,7 @@ def creator(objective: Any, optimizer: optimizers.Optimizer, batch: Any, mesh: M
             jitted(objective, "init")(key, zeros),
         )
         teacher = variables.teacher
-        if objective.frozen_teacher:  # its arrays are another run's: a place for them
+        if objective.frozen_teacher:  # another run's arrays replace these
             teacher = jax.tree.map(jnp.zeros_like, teacher)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -79,14 +102,14 @@ def creator(objective: Any, optimizer: optimizers.Optimizer, batch: Any, mesh: M
 
 
 def restart_optimizer(state: TrainState, optimizer: optimizers.Optimizer) -> TrainState:
-    """`state` with the optimizer at its start, for parameters that were put in."""
+    """Creates the optimizer state anew, for parameters that were replaced."""
     shardings = jax.tree.map(lambda x: x.sharding, state.opt_state)
     init = jax.jit(optimizer.init, out_shardings=shardings)
     return dataclasses.replace(state, opt_state=init(state.params))
 
 
 def abstract_of(state: TrainState) -> TrainState:
-    """ShapeDtypeStructs (with shardings) of a state."""
+    """Returns the ShapeDtypeStructs of a state, with shardings."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )

@@ -1,4 +1,4 @@
-"""The run's directory: whose it is, what it holds, whether this run may go on in it.
+"""The run directory: ownership, contents, and whether a config may resume in it.
 
 config.json        the resolved config        environment.jsonl  a line per start
 metrics.jsonl      a line per logged step     parameters.txt     every array
@@ -23,6 +23,8 @@ from typing import Any
 
 from litevit_jax import choices, distributed, paths
 from litevit_jax.train import lock
+
+Config = dict[str, Any]  # as JSON gives it back
 
 # Changes that leave the numbers of a run alone (mesh and slices: up to float rounding).
 FREE_TO_CHANGE = (
@@ -72,29 +74,30 @@ _VARIABLES = ("CUDA_", "JAX_", "LIBTPU_", "LITEVIT_", "NCCL_", "TPU_", "XLA_")
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def plain(value: Any) -> Any:
-    """Config value -> what JSON gives back: dicts and lists."""
+def plain(value: object) -> Any:
+    """Converts a config value to what JSON gives back: dicts and lists."""
     return json.loads(json.dumps(value, default=list))
 
 
-def differences(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted key, old value, new value) wherever two configs differ."""
+def differences(
+    old: object, new: object, prefix: str = ""
+) -> list[tuple[str, Any, Any]]:
+    """Lists (dotted key, old value, new value) wherever two configs differ."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
+        rows = []
         for key in sorted(old.keys() | new.keys()):
             name = f"{prefix}.{key}" if prefix else key
-            found += differences(old.get(key), new.get(key), name)
-        return found
+            rows += differences(old.get(key), new.get(key), name)
+        return rows
     return [] if old == new else [(prefix, old, new)]
 
 
 def open_run(
     workdir: pathlib.Path, config: dict[str, Any], *, free: tuple[str, ...] = ()
 ) -> bool:
-    """Makes `workdir` this run's; True if it holds the run already (resume).
+    """Reserves `workdir` for a run until `close_run`; True if it resumes there.
 
-    Of several processes the first one does it, and all come to the same. The run is
-    this process's until `close_run`.
+    Of several processes the first one does it, and all return the same.
 
     Args:
       workdir: of the run.
@@ -111,7 +114,7 @@ def open_run(
     return distributed.run_on_primary(lambda: _open(workdir, plain(config), free))
 
 
-def _open(workdir: pathlib.Path, config: Any, free: tuple[str, ...]) -> bool:
+def _open(workdir: pathlib.Path, config: Config, free: tuple[str, ...]) -> bool:
     _check_writable(workdir)
     lock.take(workdir)
     try:
@@ -121,11 +124,13 @@ def _open(workdir: pathlib.Path, config: Any, free: tuple[str, ...]) -> bool:
         raise
 
 
-def _begin_or_resume(workdir: pathlib.Path, config: Any, free: tuple[str, ...]) -> bool:
+def _begin_or_resume(
+    workdir: pathlib.Path, config: Config, free: tuple[str, ...]
+) -> bool:
     path = workdir / "config.json"
     if not path.exists():
-        there = workdir.iterdir() if workdir.exists() else ()
-        strangers = [p.name for p in there if not p.name.startswith(".")]
+        entries = workdir.iterdir() if workdir.exists() else ()
+        strangers = [p.name for p in entries if not p.name.startswith(".")]
         if strangers:
             raise ValueError(
                 f"--workdir={workdir} is not empty and not a run of this program "
@@ -134,7 +139,8 @@ def _begin_or_resume(workdir: pathlib.Path, config: Any, free: tuple[str, ...]) 
             )
         write_json(path, config)
         return False
-    old: Any = read_config(workdir)
+    old = read_config(workdir)
+    assert old is not None  # its file exists
     _check_removed(path, old)
     changed = differences(old, config)
     refused = [
@@ -145,7 +151,7 @@ def _begin_or_resume(workdir: pathlib.Path, config: Any, free: tuple[str, ...]) 
         and not (values[0] is None and values[1] == _NOT_RECORDED.get(key))
     ]
     if refused:
-        # What you set says why the rest, which follows from it, differs too.
+        # Derived values follow from these.
         yours = [c for c in refused if not c[0].startswith("derived.")] or refused
         rows = "\n".join(f"  {k}: {_short(a)} -> {_short(b)}" for k, a, b in yours)
         raise ValueError(
@@ -163,7 +169,7 @@ def close_run(workdir: pathlib.Path) -> None:
     lock.release(workdir)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -199,7 +205,7 @@ def _check_shared(workdir: pathlib.Path) -> None:
     seen = distributed.gather(_sees(workdir / name))
     distributed.run_on_primary((workdir / name).unlink)
     if not all(seen):
-        blind = ", ".join(str(i) for i, there in enumerate(seen) if not there)
+        blind = ", ".join(str(i) for i, visible in enumerate(seen) if not visible)
         raise ValueError(
             f"--workdir={workdir}: what process 0 writes there is not seen by "
             f"process {blind}: it is a directory of each host's own. All "
@@ -222,7 +228,7 @@ def _sees(mark: pathlib.Path) -> bool:
 def _check_writable(workdir: pathlib.Path) -> None:
     local = paths.is_local(workdir)
     # A store's library may raise anything for what is forbidden or not there.
-    kinds: Any = OSError if local else Exception
+    kinds: type[Exception] = OSError if local else Exception
     try:
         paths.make_folder(workdir)
         probe = workdir / f".probe-{os.getpid()}"
@@ -245,11 +251,12 @@ def check_space(workdir: pathlib.Path, state_bytes: int, keep: int) -> None:
     """
     if not paths.is_local(workdir):  # a bucket has no end
         return
-    places = (workdir, *workdir.absolute().parents)
-    there = next(p for p in places if os.path.isdir(p))  # False of a name too long
-    free = shutil.disk_usage(there).free
+    folders = (workdir, *workdir.absolute().parents)
+    # `isdir` is False for a name that is too long.
+    folder = next(p for p in folders if os.path.isdir(p))
+    free = shutil.disk_usage(folder).free
     saved = 0
-    if there == workdir:
+    if folder == workdir:
         saved = sum(1 for _ in workdir.glob("checkpoints/[0-9]*"))
     one = state_bytes + _BESIDE_STATE
     need = one * max(keep + 1 - saved, 1)
@@ -262,7 +269,7 @@ def check_space(workdir: pathlib.Path, state_bytes: int, keep: int) -> None:
 
 
 def _size(count: float) -> str:
-    """Bytes in the unit that makes two or three digits of them: '312 kB'."""
+    """Formats bytes with three digits and a unit: '312 kB'."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"
@@ -270,13 +277,13 @@ def _size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: pathlib.Path, value: object) -> None:
     """Writes `value` so that a reader sees the old file or the new one, whole."""
     paths.replace_text(path, json.dumps(value, indent=1, default=list) + "\n")
 
 
 def environment(devices: list[str]) -> dict[str, Any]:
-    """What this start of the run was made with."""
+    """Describes this start of the run: versions, devices, command, variables."""
     root = pathlib.Path(__file__).parents[2]
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
@@ -297,7 +304,7 @@ def environment(devices: list[str]) -> dict[str, Any]:
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """config.json with the names that its fields have now, or None."""
+    """Reads config.json, with today's names of its fields; None without the file."""
     path = workdir / "config.json"
     if not path.exists():
         return None
@@ -305,7 +312,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def read_result(workdir: pathlib.Path, title: str) -> dict[str, Any] | None:
-    """evals/<title>/result.json, or None."""
+    """Reads evals/<title>/result.json; None without the file."""
     path = workdir / "evals" / title / "result.json"
     again = "move it away; the evaluation of the last step is then made again"
     return paths.read_json(path, again) if path.exists() else None
