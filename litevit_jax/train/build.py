@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from litevit_jax import augment, checkpoint, distributed, registry, sharding, trees
 from litevit_jax.data import settings
-from litevit_jax.evaluators import base
 from litevit_jax.train import batch_shapes, eval_runner, microbatch, resolve
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
@@ -249,6 +248,8 @@ def _objective(
 
 def _check_classes(config: ConfigDict, field: str, count: int, images: Source) -> None:
     """Raises ValueError unless `images` have labels, of at most `count` classes."""
+    from litevit_jax.evaluators import base
+
     what = f"objective {config.objective.name!r}, split 'train'"
     base.check_labels(images, what)
     known = config.derived.num_classes

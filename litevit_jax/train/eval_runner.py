@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from litevit_jax import checkpoint, distributed, preemption, terminal
-from litevit_jax.evaluators import base
 from litevit_jax.train import workdir as workdirs
 
 if TYPE_CHECKING:
+    from litevit_jax.evaluators import base
     from litevit_jax.train.optimizer import Optimizer
     from litevit_jax.train.state import TrainState
 

@@ -165,11 +165,7 @@ TRANSFORMATIONS = {"adamw": adamw, "lars": lars, "sgd": sgd}
 
 
 def decay_mask(params: PyTree, *, decay_1d: bool, skip: Sequence[str]) -> PyTree:
-    """Returns a tree of bool: which leaves weight decay touches.
-
-    Leaves of one dimension and biases are left out unless `decay_1d`; those that match
-    a pattern of `skip` always.
-    """
+    """Returns a tree of bool: leaves that decay. `decay_1d`: also 1-D and biases."""
     skipped = match(skip, params)
 
     def decays(keys: KeyPath, leaf: Leaf, skip_leaf: bool) -> bool:
