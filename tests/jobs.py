@@ -106,7 +106,7 @@ class _Once:
 
 
 def sharing_designs():
-    """`build.build_step`, which designs a run of an equal config only once."""
+    """`build.build_step`, which builds the step of an equal config only once."""
     made, design = {}, build.build_step
 
     def shared(config, mesh, source):

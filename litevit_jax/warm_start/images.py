@@ -173,11 +173,11 @@ def take_fallback(config: ConfigDict) -> None:
 def notes(config: ConfigDict, specs: list[ImageSpec]) -> list[str]:
     """Describes the images in lines for the start: patches, and how `specs` differ."""
     height, width = settings.image_size(config.data)
-    rows, columns = grid(config.data, config.objective.encoder)
-    side = height // rows
+    side = encoder(config.objective.encoder).patch_size
+    count = (height // side) * (width // side)
     first = (
         f"images of {height}x{width} pixels, "
-        f"{counted(config.data.channels, 'channel')}: {rows * columns:,} patches "
+        f"{counted(config.data.channels, 'channel')}: {count:,} patches "
         f"of {side}x{side} an image"
     )
     own = spec_of_run("", config.to_dict())
