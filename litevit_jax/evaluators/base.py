@@ -100,12 +100,12 @@ def _only(
     """Jitted `predict` that computes nothing but `reads`; the batch comes with it, as
     a host has only its own part."""
 
-    def some(params: Any, model_state: Any, batch: Any) -> tuple[Any, Any]:
+    def compute(params: Any, model_state: Any, batch: Any) -> tuple[Any, Any]:
         out = predict(params, model_state, batch)
         rows = {k: x for k, x in batch.items() if images or k != "image"}
         return rows, {name: out[name] for name in reads}
 
-    return jax.jit(some, out_shardings=sharding.replicated(mesh))
+    return jax.jit(compute, out_shardings=sharding.replicated(mesh))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,19 +151,19 @@ def check_labels(source: Any, what: str, least: int = 2) -> None:
         raise ValueError(
             f"{what} needs labels, but the data has none: {source.label_advice}"
         )
-    found: set[int] = set()
+    classes: set[int] = set()
     for row in np.random.default_rng(0).permutation(len(source)):
-        found |= {source.label_of(int(row))} - {-1}
-        if len(found) >= least:
+        classes |= {source.label_of(int(row))} - {-1}
+        if len(classes) >= least:
             return
-    if not found:
+    if not classes:
         raise ValueError(
             f"{what} needs labels, but none of its {len(source)} images has one, such "
             f"as {source.name_of(0)}; name a labelled split, for example with "
             f"--config.data.eval_split=, or {source.label_advice}"
         )
     raise ValueError(
-        f"{what}: all images are of one class, {source.classes[min(found)]!r}; there "
+        f"{what}: all images are of one class, {source.classes[min(classes)]!r}; there "
         "is nothing to tell apart: expected two classes or more"
     )
 

@@ -62,11 +62,11 @@ class Classification(base.Evaluator):
             for name, most in tops(len(hits)).items():
                 right[name] += float(((rows["rank"] < most) * mask).sum())
             loss += float((rows["loss"] * mask).sum())
-        n, there = max(counts.sum(), 1.0), counts > 0
-        shares = hits[there] / counts[there]
+        n, occurring = max(counts.sum(), 1.0), counts > 0
+        shares = hits[occurring] / counts[occurring]
         return {
             **{name: float(100 * count / n) for name, count in right.items()},
-            "mean_per_class": float(100 * shares.mean()) if there.any() else 0.0,
+            "mean_per_class": float(100 * shares.mean()) if occurring.any() else 0.0,
             "loss": float(loss / n),
             "n": int(counts.sum()),
         }

@@ -145,12 +145,12 @@ class FewShot(base.Evaluator):
         """Fits on the first `shots` of the images drawn [K, N, D]: l2 and top1."""
         classes, most = drawn.shape[0], self.shots[-1]
         x, label = _flat(drawn[:, :shots])
-        ridge, place = frozen.fit(x, label, classes, self.l2), 0
+        ridge, index = frozen.fit(x, label, classes, self.l2), 0
         if self.held_out:
-            place, _ = frozen.choose(ridge, *_flat(drawn[:, most:]))
-        scores = ridge.scores(test[0], place)
+            index, _ = frozen.choose(ridge, *_flat(drawn[:, most:]))
+        scores = ridge.scores(test[0], index)
         rank = classification.rank(scores, test[1])
-        return {"l2": self.l2[place], "top1": 100 * float((rank < 1).mean())}
+        return {"l2": self.l2[index], "top1": 100 * float((rank < 1).mean())}
 
 
 def _flat(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

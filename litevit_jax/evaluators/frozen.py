@@ -61,10 +61,10 @@ class Ridge:
     weights: np.ndarray
     bias: np.ndarray
 
-    def scores(self, features: np.ndarray, place: int) -> np.ndarray:
-        """Scores classes [n, K] by features [n, D] with strength number `place`."""
+    def scores(self, features: np.ndarray, index: int) -> np.ndarray:
+        """Scores classes [n, K] by features [n, D] with strength number `index`."""
         x = (features.astype(np.float64) - self.mean) / self.scale
-        return x @ self.weights[place] + self.bias
+        return x @ self.weights[index] + self.bias
 
 
 def fit(
@@ -103,7 +103,7 @@ def choose(ridge: Ridge, features: np.ndarray, label: np.ndarray) -> tuple[int, 
 
     Of equally good ones it is the last, the strongest where they ascend.
     """
-    scores = (ridge.scores(features, place) for place in range(len(ridge.weights)))
+    scores = (ridge.scores(features, index) for index in range(len(ridge.weights)))
     right = np.array([(s.argmax(axis=1) == label).mean() for s in scores])
     best = len(right) - 1 - int(np.argmax(right[::-1]))
     return best, 100 * float(right[best])

@@ -105,14 +105,14 @@ def votes(
     # As many queries at a time as keep their similarities below half a gigabyte.
     rows = int(min(1024, max(1, 2**27 // len(bank)), len(query)))
     settings = {"k": min(k, len(bank)), "temperature": temperature}
-    unit, found = jnp.asarray(_unit(bank)), []
+    unit, parts = jnp.asarray(_unit(bank)), []
     for start in range(0, len(query), rows):
         part = _unit(query[start : start + rows])
         full = np.zeros((rows, part.shape[1]), np.float32)  # one shape compiles once
         full[: len(part)] = part
-        some = _vote(full, unit, bank_label, num_classes=num_classes, **settings)
-        found.append(np.asarray(some)[: len(part)])
-    return np.concatenate(found)
+        part_votes = _vote(full, unit, bank_label, num_classes=num_classes, **settings)
+        parts.append(np.asarray(part_votes)[: len(part)])
+    return np.concatenate(parts)
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

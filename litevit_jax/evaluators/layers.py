@@ -111,20 +111,20 @@ class Layers(base.Evaluator):
         order = np.random.default_rng(self.seed).permutation(
             len(self.context.source(self.bank))
         )
-        some = frozen.part(self.context, self.bank, order[: self.examples])
-        bank, bank_label, _ = frozen.gather(some, state, self.bank, *self.reads)
+        context = frozen.part(self.context, self.bank, order[: self.examples])
+        bank, bank_label, _ = frozen.gather(context, state, self.bank, *self.reads)
         test, label, _ = frozen.gather(self.context, state, self.split, *self.reads)
         table = []
         for block in range(bank.shape[1]):
             learn = (bank[:, block], bank_label)
             row = self._linear(*learn, test[:, block], label)
-            found = knn.votes(
+            votes = knn.votes(
                 test[:, block],
                 *learn,
                 num_classes=self.context.num_classes,
                 **self.vote,
             )
-            table.append({"block": block + 1, **row, "knn": _top1(found, label)})
+            table.append({"block": block + 1, **row, "knn": _top1(votes, label)})
         best = max(table, key=lambda row: row["select_top1"])
         numbers = {"top1": best["linear"], "block": best["block"]}
         numbers["select_top1"] = best["select_top1"]
@@ -137,8 +137,8 @@ class Layers(base.Evaluator):
         """Fits and chooses l2: (l2, accuracy on held-out images, on `split`)."""
         held, classes = self._held_out(len(bank)), self.context.num_classes
         ridge = frozen.fit(bank[held:], bank_label[held:], classes, self.l2)
-        place, select_top1 = frozen.choose(ridge, bank[:held], bank_label[:held])
-        chosen = self.l2[place]
+        index, select_top1 = frozen.choose(ridge, bank[:held], bank_label[:held])
+        chosen = self.l2[index]
         ridge = frozen.fit(bank, bank_label, classes, (chosen,))
         top1 = _top1(ridge.scores(test, 0), label)
         return {"l2": chosen, "select_top1": select_top1, "linear": top1}

@@ -3,7 +3,7 @@
 A prediction is right if it is one of the labels that people gave the image; images
 without any are left out. The file is the one that the authors publish: a JSON list
 with a list of labels for each image, in the order of ILSVRC2012_val_00000001 to
-..._00050000. Images with such names are found by their number, whatever their order in
+..._00050000. Images with such names are matched by their number, whatever their order in
 the split; others are taken in the order of the split.
 """
 
@@ -68,21 +68,21 @@ def _read(path: pathlib.Path, num_classes: int) -> list[frozenset[int]]:
             f"{path}: a {kind} without labels; expected a list with one list of labels "
             "for each image, as in [[65], [], [970, 795]]"
         )
-    for place, labels in enumerate(lists):
+    for position, labels in enumerate(lists):
         if not isinstance(labels, list) or not all(
             type(label) is int and 0 <= label < num_classes for label in labels
         ):
             raise ValueError(
-                f"{path}: entry {place} is {str(labels)[:60]}; expected a list of "
+                f"{path}: entry {position} is {str(labels)[:60]}; expected a list of "
                 f"labels from 0 to {num_classes - 1}"
             )
     return [frozenset(labels) for labels in lists]
 
 
 def _number(name: str) -> int | None:
-    """The position in the file of the image of that name."""
-    found = _NUMBER.search(name)
-    return None if found is None else int(found[1]) - 1
+    """Returns the position in the file of the image of that name, or None."""
+    match = _NUMBER.search(name)
+    return None if match is None else int(match[1]) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Real(base.Evaluator):
     Attributes:
       split: which images.
       sets: the labels of each image, in the order of the file.
-      numbered: whether an image's name tells its place in the file.
+      numbered: whether an image's name gives its position in the file.
     """
 
     split: str
@@ -110,26 +110,26 @@ class Real(base.Evaluator):
         """Returns top1 (percent), n images counted and unlabelled, those left out.
 
         Raises:
-          ValueError: the name of an image tells no place in the file.
+          ValueError: the name of an image gives no position in the file.
         """
         right, n, unlabelled = 0, 0, 0
         for batch, out in self.context.over(state, self.split, self.reads):
             first = np.argmax(out["logits"], axis=1)
             for row in np.flatnonzero(batch["mask"] > 0):
-                labels = self.sets[self._place(int(batch["index"][row]))]
+                labels = self.sets[self._position(int(batch["index"][row]))]
                 unlabelled += not labels
                 n += bool(labels)
                 right += int(first[row]) in labels
         return {"top1": 100 * right / max(n, 1), "n": n, "unlabelled": unlabelled}
 
-    def _place(self, index: int) -> int:
+    def _position(self, index: int) -> int:
         if not self.numbered:
             return index
         name = self.context.source(self.split).name_of(index)
-        place = _number(name)
-        if place is None or not 0 <= place < len(self.sets):
+        position = _number(name)
+        if position is None or not 0 <= position < len(self.sets):
             raise ValueError(
                 f"evaluator 'real': {name} tells no place among {len(self.sets)} "
                 "entries of the file; expected ILSVRC2012_val_00000001 and so on"
             )
-        return place
+        return position
