@@ -167,8 +167,8 @@ def test_near_matches_are_looked_for_in_one_place():
     "folder",
     [
         *(".", "analysis", "augment", "data", "data/sources", "distributed"),
-        *("evaluators", "models", "objectives", "plan", "train", "warm_start"),
-        "weights",
+        *("evaluators", "jobs", "models", "objectives", "plan", "train"),
+        *("warm_start", "weights"),
     ],
 )
 def test_the_first_line_of_a_docstring_stands_alone(folder):

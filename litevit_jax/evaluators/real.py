@@ -3,7 +3,7 @@
 A prediction is right if it is one of the labels that people gave the image; images
 without any are left out. The file is the one that the authors publish: a JSON list
 with a list of labels for each image, in the order of ILSVRC2012_val_00000001 to
-..._00050000. Images with such names are matched by their number, whatever their order in
+..._00050000. Images with such names are matched by number, whatever their order in
 the split; others are taken in the order of the split.
 """
 

@@ -1,4 +1,4 @@
-"""The jobs that look into checkpoints and runs, and what the end of a run draws."""
+"""The jobs that analyse and compare checkpoints and runs; a run's final report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from litevit_jax.train import workdir as workdirs
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a job says at its end, and the signal that stopped it."""
+    """How a job ended: text for the user, and the signal that stopped it."""
 
     text: str
     signal: int | None = None
@@ -37,14 +37,16 @@ def run(name: str, config: ConfigDict, workdir: str | None) -> Outcome:
     """
     if name == "report":
         return Outcome(f"report: {draw(config, workdir)}")
-    place = workdir or f"runs/{config.name}"
+    directory = workdir or f"runs/{config.name}"
     if name == "advise":
-        return Outcome(advise(config, place))
+        return Outcome(advise(config, directory))
     if name == "analyse":
-        found = analyse(config, place)
-        return Outcome(f"report: {found}\nall numbers: {place}/analysis.json")
-    outcome = layer_study.run(config, place)
-    text = f"{outcome.table}\nreport: {outcome.page}\nall parts: {place}/layers.json"
+        page = analyse(config, directory)
+        return Outcome(f"report: {page}\nall numbers: {directory}/analysis.json")
+    outcome = layer_study.run(config, directory)
+    text = (
+        f"{outcome.table}\nreport: {outcome.page}\nall parts: {directory}/layers.json"
+    )
     return Outcome(text, outcome.signal)
 
 
@@ -54,25 +56,29 @@ def analyse(config: ConfigDict, workdir: str) -> pathlib.Path:
     Raises:
       ValueError, OSError: a mistake of the user's, before any compile.
     """
-    place = pathlib.Path(workdir)
-    found = measure.run(config, place)
+    directory = pathlib.Path(workdir)
+    analysis = measure.run(config, directory)
     runs = []
-    for name, about in found["models"].items():
+    for name, about in analysis["models"].items():
         if about["run"] is not None:
             runs.append(run_record.read(name, pathlib.Path(about["run"])))
-    names = ", ".join(found["models"])
+    names = ", ".join(analysis["models"])
     title = f"Analysis of {names}"
     from litevit_jax.report import build  # late: it plots
 
     return build.run_report(
-        runs, place / "report", title=title, analysis=found, analysis_directory=place
+        runs,
+        directory / "report",
+        title=title,
+        analysis=analysis,
+        analysis_directory=directory,
     )
 
 
 def draw(config: ConfigDict, workdir: str | None) -> pathlib.Path:
     """Draws the report of the runs that `config.models` names; returns the page.
 
-    Of one run it is put into the run's own directory, unless `workdir` is given.
+    The report of a single run goes into its own directory unless `workdir` is given.
 
     Raises:
       ValueError, FileNotFoundError: they are no runs.
@@ -99,7 +105,7 @@ def draw(config: ConfigDict, workdir: str | None) -> pathlib.Path:
 
 
 def advise(config: ConfigDict, workdir: str) -> str:
-    """Which encoder and how many layers to tune, from results of layer probes.
+    """Recommends an encoder and how many layers to tune, by results of layer probes.
 
     `config.models` names directories of configs/layer_probe.py; `config.probe` the
     evaluation in them, or None to choose it by held-out images. Writes advice.json and
@@ -119,13 +125,13 @@ def advise(config: ConfigDict, workdir: str) -> str:
         else:
             probes[name] = max(lasts, key=lambda last: last["select_top1"])
     if len(set(prints.values())) > 1:
-        said = "; ".join(f"{name}: {data}" for name, data in prints.items())
+        listed = "; ".join(f"{name}: {data}" for name, data in prints.items())
         raise ValueError(
-            f"--config.models: probes of different data cannot be compared ({said})"
+            f"--config.models: probes of different data cannot be compared ({listed})"
         )
     text, rows = advice.of_probes(probes, random)
-    place = pathlib.Path(workdir)
-    workdirs.write_json(place / "advice.json", {"advice": text, "encoders": rows})
+    directory = pathlib.Path(workdir)
+    workdirs.write_json(directory / "advice.json", {"advice": text, "encoders": rows})
     head = list(rows[0])
     cells = [
         [
@@ -140,7 +146,7 @@ def advise(config: ConfigDict, workdir: str) -> str:
 
     build.figure_report(
         [],
-        place / "report",
+        directory / "report",
         title="Which encoder, how many layers",
         summary=[page.Note(text), page.Table(head, cells)],
     )
@@ -152,7 +158,7 @@ def advise(config: ConfigDict, workdir: str) -> str:
 
 
 def _probes(run: run_record.Run, title: str | None, where: str) -> list[dict[str, Any]]:
-    """The last results of a run's probes of layers, or of `title` alone."""
+    """Returns the last results of a run's layer probes, or of `title` alone."""
     titles = (title,) if title else ("layers", "layers_avg")
     lasts = [run.results[t]["last"] for t in titles if t in run.results]
     if not lasts:
@@ -170,42 +176,42 @@ def _probes(run: run_record.Run, title: str | None, where: str) -> list[dict[str
 
 
 def _data(config: dict[str, Any]) -> str:
-    """Which images a probe learned from and told."""
+    """Describes the images that a probe learned from and was evaluated on."""
     fields = ("source", "name", "dir", "train_split", "eval_split", "shots", "fraction")
     return ", ".join(f"{k} {config['data'].get(k)}" for k in fields)
 
 
 def _run(name: str, path: str) -> pathlib.Path:
-    place = pathlib.Path(path)
-    if place.is_file() or path.startswith("random:"):
+    directory = pathlib.Path(path)
+    if directory.is_file() or path.startswith("random:"):
         raise ValueError(
             f"--config.models={name}={path}: a report is of runs; to look into a file "
             "of weights or a model at random use configs/analysis.py without :report"
         )
-    if place.name.isdigit() and place.parent.name == "checkpoints":
-        return place.parent.parent
-    return place
+    if directory.name.isdigit() and directory.parent.name == "checkpoints":
+        return directory.parent.parent
+    return directory
 
 
 def after_training(config: ConfigDict, workdir: str) -> pathlib.Path:
-    """The report of a run that is complete, with an analysis of what it trained.
+    """Writes the report of a complete run, with an analysis of its encoder.
 
     The analysis looks at `log.report_images` images (0: none) and is kept in the run's
     directory `analysis`. An evaluation trained nothing, and has none.
     """
-    place = pathlib.Path(workdir)
-    run = run_record.read(place.name, place)
+    directory = pathlib.Path(workdir)
+    run = run_record.read(directory.name, directory)
     if config.job != "evaluate" and config.log.report_images:
-        measure.run(_small(config, run), place / "analysis")
-        run = run_record.read(place.name, place)
-    title = f"{config.name}: {place.name}"
+        measure.run(_small(config, run), directory / "analysis")
+        run = run_record.read(directory.name, directory)
+    title = f"{config.name}: {directory.name}"
     from litevit_jax.report import build  # late: it plots
 
-    return build.run_report([run], place / "report", title=title)
+    return build.run_report([run], directory / "report", title=title)
 
 
 def _small(config: ConfigDict, run: run_record.Run) -> ConfigDict:
-    """The analysis of one run's own images, the split that its evaluations read."""
+    """Returns the config of a small analysis of the run's own images."""
     own = [block for block in run.config["evals"].values() if "data" not in block]
     splits = [block.get("split", "eval") for block in own]
     fields = {

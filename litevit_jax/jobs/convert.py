@@ -1,6 +1,6 @@
-"""The job 'convert': weights of a run or a file, written for another program.
+"""The job 'convert': writes the weights of a run or a file for another program.
 
-A target appears only after its outputs were compared with the source's.
+A target appears only after its outputs agreed with the source's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NON_COMMERCIAL = ("mae", "moco_v3")  # sources, as `weights.read` names them
 
 
 def run(config: ConfigDict) -> str:
-    """Converts `config.source` to `config.target`; returns what was done, as text.
+    """Converts `config.source` to `config.target`; returns a report as text.
 
     Raises:
       ValueError, OSError: a mistake in the config or its files, or no right or room
@@ -55,7 +55,7 @@ def run(config: ConfigDict) -> str:
 
 
 def _check(config: ConfigDict) -> tuple[str, pathlib.Path]:
-    """The format and the target, as far as they can be judged before reading."""
+    """Returns the format and the target, checked before anything is read."""
     for name in ("source", "target"):
         if not config[name]:
             raise ValueError(
@@ -89,13 +89,13 @@ def _check(config: ConfigDict) -> tuple[str, pathlib.Path]:
 
 
 def _beside(target: pathlib.Path) -> pathlib.Path:
-    """Where the metadata of a format go that has no place for them."""
+    """Returns the path of the metadata for formats that cannot hold them."""
     return target.with_name(f"{target.name}.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a run or a file holds of a vision transformer.
+    """A vision transformer of a run or a file.
 
     Attributes:
       params: 'encoder/norm/scale' -> array, and those of other parts.
@@ -115,7 +115,7 @@ class Source:
 
 
 def read_model(config: ConfigDict) -> tuple[models.Model, Source]:
-    """The model that `config.source` holds.
+    """Reads the model that `config.source` holds.
 
     Raises:
       FileNotFoundError: no run and no file there.
@@ -161,7 +161,7 @@ def _from_file(config: ConfigDict) -> Source:
             "a file of weights holds one set of parameters and no average; leave "
             "--config.ema out"
         )
-    found = weights.read(
+    model = weights.read(
         config.source,
         num_heads=config.num_heads,
         branch=config.branch,
@@ -171,22 +171,22 @@ def _from_file(config: ConfigDict) -> Source:
         norm=config.norm,
         allow_half=config.allow_half,
     )
-    side = found.encoder["patch_size"]
-    kept = {k: found.metadata[k] for k in _KEPT if k in found.metadata}
-    notes = {**kept, "source": found.source}
-    if found.decoder is not None:
-        notes[names.DECODER_NUM_HEADS] = str(found.decoder["num_heads"])
-    remarks = [f"read as {found.source!r}", *found.notes]
-    if found.unused:
-        remarks.append(f"not read: {_shortened(found.unused)}")
-    if found.source in _NON_COMMERCIAL:
+    side = model.encoder["patch_size"]
+    kept = {k: model.metadata[k] for k in _KEPT if k in model.metadata}
+    notes = {**kept, "source": model.source}
+    if model.decoder is not None:
+        notes[names.DECODER_NUM_HEADS] = str(model.decoder["num_heads"])
+    remarks = [f"read as {model.source!r}", *model.notes]
+    if model.unused:
+        remarks.append(f"not read: {_shortened(model.unused)}")
+    if model.source in _NON_COMMERCIAL:
         remarks.append(
             "the weights that MAE's and MoCo v3's authors publish are under CC BY-NC "
             "4.0, and so is what is made of them"
         )
-    size = (found.grid[0] * side, found.grid[1] * side)
-    encoder = _sizes(found.encoder)
-    return Source(found.params, encoder, size, notes, found.pool, tuple(remarks))
+    size = (model.grid[0] * side, model.grid[1] * side)
+    encoder = _sizes(model.encoder)
+    return Source(model.params, encoder, size, notes, model.pool, tuple(remarks))
 
 
 def _from_run(config: ConfigDict) -> Source:
@@ -196,8 +196,8 @@ def _from_run(config: ConfigDict) -> Source:
                 f"--config.{name}={config[name]} says how a file of weights is read; "
                 "a run has recorded it: leave it out"
             )
-    found = read.read_params(config.source, average=config.ema)
-    objective, data = found.config["objective"], found.config["data"]
+    loaded = read.read_params(config.source, average=config.ema)
+    objective, data = loaded.config["objective"], loaded.config["data"]
     encoder = _sizes(objective["encoder"])
     num_heads = vit.make_encoder(**encoder).num_heads
     if config.num_heads not in (None, num_heads):
@@ -211,25 +211,25 @@ def _from_run(config: ConfigDict) -> Source:
             "other programs have no place; export its encoder (--config.part=encoder) "
             "or train a probe with :protocol=moco"
         )
-    normalize = found.config["augment"]["normalize"]
+    normalize = loaded.config["augment"]["normalize"]
     notes = {k: json.dumps(v) for k, v in normalize.items()}
-    classes = found.config.get("derived", {}).get("classes")
-    if classes and "head/fc/kernel" in found.params:
+    classes = loaded.config.get("derived", {}).get("classes")
+    if classes and "head/fc/kernel" in loaded.params:
         notes[names.CLASSES] = json.dumps(classes)
     averaged = ", averaged parameters" if config.ema else ""
     if data.get("range") not in (None, "full"):
         notes["range"] = data["range"]
-    notes["source"] = f"{found.config['name']}, step {found.step}{averaged}"
-    if "decoder/mask_token" in found.params and "decoder" in objective:
+    notes["source"] = f"{loaded.config['name']}, step {loaded.step}{averaged}"
+    if "decoder/mask_token" in loaded.params and "decoder" in objective:
         block = {k: v for k, v in objective["decoder"].items() if v is not None}
         heads = mae_decoder.make_decoder(**block).num_heads
         notes[names.DECODER_NUM_HEADS] = str(heads)
     width = data["image_size"] if data["image_width"] is None else data["image_width"]
-    return Source(found.params, encoder, (data["image_size"], width), notes)
+    return Source(loaded.params, encoder, (data["image_size"], width), notes)
 
 
 def _sizes(block: Any) -> dict[str, Any]:
-    """What of an encoder's block says which function it computes."""
+    """Selects the fields of an encoder's block that say which function it computes."""
     fields = (*_SIZES, "pos_embed")
     return {k: block[k] for k in fields if block.get(k) is not None}
 
@@ -237,7 +237,7 @@ def _sizes(block: Any) -> dict[str, Any]:
 def _write(
     target: pathlib.Path, data: bytes, model: models.Model, kind: str, tolerance: float
 ) -> export.Difference:
-    """Puts `data` at `target` if, read back, it computes what `model` does."""
+    """Writes `data` to `target` if, read back, it computes what `model` does."""
     partial = target.with_name(f".{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -247,7 +247,7 @@ def _write(
             partial.unlink(missing_ok=True)
         raise OSError(
             f"--config.target={target} cannot be written: {error.strerror}; name "
-            "another place"
+            "another target"
         ) from None
     try:
         difference = export.compare(model, partial.read_bytes(), kind)
@@ -266,7 +266,7 @@ def _write(
 def _rows(
     model: models.Model, kind: str, data: bytes, block: ConfigDict
 ) -> tuple[latency.Row, ...]:
-    """Lines of the table of times; none if no heads are asked for."""
+    """Measures the rows of the table of times; none if no heads are asked for."""
     if not block.heads:
         return ()
     calls = latency.jitted(model, block.heads)

@@ -1,8 +1,8 @@
-"""The job 'evaluate': the numbers of a checkpoint or a file of weights, no training.
+"""The job 'evaluate': evaluates a checkpoint or a file of weights, without training.
 
-What is evaluated is the whole model that the checkpoint holds: its encoder, and its
-decoder or head with running statistics. A file of weights is a classifier if it has a
-head, else an encoder whose features can be compared.
+It evaluates the whole model of a checkpoint: encoder, and decoder or head with running
+statistics. A file of weights is a classifier if it has a head, else an encoder whose
+features are compared.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Job:
     """An evaluation, ready to start.
 
     Attributes:
-      config: resolved; plain dict as it is saved.
+      config: resolved, as it is saved.
       workdir: where results go.
       evaluators: title -> (evaluator, every_steps).
       step: of the checkpoint; 0 for a file.
-      place: () -> what holds its `params` and `model_state`, on the mesh.
+      create: () -> object with `params` and `model_state`, on the mesh.
       notes: lines about encoder, images, parameters and classes, for the start.
     """
 
@@ -45,7 +45,7 @@ class Job:
     workdir: pathlib.Path
     evaluators: eval_setup.Evaluators
     step: int
-    place: Callable[[], Any]
+    create: Callable[[], Any]
     notes: list[str]
 
 
@@ -70,14 +70,14 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, 
     runner = eval_runner.EvalRunner(
         job.evaluators, job.config, job.workdir, None, write, line
     )
-    runner.run(job.place(), job.step, list(job.evaluators))
+    runner.run(job.create(), job.step, list(job.evaluators))
     writer.close()
     workdirs.close_run(job.workdir)
     return runner.results
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
-    """Resolves `config`, checks it and reads what is evaluated.
+    """Resolves and checks `config`, and reads the model to evaluate.
 
     Raises:
       ValueError, OSError: the user's mistake, named in the message.
@@ -113,12 +113,12 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         known=known,
     )
     if config.init == "random":
-        place = functools.partial(_place_random, objective, batch, config.seed, mesh)
+        create = functools.partial(_random_state, objective, batch, config.seed, mesh)
     else:
         params = fill.fill_all(variables.params, loaded, config)
-        theirs = loaded.model_state
-        state = fill.fill_leaves(variables.model_state, theirs, load=(".*",), skip=())
-        place = functools.partial(_place, params, state, mesh)
+        arrays = loaded.model_state
+        state = fill.fill_leaves(variables.model_state, arrays, load=(".*",), skip=())
+        create = functools.partial(_on_mesh, params, state, mesh)
     plain = workdirs.plain(config.to_dict())
     workdirs.open_run(workdir, plain)
     notes = [
@@ -127,11 +127,11 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         *images.which_parameters(config, loaded),
         *eval_setup.notes(evaluators),
     ]
-    return Job(plain, workdir, evaluators, loaded.step, place, notes)
+    return Job(plain, workdir, evaluators, loaded.step, create, notes)
 
 
 def _read(config: ConfigDict, encoder: dict[str, Any]) -> read.Checkpoint:
-    """What `init` names; of `random` the config of `like`, without parameters."""
+    """Reads what `init` names; for `random` only the config of `like`."""
     if not config.init or (config.init == "random" and not config.like):
         raise ValueError(
             f"{config.name}: what is evaluated? Give a run with --config.init=RUN_DIR "
@@ -147,7 +147,7 @@ def _read(config: ConfigDict, encoder: dict[str, Any]) -> read.Checkpoint:
 
 
 def _source(config: ConfigDict) -> Callable[[str], Any]:
-    """`inputs.sources`, with 'eval' opened: nothing is trained, so it may be all."""
+    """Opens the splits; as nothing is trained, 'eval' may be all images of a set."""
     try:
         resolve.pixel_range(config, config.data.eval_split)
         source = splits.open_splits(config.data)
@@ -163,7 +163,7 @@ def _source(config: ConfigDict) -> Callable[[str], Any]:
 
 
 def _from_run(config: ConfigDict, loaded: read.Checkpoint) -> eval_setup.Known:
-    """Takes objective, data and evaluators of the run; returns its classes."""
+    """Sets the run's objective, data and evaluators; returns its classes."""
     run = loaded.config
     resolve.assign(config, {"objective": predictor.block_of(run)})
     if config.data.source is None:
@@ -174,7 +174,7 @@ def _from_run(config: ConfigDict, loaded: read.Checkpoint) -> eval_setup.Known:
 
 
 def _from_file(config: ConfigDict, loaded: read.Checkpoint) -> eval_setup.Known:
-    """An objective that predicts what the file's parameters can; its classes."""
+    """Sets an objective that fits the file's parameters; returns its classes."""
     if config.data.source is None:
         start.take_data(config, loaded.config)  # says that there is none
     encoder, params = dict(loaded.config["objective"]["encoder"]), loaded.params
@@ -199,19 +199,19 @@ def _from_file(config: ConfigDict, loaded: read.Checkpoint) -> eval_setup.Known:
 
 
 def _take_asked(config: ConfigDict, asked: dict[str, Any]) -> None:
-    """What the command line says of the objective, where a checkpoint can differ."""
+    """Sets what the command line asks of the objective; refuses other heads."""
     if asked["dtype"] is not None:
         resolve.assign(config.objective, {"dtype": asked["dtype"]})
-    heads, given = asked["encoder"]["num_heads"], config.objective.encoder
-    if heads is not None and given.get("num_heads") not in (None, heads):
+    heads, encoder = asked["encoder"]["num_heads"], config.objective.encoder
+    if heads is not None and encoder.get("num_heads") not in (None, heads):
         raise ValueError(
             f"objective.encoder.num_heads={heads}, but the checkpoint {config.init} "
-            f"has {given.num_heads}; leave it out"
+            f"has {encoder.num_heads}; leave it out"
         )
 
 
 def _batch(config: ConfigDict, objective: Any) -> batch_shapes.Shapes:
-    """A batch that the objective's parameters are made for, by shape."""
+    """Returns a batch for the objective's parameters, by shape."""
     size = settings.image_size(config.data)
     image = (config.batch_size, *size, config.data.channels)
     batch = {"image": jax.ShapeDtypeStruct(image, "float32")}
@@ -221,21 +221,22 @@ def _batch(config: ConfigDict, objective: Any) -> batch_shapes.Shapes:
     return batch
 
 
-def _place(params: Any, model_state: Any, mesh: Mesh) -> Any:
+def _on_mesh(params: Any, model_state: Any, mesh: Mesh) -> Any:
+    """Puts a model on the mesh; the result has `params` and `model_state`."""
     model = {"params": params, "model_state": model_state}
     placed = sharding.put(model, sharding.tree_sharding(mesh, model))
     return SimpleNamespace(**placed)
 
 
-def _place_random(
+def _random_state(
     objective: Any, batch: batch_shapes.Shapes, seed: int, mesh: Mesh
 ) -> Any:
-    """What a run with this seed starts from."""
+    """Creates the parameters that a run with this seed starts from, on the mesh."""
 
     def init(key: jax.Array) -> tuple[Any, Any]:
         zeros = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), batch)
-        made = objective.init(key, zeros)
-        return made.params, made.model_state
+        variables = objective.init(key, zeros)
+        return variables.params, variables.model_state
 
     params, model_state = jax.jit(init)(jax.random.key(seed))
-    return _place(params, model_state, mesh)
+    return _on_mesh(params, model_state, mesh)

@@ -1,4 +1,4 @@
-"""The job 'layers': which blocks of a checkpoint a task profits from.
+"""The job 'layers': measures which blocks of a checkpoint help a task.
 
 Parts are ordinary runs of one short fine-tuning recipe that differ in the blocks which
 start from the checkpoint, and in those that never change. What is finished is in
@@ -29,7 +29,7 @@ _EMBEDDINGS = "encoder/(cls_token|pos_embed|patch_embed/.*)"
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One run: what is done to which blocks, with how much data."""
+    """One run: which blocks are kept, frozen or swapped, with how much data."""
 
     kind: str
     k: int
@@ -37,7 +37,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Of its directory."""
+        """The name of its directory."""
         return f"{self.setting}-{self.kind}-{self.k:02d}"
 
 
@@ -58,14 +58,14 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
       Exception: whatever ended a part's run; the study goes on from there.
     """
     study, line = Study(config, pathlib.Path(workdir)), terminal.ConsoleLine()
-    for place, part in enumerate(study.planned, start=1):
+    for number, part in enumerate(study.planned, start=1):
         if part.name in study.parts:
             continue
-        line.say(f"part {place} of {len(study.planned)}: {part.name}")
+        line.say(f"part {number} of {len(study.planned)}: {part.name}")
         if part.kind == "probe":
             study.probe(part)
             continue
-        outcome = train.run(study.config_of(part), study.place(part))
+        outcome = train.run(study.config_of(part), study.directory(part))
         if outcome.signal is not None:
             return Outcome(study.table(), study.draw(), outcome.signal)
         last = outcome.results["test"]["last"]
@@ -74,7 +74,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
 
 
 class Study:
-    """The parts of a config, and what is known of them in `layers.json`."""
+    """The parts of a config, and their results in `layers.json`."""
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
         self._config = resolve.changed(config, {})
@@ -86,7 +86,7 @@ class Study:
         self.parts = ledger.Parts(workdir / "layers.json", depth=self._depth)
 
     def config_of(self, part: Part) -> ConfigDict:
-        """The run of a part."""
+        """Returns the config of a part's run."""
         own = self._config
         fields = {
             "job": "train",
@@ -114,7 +114,7 @@ class Study:
         return resolve.changed(own, fields, without=["study"])
 
     def probe_of(self, part: Part) -> ConfigDict:
-        """The evaluation of a part that trains nothing: what every block knows."""
+        """Returns the config of a probe, an evaluation that trains nothing."""
         recipe, own = recipes.get("layer_probe"), self._config
         shared = ("init", "init_ema", "init_grid", "seed", "mesh")
         fields = {name: own[name] for name in shared}
@@ -131,45 +131,45 @@ class Study:
         return resolve.changed(recipe, {**fields, "evals": evals})
 
     def probe(self, part: Part) -> None:
-        """Runs and records such a part."""
-        results = evaluate.run(self.probe_of(part), self.place(part))
-        tables = {title: found["last"]["table"] for title, found in results.items()}
+        """Runs and records a part of kind 'probe'."""
+        results = evaluate.run(self.probe_of(part), self.directory(part))
+        tables = {title: result["last"]["table"] for title, result in results.items()}
         # Test images choose nothing, not even which tokens are read.
-        lasts = [found["last"] for found in results.values()]
+        lasts = [result["last"] for result in results.values()]
         best = max(lasts, key=lambda last: last["select_top1"])
         kept = ("top1", "block", "n", "pool", "select_top1", "select_n")
         result = {k: best[k] for k in kept}
         row = dataclasses.asdict(part)
         self.parts.add(part.name, **row, result=result, tables=tables)
 
-    def place(self, part: Part) -> pathlib.Path:
-        """The directory of a part's run."""
+    def directory(self, part: Part) -> pathlib.Path:
+        """Returns the directory of a part's run."""
         return self._workdir / "parts" / part.name
 
     def curves(self, metric: str) -> dict[str, dict[str, dict[int, float]]]:
-        """kind -> setting -> {k: number} of what is finished.
+        """Maps kind -> setting -> {k: result} of the finished parts.
 
-        Parts that are one and the same run were made once and stand in all kinds: the
-        whole checkpoint, and none of its blocks.
+        The whole checkpoint and none of its blocks are the same run in several kinds;
+        it was run once and appears in all of them.
         """
-        found: dict[str, dict[str, dict[int, float]]] = {}
+        curves: dict[str, dict[str, dict[int, float]]] = {}
         trained = [r for r in self.parts.rows.values() if r["kind"] != "probe"]
         for row in trained:
-            by_k = found.setdefault(row["kind"], {}).setdefault(row["setting"], {})
+            by_k = curves.setdefault(row["kind"], {}).setdefault(row["setting"], {})
             by_k[row["k"]] = row["result"][metric]
-        for setting, whole in found.get("keep_first", {}).items():
+        for setting, whole in curves.get("keep_first", {}).items():
             for kind, k, kept in (
                 ("keep_last", self._depth, self._depth),
                 ("keep_last", 0, 0),
                 ("freeze", 0, self._depth),
                 ("swap", self._depth, self._depth),
             ):
-                if kept in whole and setting in found.get(kind, {}):
-                    found[kind][setting].setdefault(k, whole[kept])
-        return found
+                if kept in whole and setting in curves.get(kind, {}):
+                    curves[kind][setting].setdefault(k, whole[kept])
+        return curves
 
     def table(self) -> str:
-        """All finished parts, in columns."""
+        """Formats all finished parts in columns."""
         metric = self._config.study.metric
         rows = [["data", "what", "k", metric, "n"]]
         for part in self.planned:
@@ -184,7 +184,7 @@ class Study:
         return summary.columns(rows)
 
     def draw(self) -> pathlib.Path:
-        """Writes the page of what is finished."""
+        """Writes the page of the finished parts; returns its path."""
         from litevit_jax.report import build, run_figures  # late: it plots
 
         study = self._config.study
@@ -206,7 +206,7 @@ class Study:
         )
 
     def _notes(self, curves: advice.Curves) -> list[str]:
-        """Sentences about what is finished."""
+        """Writes sentences about the finished parts."""
         metric, rows = self._config.study.metric, list(self.parts.rows.values())
         notes = [
             advice.of_probe(row["setting"], row["result"])
@@ -236,18 +236,18 @@ class Study:
     def _plan(self) -> list[Part]:
         study, depth = self._config.study, self._depth
         ks = list(study.depths) or [*range(depth + 1)]
-        found = []
+        planned = []
         for setting in ("rich", "poor"):
-            found.append(Part("random", 0, setting))
+            planned.append(Part("random", 0, setting))
             for kind in study.kinds:
                 for k in ks:
                     part = self._part(kind, k, setting)
-                    if part is not None and part not in found:
-                        found.append(part)
-        return found
+                    if part is not None and part not in planned:
+                        planned.append(part)
+        return planned
 
     def _part(self, kind: str, k: int, setting: str) -> Part | None:
-        """A part; those that are one and the same run are made once."""
+        """Returns a part, None if it does not apply; equal runs are one part."""
         if kind == "swap" and not self._config.init_donor:
             return None
         if kind == "probe":
@@ -267,7 +267,7 @@ class Study:
         return tuple(f"encoder/blocks_{i}/.*" for i in range(start, stop))
 
     def _check(self) -> int:
-        """The depth of the encoder; refuses what no part could do."""
+        """Checks the study; returns the depth of the encoder."""
         study = self._config.study
         for kind in study.kinds:
             choices.check("study.kinds", kind, list(KINDS))
@@ -293,17 +293,17 @@ class Study:
         return depth
 
     def _open(self) -> None:
-        """Refuses what any part would; makes the workdir the study's."""
+        """Checks one part of each kind, and reserves the workdir."""
         kinds = {(part.kind, part.setting): part for part in self.planned}
         few = [p for (kind, s), p in kinds.items() if s == "rich" or kind == "random"]
         for part in few:  # the others differ from these by k alone
             if part.kind != "probe":
-                config, place = self.config_of(part), self.place(part)
-                job = train.prepare(config, place, begin=False)
+                config, directory = self.config_of(part), self.directory(part)
+                job = train.prepare(config, directory, begin=False)
                 self._steps = self._steps or job.total_steps  # the first is rich
         for part in [p for p in self.planned if p.kind == "probe"]:
-            with tempfile.TemporaryDirectory() as place:  # it opens a directory
-                evaluate.prepare(self.probe_of(part), pathlib.Path(place) / "probe")
+            with tempfile.TemporaryDirectory() as directory:  # it opens a directory
+                evaluate.prepare(self.probe_of(part), pathlib.Path(directory) / "probe")
         derived = {"total_steps": self._steps}  # of every part
         plain = workdirs.plain({**self._config.to_dict(), "derived": derived})
         workdirs.open_run(

@@ -1,6 +1,6 @@
-"""What is finished of a job that consists of several runs, in one file.
+"""The finished parts of a job of several runs, in one file.
 
-A job that was stopped reads it and goes on with the parts that are missing.
+A stopped job reads the file and continues with the parts that are missing.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ class Parts:
 
     Attributes:
       rows: name -> row, in the order in which they were finished. Parts that a job no
-        longer asks for stay: they cost as much.
-      rest: what else was recorded.
+        longer asks for stay, as they are costly.
+      rest: the other entries of the file.
     """
 
     def __init__(self, path: pathlib.Path, **about: Any) -> None:
         self._path, self._about = path, about
         self.rows: dict[str, dict[str, Any]] = {}
         self.rest: dict[str, Any] = {}
-        found = distributed.run_on_primary(self._read)
-        if found is not None:
-            self.rows = {row["name"]: row for row in found["points"]}
+        content = distributed.run_on_primary(self._read)
+        if content is not None:
+            self.rows = {row["name"]: row for row in content["points"]}
             known = {"points", *about}
-            self.rest = {k: v for k, v in found.items() if k not in known}
+            self.rest = {k: v for k, v in content.items() if k not in known}
 
     def __contains__(self, name: str) -> bool:
         return name in self.rows
@@ -51,6 +51,6 @@ class Parts:
 
     def _write(self) -> None:
         rows = list(self.rows.values())
-        found = {**self._about, "points": rows, **self.rest}
-        write = functools.partial(workdirs.write_json, self._path, found)
+        content = {**self._about, "points": rows, **self.rest}
+        write = functools.partial(workdirs.write_json, self._path, content)
         distributed.run_on_primary(write)

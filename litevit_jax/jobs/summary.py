@@ -14,7 +14,7 @@ from litevit_jax.train.job import Job
 
 
 def columns(rows: list[list[str]]) -> str:
-    """Rows of cells under each other; the first row is the heading."""
+    """Aligns rows of cells in columns; the first row is the heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -27,7 +27,7 @@ _STAMPS = ("step", "n", "params", "time", "seconds", "percent_of_run")
 
 
 def results_table(results: dict[str, dict[str, Any]]) -> str:
-    """All evaluations of a run: last and best of the primary metric, in columns."""
+    """Formats all evaluations of a run: last and best of the primary metric."""
     rows = [
         ["evaluation", "metric", "last", "step", "best", "step", "n", "also (last)"]
     ]
@@ -65,7 +65,7 @@ def log_start(job: Job, line: terminal.ConsoleLine) -> None:
 
 
 def describe(job: Job) -> tuple[str, str]:
-    """(two lines about a Job, clu's table of all its parameters)."""
+    """Returns two lines about a Job, and clu's table of all its parameters."""
     from clu import parameter_overview  # slow to import
 
     params, derived, data = job.state.params, job.config["derived"], job.config["data"]
@@ -74,13 +74,13 @@ def describe(job: Job) -> tuple[str, str]:
         for name, tree in params.items()
     }
     parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    place = f" in {data['dir']}" if data["dir"] else ""
+    directory = f" in {data['dir']}" if data["dir"] else ""
     processes = distributed.process_count()
     hosts = f" of {processes} processes" if processes > 1 else ""
     text = (
         f"{job.config['name']}: {sum(counts.values()):,} parameters ({parts}; table in "
         f"{job.workdir}/parameters.txt)\n{derived['train_examples']:,} training images "
-        f"({data['source']}{place}, decoder {data['decoder']}), "
+        f"({data['source']}{directory}, decoder {data['decoder']}), "
         f"{counted(job.total_steps, 'step')} of {job.config['batch_size']} on "
         f"{counted(job.mesh.size, f'{jax.default_backend().upper()} device')}{hosts}, "
         f"workdir {job.workdir}"

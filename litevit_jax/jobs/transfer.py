@@ -1,9 +1,9 @@
-"""The job 'transfer': a sweep over fine-tuning on another data set, told on its test.
+"""The job 'transfer': sweeps fine-tuning on another data set, then tests the best.
 
-Every point of the grid is a run of its own, trained on a part of the training data
-and evaluated on the rest (or on the data set's validation split). The best one is
-trained again on all of it and evaluated on the test split, which nothing else sees.
-What is finished is in sweep.json, so that a sweep that was stopped goes on.
+Every point of the grid is a run, trained on a part of the training data and evaluated
+on the rest (or on the data set's validation split). The best one is trained again on
+all of it and evaluated on the test split, which nothing else sees. sweep.json holds
+the finished points, so that a stopped sweep continues.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Of its directory; `lr` is per 256 images, as in `config.lr.base`."""
+        """The name of its directory; `lr` is per 256 images, as in `config.lr.base`."""
         return (
             f"lr{self.lr_base:g}-decay{self.layer_decay:g}-epochs{self.epochs}"
             f"-warmup{self.warmup_epochs:g}"
@@ -64,7 +64,7 @@ class Outcome:
 
 
 def single(config: ConfigDict) -> ConfigDict:
-    """The one run that `config` is without its sweep."""
+    """Returns `config` without its sweep: a single run."""
     return resolve.changed(config, {"job": "train"}, without=["sweep"])
 
 
@@ -76,27 +76,27 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
       Exception: whatever ended a point's run; the sweep goes on from there.
     """
     sweep, line = Sweep(config, paths.path(workdir)), terminal.ConsoleLine()
-    for place, point in enumerate(sweep.points, start=1):
+    for number, point in enumerate(sweep.points, start=1):
         if point.name in sweep.parts:
             continue
-        line.say(f"point {place} of {len(sweep.points)}: {point.name}")
-        outcome = train.run(sweep.config_of(point), sweep.place(point))
+        line.say(f"point {number} of {len(sweep.points)}: {point.name}")
+        outcome = train.run(sweep.config_of(point), sweep.directory(point))
         if outcome.signal is not None:
             return Outcome(sweep.table(), outcome.signal)
         sweep.record(point, outcome.results)
     best = sweep.best()
     if sweep.parts.rest.get("winner") != best.name:
         line.say(f"best on validation: {best.name}; now on all training data")
-        place = sweep.place(best, final=True)
-        outcome = train.run(sweep.config_of(best, final=True), place)
+        directory = sweep.directory(best, final=True)
+        outcome = train.run(sweep.config_of(best, final=True), directory)
         if outcome.signal is not None:
             return Outcome(sweep.table(), outcome.signal)
         sweep.record_final(best, outcome.results)
-    return Outcome(sweep.table(), final=sweep.place(best, final=True))
+    return Outcome(sweep.table(), final=sweep.directory(best, final=True))
 
 
 class Sweep:
-    """The grid of a config, and what is known of its points.
+    """The grid of a config, and the results of its points.
 
     `parts` is `sweep.json` in `workdir`: the metric, a list of points with their
     settings and validation results, the winner and its test results.
@@ -114,7 +114,7 @@ class Sweep:
         self.parts = ledger.Parts(workdir / "sweep.json", metric=self._metric)
 
     def config_of(self, point: Point, *, final: bool = False) -> ConfigDict:
-        """The run of a point: on a part of the training data, or the final one."""
+        """Returns the config of a point's run, or of the final run."""
         fields: dict[str, Any] = {
             "lr.base": point.lr_base,
             "lr.warmup_epochs": point.warmup_epochs,
@@ -132,12 +132,12 @@ class Sweep:
                 )
         return resolve.changed(single(self._config), fields)
 
-    def place(self, point: Point, *, final: bool = False) -> pathlib.Path:
-        """The directory of a point's run."""
+    def directory(self, point: Point, *, final: bool = False) -> pathlib.Path:
+        """Returns the directory of a point's run."""
         return self._workdir / ("final" if final else "points") / point.name
 
     def record(self, point: Point, results: dict[str, dict[str, Any]]) -> None:
-        """Keeps what a point's run found on the validation part."""
+        """Records the validation results of a point's run."""
         self.parts.add(
             point.name,
             **dataclasses.asdict(point),
@@ -146,17 +146,17 @@ class Sweep:
         )
 
     def record_final(self, point: Point, results: dict[str, dict[str, Any]]) -> None:
-        """Keeps what the final run found on the test split."""
+        """Records the test results of the final run."""
         test = {title: result["last"] for title, result in results.items()}
         self.parts.close(winner=point.name, test=test)
 
     def best(self) -> Point:
-        """The point whose last evaluation is best; of equal ones the first."""
+        """Returns the point whose last evaluation is best; of equal ones the first."""
         rows, metric = self.parts.rows, self._metric
         return max(self.points, key=lambda p: rows[p.name]["validation"][metric])
 
     def table(self) -> str:
-        """All points, and the final run on the test split, in columns."""
+        """Formats all points, and the final run on the test split, in columns."""
         title, test = self._title, self.parts.rest.get("test", {})
         every = [row["validation"] for row in self.parts.rows.values()]
         shown = [name for name in _SHOWN if any(name in row for row in every)]
@@ -182,14 +182,16 @@ class Sweep:
         return base * self._config.batch_size / 256
 
     def _check_and_open(self) -> None:
-        """Refuses what a point or the final run would; makes the workdir the sweep's.
+        """Checks a point and the final run, and reserves the workdir.
 
         The weights and the data that all points start from are part of its config.
         """
         first, derived = self.points[0], {}
         for final in (False, True):
-            place = self.place(first, final=final)
-            job = train.prepare(self.config_of(first, final=final), place, begin=False)
+            directory = self.directory(first, final=final)
+            job = train.prepare(
+                self.config_of(first, final=final), directory, begin=False
+            )
             derived["train_fingerprint"] = job.config["derived"]["train_fingerprint"]
         self._check_splits()
         if self._config.init != "random":
@@ -224,7 +226,7 @@ class Sweep:
 
 
 def _select(sweep: ConfigDict) -> dict[str, Any]:
-    """Fields of a point's data: a part to train on and one to choose by.
+    """Returns the data fields of a point: a part to train on, one to choose by.
 
     Raises:
       ValueError: only one of the sweep's splits is given.
@@ -249,12 +251,12 @@ def _select(sweep: ConfigDict) -> dict[str, Any]:
 
 
 def _names(text: str) -> set[str]:
-    """Names of the splits in 'a[:50%]+b'."""
+    """Returns the names of the splits in 'a[:50%]+b'."""
     return {part.partition("[")[0].strip() for part in text.split("+")}
 
 
 def _validation(title: str) -> str:
-    """The title of an evaluation in a point's run, which never sees a test image."""
+    """Renames 'test' in a title: a point's run never sees a test image."""
     return _TEST.sub("validation", title)
 
 
@@ -269,7 +271,7 @@ def _numbers(row: dict[str, Any], shown: list[str]) -> list[str]:
 
 
 def _grid(sweep: ConfigDict) -> list[Point]:
-    """All points of the grid: epochs and warm-up belong together, in pairs.
+    """Lists all points of the grid; epochs and warm-up form pairs.
 
     Raises:
       ValueError: an axis is empty or out of range, or pairs do not match.

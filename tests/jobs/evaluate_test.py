@@ -228,7 +228,7 @@ def test_a_run_of_every_objective_can_be_evaluated(
     monkeypatch.setattr(read, "read_params", lambda _: made)
     got = evaluate.prepare(config("knn", init="RUN"), tmp_path / "evaluated")
     assert set(got.evaluators) == {"knn"} and got.step == 6
-    placed = got.place()
+    placed = got.create()
     assert checkpoint.flatten(placed.params).keys() == arrays[0].keys()
     assert got.config["objective"]["name"] == objective
 
@@ -438,7 +438,7 @@ def test_a_model_at_random_is_that_with_which_its_run_started(averaged, tmp_path
     got = evaluate.prepare(made, tmp_path / "run")
     assert got.step == 0 and set(got.evaluators) == {"knn"}
     assert len(got.notes) == 2  # it has learned nothing that could be averaged
-    ours = checkpoint.flatten(got.place().params)
+    ours = checkpoint.flatten(got.create().params)
     started = checkpoint.flatten(jobs.prepare(tmp_path / "again").create().params)
     assert ours.keys() == started.keys()
     for name, value in started.items():
@@ -454,7 +454,7 @@ def test_a_norm_behind_the_average_gives_the_features_of_a_file(images, tmp_path
         made.objective.encoder.num_heads = 4
     job = evaluate.prepare(made, tmp_path / "run")
     assert job.config["objective"]["pool"] == "avg"
-    objective, state = predictor.make(job.config["objective"]), job.place()
+    objective, state = predictor.make(job.config["objective"]), job.create()
     image = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
     got = objective.predict(state.params, {}, {"image": image})["features"]
     found = weights.read(file, num_heads=4)
