@@ -34,21 +34,10 @@ def make_train_step(
     """Builds the jitted (state, batch) -> (state, metrics); the old state is donated.
 
     All randomness derives from (seed, step, slot in the batch). A step with a loss or
-    gradient that is not finite changes nothing but the count of steps, and sets
-    metrics['nonfinite'] to 1.
-
-    Args:
-      objective: gives the loss.
-      optimizer: updates the parameters.
-      ops: augment a batch on the device.
-      seed: of the run.
-      mesh: of the batch.
-      state_sharding: shardings in the tree of the state.
-      slices: equal parts in which each device computes its examples, one after the
-        other: the mean over all examples, to rounding, in less memory.
-      health_every: steps between health metrics, which are NaN at other steps; None:
-        there are none.
-      total_steps: of the run; the last step has health metrics too.
+    gradient that is not finite changes only the count; metrics['nonfinite'] is 1 then.
+    With `slices` each device computes its examples in that many equal parts, one after
+    the other: the mean over all examples, to rounding, in less memory.
+    Health metrics are NaN but at every `health_every`-th step and at `total_steps`.
     """
     augmentation = _Augmentation(ops, objective)
 

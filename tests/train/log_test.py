@@ -50,23 +50,23 @@ def test_rows_are_appended_also_after_a_cut_line(tmp_path):
 def test_the_clock_measures_since_the_last_reset(monkeypatch):
     now = iter([100.0, 104.0, 200.0, 201.0])
     monkeypatch.setattr(log.time, "perf_counter", lambda: next(now))
-    clock = log.Throughput()
+    throughput = log.Throughput()
     for wait in (0.5, 0.5):
-        clock.tick(wait)
+        throughput.tick(wait)
     want = {"images_per_s": 16.0, "data_wait": 25.0, "step_s": 2.0}
-    assert clock.read(32) == want
-    clock.reset()
-    clock.tick(0.0)
-    assert clock.read(32)["images_per_s"] == 32.0
+    assert throughput.read(32) == want
+    throughput.reset()
+    throughput.tick(0.0)
+    assert throughput.read(32)["images_per_s"] == 32.0
 
 
 def test_the_first_interval_starts_after_compilation(monkeypatch):
     now = iter([0.0, 90.0, 94.0])
     monkeypatch.setattr(log.time, "perf_counter", lambda: next(now))
-    clock = log.Throughput()
-    clock.begin()  # after 90 s of reading, tracing and compiling
-    clock.tick(60.0)  # the first batch came before that
-    assert clock.read(32) == {"images_per_s": 8.0, "data_wait": 0.0, "step_s": 4.0}
+    throughput = log.Throughput()
+    throughput.begin()  # after 90 s of reading, tracing and compiling
+    throughput.tick(60.0)  # the first batch came before that
+    assert throughput.read(32) == {"images_per_s": 8.0, "data_wait": 0.0, "step_s": 4.0}
 
 
 def shown(monkeypatch, step_s, steps, every=10**6, first=1, **kwargs):
@@ -110,8 +110,8 @@ class Lowered:
 def test_the_step_is_compiled_once_with_a_word_before_and_its_time_after(monkeypatch):
     now, stream = [0.0], io.StringIO()
     monkeypatch.setattr(log.time, "perf_counter", lambda: now[0])
-    clock = log.Throughput()
-    step = log.Program(Lowered(now), terminal.ConsoleLine(stream), clock)
+    throughput = log.Throughput()
+    step = log.Program(Lowered(now), terminal.ConsoleLine(stream), throughput)
     assert step(1, 2) == (3, {})
     assert stream.getvalue() == (
         "tracing the step ...\n"
@@ -119,10 +119,10 @@ def test_the_step_is_compiled_once_with_a_word_before_and_its_time_after(monkeyp
         "...\n"
     )
     now[0] += 4.0
-    clock.tick(0.0)
-    assert clock.read(8)["images_per_s"] == 2.0  # without the 32 s
-    assert step.took() == "  (compiled in 32.0 s)"
-    assert step(2, 2) == (4, {}) and step.took() == ""
+    throughput.tick(0.0)
+    assert throughput.read(8)["images_per_s"] == 2.0  # without the 32 s
+    assert step.compile_note() == "  (compiled in 32.0 s)"
+    assert step(2, 2) == (4, {}) and step.compile_note() == ""
     assert stream.getvalue().count("compiling") == 1
 
 
@@ -164,12 +164,12 @@ def _waiting(monkeypatch, wait_s, **data):
     monkeypatch.setattr(log.time, "perf_counter", lambda: now[0])
     said = []
     monkeypatch.setattr(log.logging, "warning", lambda _, text: said.append(text))
-    clock = log.Throughput(DATA | data)
+    throughput = log.Throughput(DATA | data)
     for step in range(200):
         now[0] += 1
-        clock.tick(40.0 if step == 0 else wait_s)  # the first waits for the start
+        throughput.tick(40.0 if step == 0 else wait_s)  # the first waits for the start
         if step % 7 == 0:
-            clock.reset()  # as after a logged row
+            throughput.reset()  # as after a logged row
     return said
 
 
