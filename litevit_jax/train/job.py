@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jax
-    import numpy as np
     from jax.sharding import Mesh
 
+    from litevit_jax.data.pipeline import Stream
     from litevit_jax.evaluators import base as evaluators
     from litevit_jax.objectives import base as objectives
     from litevit_jax.train import eval_runner
@@ -51,7 +51,7 @@ class Job:
     fixed: dict[str, Any]
     create: Callable[[], TrainState]
     step: jax.stages.Wrapped
-    stream: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    stream: Callable[[int], Stream]
     evaluators: dict[str, tuple[evaluators.Evaluator, int]]
     eval_runner: Callable[..., eval_runner.EvalRunner]
     release: Callable[[], None]

@@ -40,7 +40,7 @@ def classifier(tmp_path_factory):
 
 
 def saved_classifier(workdir, *, head):
-    model = export_test.made("avg")
+    model = export_test.model_of("avg")
     params = trees.nest(model.params)
     empty = {"model_state": {}, "teacher": {}, "opt_state": {}}
     saved = state.TrainState(step=jnp.int32(5), params=params, **empty)
