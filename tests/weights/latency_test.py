@@ -12,7 +12,7 @@ from tests.weights import export_test
 def test_the_model_is_timed_first_and_then_with_heads_that_divide_its_width(
     heads, others
 ):
-    model = export_test.made("tokens")  # 24 wide, 4 heads
+    model = export_test.model_of("tokens")  # 24 wide, 4 heads
     assert list(latency.jitted(model, heads)) == [
         "JAX, 4 heads",
         *(f"JAX, {n} heads instead" for n in others),
@@ -20,7 +20,7 @@ def test_the_model_is_timed_first_and_then_with_heads_that_divide_its_width(
 
 
 def test_heads_change_the_function_and_not_its_size():
-    model = export_test.made("tokens")
+    model = export_test.model_of("tokens")
     rows = latency.time_calls(model, latency.jitted(model, (4, 3)), repeats=3)
     assert [row.num_macs for row in rows] == [rows[0].num_macs] * 2
     assert [row.num_parameters for row in rows] == [model.num_parameters] * 2

@@ -79,7 +79,7 @@ def test_the_reader_of_exports_is_as_strict():
 
 def test_a_header_that_begins_with_the_byte_of_a_pickle_is_read(tmp_path):
     """128 bytes long: the first byte is 0x80."""
-    model = export_test.made("avg")
+    model = export_test.model_of("avg")
     about = {"num_heads": "4"}
     arrays = layouts.timm(model, {}).arrays
     while (data := safetensors.write(arrays, about))[0] != 0x80:
