@@ -286,7 +286,7 @@ def mae(tmp_path_factory):
 
 
 # mae_tiny's smoke form is the run above; tests/train/loop_test.py resumes it.
-# An evaluation does not train: tests/train/evaluate_test.py; tests/analysis.
+# An evaluation does not train: tests/jobs/evaluate_test.py, tests/analysis.
 NOT_HERE = ("analysis", "evaluate", "layer_probe", "mae_tiny")
 SMOKE = [(name, "smoke") for name in RECIPES if name not in NOT_HERE]
 

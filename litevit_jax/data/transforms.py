@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 
 from litevit_jax import choices
-from litevit_jax.data import turbo as fast
+from litevit_jax.data import turbo
 from litevit_jax.data.decode import DEFAULT_MAX_PIXELS, Decode, DecodeError, Image
 from litevit_jax.data.randaugment import RandAugment
 
@@ -102,7 +102,7 @@ class RandomFlip:
         if rng.random() >= self.probability:
             return image
         if isinstance(image, np.ndarray):
-            return fast.mirror(image)
+            return turbo.mirror(image)
         return image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
 
 
@@ -163,7 +163,7 @@ class Transform:
 
     With `fast` the first op is a RandomResizedCrop. All crops are drawn from the size
     in the header, and the image is decoded once, as small as the smallest crop
-    allows, by `fast.decode` where it can.
+    allows, by `turbo.decode` where it can.
     """
 
     decode: Decode
@@ -219,7 +219,7 @@ class Transform:
         crop, pixels, shrink = self.ops[0], None, 1
         encoded = b"" if isinstance(image, np.ndarray) else image
         # `Decode` refuses other numbers of channels.
-        header = fast.read_header(encoded) if self.decode.channels in (1, 3) else None
+        header = turbo.read_header(encoded) if self.decode.channels in (1, 3) else None
         if header is None:
             pixels = self._pixels(image)
             height, width = pixels.shape[:2]
@@ -230,10 +230,10 @@ class Transform:
         if pixels is None and header is not None:
             boxes = [box for box, _ in drawn]
             sides = [(bottom - top, right - left) for left, top, right, bottom in boxes]
-            shrink = fast.shrink(sides, self.size)
+            shrink = turbo.shrink(sides, self.size)
             channels = self.decode.channels
             bottom = max(box[3] for box in boxes)
-            pixels = fast.decode(
+            pixels = turbo.decode(
                 encoded, header, channels=channels, shrink=shrink, bottom=bottom
             )
         if pixels is None:
@@ -244,7 +244,7 @@ class Transform:
                     f"{pixels.shape[1]} x {pixels.shape[0]}"
                 )
         return [
-            self._resized(fast.cut(pixels, box, shrink), name, row)
+            self._resized(turbo.cut(pixels, box, shrink), name, row)
             for (box, name), row in zip(drawn, rows, strict=True)
         ]
 
@@ -256,10 +256,10 @@ class Transform:
     def _resized(self, part: np.ndarray, interpolation: str, out: np.ndarray) -> Image:
         """Returns a crop at its final size, as a PIL image if PIL's ops follow."""
         scale = max(s / t for s, t in zip(part.shape[:2], self.size, strict=True))
-        if scale > fast.MAX_SCALE:
+        if scale > turbo.MAX_SCALE:
             part = np.asarray(_resize(part, self.size, _RESAMPLING[interpolation]))
         else:
-            part = fast.resize(part, self.size, interpolation, out)
+            part = turbo.resize(part, self.size, interpolation, out)
         if part.shape[2] in (1, 3) and any(
             isinstance(o, RandAugment) for o in self.ops
         ):
@@ -335,7 +335,7 @@ def train_ops(**data: Any) -> Transform:
     ops = [crop, RandomFlip(settings.flip)]
     randaugment = RandAugment(**(settings.randaugment or {"layers": 0}))
     ops += [randaugment] if randaugment.layers else []
-    quick = fast.choose(settings.decoder) == "fast"
+    quick = turbo.choose(settings.decoder) == "fast"
     transform = _transform(settings, *ops)
     return dataclasses.replace(transform, views=settings.views, fast=quick)
 

@@ -113,7 +113,7 @@ def test_a_large_jpeg_is_decoded_smaller_and_shows_the_same(monkeypatch):
 
 
 def _watch(monkeypatch, seen):
-    """Notes in `seen` what each call of fast.decode shrinks by, and returns."""
+    """Notes in `seen` what each call of turbo.decode shrinks by, and returns."""
     decode_jpeg = turbo.decode
 
     def watched(*args, **kwargs):
