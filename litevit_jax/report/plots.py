@@ -16,7 +16,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib import ticker
+from matplotlib import font_manager, textpath, ticker
 from matplotlib.figure import Figure
 
 from litevit_jax.report import render
@@ -31,7 +31,7 @@ _RAMP = "viridis"  # rises in lightness all the way, so that it reads in grey to
 # Points, which are the units of the SVG.
 WIDTH, HEIGHT = 440, 280
 _LEFT, _RIGHT, _BOTTOM, _TOP = 84, 14, 48, 12
-_LEGEND_ROW, _LEGEND_HANDLE = 19, 30
+_LEGEND_ROW, _LEGEND_HANDLE = 19, 37
 _LETTER = 0.65  # width of a usual letter, of its size
 _MOST_MARKED = 16  # points of a curve that each get a marker
 _MOST_WRITTEN = 9  # rows and columns of a heat map whose cells have their number
@@ -73,8 +73,6 @@ def curves(
     Series of the same colour differ by their dashes.
     """
     colors = colors or [color_of(i) for i in range(len(series))]
-    columns = _legend_columns(list(series))
-    rows = math.ceil(len(series) / columns) if len(series) > 1 else 0
     values = {name: _drawable(y, axes.log_y) for name, (_, y) in series.items()}
     known = [np.isfinite(y) for y in values.values()]
     steps = [np.asarray(x) for x, _ in series.values()]
@@ -82,6 +80,8 @@ def curves(
     ys = [v for y, k in zip(values.values(), known, strict=True) for v in y[k]]
     used: collections.Counter[str] = collections.Counter()
     with render.style():
+        columns = _legend_columns(list(series))
+        rows = math.ceil(len(series) / columns) if len(series) > 1 else 0
         figure, plot = _frame(axes, xs, ys, legend_rows=rows)
         for (name, (x, _)), color in zip(series.items(), colors, strict=True):
             marked = _marked(values[name])
@@ -299,10 +299,16 @@ def _shown(name: str) -> str:
 
 
 def _legend_columns(names: list[str]) -> int:
-    """Returns how many names fit beside each other above a chart."""
-    longest = max((len(_shown(name)) for name in names), default=1)
-    wide = _LEGEND_HANDLE + _LETTER * render.SMALL * longest
-    return max(int((WIDTH - _LEFT) // wide), 1)
+    """Returns in how many equal columns names stand above a chart, as few rows as fit.
+
+    Within `render.style`.
+    """
+    letters = font_manager.FontProperties(size=render.SMALL)
+    measure = textpath.text_to_path.get_text_width_height_descent
+    widths = [measure(_shown(name), letters, ismath=False)[0] for name in names]
+    fitting = int((WIDTH - _LEFT) // (_LEGEND_HANDLE + max(widths, default=0)))
+    rows = math.ceil(len(names) / max(fitting, 1))
+    return math.ceil(len(names) / max(rows, 1))
 
 
 def _legend(plot: Any, columns: int) -> None:
