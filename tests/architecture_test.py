@@ -167,7 +167,7 @@ def test_near_matches_are_looked_for_in_one_place():
     "folder",
     [
         *(".", "analysis", "augment", "data", "data/sources", "distributed"),
-        *("evaluators", "jobs", "models", "objectives", "plan", "train"),
+        *("evaluators", "jobs", "models", "objectives", "plan", "report", "train"),
         *("warm_start", "weights"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Runs and analyses -> figures, tables and one page."""
+"""Draws runs and analyses: figures, tables, and one page of both."""

@@ -1,4 +1,4 @@
-"""Sentences from the user's own numbers that claim no more than these can tell.
+"""Advises from the user's own numbers, and claims no more than these can tell.
 
 Accuracies are in percent. Two of them differ if they are further apart than two
 standard errors of their difference, as if each had been measured on images of its own;
@@ -17,7 +17,7 @@ TOKENS = {"cls": "class token", "avg": "mean of the patches"}
 
 
 def standard_error(n: int, top1: float) -> float:
-    """Standard error of an accuracy in percent, of `n` images; never 0."""
+    """Returns the standard error of an accuracy in percent of `n` images; never 0."""
     n = max(n, 1)
     least = 1 / max(n, 2)
     share = min(max(top1 / 100, least), 1 - least)
@@ -25,17 +25,17 @@ def standard_error(n: int, top1: float) -> float:
 
 
 def margin(n: int, one: float, other: float) -> float:
-    """Two standard errors of the difference of two accuracies of `n` images each."""
+    """Returns two standard errors of the difference of accuracies of `n` images."""
     return 2 * math.hypot(standard_error(n, one), standard_error(n, other))
 
 
 def _apart(n: int, one: float, other: float) -> bool:
-    """Whether the first accuracy is above the second, beyond the error."""
+    """Tells whether the first accuracy is above the second, beyond the error."""
     return one - other > margin(n, one, other)
 
 
 def of_layers(curves: Curves, depth: int, n: int) -> list[str]:
-    """What the curves of a layer study tell of each setting, a sentence each.
+    """Says what the curves of a layer study tell of each setting, a sentence each.
 
     Args:
       curves: kind -> setting -> {k: accuracy in percent}.
@@ -52,7 +52,7 @@ def of_layers(curves: Curves, depth: int, n: int) -> list[str]:
 
 
 def _of_setting(kept: dict[int, float], start: float, depth: int, n: int) -> str:
-    """The end of the sentence, about the checkpoint and how many of its blocks count.
+    """Returns the end of the sentence: how good the checkpoint is, and which blocks.
 
     The blocks that suffice are the fewest from which on nothing differs from the whole.
     """
@@ -91,7 +91,7 @@ def _first(k: int, depth: int) -> str:
 
 
 def of_probe(setting: str, result: dict[str, Any]) -> str:
-    """What a probe of every block tells of a setting, and how it was chosen."""
+    """Says what a probe of every block tells of a setting, and how it was chosen."""
     return (
         f"{_SETTINGS[setting]} a linear probe reads most from {_block(result)}: "
         f"{result['top1']:.1f} % of {result['n']:,} test images, standard error "
@@ -109,7 +109,7 @@ def of_probes(
     probes: dict[str, dict[str, Any]],
     random: dict[str, list[dict[str, Any]]] | None = None,
 ) -> tuple[str, list[dict[str, Any]]]:
-    """Which encoder and how many layers to tune, from results of layer probes.
+    """Says which encoder and how many layers to tune, from results of layer probes.
 
     Args:
       probes: name of an encoder -> the last result of evaluator `layers`: 'top1' of the
@@ -159,12 +159,12 @@ def _top1(row: dict[str, Any]) -> float:
 
 
 def _by_same_tokens(lasts: list[dict[str, Any]], pool: str) -> dict[str, Any]:
-    """Of one encoder's results the one by these tokens, else the highest."""
+    """Returns the encoder's result by these tokens, or else its highest."""
     return max([last for last in lasts if last["pool"] == pool] or lasts, key=_top1)
 
 
 def _start_from(best: dict[str, Any], trained: list, floor: dict | None) -> str:
-    """The sentence that names an encoder, and those that may be as good."""
+    """Returns the sentence that names an encoder, and those that may be as good."""
     n, top1 = best["n"], best["top1"]
     first = f"Start from {best['name']}: {_block(best)} tells {top1:.1f} %"
     if floor is not None:
@@ -214,7 +214,7 @@ def _row(name: str, last: dict[str, Any], random: bool) -> dict[str, Any]:
 
 
 def _tuning(row: dict[str, Any]) -> str:
-    """How many layers: those above the block after which nothing is gained."""
+    """Returns the sentence on the layers to tune: those after the last gain."""
     tune = row["depth"] - row["enough"]
     if not tune:
         return (

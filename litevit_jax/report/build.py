@@ -132,7 +132,7 @@ def _write(
 
 
 def _colors(runs: Sequence[run_record.Run], analysis: dict[str, Any]) -> dict[str, str]:
-    """Name -> colour, the same for a run's curves and for its encoder's figures."""
+    """Returns name -> colour: one for a run's curves and for its encoder's figures."""
     models = list(analysis.get("models", {}))
     if len(runs) == 1 and len(models) < 2:  # they may be called differently
         return dict.fromkeys([*models, runs[0].name], plots.color_of(0))
@@ -143,7 +143,7 @@ def _colors(runs: Sequence[run_record.Run], analysis: dict[str, Any]) -> dict[st
 def _figure_sections(
     figures: Sequence[run_figures.Figure],
 ) -> list[page.Section]:
-    """Sections of figures; photographs stand in the page while they leave it small."""
+    """Returns the figures' sections, with photographs while they leave it small."""
     sections, room = [], _MOST_PHOTOS
     for name, heading, intro in _SECTIONS:
         pictures = []
@@ -202,7 +202,7 @@ def _summary(
 
 
 def _cards(run: run_record.Run) -> list[tuple[str, Any]]:
-    """The few numbers that one looks for first."""
+    """Returns the few numbers that one looks for first."""
     cards: list[tuple[str, Any]] = []
     if run.total_steps:
         name = f"of {run.total_steps:,} updates"
@@ -271,7 +271,7 @@ def _published(run: run_record.Run, row: dict[str, Any]) -> list[Any]:
 
 
 def _between(runs: Sequence[run_record.Run]) -> list[Any]:
-    """Fields of the configs in which several runs differ."""
+    """Returns the fields of the configs in which several runs differ."""
     flat = [dict(_leaves(run.config)) for run in runs]
     keys = sorted({key for one in flat for key in one if not key.startswith("derived")})
     rows = []
@@ -292,7 +292,7 @@ def _leaves(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _recipe(runs: Sequence[run_record.Run]) -> list[Any]:
-    """How each run departs from its recipe for ImageNet; whole configs folded up."""
+    """Lists how each run departs from its recipe for ImageNet; whole configs folded."""
     parts = _between(runs) if len(runs) > 1 else []
     for run in runs:
         if len(runs) > 1:
@@ -339,7 +339,7 @@ def _origin(runs: Sequence[run_record.Run], analysis: dict[str, Any]) -> list[An
 
 
 def _start(start: dict[str, Any]) -> list[list[str]]:
-    """Rows about one start of a run: commit, devices, libraries, command."""
+    """Returns rows about one start of a run: commit, devices, libraries, command."""
     versions, devices = start.get("versions", {}), start.get("devices", [])
     shown = ", ".join(map(str, devices[:4])) + ", …" * (len(devices) > 4)
     return [

@@ -1,4 +1,4 @@
-"""What a page holds, and the page: one HTML file that needs nothing beside it."""
+"""Parts of a page, and the page: one HTML file that needs nothing beside it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Number(NamedTuple):
 
     @property
     def exact(self) -> str:
-        """All digits of the number."""
+        """The number with all its digits."""
         return "" if self.value is None else repr(self.value)
 
 
@@ -148,7 +148,7 @@ def rounded(value: float | int | None) -> str:
 
 
 def photograph(pixels: Any) -> tuple[str, int]:
-    """uint8 `[H, W, 3]` -> a JPEG as an address that needs no file, and its width."""
+    """Returns a JPEG of uint8 `[H, W, 3]` as a data address, and its width."""
     picture = Image.fromarray(pixels)
     if picture.width > _WIDEST:
         height = round(picture.height * _WIDEST / picture.width)

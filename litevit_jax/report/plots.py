@@ -39,7 +39,7 @@ _MOST_WRITTEN = 9  # rows and columns of a heat map whose cells have their numbe
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """What stands at the axes, and how they are divided.
+    """Names, units and range of the axes, and how they are divided.
 
     Attributes:
       x, y: their names, with units.
@@ -299,7 +299,7 @@ def _shown(name: str) -> str:
 
 
 def _legend_columns(names: list[str]) -> int:
-    """Returns in how many equal columns names stand above a chart, as few rows as fit.
+    """Returns the number of columns by which names need the fewest rows.
 
     Within `render.style`.
     """

@@ -1,4 +1,4 @@
-"""Figures of matplotlib -> SVG for a page, PNG for a file, in one style."""
+"""Renders figures of matplotlib in one style: SVG for a page, PNG for a file."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _NAMES = ("nan", "inf", "-inf")  # how metrics.jsonl writes what JSON cannot
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run's directory holds.
+    """The content of a run's directory.
 
     Attributes:
       name: that it is shown by.
