@@ -5,12 +5,10 @@ Importing this module loads neither JAX nor TensorFlow, so `--help` is quick.
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
-import shlex
 import signal
-import sys
-import traceback
 from typing import Any
 
 from absl import flags, logging
@@ -34,9 +32,8 @@ EXIT_INTERRUPTED = preemption.INTERRUPTED
 # What a recipe's field `job` may name.
 _ANALYSES = ("advise", "analyse", "layers", "report")
 _IDLE = ("advise", "report")  # they compute nothing
-_JOBS = (*_ANALYSES, "convert", "evaluate", "train", "transfer")
-_LABELLED = ("finetune", "linear_probe")  # recipes that need labels
-_CLASSIFIERS = ("probe_grid", "supervised")  # objectives that tell classes apart
+_SHARED = ("evaluate", "train", "transfer")  # several processes share them
+_JOBS = (*_ANALYSES, "convert", *_SHARED)
 
 
 def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
@@ -57,7 +54,7 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
                 return _plan(config, job, values.plan, values.plan_out)
             if job not in _IDLE:
                 cpu.choose()
-            if job in ("evaluate", "train", "transfer"):
+            if job in _SHARED:
                 _join(values)
             code = _run_job(job, argv, values)
     except SystemExit:
@@ -92,17 +89,23 @@ def _join(values: flags.FlagValues) -> None:
 def _run_job(job: str, argv: list[str], values: flags.FlagValues) -> int:
     config: Any = values["config"].value
     workdir = values.workdir
-    if job == "convert":
-        return _convert(config, workdir)
-    if job in _ANALYSES:
-        _begin(job, config, workdir)
-        return _analysis(job, config, workdir)
     if job == "train" and _imagenet_is_missing(config):
         config, workdir = _quick_start(config, workdir, argv)
-    workdir = workdir or os.path.join("runs", config.name)
-    _begin(job, config, workdir)
-    jobs = {"evaluate": _evaluate, "train": _train, "transfer": _transfer}
-    return jobs[job](config, workdir)
+    if job in _SHARED:
+        workdir = workdir or os.path.join("runs", config.name)
+    if job != "convert":
+        _begin(job, config, workdir)
+    module = "analyse" if job in _ANALYSES else job
+    main = importlib.import_module(f"litevit_jax.jobs.{module}").main
+    ending = main(config, workdir, command())
+    if ending.signal is not None:
+        return preemption.exit_code(ending.signal)
+    if ending.result is not None:
+        from litevit_jax.jobs import next_steps
+
+        for line in next_steps.lines(ending.config, ending.result, command()):
+            _say(line)
+    return EXIT_OK
 
 
 def _begin(job: str, config: Any, workdir: str | None) -> None:
@@ -121,77 +124,6 @@ def _begin(job: str, config: Any, workdir: str | None) -> None:
     if note is not None:
         _say(note)
     distributed.heartbeat("starting", grace=True, begun=False)
-
-
-def _say_next(config: Any, result: str) -> None:
-    """Says what can be done next with `result`: the last lines of a job."""
-    for purpose, recipe, flag in _next(config, result):
-        variant, more = _for_its_images(config, result, recipe)
-        flags = [f"--config={recipe}{variant}", f"--config.{flag}", *more]
-        flags += _beside(*flags)
-        _say(f"next, to {purpose}: {command()} {shlex.join(flags)}")
-
-
-def _for_its_images(config: Any, result: str, recipe: str) -> tuple[str, list[str]]:
-    """Returns the (variant, flags) by which `recipe` uses the images of a new run.
-    A probe needs labels, and images to be tested on.
-    """
-    if config.job != "train" or recipe not in _LABELLED:
-        return "", []
-    from ml_collections import ConfigDict
-
-    from litevit_jax import paths
-    from litevit_jax.data import splits
-    from litevit_jax.train import workdir
-
-    saved = workdir.read_config(paths.path(result))
-    if saved is None or saved["data"]["source"] in ("digits", "tfds"):
-        return "", []
-    if saved["derived"]["num_classes"] < 2:
-        return ":data=folder,path=LABELLED", []
-    try:
-        splits.open_splits(ConfigDict(saved["data"]))("eval")
-    except (OSError, ValueError):
-        return "", ["--config.data.holdout.test=0.1"]
-    return "", []
-
-
-def _beside(recipe: str, flag: str, *_: str) -> list[str]:
-    """Returns --workdir for a job that starts from a run or file: beside it."""
-    name, encoder = recipe.partition("=")[2], flag.partition("init=")[2]
-    if not encoder or encoder == "RUN":
-        return []
-    run = encoder.rstrip("/").partition("/checkpoints/")[0]
-    stem = run.removesuffix(os.path.splitext(run)[1]) or run
-    return [f"--workdir={stem}-{name.partition(':')[0]}"]
-
-
-def _next(config: Any, result: str) -> list[tuple[str, str, str]]:
-    """Returns (purpose, recipe, its flag) of each job that can follow.
-
-    Args:
-      config: of the job that has ended.
-      result: its directory, or the file that it wrote.
-    """
-    job = config.job
-    if job == "train" and config.objective.name not in _CLASSIFIERS:
-        probe = ("probe the encoder", "linear_probe", f"init={result}")
-        return [probe, ("fine-tune it", "finetune", f"init={result}")]
-    if job in ("train", "transfer") and not config.fallback.encoder:  # no probe
-        compare = ("compare runs", "analysis:compare", f"models=a={result},b=RUN")
-        return [compare, ("evaluate it on other data", "evaluate", f"init={result}")]
-    if job == "report":
-        return [("look inside", "analysis", f"models={config.models}")]
-    if job == "analyse":
-        last = config.models.rpartition("=")[2]
-        return [("probe its blocks", "layer_probe", f"init={last}")]
-    if job == "convert":
-        return [("fine-tune it", "finetune:data=folder,path=DIR", f"init={result}")]
-    encoder = "RUN"
-    if job != "advise":  # a probe, an evaluation, a study of layers
-        encoder = config.like or encoder
-        encoder = encoder if config.init in (None, "random") else config.init
-    return [("fine-tune the encoder", "finetune", f"init={encoder}")]
 
 
 def _say(text: str) -> None:
@@ -230,100 +162,6 @@ def _plan(config: Any, job: str, target: str | None, path: str | None) -> int:
     _say(report.text(planned))
     plans.write(planned, path)
     return EXIT_OK if planned["memory"]["fits"] else EXIT_FAILED
-
-
-def _convert(config: Any, workdir: str | None) -> int:
-    if workdir:
-        raise ValueError(
-            f"--workdir={workdir}: a conversion has no run directory, it writes "
-            "--config.target alone; leave the flag out"
-        )
-    _say(f"{config.name}: convert {config.source} to {config.target}")
-    from litevit_jax.jobs import convert
-
-    _say(convert.run(config))
-    if config.target.endswith(".safetensors"):  # which the other recipes read
-        _say_next(config, config.target)
-    return EXIT_OK
-
-
-def _train(config: Any, workdir: str) -> int:
-    from litevit_jax.jobs import summary, train
-
-    outcome = train.run(config, workdir)
-    if outcome.signal is not None:
-        return preemption.exit_code(outcome.signal)
-    if outcome.results:
-        _say(summary.results_table(outcome.results))
-    if config.log.report:
-        _report_at_end(config, workdir)
-    _say(f"done: step {outcome.step}, everything is in {workdir}")
-    _say_next(config, workdir)
-    return EXIT_OK
-
-
-def _report_at_end(config: Any, workdir: str) -> None:
-    """Draws the run's report; the run is complete whether that succeeds or not."""
-    import jax
-
-    if jax.process_index():
-        return
-    if jax.process_count() > 1:
-        print(
-            f"a report is drawn by one process: {command()} --config=analysis:report "
-            f"--config.models={workdir}"
-        )
-        return
-    try:
-        from litevit_jax.jobs import analyse as job
-
-        _say(f"report: {job.after_training(config, workdir)}")
-    except Exception as error:
-        print(
-            f"the report could not be drawn ({error}); the run is complete. Again: "
-            f"{command()} --config=analysis:report --config.models={workdir}",
-            file=sys.stderr,
-        )
-        if "LITEVIT_TRACEBACK" in os.environ:
-            traceback.print_exception(error)
-
-
-def _analysis(name: str, config: Any, workdir: str | None) -> int:
-    """The jobs that look into checkpoints and runs."""
-    from litevit_jax.jobs import analyse as job
-
-    outcome = job.run(name, config, workdir)
-    _say(outcome.text)
-    if outcome.signal is not None:
-        return preemption.exit_code(outcome.signal)
-    _say_next(config, workdir or "")
-    return EXIT_OK
-
-
-def _evaluate(config: Any, workdir: str) -> int:
-    from litevit_jax.jobs import evaluate, summary
-
-    results = evaluate.run(config, workdir)
-    _say(summary.results_table(results))
-    if config.log.report:
-        _report_at_end(config, workdir)
-    _say(f"done: results are in {os.path.join(workdir, 'evals')}")
-    _say_next(config, workdir)
-    return EXIT_OK
-
-
-def _transfer(config: Any, workdir: str) -> int:
-    from litevit_jax.jobs import transfer
-
-    if not config.sweep.on:
-        return _train(transfer.single(config), workdir)
-    outcome = transfer.run(config, workdir)
-    _say(outcome.table)
-    if outcome.signal is not None:
-        return preemption.exit_code(outcome.signal)
-    _say(f"done: all points are in {os.path.join(workdir, 'sweep.json')}")
-    _say_next(config, str(outcome.final))
-    return EXIT_OK
 
 
 def _prepare_cpu(config: Any) -> None:

@@ -19,7 +19,7 @@ from litevit_jax import cli, commandline, distributed, recipes
 from litevit_jax.configs import common, mae_tiny
 from litevit_jax.data.sources import tfds
 from litevit_jax.distributed import detect
-from litevit_jax.jobs import analyse, convert, evaluate, train, transfer
+from litevit_jax.jobs import analyse, convert, evaluate, next_steps, train, transfer
 from litevit_jax.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -607,7 +607,9 @@ def test_the_next_command_suits_the_images_of_the_run(
 
 
 def test_what_starts_from_a_step_is_not_put_among_the_checkpoints():
-    flags = cli._beside("--config=finetune", "--config.init=runs/a/checkpoints/12")
+    flags = next_steps._beside(
+        "--config=finetune", "--config.init=runs/a/checkpoints/12"
+    )
     assert flags == ["--workdir=runs/a-finetune"]
 
 

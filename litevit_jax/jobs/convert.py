@@ -13,7 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from litevit_jax import choices, paths, weights
+from litevit_jax import choices, paths, terminal, weights
+from litevit_jax.jobs import base
 from litevit_jax.models import mae_decoder, vit
 from litevit_jax.warm_start import read
 from litevit_jax.weights import export, latency, names
@@ -52,6 +53,21 @@ def run(config: ConfigDict) -> str:
         lines.append(f"left out, as {kind!r} has no place: {_shortened(left_out)}")
     rows = _rows(model, kind, written.data, config.latency)
     return "\n".join([*lines, latency.table(rows)] if rows else lines)
+
+
+def main(config: ConfigDict, workdir: str | None, command: str) -> base.Ending:
+    """Runs the job and prints what was written; raises as `run`."""
+    del command
+    if workdir:
+        raise ValueError(
+            f"--workdir={workdir}: a conversion has no run directory, it writes "
+            "--config.target alone; leave the flag out"
+        )
+    say = terminal.Line().say
+    say(f"{config.name}: convert {config.source} to {config.target}")
+    say(run(config))
+    readable = config.target.endswith(".safetensors")  # which the other recipes read
+    return base.Ending(config, config.target if readable else None)
 
 
 def _check(config: ConfigDict) -> tuple[str, pathlib.Path]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
 from typing import Any
 
 import jax
@@ -86,3 +89,26 @@ def describe(job: Job) -> tuple[str, str]:
         f"workdir {job.workdir}"
     )
     return text, parameter_overview.get_parameter_overview(params, include_stats=False)
+
+
+def report_at_end(config: Any, workdir: str, command: str) -> None:
+    """Draws the report of a complete run; a failure is printed and changes nothing."""
+    if jax.process_index():
+        return
+    again = f"{command} --config=analysis:report --config.models={workdir}"
+    if jax.process_count() > 1:
+        print(f"a report is drawn by one process: {again}")
+        return
+    try:
+        from litevit_jax.jobs import analyse  # late: it reads much
+
+        page = analyse.after_training(config, workdir)
+        terminal.Line().say(f"report: {page}")
+    except Exception as error:
+        print(
+            f"the report could not be drawn ({error}); the run is complete. Again: "
+            f"{again}",
+            file=sys.stderr,
+        )
+        if "LITEVIT_TRACEBACK" in os.environ:
+            traceback.print_exception(error)
