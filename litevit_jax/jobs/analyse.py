@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from litevit_jax import recipes, terminal
 from litevit_jax.analysis import measure, models
-from litevit_jax.jobs import base, layer_study, summary
+from litevit_jax.jobs import layer_study, summary
 from litevit_jax.report import advice, page, run_record
 from litevit_jax.train import resolve
 from litevit_jax.train import workdir as workdirs
@@ -50,14 +50,14 @@ def run(name: str, config: ConfigDict, workdir: str | None) -> Outcome:
     return Outcome(text, outcome.signal)
 
 
-def main(config: ConfigDict, workdir: str | None, command: str) -> base.Ending:
+def main(config: ConfigDict, workdir: str | None, command: str) -> summary.Ending:
     """Runs the job that `config.job` names and prints its result; raises as `run`."""
     del command
     outcome = run(config.job, config, workdir)
     terminal.Line().say(outcome.text)
     if outcome.signal is not None:
-        return base.Ending(config, signal=outcome.signal)
-    return base.Ending(config, workdir or "")
+        return summary.Ending(config, signal=outcome.signal)
+    return summary.Ending(config, workdir or "")
 
 
 def analyse(config: ConfigDict, workdir: str) -> pathlib.Path:

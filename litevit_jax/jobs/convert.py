@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from litevit_jax import choices, paths, terminal, weights
-from litevit_jax.jobs import base
+from litevit_jax.jobs import summary
 from litevit_jax.models import mae_decoder, vit
 from litevit_jax.warm_start import read
 from litevit_jax.weights import export, latency, names
@@ -55,7 +55,7 @@ def run(config: ConfigDict) -> str:
     return "\n".join([*lines, latency.table(rows)] if rows else lines)
 
 
-def main(config: ConfigDict, workdir: str | None, command: str) -> base.Ending:
+def main(config: ConfigDict, workdir: str | None, command: str) -> summary.Ending:
     """Runs the job and prints what was written; raises as `run`."""
     del command
     if workdir:
@@ -67,7 +67,7 @@ def main(config: ConfigDict, workdir: str | None, command: str) -> base.Ending:
     say(f"{config.name}: convert {config.source} to {config.target}")
     say(run(config))
     readable = config.target.endswith(".safetensors")  # which the other recipes read
-    return base.Ending(config, config.target if readable else None)
+    return summary.Ending(config, config.target if readable else None)
 
 
 def _check(config: ConfigDict) -> tuple[str, pathlib.Path]:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from litevit_jax import distributed, paths, sharding, terminal
 from litevit_jax.data import settings, split_names, splits
-from litevit_jax.jobs import base, summary
+from litevit_jax.jobs import summary
 from litevit_jax.train import batch_shapes, eval_runner, eval_setup, log, resolve
 from litevit_jax.train import state as states
 from litevit_jax.train import workdir as workdirs
@@ -78,14 +78,14 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, 
     return runner.results
 
 
-def main(config: ConfigDict, workdir: str, command: str) -> base.Ending:
+def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     """Runs the job and prints its results; raises as `run`."""
     results, say = run(config, workdir), terminal.Line().say
     say(summary.results_table(results))
     if config.log.report:
         summary.report_at_end(config, workdir, command)
     say(f"done: results are in {os.path.join(workdir, 'evals')}")
-    return base.Ending(config, workdir)
+    return summary.Ending(config, workdir)
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:

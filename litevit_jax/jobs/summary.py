@@ -1,11 +1,16 @@
-"""Describes a run at its start, and its results in a table."""
+"""What jobs print: a run at its start, results in a table, the report at the end.
+
+A job is a file of this folder with `main(config, workdir, command)`, where `command` is
+how the program was started. It checks the config, does the work, prints its results and
+returns an `Ending`; the command line finds it by its name.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +19,20 @@ from litevit_jax import distributed, paths, terminal
 from litevit_jax.terminal import counted
 from litevit_jax.train import workdir as workdirs
 from litevit_jax.train.job import Job
+
+
+class Ending(NamedTuple):
+    """The end of a job.
+
+    Attributes:
+      config: the config of what ran.
+      result: directory or file that other jobs can use; None: nothing can follow.
+      signal: number of the signal that stopped the job, or None.
+    """
+
+    config: Any
+    result: str | None = None
+    signal: int | None = None
 
 
 def columns(rows: list[list[str]]) -> str:

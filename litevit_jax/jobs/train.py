@@ -7,7 +7,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from litevit_jax import distributed, paths, terminal
-from litevit_jax.jobs import base, summary
+from litevit_jax.jobs import summary
 from litevit_jax.train import build, loop, resolve
 from litevit_jax.train.job import Job
 from litevit_jax.warm_start import start
@@ -41,15 +41,15 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> loop.Outcome:
     return loop.run(job)
 
 
-def main(config: ConfigDict, workdir: str, command: str) -> base.Ending:
+def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     """Runs the job and prints its results; raises as `run`."""
     outcome = run(config, workdir)
     if outcome.signal is not None:
-        return base.Ending(config, signal=outcome.signal)
+        return summary.Ending(config, signal=outcome.signal)
     say = terminal.Line().say
     if outcome.results:
         say(summary.results_table(outcome.results))
     if config.log.report:
         summary.report_at_end(config, workdir, command)
     say(f"done: step {outcome.step}, everything is in {workdir}")
-    return base.Ending(config, workdir)
+    return summary.Ending(config, workdir)

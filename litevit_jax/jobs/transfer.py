@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from litevit_jax import choices, paths, terminal, trees
 from litevit_jax.data import splits
-from litevit_jax.jobs import base, ledger, summary, train
+from litevit_jax.jobs import ledger, summary, train
 from litevit_jax.train import resolve
 from litevit_jax.train import workdir as workdirs
 from litevit_jax.warm_start import read
@@ -96,16 +96,16 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
     return Outcome(sweep.table(), final=sweep.directory(best, final=True))
 
 
-def main(config: ConfigDict, workdir: str, command: str) -> base.Ending:
+def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     """Runs the sweep, or a single run without one, and prints the results."""
     if not config.sweep.on:
         return train.main(single(config), workdir, command)
     outcome, say = run(config, workdir), terminal.Line().say
     say(outcome.table)
     if outcome.signal is not None:
-        return base.Ending(config, signal=outcome.signal)
+        return summary.Ending(config, signal=outcome.signal)
     say(f"done: all points are in {os.path.join(workdir, 'sweep.json')}")
-    return base.Ending(config, str(outcome.final))
+    return summary.Ending(config, str(outcome.final))
 
 
 class Sweep:
