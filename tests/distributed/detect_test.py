@@ -88,8 +88,8 @@ NODES = {"SLURM_STEP_NUM_NODES": "2"}
     ],
 )
 def test_a_task_has_the_gpus_that_are_its_own(visible, local, tasks, more, expected):
-    told = {"SLURM_NTASKS": str(tasks), "SLURM_LOCALID": str(local)}
-    found = find(SLURM | told | {"CUDA_VISIBLE_DEVICES": visible} | more)
+    variables = {"SLURM_NTASKS": str(tasks), "SLURM_LOCALID": str(local)}
+    found = find(SLURM | variables | {"CUDA_VISIBLE_DEVICES": visible} | more)
     assert found == detect.Launch("SLURM", devices=expected)
 
 
@@ -100,18 +100,18 @@ def test_a_task_has_the_gpus_that_are_its_own(visible, local, tasks, more, expec
 def test_gpus_that_cannot_be_divided_among_tasks_are_refused(
     visible, local, tasks, more
 ):
-    told = {"SLURM_NTASKS": str(tasks), "SLURM_LOCALID": str(local)}
+    variables = {"SLURM_NTASKS": str(tasks), "SLURM_LOCALID": str(local)}
     with pytest.raises(ValueError, match=rf"{visible}.*SLURM_LOCALID={local}; start"):
-        find(SLURM | told | {"CUDA_VISIBLE_DEVICES": visible} | more)
+        find(SLURM | variables | {"CUDA_VISIBLE_DEVICES": visible} | more)
     on_cpu = {"CUDA_VISIBLE_DEVICES": visible, "JAX_PLATFORMS": "cpu"}
-    assert find(SLURM | told | on_cpu | more) == detect.Launch("SLURM")
+    assert find(SLURM | variables | on_cpu | more) == detect.Launch("SLURM")
 
 
 def test_tasks_of_open_mpi_divide_the_gpus_too():
-    told = {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
-    found = find(OPEN_MPI | told | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"})
+    variables = {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+    found = find(OPEN_MPI | variables | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"})
     assert found == detect.Launch("Open MPI", devices=(2, 3))
-    found = find(OPEN_MPI | told | {"CUDA_VISIBLE_DEVICES": "3"})
+    found = find(OPEN_MPI | variables | {"CUDA_VISIBLE_DEVICES": "3"})
     assert found == detect.Launch("Open MPI", devices=(0,))
 
 
@@ -122,8 +122,8 @@ def test_jax_is_told_of_these_gpus(visible, devices, monkeypatch):
     """As --gpus-per-task=1 shows task 3 of a node its own GPU, number 0."""
     for name in [name for name in os.environ if name.startswith("TPU_")]:
         monkeypatch.delenv(name)  # a plan's compiler has left them there
-    told = {"SLURM_LOCALID": "3", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_NODES": "1"}
-    for name, value in {**SLURM, **told, "CUDA_VISIBLE_DEVICES": visible}.items():
+    variables = {"SLURM_LOCALID": "3", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_NODES": "1"}
+    for name, value in {**SLURM, **variables, "CUDA_VISIBLE_DEVICES": visible}.items():
         monkeypatch.setenv(name, value)
     assert start._completed(detect.find(), 1.0).devices == devices
 

@@ -24,21 +24,21 @@ def address():
 
 
 def test_all_hear_who_the_others_are_in_whatever_order_they_come(address):
-    told = meet(address, [(4, 2), (4, 0), (4, 3), (4, 1)])
-    assert all(one == told[0] for one in told)
-    assert [row["index"] for row in told[0]] == [0, 1, 2, 3]
-    assert {row["host"] for row in told[0]} == {socket.gethostname()}
-    assert {row["pid"] for row in told[0]} == {os.getpid()}
-    assert all(abs(row["skew"]) < 60 for row in told[0])
+    answers = meet(address, [(4, 2), (4, 0), (4, 3), (4, 1)])
+    assert all(one == answers[0] for one in answers)
+    assert [row["index"] for row in answers[0]] == [0, 1, 2, 3]
+    assert {row["host"] for row in answers[0]} == {socket.gethostname()}
+    assert {row["pid"] for row in answers[0]} == {os.getpid()}
+    assert all(abs(row["skew"]) < 60 for row in answers[0])
     with socket.create_server(("", int(address[10:]))):
         pass  # the port is free again for JAX
 
 
 def test_a_process_that_does_not_come_is_named_to_all(address):
     start = time.monotonic()
-    told = meet(address, [(4, 0), (4, 2)], timeout_s=3.0)
+    answers = meet(address, [(4, 0), (4, 2)], timeout_s=3.0)
     assert time.monotonic() - start < 300
-    for error in told:
+    for error in answers:
         assert isinstance(error, meeting.Absent)
         assert f"processes 1, 3 of 4 did not come to {address} within 3 s" in str(error)
         assert f"there are: 0 ({socket.gethostname()}), 2 (" in str(error)
@@ -59,11 +59,11 @@ def test_a_port_in_use_is_refused_at_once(address):
 
 
 def test_processes_that_disagree_all_hear_it(address):
-    told = meet(address, [(3, 0), (4, 1)])
-    assert all("--num_processes=4, process 0 with 3" in str(error) for error in told)
-    told = meet(address, [(3, 0), (3, 1), (3, 1)])
-    assert all("have the same --process_id" in str(error) for error in told[:1])
-    assert sum("same --process_id" in str(error) for error in told) >= 2
+    answers = meet(address, [(3, 0), (4, 1)])
+    assert all("--num_processes=4, process 0 with 3" in str(error) for error in answers)
+    answers = meet(address, [(3, 0), (3, 1), (3, 1)])
+    assert all("have the same --process_id" in str(error) for error in answers[:1])
+    assert sum("same --process_id" in str(error) for error in answers) >= 2
 
 
 def test_one_that_was_started_again_takes_its_place(address):
@@ -84,8 +84,8 @@ def test_one_that_was_started_again_takes_its_place(address):
         second = pool.submit(meeting.meet, address, 3, 2, 600.0)
         time.sleep(0.3)  # all three have come, and one of them is gone
         third = pool.submit(meeting.meet, address, 3, 1, 600.0)
-        told = [future.result() for future in (first, second, third)]
-    assert "gone" not in {row["host"] for row in told[0]}
+        answers = [future.result() for future in (first, second, third)]
+    assert "gone" not in {row["host"] for row in answers[0]}
 
 
 def test_others_who_look_at_the_port_are_ignored(address):
