@@ -54,7 +54,7 @@ def main(config: ConfigDict, workdir: str | None, command: str) -> summary.Endin
     """Runs the job that `config.job` names and prints its result; raises as `run`."""
     del command
     outcome = run(config.job, config, workdir)
-    terminal.Line().say(outcome.text)
+    terminal.ConsoleLine().say(outcome.text)
     if outcome.signal is not None:
         return summary.Ending(config, signal=outcome.signal)
     return summary.Ending(config, workdir or "")

@@ -63,7 +63,7 @@ def main(config: ConfigDict, workdir: str | None, command: str) -> summary.Endin
             f"--workdir={workdir}: a conversion has no run directory, it writes "
             "--config.target alone; leave the flag out"
         )
-    say = terminal.Line().say
+    say = terminal.ConsoleLine().say
     say(f"{config.name}: convert {config.source} to {config.target}")
     say(run(config))
     readable = config.target.endswith(".safetensors")  # which the other recipes read

@@ -80,7 +80,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, 
 
 def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     """Runs the job and prints its results; raises as `run`."""
-    results, say = run(config, workdir), terminal.Line().say
+    results, say = run(config, workdir), terminal.ConsoleLine().say
     say(summary.results_table(results))
     if config.log.report:
         summary.report_at_end(config, workdir, command)

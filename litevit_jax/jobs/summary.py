@@ -1,4 +1,4 @@
-"""What jobs print: a run at its start, results in a table, the report at the end.
+"""Output of jobs: a run at its start, results in a table, the report at the end.
 
 A job is a file of this folder with `main(config, workdir, command)`, where `command` is
 how the program was started. It checks the config, does the work, prints its results and
@@ -122,7 +122,7 @@ def report_at_end(config: Any, workdir: str, command: str) -> None:
         from litevit_jax.jobs import analyse  # late: it reads much
 
         page = analyse.after_training(config, workdir)
-        terminal.Line().say(f"report: {page}")
+        terminal.ConsoleLine().say(f"report: {page}")
     except Exception as error:
         print(
             f"the report could not be drawn ({error}); the run is complete. Again: "

@@ -46,7 +46,7 @@ def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     outcome = run(config, workdir)
     if outcome.signal is not None:
         return summary.Ending(config, signal=outcome.signal)
-    say = terminal.Line().say
+    say = terminal.ConsoleLine().say
     if outcome.results:
         say(summary.results_table(outcome.results))
     if config.log.report:

@@ -100,7 +100,7 @@ def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     """Runs the sweep, or a single run without one, and prints the results."""
     if not config.sweep.on:
         return train.main(single(config), workdir, command)
-    outcome, say = run(config, workdir), terminal.Line().say
+    outcome, say = run(config, workdir), terminal.ConsoleLine().say
     say(outcome.table)
     if outcome.signal is not None:
         return summary.Ending(config, signal=outcome.signal)
