@@ -10,7 +10,7 @@ import pytest
 
 from litevit_jax import checkpoint, sharding
 from litevit_jax.jobs import evaluate, layer_study, train
-from litevit_jax.train import build, loop
+from litevit_jax.train import loop
 from litevit_jax.warm_start import read
 from tests import jobs
 
@@ -51,9 +51,9 @@ def runs(monkeypatch):
         return {"layers": {"last": token}, "layers_avg": {"last": mean}}
 
     job = types.SimpleNamespace(total_steps=2)
-    for module in (build, evaluate):  # what they refuse has a test of its own
+    for module in (train, evaluate):  # what they refuse has a test of its own
         monkeypatch.setattr(module, "prepare", lambda *_, **__: job)
-    monkeypatch.setattr(loop, "run", run)
+    monkeypatch.setattr(train, "run", run)
     monkeypatch.setattr(evaluate, "run", probe)
     return asked
 
