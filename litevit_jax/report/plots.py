@@ -215,7 +215,7 @@ def _frame(
     plot = _add_axes(figure, _LEFT, _BOTTOM, wide, high)
     plot.set_xlabel(axes.x)
     plot.set_ylabel(axes.y)
-    plot.yaxis.set_label_coords(-66 / wide, 0.5)
+    plot.yaxis.set_label_coords(-63 / wide, 0.5)
     plot.grid(axis="y", color=render.FAINT)
     plot.set_axisbelow(True)
     plot.tick_params(axis="y", length=0)
