@@ -6,6 +6,8 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from litevit_jax import registry
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -35,7 +37,18 @@ OPEN_DATA = (
 
 # Variants with a place: data=NAME,path=DIR.
 PLACED = ("folder", "arrays", "packed", "tar")
-DATA_VARIANTS = ("imagenet2012", "digits", *PLACED)
+_OWN_PLACE = ("imagenet2012", "digits")  # variants that have one
+
+
+def data_variants():
+    """Names of the data variants: data sets, and every source of images."""
+    others = [x for x in registry.choices("data.sources") if x not in PLACED]
+    return [*_OWN_PLACE, *PLACED, *(x for x in others if x not in _OWN_PLACE)]
+
+
+def is_placed(config):
+    """Whether the images are of a place that a variant named."""
+    return config.data.source not in ("tfds", "digits")
 
 
 def parse_arg(arg, flags=(), values=()):
@@ -52,7 +65,8 @@ def parse_arg(arg, flags=(), values=()):
     Raises:
       ValueError: a word or name that the recipe does not know, with near matches.
     """
-    words = [*DATA_VARIANTS, "smoke", *flags]
+    data = data_variants()
+    words = [*data, "smoke", *flags]
     names = ["data", "path", *values]
     said: dict[str, Any] = {"data": None, "path": None, "smoke": False}
     said.update(dict.fromkeys(flags, False) | dict.fromkeys(values))
@@ -67,7 +81,7 @@ def parse_arg(arg, flags=(), values=()):
         before = piece if equals else ""
         if equals and not value:
             raise ValueError(f"variant {name}= has no value; give one, or leave it out")
-        if name in DATA_VARIANTS:
+        if name in data:
             name, value = "data", name
         elif not equals:
             value = True
@@ -120,14 +134,14 @@ def _check_data(said):
     data, path = said["data"], said["path"]
     if path and not data:
         said["data"] = data = "folder"
-    if data is not None and data not in DATA_VARIANTS:
-        raise ValueError(unknown("data", data, DATA_VARIANTS))
+    if data is not None and data not in data_variants():
+        raise ValueError(unknown("data", data, data_variants()))
     if data in PLACED and not path:
         raise ValueError(
             f"variant data={data} needs a place: data={data},path=DIR (with a comma in "
             'it: path="DIR", or path=. and --config.data.dir=DIR)'
         )
-    if path and data not in PLACED:
+    if path and data in _OWN_PLACE:
         choices = ", ".join(f"data={name}" for name in PLACED)
         raise ValueError(f"variant path={path} goes with one of {choices}")
     return said
@@ -272,7 +286,9 @@ def use_data(config, said):
         kind = "digits"
     if kind == "imagenet2012":
         config.data.required = True
-    elif kind in PLACED:
+    elif kind == "tfds":
+        config.data.update(dir=path, required=True)
+    elif kind not in (None, "digits"):
         config.data.update(
             source=kind, name="", dir=path, required=True, eval_split="test"
         )
@@ -450,7 +466,7 @@ def mae(name, size, arg):
         "images": 8,  # in a picture
     }
     use_data(config, said)
-    if config.data.source in PLACED:
+    if is_placed(config):
         # A folder is rarely a million images: a batch that one machine can hold.
         config.update(batch_size=256)
         config.evals.reconstruction.update(split="train", every_steps=500)
@@ -525,7 +541,7 @@ def use_finetuning_data(config, said, *, at_random=False):
         leave_images_open(config)
     else:
         leave_data_open(config)
-    if config.data.source in PLACED:
+    if is_placed(config):
         config.update(batch_size=256)
         config.evals.test.every_steps = 500
     if config.data.source == "digits" or said["smoke"]:

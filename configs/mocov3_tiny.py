@@ -53,7 +53,7 @@ def get_config(arg=None):
     config.data.update(views=2, interpolation="bilinear", flip=0.0)
     _views(config.augment)
     common.use_data(config, said)
-    if config.data.source in common.PLACED:
+    if common.is_placed(config):
         # A folder is rarely a million images: a batch that one machine can hold.
         config.update(batch_size=256)
     if config.data.source == "digits":

@@ -40,7 +40,7 @@ def get_config(arg=None):
     config.data.crop_scale = (0.67, 1.0)
     config.evals.knn = {"name": "knn", "split": "eval", "every_steps": 0}
     common.use_data(config, said)
-    if config.data.source in common.PLACED:
+    if common.is_placed(config):
         config.update(batch_size=256)
         del config.evals.knn  # these need not have labels
     if config.data.source == "digits" or said["smoke"]:

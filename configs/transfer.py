@@ -74,7 +74,7 @@ OWN_SPLITS = {"flowers102": ("train", "validation"), "aircraft": ("train", "val"
 def get_config(arg=None):
     """`arg`: cifar100, cifar10, flowers102, pets, cars, aircraft, inat2018;
     imagenet2012, digits, smoke, data=folder,path=DIR."""
-    names = tuple(name for name in DATA_SETS if name not in common.DATA_VARIANTS)
+    names = tuple(name for name in DATA_SETS if name not in common.data_variants())
     said = common.parse_arg(arg, flags=names)
     chosen = [name for name in names if said[name]] + [said["data"]] * bool(
         said["data"]

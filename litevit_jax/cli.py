@@ -113,7 +113,7 @@ def _begin(job: str, config: Any, workdir: str | None) -> None:
     from litevit_jax import compilation, cpu, distributed, terminal
 
     if job in ("layers", "train", "transfer"):
-        _prepare_cpu(config)
+        prepare_cpu(config)
     devices: Any = []
     note = None
     if job not in _IDLE:
@@ -164,7 +164,7 @@ def _plan(config: Any, job: str, target: str | None, path: str | None) -> int:
     return EXIT_OK if planned["memory"]["fits"] else EXIT_FAILED
 
 
-def _prepare_cpu(config: Any) -> None:
+def prepare_cpu(config: Any) -> None:
     from litevit_jax import cpu, distributed
 
     images = {**_given(config.fallback), **_given(config.data)}

@@ -12,7 +12,16 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from litevit_jax import choices, exits, preemption, recipes
+from litevit_jax import (
+    choices,
+    evaluator_flags,
+    exits,
+    plugins,
+    preemption,
+    recipes,
+    registry,
+)
+from litevit_jax.evaluator_flags import is_override, overrides
 
 EXIT_USAGE = exits.USAGE
 
@@ -28,13 +37,7 @@ _FIELDS_HELP = "{} --config={} --help lists the fields of a recipe"
 
 def define(values: flags.FlagValues = flags.FLAGS, argv: Any = None) -> None:
     """Defines the program's flags in `values`; `argv`: None is the program's."""
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "Recipe, or a file of yours, with a variant: NAME:VARIANT or FILE.py.",
-        flag_values=values,
-        sys_argv=argv,
-    )
+    _define_config(values, argv)
     text = "Directory of the run, or gs://...; default runs/<config name>."
     flags.DEFINE_string("workdir", None, text, flag_values=values)
     text = "Topology to plan the run for: v5e-256, cpu..."
@@ -50,6 +53,16 @@ def define(values: flags.FlagValues = flags.FLAGS, argv: Any = None) -> None:
         flags.DEFINE_integer(name, None, text, flag_values=values)
     text = "Seconds to wait for all processes to join."
     flags.DEFINE_float("join_timeout_s", 300.0, text, flag_values=values)
+
+
+def _define_config(values: flags.FlagValues, argv: Any) -> None:
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Recipe, or a file of yours, with a variant: NAME:VARIANT or FILE.py.",
+        flag_values=values,
+        sys_argv=argv,
+    )
 
 
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -69,9 +82,17 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     rest, wrong = argv, _wrong_arguments(argv)
     if wrong is None:
         try:
-            rest = values(_located(argv))
+            added = evaluator_flags.named(overrides(argv), _evaluators(argv))
+            plain, moved = evaluator_flags.split(argv, added)
+            if moved:  # the flag has read all of the command line
+                delattr(values, "config")
+                _define_config(values, plain)
+            rest = values(_located(plain))
             if _config_argument(argv) is not None:
+                evaluator_flags.add(values["config"].value, added, moved)
                 wrong = _wrong_config(argv, values["config"].value)
+        except evaluator_flags.UnknownError as error:
+            wrong = str(error)
         except Exception as error:  # a recipe of yours may raise any
             wrong = _explain(error, argv)
     if wrong is None and len(rest) > 1:
@@ -120,6 +141,7 @@ def _help() -> str:
             *(f"  {name:{wide}}  {text}" for name, text in rows),
             "\nrecipes:",
             recipes.overview(),
+            *(["\nplug-ins:", *found] if (found := plugins.overview()) else []),
             f"\n{_FIELDS_HELP.format(command(), 'NAME')}.",
         ]
     )
@@ -153,9 +175,9 @@ def _wrong_arguments(argv: list[str]) -> str | None:
         return f"--config is given {len(twice)} times; give one recipe"
     config = _config_argument(argv)
     if config is None:
-        return MISSING if _overrides(argv) else None
+        return MISSING if overrides(argv) else None
     early = argv[1 : argv.index(twice[0])]
-    if fields := [a for a in early if _is_override(a)]:
+    if fields := [a for a in early if is_override(a)]:
         return f"{fields[0]} stands before --config={config}; give --config first"
     path = config_path(argv)
     if not path:
@@ -177,7 +199,7 @@ def _wrong_config(argv: list[str], config: Any) -> str | None:
     """Returns the first mistake in the config made of `argv`; else completes it."""
     if not isinstance(config, ConfigDict):
         return _no_recipe(_recipe(argv), argv)
-    for name, value in _overrides(argv):
+    for name, value in overrides(argv):
         block = config
         for key in name.split("."):
             block = block[key]
@@ -193,7 +215,7 @@ def _take_named_sizes(argv: list[str], config: ConfigDict) -> None:
     A size beside a name overrides the name's. The recipe's own were not meant so: with
     `:digits` they make the small encoder, in place of which one is named.
     """
-    given = [name for name, _ in _overrides(argv)]
+    given = [name for name, _ in overrides(argv)]
     for name in given:
         *blocks, field = name.split(".")
         block = config
@@ -213,7 +235,9 @@ def _explain(error: Exception, argv: list[str]) -> str:
     recipe = _recipe(argv)
     if not isinstance(recipe, ConfigDict):
         return _no_recipe(recipe, argv)
-    for name, value in _overrides(argv):
+    added = evaluator_flags.named(overrides(argv), recipe.get("evals"))
+    evaluator_flags.add(recipe, added, keep_open=True)
+    for name, value in overrides(argv):
         wrong = _wrong_field(name, recipe)
         old = choices.about_old(name)
         if wrong is not None and old is not None:
@@ -260,22 +284,6 @@ def _with_flags(error: Exception) -> str:
 def _last_line(error: Exception) -> str:
     last = ["", *str(error).strip().splitlines()][-1].strip()
     return last.removeprefix("ValueError: ") or type(error).__name__
-
-
-def _overrides(argv: list[str]) -> list[tuple[str, str]]:
-    """Lists ('a.b', 'value') for each --config.a.b=value or --config.a.b value."""
-    overrides = []
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if _is_override(argument):
-            name, equals, value = argument.lstrip("-").partition("=")
-            value = value if equals else following
-            overrides.append((name.partition("config.")[2], value))
-    return overrides
-
-
-def _is_override(argument: str) -> bool:
-    name = argument.lstrip("-").removeprefix("no")
-    return argument.startswith("-") and name.startswith("config.")
 
 
 def _config_argument(argv: list[str]) -> str | None:
@@ -326,6 +334,14 @@ def _wrong_field(name: str, block: Any) -> str | None:
     return None
 
 
+def _evaluators(argv: list[str]) -> Any:
+    """Returns the recipe's block `evals`; None if it has none or nothing adds to it."""
+    if not any(name.startswith("evals.") for name, _ in overrides(argv)):
+        return None
+    recipe = _recipe(argv)
+    return recipe.get("evals") if isinstance(recipe, ConfigDict) else None
+
+
 def _evaluator_hint(name: str, recipe: ConfigDict, argv: list[str]) -> str:
     """Names the variant that adds the evaluator of a field that the recipe lacks."""
     block, _, rest = name.partition(".")
@@ -336,10 +352,14 @@ def _evaluator_hint(name: str, recipe: ConfigDict, argv: list[str]) -> str:
     other = _recipe(argv)
     if isinstance(other, ConfigDict) and _wrong_field(name, other) is None:
         return f"; the variant {title} adds it: --config={_config_argument(argv)}"
-    if recipe.evals:
+    if title in recipe.evals:
         return ""
+    hint = f"; to add an evaluator, name it: --config.evals.{title}.name=NAME, of "
+    hint += ", ".join(registry.choices("evaluators"))
+    if recipe.evals:
+        return hint
     text = recipes.variants(recipes.locate(config_path(argv)))
-    return f"; variants add evaluators: {text.removeprefix('`arg`: ')}"
+    return f"; variants add evaluators: {text.removeprefix('`arg`: ')}{hint}"
 
 
 def _wrong_value(name: str, value: str, block: Any) -> str:

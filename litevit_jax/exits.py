@@ -17,6 +17,8 @@ import sys
 import traceback
 from types import TracebackType
 
+from litevit_jax import plugins
+
 OK, FAILED, USAGE = 0, 1, 2
 # `preemption` has the codes after a signal (42, 130), `distributed.watchdog` that of a
 # job whose process is gone or stuck (43).
@@ -134,7 +136,8 @@ def _origin(trace: TracebackType | None) -> tuple[bool, bool]:
         trace = trace.tb_next
     code = trace.tb_frame.f_code
     file = pathlib.Path(code.co_filename)
-    own = file.is_relative_to(_PACKAGE) or file.is_relative_to(_RECIPES)
+    folders = (_PACKAGE, _RECIPES, *plugins.folders())
+    own = any(file.is_relative_to(folder) for folder in folders)
     raised = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
     return own, own and raised
 

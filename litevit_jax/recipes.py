@@ -45,6 +45,10 @@ def locate(text: str) -> str:
 def get(name: str, variant: str | None = None) -> Any:
     """The config of recipe `name`, as 'mae_tiny', in a variant, as 'digits,smoke'.
 
+    >>> config = litevit_jax.recipes.get("mae_tiny", "digits")
+    >>> config.batch_size, config.data.source
+    (128, 'digits')
+
     Raises:
       ValueError: no such recipe, or no such variant.
     """

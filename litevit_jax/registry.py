@@ -1,32 +1,27 @@
 """Valid config values: names of plug-in files, numbers within bounds, text.
 
 Every plug-in file (an objective, an evaluator, a data source, ...) exposes
-`make(**kwargs)`. Nothing is registered: the folder's listing is the registry.
+`make(**kwargs)`. Nothing is registered: the folder's listing is the registry, with the
+files of `plugins` beside it.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import importlib
 import inspect
 import math
 import numbers
-import pathlib
-import pkgutil
 import re
 from typing import Any, NamedTuple, cast
 
-from litevit_jax.choices import about_old, check
-
-_ROOT = pathlib.Path(__file__).parent
-_NOT_PLUGINS = ("base", "frozen", "health", "masking")
+from litevit_jax.choices import about_old
 
 
 def choices(folder: str) -> list[str]:
     """Returns the names of the plug-ins in `folder`, for example 'objectives'."""
-    path = str(_ROOT.joinpath(*folder.split(".")))
-    names = (module.name for module in pkgutil.iter_modules([path]))
-    return sorted(name for name in names if name not in _NOT_PLUGINS)
+    from litevit_jax import plugins
+
+    return plugins.choices(folder)
 
 
 def make(folder: str, name: str, /, **kwargs: Any) -> Any:
@@ -35,11 +30,13 @@ def make(folder: str, name: str, /, **kwargs: Any) -> Any:
     Raises:
       ValueError: no such plug-in, or a keyword that its `make` does not take.
     """
-    plugin = _make_of(folder, name)
+    from litevit_jax import plugins
+
+    plugin = plugins.load(folder, name).make
     try:
         inspect.signature(plugin).bind(**kwargs)
     except TypeError as error:
-        raise ValueError(f"{_kind(folder)} {name!r}: {error}") from error
+        raise ValueError(f"{plugins.kind_of(folder)} {name!r}: {error}") from error
     return plugin(**kwargs)
 
 
@@ -49,18 +46,11 @@ def defaults(folder: str, name: str) -> dict[str, Any]:
     Raises:
       ValueError: no such plug-in.
     """
-    keywords = inspect.signature(_make_of(folder, name)).parameters
+    from litevit_jax import plugins
+
+    keywords = inspect.signature(plugins.load(folder, name).make).parameters
     pairs = ((key, keyword.default) for key, keyword in keywords.items())
     return {key: value for key, value in pairs if value is not inspect.Parameter.empty}
-
-
-def _make_of(folder: str, name: str) -> Any:
-    check(_kind(folder), name, choices(folder))
-    return importlib.import_module(f"litevit_jax.{folder}.{name}").make
-
-
-def _kind(folder: str) -> str:
-    return folder.split(".")[-1].removesuffix("s")
 
 
 class Bound(NamedTuple):

@@ -57,7 +57,7 @@ def started(monkeypatch):
 
     def run(config, workdir):
         runs.append((config, workdir))
-        return loop.Outcome(6, {})
+        return loop.RunOutcome(6, {})
 
     monkeypatch.setattr(train, "run", run)
     return runs
@@ -416,7 +416,7 @@ def test_no_config_at_all_says_how_to_give_one(capsys):
     [(None, 0), (signal.SIGTERM, 42), (signal.SIGINT, 130)],
 )
 def test_the_exit_code_tells_how_the_run_ended(number, code, monkeypatch):
-    monkeypatch.setattr(train, "run", lambda *_: loop.Outcome(4, {}, number))
+    monkeypatch.setattr(train, "run", lambda *_: loop.RunOutcome(4, {}, number))
     assert run(f"--config={TINY}:smoke") == code
 
 
@@ -434,7 +434,7 @@ def test_results_are_printed_as_a_table_of_last_and_best_with_their_steps(
             "last": {"step": 60, "mae_loss": 0.5, "n": 1024},
         },
     }
-    monkeypatch.setattr(train, "run", lambda *_: loop.Outcome(60, results))
+    monkeypatch.setattr(train, "run", lambda *_: loop.RunOutcome(60, results))
     assert run(f"--config={TINY}:smoke") == 0
     assert capsys.readouterr().out.splitlines()[1:4] == [
         "evaluation      metric    last   step  best  step  n     also (last)",

@@ -114,7 +114,7 @@ def test_a_mistake_of_the_user_is_one_message_and_exit_code_2(
     name, capsys, monkeypatch
 ):
     arguments, names = REFUSED[name]
-    monkeypatch.setattr(cli, "_prepare_cpu", lambda config: None)
+    monkeypatch.setattr(cli, "prepare_cpu", lambda config: None)
     assert run(*arguments) == exits.USAGE
     err = capsys.readouterr().err
     assert err.startswith("error: ") and names in err

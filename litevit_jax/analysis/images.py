@@ -14,7 +14,7 @@ from litevit_jax.train import resolve
 from litevit_jax.warm_start import match
 
 _IF_OPEN = {"flip": 0.0, "crop_scale": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3)}
-_CROP = 0.875  # ImageNet's usual crop, for files of weights, which record none
+CROP = 0.875  # ImageNet's usual crop, for files of weights, which record none
 
 
 def complete_data(config: ConfigDict, loaded: list[models.Model]) -> None:
@@ -116,7 +116,7 @@ def first(
 
 def crop_of(config: ConfigDict, view: models.View) -> float:
     """The share of the shorter side that the middle crop of a model keeps."""
-    return config.data.eval_crop_fraction or view.crop or _CROP
+    return config.data.eval_crop_fraction or view.crop or CROP
 
 
 def _block(config: ConfigDict, view: models.View) -> dict[str, Any]:

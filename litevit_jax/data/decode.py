@@ -55,7 +55,7 @@ class DecodeError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-    """Decodes bytes, or an array [H, W] or [H, W, C], into an image.
+    """Decodes bytes, a PIL image or an array [H, W] or [H, W, C] into an image.
 
     Transparency is dropped, not blended; EXIF orientation is applied; of an animation
     the first frame is taken.
@@ -77,7 +77,7 @@ class Decode:
     def __post_init__(self):
         levels.parse(self.range)
 
-    def __call__(self, image: bytes | np.ndarray) -> Image:
+    def __call__(self, image: bytes | Image) -> Image:
         if isinstance(image, np.ndarray):
             return self._from_array(image)
         if self.channels not in (1, 3):
@@ -85,13 +85,18 @@ class Decode:
                 f"an encoded image cannot be decoded to {self.channels} channels; "
                 "expected data.channels 1 or 3 (arrays may have any number)"
             )
+        if isinstance(image, PIL.Image.Image):
+            return self._from_opened(image)
         with open_image(image) as opened:
-            self.check_pixels(*opened.size)
-            opened.load()
-            upright = _UNDO_ORIENTATION.get(orientation(opened.info.get("exif")))
-            plain = self._to_rgb_or_grey(opened)
-            plain = plain.convert("RGB" if self.channels == 3 else "L")
-            return plain if upright is None else plain.transpose(upright)
+            return self._from_opened(opened)
+
+    def _from_opened(self, image: PIL.Image.Image) -> Image:
+        self.check_pixels(*image.size)
+        image.load()
+        upright = _UNDO_ORIENTATION.get(orientation(image.info.get("exif")))
+        plain = self._to_rgb_or_grey(image)
+        plain = plain.convert("RGB" if self.channels == 3 else "L")
+        return plain if upright is None else plain.transpose(upright)
 
     def _to_rgb_or_grey(self, image: PIL.Image.Image) -> PIL.Image.Image:
         """Converts a loaded image of any mode to RGB or L, without transparency."""

@@ -111,7 +111,16 @@ def _only(
 @dataclasses.dataclass(frozen=True)
 class Evaluator(abc.ABC):
     """Turns a state into numbers. Subclasses are frozen dataclasses; `reads` names what
-    they need of the objective's predictions; `best` is the number to maximise."""
+    they need of the objective's predictions; `best` is the number to maximise.
+
+    >>> class Spread(litevit_jax.Evaluator):
+    ...     reads = ("features",)
+    ...     def run(self, state, *, step):
+    ...         pairs = self.context.over(state, "eval", self.reads)
+    ...         return {"spread": max(float(x["features"].std()) for _, x in pairs)}
+    >>> Spread.best, Spread.labelled
+    (None, False)
+    """
 
     context: Context
     best: ClassVar[str | None] = None

@@ -22,7 +22,7 @@ from litevit_jax.weights import exportable as models
 
 PARTS = ("all", "encoder")
 _SIZES = ("variant", "width", "depth", "num_heads", "patch_size", "mlp_ratio")
-_KEPT = ("mean", "std", "range", names.CLASSES)  # of what a file of ours says
+_KEPT = ("mean", "std", "range", "crop", names.CLASSES)  # of what a file of ours says
 _NON_COMMERCIAL = ("mae", "moco_v3")  # sources, as `weights.read` names them
 
 
@@ -38,10 +38,9 @@ def run(config: ConfigDict) -> str:
     kind, target = _check(config)
     model, source = read_model(config)
     decoder = {k: v for k, v in source.params.items() if k.startswith("decoder/")}
-    written = export.write(model, kind, decoder=decoder)
-    difference = _write(target, written.data, model, kind, config.tolerance)
-    if written.beside is not None:
-        _beside(target).write_text(json.dumps(written.beside, indent=1) + "\n")
+    written, difference = write(
+        model, target, kind, decoder=decoder, tolerance=config.tolerance
+    )
     lines = [
         *source.remarks,
         f"{target}: {kind}, {len(written.data):,} bytes, output {model.output!r}",
@@ -82,26 +81,64 @@ def _check(config: ConfigDict) -> tuple[str, pathlib.Path]:
     target = pathlib.Path(config.target)
     if config.format is not None:
         choices.check("format", config.format, list(export.FORMATS))
+    try:
+        return check_target(target, config.format), target
+    except (ValueError, FileExistsError) as error:
+        raise type(error)(f"--config.target={error}") from None
+
+
+def check_target(target: pathlib.Path, kind: str | None = None) -> str:
+    """Returns the format of a file to be written: `kind`, or the usual one.
+
+    Raises:
+      ValueError: no format, or not this one, has such an ending.
+      FileExistsError: the file is there, or the one beside it.
+    """
     formats = export.ENDINGS.get(target.suffix)
-    if formats is None or config.format not in (None, *formats):
+    if formats is None or kind not in (None, *formats):
         endings = {k: end for end, kinds in export.ENDINGS.items() for k in kinds}
-        anything = "one of " + ", ".join(export.ENDINGS)
-        wanted = endings[config.format] if config.format else anything
+        wanted = endings[kind] if kind else "one of " + ", ".join(export.ENDINGS)
         raise ValueError(
-            f"--config.target={target} ends in {target.suffix or 'nothing'!r}, "
-            f"expected {wanted}"
-            + (f" for format {config.format!r}" if config.format else "")
+            f"{target} ends in {target.suffix or 'nothing'!r}, expected {wanted}"
+            + (f" for format {kind!r}" if kind else "")
         )
     if target.exists():
-        raise FileExistsError(
-            f"--config.target={target} is there already; remove it or name another"
-        )
+        raise FileExistsError(f"{target} is there already; remove it or name another")
     if formats[0] == "stablehlo" and _beside(target).exists():
         raise FileExistsError(
-            f"--config.target={target}: {_beside(target)}, where its metadata go, is "
-            "there already; remove it or name another target"
+            f"{target}: {_beside(target)}, where its metadata go, is there already; "
+            "remove it or name another target"
         )
-    return config.format or formats[0], target
+    return kind or formats[0]
+
+
+def write(
+    model: models.Model,
+    target: pathlib.Path,
+    kind: str,
+    *,
+    decoder: models.Arrays,
+    tolerance: float,
+) -> tuple[export.Written, export.Difference]:
+    """Writes `model` to `target` and compares what the file computes with it.
+
+    Args:
+      model: the exported model.
+      target: see `check_target`.
+      kind: its format.
+      decoder: parameters of a decoder; most formats leave them out.
+      tolerance: the largest relative difference of outputs.
+
+    Raises:
+      OSError: the target cannot be written.
+      RuntimeError: a package of the format is missing, or the file computes something
+        else; nothing is left at the target then.
+    """
+    written = export.write(model, kind, decoder=decoder)
+    difference = _write(target, written.data, model, kind, tolerance)
+    if written.beside is not None:
+        _beside(target).write_text(json.dumps(written.beside, indent=1) + "\n")
+    return written, difference
 
 
 def _beside(target: pathlib.Path) -> pathlib.Path:
@@ -235,6 +272,8 @@ def _from_run(config: ConfigDict) -> Source:
     averaged = ", averaged parameters" if config.ema else ""
     if data.get("range") not in (None, "full"):
         notes["range"] = data["range"]
+    if data.get("eval_crop_fraction"):
+        notes["crop"] = str(data["eval_crop_fraction"])
     notes["source"] = f"{loaded.config['name']}, step {loaded.step}{averaged}"
     if "decoder/mask_token" in loaded.params and "decoder" in objective:
         block = {k: v for k, v in objective["decoder"].items() if v is not None}
@@ -262,8 +301,7 @@ def _write(
         if partial.parent.is_dir():
             partial.unlink(missing_ok=True)
         raise OSError(
-            f"--config.target={target} cannot be written: {error.strerror}; name "
-            "another target"
+            f"{target} cannot be written: {error.strerror}; name another target"
         ) from None
     try:
         difference = export.compare(model, partial.read_bytes(), kind)

@@ -27,8 +27,6 @@ from litevit_jax.train import state as states
 from litevit_jax.train import workdir as workdirs
 from litevit_jax.warm_start import fill, images, predictor, read, start
 
-_HEAD = "head/fc/kernel"
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -189,24 +187,14 @@ def _from_file(config: ConfigDict, loaded: read.Checkpoint) -> eval_setup.Known:
     """Sets an objective that fits the file's parameters; returns its classes."""
     if config.data.source is None:
         start.take_data(config, loaded.config)  # says that there is none
-    encoder, params = dict(loaded.config["objective"]["encoder"]), loaded.params
-    encoder.pop("grid")
-    encoder["final_norm"] = "encoder/norm/scale" in params
-    pool = loaded.config["objective"]["pool"]
-    objective = {"name": "encoder", "encoder": encoder, "pool": pool}
-    evaluator = {"name": "knn", "split": "eval", "every_steps": 0}
-    kernel = params.get(_HEAD)
-    if kernel is not None:
-        objective |= {"name": "supervised", "num_classes": kernel.shape[1]}
-        evaluator["name"] = "classification"
-    if any(name.startswith("head_dist/") for name in params):
-        # Two heads are read with the second one's teacher; none of it is loaded.
-        objective |= {"teacher": dict(encoder), "distill": {}}
+    objective = predictor.block_of_file(loaded.config, loaded.params)
     resolve.assign(config, {"objective": objective})
+    count = objective.get("num_classes", 0)
     if not config.evals:
+        name = "classification" if count else "knn"
+        evaluator = {"name": name, "split": "eval", "every_steps": 0}
         resolve.assign(config, {"evals": {"test": evaluator}})
     names = loaded.config["classes"]
-    count = 0 if kernel is None else kernel.shape[1]
     return eval_setup.Known(count, names if len(names) == count else [])
 
 

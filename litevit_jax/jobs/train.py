@@ -29,7 +29,7 @@ def prepare(
     return build.build_job(config, paths.path(workdir), warm_start, begin=begin)
 
 
-def run(config: ConfigDict, workdir: str | pathlib.Path) -> loop.Outcome:
+def run(config: ConfigDict, workdir: str | pathlib.Path) -> loop.RunOutcome:
     """Runs `config` in `workdir`, from where it stands there to its end.
 
     Raises:

@@ -96,6 +96,17 @@ class Objective(abc.ABC):
 
     Defining a subclass raises a TypeError if it has a former name of a property, which
     nothing reads, or a method where a property is expected.
+
+    >>> class Mean(litevit_jax.Objective):
+    ...     def init(self, key, batch):
+    ...         return {"mean": jnp.zeros(())}, {}, {}
+    ...     def loss(self, params, model_state, teacher, batch, key):
+    ...         loss = jnp.square(batch["image"] - params["mean"]).mean()
+    ...         return loss, ({"loss": loss}, model_state)
+    ...     def predict(self, params, model_state, batch):
+    ...         return {"features": batch["image"].mean(axis=(1, 2))}
+    >>> Mean().num_views
+    1
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

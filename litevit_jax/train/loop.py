@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass
-class Outcome:
-    """How a run ended: `signal` is None when it is complete."""
+class RunOutcome:
+    """How a run ended: `signal` is None when it is complete.
+
+    >>> litevit_jax.RunOutcome(step=6, results={}).signal  # None
+    """
 
     step: int
     results: dict[str, dict[str, Any]]
@@ -173,17 +176,17 @@ class Run:
         self.writer.close()
         self.job.release()
 
-    def outcome(self, signal: int | None) -> Outcome:
+    def outcome(self, signal: int | None) -> RunOutcome:
         """Describes how the closed run ended; prints a line if a signal stopped it."""
         step = self.job.total_steps
         if signal is not None:
             step = max(self.checkpoints.steps(), default=0)
             saved = f"saved step {step}" if step else "nothing to save yet"
             self.line.say(f"{preemption.Stopped(signal)}; {saved}")
-        return Outcome(step, self.evaluations.results, signal)
+        return RunOutcome(step, self.evaluations.results, signal)
 
 
-def run(job: Job) -> Outcome:
+def run(job: Job) -> RunOutcome:
     """Runs `job` from the latest checkpoint in its workdir to its end.
 
     Raises:

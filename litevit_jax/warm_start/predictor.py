@@ -12,6 +12,8 @@ from litevit_jax.models import layers, vit
 from litevit_jax.objectives import base as objectives
 from litevit_jax.train import resolve
 
+_HEAD = "head/fc/kernel"
+
 
 def objective_of(run: dict[str, Any]) -> Any:
     """Builds the objective of a run from its saved config."""
@@ -23,6 +25,26 @@ def block_of(run: dict[str, Any]) -> dict[str, Any]:
     block = tuples(run["objective"])
     derived = run["derived"]
     return block | objectives.complete(resolve.without_none(block), derived)
+
+
+def block_of_file(config: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+    """Returns the block of an objective that predicts what a file's parameters can.
+
+    Args:
+      config: of the file, as `read.read` gives it.
+      params: of the file, by name.
+    """
+    encoder, pool = dict(config["objective"]["encoder"]), config["objective"]["pool"]
+    encoder.pop("grid")
+    encoder["final_norm"] = "encoder/norm/scale" in params
+    objective = {"name": "encoder", "encoder": encoder, "pool": pool}
+    kernel = params.get(_HEAD)
+    if kernel is not None:
+        objective |= {"name": "supervised", "num_classes": kernel.shape[1]}
+    if any(name.startswith("head_dist/") for name in params):
+        # Two heads are read with the second one's teacher; none of it is loaded.
+        objective |= {"teacher": dict(encoder), "distill": {}}
+    return objective
 
 
 def make(block: dict[str, Any]) -> Any:

@@ -146,7 +146,7 @@ def read(
     encoder = {**model.encoder, "grid": model.grid}
     config: dict[str, Any] = {"objective": {"encoder": encoder, "pool": model.pool}}
     config |= {"classes": model.classes, "normalize": model.normalize}
-    config |= {"range": model.metadata.get("range")}
+    config |= {key: model.metadata.get(key) for key in ("range", "crop")}
     return Checkpoint(model.params, config, 0, pathlib.Path(path))
 
 

@@ -64,7 +64,7 @@ def test_without_images_there_is_no_analysis(ended, tmp_path):
 def test_a_report_that_cannot_be_drawn_does_not_fail_a_complete_run(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(loop, "run", lambda *_: loop.Outcome(6, {}))
+    monkeypatch.setattr(loop, "run", lambda *_: loop.RunOutcome(6, {}))
     assert cli._train(jobs.tiny(), str(tmp_path / "gone")) == cli.EXIT_OK
     said = capsys.readouterr()
     assert "the report could not be drawn (" in said.err and "done: step 6" in said.out

@@ -36,10 +36,10 @@ def runs(monkeypatch):
     def run(made, workdir):
         asked.append((made, workdir))
         if len(asked) in asked.stop:
-            return loop.Outcome(1, {}, signal.SIGTERM)
+            return loop.RunOutcome(1, {}, signal.SIGTERM)
         top1 = 50 + 10 * made.data.fraction + len(made.init_load)
         last = {"step": 2, "top1": float(top1), "n": 359}
-        return loop.Outcome(2, {"test": {"last": last}})
+        return loop.RunOutcome(2, {"test": {"last": last}})
 
     def probe(made, workdir):
         asked.probes.append((made, workdir))

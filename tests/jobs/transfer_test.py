@@ -55,11 +55,11 @@ def runs(monkeypatch):
     def run(made, workdir):
         asked.append((made, workdir))
         if len(asked) in asked.stop:
-            return loop.Outcome(3, {}, signal.SIGTERM)
+            return loop.RunOutcome(3, {}, signal.SIGTERM)
         lr, decay = made.lr.base, made.optimizer.layer_decay
         top1 = 90 - 100 * abs(lr - 0.1) - 10 * (decay - 0.75)
         result = {"last": row(top1, by_class=100 * lr)}
-        return loop.Outcome(6, {evaluated(made): result})
+        return loop.RunOutcome(6, {evaluated(made): result})
 
     monkeypatch.setattr(train, "run", run)
     return asked
@@ -153,7 +153,7 @@ def test_a_number_that_no_point_has_is_no_column(runs, tmp_path, monkeypatch):
 
     def without_top5(made, workdir):
         run(made, workdir)
-        return loop.Outcome(6, {evaluated(made): {"last": two}})
+        return loop.RunOutcome(6, {evaluated(made): {"last": two}})
 
     monkeypatch.setattr(train, "run", without_top5)
     head = transfer.run(config(), tmp_path / "run").table.splitlines()[1]

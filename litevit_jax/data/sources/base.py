@@ -28,6 +28,20 @@ class Source(abc.ABC):
       other_splits: names of the splits beside this one.
       stored_range: by which pixels of more than 8 bits became the bytes that are
         stored; None: they are as they were.
+
+    >>> class Noise(litevit_jax.Source):
+    ...     classes = []
+    ...     def __len__(self):
+    ...         return 10
+    ...     def __getitem__(self, index):
+    ...         pixels = np.random.default_rng(index).integers(0, 256, (8, 8))
+    ...         return {"image": pixels.astype(np.uint8), "label": -1}
+    ...     def name_of(self, index):
+    ...         return f"noise {index}"
+    ...     def fingerprint(self):
+    ...         return "noise-1"
+    >>> Noise().summary()
+    '10 images, no labels'
     """
 
     notes: Sequence[str] = ()

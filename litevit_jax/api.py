@@ -1,0 +1,335 @@
+"""The package in your programs: encoders, their features, training and evaluation.
+
+The names are used as `litevit_jax.load` and so on; docs/python.md has the whole way.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+import PIL.Image
+from ml_collections import ConfigDict
+
+from litevit_jax import choices, cli, compilation, recipes, trees
+from litevit_jax.analysis import images as analysis_images
+from litevit_jax.data.sources.base import Source as Source
+from litevit_jax.encoder import Encoder
+from litevit_jax.evaluators.base import Evaluator as Evaluator
+from litevit_jax.jobs import convert
+from litevit_jax.jobs import evaluate as evaluate_job
+from litevit_jax.jobs import train as train_job
+from litevit_jax.objectives.base import Objective as Objective
+from litevit_jax.train import state as states
+from litevit_jax.train.loop import RunOutcome as RunOutcome
+from litevit_jax.warm_start import fill, match, predictor, read
+from litevit_jax.warm_start import images as known_images
+from litevit_jax.weights import exportable, names
+
+POOLS = ("avg", "cls")
+_CALLS = {"train": "litevit_jax.train", "evaluate": "litevit_jax.evaluate"}
+_ROWS = 32  # images whose features are computed at once
+_SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio", "pos_embed")
+
+
+def load(path: str | os.PathLike[str], *, num_heads: int | None = None) -> Encoder:
+    """Loads the encoder of a run, of a step in it, or of a file of weights.
+
+    >>> encoder = litevit_jax.load("runs/mae_tiny-smoke")
+    >>> encoder.image_size, encoder.channels, encoder.mean
+    ((8, 8), 1, (0.305,))
+
+    Args:
+      path: what `--config.init` takes: a run directory (its newest step), a step
+        inside it (RUN/checkpoints/STEP), or a file by timm, Hugging Face, PyTorch or
+        this package.
+      num_heads: attention heads, for a file that does not record them.
+
+    Raises:
+      FileNotFoundError: nothing is there.
+      ValueError: it cannot be read, or does not say how many heads it has.
+    """
+    path = os.fspath(path)
+    loaded = read.read(path, num_heads=num_heads)
+    is_run = "data" in loaded.config
+    if is_run:
+        block = predictor.block_of(loaded.config)
+        crop = loaded.config["data"]["eval_crop_fraction"]
+    else:
+        block = predictor.block_of_file(loaded.config, loaded.params)
+        crop = float(loaded.config["crop"] or analysis_images.CROP)
+    _check_heads(path, block, num_heads)
+    objective = predictor.make(block)
+    view = known_images.spec_of(path, loaded)
+    variables = _variables(objective, (*view.size, view.channels))
+    try:
+        params = fill.fill_leaves(
+            variables.params, loaded.params, load=(".*",), skip=("decoder/.*",)
+        )
+        model_state = fill.fill_leaves(
+            variables.model_state, loaded.model_state, load=(".*",), skip=()
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    mean, std = _statistics(path, view)
+    return Encoder(
+        path=path,
+        image_size=view.size,
+        channels=view.channels,
+        module=getattr(objective, "student", objective).encoder.in_float32(),
+        params=params["encoder"],
+        mean=mean,
+        std=std,
+        crop=crop,
+        range=view.range or "full",
+        classes=tuple(match.classes_of(loaded.config)) if "head" in params else (),
+        objective=objective,
+        others={name: part for name, part in params.items() if name != "encoder"},
+        model_state=model_state,
+    )
+
+
+def _check_heads(path: str, block: dict[str, Any], num_heads: int | None) -> None:
+    heads = known_images.encoder(block["encoder"]).num_heads
+    if num_heads not in (None, heads):
+        raise ValueError(
+            f"{path}: num_heads={num_heads}, but it records {heads}; leave it out"
+        )
+
+
+def _variables(objective: Any, image: tuple[int, ...]) -> Any:
+    """Returns the objective's Variables by shape."""
+    batch = {"image": jax.ShapeDtypeStruct((1, *image), "float32")}
+    if objective.num_views > 1:
+        views = (objective.num_views, 1, *image)
+        batch["views"] = jax.ShapeDtypeStruct(views, "float32")
+    return states.abstract_variables(objective, batch)
+
+
+def _statistics(path: str, view: known_images.ImageSpec) -> tuple[Any, Any]:
+    """Returns mean and std; if a file has none, those that an evaluation assumes.
+
+    They are ImageNet's; for another number of channels None and None.
+    """
+    if view.mean is not None and view.std is not None:
+        return tuple(view.mean), tuple(view.std)
+    assumed = recipes.get("evaluate").fallback
+    mean, std = tuple(assumed.mean), tuple(assumed.std)
+    if len(mean) != view.channels:
+        return None, None
+    warnings.warn(
+        f"{path} does not say how its images were normalised: mean {mean} and std "
+        f"{std} are assumed; dataclasses.replace(encoder, mean=..., std=...) gives "
+        "others",
+        stacklevel=3,
+    )
+    return mean, std
+
+
+def features(
+    encoder: Encoder, images_or_paths: Any, pool: str | None = None
+) -> np.ndarray:
+    """Computes a feature vector for each image.
+
+    >>> encoder = litevit_jax.load("runs/mae_tiny-smoke")
+    >>> images = np.zeros((3, 8, 8), np.uint8)
+    >>> litevit_jax.features(encoder, list(images)).shape
+    (3, 24)
+
+    Args:
+      encoder: see `load`.
+      images_or_paths: a path or image as `Encoder.preprocess` takes it, or any number
+        of them: a list, or an array `[B, H, W, C]`. Arrays of floats count as
+        preprocessed.
+      pool: 'cls' for the class token, 'avg' for the mean of the patch tokens. None
+        takes what evaluators such as k-NN compare: the class token after pre-training;
+        of a classifier the input of its last layer.
+
+    Returns:
+      float32 `[B, D]`.
+
+    Raises:
+      ValueError: no images, or one that cannot be read; see `Encoder.preprocess`.
+    """
+    if pool is not None:
+        choices.check("pool", pool, POOLS)
+    items = _listed(images_or_paths)
+    if not items:
+        raise ValueError("features of no images: expected at least one image or path")
+    # The last rows are filled up: one shape compiles once.
+    rows, parts = min(_ROWS, len(items)), []
+    shape = (*encoder.image_size, encoder.channels)
+    with concurrent.futures.ThreadPoolExecutor() as pool_of_threads:
+        prepare = functools.partial(_prepared, encoder)
+        for start in range(0, len(items), rows):
+            part = items[start : start + rows]
+            batch = np.zeros((rows, *shape), np.float32)
+            batch[: len(part)] = np.stack(list(pool_of_threads.map(prepare, part)))
+            parts.append(encoder.features(batch, pool)[: len(part)])
+    return np.concatenate(parts)
+
+
+def _prepared(encoder: Encoder, image: Any) -> Any:
+    if hasattr(image, "dtype") and np.issubdtype(image.dtype, np.floating):
+        return encoder.checked(np.asarray(image)[None])[0]
+    return encoder.preprocess(image)
+
+
+def _listed(images: Any) -> list[Any]:
+    """Lists images; a single one becomes a list of one."""
+    if isinstance(images, str | os.PathLike | PIL.Image.Image):
+        return [images]
+    if hasattr(images, "ndim"):
+        return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, Iterable):
+        return list(images)
+    raise ValueError(
+        f"got {type(images).__name__}; expected paths, PIL images or arrays of bytes"
+    )
+
+
+def save(encoder: Encoder, path: str | os.PathLike[str]) -> None:
+    """Writes an encoder to a file that `load` and other programs read.
+
+    `.safetensors` has timm's names, and `load` gives the same parameters, bit for bit;
+    `.onnx` and `.stablehlo` files hold the computation for other runtimes. A plain
+    classifier keeps its head, which its features depend on. The file appears after its
+    outputs were compared with the encoder's.
+
+    >>> encoder = litevit_jax.load("runs/mae_tiny-smoke")
+    >>> litevit_jax.save(encoder, "encoder.safetensors")
+    >>> litevit_jax.load("encoder.safetensors").image_size
+    (8, 8)
+
+    Args:
+      encoder: see `load`.
+      path: of the new file; its ending says which format it has.
+
+    Raises:
+      ValueError: another ending, or an encoder that the format cannot hold.
+      FileExistsError: the file is there already.
+      OSError: it cannot be written.
+    """
+    target = pathlib.Path(path)
+    kind = convert.check_target(target)
+    module, head = encoder.module, _plain_head(encoder)
+    params = trees.flatten({"encoder": encoder.params}) | head
+    statistics = {"mean": encoder.mean, "std": encoder.std}
+    notes = {k: json.dumps(list(x)) for k, x in statistics.items() if x is not None}
+    notes |= {"crop": str(encoder.crop), "source": encoder.path}
+    if encoder.range != "full":
+        notes["range"] = encoder.range
+    if encoder.classes and "head/fc/kernel" in params:
+        notes[names.CLASSES] = json.dumps(list(encoder.classes))
+    try:
+        model = exportable.make(
+            {name: np.asarray(x) for name, x in params.items()},
+            {name: getattr(module, name) for name in _SIZES},
+            image_size=encoder.image_size,
+            pool=getattr(encoder.objective, "pool", None) if head else None,
+            notes=notes,
+        )
+    except ValueError as error:
+        raise ValueError(f"{encoder.path}: {error}") from None
+    convert.write(
+        model,
+        target,
+        kind,
+        decoder={},
+        tolerance=recipes.get("convert").tolerance,
+    )
+
+
+def _plain_head(encoder: Encoder) -> dict[str, Any]:
+    """Returns the parameters of a head that files have a place for, by name.
+
+    Of a head with running statistics, of two, or of many, that is the norm before it.
+    """
+    head = trees.flatten({"head": encoder.others.get("head", {})})
+    norm = {k: x for k, x in head.items() if k.startswith("head/fc_norm/")}
+    linear = {"head/fc/kernel", "head/fc/bias"}
+    plain = head.keys() - norm.keys() == linear and head["head/fc/kernel"].ndim == 2
+    one = not encoder.model_state and "head_dist" not in encoder.others
+    return head if plain and one else norm
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> RunOutcome:
+    """Trains as `litevit --config=... --workdir=...` does, or resumes the run there.
+
+    >>> config = litevit_jax.recipes.get("mae_tiny", "smoke")
+    >>> config.steps = 1
+    >>> config.objective.encoder.update(width=24, depth=1, num_heads=2)
+    >>> outcome = litevit_jax.train(config, "runs/mae_tiny-smoke")
+    >>> outcome.step, sorted(outcome.results)
+    (1, ['reconstruction'])
+
+    Args:
+      config: of a recipe, see `recipes.get`, or a ConfigDict of yours; it stays as it
+        is.
+      workdir: of the run; a local directory or one in a store.
+
+    Returns:
+      The step that was reached, the last result of each evaluator by its title, and
+      the signal that stopped the run, None if it is complete.
+
+    Raises:
+      ValueError, KeyError, OSError: a mistake, before anything is compiled.
+    """
+    _start(config, "train")
+    return train_job.run(config, os.fspath(workdir))
+
+
+def evaluate(
+    config: ConfigDict, workdir: str | os.PathLike[str]
+) -> dict[str, dict[str, Any]]:
+    """Evaluates a run or a file of weights, which `config.init` names.
+
+    >>> config = litevit_jax.recipes.get("evaluate", "knn,digits")
+    >>> config.init = "runs/mae_tiny-smoke"
+    >>> results = litevit_jax.evaluate(config, "evals")
+    >>> sorted(results["knn"]["last"])[:4]
+    ['bank_n', 'n', 'params', 'percent_of_run']
+
+    Args:
+      config: of the recipe 'evaluate', see `recipes.get`.
+      workdir: where results are written.
+
+    Returns:
+      The result of each evaluator by its title, as in its result.json.
+
+    Raises:
+      ValueError, KeyError, OSError: a mistake, before anything is compiled.
+    """
+    _start(config, "evaluate")
+    return evaluate_job.run(config, os.fspath(workdir))
+
+
+def _start(config: ConfigDict, job: str) -> None:
+    """Readies JAX, as the command line does.
+
+    Raises:
+      ValueError: the config is of another job.
+    """
+    if config.job != job:
+        call = _CALLS.get(
+            config.job, f"the command line: litevit --config={config.name}"
+        )
+        raise ValueError(
+            f"{config.name} is a config of the job {config.job!r}, expected {job!r}; "
+            f"use {call}"
+        )
+    if job == "train":
+        with contextlib.suppress(RuntimeError):  # JAX has started: it has its devices
+            cli.prepare_cpu(config)
+    note = compilation.use(config.compilation_cache)
+    if note is not None:
+        warnings.warn(note, stacklevel=3)
