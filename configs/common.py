@@ -48,7 +48,7 @@ def data_variants():
 
 def is_placed(config):
     """Whether the images are of a place that a variant named."""
-    return config.data.source not in ("tfds", "digits")
+    return config.data.source not in (None, "tfds", "digits")
 
 
 def parse_arg(arg, flags=(), values=()):

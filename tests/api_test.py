@@ -5,6 +5,8 @@ import doctest
 import io
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -135,7 +137,7 @@ def test_features_are_those_that_the_nearest_neighbours_see(encoder, tmp_path):
     config.data.eval_crop_fraction = 0.7
     job = evaluate.prepare(config, tmp_path / "eval")
     evaluator, _ = job.evaluators["knn"]
-    expected, _, _ = frozen.gather(evaluator.context, job.place(), "eval", "features")
+    expected, _, _ = frozen.gather(evaluator.context, job.create(), "eval", "features")
     encoder = dataclasses.replace(encoder, crop=0.7)
     got = litevit_jax.features(encoder, files)
     assert got.dtype == np.float32 and got.shape == (4, 24)
@@ -146,7 +148,7 @@ def test_features_are_those_that_the_nearest_neighbours_see(encoder, tmp_path):
     palette = next(image for image in opened if image.mode == "P")
     assert "transparency" in palette.info  # the caller's image is left alone
     average, _, _ = frozen.gather(
-        evaluator.context, job.place(), "eval", "features_avg"
+        evaluator.context, job.create(), "eval", "features_avg"
     )
     got = litevit_jax.features(encoder, iter(files), "avg")
     np.testing.assert_allclose(got, average, atol=1e-5)
@@ -205,7 +207,7 @@ def classifier(tmp_path_factory):
     path = tmp_path_factory.mktemp("files") / "classifier.safetensors"
     notes = {"mean": "[0.5, 0.4, 0.3]", "std": "[0.2, 0.2, 0.2]"}
     notes["classes"] = str([f"c{k}" for k in range(10)]).replace("'", '"')
-    model = dataclasses.replace(export_test.made("avg"), notes=notes)
+    model = dataclasses.replace(export_test.model_of("avg"), notes=notes)
     path.write_bytes(export.write(model, "timm", decoder={}).data)
     return path, model
 
@@ -239,6 +241,24 @@ def test_what_a_file_does_not_tell_is_said(tmp_path):
     bare = dataclasses.replace(encoder, mean=None)
     with pytest.raises(ValueError, match=r"channels were normalised; give a number "):
         bare.preprocess(np.zeros((16, 16, 3), np.uint8))
+
+
+def test_the_first_lines_of_the_page_run(trained, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "python.md").read_text()
+    lines = re.search(r"```python\n(.*?)```", page, re.S)[1]
+    assert len([line for line in lines.splitlines() if line]) <= 10
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits").symlink_to(trained[0] / RUN)
+    pictures(tmp_path / "images")[-1].rename(tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
+    runs = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(litevit_jax, "train", lambda *given: runs.append(given))
+    names = {}
+    exec(lines, names)
+    assert runs[0][0].data.source == "digits" and runs[0][1] == "runs/digits"
+    assert names["features"].shape == (2, 24) and names["tokens"].shape == (1, 17, 24)
+    assert (tmp_path / "digits.safetensors").is_file()
 
 
 MISTAKES = {
