@@ -79,10 +79,14 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     if asked and _config_argument(argv) is None:
         preemption.say(_help(), sys.stdout)
         raise SystemExit(0)
-    rest, wrong = argv, _wrong_arguments(argv)
+    rest, wrong, added = argv, _wrong_arguments(argv), dict[str, ConfigDict]()
     if wrong is None:
         try:
             added = evaluator_flags.named(overrides(argv), _evaluators(argv))
+        except ValueError as error:
+            wrong = str(error)
+    if wrong is None:
+        try:
             plain, moved = evaluator_flags.split(argv, added)
             if moved:  # the flag has read all of the command line
                 delattr(values, "config")
@@ -91,8 +95,6 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
             if _config_argument(argv) is not None:
                 evaluator_flags.add(values["config"].value, added, moved)
                 wrong = _wrong_config(argv, values["config"].value)
-        except evaluator_flags.UnknownError as error:
-            wrong = str(error)
         except Exception as error:  # a recipe of yours may raise any
             wrong = _explain(error, argv)
     if wrong is None and len(rest) > 1:

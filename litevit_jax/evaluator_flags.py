@@ -29,10 +29,6 @@ _DATA: dict[str, Any] = {
 _HOLDOUT = {"test": float, "eval": float, "select": float, "select_at_most": int}
 
 
-class UnknownError(ValueError):
-    """An error of an evaluator that does not exist."""
-
-
 def overrides(argv: list[str]) -> list[tuple[str, str]]:
     """Lists ('a.b', 'value') for each --config.a.b=value or --config.a.b value."""
     pairs = []
@@ -111,7 +107,7 @@ def named(pairs: list[tuple[str, str]], evals: Any) -> dict[str, ConfigDict]:
       evals: the recipe's block; None if it evaluates nothing.
 
     Raises:
-      UnknownError: no evaluator has such a name.
+      ValueError: no evaluator has such a name.
     """
     blocks: dict[str, ConfigDict] = {}
     for field, value in pairs if evals is not None else ():
@@ -122,7 +118,7 @@ def named(pairs: list[tuple[str, str]], evals: Any) -> dict[str, ConfigDict]:
         try:
             fields = _fields(plugins.check_name("evaluators", value))
         except ValueError as error:
-            raise UnknownError(f"--config.{field}={value}: {error}") from None
+            raise ValueError(f"--config.{field}={value}: {error}") from None
         if any(name.startswith(f"evals.{title}.data.") for name, _ in pairs):
             data = {name: placeholder(kind) for name, kind in _DATA.items()}
             holdout = {name: placeholder(kind) for name, kind in _HOLDOUT.items()}

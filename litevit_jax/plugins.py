@@ -181,8 +181,15 @@ def problems(folder: str) -> list[str]:
 def overview() -> list[str]:
     """Returns a line for each plug-in: its kind, its name and its file, or its error.
 
-    They are imported.
+    They are imported. What is wrong with all of them is a line, too.
     """
+    try:
+        return _overview()
+    except ValueError as error:
+        return [f"  {error}"]
+
+
+def _overview() -> list[str]:
     lines = [f"  {root.error}" for root in roots() if root.error]
     for folder, kind in KINDS.items():
         for name, plugin in find(folder).items():

@@ -211,7 +211,7 @@ CODES: dict[int, tuple[str, ...]] = {
 }
 CODES[exits.FAILED] += ("Absent", "WorkerError")
 # What ends otherwise: a signal (preemption_test), and a ValueError with more to say.
-HANDLED = ("NoTestSplit", "Stopped", "SystemExit")
+HANDLED = ("AttributeError", "NoTestSplit", "Stopped", "SystemExit")
 OURS = (pipeline, checkpoint, decode, weights, meeting)
 
 

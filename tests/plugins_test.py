@@ -141,6 +141,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path, monkeypatch):
         monkeypatch.setenv(plugins.VARIABLE, text)
         with pytest.raises(ValueError, match=message):
             registry.choices("objectives")
+        assert text in plugins.overview()[0]  # of --help
 
 
 def test_a_broken_plug_in_is_named_with_its_error_when_asked_for_and_when_listed(
