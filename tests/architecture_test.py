@@ -168,6 +168,27 @@ def test_near_matches_are_looked_for_in_one_place():
     assert importing == [PACKAGE / "choices.py"]
 
 
+SAY_NOTHING = {
+    *("found", "made", "ours", "place", "said", "some", "taught", "theirs", "there"),
+    "told",
+}
+# The field of a format: `features.place` of an analysis.
+KEPT = {("analysis/measure.py", "place")}
+
+
+@names
+def test_names_say_what_they_name(path):
+    used = set()
+    for node in ast.walk(parse(path)):
+        for field in ("id", "arg", "attr", "name"):
+            name = getattr(node, field, None)
+            if isinstance(name, str) and not isinstance(node, ast.alias):
+                used.add(name.strip("_"))
+    where = path.relative_to(PACKAGE).as_posix()
+    vague = {(where, name) for name in used & SAY_NOTHING}
+    assert vague <= KEPT
+
+
 @pytest.mark.parametrize(
     "folder",
     [

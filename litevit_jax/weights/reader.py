@@ -90,8 +90,8 @@ def read(
     """Reads `.pth`, `.pth.tar`, `.bin` or `.safetensors`, recognised by its content.
 
     No code in the file is run. Sizes follow from shapes. The head count must be
-    recorded in the file (or in timm's `config.json` beside it), known for its source,
-    or given; whatever else shapes do not give is assumed, and listed in `notes`.
+    recorded (in the file, or in timm's `config.json` beside it), known for its source,
+    or given; what else shapes do not give is assumed, and listed in `notes`.
 
     Args:
       path: of the file.
@@ -99,7 +99,7 @@ def read(
       decoder_num_heads: of the decoder; one with unknown head count is left out.
       branch: 'base_encoder' (default) or 'momentum_encoder' of MoCo v3.
       grid: rows and columns of patches, where they differ.
-      pool: 'avg' or 'cls', the tokens that a head or a norm behind the blocks reads.
+      pool: 'avg' or 'cls', the tokens that a head or a norm after the blocks reads.
       act, norm: of the blocks, by timm's names; only 'gelu' and 'layernorm' pass.
       allow_half: whether to take float16 and bfloat16 weights, which have fewer digits.
       allow_unused: patterns of timm keys that may be left out.
@@ -114,11 +114,12 @@ def read(
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of weights")
     heads = {"num_heads": num_heads, "decoder_num_heads": decoder_num_heads}
-    given = {"pool": pool, "act": act, "norm": norm}
+    options = {"pool": pool, "act": act, "norm": norm}
     allowed = (*allow_unused, *allow_missing)
     try:
-        measured = _measure(path, branch, allowed, given, grid=grid, **heads)
-        source, model, used, notes, metadata = measured
+        source, model, used, notes, metadata = _measure(
+            path, branch, allowed, options, grid=grid, **heads
+        )
         params, unused = _take(model, allow_half, allow_unused, allow_missing)
     except ValueError as error:  # also those of `models` about sizes
         raise WeightsError(f"{path}: {error}") from None

@@ -5,9 +5,8 @@ import shutil
 
 import pytest
 
-from litevit_jax import cli
 from litevit_jax.analysis import measure
-from litevit_jax.jobs import analyse
+from litevit_jax.jobs import analyse, train
 from litevit_jax.train import loop
 from tests import jobs
 from tests.analysis import conftest
@@ -64,18 +63,19 @@ def test_without_images_there_is_no_analysis(ended, tmp_path):
 def test_a_report_that_cannot_be_drawn_does_not_fail_a_complete_run(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(loop, "run", lambda *_: loop.RunOutcome(6, {}))
-    assert cli._train(jobs.tiny(), str(tmp_path / "gone")) == cli.EXIT_OK
+    monkeypatch.setattr(train, "run", lambda *_: loop.RunOutcome(6, {}))
+    ending = train.main(jobs.tiny(), str(tmp_path / "gone"), "litevit")
+    assert ending.result == str(tmp_path / "gone")
     said = capsys.readouterr()
     assert "the report could not be drawn (" in said.err and "done: step 6" in said.out
-    assert "configs/analysis.py:report --config.models=" in said.err
-    assert cli._train(jobs.tiny(log__report=False), str(tmp_path)) == cli.EXIT_OK
+    assert "litevit --config=analysis:report --config.models=" in said.err
+    train.main(jobs.tiny(log__report=False), str(tmp_path), "litevit")
     assert not capsys.readouterr().err
 
 
-def test_the_command_line_starts_the_jobs(ended, tmp_path, capsys):
+def test_the_job_prints_where_the_report_is(ended, tmp_path, capsys):
     made = jobs.config("analysis", "report", models=f"mae={ended[1]}")
-    assert cli._analysis("report", made, str(tmp_path / "out")) == cli.EXIT_OK
+    analyse.main(made, str(tmp_path / "out"), "litevit")
     assert f"report: {tmp_path}/out/report/index.html" in capsys.readouterr().out
     assert (tmp_path / "out" / "report" / "report.json").exists()
 
