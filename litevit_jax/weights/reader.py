@@ -110,15 +110,13 @@ def read(
       WeightsError: it cannot be read, or the result would be wrong; the message names
         the file and the entries at fault.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
+    if not (path := pathlib.Path(path)).is_file():
         raise FileNotFoundError(f"{path}: no such file of weights")
     heads = {"num_heads": num_heads, "decoder_num_heads": decoder_num_heads}
     options = {"pool": pool, "act": act, "norm": norm}
-    allowed = (*allow_unused, *allow_missing)
     try:
         source, model, used, notes, metadata = _measure(
-            path, branch, allowed, options, grid=grid, **heads
+            path, branch, (*allow_unused, *allow_missing), options, grid=grid, **heads
         )
         params, unused = _take(model, allow_half, allow_unused, allow_missing)
     except ValueError as error:  # also those of `models` about sizes
