@@ -31,7 +31,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as workdir:
         command = [
             *(sys.executable, "main.py", "--config=configs/mae_tiny.py:smoke"),
-            *("--config.steps=100000000", "--config.checkpoint.every_steps=1000"),
+            *("--config.steps=100000000", "--config.checkpoint.every_steps=200"),
             f"--config.evals.reconstruction.every_steps={given.every}",
             f"--workdir={workdir}",
         ]
