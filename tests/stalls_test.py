@@ -34,11 +34,17 @@ def test_a_trace_without_operations_is_an_error():
 
 
 def line(name, *events):
-    made = [
-        types.SimpleNamespace(name=n, start_ns=begin, duration_ns=length)
+    """A thread or a stream; a name in capitals is no operation of a program."""
+    shown = [
+        types.SimpleNamespace(
+            name=n,
+            start_ns=begin,
+            duration_ns=length,
+            stats=[] if n.isupper() else [("hlo_op", n)],
+        )
         for n, begin, length in events
     ]
-    return types.SimpleNamespace(name=name, events=made)
+    return types.SimpleNamespace(name=name, events=shown)
 
 
 def plane(name, *lines):
@@ -71,3 +77,13 @@ def test_a_save_costs_its_call_and_the_steps_that_wait(blocked, beside, lost):
     row = stalls.saving([0.1, 0.1, 0.3], blocked, beside, every=1000)
     assert row["lost %"] == pytest.approx(100 * lost / (1000 * 0.1), abs=1e-9)
     assert row["ok"] is (row["lost %"] <= 1.0)
+
+
+def test_operations_are_found_where_dispatch_is_synchronous():
+    """Then they run on Python's thread, whose name says nothing of XLA."""
+    host = plane(
+        "/host:CPU",
+        line("python", ("CALL", 0, 90), ("dot", 20, 30)),
+        line("another", ("WAIT", 0, 90)),
+    )
+    assert stalls.spans_of(types.SimpleNamespace(planes=[host])) == ([(20, 50)], [])

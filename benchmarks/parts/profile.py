@@ -86,10 +86,4 @@ def _lines(data: Any) -> list[Any]:
     if kernels or lines:
         named = [line for line in lines if line.name == "XLA Ops"]
         return [line.events for line in (kernels or named or lines)]
-    host = [plane for plane in planes if plane.name.startswith("/host:CPU")]
-    return [
-        line.events
-        for plane in host
-        for line in plane.lines
-        if "XLA" in line.name or "xla" in line.name
-    ]
+    return stalls.on_host(planes)

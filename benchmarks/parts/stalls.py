@@ -86,14 +86,8 @@ def spans_of(data: Any) -> tuple[list[Span], list[Span]]:
     planes = list(data.planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:")]
     if not devices:  # CPUs: the threads that run operations
-        lines = [
-            line
-            for plane in planes
-            if plane.name.startswith("/host:CPU")
-            for line in plane.lines
-            if "xla" in line.name.lower()
-        ]
-        return [span for line in lines for span in map(_span, line.events)], []
+        threads = on_host(planes)
+        return [span for events in threads for span in map(_span, events)], []
     lines = list(devices[0].lines)
     streams = [line for line in lines if line.name.startswith("Stream")]
     ops = [line for line in lines if line.name == "XLA Ops"]
@@ -106,6 +100,20 @@ def spans_of(data: Any) -> tuple[list[Span], list[Span]]:
             elif "Memcpy" not in event.name:
                 computing.append(_span(event))
     return computing, copies
+
+
+def on_host(planes: list[Any]) -> list[list[Any]]:
+    """Events of a CPU's operations, a list for each thread that ran some.
+
+    They run on XLA's threads, or on Python's where dispatch is synchronous.
+    """
+    threads = [
+        [event for event in line.events if "hlo_op" in dict(event.stats)]
+        for plane in planes
+        if plane.name.startswith("/host:CPU")
+        for line in plane.lines
+    ]
+    return [events for events in threads if events]
 
 
 def _span(event: Any) -> Span:
