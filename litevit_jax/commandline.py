@@ -143,7 +143,7 @@ def _help() -> str:
             *(f"  {name:{wide}}  {text}" for name, text in rows),
             "\nrecipes:",
             recipes.overview(),
-            *(["\nplug-ins:", *found] if (found := plugins.overview()) else []),
+            *(["\nplug-ins:", *listed] if (listed := plugins.overview()) else []),
             f"\n{_FIELDS_HELP.format(command(), 'NAME')}.",
         ]
     )

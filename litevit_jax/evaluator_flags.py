@@ -55,10 +55,10 @@ def split(argv: list[str], titles: Iterable[str]) -> tuple[list[str], list[str]]
     while rest:
         argument = rest.pop(0)
         name = argument.lstrip("-").removeprefix("no")
-        ours = is_override(argument) and name.startswith(blocks)
-        target = moved if ours else plain
+        of_block = is_override(argument) and name.startswith(blocks)
+        target = moved if of_block else plain
         target.append(argument)
-        if ours and "=" not in argument and rest and not rest[0].startswith("-"):
+        if of_block and "=" not in argument and rest and not rest[0].startswith("-"):
             target.append(rest.pop(0))
     return plain, moved
 

@@ -151,7 +151,7 @@ def find(folder: str, own: Iterable[str] = ()) -> dict[str, Plugin]:
     plugins: dict[str, Plugin] = {}
     kind = KINDS.get(folder)
     for root in roots() if kind else ():
-        places = [f"{place}/{kind}" for place in root.folders]
+        places = [f"{folder}/{kind}" for folder in root.folders]
         for module in pkgutil.iter_modules(places):
             name = module.name
             if name.startswith("_"):
