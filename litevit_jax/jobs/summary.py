@@ -65,7 +65,8 @@ def results_table(results: dict[str, dict[str, Any]]) -> str:
         if best is not None:
             best_cells = [f"{best[metric]:.4g}", str(best["step"])]
         also = "  ".join(f"{k} {_short(v)}" for k, v in others.items())
-        cells = [f"{last[metric]:.4g}", str(last["step"]), *best_cells, str(last["n"])]
+        count = str(last.get("n", "-"))  # an evaluator of yours may count nothing
+        cells = [f"{last[metric]:.4g}", str(last["step"]), *best_cells, count]
         rows.append([title, metric, *cells, also])
     return columns(rows)
 
