@@ -6,7 +6,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from litevit_jax import registry
+from litevit_jax import plugins
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -42,7 +42,7 @@ _OWN_PLACE = ("imagenet2012", "digits")  # variants that have one
 
 def data_variants():
     """Names of the data variants: data sets, and every source of images."""
-    others = [x for x in registry.choices("data.sources") if x not in PLACED]
+    others = [x for x in plugins.choices("data.sources") if x not in PLACED]
     return [*_OWN_PLACE, *PLACED, *(x for x in others if x not in _OWN_PLACE)]
 
 
@@ -135,7 +135,8 @@ def _check_data(said):
     if path and not data:
         said["data"] = data = "folder"
     if data is not None and data not in data_variants():
-        raise ValueError(unknown("data", data, data_variants()))
+        text = unknown("data", data, data_variants())
+        raise ValueError(f"{text}; {plugins.HINT}")
     if data in PLACED and not path:
         raise ValueError(
             f"variant data={data} needs a place: data={data},path=DIR (with a comma in "

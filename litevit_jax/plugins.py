@@ -41,7 +41,7 @@ KINDS = {
     "evaluators": "evaluators",
     "data.sources": "sources",
 }
-_HINT = (
+HINT = (
     f"if it comes from a plug-in, name its folder in {VARIABLE} or install its package"
 )
 
@@ -102,7 +102,7 @@ def check_name(folder: str, name: str) -> str:
         return name
     raise ValueError(
         f"{kind_of(folder)} {name!r} unknown; {names.suggest(name, known)}"
-        + "".join(f"; {text}" for text in [*problems(folder), _HINT])
+        + "".join(f"; {text}" for text in [*problems(folder), HINT])
     )
 
 

@@ -181,6 +181,8 @@ def test_a_run_that_used_a_plug_in_needs_it_again(folder, monkeypatch):
     monkeypatch.delenv(plugins.VARIABLE)
     with pytest.raises(ValueError, match=r"'half' unknown; .*name its folder in LITEV"):
         predictor.objective_of(run)
+    with pytest.raises(ValueError, match=r"'noise' unknown; .*name its folder in LITE"):
+        recipes.get("mae_tiny", "data=noise")
 
 
 @pytest.fixture
