@@ -149,7 +149,7 @@ def convert_config(**fields):
 def test_an_export_takes_what_it_is_told_to(run, tmp_path):
     for average in (True, False):
         made = convert_config(source=str(run[0]), target="x.safetensors", ema=average)
-        model, source = convert.read(made)
+        model, source = convert.read_model(made)
         want = params_of(run[0], 3, average)
         same(model.params, want)
         assert ("averaged" in source.notes["source"]) == average

@@ -395,7 +395,7 @@ def test_a_file_that_holds_no_weights_says_what_it_is(tmp_path, name):
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.pth: no file of weights"):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth: no such file of weights"):
         weights.read(tmp_path / "none.pth")
 
 
