@@ -156,4 +156,4 @@ def test_an_export_takes_what_it_is_told_to(run, tmp_path):
     file = tmp_path / "weights.safetensors"
     file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"source=.*holds one set of .*--config.ema"):
-        convert.read(convert_config(source=str(file), target="x.onnx", ema=True))
+        convert.read_model(convert_config(source=str(file), target="x.onnx", ema=True))
