@@ -13,6 +13,7 @@ import pathlib
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -107,12 +108,15 @@ def on_host(planes: list[Any]) -> list[list[Any]]:
 
     They run on XLA's threads, or on Python's where dispatch is synchronous.
     """
-    threads = [
-        [event for event in line.events if "hlo_op" in dict(event.stats)]
-        for plane in planes
-        if plane.name.startswith("/host:CPU")
-        for line in plane.lines
-    ]
+    with warnings.catch_warnings():
+        # Python 3.13 warns of the type of `stats`; as an error it aborts the process.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        threads = [
+            [event for event in line.events if "hlo_op" in dict(event.stats)]
+            for plane in planes
+            if plane.name.startswith("/host:CPU")
+            for line in plane.lines
+        ]
     return [events for events in threads if events]
 
 
