@@ -41,7 +41,9 @@ _ROWS = 32  # images whose features are computed at once
 _SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio", "pos_embed")
 
 
-def load(path: str | os.PathLike[str], *, num_heads: int | None = None) -> Encoder:
+def load(
+    path: str | os.PathLike[str], *, num_heads: int | None = None, average: bool = False
+) -> Encoder:
     """Loads the encoder of a run, of a step in it, or of a file of weights.
 
     >>> encoder = litevit_jax.load("runs/mae_tiny-smoke")
@@ -53,13 +55,15 @@ def load(path: str | os.PathLike[str], *, num_heads: int | None = None) -> Encod
         inside it (RUN/checkpoints/STEP), or a file by timm, Hugging Face, PyTorch or
         this package.
       num_heads: attention heads, for a file that does not record them.
+      average: the average of the parameters that the run kept, of which its own
+        evaluations are. Without it, a run that kept one is warned about.
 
     Raises:
       FileNotFoundError: nothing is there.
       ValueError: it cannot be read, or does not say how many heads it has.
     """
     path = os.fspath(path)
-    loaded = read.read(path, num_heads=num_heads)
+    loaded = _read(path, num_heads, average)
     is_run = "data" in loaded.config
     if is_run:
         block = predictor.block_of(loaded.config)
@@ -96,6 +100,18 @@ def load(path: str | os.PathLike[str], *, num_heads: int | None = None) -> Encod
         others={name: part for name, part in params.items() if name != "encoder"},
         model_state=model_state,
     )
+
+
+def _read(path: str, num_heads: int | None, average: bool) -> read.Checkpoint:
+    loaded = read.read(path, num_heads=num_heads, average=average)
+    kept = loaded.config.get("optimizer", {}).get("ema_decay") is not None
+    if kept and not average:
+        warnings.warn(
+            f"{path}: these are its last parameters; its own evaluations are of their "
+            "average, which average=True loads",
+            stacklevel=3,
+        )
+    return loaded
 
 
 def _check_heads(path: str, block: dict[str, Any], num_heads: int | None) -> None:
@@ -165,6 +181,9 @@ def features(
     items = _listed(images_or_paths)
     if not items:
         raise ValueError("features of no images: expected at least one image or path")
+    for item in items:
+        if isinstance(item, PIL.Image.Image):
+            item.load()  # here: threads would read one file at a time in turns
     # The last rows are filled up: one shape compiles once.
     rows, parts = min(_ROWS, len(items)), []
     shape = (*encoder.image_size, encoder.channels)

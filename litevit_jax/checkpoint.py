@@ -65,6 +65,11 @@ class Checkpoints:
         self._fixed = fixed or {}
         self.directory = paths.absolute(paths.path(workdir)) / "checkpoints"
         self._keep = keep
+        if self.directory.is_file():
+            raise ValueError(
+                f"{self.directory} is a file, expected the folder of checkpoints; move "
+                "it away"
+            )
         if distributed.run_on_primary(self.directory.exists):
             self.steps()  # those that are there now are this run's
 

@@ -176,6 +176,8 @@ def _features(
 def _raw(image: Any) -> tuple[str, Any]:
     """Returns what to call an image in a message, and what a data source would give."""
     if isinstance(image, PIL.Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"got {image!r}, an image without pixels")
         # The transparency is dropped, which is not to change the caller's image.
         info = image.info
         return repr(image), image.copy() if "transparency" in info else image
@@ -189,8 +191,15 @@ def _raw(image: Any) -> tuple[str, Any]:
         return str(image), file.read_bytes()
     if hasattr(image, "shape") and hasattr(image, "dtype"):
         array = np.asarray(image)
+        where = f"array {array.dtype}{list(array.shape)}"
+        if array.dtype.kind in "iu" and array.dtype.itemsize > 2:
+            # Which of 8 and 16 bits they span, nobody can tell.
+            raise ValueError(
+                f"got {where}; expected uint8 or uint16: convert it with "
+                "array.astype(numpy.uint8)"
+            )
         if array.dtype.kind != "f":
-            return f"array {array.dtype}{list(array.shape)}", array
+            return where, array
     raise ValueError(
         f"got {_kind(image)}; expected a path, a PIL image or an array of bytes [H, W] "
         "or [H, W, C]"

@@ -130,7 +130,10 @@ def named(pairs: list[tuple[str, str]], evals: Any) -> dict[str, ConfigDict]:
 def _fields(name: str) -> dict[str, Any]:
     """Returns the fields of evaluator `name` with its defaults; None where open."""
     path = plugins.file_of("evaluators", name)
-    tree = ast.parse(path.read_text())
+    try:
+        tree = ast.parse(path.read_text())
+    except SyntaxError as error:
+        raise ValueError(f"{path} is no Python: {error}; mend it") from None
     makes = [
         x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name == "make"
     ]

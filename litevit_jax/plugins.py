@@ -62,7 +62,7 @@ class Plugin(NamedTuple):
         """
         try:
             module = importlib.import_module(self.module)
-        except Exception as error:  # a plug-in may raise any
+        except (Exception, SystemExit) as error:  # a plug-in may raise any
             why = f"{type(error).__name__}: {error}"
             raise ValueError(
                 f"plug-in {self.path} cannot be imported: {why}; mend it, or leave its "

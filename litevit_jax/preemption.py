@@ -246,6 +246,9 @@ class Preemption:
                 main()
             finally:
                 self._left_s = time.monotonic()  # from here on nothing is raised
+                for number in _NUMBERS:
+                    # Python puts default handlers back as it ends: these would kill it.
+                    signal.signal(number, signal.SIG_IGN)
         except Stopped as error:
             say(str(error))
             self._code = exit_code(error.signal)

@@ -52,6 +52,7 @@ def get(name: str, variant: str | None = None) -> Any:
     Raises:
       ValueError: no such recipe, or no such variant.
     """
+    name = name.removeprefix("configs/").removesuffix(".py")
     if name not in names():
         raise ValueError(f"recipe {name!r} unknown; {unknown(name)}")
     recipe: Any = importlib.import_module(f"litevit_jax.configs.{name}")

@@ -269,6 +269,11 @@ MISTAKES = {
     "normalised": (lambda e: e.preprocess(np.zeros((8, 8))), "got an array of float64"),
     "bytes": (lambda e: e.apply(np.zeros((1, 8, 8, 1), np.uint8)), r"got images uint8"),
     "one image": (lambda e: e.apply(np.zeros((8, 8, 1))), r"expected floats \[B, 8, 8"),
+    "wide integers": (
+        lambda e: e.preprocess(np.zeros((8, 8), np.int64)),
+        r"got array int64\[8, 8\]; expected uint8 or uint16",
+    ),
+    "no pixels": (lambda e: e.preprocess(PIL.Image.new("L", (0, 4))), "without pixels"),
     "pool": (lambda e: litevit_jax.features(e, "x", "mean"), "pool 'mean' unknown"),
     "nothing": (lambda e: litevit_jax.features(e, []), "at least one image"),
     "a number": (lambda e: litevit_jax.features(e, 3), "got int; expected paths"),

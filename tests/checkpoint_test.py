@@ -353,3 +353,9 @@ def test_what_orbax_raises_it_does_not_log_as_well(saved, caplog):
         record = logger.makeRecord("absl", 40, where, 1, line, (), trace)
         logger.handle(record)
     assert "said" in caplog.text and "raised" not in caplog.text
+
+
+def test_a_file_in_place_of_the_folder_is_refused_at_once(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(ValueError, match="checkpoints is a file, expected the folder"):
+        checkpoint.Checkpoints(tmp_path, keep=1)

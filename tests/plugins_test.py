@@ -161,6 +161,13 @@ def test_a_broken_plug_in_is_named_with_its_error_when_asked_for_and_when_listed
     assert "objective broken: plug-in" in lines and "nothing_there" in lines
 
 
+def test_a_plug_in_that_ends_the_program_is_broken(folder):
+    write(folder, objectives__quits="import sys\nsys.exit(0)\n")
+    with pytest.raises(ValueError, match=r"quits.py cannot be imported: SystemExit: 0"):
+        registry.make("objectives", "quits")
+    assert "objectives/quits.py" in "\n".join(plugins.overview())
+
+
 def test_a_mistake_that_a_plug_in_explains_is_the_users(folder):
     with pytest.raises(ValueError, match="noise has no such split") as caught:
         registry.make(

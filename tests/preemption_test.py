@@ -191,6 +191,16 @@ def test_no_moment_ends_with_a_traceback():
         assert ended.returncode in (0, 42), (line, ended.stderr)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_more_signals_while_it_ends_change_nothing(number):
+    program = Program("start_up").started()
+    program.process.send_signal(number)
+    while program.process.poll() is None:
+        program.process.send_signal(number)
+    program.process.communicate()
+    assert program.process.returncode == CODES[number]
+
+
 @pytest.mark.parametrize("name", ["start_up_in_c", "leave_a_thread"])
 def test_code_that_cannot_be_interrupted_is_ended(name):
     code, _, answered = Program(name).started().end(signal.SIGTERM)

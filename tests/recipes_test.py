@@ -8,6 +8,7 @@ from litevit_jax import recipes
 def test_a_recipe_is_had_by_name_and_variant():
     assert recipes.get("mae_tiny").data.source == "tfds"
     assert recipes.get("mae_tiny", "digits,smoke").data.source == "digits"
+    assert recipes.get("configs/mae_tiny.py") == recipes.get("mae_tiny")
     with pytest.raises(ValueError, match=r"'mae_tny' unknown; did you mean mae_tiny"):
         recipes.get("mae_tny")
     with pytest.raises(ValueError, match="'digts' unknown; did you mean digits"):

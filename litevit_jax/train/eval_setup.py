@@ -111,7 +111,12 @@ class _Builder:
         """Builds (evaluator, every_steps) of block `title`."""
         config = self._config
         kwargs = config.evals[title].to_dict()
-        name, every = kwargs.pop("name"), kwargs.pop("every_steps")
+        name, every = kwargs.pop("name", None), kwargs.pop("every_steps", 0)
+        if name is None:
+            raise ValueError(
+                f"evals.{title} names no evaluator; choose from "
+                f"{', '.join(registry.choices('evaluators'))}: evals.{title}.name"
+            )
         unmatched = kwargs.pop("unmatched", "refuse")
         choices.check(f"evals.{title}.unmatched", unmatched, list(_UNMATCHED))
         block, data = kwargs.pop("data", None), config.data.to_dict()

@@ -34,18 +34,20 @@ _LOOK_S = 1.0
 _held: dict[str, _Lock] = {}
 
 
-def take(workdir: pathlib.Path) -> None:
+def take(workdir: pathlib.Path) -> bool:
     """Reserves `workdir` for this process until `release` or the process's end.
 
-    A second call for the same directory changes nothing. A dead process's file is
-    taken over; for a process of another host this waits until its count stands still.
+    Returns False if this process has it already. A dead process's file is taken over;
+    for a process of another host this waits until its count stands still.
 
     Raises:
       ValueError: another process works there; it is named.
     """
     key = os.fspath(paths.absolute(workdir))
-    if key not in _held:
-        _held[key] = _Lock(workdir)
+    if key in _held:
+        return False
+    _held[key] = _Lock(workdir)
+    return True
 
 
 def release(workdir: pathlib.Path) -> None:

@@ -116,11 +116,12 @@ def open_run(
 
 def _open(workdir: pathlib.Path, config: Config, free: tuple[str, ...]) -> bool:
     _check_writable(workdir)
-    lock.take(workdir)
+    taken = lock.take(workdir)
     try:
         return _begin_or_resume(workdir, config, free)
     except BaseException:
-        lock.release(workdir)
+        if taken:
+            lock.release(workdir)
         raise
 
 

@@ -3,14 +3,13 @@
 import inspect
 import pathlib
 import re
-import sys
 import types
 
 import jax
 import numpy as np
 import pytest
 
-from litevit_jax import checkpoint, registry, sharding
+from litevit_jax import checkpoint, plugins, sharding
 from litevit_jax.models import vit
 from litevit_jax.objectives import base
 from litevit_jax.plan import examples
@@ -56,17 +55,13 @@ def test_the_guide_lists_every_property_with_its_default():
 
 
 @pytest.fixture
-def contrast(monkeypatch):
-    """The objective of the guide, which configs can name 'contrast'."""
+def contrast(monkeypatch, tmp_path):
+    """The objective of the guide, as a plug-in that configs can name 'contrast'."""
     code = re.search(r"```python\n(.*?)```", SECTION, re.DOTALL)[1]
-    name = "litevit_jax.objectives.contrast"
-    module = types.ModuleType(name)
-    monkeypatch.setitem(sys.modules, name, module)  # dataclasses look there
-    exec(compile(IMPORTS + code, "CONTRIBUTING.md", "exec"), vars(module))
-    known = registry.choices
-    monkeypatch.setattr(
-        registry, "choices", lambda folder: [*known(folder), "contrast"]
-    )
+    path = tmp_path / "objectives" / "contrast.py"
+    path.parent.mkdir()
+    path.write_text(IMPORTS + code)
+    monkeypatch.setenv(plugins.VARIABLE, str(tmp_path))
 
 
 def design(devices=8, images=None, classes=None, **fields):
@@ -119,7 +114,7 @@ def test_an_objective_as_the_guide_writes_it_learns_alike_on_all_meshes(
 
 def learns(monkeypatch):
     """Lets 'contrast' take values from the run; those that it was made with."""
-    module = sys.modules["litevit_jax.objectives.contrast"]
+    module = plugins.load("objectives", "contrast")
     made = {}
 
     def make(*, encoder, dtype, length=base.TOTAL_STEPS, classes=base.NUM_CLASSES):

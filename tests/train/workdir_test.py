@@ -239,3 +239,12 @@ def test_a_resumed_run_forgets_results_of_the_steps_it_repeats(tmp_path):
 def test_without_a_number_to_maximise_there_is_no_best(tmp_path):
     assert "best" not in workdir.record_result(tmp_path, "t", {"step": 1}, None)
     assert workdir.read_result(tmp_path, "other") is None
+
+
+def test_a_refused_second_run_of_a_process_leaves_the_first_its_lock(tmp_path):
+    workdir.open_run(tmp_path, CONFIG)
+    with pytest.raises(ValueError, match="holds a run with another config"):
+        workdir.open_run(tmp_path, {**CONFIG, "seed": 1})
+    assert (tmp_path / ".lock").exists()
+    workdir.close_run(tmp_path)
+    assert not (tmp_path / ".lock").exists()
