@@ -134,6 +134,7 @@ def prepare(workdir, made=None):
 # Objective -> the recipe whose tiny form stands for it in the laws of training
 # (tests/objectives/laws_test.py). A new objective needs a line here.
 RECIPES = {
+    "byol": "byol_tiny",
     "distill": "mae_tiny_distill",
     "feature": "feature_tiny",
     "mae": "mae_tiny",
