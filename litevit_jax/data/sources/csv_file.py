@@ -1,0 +1,180 @@
+"""Images that a CSV file lists, a line `path,label` each.
+
+    a.csv                     all of it 'train'; `holdout` keeps a share as 'test'
+    DIR/train.csv, val.csv    a file per split, named as `split_names` reads it
+
+Paths are relative to the folder of the file and stay inside it. An empty label is none,
+empty lines and a first line `path,label` are passed over, and a field with a comma is
+quoted. The order is that of the lines; classes are those of the training file, in the
+order of their names, or of the numbers if all are numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import posixpath
+from collections.abc import Iterator
+
+import numpy as np
+
+from litevit_jax import paths
+from litevit_jax.data import filetree, layout, split_names
+from litevit_jax.data.sources import base, folder
+
+_EXPECTED = "expected path,label"
+
+
+class CsvFile(folder.Folder):
+    """Image files of one split with the labels of its lines."""
+
+    @property
+    def label_advice(self) -> str:
+        return "write a class behind the comma of every line"
+
+
+def make(
+    *,
+    split: str,
+    dir: str | None = None,
+    name: str | None = None,
+    holdout: float = 0.0,
+) -> CsvFile:
+    """One split of a CSV file, or of a folder of them; see the module.
+
+    Args:
+      split: 'train', 'test' (also 'val', 'validation'...), or the name of a file.
+      dir: the file, or the folder that holds one for each split.
+      name: ignored.
+      holdout: share of the images kept as 'test', chosen by a hash of the path in
+        the file, where there is no split for testing.
+
+    Raises:
+      FileNotFoundError: no such file or folder, or no CSV file in it.
+      ValueError: no such split, a line that is none, or a class that the training
+        file has not.
+    """
+    del name
+    tree, files = _open(dir)
+    where = tree.path_of("" if len(files) > 1 else next(iter(files.values())))
+    kinds = split_names.recognise(files) if len(files) > 1 else {}
+    chosen, part = split_names.resolve(
+        split, kinds, holdout=holdout, where=where, also=sorted(files)
+    )
+    file = files[chosen] if chosen else next(iter(files.values()))
+    rows = _read(tree, file)
+    training = next((files[k] for k, kind in kinds.items() if kind == "train"), file)
+    classes = _classes(rows if training == file else _read(tree, training))
+    number = {"": -1, **{label: i for i, label in enumerate(classes)}}
+    for line, _, label in rows:
+        if label not in number:
+            raise ValueError(
+                f"{tree.path_of(file)}, line {line}: got class {label!r}, expected one "
+                f"of {tree.path_of(training)}: {base.first(classes, 10)}"
+            )
+    if part:
+        keys = (path.encode() for _, path, _ in rows)
+        keep = base.part_of(keys, part, holdout, where)
+        rows = [row for row, kept in zip(rows, keep, strict=True) if kept]
+    return CsvFile(
+        tree,
+        [path for _, path, _ in rows],
+        labels=np.array([number[label] for _, _, label in rows], np.int32),
+        classes=classes,
+        notes=[
+            f"from {tree.path_of(file)}",
+            *split_names.unused_holdout(kinds, holdout),
+        ],
+        other_splits=[other for other in kinds if files[other] != file],
+    )
+
+
+def _open(dir: str | None) -> tuple[filetree.Tree, dict[str, str]]:
+    """Returns the folder of the images, and split -> CSV file in it."""
+    if not dir:
+        raise ValueError(
+            "source 'csv_file' needs the list of images: "
+            "--config=configs/mae_tiny.py:data=csv_file,path=FILE.csv"
+        )
+    root = paths.path(dir)
+    root = root.expanduser() if paths.is_local(root) else root
+    base.check_exists(root, dir, "a CSV file, or a folder with one for each split")
+    if not root.is_dir():
+        return filetree.open_tree(root.parent), {root.stem: root.name}
+    tree = filetree.open_tree(root)
+    names = sorted(x for x in tree.files("") if layout.extension(x) == "csv")
+    if not names:
+        raise FileNotFoundError(
+            f"data.dir={dir!r} holds no CSV file; expected train.csv, and test.csv or "
+            "val.csv if there is one"
+        )
+    return tree, {posixpath.splitext(name)[0]: name for name in names}
+
+
+def _read(tree: filetree.Tree, file: str) -> list[tuple[int, str, str]]:
+    """Reads (line, path, label) of every image of a CSV file, and checks them."""
+    where = tree.path_of(file)
+    lines_of: dict[str, int] = {}
+    rows = []
+    for line, fields in _fields(where, tree.read(file)):
+        if len(fields) != 2:
+            got = f"{len(fields)} fields, {','.join(fields)[:60]!r}"
+            raise ValueError(
+                f"{where}, line {line}: got {got}; {_EXPECTED} (quote a field that "
+                "has a comma)"
+            )
+        path = posixpath.normpath(fields[0].strip())
+        wrong = _wrong(tree, path)
+        if path in lines_of:
+            wrong = f"the image of line {lines_of[path]} once more; expected it once"
+        if wrong:
+            raise ValueError(f"{where}, line {line}: got {fields[0]!r}, {wrong}")
+        lines_of[path] = line
+        rows.append((line, path, fields[1].strip()))
+    if not rows:
+        raise ValueError(f"{where}: got no image; {_EXPECTED} on every line")
+    return rows
+
+
+def _fields(where: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
+    """Yields (line, fields) of all lines but empty ones and the header."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        got = data[error.start : error.start + 1]
+        raise ValueError(f"{where}, line {line}: got {got}; expected UTF-8") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    first = True
+    try:
+        for fields in reader:
+            header = first and [x.strip().lower() for x in fields] == ["path", "label"]
+            if fields and not header:
+                yield reader.line_num, fields
+            first = False
+    except csv.Error as error:
+        raise ValueError(
+            f"{where}, line {reader.line_num}: got {error}; {_EXPECTED}"
+        ) from None
+
+
+def _wrong(tree: filetree.Tree, path: str) -> str:
+    """Tells what is wrong with the path of an image; '' if it can be read."""
+    if posixpath.isabs(path) or path.split("/")[0] == "..":
+        return f"outside {tree}; expected a path relative to that folder"
+    if not layout.is_image(path):
+        known = ", ".join(f".{extension}" for extension in sorted(layout.EXTENSIONS))
+        return f"not an image; expected one of {known}"
+    try:
+        tree.size(path)
+    except (OSError, KeyError):
+        return f"which does not exist; expected an image at {tree.path_of(path)}"
+    return ""
+
+
+def _classes(rows: list[tuple[int, str, str]]) -> list[str]:
+    """Sorts the classes by name, or by number if all are numbers."""
+    names = sorted({label for _, _, label in rows} - {""})
+    if all(name.isdecimal() for name in names):
+        names.sort(key=int)
+    return names
