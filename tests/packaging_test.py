@@ -143,7 +143,7 @@ def test_an_installed_recipe_is_found_and_derived_from_in_any_directory(installe
         sys.executable, command, "--config=mine.py:digits", "--help", cwd=folder
     )
     fields = {line.split()[0]: line for line in shown.splitlines() if " = " in line}
-    assert fields["name"].split()[:3] == ["name", "=", "mine"]
+    assert fields["name"].split()[:3] == ["name", "=", "mine-digits"]
     assert re.search(r"epochs = 7 +# passes over the images", fields["epochs"])
     assert fields["seed"].endswith("# of everything that is random")
     shown = run(sys.executable, command, "--help", cwd=folder)
