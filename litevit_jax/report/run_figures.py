@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -340,5 +341,8 @@ def with_unit(metric: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """Returns `name` with the letters replaced that no file's name should have."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    """Returns `name` as part of a file's name: no odd letters, at most 60 of them."""
+    plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    if len(plain) <= 60:
+        return plain
+    return f"{plain[:50]}-{hashlib.sha256(name.encode()).hexdigest()[:9]}"

@@ -15,6 +15,8 @@ from litevit_jax.train import workdir as workdirs
 STAMPS = ("step", "n", "params", "time", "seconds", "percent_of_run")
 _NAMES = ("nan", "inf", "-inf")  # how metrics.jsonl writes what JSON cannot
 
+_PNG_END = b"IEND\xaeB`\x82"  # the last bytes of a whole PNG
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -80,7 +82,7 @@ def read(name: str, directory: pathlib.Path) -> Run:
         events=events,
         results=_results(directory, notes),
         starts=_rows(directory / "environment.jsonl", []),
-        pictures=sorted((directory / "pictures").glob("reconstruction_*.png")),
+        pictures=_pictures(directory, notes),
         analysis=_analysis(directory, notes),
         notes=notes,
     )
@@ -164,6 +166,17 @@ def _metric(last: dict[str, Any]) -> str:
     names = [k for k, v in last.items() if isinstance(v, int | float)]
     names = [k for k in names if k not in STAMPS]
     return "top1" if "top1" in names else next(iter(names), "n")
+
+
+def _pictures(directory: pathlib.Path, notes: list[str]) -> list[pathlib.Path]:
+    """Lists the reconstructions, without those that a kill or a disk cut."""
+    whole = []
+    for path in sorted((directory / "pictures").glob("reconstruction_*.png")):
+        if path.read_bytes()[-len(_PNG_END) :] == _PNG_END:
+            whole.append(path)
+        else:
+            notes.append(f"pictures/{path.name} is damaged and left out.")
+    return whole
 
 
 def _analysis(directory: pathlib.Path, notes: list[str]) -> dict[str, Any]:

@@ -91,3 +91,9 @@ def test_a_photograph_without_room_is_named_instead(figures):
     assert sheet.picture(size).photo and sheet.picture(size - 1).photo is None
     assert sheet.picture(0).file == "pictures-one-40.png"
     assert figures["curves-loss"].picture(0).svg  # what is drawn stays
+
+
+def test_long_names_make_short_names_of_files_that_differ():
+    one, other = (run_figures.file_name(300 * "a" + end) for end in "bc")
+    assert one != other and max(len(one), len(other)) <= 60
+    assert run_figures.file_name("a/b c") == "a_b_c"

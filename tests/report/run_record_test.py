@@ -72,3 +72,14 @@ def test_missing_updates_are_named(steps, gap, tmp_path):
         paths.append_line(place / "metrics.jsonl", {"step": step, "loss": 1.0})
     notes = " ".join(run_record.read("run", place).notes)
     assert gap in notes if gap else "nothing is logged" not in notes
+
+
+def test_a_picture_that_was_cut_is_named_and_left_out(tmp_path):
+    directory = examples.write_run(tmp_path / "cut")
+    whole = run_record.read("cut", directory).pictures
+    bad = directory / "pictures" / "reconstruction_000099.png"
+    bad.parent.mkdir(exist_ok=True)
+    bad.write_bytes(b"no picture")
+    run = run_record.read("cut", directory)
+    assert run.pictures == whole
+    assert "pictures/reconstruction_000099.png is damaged and left out." in run.notes
