@@ -39,6 +39,7 @@ def test_a_run_begins_and_is_told_again(place):
     assert workdirs.open_run(place, {"seed": 0}) is True
     with pytest.raises(ValueError, match="seed: 0 -> 1"):
         workdirs.open_run(place, {"seed": 1})
+    workdirs.close_run(place)
     assert [path.name for path in place.iterdir()] == ["config.json"]
     (place / "stranger.txt").write_text("?")
     (place / "config.json").unlink()
