@@ -18,7 +18,7 @@ from litevit_jax.train import workdir as workdirs
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a job ended: text for the user, and the signal that stopped it."""
+    """The end of a job: text for the user, and the signal that stopped it."""
 
     text: str
     signal: int | None = None

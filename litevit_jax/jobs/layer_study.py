@@ -43,7 +43,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a study ended: its table, its page, and the signal that stopped it."""
+    """The end of a study: its table, its page, and the signal that stopped it."""
 
     table: str
     page: pathlib.Path

@@ -51,7 +51,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a sweep ended.
+    """The end of a sweep.
 
     Attributes:
       table: of its points.

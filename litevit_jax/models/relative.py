@@ -17,7 +17,7 @@ _OF_CLS = 3  # rows: class token asks a patch, a patch asks it, it asks itself
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """How blocks with relative position bias differ from plain ones, besides the bias.
+    """Options of blocks with relative position bias, besides the bias itself.
 
     Attributes:
       fused_bias: whether q, k and v have one stored bias, as without the table; else

@@ -26,7 +26,7 @@ HEALTH_EXAMPLES = 256
 
 
 class Variables(NamedTuple):
-    """All arrays of an objective.
+    """The arrays of an objective.
 
     Attributes:
       params: the arrays that the optimizer updates.

@@ -30,7 +30,7 @@ def feature_std(features: jax.Array) -> jax.Array:
 
 
 def effective_rank(features: jax.Array) -> jax.Array:
-    """How many dimensions features `[B, E]` use: from 1 to min(B, E).
+    """Counts the dimensions that features `[B, E]` use: from 1 to min(B, E).
 
     RankMe (Garrido et al., arXiv 2210.02885): the exponential of the entropy of the
     singular values, scaled to sum to 1. As in the paper, features are not centred.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class RunOutcome:
-    """How a run ended: `signal` is None when it is complete.
+    """The end of a run: `signal` is None when it is complete.
 
     >>> litevit_jax.RunOutcome(step=6, results={}).signal  # None
     """

@@ -25,7 +25,7 @@ Arrays = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a run needs to resume; `step` counts the updates done."""
+    """The state that a run resumes from; `step` counts the updates done."""
 
     step: jax.Array
     params: PyTree
