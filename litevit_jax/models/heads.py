@@ -87,15 +87,16 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `[B, D]` by the batch in training, else by running statistics."""
-        size, width = x.shape
+        """Normalises `[..., D]` by the batch in training, else by running averages."""
+        width = x.shape[-1]
+        size, axes = x.size // width, tuple(range(x.ndim - 1))
         stats = {"mean": jnp.zeros, "var": jnp.ones}
         running = {
             n: self.variable("batch_stats", n, f, width) for n, f in stats.items()
         }
         mean, var = running["mean"].value, running["var"].value
         if train:
-            mean, var = x.mean(axis=0), x.var(axis=0)
+            mean, var = x.mean(axis=axes), x.var(axis=axes)
             if not self.is_initializing():
                 self._average(running["mean"], mean)
                 self._average(running["var"], var * (size / max(size - 1, 1)))

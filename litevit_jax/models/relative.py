@@ -30,8 +30,10 @@ class Style:
 
 
 # 'v2023' is the authors' code of 2023, 'qv_bias' the default of their revision of
-# 2025. Only 'fused' can take every parameter of a pre-trained block.
+# 2025, 'dense' the encoder of mmsegmentation. Only 'fused' and 'dense' can take every
+# parameter of a pre-trained block, and as they start both compute what it does.
 STYLES = {
+    "dense": Style(fused_bias=True, layer_scale=1.0),
     "fused": Style(fused_bias=True, layer_scale=None),
     "qv_bias": Style(fused_bias=False, layer_scale=None),
     "v2023": Style(fused_bias=False, layer_scale=0.1),
