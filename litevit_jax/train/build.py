@@ -297,12 +297,15 @@ def _step(
 
 
 def _optimizer(config: ConfigDict, params: PyTree) -> optimizers.Optimizer:
-    schedule = optimizers.warmcos(
+    from litevit_jax.train import schedule as schedules
+
+    schedule = schedules.warmcos(
         peak=config.derived.peak_lr,
         total_steps=config.derived.total_steps,
         warmup_steps=config.derived.warmup_steps,
         start=config.lr.start,
         end=config.lr.end,
+        decay=config.lr.get("decay", "cosine"),
     )
     return optimizers.make(params, schedule, **config.optimizer)
 

@@ -1,4 +1,4 @@
-"""Optimizers, the learning-rate schedule, and which parameters they touch.
+"""Optimizers, and which parameters they touch.
 
 The gradient transformations here leave the learning rate out; the train step
 multiplies their result by -lr(step), so a schedule depends on the step alone.
@@ -71,34 +71,6 @@ def merge(chosen: PyTree, other: PyTree) -> PyTree:
     return jax.tree.map(
         lambda a, b: b if a is None else a, chosen, other, is_leaf=lambda x: x is None
     )
-
-
-def warmcos(
-    *, peak: float, total_steps: int, warmup_steps: int, start: float, end: float
-) -> Schedule:
-    """Builds a linear warm-up and half a cosine over the number k of updates done.
-
-    lr(k) = start + (peak - start) k/W for k < W, else peak c + end (1 - c) with
-    c = (1 + cos(pi (k - W)/(T - W))) / 2. The first update has lr = start. c is
-    taken as sin^2 of the remaining angle, which keeps its last values exact in
-    float32 where 1 + cos cancels.
-
-    Raises:
-      ValueError: the warm-up is not shorter than the run.
-    """
-    if not 0 <= warmup_steps < total_steps:
-        raise ValueError(
-            f"warm-up of {warmup_steps} steps does not fit a run of {total_steps}; "
-            "lower --config.lr.warmup_epochs or train longer"
-        )
-
-    def lr(k: int | jax.Array) -> jax.Array:
-        left = (total_steps - k) / jnp.float32(total_steps - warmup_steps)
-        c = jnp.sin(jnp.pi / 2 * left) ** 2
-        warm = start + (peak - start) * (k / jnp.float32(max(warmup_steps, 1)))
-        return jnp.where(k < warmup_steps, warm, peak * c + end * (1 - c))
-
-    return lr
 
 
 def adamw(

@@ -137,10 +137,11 @@ def _check_meaning(
 def match_positions(
     params: Any, loaded: read.Checkpoint, config: ConfigDict, block: ConfigDict
 ) -> dict[str, np.ndarray]:
-    """Returns the checkpoint's arrays with a position embedding of the run's grid.
+    """Returns the checkpoint's arrays with positions of the run's grid.
 
     An encoder with a fixed table has no such array: a learned one starts as that
-    table. An array of another grid is resized.
+    table. An array of another grid is resized, and so are tables of relative positions
+    if the grid is larger.
 
     Args:
       params: arrays or shapes to fill.
@@ -148,21 +149,46 @@ def match_positions(
       config: of the run.
       block: the encoder in `config` that is filled.
     """
-    arrays = loaded.params
-    leaf = trees.flatten(params).get(_POS_EMBED)
+    leaves, grid = trees.flatten(params), images.grid(config.data, block)
+    arrays = _match_blocks(leaves, loaded, grid)
+    leaf = leaves.get(_POS_EMBED)
     if leaf is None:
         return arrays
-    grid = images.grid(config.data, block)
     table = arrays.get(_POS_EMBED)
     if table is None:
         kind = read.encoder_of(loaded.config).get("pos_embed") or "sincos"
         if kind.startswith("learned"):
             return arrays  # `fill_leaves` names the missing array
-        table = layers.sincos_table(grid, leaf.shape[-1], kind)[None]
-    elif table.shape[2:] == leaf.shape[2:]:
+        table = layers.sincos_table(_grid_of(loaded), leaf.shape[-1], kind)[None]
+    if table.shape[2:] == leaf.shape[2:]:
         old_grid = _grid_of(loaded)
         table = table if old_grid == grid else positions.resize(table, old_grid, grid)
     return {**arrays, _POS_EMBED: np.asarray(table)}
+
+
+def _match_blocks(
+    leaves: dict[str, Any], loaded: read.Checkpoint, grid: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """Returns the checkpoint's arrays as the run's blocks hold them.
+
+    Tables of relative positions are stretched to a larger `grid`. Where queries and
+    values have a bias each and the run's block has one for all three, that is both,
+    with 0 for the keys: the function stays the same.
+    """
+    arrays = dict(loaded.params)
+    for name in leaves:
+        table = arrays.get(name) if name.endswith(match.BIAS_TABLE) else None
+        old_grid = None if table is None else _grid_of(loaded)
+        if table is not None and old_grid not in (None, grid):
+            smaller = old_grid[0] > grid[0] or old_grid[1] > grid[1]
+            if not smaller:  # else `match.check_tables` refuses it
+                arrays[name] = positions.stretch_bias(table, old_grid, grid)
+        parts = [name.replace("/qkv/bias", f"/{kind}_bias") for kind in "qv"]
+        if name.endswith("/attn/qkv/bias") and set(parts) <= arrays.keys():
+            queries, values = (arrays.pop(part) for part in parts)
+            zeros = np.zeros_like(queries)
+            arrays[name] = np.concatenate([queries, zeros, values])
+    return arrays
 
 
 def _grid_of(loaded: read.Checkpoint) -> tuple[int, int]:

@@ -20,8 +20,8 @@ Grid = tuple[int, int]
 
 _DRAWN = ("fraction_of", "long_tail", "shots")
 IMAGES = ("channels", "image_size", "image_width")  # left to `images`
-_BIAS_TABLE = "relative_position_bias_table"
-_CLASSES = re.compile(r"head(_dist)?/fc/kernel")
+BIAS_TABLE = "relative_position_bias_table"
+_CLASSES = re.compile(r"((decode_)?head|head_dist)/fc/kernel")
 
 
 def data_of(run: dict[str, Any]) -> dict[str, Any]:
@@ -121,16 +121,17 @@ def check_classes(
 def check_tables(
     shapes: dict[str, tuple[Shape, Shape]], old_grid: Grid, grid: Grid
 ) -> None:
-    """Raises ValueError if a table of relative positions is for another grid.
+    """Raises ValueError if a table of relative positions is for a larger grid.
 
     `old_grid` is the checkpoint's, `grid` the run's: rows and columns of patches.
     """
-    tables = [name for name in shapes if name.endswith(_BIAS_TABLE)]
-    if tables and old_grid != grid:
+    tables = [name for name in shapes if name.endswith(BIAS_TABLE)]
+    if tables and (old_grid[0] > grid[0] or old_grid[1] > grid[1]):
         raise ValueError(
             f"its {tables[0]} is for {old_grid[0]}x{old_grid[1]} patches, this run has "
-            f"{grid[0]}x{grid[1]}; tables of relative positions are not resized: give "
-            "images of the size that it was trained with (--config.data.image_size)"
+            f"{grid[0]}x{grid[1]}; tables of relative positions are stretched to more "
+            "rows and columns, never to fewer: give images of at least the size that "
+            "it was trained with (--config.data.image_size)"
         )
 
 
@@ -196,6 +197,8 @@ def agree(field: str, value: Any, checkpoint_value: Any) -> bool:
     """Whether a field of the encoder fits the checkpoint's; None fits any."""
     if field == "pos_embed" and value and value.startswith("learned"):
         return True  # a parameter can start from any table
+    if field == "rpe_style" and value == "dense":
+        return True  # such blocks compute what those of any style do
     return value is None or checkpoint_value in (None, value)
 
 

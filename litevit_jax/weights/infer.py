@@ -189,8 +189,9 @@ def _relative(
                 f"{key} is not the order of rows that this package reads"
             )
     own = {key.removeprefix("blocks.0.") for key in entries}
-    style = "v2023" if "gamma_1" in own else "qv_bias"
-    return "fused" if "attn.qkv.bias" in own else style, shape[1]
+    scaled, fused = "gamma_1" in own, "attn.qkv.bias" in own
+    styles = ("qv_bias", "fused", "v2023", "dense")
+    return styles[2 * scaled + fused], shape[1]
 
 
 def _pos_kind(

@@ -13,7 +13,7 @@ import pytest
 from litevit_jax import sharding
 from litevit_jax.configs import mocov3_tiny
 from litevit_jax.objectives import moco_v3
-from litevit_jax.train import optimizer
+from litevit_jax.train import optimizer, schedule
 from tests import golden, jobs
 
 KEY = jax.random.key(0)
@@ -289,7 +289,7 @@ def test_health_tells_collapse_from_spread():
 def test_the_schedule_and_decay_of_the_recipe():
     config = mocov3_tiny.get_config()
     peak = config.lr.base * config.batch_size / 256
-    lr = optimizer.warmcos(
+    lr = schedule.warmcos(
         peak=peak,
         total_steps=1251 * config.epochs,
         warmup_steps=round(1251 * config.lr.warmup_epochs),

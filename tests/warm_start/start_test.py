@@ -2,6 +2,7 @@
 
 import types
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -29,8 +30,8 @@ def arrays_like(job):
 def lend(monkeypatch, tmp_path):
     """(recipe, **fields) -> a Checkpoint that every run directory then seems to be."""
 
-    def make(recipe, **fields):
-        job = jobs.prepare(tmp_path / "lender", jobs.tiny(recipe, **fields))
+    def make(recipe, arg="smoke", **fields):
+        job = jobs.prepare(tmp_path / "lender", jobs.tiny(recipe, arg, **fields))
         run = read.Checkpoint(arrays_like(job), job.config, 6, tmp_path)
         monkeypatch.setattr(read, "read_params", lambda _: run)
         return run
@@ -214,6 +215,48 @@ def test_positions_of_another_grid_are_resized(kind, lend, file_of, tmp_path):
     got, _ = loaded_into(made, tmp_path / "run")
     want = positions.resize(run.params["encoder/pos_embed"], grid, (6, 4))
     np.testing.assert_array_equal(got["encoder/pos_embed"], want)
+
+
+def test_a_fixed_table_of_another_grid_is_resized_as_a_learned_one(lend, tmp_path):
+    lend("mae_tiny")
+    made = finetune("RUN", data__image_size=12, data__image_width=8)
+    got, _ = loaded_into(made, tmp_path / "run")
+    want = positions.resize(
+        layers.sincos_table((4, 4), 24, "sincos")[None], (4, 4), (6, 4)
+    )
+    np.testing.assert_array_equal(got["encoder/pos_embed"], want)
+
+
+@pytest.mark.parametrize("style", ["fused", "qv_bias", "v2023"])
+def test_dense_blocks_take_those_of_every_style(style, lend, tmp_path):
+    """Tables are stretched, two biases become one; gammas are taken where they are."""
+    run = lend("finetune_rpe", arg=f"smoke,style={style}")
+    made = jobs.config(
+        "finetune_rpe",
+        "digits",
+        init="RUN",
+        init_load=(r"encoder/(?!.*/gamma_[12]$).*",),
+        init_load_if_there=(r"encoder/.*/gamma_[12]",),
+        objective__encoder__rpe_style="dense",
+        data__image_size=12,
+    )
+    got, _ = loaded_into(made, tmp_path / "run")
+    table = "encoder/blocks_0/attn/relative_position_bias_table"
+    want = positions.stretch_bias(run.params[table], (4, 4), (6, 6))
+    np.testing.assert_array_equal(got[table], want)
+    bias = got["encoder/blocks_0/attn/qkv/bias"]
+    if style == "fused":
+        np.testing.assert_array_equal(
+            bias, run.params["encoder/blocks_0/attn/qkv/bias"]
+        )
+    else:
+        q, v = (run.params[f"encoder/blocks_0/attn/{k}_bias"] for k in "qv")
+        np.testing.assert_array_equal(bias, np.concatenate([q, 0 * q, v]))
+    for name in ("encoder/blocks_0/gamma_1", "encoder/blocks_0/gamma_2"):
+        if style == "v2023":
+            np.testing.assert_array_equal(got[name], run.params[name])
+        else:
+            assert isinstance(got[name], jax.ShapeDtypeStruct)  # as it starts
 
 
 def test_learned_positions_do_not_become_a_fixed_table(lend, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from litevit_jax.weights import positions
+from tests import dense_golden as golden
 
 with np.load(pathlib.Path(__file__).parent / "fixtures" / "expected.npz") as recorded:
     EXPECTED = dict(recorded)
@@ -48,3 +49,45 @@ def test_a_table_of_another_grid_is_refused():
         positions.resize(EXPECTED["table"], (4, 5), (2, 2))
     with pytest.raises(ValueError, match="at least 1 x 1"):
         positions.resize(EXPECTED["table"], (4, 6), (0, 2))
+
+
+@pytest.mark.parametrize(("side", "every"), [(40, 3), (32, 3)])
+def test_positions_of_larger_images_are_the_recorded_ones(side, every):
+    values = golden.group("pos")
+    table = positions.resize(values["table_14"], (14, 14), (side, side))
+    got = table[0, 1:].reshape(side, side, -1)[::every, ::every]
+    golden.close(got, values[f"to_{side}"])
+
+
+def test_a_stretched_table_is_the_recorded_one():
+    values = golden.group("relpos")
+    assert positions.geometric_ratio(13, 31) == pytest.approx(values["q"], abs=1e-12)
+    got = positions.stretch_bias(values["table_27"], (14, 14), (32, 32))
+    golden.close(got, values["to_63"])
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got[-3:], values["table_27"][-3:])
+
+
+def test_a_table_of_the_same_grid_stays():
+    table = np.random.default_rng(0).normal(size=(3 * 5 + 3, 2)).astype(np.float32)
+    np.testing.assert_array_equal(positions.stretch_bias(table, (2, 3), (2, 3)), table)
+
+
+def test_rows_and_columns_are_stretched_apart():
+    rows, cols = np.linspace(-1, 1, 7) ** 3, np.linspace(0, 2, 5)
+    table = np.concatenate([np.outer(rows, cols).ravel(), np.zeros(3)])[:, None]
+    got = positions.stretch_bias(table, (4, 3), (6, 3))[:-3, 0].reshape(11, 5)
+    np.testing.assert_allclose(got, np.outer(got[:, 2] / cols[2], cols), atol=1e-12)
+    assert got[0, 2] == pytest.approx(-1) and got[5, 2] == pytest.approx(0)
+    # One row says nothing about offsets: all get its values.
+    flat = positions.stretch_bias(np.arange(6.0)[:, None], (1, 2), (3, 2))
+    np.testing.assert_array_equal(flat[:-3, 0].reshape(5, 3), [[0, 1, 2]] * 5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "grid", "message"),
+    [(10, (3, 3), r"got shape \(10, 1\), expected \(12, heads\)"), (12, (1, 4), "not")],
+)
+def test_a_table_that_cannot_be_stretched_is_refused(rows, grid, message):
+    with pytest.raises(ValueError, match=message):
+        positions.stretch_bias(np.zeros((rows, 1)), (2, 2), grid)

@@ -107,6 +107,6 @@ def test_a_classifier_of_such_a_file_is_fine_tuned_as_it_is(tmp_path):
     got = trees.flatten(jax.device_get(job.create()).params)
     for name in (n for n in params if n.startswith("encoder/")):
         np.testing.assert_array_equal(got[name], params[name], err_msg=name)
-    made = jobs.config("finetune", "digits", init=path, data__image_size=12)
-    with pytest.raises(ValueError, match=r"is for 4x4 patches, this run has 6x6"):
+    made = jobs.config("finetune", "digits", init=path, data__image_size=4)
+    with pytest.raises(ValueError, match=r"is for 4x4 patches, this run has 2x2"):
         train.prepare(made, tmp_path / "other")

@@ -1,0 +1,51 @@
+"""The learning rate of each update."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from litevit_jax import choices
+from litevit_jax.train.optimizer import Schedule
+
+DECAYS = ("cosine", "linear")  # of the learning rate after its warm-up
+
+
+def warmcos(
+    *,
+    peak: float,
+    total_steps: int,
+    warmup_steps: int,
+    start: float,
+    end: float,
+    decay: str = "cosine",
+) -> Schedule:
+    """Builds a linear warm-up and half a cosine over the number k of updates done.
+
+    lr(k) = start + (peak - start) k/W for k < W, else peak c + end (1 - c) with
+    c = (1 + cos(pi (k - W)/(T - W))) / 2. The first update has lr = start. c is
+    taken as sin^2 of the remaining angle, which keeps its last values exact in
+    float32 where 1 + cos cancels.
+
+    'linear' is mmsegmentation's: the warm-up's last update (k = W - 1) already has the
+    peak, and then c falls in a line, so that the last update has lr = end.
+
+    Raises:
+      ValueError: the warm-up is not shorter than the run, or an unknown decay.
+    """
+    choices.check("lr.decay", decay, DECAYS)
+    if not 0 <= warmup_steps < total_steps:
+        raise ValueError(
+            f"warm-up of {warmup_steps} steps does not fit a run of {total_steps}; "
+            "lower --config.lr.warmup_epochs or train longer"
+        )
+    line = decay == "linear"
+    to_peak, to_end = warmup_steps - line, total_steps - warmup_steps - line
+
+    def lr(k: int | jax.Array) -> jax.Array:
+        left = (total_steps - line - k) / jnp.float32(max(to_end, 1))
+        c = left if line else jnp.sin(jnp.pi / 2 * left) ** 2
+        warm = start + (peak - start) * (k / jnp.float32(max(to_peak, 1)))
+        return jnp.where(k < warmup_steps, warm, peak * c + end * (1 - c))
+
+    return lr
