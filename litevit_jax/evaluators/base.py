@@ -40,6 +40,7 @@ class Context:
       classes: how the data's classes were matched with the model's, in words; '' if
         they are the same.
       unmatched: images of its split whose class the model does not know, left out.
+      size: rows and columns of the images that the model reads.
     """
 
     predict: Callable[..., dict[str, jax.Array]]
@@ -53,6 +54,7 @@ class Context:
     rows: int | None = None
     classes: str = ""
     unmatched: int = 0
+    size: tuple[int, int] = (0, 0)
 
     def over(
         self,
@@ -62,14 +64,17 @@ class Context:
         *,
         images: bool = False,
         limit: int | None = None,
+        change: Callable[[Iterator[Rows]], Iterator[Rows]] | None = None,
     ) -> Iterator[tuple[Rows, Rows]]:
         """Yields (batch, predictions) of a split, of all hosts; padding has mask 0.
 
         Images are part of the batch only if asked for. `limit` stops after so many
-        examples (rounded up to whole pieces of `rows`).
+        examples (rounded up to whole pieces of `rows`). `change` turns the pieces into
+        others with as many rows, which are predicted instead.
         """
         predict = _only(self.predict, reads, images, self.mesh)
         host = _pieces(self.batches(self.source(split)), self.rows, limit)
+        host = host if change is None else change(host)
         for fed in device.feed(host, self.mesh):
             distributed.heartbeat(f"evaluation on {split!r}", grace=True)
             preemption.vote(self.mesh)

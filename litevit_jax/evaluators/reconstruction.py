@@ -81,15 +81,22 @@ class Reconstruction(base.Evaluator):
         return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
 
-def grid(rows: list[list[np.ndarray]], *, least: int = 96) -> np.ndarray:
+def grid(
+    rows: list[list[np.ndarray]],
+    *,
+    least: int = 96,
+    columns: tuple[str, ...] = _COLUMNS,
+) -> np.ndarray:
     """Draws a uint8 picture [H, W, 3]: two examples side by side in each row.
+
+    `columns` are the titles above the images of an example.
 
     Small images are enlarged, pixel by pixel, to at least `least` pixels.
     """
     height, width = rows[0][0].shape[:2]
     scale = max(1, -(-least // min(height, width)))
     height, width = height * scale, width * scale
-    block = len(_COLUMNS) * (width + _GAP) + 3 * _GAP
+    block = len(columns) * (width + _GAP) + 3 * _GAP
     lines = -(-len(rows) // 2)
     size = (min(len(rows), 2) * block, _TITLE + lines * (height + _GAP))
     canvas = Image.new("RGB", size, "white")
@@ -99,7 +106,7 @@ def grid(rows: list[list[np.ndarray]], *, least: int = 96) -> np.ndarray:
         for column, image in enumerate(row):
             x = half * block + column * (width + _GAP)
             if line == 0:
-                draw.text((x + 2, 2), _COLUMNS[column], fill="black")
+                draw.text((x + 2, 2), columns[column], fill="black")
             tile = Image.fromarray(rgb(image)).resize(
                 (width, height), Image.Resampling.NEAREST
             )

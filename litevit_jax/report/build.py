@@ -31,7 +31,7 @@ _SECTIONS = (
     ("probes", "Evaluations over time", ""),
     ("blocks", "What every block knows", "Classifiers that read one block alone."),
     ("speed", "Speed", "Between logged updates; the first interval compiles."),
-    ("pictures", "Reconstructions", ""),
+    ("pictures", "Pictures", ""),
     (
         "attention",
         "Attention: distance and entropy",
@@ -232,11 +232,33 @@ def _results(runs: Sequence[run_record.Run]) -> list[Any]:
         if len(runs) == 1:
             head, rows = head[1:], [row[1:] for row in rows]
         parts.append(page.Table(head, rows))
+    parts += [part for run in runs for part in _classes(run, several=len(runs) > 1)]
     known = [(run, row) for run in runs if (row := published.of(run)) is not None]
     if known:
         head = ["run", "expected", "what", "source", "reached", "to be compared?"]
         parts.append(page.Heading("Expected and reached"))
         parts.append(page.Table(head, [_published(run, row) for run, row in known]))
+    return parts
+
+
+def _classes(run: run_record.Run, *, several: bool) -> list[page.Folded]:
+    """Returns the tables of classes that evaluations recorded, folded up."""
+    parts = []
+    for title, result in run.results.items():
+        table = result["last"].get("table") or [{}]
+        if "class" not in table[0]:
+            continue
+        rows = [
+            [
+                page.Number(v, f"result.json {run.name}/{title} last.table.{i}.{k}")
+                if v is None or isinstance(v, int | float)
+                else v
+                for k, v in row.items()
+            ]
+            for i, row in enumerate(table)
+        ]
+        heading = f"{run.name}: " * several + f"{title}, by class"
+        parts.append(page.Folded(heading, page.Table([*table[0]], rows)))
     return parts
 
 

@@ -24,7 +24,8 @@ _UNITS = {
     "effective_rank": "dimensions",
     "attn_entropy": "nats",
 }
-_PERCENT = ("top1", "top5", "mean_per_class")  # endings of metrics
+# Endings of metrics.
+_PERCENT = ("top1", "top5", "mean_per_class", "miou", "aacc", "macc", "pixel_acc")
 _SPEED = ("images_per_s", "data_wait", "step_s")
 _TITLES = {
     "loss": "Loss",
@@ -304,22 +305,25 @@ def of_study(
 
 
 def _pictures(run: run_record.Run, several: bool) -> list[Figure]:
-    """Shows the reconstructions of a run: the first and the last, or the last."""
-    chosen = (
-        run.pictures[-1:]
-        if several
-        else dict.fromkeys([*run.pictures[:1], *run.pictures[-1:]])
-    )
+    """Shows the pictures of a run: of each kind the first and the last, or the last."""
+    kinds: dict[str, list[pathlib.Path]] = {}
+    for path in run.pictures:
+        kinds.setdefault(path.stem.rpartition("_")[0], []).append(path)
+    chosen = [
+        (kind, path)
+        for kind, all_paths in kinds.items()
+        for path in dict.fromkeys([*([] if several else all_paths[:1]), all_paths[-1]])
+    ]
     figures = []
-    for path in chosen:
+    for kind, path in chosen:
+        name = file_name(run.name) + f"-{kind}" * (kind != "reconstruction")
         step = int(path.stem.rpartition("_")[2])
         figures.append(
             Figure(
-                name=f"pictures-{file_name(run.name)}-{step}",
+                name=f"pictures-{name}-{step}",
                 section="pictures",
                 title=f"{run.name}, after {step:,} updates",
-                caption="original, masked, reconstructed; visible patches are the "
-                "original's",
+                caption=run_record.PICTURES[kind],
                 data={"source": f"pictures/{path.name}", "step": step},
                 pixels=read_pixels(path),
             )

@@ -15,6 +15,13 @@ from litevit_jax.train import workdir as workdirs
 STAMPS = ("step", "n", "params", "time", "seconds", "percent_of_run")
 _NAMES = ("nan", "inf", "-inf")  # how metrics.jsonl writes what JSON cannot
 
+# Evaluators that draw, by the names of their files, and what a picture shows.
+PICTURES = {
+    "reconstruction": "original, masked, reconstructed; visible patches are the "
+    "original's",
+    "segmentation": "image, label map, prediction; a colour for each class, white "
+    "where pixels have no label",
+}
 _PNG_END = b"IEND\xaeB`\x82"  # the last bytes of a whole PNG
 
 
@@ -30,7 +37,7 @@ class Run:
       events: rows of metrics.jsonl with an 'event'.
       results: title of an evaluation -> its result.json.
       starts: rows of environment.jsonl, one for each start.
-      pictures: of the reconstruction evaluator, by step.
+      pictures: of evaluators, by the kind in their names and by step.
       analysis: of its analysis.json, or {}.
       notes: what is missing or damaged.
     """
@@ -169,9 +176,10 @@ def _metric(last: dict[str, Any]) -> str:
 
 
 def _pictures(directory: pathlib.Path, notes: list[str]) -> list[pathlib.Path]:
-    """Lists the reconstructions, without those that a kill or a disk cut."""
+    """Lists the pictures of `PICTURES`, without those that a kill or a disk cut."""
     whole = []
-    for path in sorted((directory / "pictures").glob("reconstruction_*.png")):
+    files = (directory / "pictures").glob("*_*.png")
+    for path in sorted(p for p in files if p.stem.rpartition("_")[0] in PICTURES):
         if path.read_bytes()[-len(_PNG_END) :] == _PNG_END:
             whole.append(path)
         else:

@@ -135,14 +135,16 @@ class _Builder:
             std=tuple(self._normalize.std),
             num_classes=classes,
             rows=splits.evaluation_rows(data, self._mesh),
+            size=settings.image_size(data),
         )
         evaluator = registry.make("evaluators", name, context=context, **kwargs)
         predicted = self._predicted(title, data)
         base.check(name, evaluator, predicted, config.objective.name)
         if evaluator.labelled:
             evaluator = _matched(title, evaluator, self._known, config)
-        elif "logits" in evaluator.reads and classes != self._known.count:
-            raise ValueError(_other_count(title, classes, self._known.count))
+        elif any(name.endswith("logits") for name in evaluator.reads):
+            names = list(source(kwargs.get("split", "eval")).classes)
+            _check_same(title, names, self._known)
         _check_data(title, evaluator, kwargs)
         return evaluator, every
 
@@ -234,6 +236,22 @@ def _matched(
         unmatched=left_out,
     )
     return dataclasses.replace(evaluator, context=context)
+
+
+def _check_same(title: str, names: list[str], known: Known) -> None:
+    """Raises ValueError if the data's classes are not the model's, in their order."""
+    if len(names) != known.count:
+        raise ValueError(_other_count(title, len(names), known.count))
+    differing = [
+        pair for pair in zip(names, known.names, strict=False) if len(set(pair)) > 1
+    ]
+    if differing:
+        own, other = differing[0]
+        raise ValueError(
+            f"evals.{title}: the data's class {own!r} has the number of the model's "
+            f"{other!r} ({len(differing)} differ), and these labels are not numbered "
+            "anew; give data with the same classes in the same order"
+        )
 
 
 def _other_count(title: str, count: int, known: int) -> str:

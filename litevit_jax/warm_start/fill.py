@@ -177,12 +177,10 @@ def _match_blocks(
     """
     arrays = dict(loaded.params)
     for name in leaves:
-        table = arrays.get(name) if name.endswith(match.BIAS_TABLE) else None
-        old_grid = None if table is None else _grid_of(loaded)
-        if table is not None and old_grid not in (None, grid):
-            smaller = old_grid[0] > grid[0] or old_grid[1] > grid[1]
-            if not smaller:  # else `match.check_tables` refuses it
-                arrays[name] = positions.stretch_bias(table, old_grid, grid)
+        if name.endswith(match.BIAS_TABLE) and name in arrays:
+            rows, cols = old_grid = _grid_of(loaded)
+            if rows <= grid[0] and cols <= grid[1]:  # else `check_tables` refuses it
+                arrays[name] = positions.stretch_bias(arrays[name], old_grid, grid)
         parts = [name.replace("/qkv/bias", f"/{kind}_bias") for kind in "qv"]
         if name.endswith("/attn/qkv/bias") and set(parts) <= arrays.keys():
             queries, values = (arrays.pop(part) for part in parts)

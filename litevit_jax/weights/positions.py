@@ -135,6 +135,7 @@ def _stretched(values: np.ndarray, axis: int, length: int) -> np.ndarray:
 def geometric_ratio(terms: int, total: float) -> float:
     """Finds q in 1.01 to 1.5 for which 1 + q + q^2 + ..., of `terms`, is `total`."""
     low, high = _RATIOS
+    q = (low + high) / 2
     while high - low > 1e-6:
         q = (low + high) / 2
         if (1 - q**terms) / (1 - q) > total:

@@ -128,6 +128,22 @@ def test_a_picture_of_every_figure_lies_beside(run, drawn):
             assert min(picture.size) > 100
 
 
+def test_tables_of_classes_are_folded_up_in_the_page(tmp_path):
+    directory = examples.write_run(tmp_path / "run")
+    table = [
+        {"class": "sky <b>", "iou": 62.5, "acc": 75.0, "pixels": 12},
+        {"class": "tree", "iou": None, "acc": None, "pixels": 0},
+    ]
+    row = {"step": 40, "miou": 62.5, "table": table, "params": "abc", "time": 1.0}
+    workdirs.record_result(directory, "dense", row, "miou", {"metric": "miou"})
+    read = [run_record.read("one", directory)]
+    text = build.run_report(read, tmp_path / "out", title="One").read_text()
+    rows = [dict(row) for row in examples.Page(text).rows if row]
+    classes = {row["class"]: row for row in rows if "class" in row}
+    assert classes["sky <b>"]["iou"] == "62.5" and classes["tree"]["acc"] == "–"
+    assert "dense, by class" in text
+
+
 def test_photographs_that_would_make_the_page_large_lie_beside_it(
     run, tmp_path, monkeypatch
 ):

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from litevit_jax.report import run_figures, run_record
+from tests.report import examples
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,21 @@ def test_accuracy_over_blocks_counts_from_one():
     assert linear.get_xydata().tolist() == [[1, 50.0], [2, 51.0], [3, 52.0]]
     assert knn.get_ydata().tolist() == [40.0, 39.0, 38.0]
     assert [line.get_label() for line in (linear, knn)] == ["linear", "k-NN"]
+
+
+def test_pictures_of_each_kind_are_shown_first_and_last(tmp_path):
+    directory = examples.write_run(tmp_path / "run")
+    for step in (3, 5, 7):
+        picture = directory / "pictures" / f"segmentation_{step:07d}.png"
+        Image.new("RGB", (160, 160)).save(picture)
+    Image.new("RGB", (160, 160)).save(directory / "pictures" / "notes_1.png")
+    run = run_record.read("one", directory)
+    shown = {f.name: f for f in run_figures.of_runs([run], {"one": "#000000"})}
+    names = {name for name, figure in shown.items() if figure.section == "pictures"}
+    kinds = ("one-10", "one-40", "one-segmentation-3", "one-segmentation-7")
+    assert names == {f"pictures-{kind}" for kind in kinds}
+    assert "prediction" in shown["pictures-one-segmentation-7"].caption
+    assert "reconstructed" in shown["pictures-one-40"].caption
 
 
 def test_a_figure_is_saved_beside_the_page(figures, tmp_path):
