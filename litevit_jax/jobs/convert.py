@@ -285,7 +285,7 @@ def _from_run(config: ConfigDict) -> Source:
 
 def _sizes(block: Any) -> dict[str, Any]:
     """Selects the fields of an encoder's block that say which function it computes."""
-    fields = (*_SIZES, "pos_embed")
+    fields = (*_SIZES, "pos_embed", "rpe_style")
     return {k: block[k] for k in fields if block.get(k) is not None}
 
 

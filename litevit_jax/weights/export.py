@@ -98,6 +98,7 @@ def write(model: models.Model, kind: str, *, decoder: models.Arrays) -> Written:
         arrays = {k: np.asarray(v, np.float32) for k, v in layout.arrays.items()}
         return Written(safetensors.write(arrays, about), layout.left_out)
     if kind == "onnx":
+        layouts.check_plain(model, kind)
         return Written(onnx_graph.write(model, about), tuple(decoder))
     return Written(stablehlo.write(model), tuple(decoder), beside=about)
 

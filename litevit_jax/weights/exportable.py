@@ -103,13 +103,23 @@ class Model:
         return dataclasses.replace(self, params=params, pool=pool)
 
     def resized(self, image_size: tuple[int, int]) -> Model:
-        """The model for images of another size; learned positions are resized."""
+        """The model for images of another size; learned positions are resized.
+
+        Raises:
+          ValueError: tables of relative positions would have fewer rows or columns.
+        """
         other = dataclasses.replace(self, image_size=image_size)
-        if other.grid != self.grid and "encoder/pos_embed" in self.params:
+        if other.grid == self.grid:
+            return other
+        params = dict(self.params)
+        if "encoder/pos_embed" in params:
             table = positions.resize(self.pos_table, self.grid, other.grid)
-            params = {**self.params, "encoder/pos_embed": table}
-            other = dataclasses.replace(other, params=params)
-        return other
+            params["encoder/pos_embed"] = table
+        for name in params:
+            if name.endswith("/relative_position_bias_table"):
+                table = positions.stretch_bias(params[name], self.grid, other.grid)
+                params[name] = table
+        return dataclasses.replace(other, params=params)
 
     def apply(self, image: jax.Array) -> jax.Array:
         """The output for normalised images `[B, H, W, C]`, float32."""

@@ -87,7 +87,11 @@ def measure(
         del entries["pos_embed"]  # equal to the table that the encoder computes
     if grid[0] != grid[1]:
         encoder["grid"] = grid
-    shapes = _encoder_shapes(encoder, entries, channels, grid) | _head_shapes(entries)
+    norm = "norm.weight" in entries
+    # Only these two write encoders without a norm anywhere.
+    if source.name not in (names.PACKAGE, "mmseg") and "fc_norm.weight" not in entries:
+        norm = True
+    shapes = _encoder_shapes(encoder, norm, channels, grid) | _head_shapes(entries)
     recorded = _recorded(
         {"metadata": metadata.get(names.DECODER_NUM_HEADS)},
         {"config.json": config.get("decoder_num_attention_heads")},
@@ -249,10 +253,9 @@ def _shapes_of(module: Any, part: str, *args: Any, **kwargs: Any) -> Shapes:
 
 
 def _encoder_shapes(
-    encoder: dict[str, Any], entries: dict[str, Entry], channels: int, grid: Any
+    encoder: dict[str, Any], final_norm: bool, channels: int, grid: Any
 ) -> Shapes:
     fields = {k: v for k, v in encoder.items() if k != "grid"}
-    final_norm = "norm.weight" in entries or "fc_norm.weight" not in entries
     module = vit.make_encoder(**fields, final_norm=final_norm)
     side = encoder["patch_size"]
     shape = (1, grid[0] * side, grid[1] * side, channels)

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import numpy as np
 
 from litevit_jax.models import layers
 from litevit_jax.weights import exportable as models
+from litevit_jax.weights import mmseg as mmseg_names
 from litevit_jax.weights import names
 
-# timm's names -> those of mmsegmentation's VisionTransformer, one after the other.
-_MMSEG = (
-    (r"^patch_embed\.proj\.", "patch_embed.projection."),
-    (r"^norm\.", "ln1."),
-    (r"^blocks\.(\d+)\.", r"layers.\1."),
-    (r"\.norm([12])\.", r".ln\1."),
-    (r"\.attn\.qkv\.", ".attn.attn.in_proj_"),
-    (r"\.attn\.proj\.", ".attn.attn.out_proj."),
-    (r"\.mlp\.fc1\.", ".ffn.layers.0.0."),
-    (r"\.mlp\.fc2\.", ".ffn.layers.1."),
-)
 # Where detectron2's ViTDet detectors have their backbone. It works without a class
 # token (but skips its row of the position table) and without a final norm.
 VITDET_PREFIX = "backbone.net."
@@ -69,9 +58,11 @@ def vitdet(model: models.Model, decoder: models.Arrays) -> Layout:
     """detectron2's ViTDet backbone.
 
     Raises:
-      ValueError: the grid of patches is not square, which ViTDet assumes.
+      ValueError: the grid of patches is not square, which ViTDet assumes; or blocks
+        with tables of relative positions, of which it has others.
     """
     _check_square(model, "vitdet")
+    check_plain(model, "vitdet")
     whole = timm(model, decoder)
     left_out = [*NOT_IN_VITDET, *_heads(whole.arrays)]
     kept = {k: v for k, v in whole.arrays.items() if k not in left_out}
@@ -83,19 +74,26 @@ def vitdet(model: models.Model, decoder: models.Arrays) -> Layout:
 def mmseg(model: models.Model, decoder: models.Arrays) -> Layout:
     """The backbone of mmsegmentation's `VisionTransformer`.
 
+    With tables of relative positions and layer scale it is that of its `MAE`.
+
     Raises:
-      ValueError: the grid of patches is not square, which its loading needs.
+      ValueError: the grid of patches is not square, which its loading needs; or blocks
+        with tables that differ from those of `MAE`.
     """
     _check_square(model, "mmseg")
     whole = timm(model, decoder)
-    left_out = _heads(whole.arrays)
-    arrays = {}
-    for name, value in whole.arrays.items():
-        if name in left_out:
-            continue
-        for pattern, replacement in _MMSEG:
-            name = re.sub(pattern, replacement, name)
-        arrays[name] = value
+    left_out, tables = _heads(whole.arrays), mmseg_names.has_tables({*whole.arrays})
+    if tables and model.encoder.rpe_style != "dense":
+        raise ValueError(
+            f"format 'mmseg': blocks of rpe_style={model.encoder.rpe_style!r} are not "
+            "those of mmsegmentation's MAE, which are 'dense'; fine-tune this encoder "
+            "with configs/segment.py, which takes it, or export to timm"
+        )
+    arrays = {
+        mmseg_names.from_timm(name, tables=tables): value
+        for name, value in whole.arrays.items()
+        if name not in left_out
+    }
     return Layout(arrays, (*left_out, *whole.left_out))
 
 
@@ -115,6 +113,16 @@ def _to_timm(model: models.Model, params: models.Arrays) -> models.Arrays:
 
 def _heads(arrays: models.Arrays) -> list[str]:
     return [name for name in arrays if name.startswith(("head.", "fc_norm."))]
+
+
+def check_plain(model: models.Model, kind: str) -> None:
+    """Raises a ValueError if blocks have tables, for which a format has no place."""
+    if model.encoder.rpe_style != "none":
+        raise ValueError(
+            f"format {kind!r} has no place for tables of relative positions (rpe_style="
+            f"{model.encoder.rpe_style!r}), without which the model computes something "
+            "else; export to timm, mmseg or stablehlo"
+        )
 
 
 def _check_square(model: models.Model, program: str) -> None:

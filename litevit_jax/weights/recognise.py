@@ -15,7 +15,7 @@ import numpy as np
 
 from litevit_jax import choices
 from litevit_jax.models import layers
-from litevit_jax.weights import hf, names
+from litevit_jax.weights import hf, mmseg, names
 from litevit_jax.weights.base import Entry, WeightsError
 
 BRANCHES = ("base_encoder", "momentum_encoder")
@@ -107,6 +107,11 @@ def recognise(
         return _moco(entries, container, branch or BRANCHES[0])
     if branch is not None:
         raise WeightsError(f"branch={branch!r} is for files of MoCo v3; this is none")
+    if mmseg.is_one(set(entries)):
+        kept, unused = mmseg.split(set(entries))
+        renamed = {mmseg.to_timm(key): entries[key] for key in kept}
+        writer = metadata.get(names.WRITER, "mmseg")  # ours, or another
+        return Source(writer, renamed, tuple(unused))
     if metadata.get(names.WRITER) == names.PACKAGE:
         return Source(names.PACKAGE, entries)
     if "model" in starts:

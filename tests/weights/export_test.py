@@ -1,5 +1,6 @@
 """Exports compute what their source computes, and say so only if they do."""
 
+import dataclasses
 import itertools
 import json
 
@@ -7,11 +8,18 @@ import jax
 import numpy as np
 import pytest
 
-from litevit_jax import trees
+from litevit_jax import trees, weights
 from litevit_jax.models import layers, vit
-from litevit_jax.weights import export, layouts, numpy_vit, onnx_graph, safetensors
+from litevit_jax.weights import (
+    export,
+    layouts,
+    numpy_vit,
+    onnx_graph,
+    positions,
+    safetensors,
+)
 from litevit_jax.weights import exportable as models
-from tests import golden
+from tests import dense_golden, golden
 
 SIZES = {"width": 24, "depth": 2, "num_heads": 4, "patch_size": 4}
 TOLERANCE = 2e-5
@@ -282,3 +290,88 @@ def test_a_missing_package_is_named_with_its_extra(kind, monkeypatch):
         ModuleNotFoundError, match=r"package '(onnx|flatbuffers)'.*\[export\]"
     ):
         export.write(model_of("tokens"), kind, decoder={})
+
+
+def dense_model(style="dense", size=(16, 16)):
+    """A small encoder with tables of relative positions and no final norm."""
+    block = {**SIZES, "pos_embed": "learned", "rpe_style": style}
+    encoder = vit.make_encoder(**block, final_norm=False)
+    image = jax.ShapeDtypeStruct((1, *size, 3), np.float32)
+    shapes = jax.eval_shape(encoder.init, jax.random.key(0), image)["params"]
+    return models.make(noisy({"encoder": shapes}), block, image_size=size)
+
+
+@pytest.mark.parametrize("kind", ["timm", "mmseg", "stablehlo"])
+@pytest.mark.parametrize("style", ["dense", "fused", "v2023"])
+def test_tables_and_layer_scale_are_written_and_computed(kind, style):
+    if kind == "mmseg" and style != "dense":
+        with pytest.raises(ValueError, match=f"rpe_style='{style}' are not those of"):
+            export.write(dense_model(style), kind, decoder={})
+        return
+    model = dense_model(style)
+    written = export.write(model, kind, decoder={})
+    assert export.compare(model, written.data, kind).largest < TOLERANCE
+    without = {k: 0 * v if "table" in k else v for k, v in model.params.items()}
+    other = dataclasses.replace(model, params=without)
+    assert export.compare(other, written.data, kind).largest > 0.01
+
+
+@pytest.mark.parametrize("kind", ["timm", "mmseg"])
+def test_tables_and_layer_scale_come_back_bit_for_bit(kind, tmp_path):
+    model, path = dense_model(), tmp_path / "a.safetensors"
+    path.write_bytes(export.write(model, kind, decoder={}).data)
+    got = weights.read(path)
+    assert got.encoder["rpe_style"] == "dense" and got.encoder["num_heads"] == 4
+    assert got.params.keys() == model.params.keys()
+    for name, value in model.params.items():
+        np.testing.assert_array_equal(got.params[name], value, err_msg=name)
+
+
+def test_the_recorded_backbone_of_mmsegmentation_is_read_and_written_as_it_was(
+    tmp_path,
+):
+    recorded = {
+        key.removeprefix("w/"): value
+        for key, value in dense_golden.group("semfpn").items()
+        if key.startswith("w/")
+    }
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(safetensors.write(recorded, {}))
+    read = weights.read(path)
+    assert (read.source, read.encoder["num_heads"], read.grid) == ("mmseg", 2, (4, 4))
+    assert "decode_head.conv_seg.weight" in read.unused
+    params = trees.flatten(dense_golden.variables()[0]["encoder"])
+    assert {f"encoder/{name}" for name in params} == read.params.keys()
+    for name, value in params.items():
+        np.testing.assert_array_equal(read.params[f"encoder/{name}"], value)
+    model = models.make(read.params, read.encoder, image_size=(64, 64))
+    arrays = layouts.mmseg(model, {}).arrays
+    backbone = {k: v for k, v in recorded.items() if k.startswith("backbone.")}
+    assert {f"backbone.{key}" for key in arrays} == backbone.keys()
+    for key, value in arrays.items():
+        np.testing.assert_array_equal(value, backbone[f"backbone.{key}"], err_msg=key)
+
+
+@pytest.mark.parametrize("kind", ["vitdet", "onnx"])
+def test_formats_without_tables_refuse_them(kind):
+    with pytest.raises(ValueError, match=f"'{kind}' has no place for tables"):
+        export.write(dense_model(), kind, decoder={})
+
+
+def test_tables_are_stretched_for_larger_images():
+    model = dense_model()
+    large = model.resized((24, 32))
+    name = "encoder/blocks_1/attn/relative_position_bias_table"
+    want = positions.stretch_bias(model.params[name], (4, 4), (6, 8))
+    np.testing.assert_array_equal(large.params[name], want)
+    assert large.apply(models.fixed_images(large)).shape == (2, 49, 24)
+    with pytest.raises(ValueError, match="stretched, not shrunk"):
+        model.resized((8, 8))
+
+
+def test_a_plain_backbone_of_mmsegmentation_comes_back_bit_for_bit(tmp_path):
+    model, path = model_of("tokens"), tmp_path / "a.safetensors"
+    path.write_bytes(export.write(model, "mmseg", decoder={}).data)
+    got = weights.read(path)
+    for name, value in model.params.items():
+        np.testing.assert_array_equal(got.params[name], value, err_msg=name)
