@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 Batch = dict[str, np.ndarray]
+_SIZES = ("size", "window", "grid", "extent", "original_size")
 
 
 def starts(size: int, crop: int, stride: int) -> list[int]:
@@ -28,8 +29,9 @@ def cutter(
     are image, and `index`, `mask [B]`. A batch of windows has as many rows: `image
     [B, *crop, C]`, `size [B, 2]` (of a window, what is image), `label` (0), `index`,
     `mask`; and `window [B, 2]`, the row and column of the window among the `grid
-    [B, 2]` of all windows of its image, whose size is `extent [B, 2]`. Windows of an
-    image are in order; those of several share a batch. Padding has mask 0.
+    [B, 2]` of all windows of its image, whose size is `extent [B, 2]`, and was
+    `original_size [B, 2]` if the batch of images says so. Windows of an image are in
+    order; those of several share a batch. Padding has mask 0.
 
     Args:
       crop: rows and columns of a window.
@@ -66,6 +68,7 @@ def _windows(
 ) -> list[Batch]:
     """Cuts the image in `row` of a batch into windows."""
     image, extent = batch["image"][row], batch["size"][row]
+    original = batch.get("original_size", batch["size"])[row]
     down, right = (
         starts(int(size), side, step)
         for size, side, step in zip(extent, crop, stride, strict=True)
@@ -83,6 +86,7 @@ def _windows(
                     "window": np.array((i, j), np.int32),
                     "grid": np.array((len(down), len(right)), np.int32),
                     "extent": np.asarray(extent, np.int32),
+                    "original_size": np.asarray(original, np.int32),
                 }
             )
     return cut
@@ -95,15 +99,12 @@ def _stacked(cut: list[Batch], rows: int, shape: tuple[int, ...]) -> Batch:
         "index": np.full(rows, -1, np.int32),
         "label": np.zeros(rows, np.int32),
         "mask": np.zeros(rows, np.float32),
-        **{
-            name: np.ones((rows, 2), np.int32)
-            for name in ("size", "window", "grid", "extent")
-        },
+        **{name: np.ones((rows, 2), np.int32) for name in _SIZES},
     }
     for row, window in enumerate(cut):
         part = window["image"]
         batch["image"][row, : part.shape[0], : part.shape[1]] = part
         batch["mask"][row] = 1
-        for name in ("index", "size", "window", "grid", "extent"):
+        for name in ("index", *_SIZES):
             batch[name][row] = window[name]
     return batch

@@ -130,6 +130,7 @@ class Evaluator(abc.ABC):
     context: Context
     best: ClassVar[str | None] = None
     labelled: ClassVar[bool] = False
+    same_classes: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod

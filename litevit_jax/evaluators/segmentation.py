@@ -41,14 +41,23 @@ def make(
     Raises:
       ValueError: a stride that leaves pixels out.
     """
+    return Segmentation(context, split, strides(context, stride), images)
+
+
+def strides(context: base.Context, stride: int | None) -> tuple[int, int]:
+    """Returns the pixels from one window to the next, by rows and by columns.
+
+    Raises:
+      ValueError: a stride that leaves pixels out.
+    """
     sides = context.size
     if stride is not None and not 1 <= stride <= min(sides):
         raise ValueError(
-            f"evaluator 'segmentation': stride={stride}; expected 1 to {min(sides)}, "
-            "the side of a window, so that windows cover the image"
+            f"segmentation: stride={stride}; expected 1 to {min(sides)}, the side of a "
+            "window, so that windows cover the image"
         )
     rows, cols = (stride or max(side * 2 // 3, 1) for side in sides)
-    return Segmentation(context, split, (rows, cols), images)
+    return rows, cols
 
 
 class Predicted(NamedTuple):
@@ -60,6 +69,7 @@ class Predicted(NamedTuple):
       crop: rows and columns of a window in pixels.
       starts: where the windows start, by rows `[R]` and by columns `[C]`.
       extent: rows and columns of the resized image that the windows cover.
+      size: rows and columns of the image as it was decoded.
     """
 
     index: int
@@ -67,6 +77,7 @@ class Predicted(NamedTuple):
     crop: tuple[int, int]
     starts: tuple[np.ndarray, np.ndarray]
     extent: tuple[int, int]
+    size: tuple[int, int] = (0, 0)
 
 
 def predict(
@@ -87,11 +98,13 @@ def predict(
                 ordered = np.stack([known[window] for window in sorted(known)])
                 logits = ordered.reshape(*grid, *ordered.shape[1:])
                 rows, cols = (int(n) for n in batch["extent"][row])
+                height, width = (int(n) for n in batch["original_size"][row])
                 starts = (
                     np.array(windows.starts(rows, crop[0], stride[0]), np.int32),
                     np.array(windows.starts(cols, crop[1], stride[1]), np.int32),
                 )
-                yield Predicted(index, logits, crop, starts, (rows, cols))
+                sizes = (rows, cols), (height, width)
+                yield Predicted(index, logits, crop, starts, *sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +121,7 @@ class Segmentation(base.Evaluator):
     images: int
 
     best: ClassVar[str | None] = "miou"
+    same_classes: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -116,8 +130,7 @@ class Segmentation(base.Evaluator):
 
     def check_data(self) -> None:
         """Raises ValueError if the split has no label maps."""
-        source = self.context.source(self.split)
-        if "label_map" not in getattr(source, "annotations", ()):
+        if "label_map" not in self.context.source(self.split).annotations:
             raise ValueError(
                 f"split {self.split!r} needs label maps, but its images have none: "
                 "give a source that has them, such as segfolder"

@@ -142,7 +142,7 @@ class _Builder:
         base.check(name, evaluator, predicted, config.objective.name)
         if evaluator.labelled:
             evaluator = _matched(title, evaluator, self._known, config)
-        elif any(name.endswith("logits") for name in evaluator.reads):
+        elif "logits" in evaluator.reads or evaluator.same_classes:
             names = list(source(kwargs.get("split", "eval")).classes)
             _check_same(title, names, self._known)
         _check_data(title, evaluator, kwargs)

@@ -170,11 +170,12 @@ def batches(size, width=32):
         extent = np.zeros((count, 2), np.int32)
         for i in range(len(source)):
             rows, cols = extent[i] = source.extents[i]
-            image[i, :rows, :cols] = source[i]["image"]
+            image[i, :rows, :cols] = 20 * i + 1
         known = np.arange(count) < len(source)
         rows = {
             "image": image,
             "size": extent,
+            "original_size": 2 * extent,
             "index": np.where(known, np.arange(count), -1).astype(np.int32),
             "label": np.zeros(count, np.int32),
             "mask": known.astype(np.float32),
@@ -193,9 +194,10 @@ def predict(params, model_state, batch):
     return {"segmentation_logits": x + params * jnp.arange(16).reshape(4, 4, 1)}
 
 
-def evaluate(tmp_path, *, source=None, size=4, width=32, devices=(1, 1), **kwargs):
+def context_of(tmp_path, *, source=None, size=4, width=32, devices=(1, 1)):
+    """A context of scenes, or of another source like them."""
     source = source or Scenes()
-    context = base.Context(
+    return base.Context(
         predict=predict,
         source=lambda _: source,
         batches=batches(size, width),
@@ -206,7 +208,11 @@ def evaluate(tmp_path, *, source=None, size=4, width=32, devices=(1, 1), **kwarg
         num_classes=3,
         size=CROP,
     )
-    evaluator = segmentation.make(context=context, **kwargs)
+
+
+def evaluate(tmp_path, *, images=4, stride=None, **kwargs):
+    context = context_of(tmp_path, **kwargs)
+    evaluator = segmentation.make(context=context, images=images, stride=stride)
     state = types.SimpleNamespace(params=jnp.ones(()), model_state={})
     return evaluator, evaluator.run(state, step=7)
 
