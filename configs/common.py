@@ -37,7 +37,8 @@ OPEN_DATA = (
 
 # Variants with a place: data=NAME,path=DIR.
 PLACED = ("folder", "arrays", "packed", "tar")
-_OWN_PLACE = ("imagenet2012", "digits")  # variants that have one
+_EMBEDDED = ("digits", "digit_scenes")
+_OWN_PLACE = ("imagenet2012", *_EMBEDDED)  # variants that have one
 
 
 def data_variants():
@@ -48,7 +49,12 @@ def data_variants():
 
 def is_placed(config):
     """Whether the images are of a place that a variant named."""
-    return config.data.source not in (None, "tfds", "digits")
+    return config.data.source not in (None, "tfds", *_EMBEDDED)
+
+
+def is_embedded(config):
+    """Whether the images are small ones that come with the package."""
+    return config.data.source in _EMBEDDED
 
 
 def parse_arg(arg, flags=(), values=()):
@@ -228,6 +234,7 @@ def imagenet():
     data.source = "tfds"  # a file of litevit_jax/data/sources
     data.name = "imagenet2012"  # TFDS name
     data.dir = config_dict.placeholder(str)  # where the data is
+    data.options = {}  # what the source takes besides, by name
     data.required = False  # False: a missing default location may start the digits
     data.train_split = "train"  # 'a+b' joins splits
     data.eval_split = "validation"  # what evaluations read
@@ -248,6 +255,7 @@ def imagenet():
     data.single_draw = False  # crops as MAE does for its probe
     data.flip = 0.5  # probability of left and right being swapped
     data.randaugment = randaugment(layers=0)
+    data.joint = joint()
     data.views = 1  # random crops of each training image
     data.eval_crop_fraction = 0.875  # of the shorter side, in evaluations
     data.max_pixels = 100_000_000  # larger images count as unreadable
@@ -270,6 +278,17 @@ def holdout():
     }
 
 
+def joint():
+    """Images that are resized, cropped and flipped with their label maps."""
+    return {
+        "annotations": (),  # what they bring along: label_map; (): images alone
+        "short_side": 512,  # pixels; an image is resized to fit both sides
+        "long_side": 2048,  # pixels; an image is resized to fit both sides
+        "ratio": (0.5, 2.0),  # of both, drawn for each training image
+        "most_of_one_class": 0.75,  # share of a crop's labels; beyond, another is drawn
+    }
+
+
 def randaugment(layers=2, magnitude=10.0):
     """RandAugment after crop and flip, as timm's `rand-m10-mstd0.5-inc1`; 0: off."""
     return {
@@ -289,7 +308,7 @@ def use_data(config, said):
         config.data.required = True
     elif kind == "tfds":
         config.data.update(dir=path, required=True)
-    elif kind not in (None, "digits"):
+    elif kind not in (None, *_EMBEDDED):
         config.data.update(
             source=kind, name="", dir=path, required=True, eval_split="test"
         )
@@ -307,8 +326,30 @@ def use_data(config, said):
             threads=2,
         )
         config.augment.normalize = {"mean": (0.305,), "std": (0.376,)}
+    elif kind == "digit_scenes":
+        _use_digit_scenes(config)
     if kind and kind != "imagenet2012":
         config.name = f"{config.name}-{kind}"
+
+
+def _use_digit_scenes(config):
+    config.data.update(
+        source="digit_scenes",
+        name="",
+        eval_split="test",
+        image_size=48,
+        crop_scale=(0.5, 1.0),
+        flip=0.0,
+        eval_crop_fraction=1.0,
+        workers=0,
+        threads=2,
+    )
+    config.data.options = {
+        "size": 48,  # pixels of a scene
+        "scenes": 4000,  # to train on
+        "test_scenes": 300,  # to evaluate on
+        "seed": 0,  # of the scenes
+    }
 
 
 def use_labelled(config, said):
@@ -413,7 +454,7 @@ def evaluation(name, said):
 
 def small_model(config):
     """The quick start's encoder: 16 patches an image, 64 wide, 4 deep."""
-    patch_size = 2 if config.data.source == "digits" else 4
+    patch_size = {"digits": 2, "digit_scenes": 6}.get(config.data.source, 4)
     return {"width": 64, "depth": 4, "num_heads": 4, "patch_size": patch_size}
 
 
@@ -422,7 +463,7 @@ def use_smoke(config):
     config.update(name=f"{config.name}-smoke", batch_size=32, steps=6)
     config.checkpoint.every_steps = 3
     config.log.update(every_steps=1, report_images=16)
-    if config.data.source != "digits":
+    if not is_embedded(config):
         config.data.update(image_size=16, image_width=None)
     for block in config.evals.values():
         block.every_steps = 3
@@ -471,7 +512,7 @@ def mae(name, size, arg):
         # A folder is rarely a million images: a batch that one machine can hold.
         config.update(batch_size=256)
         config.evals.reconstruction.update(split="train", every_steps=500)
-    if config.data.source == "digits" or said["smoke"]:
+    if is_embedded(config) or said["smoke"]:
         _small_mae(config)
     use_labelled(config, said)
     if said["smoke"]:
@@ -545,7 +586,7 @@ def use_finetuning_data(config, said, *, at_random=False):
     if is_placed(config):
         config.update(batch_size=256)
         config.evals.test.every_steps = 500
-    if config.data.source == "digits" or said["smoke"]:
+    if is_embedded(config) or said["smoke"]:
         config.update(batch_size=64, epochs=50)
         config.lr.update(base=4e-3, warmup_epochs=5.0)
         config.data.randaugment.layers = 0

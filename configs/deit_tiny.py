@@ -23,7 +23,7 @@ def get_config(arg=None):
     common.use_finetuning(config)
     config.objective.encoder.update(variant="tiny", pos_embed="learned")
     common.use_finetuning_data(config, said, at_random=True)
-    if config.data.source == "digits" or said["smoke"]:
+    if common.is_embedded(config) or said["smoke"]:
         config.objective.encoder.update(variant=None, **common.small_model(config))
     if said["smoke"]:
         common.use_smoke(config)

@@ -41,7 +41,7 @@ def get_config(arg=None):
     if common.is_placed(config):
         config.update(batch_size=256)
         del config.evals.knn  # these need not have labels
-    if config.data.source == "digits" or said["smoke"]:
+    if common.is_embedded(config) or said["smoke"]:
         config.objective.encoder.update(variant=None, **common.small_model(config))
         config.update(batch_size=128, epochs=100)
         config.lr.update(base=3e-3, warmup_epochs=5.0)

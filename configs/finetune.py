@@ -106,7 +106,7 @@ def _start_at_random(config, said):
     encoder = config.objective.encoder
     if said["scratch"]:
         encoder.pos_embed = "learned"
-    if config.data.source == "digits" or said["smoke"]:
+    if common.is_embedded(config) or said["smoke"]:
         encoder.update(common.small_model(config))
     else:
         encoder.variant = "small" if said["small"] else "tiny"

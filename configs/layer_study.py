@@ -63,7 +63,7 @@ def get_config(arg=None):
     common.use_finetuning_data(config, said)
     config.evals.test.every_steps = 0
     config.log.report = False  # of every part; the study draws its own
-    if config.data.source == "digits" or said["smoke"]:
+    if common.is_embedded(config) or said["smoke"]:
         config.update(epochs=10)
         config.lr.warmup_epochs = 1.0
     if said["smoke"]:

@@ -82,7 +82,7 @@ def get_config(arg=None):
 
 def _at_random(config, said):
     """The encoder of a random start; with a checkpoint, its encoder is taken."""
-    if config.data.source == "digits" or said["smoke"]:
+    if common.is_embedded(config) or said["smoke"]:
         return {"pos_embed": "sincos", **common.small_model(config)}
     named = {"variant": "tiny"} if config.data.source == "tfds" else {}
     return {"pos_embed": "sincos", **named}

@@ -58,7 +58,7 @@ def get_config(arg=None):
         config.update(batch_size=256)
     if config.data.source == "digits":
         _digits(config)
-    if config.data.source == "digits" or said["smoke"]:
+    if common.is_embedded(config) or said["smoke"]:
         _small(config)
     common.use_labelled(config, said)
     if said["smoke"]:

@@ -43,7 +43,7 @@ def get_config(arg=None):
     if common.is_placed(config):
         config.update(batch_size=256)
         del config.evals.knn  # these need not have labels
-    if config.data.source == "digits" or said["smoke"]:
+    if common.is_embedded(config) or said["smoke"]:
         config.objective.update(mask_unit=1)
         config.objective.encoder.update(variant=None, **common.small_model(config))
         config.update(batch_size=128, epochs=100)

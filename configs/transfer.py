@@ -91,7 +91,7 @@ def get_config(arg=None):
         _use(config, chosen[0] if chosen else "cifar100", named=bool(chosen))
     if config.data.source in ("folder", "arrays"):
         config.batch_size = 256
-    if config.data.source == "digits" or said["smoke"]:
+    if common.is_embedded(config) or said["smoke"]:
         _small(config)
     if said["smoke"]:
         _smoke(config)

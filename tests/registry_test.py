@@ -22,7 +22,7 @@ VARIANTS = (None, "digits", "smoke", "data=folder,path=DIR", "grid", "knn=digits
 
 def test_every_folder_lists_its_plug_ins():
     assert {"mae", "supervised"} <= set(registry.choices("objectives"))
-    sources = {"arrays", "digits", "fgvc_aircraft", "folder", "packed", "tar", "tfds"}
+    sources = {"arrays", "digit_scenes", "digits", "fgvc_aircraft", "folder", "packed"}
     assert sources <= set(registry.choices("data.sources"))
     assert "base" not in registry.choices("data.sources")
     assert "base" not in registry.choices("evaluators")

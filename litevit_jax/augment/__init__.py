@@ -15,6 +15,7 @@ Op = Callable[[jax.Array, dict[str, Any]], dict[str, Any]]
 # Name -> 'module.function' that builds the op, in the order in which ops run. The order
 # of a config cannot serve, since a ConfigDict sorts its keys.
 OPS = {
+    "photometric": "photometric.make",
     "color_jitter": "color.color_jitter",
     "gaussian_blur": "spatial.gaussian_blur",  # before grey: the authors' MoCo v3
     "grayscale": "color.grayscale",
@@ -55,9 +56,10 @@ def for_channels(
     if channels == 3:
         return blocks, []
     kept, left_out = dict(blocks), []
-    if "grayscale" in kept:
-        del kept["grayscale"]
-        left_out.append("grayscale")
+    for name in ("grayscale", "photometric"):
+        if name in kept:
+            del kept[name]
+            left_out.append(name)
     jitter = kept.get("color_jitter", {})
     strong = [name for name in ("saturation", "hue") if jitter.get(name)]
     if strong:

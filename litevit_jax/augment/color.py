@@ -22,11 +22,18 @@ class Normalize:
     std: tuple[float, ...]
 
     def __call__(self, key: jax.Array, batch: dict[str, Any]) -> dict[str, Any]:
-        """Replaces `image` or `views` uint8 [..., H, W, C] by float32."""
+        """Replaces `image` or `views` uint8 [..., H, W, C] by float32.
+
+        With `size [B, 2]` an image has the mean colour, 0, beyond so many rows and
+        columns: there it is padded.
+        """
         del key  # nothing is drawn
         name = "views" if "views" in batch else "image"
         shift, scale = (jnp.asarray(x, jnp.float32) for x in self.affine())
-        return {**batch, name: (batch[name].astype(jnp.float32) - shift) * scale}
+        image = (batch[name].astype(jnp.float32) - shift) * scale
+        if "size" in batch:
+            image = jnp.where(_inside(batch["size"], *image.shape[-3:-1]), image, 0)
+        return {**batch, name: image}
 
     def affine(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Returns (shift, scale) by channel: a byte becomes (byte - shift) * scale."""
@@ -34,6 +41,13 @@ class Normalize:
         scale = one / (most * np.asarray(self.std, np.float32))
         shift = np.asarray(self.mean, np.float32) * most
         return tuple(map(float, shift)), tuple(map(float, scale))
+
+
+def _inside(size: jax.Array, height: int, width: int) -> jax.Array:
+    """Whether pixels belong to images of `size [B, 2]`: bool [B, H, W, 1]."""
+    rows = jnp.arange(height)[None, :, None] < size[:, 0, None, None]
+    columns = jnp.arange(width)[None, None] < size[:, 1, None, None]
+    return (rows & columns)[..., None]
 
 
 def normalize(*, mean: tuple[float, ...], std: tuple[float, ...]) -> Normalize:
@@ -176,13 +190,21 @@ def turn_hue(planes: jax.Array, turn: jax.Array) -> jax.Array:
     """Turns the hue of bytes `[3, H, W]`; its resolution is 1/256, as PIL's."""
     hue, saturation, value = _to_hsv(planes.astype(jnp.float32))
     hue = jnp.mod(hue + jnp.trunc(turn * 255), 256)
-    sector = hue * (6 / 255)  # of the colour circle, 0 to 6
+    planes = of_sector(hue * (6 / 255), saturation, value)
+    return jnp.floor(planes + 0.5).astype(jnp.uint8)
+
+
+def of_sector(sector: jax.Array, saturation: jax.Array, value: jax.Array) -> jax.Array:
+    """Returns colours `[3, H, W]`, 0 to 255, not rounded.
+
+    `sector` is the place on the colour circle, 0 to 6; the others are 0 to 255.
+    """
     fallen = []
     for start in (5, 3, 1):  # red, green and blue differ by a third of a turn
         k = jnp.mod(sector + start, 6)
         fall = jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
         fallen.append(value * (1 - saturation * fall / 255))
-    return jnp.floor(jnp.stack(fallen) + 0.5).astype(jnp.uint8)
+    return jnp.stack(fallen)
 
 
 def _to_hsv(rgb: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

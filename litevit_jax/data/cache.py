@@ -20,8 +20,9 @@ class Cached(base.Source):
 
     def __init__(self, source: base.Source):
         self._source = source
+        self.annotations = source.annotations
         self._images: list[np.ndarray | Exception] = []
-        self._labels: list[int] = []
+        self._rest: list[dict[str, Any]] = []  # label and annotations
 
     @property
     def classes(self) -> list[str]:
@@ -42,7 +43,7 @@ class Cached(base.Source):
         image = self._images[index]
         if isinstance(image, Exception):
             raise DecodeError(str(image))
-        return {"image": image, "label": self._labels[index]}
+        return {"image": image, **self._rest[index]}
 
     def label_of(self, index: int) -> int:
         return self._source.label_of(index)
@@ -79,25 +80,27 @@ def keep(source: base.Source, decode: Decode, *, gib: float, threads: int) -> Ca
       ValueError: they take more.
     """
 
-    def read(index: int) -> tuple[Any, int]:
+    def read(index: int) -> tuple[Any, dict[str, Any]]:
         try:
-            example = source[index]
-            pixels = np.asarray(decode(example["image"]))
+            example = dict(source[index])
+            pixels = np.asarray(decode(example.pop("image")))
+        except base.AnnotationError:
+            raise
         except Exception as error:  # told by the run, which counts what is bad
-            return error, -1
+            return error, {}
         shape = (*pixels.shape[:2], decode.channels)
-        return pixels.reshape(shape), int(example["label"])
+        return pixels.reshape(shape), example
 
     cached = Cached(source)
     size, count = 0, len(source)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         for start in range(0, count, _AT_ONCE):
-            for image, label in pool.map(
+            for image, rest in pool.map(
                 read, range(start, min(start + _AT_ONCE, count))
             ):
                 cached._images.append(image)
-                cached._labels.append(label)
-                size += image.nbytes if isinstance(image, np.ndarray) else 0
+                cached._rest.append(rest)
+                size += sum(getattr(x, "nbytes", 0) for x in (image, *rest.values()))
             if size > gib * _GIB:
                 raise ValueError(
                     f"data.cache: the first {len(cached)} of {count} images take "

@@ -18,6 +18,7 @@ import numpy as np
 import PIL.Image
 
 from litevit_jax.data import levels
+from litevit_jax.data.sources.base import AnnotationError
 
 Image = PIL.Image.Image | np.ndarray
 
@@ -156,7 +157,7 @@ def open_image(encoded: bytes) -> Iterator[PIL.Image.Image]:
     try:
         with PIL.Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             yield image
-    except DecodeError:
+    except (AnnotationError, DecodeError):
         raise
     except PIL.UnidentifiedImageError as error:
         raise DecodeError(

@@ -17,7 +17,7 @@ import grain
 import numpy as np
 
 from litevit_jax.data import decode
-from litevit_jax.data.sources.base import Source
+from litevit_jax.data.sources.base import AnnotationError, Source
 from litevit_jax.data.worker_journal import Journal
 
 # Positions are bounded only because a random-access data set needs a length.
@@ -30,19 +30,25 @@ MAX_REPLACEMENTS = 64
 class Transform(Protocol):
     """Turns a raw image into uint8 [H, W, C], or [V, H, W, C] of several views.
 
-    It is picklable where worker processes are used.
+    It is picklable where worker processes are used. One with `extras` turns a whole
+    example into named arrays: `image`, and those.
     """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of every result: (H, W, C) or (V, H, W, C)."""
+        """The shape of every image: (H, W, C) or (V, H, W, C)."""
         ...
 
     def __call__(
-        self, image: Any, rng: np.random.Generator, out: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Returns the result, preferably written to `out` if that is given."""
+        self, raw: Any, rng: np.random.Generator, out: np.ndarray | None = None
+    ) -> Any:
+        """Returns the result, the image preferably written to `out` if given."""
         ...
+
+
+def extras_of(transform: Transform) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Returns name -> (shape, type) of what a transform yields beside the image."""
+    return getattr(transform, "extras", {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +105,8 @@ class Examples(abc.ABC):
     def read(self, number: int, out: np.ndarray | None) -> dict[str, Any]:
         """Reads `image` (None: padding or unreadable), `label`, `index` and `bad`.
 
+        Beside a readable image come the transform's extras.
+
         `number` counts the examples of this process; the image is written to `out`,
         if that is given.
         """
@@ -116,25 +124,44 @@ class Examples(abc.ABC):
         """Reads example `index`; if unreadable, `image` is None, `bad` has a reason.
 
         Raises:
+          AnnotationError: what is drawn on the image contradicts the settings.
           RuntimeError: the transform failed on a readable image; names the file.
         """
         bad = {"image": None, "label": 0, "index": index}
         try:
             raw = self.source[index]
+        except AnnotationError:
+            raise
         except Exception as error:  # whatever a file system or a format may raise
             return bad | {"bad": [(self.source.name_of(index), _reason(error))]}
         try:
-            image = self.transform(raw["image"], rng, out)
-            _check_shape(image, self.transform.shape)
-            if out is not None and image is not out:
-                out[:] = image
+            arrays = self._transformed(raw, rng, out)
+            if out is not None and arrays["image"] is not out:
+                out[:] = arrays["image"]
         except decode.DecodeError as error:
             return bad | {"bad": [(self.source.name_of(index), str(error))]}
+        except AnnotationError as error:
+            raise AnnotationError(f"{self.source.name_of(index)}: {error}") from None
         except Exception as error:
             raise RuntimeError(
                 f"transform of {self.source.name_of(index)} failed: {_reason(error)}"
             ) from error
-        return {"image": image, "label": int(raw["label"]), "index": index, "bad": []}
+        return arrays | {"label": int(raw["label"]), "index": index, "bad": []}
+
+    def _transformed(
+        self, raw: dict[str, Any], rng: np.random.Generator, out: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
+        """Returns `image` and the transform's extras, of the shapes that it names."""
+        extras = extras_of(self.transform)
+        if not extras:
+            image = self.transform(raw["image"], rng, out)
+            _check_shape(image, self.transform.shape)
+            return {"image": image}
+        arrays = self.transform(raw, rng, out)
+        _check_shape(arrays["image"], self.transform.shape)
+        for name, (shape, dtype) in extras.items():
+            _check_shape(arrays[name], shape, dtype)
+        return arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,8 +275,11 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _check_shape(image: np.ndarray, shape: tuple[int, ...]) -> None:
-    if image.shape != tuple(shape) or image.dtype != np.uint8:
+def _check_shape(
+    array: np.ndarray, shape: tuple[int, ...], dtype: Any = np.uint8
+) -> None:
+    if array.shape != tuple(shape) or array.dtype != dtype:
         raise ValueError(
-            f"result is {image.dtype} {image.shape}; expected uint8 {tuple(shape)}"
+            f"result is {array.dtype} {array.shape}; expected {np.dtype(dtype)} "
+            f"{tuple(shape)}"
         )

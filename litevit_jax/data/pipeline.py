@@ -31,6 +31,7 @@ from litevit_jax.data.order import (
     HostShard,
     TrainExamples,
     Transform,
+    extras_of,
 )
 from litevit_jax.data.sources import base
 from litevit_jax.data.sources.base import Source
@@ -68,7 +69,8 @@ def train_batches(
     Args:
       source: the examples.
       transform: (raw image, rng) -> uint8 [H, W, C], with a `shape` (H, W, C); or
-        [V, H, W, C] of several views, which make the batch's `image` its `views`.
+        [V, H, W, C] of several views, which make the batch's `image` its `views`; or
+        (example, rng) -> named arrays, with their `extras`.
       batch_size: of all processes together; each process gets a contiguous part.
       seed: of the order and of the transform's randomness.
       start_step: the first batch to yield.
@@ -81,8 +83,8 @@ def train_batches(
 
     Yields:
       `image` uint8 [B, H, W, C] (or `views` [B, V, H, W, C]), `label` int32 [B],
-      `index` int32 [B] into the source. A file that cannot be read is replaced by
-      another one.
+      `index` int32 [B] into the source, and the transform's extras. A file that
+      cannot be read is replaced by another one.
     """
     _check_filled(source)
     shard = HostShard(batch_size, process_index, process_count, first_step=start_step)
@@ -106,9 +108,10 @@ def eval_batches(
     """Yields every example once, in source order; arguments as for training.
 
     Yields:
-      `image` uint8 [B, H, W, C], `label` int32 [B], `index` int32 [B], `mask`
-      float32 [B]: 1 for an example, 0 for padding (zeros, with index -1) and for
-      a file that cannot be read. All processes get the same number of batches.
+      `image` uint8 [B, H, W, C], `label` int32 [B], `index` int32 [B], the
+      transform's extras, `mask` float32 [B]: 1 for an example, 0 for padding (zeros,
+      with index -1) and for a file that cannot be read. All processes get the same
+      number of batches.
     """
     _check_filled(source)
     shard = HostShard(batch_size, process_index, process_count)
@@ -151,6 +154,7 @@ class Stream:
     ):
         self.bad: dict[str, str] = {}
         self._shape = tuple(examples.transform.shape)
+        self._extras = extras_of(examples.transform)
         self._name = "image" if len(self._shape) == 3 else "views"
         self._masked = masked
         self._limit = limit
@@ -208,6 +212,8 @@ class Stream:
             "label": np.zeros(size, np.int32),
             "index": np.full(size, -1, np.int32),
         }
+        for name, (shape, dtype) in self._extras.items():
+            batch[name] = np.zeros((size, *shape), dtype)
         if self._batches is None:
             batch[self._name] = np.zeros((size, *self._shape), np.uint8)
         return batch | ({"mask": np.zeros(size, np.float32)} if self._masked else {})
@@ -219,7 +225,8 @@ class Stream:
         if example["image"] is not None:
             if self._batches is None:
                 batch[self._name][row] = example["image"]
-            batch["label"][row] = example["label"]
+            for name in ("label", *self._extras):
+                batch[name][row] = example[name]
             if self._masked:
                 batch["mask"][row] = 1
         elif not self._masked:
@@ -324,8 +331,9 @@ class _Reading:
         if not flags.FLAGS.is_parsed():  # Grain reads a flag; notebooks parse none
             flags.FLAGS.mark_as_parsed()
         # Shared memory is small in containers: few examples wait there.
-        size, streams = math.prod(examples.transform.shape), self.streams
-        handover.check_memory(self.workers, chunk, size, streams)
+        handover.check_memory(
+            self.workers, chunk, _bytes(examples.transform), self.streams
+        )
         return dataset.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=self.workers,
@@ -333,6 +341,13 @@ class _Reading:
             ),
             handover.settle,
         )
+
+
+def _bytes(transform: Transform) -> int:
+    """Returns the size of what a transform yields."""
+    extras = extras_of(transform).values()
+    sizes = (math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in extras)
+    return math.prod(transform.shape) + sum(sizes)
 
 
 def _check_filled(source: Source) -> None:

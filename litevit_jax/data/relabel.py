@@ -88,6 +88,7 @@ class Relabelled(base.Source):
 
     def __init__(self, source: base.Source, numbers: np.ndarray, classes: list[str]):
         self._source, self._numbers, self._classes = source, numbers, classes
+        self.annotations = source.annotations
 
     @property
     def classes(self) -> list[str]:

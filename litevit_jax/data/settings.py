@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 
 def image_size(data: Any) -> tuple[int, int]:
     """Returns (H, W) of the images that a `data` block asks for."""
@@ -13,10 +15,37 @@ def image_size(data: Any) -> tuple[int, int]:
 def flips_on_host(data: Any) -> bool:
     """Whether `data.flip` is applied where images are decoded.
 
-    It is where RandAugment must follow it; else the device flips, in the same share
-    of the images.
+    It is where RandAugment must follow it, or annotations have to be flipped, too; else
+    the device flips, in the same share of the images.
     """
-    return data["randaugment"]["layers"] > 0
+    return data["randaugment"]["layers"] > 0 or bool(annotations(data))
+
+
+def annotations(data: Any) -> tuple[str, ...]:
+    """Returns what a run reads beside images and labels: `data.joint.annotations`."""
+    return tuple(_joint(data).get("annotations", ()))
+
+
+def _joint(data: Any) -> dict[str, Any]:
+    """Returns the block `data.joint` without open fields; older runs have none."""
+    block = dict(data.get("joint") or {})
+    return {key: value for key, value in block.items() if value is not None}
+
+
+def extras(data: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Returns name -> (shape, type) of what an example has beside image and label."""
+    names = annotations(data)
+    return extras_of(names, image_size(data)) if names else {}
+
+
+def extras_of(
+    names: tuple[str, ...], size: tuple[int, int]
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Returns shapes and types of annotations of `size` (H, W), and of `size [2]`.
+
+    That is how many rows and columns are image; the rest is padding.
+    """
+    return {**dict.fromkeys(names, (size, np.uint8)), "size": ((2,), np.int32)}
 
 
 def image_settings(data: Any) -> dict[str, Any]:
@@ -35,4 +64,5 @@ def image_settings(data: Any) -> dict[str, Any]:
         "views": data["views"],
         "randaugment": dict(data["randaugment"]),
         "eval_crop_fraction": data["eval_crop_fraction"],
+        "joint": _joint(data),
     }

@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 from litevit_jax import choices, distributed, paths, registry, terminal
 from litevit_jax.data import (
     cache,
+    canvases,
+    joint,
     levels,
     pipeline,
     settings,
@@ -26,6 +28,7 @@ _WHICH: dict[str, Any] = {
     "source": None,
     "name": "",
     "dir": None,
+    "options": {},
     "train_split": "train",
     "eval_split": "test",
     "holdout": {"test": 0.0, "eval": 0.0, "select": 0.0, "select_at_most": 20_000},
@@ -39,7 +42,7 @@ _SETTLED = (
     f"{levels.PERCENTILES[0]} % of the pixels of up to {survey.IMAGES} images are "
     f"darker, {100 - levels.PERCENTILES[1]} % brighter"
 )
-_IN_STORES = ("arrays", "folder", "tfds")  # sources that read gs://
+_IN_STORES = ("arrays", "folder", "segfolder", "tfds")  # sources that read gs://
 _ROWS = 32  # images of 224 x 224 pixels that a device evaluates at once
 _HOW = ("image_size", "image_width", "eval_crop_fraction", "max_bad_fraction")
 
@@ -185,6 +188,9 @@ def _training_parts(data: Any) -> tuple[Any, Any]:
 
 def _open(data: Any, splits: str) -> sources_base.Source:
     kwargs = {key: data[key] for key in ("dir", "name")}
+    # An open option has the default of the source.
+    options = dict(data.get("options") or {}).items()
+    kwargs |= {key: value for key, value in options if value is not None}
     kwargs["holdout"] = data["holdout"]["test"]
     if not paths.is_local(data["dir"] or ""):
         paths.path(data["dir"])  # an error names the missing package
@@ -256,17 +262,41 @@ def evaluation_batches(data: Any, batch_size: int, mesh: Mesh) -> Callable[..., 
 
     Batches have about `batch_size` images, at most 256, a multiple of
     `evaluation_rows`; with several processes exactly that many, since parts of larger
-    batches would mix the order of the examples.
+    batches would mix the order of the examples. Images with annotations are whole, on
+    canvases; all of a batch have one size.
     """
     rows = evaluation_rows(data, mesh)
     many = min(batch_size, 256) // rows if distributed.process_count() == 1 else 1
-    return functools.partial(
+    images = settings.image_settings(data)
+    stream = functools.partial(
         pipeline.eval_batches,
-        transform=transforms.eval_ops(**settings.image_settings(data)),
         batch_size=rows * max(many, 1),
         process_index=distributed.process_index(),
         process_count=distributed.process_count(),
         workers=data["workers"],
         threads=data["threads"],
-        max_bad_fraction=data["max_bad_fraction"],
     )
+    fraction = data["max_bad_fraction"]
+    if not settings.annotations(data):
+        transform = transforms.eval_ops(**images)
+        return functools.partial(stream, transform=transform, max_bad_fraction=fraction)
+    return _canvas_batches(data, images, stream)
+
+
+def _canvas_batches(
+    data: Any, images: dict[str, Any], stream: Callable[..., Any]
+) -> Callable[[sources_base.Source], canvases.Batches]:
+    """As `evaluation_batches`, of whole images on canvases of few sizes."""
+    crop, how = settings.image_size(data), joint.Settings(**images["joint"])
+    threads = pipeline.reading_counts(None, 0, data["threads"])[1]
+    group = functools.cache(lambda source: canvases.group(source, how, crop, threads))
+
+    def batches(source: sources_base.Source) -> canvases.Batches:
+        def open_stream(part: sources_base.Source, size: joint.Size) -> Any:
+            bad = data["max_bad_fraction"] * len(source) / len(part)
+            transform = transforms.canvas_op(size, **images)
+            return stream(part, transform=transform, max_bad_fraction=min(bad, 1.0))
+
+        return canvases.batches(source, group(source), open_stream)
+
+    return batches

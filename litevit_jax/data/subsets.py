@@ -15,6 +15,7 @@ class Subset(base.Source):
 
     def __init__(self, source: base.Source, rows: np.ndarray):
         self._source = source
+        self.annotations = source.annotations
         self.stored_range = source.stored_range
         self._rows = np.asarray(rows, np.int64)
 
@@ -52,6 +53,7 @@ class ConcatSource(base.Source):
 
     def __init__(self, sources: list[base.Source]):
         self._sources = sources
+        self.annotations = sources[0].annotations
         self.stored_range = sources[0].stored_range
         self._ends = np.cumsum([len(source) for source in sources])
 
@@ -332,7 +334,7 @@ def split_selection(
     # Another stream than `training_subset` uses, which is seeded by `seed` alone.
     order = np.random.default_rng([seed, 1]).permutation(len(source))
     held = order[:wanted]
-    if source.classes:
+    if source.classes and not source.annotations:
         each = round(wanted / len(source.classes))
         rows = _first_of_each(source, order, 2 * each)
         held = np.array([row for r in rows for row in r[: min(each, len(r) // 2)]])

@@ -104,6 +104,8 @@ def _images(source: base.Source) -> Iterator[tuple[str, Any]]:
     for row in np.unique(rows):
         try:
             image = source[int(row)]["image"]
+        except base.AnnotationError:  # it would end the run, later
+            raise
         except Exception:  # whatever a file system or a format may raise
             continue
         yield base.printable(source.name_of(int(row))), image

@@ -14,16 +14,15 @@ from typing import Any, ClassVar
 import numpy as np
 import PIL.Image
 
-from litevit_jax import choices
-from litevit_jax.data import turbo
-from litevit_jax.data.decode import DEFAULT_MAX_PIXELS, Decode, DecodeError, Image
+from litevit_jax.data import joint, turbo
+from litevit_jax.data.decode import Decode, DecodeError, Image
+from litevit_jax.data.image_settings import ImageSettings
 from litevit_jax.data.randaugment import RandAugment
 
 _RESAMPLING = {
     "bilinear": PIL.Image.Resampling.BILINEAR,
     "bicubic": PIL.Image.Resampling.BICUBIC,
 }
-INTERPOLATIONS = (*_RESAMPLING, "random")
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; as in PIL
 
@@ -282,49 +281,15 @@ def _run(ops: tuple[Any, ...], image: Any, rng: np.random.Generator) -> Any:
     return image
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageSettings:
-    """The checked settings of images in a config's `data` block."""
+def train_ops(**data: Any) -> Transform | joint.Crop:
+    """Random crop, flip and RandAugment of each view, by `ImageSettings`' fields.
 
-    image_size: tuple[int, int]
-    channels: int = 3
-    max_pixels: int = DEFAULT_MAX_PIXELS
-    range: str = "full"
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: str = "random"
-    single_draw: bool = False
-    flip: float = 0.5
-    randaugment: dict[str, Any] | None = None
-    views: int = 1
-    eval_crop_fraction: float = 0.875
-    decoder: str = "pillow"
-
-    def __post_init__(self):
-        choices.check("data.interpolation", self.interpolation, list(INTERPOLATIONS))
-        _check_range("crop_scale", self.crop_scale, high=1.0)
-        _check_range("crop_ratio", self.crop_ratio, high=math.inf)
-        _expect(0 <= self.flip <= 1, "flip", self.flip, "a probability, 0 to 1")
-        fraction = self.eval_crop_fraction
-        _expect(0 < fraction <= 1, "eval_crop_fraction", fraction, "0 < fraction <= 1")
-        size = self.image_size
-        whole = len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
-        _expect(whole, "image_size", size, "(height, width), positive integers")
-        _expect(self.views > 0, "views", self.views, "at least 1")
-        _expect(self.channels > 0, "channels", self.channels, "at least 1")
-        _expect(self.max_pixels > 0, "max_pixels", self.max_pixels, "at least 1")
-        layers = (self.randaugment or {}).get("layers", 0)
-        if layers and self.channels not in (1, 3):
-            raise ValueError(
-                f"data.channels={self.channels} with data.randaugment.layers={layers}: "
-                "RandAugment is defined for 1 or 3 channels; turn it off with "
-                "--config.data.randaugment.layers=0"
-            )
-
-
-def train_ops(**data: Any) -> Transform:
-    """Random crop, flip and RandAugment of each view, by `ImageSettings`' fields."""
+    Images with annotations are cropped and flipped together with them.
+    """
     settings = ImageSettings(**data)
+    if settings.joint_settings.annotations:
+        size, how = tuple(settings.image_size), settings.joint_settings
+        return joint.Crop(_decode(settings), size, how, settings.flip)
     crop = RandomResizedCrop(
         size=tuple(settings.image_size),
         scale=tuple(settings.crop_scale),
@@ -347,21 +312,20 @@ def eval_ops(**data: Any) -> Transform:
     return _transform(settings, ResizeCenterCrop(size, settings.eval_crop_fraction))
 
 
+def canvas_op(size: tuple[int, int], **data: Any) -> joint.Canvas:
+    """Resize to a canvas of `size`, from the fields of `ImageSettings`."""
+    settings = ImageSettings(**data)
+    return joint.Canvas(_decode(settings), size, settings.joint_settings)
+
+
+def _decode(settings: ImageSettings) -> Decode:
+    return Decode(settings.channels, settings.max_pixels, settings.range)
+
+
 def _transform(settings: ImageSettings, *ops: Any) -> Transform:
-    decode = Decode(settings.channels, settings.max_pixels, settings.range)
+    decode = _decode(settings)
     ops = (*ops, ToArray(settings.channels))
     return Transform(decode=decode, ops=ops, size=tuple(settings.image_size))
-
-
-def _check_range(name: str, values: tuple[float, float], *, high: float) -> None:
-    ordered = len(values) == 2 and 0 < values[0] <= values[1] <= high
-    limit = f" <= {high:g}" if high < math.inf else ""
-    _expect(ordered, name, values, f"(low, high) with 0 < low <= high{limit}")
-
-
-def _expect(condition: bool, name: str, got: Any, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"data.{name}={got}; expected {expected}")
 
 
 def _width_height(image: Image) -> tuple[int, int]:

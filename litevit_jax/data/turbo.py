@@ -49,7 +49,7 @@ class Header(NamedTuple):
     @property
     def upright(self) -> tuple[int, int]:
         """Returns width and height after the orientation is undone."""
-        turned = self.orientation > 4
+        turned = 4 < self.orientation <= 8
         return (self.height, self.width) if turned else (self.width, self.height)
 
 
@@ -190,7 +190,7 @@ def decode(
     else:
         if decoded.shape != pixels.shape:
             return None
-    return _turn(pixels, header.orientation)
+    return turn(pixels, header.orientation)
 
 
 # Of a prime number of bytes: no row of pixels repeats it by chance.
@@ -211,9 +211,12 @@ def _rows(header: Header, bottom: int, shrink: int) -> int:
     return rows if rows < 0.95 * header.height else header.height
 
 
-def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Returns a view of pixels [H, W, C], turned by an EXIF orientation."""
-    if orientation > 4:
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Returns a view of pixels [H, W, ...], turned by an EXIF orientation.
+
+    Any other number than 1 to 8 turns nothing.
+    """
+    if 4 < orientation <= 8:
         pixels = pixels.swapaxes(0, 1)
     down, left = {2: (0, 1), 3: (1, 1), 4: (1, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}.get(
         orientation, (0, 0)

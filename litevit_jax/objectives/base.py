@@ -143,6 +143,15 @@ class Objective(abc.ABC):
         return False
 
     @property
+    def annotations(self) -> tuple[str, ...]:
+        """What the loss reads beside images and labels, of `Source.annotations`.
+
+        `label_map` comes as uint8 `[B, H, W]`, 255 where nothing is labelled, and with
+        it `size [B, 2]`, the rows and columns that are image.
+        """
+        return ()
+
+    @property
     def num_views(self) -> int:
         """V: 1 reads `image [B, H, W, C]`, more read `views [V, B, H, W, C]`."""
         return 1

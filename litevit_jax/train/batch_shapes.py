@@ -51,7 +51,11 @@ def host(config: ConfigDict) -> Shapes:
         pixels = {"image": _shape(config, *image, dtype=jnp.uint8)}
     else:
         pixels = {"views": _shape(config, config.data.views, *image, dtype=jnp.uint8)}
-    return pixels | {"label": _shape(config), "index": _shape(config)}
+    beside = {
+        name: _shape(config, *shape, dtype=dtype)
+        for name, (shape, dtype) in settings.extras(config.data).items()
+    }
+    return pixels | beside | {"label": _shape(config), "index": _shape(config)}
 
 
 def training(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Shapes:
@@ -82,6 +86,8 @@ def evaluation(config: ConfigDict, size: tuple[int, int], rows: int) -> Shapes:
         "index": ((rows,), jnp.int32),
         "mask": ((rows,), jnp.float32),
     }
+    if settings.annotations(config.data):
+        shapes["size"] = ((rows, 2), jnp.int32)
     return {name: jax.ShapeDtypeStruct(*x) for name, x in shapes.items()}
 
 

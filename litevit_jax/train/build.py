@@ -243,7 +243,26 @@ def _objective(
             f"{objective.min_batch_per_device} there: set "
             f"--config.batch_size={least} or more"
         )
+    _check_annotations(config, objective, source("train"))
     return objective
+
+
+def _check_annotations(config: ConfigDict, objective: Objective, data: Source) -> None:
+    """Raises ValueError unless the data have what the run reads beside images."""
+    read = settings.annotations(config.data)
+    missing = [name for name in objective.annotations if name not in read]
+    if missing:
+        raise ValueError(
+            f"objective {config.objective.name!r} reads {', '.join(missing)}, but "
+            f"data.joint.annotations={read}; set it to {objective.annotations}"
+        )
+    lacking = [name for name in read if name not in data.annotations]
+    if lacking:
+        raise ValueError(
+            f"data.joint.annotations={read}, but the images of source "
+            f"{config.data.source!r} have no {', no '.join(lacking)}; choose a source "
+            "that has, such as segfolder"
+        )
 
 
 def _check_classes(config: ConfigDict, field: str, count: int, images: Source) -> None:
@@ -251,7 +270,8 @@ def _check_classes(config: ConfigDict, field: str, count: int, images: Source) -
     from litevit_jax.evaluators import base
 
     what = f"objective {config.objective.name!r}, split 'train'"
-    base.check_labels(images, what)
+    if not settings.annotations(config.data):  # which have the labels
+        base.check_labels(images, what)
     known = config.derived.num_classes
     if count < known:
         raise ValueError(

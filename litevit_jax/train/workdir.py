@@ -52,6 +52,14 @@ FREE_TO_CHANGE = (
 # Fields that runs did not record at first, and what those runs meant.
 _OPEN = dict.fromkeys(("channels", "image_size", "mean", "std"))
 _NOT_RECORDED = {
+    "data.joint": {
+        "annotations": [],
+        "long_side": 2048,
+        "most_of_one_class": 0.75,
+        "ratio": [0.5, 2.0],
+        "short_side": 512,
+    },
+    "data.options": {},
     "auto_batch": {"at_most": 4096, "lr_batch": None, "steps_at_least": 0},
     "fallback": {**_OPEN, "encoder": {}},
     "fallback.encoder": {},

@@ -106,6 +106,80 @@ def test_process_count_changes_nothing(count):
     _assert_equal(_joined(parts), _train(Noise(30), start_step=1))
 
 
+class Labelled(Noise):
+    """As Noise, with a label map that the pixels tell, of sizes around the crop's."""
+
+    annotations = ("label_map",)
+
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        size = (SIDE - 2 + index % 5, SIDE + index % 3)
+        rng = np.random.default_rng(index)
+        example["image"] = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        return example | {"label_map": example["image"][..., 0] % 4, "label": -1}
+
+
+JOINT = transforms.train_ops(
+    image_size=(SIDE, SIDE), joint={"annotations": ("label_map",), "short_side": SIDE}
+)
+
+
+def _train_joint(steps=4, **options):
+    options = {"batch_size": 8, "seed": 3, "threads": 2} | options
+    stream = pipeline.train_batches(Labelled(30), JOINT, **options)
+    batches = list(itertools.islice(stream, steps))
+    stream.close()
+    return batches
+
+
+def test_label_maps_come_with_their_images():
+    batch = _train_joint(1)[0]
+    shapes = {key: (x.shape, x.dtype) for key, x in batch.items()}
+    assert shapes == {
+        "image": ((8, SIDE, SIDE, 3), np.uint8),
+        "label_map": ((8, SIDE, SIDE), np.uint8),
+        "size": ((8, 2), np.int32),
+        "label": ((8,), np.int32),
+        "index": ((8,), np.int32),
+    }
+    assert set(np.unique(batch["label_map"])) <= {0, 1, 2, 3, 255}
+    rows, columns = (batch["size"][:, i, None] for i in (0, 1))
+    outside = np.arange(SIDE)[None] >= rows
+    assert (batch["label_map"][outside] == 255).all() and outside.any()
+    assert not batch["image"][np.arange(SIDE)[None] >= rows].any()
+    assert (columns <= SIDE).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"threads": 8}, {"workers": 2}, {"start_step": 2}],
+    ids=lambda options: next(iter(options)),
+)
+def test_label_maps_follow_from_seed_and_position_alone(options):
+    start = options.get("start_step", 0)
+    _assert_equal(_train_joint()[start:], _train_joint(4 - start, **options))
+
+
+def test_label_maps_do_not_depend_on_the_number_of_processes():
+    parts = [_train_joint(process_index=p, process_count=4) for p in range(4)]
+    _assert_equal(_joined(parts), _train_joint())
+
+
+def test_an_annotation_of_another_shape_names_the_example():
+    class Wrong(Labelled):
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            return example | {"label_map": example["label_map"][1:]}
+
+    stream = pipeline.train_batches(
+        Wrong(30), JOINT, batch_size=8, seed=0, max_bad_fraction=1.0
+    )
+    with pytest.raises(
+        ValueError, match=r"noise\[\d+\]: label map of .* never resized"
+    ):
+        next(stream)
+
+
 TWO_VIEWS = transforms.train_ops(image_size=(SIDE, SIDE), views=2)
 
 

@@ -20,10 +20,16 @@ import numpy as np
 from litevit_jax import choices
 
 
+class AnnotationError(ValueError):
+    """An error of what is drawn on an image: it ends a run, for it would mislead it."""
+
+
 class Source(abc.ABC):
     """Raw examples of one split; picklable, and safe to read from many threads.
 
     Attributes:
+      annotations: names of what examples have beside image and label, and what moves
+        with the pixels: 'label_map'.
       notes: what else there is to know of them, for `summary`.
       other_splits: names of the splits beside this one.
       stored_range: by which pixels of more than 8 bits became the bytes that are
@@ -44,6 +50,7 @@ class Source(abc.ABC):
     '10 images, no labels'
     """
 
+    annotations: Sequence[str] = ()
     notes: Sequence[str] = ()
     other_splits: Sequence[str] = ()
     stored_range: str | None = None
@@ -78,17 +85,23 @@ class Source(abc.ABC):
 
         Returns:
           `image`: encoded bytes, or numbers [H, W] or [H, W, C];
-          `label`: int, -1 when the example has none.
+          `label`: int, -1 when the example has none;
+          `label_map`, if that is among `annotations`: uint8 [h, w], the class of each
+            pixel of the upright image, 255 for none.
         """
 
     def label_of(self, index: int) -> int:
         """Returns the label of example `index`, or -1; reads no image if possible."""
         return int(self[index]["label"])
 
+    def label_map(self, index: int) -> Any:
+        """Returns the label map uint8 [h, w] of example `index`, never resized."""
+        return self[index]["label_map"]
+
     @property
     def labelled(self) -> bool:
-        """Whether any example has a label."""
-        return bool(self.classes)
+        """Whether any example has a label; one of its pixels is none."""
+        return bool(self.classes) and not self.annotations
 
     def summary(self) -> str:
         """Summarizes images, classes, notes and other splits in one line."""
@@ -96,7 +109,9 @@ class Source(abc.ABC):
         plural = "es" * (len(classes) > 1)
         kinds = f"{len(classes):,} class{plural} ({first(classes)})"
         labels = "no labels"
-        if self.labelled:
+        if "label_map" in self.annotations:
+            labels = f"label maps of {kinds}"
+        elif self.labelled:
             labels = f"labelled, {kinds}"
         elif classes:
             labels += f" (other splits have {kinds})"

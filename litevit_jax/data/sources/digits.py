@@ -70,20 +70,20 @@ def make(
             f"data.dir={dir!r} is set, but the source 'digits' reads no directory; "
             "choose data.source=folder, tfds or arrays, or leave data.dir empty"
         )
-    images, labels = _load()
+    images, labels = load()
     chosen = _is_test(labels) == (split == "test")
     return Digits(split, images[chosen], labels[chosen])
 
 
-def _load() -> tuple[np.ndarray, np.ndarray]:
+def load() -> tuple[np.ndarray, np.ndarray]:
     """Returns images uint8 [N, 8, 8] in 0..255 and labels int32 [N]."""
-    rows = _table()
+    rows = table()
     images = np.rint(rows[:, :-1].reshape(-1, 8, 8) * (255 / _WHITE)).astype(np.uint8)
     return images, rows[:, -1].astype(np.int32)
 
 
 @functools.cache
-def _table() -> np.ndarray:
+def table() -> np.ndarray:
     """Returns float64 [N, 65]: ink of 64 pixels and the label, as in scikit-learn.
 
     Its file is read without it: to import scikit-learn takes as long as JAX does.

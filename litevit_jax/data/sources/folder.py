@@ -48,7 +48,7 @@ class Folder(base.Source):
         other_splits: Sequence[str] = (),
     ):
         self._tree = tree
-        self._names = _PackedNames(names)
+        self._names = PackedNames(names)
         self._labels = labels
         self._classes = classes
         self.notes = notes
@@ -84,7 +84,7 @@ class Folder(base.Source):
         return base.digest([self._names.blob, labels, sizes.astype("<i8").tobytes()])
 
 
-class _PackedNames:
+class PackedNames:
     """A list of file names as one string: a few bytes each, quick to pickle."""
 
     def __init__(self, names: list[str]):
@@ -125,7 +125,7 @@ def make(
     """
     del name
     base.check_holdout(holdout)
-    root = filetree.open_tree(_check_dir(dir))
+    root = open_root(dir, "configs/mae_tiny.py:data=folder")
     if "/" in split or split == ".":
         return _named_by_path(root, split)
     splits = layout.find(root)
@@ -162,11 +162,15 @@ def _make_part(
     )
 
 
-def _check_dir(dir: str | None) -> Any:
+def open_root(dir: str | None, command: str) -> filetree.Tree:
+    """Opens the folder `data.dir`; `command` is the config that a message shows.
+
+    Raises:
+      ValueError, FileNotFoundError, NotADirectoryError: `dir` is not a folder.
+    """
     if not dir:
         raise ValueError(
-            "source 'folder' needs the folder of images: "
-            "--config=configs/mae_tiny.py:data=folder,path=DIR"
+            f"the data needs the folder of images: --config={command},path=DIR"
         )
     root = paths.path(dir)
     root = root.expanduser() if paths.is_local(root) else root
@@ -176,7 +180,7 @@ def _check_dir(dir: str | None) -> Any:
             f"data.dir={dir!r} is a file; expected a folder of images (a .npz or .npy "
             "file is read by data.source=arrays; an archive must be unpacked first)"
         )
-    return root
+    return filetree.open_tree(root)
 
 
 def _named_by_path(root: filetree.Tree, split: str) -> Folder:

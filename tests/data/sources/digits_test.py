@@ -55,17 +55,17 @@ def test_mistakes_are_explained():
 
 
 def test_the_digits_are_those_of_scikit_learn_which_is_not_imported(monkeypatch):
-    digits._table.cache_clear()
+    digits.table.cache_clear()
     code = (
         "import sys; from litevit_jax.data.sources import digits; "
         "digits.make(split='test'); print('sklearn' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
-    read = digits._table()
+    read = digits.table()
     want = datasets.load_digits()
     np.testing.assert_array_equal(read[:, :-1], want.data)
     np.testing.assert_array_equal(read[:, -1], want.target)
     # Where a version of scikit-learn keeps the file elsewhere, it is asked itself.
     monkeypatch.setattr(digits.importlib.util, "find_spec", lambda _: None)
-    np.testing.assert_array_equal(digits._table.__wrapped__(), read)
+    np.testing.assert_array_equal(digits.table.__wrapped__(), read)
