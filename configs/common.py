@@ -36,7 +36,7 @@ OPEN_DATA = (
 )
 
 # Variants with a place: data=NAME,path=DIR.
-PLACED = ("folder", "arrays", "packed", "tar")
+PLACED = ("folder", "arrays", "packed", "tar", "segfolder")
 _EMBEDDED = ("digits", "digit_scenes")
 _OWN_PLACE = ("imagenet2012", *_EMBEDDED)  # variants that have one
 
@@ -50,6 +50,11 @@ def data_variants():
 def is_placed(config):
     """Whether the images are of a place that a variant named."""
     return config.data.source not in (None, "tfds", *_EMBEDDED)
+
+
+def has_classes(config):
+    """Whether each image is known to be of a class."""
+    return config.data.source in (None, "tfds", "digits")
 
 
 def is_embedded(config):

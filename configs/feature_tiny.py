@@ -40,7 +40,8 @@ def get_config(arg=None):
     common.use_data(config, said)
     if common.is_placed(config):
         config.update(batch_size=256)
-        del config.evals.knn  # these need not have labels
+    if not common.has_classes(config):
+        del config.evals.knn
     if common.is_embedded(config) or said["smoke"]:
         config.objective.encoder.update(variant=None, **common.small_model(config))
         config.update(batch_size=128, epochs=100)

@@ -186,6 +186,7 @@ _BOUNDS: dict[str, Bound] = {
 _PATTERNS = ("init_load", "init_load_if_there", "init_skip", "init_donor_load")
 _PATTERNS += ("optimizer.freeze", "optimizer.no_decay")
 _WORDS = ("init_rename", "*.features", "study.kinds", "maps.queries")
+_WORDS += ("data.joint.annotations",)
 
 
 def bound_of(name: str) -> Bound | None:

@@ -218,8 +218,8 @@ MISTAKES = {
         r"common.py: has no get_config\(arg\); .*choose from"),
     "variant": ([f"--config={TINY}:digit"],
         r"mae_tiny.py:digit: variant 'digit' unknown; did you mean digits\? choose "
-        r"from imagenet2012, digits, folder, arrays, packed, tar, csv_file, "
-        r"fgvc_aircraft, tfds, smoke"),
+        r"from imagenet2012, digits, digit_scenes, folder, arrays, packed, tar, "
+        r"segfolder, csv_file, fgvc_aircraft, tfds, smoke"),
     "value of a variant": ([f"--config={TINY}:data=foldr,path=DIR"],
         r"variant data='foldr' unknown; did you mean folder\?"),
     "folder without path": ([f"--config={TINY}:data=folder"],

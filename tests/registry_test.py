@@ -32,7 +32,7 @@ def test_a_typo_lists_near_matches_and_choices():
     with pytest.raises(ValueError, match=r"objective 'mea' unknown; did you mean mae"):
         registry.make("objectives", "mea")
     with pytest.raises(
-        ValueError, match=r"source 'foldr' .* digits, .*folder, packed, tar, tfds"
+        ValueError, match=r"source 'foldr' .* digits, .*folder, packed, .*tar, tfds"
     ):
         registry.make("data.sources", "foldr")
 

@@ -191,7 +191,8 @@ class Canvas:
     @property
     def extras(self) -> dict[str, Any]:
         """Shapes and types of what comes beside the image."""
-        return settings.extras_of((), self.size)
+        sizes = settings.extras_of((), self.size)
+        return sizes | {"original_size": sizes["size"]}
 
     def __call__(
         self,
@@ -199,14 +200,21 @@ class Canvas:
         rng: np.random.Generator,
         out: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """Returns `image` uint8 [H, W, C] and `size` int32 [2]; nothing is drawn."""
+        """Returns `image` uint8 [H, W, C], and its sizes; nothing is drawn.
+
+        `size` int32 [2] is that of the image as it is now, `original_size` int32 [2]
+        as it was decoded.
+        """
         del rng
         image = _pixels(self.decode, example["image"])
         resized = self.settings.resized(image.shape[:2])
         geometry = Geometry(resample.Window.whole(resized))
         out = np.empty(self.shape, np.uint8) if out is None else out
-        size = np.array(resized, np.int32)
-        return {"image": geometry.pixels(image, out), "size": size}
+        return {
+            "image": geometry.pixels(image, out),
+            "size": np.array(resized, np.int32),
+            "original_size": np.array(image.shape[:2], np.int32),
+        }
 
 
 def canvas(size: Size, how: Settings, crop: Size) -> Size:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from litevit_jax.data import decode, turbo
+from litevit_jax.data import decode as decoding
+from litevit_jax.data import resample, turbo
 from litevit_jax.data.joint import IGNORED, check_size
 from litevit_jax.data.sources.base import AnnotationError
 
@@ -44,9 +45,9 @@ def read(
       decode.DecodeError: either file is damaged.
       AnnotationError: colours, a label of no class, or another size than the image's.
     """
-    with decode.open_image(image) as opened:
-        size, orientation = opened.size, decode.orientation(opened.info.get("exif"))
-    with decode.open_image(encoded) as opened:
+    with decoding.open_image(image) as opened:
+        size, orientation = opened.size, decoding.orientation(opened.info.get("exif"))
+    with decoding.open_image(encoded) as opened:
         turned = 4 < orientation <= 8 and opened.size == size[::-1]
         check_size(opened.size[::-1], size[::-1], _TURNED * turned)
         labels = _numbers(opened)
@@ -93,8 +94,19 @@ def check_labels(labels: np.ndarray, classes: int, *, reduced: bool = False) -> 
     )
 
 
+def decode(encoded: bytes) -> np.ndarray:
+    """Decodes what `encode` made: uint8 [h, w]."""
+    with decoding.open_image(encoded) as opened:
+        return np.asarray(opened)
+
+
 def encode(label_map: np.ndarray) -> bytes:
     """Encodes uint8 [h, w] as a PNG, without loss."""
     file = io.BytesIO()
     PIL.Image.fromarray(label_map).save(file, "PNG")
     return file.getvalue()
+
+
+def resized(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns labels [h, w] at `size` (H, W), each that of the nearest pixel."""
+    return resample.nearest(label_map, resample.Window.whole(size))

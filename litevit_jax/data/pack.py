@@ -5,23 +5,23 @@
         --split=train --shard=$TASK/16
     python -m litevit_jax.data.pack DST DST --verify
 
-SRC is what data.dir is for data.source=folder (or --source). The shorter side of
-every image becomes --short-side, if it is longer; a JPEG that is small enough already
-keeps its bytes. Labels, class names and file names are kept. All splits of SRC are
-packed, unless --split names some. A shard that is complete is not written again, so an
-interrupted command goes on where it stopped; the result
-depends on SRC and the settings alone. With --shard=I/N the I-th of N jobs (from 0)
-writes its part, so that an array job packs a large set. Train with
+SRC is what data.dir is for data.source=folder (or --source), or - for none. The shorter
+side of every image becomes --short-side, if it is longer; a JPEG that is small enough
+already keeps its bytes. Labels, label maps, class names and file names are kept. All
+splits of SRC are packed, unless --split names some. A shard that is complete is not
+written again, so an interrupted command goes on where it stopped; the result depends on
+SRC and the settings alone. With --shard=I/N the I-th of N jobs (from 0) writes its
+part, so that an array job packs a large set. Train with
 --config=...:data=packed,path=DST.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import concurrent.futures
 import functools
 import hashlib
-import io
 import json
 import math
 import os
@@ -30,55 +30,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import PIL.Image
-
 from litevit_jax import paths, registry
-from litevit_jax.data import decode as decoding
-from litevit_jax.data import levels, survey, turbo
+from litevit_jax.data import levels, shrink, survey
 from litevit_jax.data.sources import base, packed
 
 _PER_SHARD = 10_000
 _EXIT_FAILED, _EXIT_USAGE = 1, 2
-
-
-def shrink(
-    image: bytes | Any, *, short_side: int, quality: int, value_range: str = "full"
-) -> bytes:
-    """Encodes an image as an upright JPEG, its shorter side at most `short_side`.
-
-    `value_range` is of pixels of more than 8 bits, as in `levels.parse`.
-
-    Raises:
-      decode.DecodeError: damaged, too large, or no image.
-    """
-    header = None if not isinstance(image, bytes) else turbo.read_header(image)
-    decode = decoding.Decode(channels=_channels(image), range=value_range)
-    decoded: Any = decode(image)
-    width, height = decoded.size
-    short = min(width, height)
-    if header is not None and header.orientation == 1 and short <= short_side:
-        return image
-    if short > short_side:
-        size = tuple(
-            max(round(side * short_side / short), short_side)
-            for side in (width, height)
-        )
-        decoded = decoded.resize(size, PIL.Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    decoded.save(file, "JPEG", quality=quality)
-    return file.getvalue()
-
-
-def _channels(image: bytes | Any) -> int:
-    """1 for grey, else 3."""
-    if not isinstance(image, bytes):
-        return 1 if image.ndim == 2 or image.shape[2] == 1 else 3
-    try:
-        with PIL.Image.open(io.BytesIO(image)) as opened:
-            grey = opened.mode in ("1", "L", "LA") or opened.mode[0] in "FI"
-            return 1 if grey else 3
-    except Exception:  # Decode says what is wrong
-        return 3
 
 
 def pack(
@@ -127,6 +84,8 @@ def pack(
         "classes": source.classes,
         "source": source.fingerprint(),
     }
+    if source.annotations:
+        about["annotations"] = list(source.annotations)
     target.mkdir(parents=True, exist_ok=True)
     _describe(target / f"{split}.json", about)
     written = 0
@@ -188,8 +147,10 @@ def _images(
         name = source.name_of(row)
         try:
             example = source[row]
-            image = shrink(example["image"], **how)
+            image = shrink.content(example, source.annotations, how)
             return name, int(example["label"]), image
+        except base.AnnotationError:
+            raise
         except Exception as error:  # whatever a file system or a format may raise
             return name, -1, error
 
@@ -270,7 +231,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("src", metavar="SRC")
     parser.add_argument("dst", metavar="DST", type=pathlib.Path)
-    parser.add_argument("--source", default="folder", help="folder, tfds, tar, arrays")
+    parser.add_argument("--source", default="folder", help="folder, tfds, segfolder...")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the source, as data.options: reduce_zero_label=True",
+    )
     parser.add_argument("--name", default="", help="TFDS name: imagenet2012")
     parser.add_argument(
         "--split", action="append", help="default: train and all beside it"
@@ -324,7 +292,12 @@ def _pack_splits(args: argparse.Namespace) -> None:
 def _sources(args: argparse.Namespace) -> Iterator[tuple[str, base.Source]]:
     """Yields (split, its examples); by default 'train' and those beside it."""
     make = functools.partial(
-        registry.make, "data.sources", args.source, dir=args.src, name=args.name
+        registry.make,
+        "data.sources",
+        args.source,
+        dir=None if args.src == "-" else args.src,
+        name=args.name,
+        **dict(map(_option, args.option)),
     )
     splits = args.split or ["train"]
     opened = [(split, make(split=split)) for split in splits]
@@ -339,6 +312,17 @@ def _sources(args: argparse.Namespace) -> Iterator[tuple[str, base.Source]]:
             if others:
                 raise
             print(f"no split {split!r}: {error}")
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """Returns name and value of NAME=VALUE; what is no literal is text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--option={text}; expected NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
 
 
 def _settle_range(args: argparse.Namespace, source: base.Source) -> None:

@@ -198,8 +198,9 @@ def test_an_evaluated_image_is_whole_at_the_top_left():
     example = _marked(40, 60)
     canvas = joint.Canvas(decode.Decode(), (32, 64), SETTINGS)
     out = canvas(example, np.random.default_rng(0))
-    assert out.keys() == {"image", "size"} == {"image", *canvas.extras}
+    assert out.keys() == {"image", "size", "original_size"} == {"image", *canvas.extras}
     assert out["size"].tolist() == [32, 48]
+    assert out["original_size"].tolist() == [40, 60]
     whole = resample.bilinear(example["image"], resample.Window.whole((32, 48)))
     np.testing.assert_array_equal(out["image"][:, :48], whole)
     assert not out["image"][:, 48:].any()

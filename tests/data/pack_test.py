@@ -10,8 +10,17 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from litevit_jax.data import decode, levels, pack, pipeline, splits, survey, transforms
-from litevit_jax.data.sources import folder, packed
+from litevit_jax.data import (
+    decode,
+    levels,
+    pack,
+    pipeline,
+    resample,
+    splits,
+    survey,
+    transforms,
+)
+from litevit_jax.data.sources import digit_scenes, folder, packed, segfolder
 from tests import jobs
 
 
@@ -248,3 +257,93 @@ def test_a_run_on_packed_images_records_their_range(deep, tmp_path):
         data.range = "0,9"
     with pytest.raises(ValueError, match="were packed with range 200,4000"):
         splits.pixel_range(data, "train")
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """images/ and labels/: a small JPEG, a large PNG, and a JPEG turned by its EXIF."""
+    root, rng = tmp_path / "labelled", np.random.default_rng(0)
+    for split, names in (("train", "abc"), ("val", "d")):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for i, name in enumerate(names):
+            size = (50, 60) if i == 0 else (130, 170)
+            labels = rng.integers(0, 4, size).astype(np.uint8)
+            labels[0] = 255
+            exif = PIL.Image.Exif()
+            exif[0x0112] = 6 if i == 2 else 1
+            picture = PIL.Image.fromarray(np.repeat(labels[..., None] * 20, 3, axis=2))
+            kind = "png" if i == 1 else "jpg"
+            picture.save(root / "images" / split / f"{name}.{kind}", exif=exif)
+            PIL.Image.fromarray(labels).save(root / "labels" / split / f"{name}.png")
+    return root
+
+
+def test_label_maps_are_packed_with_their_images(labelled, tmp_path):
+    target = tmp_path / "packed"
+    options = ["--option=reduce_zero_label=False", "--option=classes=a,b,c,d"]
+    assert _pack(labelled, target, "--source=segfolder", *options) == 0
+    for split, count in (("train", 3), ("val", 1), ("test", 1)):
+        ours = packed.make(split=split, dir=str(target))
+        theirs = segfolder.make(
+            split=split, dir=str(labelled), reduce_zero_label=False, classes="a,b,c,d"
+        )
+        assert len(ours) == len(theirs) == count
+        assert ours.annotations == ["label_map"] and ours.classes == list("abcd")
+        assert "label maps of 4 classes" in ours.summary()
+        for i in range(count):
+            one, whole = pickle.loads(pickle.dumps(ours))[i], theirs[i]
+            size = decode.Decode()(one["image"]).size[::-1]
+            assert one["label_map"].shape == size and one["label"] == -1
+            if min(size) < 64:
+                assert one["image"] == whole["image"]
+            else:
+                assert min(size) == 64 and max(size) == 84
+            window = resample.Window.whole(size)
+            expected = resample.nearest(whole["label_map"], window)
+            np.testing.assert_array_equal(one["label_map"], expected)
+            np.testing.assert_array_equal(ours.label_map(i), expected)
+
+
+def test_scenes_are_packed_bit_for_bit(tmp_path):
+    target = str(tmp_path / "packed")
+    options = ["--option=size=40", "--option=scenes=6", "--option=test_scenes=3"]
+    arguments = ["-", target, "--source=digit_scenes", *options, "--short-side=64"]
+    assert pack.main(arguments) == 0
+    for split, count in (("train", 6), ("test", 3)):
+        ours = packed.make(split=split, dir=target)
+        theirs = digit_scenes.make(split=split, size=40, scenes=6, test_scenes=3)
+        assert len(ours) == count and ours.classes == theirs.classes
+        for i in range(count):
+            pixels = np.asarray(decode.Decode()(ours[i]["image"]))
+            np.testing.assert_array_equal(pixels, theirs[i]["image"])
+            np.testing.assert_array_equal(ours[i]["label_map"], theirs[i]["label_map"])
+
+
+def test_batches_of_packed_scenes_are_those_of_the_scenes(tmp_path):
+    target = str(tmp_path / "packed")
+    arguments = ["-", target, "--source=digit_scenes", "--option=size=40"]
+    arguments += ["--option=scenes=6", "--split=train"]
+    assert pack.main(arguments) == 0
+    how = {"annotations": ("label_map",), "short_side": 40}
+    transform = transforms.train_ops(image_size=(32, 32), joint=how)
+    batches = []
+    for source in (
+        packed.make(split="train", dir=target),
+        digit_scenes.make(split="train", size=40, scenes=6),
+    ):
+        stream = pipeline.train_batches(source, transform, batch_size=4, seed=1)
+        batches.append([next(stream) for _ in range(3)])
+        stream.close()
+    for one, two in zip(*batches, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])
+
+
+def test_wrong_label_maps_end_the_packing(labelled, tmp_path, capsys):
+    PIL.Image.new("L", (60, 50), 9).save(labelled / "labels" / "train" / "a.png")
+    options = ["--option=reduce_zero_label=False", "--option=classes=4"]
+    assert _pack(labelled, tmp_path / "out", "--source=segfolder", *options) == 2
+    assert "labels/train/a.png: label 9 in 3000 of 3000" in capsys.readouterr().err
+    assert _pack(labelled, tmp_path / "out", "--option=classes") == 2
+    assert "--option=classes; expected NAME=VALUE" in capsys.readouterr().err

@@ -64,6 +64,7 @@ class DigitScenes(base.Source):
     def __init__(self, split: str, *, size: int, scenes: int, seed: int):
         self._split, self._size, self._count, self._seed = split, size, scenes, seed
         self._kept: dict[int, dict[str, Any]] = {}
+        self.other_splits = [other for other in _SPLITS if other != split]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": {}}

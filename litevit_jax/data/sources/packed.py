@@ -5,8 +5,9 @@
     DIR/train-00000-of-00004.json            count, size, checksum, labels
 
 A record is the label (int32), the length of the name (uint16), the name, the JPEG;
-numbers are little-endian. Without a test split, `holdout` keeps a share of the
-examples, by their number, as 'test'.
+numbers are little-endian. If the manifest names annotations, each comes before the
+JPEG, a PNG with its length (uint32). Without a test split, `holdout` keeps a share of
+the examples, by their number, as 'test'.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ import json
 import os
 import pathlib
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from litevit_jax.data import split_names
+from litevit_jax.data import label_maps, split_names
 from litevit_jax.data.sources import base
 
 EXTENSION = "array_record"
 _HEAD = struct.Struct("<iH")
+_LENGTH = struct.Struct("<I")
 
 
 def encode(label: int, name: str, image: bytes) -> bytes:
@@ -46,6 +49,22 @@ def decode(record: bytes) -> tuple[int, str, bytes]:
     return label, os.fsdecode(record[_HEAD.size : end]), record[end:]
 
 
+def join(annotations: Sequence[bytes], image: bytes) -> bytes:
+    """Returns annotations and image as the last part of a record."""
+    parts = [_LENGTH.pack(len(part)) + part for part in annotations]
+    return b"".join([*parts, image])
+
+
+def split_off(content: bytes, count: int) -> tuple[list[bytes], bytes]:
+    """Returns `count` annotations and the image that `join` made one."""
+    parts, start = [], 0
+    for _ in range(count):
+        (length,) = _LENGTH.unpack_from(content, start)
+        start += _LENGTH.size + length
+        parts.append(content[start - length : start])
+    return parts, content[start:]
+
+
 def shard_name(split: str, shard: int, shards: int) -> str:
     """Returns the file name of a shard, without extension."""
     return f"{split}-{shard:05d}-of-{shards:05d}"
@@ -63,6 +82,7 @@ class Packed(base.Source):
         classes: list[str],
         checksums: list[str],
         stored_range: str | None = None,
+        annotations: Sequence[str] = (),
     ):
         self._files = files
         self._labels = labels
@@ -70,6 +90,7 @@ class Packed(base.Source):
         self._classes = classes
         self._checksums = checksums
         self.stored_range = stored_range
+        self.annotations = annotations
 
     @functools.cached_property
     def _records(self) -> Any:
@@ -94,10 +115,13 @@ class Packed(base.Source):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = int(self._rows[index])
-        label, _, image = decode(self._records[row])
+        label, _, content = decode(self._records[row])
         if label != self._labels[row]:
             raise ValueError(f"label {label}; its manifest says {self._labels[row]}")
-        return {"image": image, "label": label}
+        parts, image = split_off(content, len(self.annotations))
+        maps = map(label_maps.decode, parts)
+        beside = dict(zip(self.annotations, maps, strict=True))
+        return {"image": image, "label": label, **beside}
 
     def label_of(self, index: int) -> int:
         return int(self._labels[self._rows[index]])
@@ -217,6 +241,7 @@ def _read(
         classes=about["classes"],
         checksums=[shard["sha256"] for shard in shards],
         stored_range=about.get("range"),
+        annotations=about.get("annotations", ()),
     )
 
 

@@ -117,7 +117,8 @@ def test_nothing_is_read_that_can_be_left_out():
 
 def test_the_source_says_what_it_is(train):
     assert train.summary() == (
-        "60 images, label maps of 11 classes (background, 0, 1, 2, 3, ...)"
+        "60 images, label maps of 11 classes (background, 0, 1, 2, 3, ...); other "
+        "splits: test"
     )
     assert train.name_of(7) == "digit_scenes/train[7]"
     assert train.label_of(0) == -1 and not train.labelled

@@ -1,0 +1,76 @@
+"""Makes examples small for packing: the image a JPEG, the label map a PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import PIL.Image
+
+from litevit_jax.data import canvases, label_maps, turbo
+from litevit_jax.data import decode as decoding
+from litevit_jax.data.sources import packed
+
+
+def shrink(
+    image: bytes | Any,
+    *,
+    short_side: int,
+    quality: int,
+    value_range: str = "full",
+    kind: str = "JPEG",
+) -> bytes:
+    """Encodes an image as an upright JPEG, its shorter side at most `short_side`.
+
+    `value_range` is of pixels of more than 8 bits, as in `levels.parse`. The `kind` of
+    file may be another one.
+
+    Raises:
+      decode.DecodeError: damaged, too large, or no image.
+    """
+    header = None if not isinstance(image, bytes) else turbo.read_header(image)
+    decode = decoding.Decode(channels=_channels(image), range=value_range)
+    decoded: Any = decode(image)
+    width, height = decoded.size
+    short = min(width, height)
+    if header is not None and header.orientation == 1 and short <= short_side:
+        return image
+    if short > short_side:
+        size = tuple(
+            max(round(side * short_side / short), short_side)
+            for side in (width, height)
+        )
+        decoded = decoded.resize(size, PIL.Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    decoded.save(file, kind, quality=quality)
+    return file.getvalue()
+
+
+def _channels(image: bytes | Any) -> int:
+    """1 for grey, else 3."""
+    if not isinstance(image, bytes):
+        return 1 if image.ndim == 2 or image.shape[2] == 1 else 3
+    try:
+        with PIL.Image.open(io.BytesIO(image)) as opened:
+            grey = opened.mode in ("1", "L", "LA") or opened.mode[0] in "FI"
+            return 1 if grey else 3
+    except Exception:  # Decode says what is wrong
+        return 3
+
+
+def content(
+    example: dict[str, Any], annotations: Sequence[str], how: dict[str, Any]
+) -> bytes:
+    """Encodes the annotations and the image of an example, of the same size.
+
+    An array with annotations becomes a PNG: labels are of its very pixels.
+    """
+    image = example["image"]
+    exact = annotations and not isinstance(image, bytes)
+    packed_image = shrink(image, kind="PNG" if exact else "JPEG", **how)
+    if not annotations:
+        return packed_image
+    size = canvases.size_of(packed_image)
+    maps = (label_maps.resized(example[name], size) for name in annotations)
+    return packed.join([*map(label_maps.encode, maps)], packed_image)
