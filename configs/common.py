@@ -395,7 +395,7 @@ def leave_data_open(config):
     for name in OPEN_DATA:
         config.data[name] = config_dict.placeholder(type(config.data[name]))
     config.data.holdout.test = config_dict.placeholder(float)
-    config.augment.normalize = _open_normalize()
+    config.augment.normalize = open_normalize()
 
 
 def leave_images_open(config):
@@ -409,10 +409,11 @@ def leave_images_open(config):
     config.fallback.update(fields, mean=normalize.mean, std=normalize.std)
     for name in fields:
         data[name] = config_dict.placeholder(int)
-    config.augment.normalize = _open_normalize()
+    config.augment.normalize = open_normalize()
 
 
-def _open_normalize():
+def open_normalize():
+    """Normalisation that a run, a file or `fallback` fills."""
     return {key: config_dict.placeholder(tuple) for key in ("mean", "std")}
 
 
@@ -448,7 +449,7 @@ def evaluation(name, said):
         use_data(config, said)
         config.data.image_size = config_dict.placeholder(int)
         config.data.channels = config_dict.placeholder(int)
-        config.augment.normalize = _open_normalize()
+        config.augment.normalize = open_normalize()
     else:
         leave_data_open(config)
         config.data.update(flip=0.0, crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3))

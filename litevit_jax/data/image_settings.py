@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 from litevit_jax import choices
-from litevit_jax.data import joint
 from litevit_jax.data.decode import DEFAULT_MAX_PIXELS
+from litevit_jax.data.joint import Settings
 
 INTERPOLATIONS = ("bilinear", "bicubic", "random")
 
@@ -61,9 +61,9 @@ class ImageSettings:
             )
 
     @property
-    def joint_settings(self) -> joint.Settings:
+    def joint_settings(self) -> Settings:
         """The settings of images with annotations."""
-        return joint.Settings(**(self.joint or {}))
+        return Settings(**(self.joint or {}))
 
 
 def _check_range(name: str, values: tuple[float, float], *, high: float) -> None:

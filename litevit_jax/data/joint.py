@@ -253,4 +253,5 @@ def _pixels(decode: Decode, image: Any) -> np.ndarray:
 def _is_mixed(labels: np.ndarray, most: float) -> bool:
     """Whether labels are of several classes, none of them with the share `most`."""
     counts = np.bincount(labels.reshape(-1), minlength=IGNORED + 1)[:IGNORED]
-    return np.count_nonzero(counts) > 1 and bool(counts.max() < most * counts.sum())
+    mixed = np.count_nonzero(counts) > 1 and counts.max() < most * counts.sum()
+    return bool(mixed)

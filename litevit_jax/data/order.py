@@ -40,7 +40,7 @@ class Transform(Protocol):
         ...
 
     def __call__(
-        self, raw: Any, rng: np.random.Generator, out: np.ndarray | None = None
+        self, raw: Any, rng: np.random.Generator, out: np.ndarray | None = None, /
     ) -> Any:
         """Returns the result, the image preferably written to `out` if given."""
         ...

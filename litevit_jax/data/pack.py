@@ -74,8 +74,8 @@ def pack(
             f"--short-side={short_side}, --quality={quality}; expected at least 1 "
             "pixel and a quality from 1 to 100"
         )
-    shards = shards or max(math.ceil(len(source) / _PER_SHARD), 1)
     how = {"short_side": short_side, "quality": quality}
+    shards = shards or max(math.ceil(len(source) / _PER_SHARD), 1)
     about = {
         "examples": len(source),
         "shards": shards,
@@ -84,9 +84,7 @@ def pack(
         "classes": source.classes,
         "source": source.fingerprint(),
     }
-    if source.annotations:
-        about["annotations"] = list(source.annotations)
-    target.mkdir(parents=True, exist_ok=True)
+    about |= {"annotations": [*source.annotations]} if source.annotations else {}
     _describe(target / f"{split}.json", about)
     written = 0
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -104,6 +102,7 @@ def pack(
 
 def _describe(path: pathlib.Path, about: dict[str, Any]) -> None:
     """Writes the manifest of a split, or checks that it is the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         old = {"range": "full", **json.loads(path.read_text())}
         changed = [k for k in about if old.get(k) != about[k]]

@@ -18,10 +18,10 @@ def flips_on_host(data: Any) -> bool:
     It is where RandAugment must follow it, or annotations have to be flipped, too; else
     the device flips, in the same share of the images.
     """
-    return data["randaugment"]["layers"] > 0 or bool(annotations(data))
+    return data["randaugment"]["layers"] > 0 or bool(annotations_of(data))
 
 
-def annotations(data: Any) -> tuple[str, ...]:
+def annotations_of(data: Any) -> tuple[str, ...]:
     """Returns what a run reads beside images and labels: `data.joint.annotations`."""
     return tuple(_joint(data).get("annotations", ()))
 
@@ -34,7 +34,7 @@ def _joint(data: Any) -> dict[str, Any]:
 
 def extras(data: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Returns name -> (shape, type) of what an example has beside image and label."""
-    names = annotations(data)
+    names = annotations_of(data)
     return extras_of(names, image_size(data)) if names else {}
 
 

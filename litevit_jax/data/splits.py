@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -277,7 +278,7 @@ def evaluation_batches(data: Any, batch_size: int, mesh: Mesh) -> Callable[..., 
         threads=data["threads"],
     )
     fraction = data["max_bad_fraction"]
-    if not settings.annotations(data):
+    if not settings.annotations_of(data):
         transform = transforms.eval_ops(**images)
         return functools.partial(stream, transform=transform, max_bad_fraction=fraction)
     return _canvas_batches(data, images, stream)
@@ -286,9 +287,9 @@ def evaluation_batches(data: Any, batch_size: int, mesh: Mesh) -> Callable[..., 
 def _canvas_batches(
     data: Any, images: dict[str, Any], stream: Callable[..., Any]
 ) -> Callable[[sources_base.Source], canvases.Batches]:
-    """As `evaluation_batches`, of whole images on canvases of few sizes."""
+    """Returns `evaluation_batches` of whole images, on canvases of few sizes."""
     crop, how = settings.image_size(data), joint.Settings(**images["joint"])
-    threads = pipeline.reading_counts(None, 0, data["threads"])[1]
+    threads = data["threads"] or os.cpu_count() or 1
     group = functools.cache(lambda source: canvases.group(source, how, crop, threads))
 
     def batches(source: sources_base.Source) -> canvases.Batches:

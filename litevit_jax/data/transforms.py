@@ -281,15 +281,18 @@ def _run(ops: tuple[Any, ...], image: Any, rng: np.random.Generator) -> Any:
     return image
 
 
-def train_ops(**data: Any) -> Transform | joint.Crop:
-    """Random crop, flip and RandAugment of each view, by `ImageSettings`' fields.
-
-    Images with annotations are cropped and flipped together with them.
-    """
+def for_training(**data: Any) -> Transform | joint.Crop:
+    """Makes `train_ops`, or a crop of images together with their annotations."""
     settings = ImageSettings(**data)
-    if settings.joint_settings.annotations:
-        size, how = tuple(settings.image_size), settings.joint_settings
-        return joint.Crop(_decode(settings), size, how, settings.flip)
+    how = settings.joint_settings
+    if not how.annotations:
+        return train_ops(**data)
+    return joint.Crop(_decode(settings), settings.image_size, how, settings.flip)
+
+
+def train_ops(**data: Any) -> Transform:
+    """Random crop, flip and RandAugment of each view, by `ImageSettings`' fields."""
+    settings = ImageSettings(**data)
     crop = RandomResizedCrop(
         size=tuple(settings.image_size),
         scale=tuple(settings.crop_scale),

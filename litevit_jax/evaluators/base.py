@@ -183,6 +183,30 @@ def check_labels(source: Any, what: str, least: int = 2) -> None:
     )
 
 
+def check_annotations(objective: Any, name: str, read: tuple[str, ...], data: Any):
+    """Raises ValueError unless data have what a run reads beside images.
+
+    Args:
+      objective: of the run.
+      name: its name.
+      read: `data.joint.annotations` of the run.
+      data: the source of the training images.
+    """
+    missing = [each for each in objective.annotations if each not in read]
+    if missing:
+        raise ValueError(
+            f"objective {name!r} reads {', '.join(missing)}, but data.joint.annotations"
+            f"={read}; set it to {objective.annotations}"
+        )
+    lacking = [each for each in read if each not in data.annotations]
+    if lacking:
+        raise ValueError(
+            f"data.joint.annotations={read}, but the data ({data.summary()}) have no "
+            f"{', no '.join(lacking)}; choose a source that has: segfolder, "
+            "digit_scenes, or what was packed from them"
+        )
+
+
 def check(name: str, evaluator: Evaluator, predicted: dict[str, Any], by: str) -> None:
     """Raises ValueError if objective `by` does not predict what is read."""
     missing = [r for r in evaluator.reads if r not in predicted]

@@ -144,7 +144,7 @@ class Objective(abc.ABC):
 
     @property
     def annotations(self) -> tuple[str, ...]:
-        """What the loss reads beside images and labels, of `Source.annotations`.
+        """Names of what the loss reads beside images and labels, as the source does.
 
         `label_map` comes as uint8 `[B, H, W]`, 255 where nothing is labelled, and with
         it `size [B, 2]`, the rows and columns that are image.

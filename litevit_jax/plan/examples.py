@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from litevit_jax.data import splits
+from litevit_jax.data import settings, splits
 from litevit_jax.data.sources import base, tfds
 
 # (images, classes) of splits, as published.
 _KNOWN = {
+    ("ade20k", "training"): (20_210, 150),
     ("cifar10", "train"): (50_000, 10),
     ("cifar100", "train"): (50_000, 100),
     ("imagenet2012", "train"): (1_281_167, 1000),
@@ -20,8 +21,9 @@ _KNOWN = {
 class Counted(base.Source):
     """A source of which only the numbers of examples and classes are known."""
 
-    def __init__(self, count: int, classes: int):
+    def __init__(self, count: int, classes: int, annotations: tuple[str, ...] = ()):
         self._count, self._classes = count, classes
+        self.annotations = annotations
 
     @property
     def classes(self) -> list[str]:
@@ -51,7 +53,9 @@ def source(data: Any) -> tuple[Callable[[str], base.Source], str]:
       OSError: the named directory has no such data.
     """
     # A plan may do without a data set that the run requires (`data.required`).
-    if data.source != "tfds" or data.dir or tfds.locate(data.name) is not None:
+    by_name = data.source == "tfds" or data.name in {name for name, _ in _KNOWN}
+    here = data.source == "tfds" and tfds.locate(data.name) is not None
+    if not by_name or data.dir or here:
         return splits.open_splits(data), "data"
     parts = [(data.name, split.strip()) for split in data.train_split.split("+")]
     unknown = [part for part in parts if part not in _KNOWN]
@@ -63,5 +67,6 @@ def source(data: Any) -> tuple[Callable[[str], base.Source], str]:
             "directory with --config.data.dir=DIR"
         )
     count = sum(_KNOWN[part][0] for part in parts)
-    counted = Counted(round(count * data.fraction), _KNOWN[parts[0]][1])
+    classes, read = _KNOWN[parts[0]][1], settings.annotations_of(data)
+    counted = Counted(round(count * data.fraction), classes, read)
     return lambda split: counted, "known"

@@ -80,13 +80,13 @@ def training(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Shapes:
 
 def evaluation(config: ConfigDict, size: tuple[int, int], rows: int) -> Shapes:
     """Returns a batch of an evaluation: `rows` decoded images of `size` (H, W)."""
-    shapes = {
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "image": ((rows, *size, config.data.channels), jnp.uint8),
         "label": ((rows,), jnp.int32),
         "index": ((rows,), jnp.int32),
         "mask": ((rows,), jnp.float32),
     }
-    if settings.annotations(config.data):
+    if settings.annotations_of(config.data):
         shapes["size"] = ((rows, 2), jnp.int32)
     return {name: jax.ShapeDtypeStruct(*x) for name, x in shapes.items()}
 

@@ -28,9 +28,9 @@ from litevit_jax.train.optimizer import PyTree
 from litevit_jax.train.state import Shapes, TrainState
 
 if TYPE_CHECKING:
+    from litevit_jax.data.order import Transform
     from litevit_jax.data.pipeline import Stream
     from litevit_jax.data.sources.base import Source
-    from litevit_jax.data.transforms import Transform
     from litevit_jax.objectives.base import Objective, Variables
 
 
@@ -156,7 +156,7 @@ def build_job(
     source = splits.open_splits(config.data)
     mesh = microbatch.make_mesh(config, source)
     built = build_step(config, mesh, source)
-    transform = transforms.train_ops(**settings.image_settings(config.data))
+    transform = transforms.for_training(**settings.image_settings(config.data))
     fixed = _fixed(config, built, warm_start)
     warm_start.check(built.state.params)
     plain = workdirs.plain(config.to_dict())
@@ -243,26 +243,12 @@ def _objective(
             f"{objective.min_batch_per_device} there: set "
             f"--config.batch_size={least} or more"
         )
-    _check_annotations(config, objective, source("train"))
+    read = settings.annotations_of(config.data)
+    if read or objective.annotations:
+        from litevit_jax.evaluators import base
+
+        base.check_annotations(objective, name, read, source("train"))
     return objective
-
-
-def _check_annotations(config: ConfigDict, objective: Objective, data: Source) -> None:
-    """Raises ValueError unless the data have what the run reads beside images."""
-    read = settings.annotations(config.data)
-    missing = [name for name in objective.annotations if name not in read]
-    if missing:
-        raise ValueError(
-            f"objective {config.objective.name!r} reads {', '.join(missing)}, but "
-            f"data.joint.annotations={read}; set it to {objective.annotations}"
-        )
-    lacking = [name for name in read if name not in data.annotations]
-    if lacking:
-        raise ValueError(
-            f"data.joint.annotations={read}, but the images of source "
-            f"{config.data.source!r} have no {', no '.join(lacking)}; choose a source "
-            "that has, such as segfolder"
-        )
 
 
 def _check_classes(config: ConfigDict, field: str, count: int, images: Source) -> None:
@@ -270,7 +256,7 @@ def _check_classes(config: ConfigDict, field: str, count: int, images: Source) -
     from litevit_jax.evaluators import base
 
     what = f"objective {config.objective.name!r}, split 'train'"
-    if not settings.annotations(config.data):  # which have the labels
+    if not settings.annotations_of(config.data):  # which have the labels
         base.check_labels(images, what)
     known = config.derived.num_classes
     if count < known:

@@ -326,7 +326,7 @@ def test_batches_of_packed_scenes_are_those_of_the_scenes(tmp_path):
     arguments += ["--option=scenes=6", "--split=train"]
     assert pack.main(arguments) == 0
     how = {"annotations": ("label_map",), "short_side": 40}
-    transform = transforms.train_ops(image_size=(32, 32), joint=how)
+    transform = transforms.for_training(image_size=(32, 32), joint=how)
     batches = []
     for source in (
         packed.make(split="train", dir=target),

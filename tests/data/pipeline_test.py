@@ -119,7 +119,7 @@ class Labelled(Noise):
         return example | {"label_map": example["image"][..., 0] % 4, "label": -1}
 
 
-JOINT = transforms.train_ops(
+JOINT = transforms.for_training(
     image_size=(SIDE, SIDE), joint={"annotations": ("label_map",), "short_side": SIDE}
 )
 

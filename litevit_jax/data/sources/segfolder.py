@@ -173,8 +173,8 @@ class _Files(NamedTuple):
         Raises:
           ValueError: none of them has, or several.
         """
-        there = [name for name in tree.folders("") if name in usual]
-        filled = [files for files in (cls._list(tree, top) for top in there) if files]
+        named = [name for name in tree.folders("") if name in usual]
+        filled = [files for files in (cls._list(tree, top) for top in named) if files]
         if len(filled) != 1:
             got = [files.top for files in filled] or tree.folders("")
             raise ValueError(
@@ -330,15 +330,15 @@ def _class_names(
 
 def _read_classes(tree: filetree.Tree, classes: Any) -> list[str]:
     if classes is None:
-        there = [name for name in tree.files("") if name in _CLASS_FILES]
-        if not there:
+        files = [name for name in tree.files("") if name in _CLASS_FILES]
+        if not files:
             raise ValueError(
                 f"{tree} has no {' and no '.join(_CLASS_FILES)}: which classes have "
                 "the labels? Write classes.txt, a name on each line, or say "
                 "--config.data.options.classes=N (their number, names joined by "
                 "commas, or a file)"
             )
-        return _names_in(_lines(tree, sorted(there)[0]))
+        return _names_in(_lines(tree, sorted(files)[0]))
     if not isinstance(classes, str | int):
         return [str(name) for name in classes]
     text = str(classes).strip()

@@ -253,7 +253,7 @@ def test_wrong_label_maps_name_the_file(own, kind):
     with pytest.raises(ValueError, match=expected):
         survey.check(source, channels=3, range="full")
     # ... and where the survey did not look: the run ends, whatever may be unreadable.
-    transform = transforms.train_ops(
+    transform = transforms.for_training(
         image_size=(8, 8), joint={"annotations": ("label_map",), "short_side": 8}
     )
     stream = pipeline.train_batches(
@@ -265,7 +265,7 @@ def test_wrong_label_maps_name_the_file(own, kind):
 
 def test_a_damaged_label_map_counts_as_a_damaged_image(own):
     (own / "labels" / "x" / "2.png").write_bytes(b"nothing")
-    transform = transforms.train_ops(
+    transform = transforms.for_training(
         image_size=(8, 8), joint={"annotations": ("label_map",), "short_side": 8}
     )
     stream = pipeline.train_batches(
