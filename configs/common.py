@@ -333,6 +333,11 @@ def use_data(config, said):
         config.augment.normalize = {"mean": (0.305,), "std": (0.376,)}
     elif kind == "digit_scenes":
         _use_digit_scenes(config)
+    if kind == "segfolder":
+        config.data.options = {
+            "classes": config_dict.placeholder(str),  # number, names, file; None: there
+            "reduce_zero_label": config_dict.placeholder(bool),  # whether 0 is no class
+        }
     if kind and kind != "imagenet2012":
         config.name = f"{config.name}-{kind}"
 
@@ -438,6 +443,14 @@ def evaluation(name, said):
         "dtype": config_dict.placeholder(str),
     }
     config.data = imagenet()
+    # As the run has them, if it read annotations.
+    config.data.joint = {
+        "annotations": config_dict.placeholder(tuple),
+        "short_side": config_dict.placeholder(int),
+        "long_side": config_dict.placeholder(int),
+        "ratio": config_dict.placeholder(tuple),
+        "most_of_one_class": config_dict.placeholder(float),
+    }
     config.augment = {"normalize": {}}
     config.mesh = {"data": -1, "fsdp": 1}
     config.watchdog = dict(WATCHDOG)

@@ -119,7 +119,7 @@ _BOUNDS: dict[str, Bound] = {
         (_COUNT_OR_NONE, "*.steps_at_least evals.*.every_steps log.report_images"),
         (_COUNT, "nonfinite.max_in_a_row"),
         (_POSITIVE, "watchdog.*"),
-        (_NOT_NEGATIVE, "lr.*"),
+        (_NOT_NEGATIVE, "lr.base lr.warmup_epochs lr.start lr.end"),
         (_BELOW_ONE, "optimizer.b1 optimizer.b2 optimizer.momentum"),
         (_BELOW_ONE, "optimizer.ema_decay"),
         (_POSITIVE, "optimizer.eps optimizer.clip_norm optimizer.trust"),
