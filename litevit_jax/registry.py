@@ -169,6 +169,7 @@ _BOUNDS: dict[str, Bound] = {
         (_NOT_NEGATIVE, "evals.*.lrs evals.*.l2"),
         (_COUNT, "evals.*.k evals.*.seeds evals.*.held_out evals.*.examples"),
         (_COUNT, "evals.*.stride latency.*"),
+        (_RATE, "evals.*.overlay"),
         (_COUNT_OR_NONE, "evals.*.images"),
         (_COUNT_OR_NONE, "maps.images reconstruction.images rows study.depths"),
         (Bound(whole=True), "maps.layers"),
