@@ -127,8 +127,19 @@ class Neck(nn.Module):
 
     @nn.compact
     def __call__(self, maps: list[jax.Array], *, train: bool) -> list[jax.Array]:
-        """Maps four `[B, h, w, D]` to `[B, 4h, 4w, C]` .. `[B, h/2, w/2, C]`."""
+        """Maps four `[B, h, w, D]` to `[B, 4h, 4w, C]` .. `[B, h/2, w/2, C]`.
+
+        Raises:
+          ValueError: h or w is odd.
+        """
         first, second, third, last = maps
+        rows, cols = last.shape[1:3]
+        if rows % 2 or cols % 2:
+            raise ValueError(
+                f"sem_fpn halves maps of {rows} x {cols} patches; expected even "
+                "numbers: give images whose sides are multiples of two patches "
+                "(--config.data.image_size)"
+            )
         x = _Enlarge(self.channels, self.dtype, name="up4_first")(first)
         x = _normed(x, "up4_norm", self.dtype, train)
         x = _Enlarge(self.channels, self.dtype, name="up4_last")(ops.gelu(x))

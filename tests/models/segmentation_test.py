@@ -141,3 +141,9 @@ def test_bad_heads_are_refused(changed, message):
     given = {"head": "sem_fpn", "num_classes": 3, "channels": 8, "dropout": 0.1}
     with pytest.raises(ValueError, match=message):
         segmentation.make_head(**given | changed, dtype="float32")
+
+
+def test_an_odd_number_of_patches_is_refused():
+    maps = [np.zeros((1, 7, 8, 16), np.float32)] * 4
+    with pytest.raises(ValueError, match=r"sem_fpn halves maps of 7 x 8 patches"):
+        segmentation.Neck(4, "float32").init(KEY, maps, train=False)
