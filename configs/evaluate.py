@@ -6,6 +6,8 @@
         --config.init=RUN_OR_FILE --workdir=DIR
     python main.py --config=configs/evaluate.py:knn,data=folder,path=DIR \\
         --config.init=RUN_DIR
+    python main.py --config=configs/evaluate.py:label_maps,data=folder,path=DIR \\
+        --config.init=RUN_DIR
 
 `init` is a run directory (pre-trained, fine-tuned, a probe), a step inside it
 (RUN_DIR/checkpoints/STEP), or a file of weights that the package reads; one without a
@@ -21,8 +23,10 @@ some; one that the classifier does not know is refused, or its images are left o
 counted (`--config.evals.classification.unmatched=leave_out`).
 
 What is measured: the evaluators said as variants, `classification`, `knn`,
-`reconstruction`; if none is said, those of the run (of a file: classification if it
-has a head, else k-NN). `real=FILE` adds accuracy by the label sets of ImageNet-ReaL,
+`reconstruction`, `segmentation`; if none is said, those of the run (of a file:
+classification if it has a head, else k-NN). `label_maps` measures nothing: it writes
+what a run of configs/segment.py predicts for images without labels as PNG files, into
+pictures/label_maps. `real=FILE` adds accuracy by the label sets of ImageNet-ReaL,
 a JSON list in the order of the validation images; `v2` adds ImageNet-V2, prepared as
 the TFDS data set imagenet_v2, or `v2=DIR` a folder of it (classes 0 to 999).
 `--config.evals.NAME...` changes an evaluator that was said.
@@ -37,7 +41,9 @@ from ml_collections.config_dict import placeholder
 
 from litevit_jax.configs import common
 
-EVALUATORS = ("classification", "knn", "reconstruction")
+EVALUATORS = (
+    *("classification", "knn", "label_maps", "reconstruction", "segmentation"),
+)
 
 
 def get_config(arg=None):

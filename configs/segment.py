@@ -140,8 +140,7 @@ def _small(config, head):
     """A small encoder on small scenes, which need not be pre-trained."""
     config.init = "random"
     config.fallback.encoder = common.small_model(config)
-    config.objective.update(drop_path=0.0, channels=64)
-    config.objective.encoder.update(pos_embed="sincos")
+    config.objective.update(drop_path=0.0, channels=32)
     if not common.is_embedded(config):
         return
     config.data.update(image_size=48, flip=0.0)  # a digit has a left and a right
@@ -151,8 +150,8 @@ def _small(config, head):
         ratio=(0.8, 1.25),
         most_of_one_class=1.0,  # most of every scene is background
     )
-    config.update(batch_size=24, epochs=9)
-    config.lr.update(base=1.6e-2, warmup_epochs=0.5)
+    config.update(batch_size=24, epochs=6)
+    config.lr.update(base=2.4e-2, warmup_epochs=0.5)
     config.optimizer.layer_decay = 1.0
     config.checkpoint.every_steps = 500
     config.evals.test.every_steps = 500

@@ -178,6 +178,8 @@ def _from_run(config: ConfigDict, loaded: read.Checkpoint) -> eval_setup.Known:
     resolve.assign(config, {"objective": predictor.block_of(run)})
     if config.data.source is None:
         start.take_data(config, run)
+    how = run["data"].get("joint") or {}  # images are resized for label maps, if at all
+    resolve.fill_open(config.data, {"joint": predictor.tuples(how)})
     if not config.evals:
         resolve.assign(config, {"evals": predictor.tuples(run["evals"])})
     return eval_setup.Known.of(run["derived"])
