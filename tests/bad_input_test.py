@@ -8,6 +8,7 @@ import shutil
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from litevit_jax import checkpoint
@@ -486,3 +487,85 @@ def test_a_run_with_another_config_is_left_alone(refuse, tmp_path):
     message = r"(?s)another config.*\n  objective.mask_ratio: 0.75 -> 0.5\nresume it"
     refuse(jobs.tiny(objective__mask_ratio=0.5), message, tmp_path)
     assert (tmp_path / "config.json").read_text() == before
+
+
+def label_folder(root, labels):
+    """A folder of 8 x 8 images, and of these label maps."""
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for name, label_map in labels.items():
+            PIL.Image.new("RGB", (8, 8)).save(root / "images" / split / f"{name}.png")
+            label_map.save(root / "labels" / split / f"{name}.png")
+    return root
+
+
+def segmentation(root, **fields):
+    fields = {
+        "batch_size": 8,
+        "data__options__classes": "3",
+        "data__options__reduce_zero_label": False,
+    } | fields
+    return jobs.tiny("segment", f"smoke,folder,path={root}", **fields)
+
+
+LABEL_MAPS = {
+    "colours": (
+        PIL.Image.new("RGB", (8, 8)),
+        r"b\.png: label map in colours .*indices",
+    ),
+    "transparency": (PIL.Image.new("RGBA", (8, 8)), r"b\.png: label map in colours"),
+    "another size": (
+        PIL.Image.new("L", (8, 9)),
+        r"b\.png: label map of 8 x 9 pixels",
+    ),
+    "no class": (
+        PIL.Image.new("L", (8, 8), 3),
+        r"b\.png: label 3 in 64 of 64 ",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LABEL_MAPS)
+def test_a_wrong_label_map_is_refused(kind, refuse, tmp_path):
+    wrong, message = LABEL_MAPS[kind]
+    labels = {"a": PIL.Image.new("L", (8, 8), 1), "b": wrong}
+    refuse(segmentation(label_folder(tmp_path / "data", labels)), message)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data__options__reduce_zero_label": None}, r"is label 0 a class\?"),
+        ({"data__options__classes": None}, r"no classes\.txt"),
+        ({"data__options__classes": "300"}, "expected 1 to 255"),
+        (
+            {"data__joint__annotations": ()},
+            r"reads label_map, but data\.joint",
+        ),
+        (
+            {"data__joint__annotations": ("boxes",)},
+            r"annotations=\('boxes',\)",
+        ),
+        ({"data__joint__short_side": 4096}, "0 < short_side <= long_side"),
+        ({"data__joint__ratio": (0.0, 1.0)}, r"data\.joint\.ratio=\(0\.0, 1\.0\); exp"),
+        ({"data__randaugment__layers": 1}, "which RandAugment would bend"),
+        ({"objective__num_classes": 2}, "num_classes=2, but the data has 3 classes"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_of_label_maps_are_refused(fields, message, refuse, tmp_path):
+    root = label_folder(tmp_path / "data", {"a": PIL.Image.new("L", (8, 8), 1)})
+    refuse(segmentation(root, **fields), message)
+
+
+def test_segmentation_of_images_without_label_maps_is_refused(refuse, image_folder):
+    root = image_folder(train=8, test=4)
+    fields = {"data__source": "folder", "data__dir": str(root), "data__options": {}}
+    made = jobs.tiny("segment", "smoke", **fields)
+    refuse(made, r"have no label_map; choose a source that has: segfolder")
+
+
+def test_label_maps_are_no_labels_of_images(refuse):
+    made = jobs.tiny("deit_tiny", "smoke,digit_scenes")
+    refuse(made, r"'supervised', split 'train' needs labels, but none of its 4000 ima")

@@ -183,12 +183,15 @@ def check_labels(source: Any, what: str, least: int = 2) -> None:
     )
 
 
-def check_annotations(objective: Any, name: str, read: tuple[str, ...], data: Any):
+def check_annotations(
+    objective: Any, name: str, classes: bool, read: tuple[str, ...], data: Any
+) -> None:
     """Raises ValueError unless data have what a run reads beside images.
 
     Args:
       objective: of the run.
       name: its name.
+      classes: whether it needs classes: of images, if not of annotations.
       read: `data.joint.annotations` of the run.
       data: the source of the training images.
     """
@@ -205,6 +208,8 @@ def check_annotations(objective: Any, name: str, read: tuple[str, ...], data: An
             f"{', no '.join(lacking)}; choose a source that has: segfolder, "
             "digit_scenes, or what was packed from them"
         )
+    if classes and not objective.annotations:
+        check_labels(data, f"objective {name!r}, split 'train'")
 
 
 def check(name: str, evaluator: Evaluator, predicted: dict[str, Any], by: str) -> None:

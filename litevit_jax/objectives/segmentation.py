@@ -103,6 +103,11 @@ class Segmentation(base.Objective):
     frozen_encoder: bool = False
 
     @property
+    def annotations(self) -> tuple[str, ...]:
+        """The labels of all pixels."""
+        return ("label_map",)
+
+    @property
     def needs_whole_batch(self) -> str:
         """A reason: BatchNorm takes its statistics from the batch."""
         return "its head has BatchNorm"

@@ -243,11 +243,10 @@ def _objective(
             f"{objective.min_batch_per_device} there: set "
             f"--config.batch_size={least} or more"
         )
-    read = settings.annotations_of(config.data)
-    if read or objective.annotations:
-        from litevit_jax.evaluators import base
+    from litevit_jax.evaluators import base
 
-        base.check_annotations(objective, name, read, source("train"))
+    read = settings.annotations_of(config.data)
+    base.check_annotations(objective, name, field is not None, read, source("train"))
     return objective
 
 
@@ -256,7 +255,7 @@ def _check_classes(config: ConfigDict, field: str, count: int, images: Source) -
     from litevit_jax.evaluators import base
 
     what = f"objective {config.objective.name!r}, split 'train'"
-    if not settings.annotations_of(config.data):  # which have the labels
+    if not images.annotations:  # those may have the labels
         base.check_labels(images, what)
     known = config.derived.num_classes
     if count < known:

@@ -54,6 +54,8 @@ def tiny(name="mae_tiny", arg="smoke", **overrides):
         sizes |= {"objective__mlp_dim": 32, "objective__embed_dim": 16}
     if "distill" in name or name.startswith("feature"):
         sizes["teacher"] = overrides.pop("teacher", None) or teacher()
+    if name == "segment" and "linear" not in arg:
+        sizes["objective__channels"] = 8
     if name.endswith("d2"):
         sizes |= {
             "objective__encoder__depth": 2,
@@ -140,6 +142,7 @@ RECIPES = {
     "mae": "mae_tiny",
     "moco_v3": "mocov3_tiny",
     "probe_grid": "linear_probe",
+    "segmentation": "segment",
     "simmim": "simmim_tiny",
     "supervised": "deit_tiny",
 }
