@@ -95,7 +95,7 @@ def _objective(config, head):
         "freeze": ("encoder/.*",) if frozen else (),
         "no_decay": (),
     }
-    config.update(epochs=32 if frozen else 127)
+    config.update(epochs=32 if frozen else 128)
     # Relative positions and scales of layers start anew where `init` has none.
     own = "encoder/.*(relative_position_bias_table|gamma_[12])"
     config.init_load = ("encoder/.*",) if frozen else (f"(?!{own})encoder/.*",)

@@ -174,6 +174,80 @@ def test_transfer_to_cifar100_is_as_published():
     assert set(made.augment) == {"normalize"}  # no mixing, no erasing, no jitter
 
 
+ADE20K = {
+    "batch_size": 16,
+    "steps": 160_000,
+    "lr.base": 1e-4 * 256 / 16,  # 1e-4 at batch 16
+    "lr.start": 1e-10,
+    "lr.end": 0.0,
+    "lr.decay": "linear",
+    "optimizer.name": "adamw",
+    "optimizer.b2": 0.999,
+    "optimizer.weight_decay": 0.05,
+    "optimizer.layer_decay": 0.8,
+    "objective.head": "sem_fpn",
+    "objective.drop_path": 0.1,
+    "objective.dropout": 0.1,
+    "objective.mean_over": "all",
+    "data.source": "segfolder",
+    "data.train_split": "training",
+    "data.eval_split": "validation",
+    "data.options.reduce_zero_label": True,
+    "data.image_size": 512,
+    "data.flip": 0.5,
+    "data.joint.annotations": ("label_map",),
+    "data.joint.short_side": 512,
+    "data.joint.long_side": 2048,
+    "data.joint.ratio": (0.5, 2.0),
+    "data.joint.most_of_one_class": 0.75,
+    "augment.photometric.brightness": 32.0,
+    "augment.photometric.contrast": (0.5, 1.5),
+    "augment.photometric.saturation": (0.5, 1.5),
+    "augment.photometric.hue": 18,
+    "augment.photometric.each": 0.5,
+}
+LINEAR = {
+    "steps": 40_000,
+    "lr.base": 1e-3 * 256 / 16,
+    "lr.decay": "cosine",
+    "optimizer.weight_decay": 1e-3,
+    "optimizer.freeze": ("encoder/.*",),
+    "objective.frozen_encoder": True,
+}
+
+
+@pytest.mark.parametrize(("arg", "values"), [("ade20k", ADE20K), ("linear", LINEAR)])
+def test_segmentation_of_ade20k_is_as_published(arg, values):
+    made = module("segment").get_config(arg)
+    for path, value in values.items():
+        block = made
+        for key in path.split("."):
+            block = block[key]
+        assert block == pytest.approx(value) if value == 0.016 else block == value, path
+    warmup = made.lr.warmup_epochs / made.epochs * made.steps
+    assert round(warmup) == 1500
+    assert ("photometric" in made.augment) == (arg == "ade20k")
+
+
+@pytest.mark.parametrize(
+    ("arg", "name", "source"),
+    [
+        (None, "segment-ade20k", "segfolder"),
+        ("ade20k,path=DIR", "segment-ade20k", "segfolder"),
+        ("folder,path=DIR", "segment-folder", "segfolder"),
+        ("linear_ms,path=DIR", "segment-linear_ms-folder", "segfolder"),
+        ("data=packed,path=DIR", "segment-packed", "packed"),
+        ("digit_scenes", "segment-digit_scenes", "digit_scenes"),
+    ],
+)
+def test_variants_of_segmentation_name_their_data(arg, name, source):
+    made = module("segment").get_config(arg)
+    assert (made.name, made.data.source) == (name, source)
+    if source == "segfolder" and "ade20k" not in name:  # nobody knows what 0 means
+        assert made.data.options.reduce_zero_label is None and made.steps is None
+    assert made.data.joint.annotations == ("label_map",)
+
+
 SPLITS = {  # name: source, TFDS name, all training data, test; to train, to choose
     "flowers102": ("tfds", "oxford_flowers102", "train+validation", "test",
         "train", "validation"),
