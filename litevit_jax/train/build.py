@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from litevit_jax import augment, checkpoint, distributed, registry, sharding, trees
 from litevit_jax.data import settings
-from litevit_jax.train import batch_shapes, eval_runner, microbatch, resolve
+from litevit_jax.train import batch_shapes, eval_runner, microbatch, programs, resolve
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
@@ -83,6 +83,8 @@ def build_step(
     mesh: Mesh,
     source: Callable[[str], Source],
     memory: float | None = None,
+    *,
+    keep: bool = False,
 ) -> BuiltStep:
     """Builds the step of a run on `mesh`, and derives what `config` leaves open.
 
@@ -91,6 +93,7 @@ def build_step(
       mesh: of real devices, or of those of a topology that is only planned for.
       source: split -> its examples; of 'train', their number and classes are used.
       memory: bytes that JAX may use of a device that is not here to be asked.
+      keep: takes the programs that an earlier start kept, or keeps them for the next.
 
     Raises:
       ValueError, KeyError: the user's mistake, named in the message.
@@ -100,23 +103,37 @@ def build_step(
     ops = augment.make(batch_shapes.augmentation(config))
     objective = _objective(config, mesh, source)
     batch = _batch(config, objective, ops)
-    variables = states.abstract_variables(objective, batch)
+    kept = programs.find(config.to_dict(), mesh) if keep else None
+    design = kept.design if kept else None
+    variables = (
+        design.variables if design else states.abstract_variables(objective, batch)
+    )
     optimizer = _optimizer(config, variables.params)
-    create, shardings = states.creator(objective, optimizer, batch, mesh)
-    state = _abstract_state(create, shardings, mesh)
+    create, state = states.creator(
+        objective, optimizer, batch, mesh, design.state if design else None
+    )
+    sharding.check_fsdp(mesh, state)
     fitting = functools.partial(
         microbatch.images_that_fit, mesh, objective, variables, batch, state, memory
     )
-    count = microbatch.count_microbatches(config, mesh, objective, fitting)
-    jitted = _step(config, objective, optimizer, ops, mesh, shardings, count)
+    count = (
+        design.slices
+        if design
+        else microbatch.count_microbatches(config, mesh, objective, fitting)
+    )
+    step = _step(config, objective, optimizer, ops, mesh, state, count)
     batch_sharding = sharding.batch_sharding(mesh)
     host = {
         k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding)
         for k, x in batch_shapes.host(config).items()
     }
-    # Traces the whole step by shapes: a model that does not fit fails here. Of batches
-    # sharded as these are, jit keeps the trace for the run.
-    jax.eval_shape(jitted, state, host)
+    if design is None:
+        # Traces the whole step by shapes: a model that does not fit fails here. Of
+        # batches sharded as these are, jit keeps the trace for the run.
+        jax.eval_shape(step, state, host)
+    if kept:
+        kept.keep_design(variables, state, count)
+        create, step = kept.wrap("create", create), kept.wrap("step", step)
     return BuiltStep(
         objective=objective,
         optimizer=optimizer,
@@ -124,7 +141,7 @@ def build_step(
         state=state,
         batch=host,
         create=create,
-        step=jitted,
+        step=step,
         slices=count,
     )
 
@@ -135,6 +152,7 @@ def build_job(
     warm_start: WarmStart,
     *,
     begin: bool = True,
+    keep: bool = False,
 ) -> Job:
     """Checks a run and builds it.
 
@@ -143,6 +161,7 @@ def build_job(
       workdir: of the run.
       warm_start: what the run starts from.
       begin: False leaves the workdir as it is: all else is checked alone.
+      keep: as in `build_step`.
 
     Raises:
       ValueError, KeyError, OSError: the user's mistake, named in the message.
@@ -155,7 +174,7 @@ def build_job(
     resolve.pixel_range(config, config.data.train_split)
     source = splits.open_splits(config.data)
     mesh = microbatch.make_mesh(config, source)
-    built = build_step(config, mesh, source)
+    built = build_step(config, mesh, source, keep=keep)
     transform = transforms.train_ops(**settings.image_settings(config.data))
     fixed = _fixed(config, built, warm_start)
     warm_start.check(built.state.params)
@@ -279,7 +298,7 @@ def _step(
     optimizer: optimizers.Optimizer,
     ops: tuple[augment.Op, ...],
     mesh: Mesh,
-    shardings: TrainState,
+    state: TrainState,
     count: int,
 ) -> jax.stages.Wrapped:
     """Builds the jitted step in `count` slices."""
@@ -289,7 +308,7 @@ def _step(
         ops,
         seed=config.seed,
         mesh=mesh,
-        state_sharding=shardings,
+        state_sharding=jax.tree.map(lambda x: x.sharding, state),
         slices=count,
         health_every=config.log.every_steps if config.log.health else None,
         total_steps=config.derived.total_steps,
@@ -305,19 +324,6 @@ def _optimizer(config: ConfigDict, params: PyTree) -> optimizers.Optimizer:
         end=config.lr.end,
     )
     return optimizers.make(params, schedule, **config.optimizer)
-
-
-def _abstract_state(
-    create: Callable[[jax.Array], TrainState], shardings: TrainState, mesh: Mesh
-) -> TrainState:
-    """Returns the state by shapes and shardings; checks that the mesh fits it."""
-    abstract = jax.eval_shape(create, states.abstract_key())
-    sharding.check_fsdp(mesh, abstract)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        abstract,
-        shardings,
-    )
 
 
 def _stream(

@@ -288,16 +288,20 @@ class Program:
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Returns (state, metrics) after one update."""
         if self._program is None:
-            self._line.begin("tracing the step")
             start = time.perf_counter()
-            self._program = self._compile(self._step.lower(state, batch), start)
+            self._program = self._compile(state, batch, start)
             self._took_s = time.perf_counter() - start
             self._throughput.begin()
         return self._program(state, batch)
 
     def _compile(
-        self, lowered: jax.stages.Lowered, start: float
+        self, state: TrainState, batch: dict[str, jax.Array], start: float
     ) -> jax.stages.Compiled:
+        if getattr(self._step, "kept", False):  # by an earlier start
+            self._line.begin("loading the step")
+            return self._step.lower(state, batch).compile()
+        self._line.begin("tracing the step")
+        lowered = self._step.lower(state, batch)
         about = _round(_COMPILING * (time.perf_counter() - start))
         expected = f"first time: about {about} s; a few seconds from the cache"
         self._line.begin(f"compiling the step ({expected})")

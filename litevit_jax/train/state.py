@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import flax.struct
@@ -71,11 +71,16 @@ def abstract_variables(objective: Predictor, batch: Arrays) -> Variables:
 
 
 def creator(
-    objective: Objective, optimizer: optimizers.Optimizer, batch: Arrays, mesh: Mesh
-) -> tuple[Callable[[jax.Array], TrainState], TrainState]:
-    """Returns create(key) -> TrainState on the mesh, and the state's shardings.
+    objective: Objective,
+    optimizer: optimizers.Optimizer,
+    batch: Arrays,
+    mesh: Mesh,
+    shapes: TrainState | None = None,
+) -> tuple[jax.stages.Wrapped, TrainState]:
+    """Returns create(key) -> TrainState on the mesh, and the state by shapes.
 
-    The model sees zeros of the shapes in `batch`.
+    The model sees zeros of the shapes in `batch`. The state has shardings; `shapes` is
+    the state without, if it is known.
     """
 
     def init(key: jax.Array) -> TrainState:
@@ -96,9 +101,15 @@ def creator(
             opt_state=optimizer.init(variables.params),
         )
 
-    abstract = jax.eval_shape(init, abstract_key())
-    shardings = sharding.tree_sharding(mesh, abstract)
-    return jax.jit(init, out_shardings=shardings), shardings
+    if shapes is None:
+        shapes = jax.eval_shape(init, abstract_key())
+    shardings = sharding.tree_sharding(mesh, shapes)
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        shardings,
+    )
+    return jax.jit(init, out_shardings=shardings), state
 
 
 def restart_optimizer(state: TrainState, optimizer: optimizers.Optimizer) -> TrainState:
