@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+PyTree = Any  # dicts, tuples and dataclasses, at any depth, of arrays or shapes
+
 
 def flatten(tree: Any) -> dict[str, Any]:
     """Returns the leaves by path, 'encoder/norm/scale'; a bare array is 'value'."""

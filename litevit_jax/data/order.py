@@ -11,12 +11,13 @@ import dataclasses
 import functools
 import math
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import numpy as np
 
 from litevit_jax.data import decode
+from litevit_jax.data.settings import Transform
 from litevit_jax.data.sources.base import Source
 from litevit_jax.data.worker_journal import Journal
 
@@ -25,24 +26,6 @@ _ENDLESS = 2**62
 # Replacements tried for one unreadable example; at the default bound on bad files,
 # more than a few in a row mean that none can be read.
 MAX_REPLACEMENTS = 64
-
-
-class Transform(Protocol):
-    """Turns a raw image into uint8 [H, W, C], or [V, H, W, C] of several views.
-
-    It is picklable where worker processes are used.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of every result: (H, W, C) or (V, H, W, C)."""
-        ...
-
-    def __call__(
-        self, image: Any, rng: np.random.Generator, out: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Returns the result, preferably written to `out` if that is given."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

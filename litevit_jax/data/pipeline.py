@@ -30,8 +30,8 @@ from litevit_jax.data.order import (
     Examples,
     HostShard,
     TrainExamples,
-    Transform,
 )
+from litevit_jax.data.settings import Transform
 from litevit_jax.data.sources import base
 from litevit_jax.data.sources.base import Source
 

@@ -1,8 +1,28 @@
-"""Image settings of a config's `data` block."""
+"""Image settings of a config's `data` block, and what they become: a transform."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Transform(Protocol):
+    """Turns a raw image into uint8 [H, W, C], or [V, H, W, C] of several views.
+
+    It is picklable where worker processes are used.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of every result: (H, W, C) or (V, H, W, C)."""
+        ...
+
+    def __call__(
+        self, image: Any, rng: np.random.Generator, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Returns the result, preferably written to `out` if that is given."""
+        ...
 
 
 def image_size(data: Any) -> tuple[int, int]:

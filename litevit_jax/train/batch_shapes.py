@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from litevit_jax import augment
 from litevit_jax.data import settings
 from litevit_jax.train import state as states
-from litevit_jax.train.optimizer import PyTree
 from litevit_jax.train.state import Shapes
+from litevit_jax.trees import PyTree
 
 
 def augmentation(config: ConfigDict) -> dict[str, Any]:

@@ -9,28 +9,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import augment, checkpoint, distributed, registry, sharding, trees
 from litevit_jax.data import settings
+from litevit_jax.data.settings import Transform
 from litevit_jax.train import batch_shapes, eval_runner, microbatch, programs, resolve
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
 from litevit_jax.train import workdir as workdirs
-from litevit_jax.train.job import Job
-from litevit_jax.train.optimizer import PyTree
-from litevit_jax.train.state import Shapes, TrainState
+from litevit_jax.train.job import Job, TrainState
+from litevit_jax.train.state import Shapes
+from litevit_jax.trees import PyTree
 
 if TYPE_CHECKING:
-    from litevit_jax.data.pipeline import Stream
     from litevit_jax.data.sources.base import Source
-    from litevit_jax.data.transforms import Transform
     from litevit_jax.objectives.base import Objective, Variables
 
 
@@ -191,7 +191,6 @@ def build_job(
         workdir=workdir,
         mesh=mesh,
         objective=built.objective,
-        optimizer=built.optimizer,
         state=built.state,
         fixed=fixed,
         create=functools.partial(
@@ -328,7 +327,7 @@ def _optimizer(config: ConfigDict, params: PyTree) -> optimizers.Optimizer:
 
 def _stream(
     config: ConfigDict, source: Source, transform: Transform, start_step: int
-) -> Stream:
+) -> Iterator[dict[str, np.ndarray]]:
     """Opens the endless stream of training batches from `start_step` on."""
     from litevit_jax.data import pipeline
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import jax
 
     from litevit_jax.terminal import ConsoleLine
-    from litevit_jax.train.state import TrainState
+    from litevit_jax.train.job import TrainState
 
 
 class Writer:

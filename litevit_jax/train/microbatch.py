@@ -19,12 +19,13 @@ from ml_collections import ConfigDict
 
 from litevit_jax import choices, distributed, sharding
 from litevit_jax.train import optimizer as optimizers
-from litevit_jax.train.optimizer import KeyPath, PyTree
+from litevit_jax.train.optimizer import KeyPath
+from litevit_jax.trees import PyTree
 
 if TYPE_CHECKING:
     from litevit_jax.data.sources.base import Source
     from litevit_jax.objectives.base import Objective, Variables
-    from litevit_jax.train.state import TrainState
+    from litevit_jax.train.job import TrainState
 
 Batch = dict[str, jax.Array]
 Shapes = dict[str, jax.ShapeDtypeStruct]

@@ -1,4 +1,4 @@
-"""TrainState, and its creation as sharded arrays on a mesh."""
+"""Creates a TrainState as sharded arrays on a mesh."""
 
 from __future__ import annotations
 
@@ -7,31 +7,20 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from litevit_jax import sharding
 from litevit_jax.train import optimizer as optimizers
-from litevit_jax.train.optimizer import PyTree
+from litevit_jax.train.job import TrainState
+from litevit_jax.trees import PyTree
 
 if TYPE_CHECKING:
     from litevit_jax.objectives.base import Objective, Variables
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 Arrays = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
-
-
-@flax.struct.dataclass
-class TrainState:
-    """The state that a run resumes from; `step` counts the updates done."""
-
-    step: jax.Array
-    params: PyTree
-    model_state: PyTree
-    teacher: PyTree
-    opt_state: PyTree
 
 
 class Predictor(Protocol):

@@ -7,17 +7,14 @@ config field says otherwise; the run prints the differences when it starts.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from litevit_jax.data import settings
 from litevit_jax.terminal import counted
 from litevit_jax.train import resolve
-
-if TYPE_CHECKING:
-    from litevit_jax.models.vit import Encoder
-    from litevit_jax.warm_start.read import Checkpoint
+from litevit_jax.warm_start import Checkpoint
 
 # What a file of weights records of its encoder, beside the images.
 SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
@@ -212,8 +209,8 @@ def _differences(own: ImageSpec, other: ImageSpec) -> list[str]:
     return lines
 
 
-def encoder(block: Any) -> Encoder:
-    """Builds the encoder of a config's block, by the fields that a checkpoint has."""
+def encoder(block: Any) -> Any:
+    """Builds the `vit.Encoder` of a block, by the fields that a checkpoint has."""
     from litevit_jax.models import vit
 
     block = block.to_dict() if isinstance(block, ConfigDict) else block

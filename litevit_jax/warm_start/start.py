@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -17,11 +17,9 @@ from ml_collections import ConfigDict
 from litevit_jax import sharding
 from litevit_jax.train import resolve
 from litevit_jax.train import state as states
-from litevit_jax.warm_start import images
-
-if TYPE_CHECKING:
-    from litevit_jax.train.optimizer import Optimizer
-    from litevit_jax.warm_start.read import Checkpoint
+from litevit_jax.train.job import TrainState
+from litevit_jax.train.optimizer import Optimizer
+from litevit_jax.warm_start import Checkpoint, images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +65,11 @@ class WarmStart:
 
     def state(
         self,
-        create: Callable[[jax.Array], states.TrainState],
-        abstract: states.TrainState,
+        create: Callable[[jax.Array], TrainState],
+        abstract: TrainState,
         fixed: dict[str, Any],
         optimizer: Optimizer,
-    ) -> states.TrainState:
+    ) -> TrainState:
         """Creates the initial TrainState on the mesh.
 
         Args:

@@ -12,7 +12,7 @@ import pytest
 from litevit_jax import checkpoint, cli, commandline, trees, weights
 from litevit_jax.jobs import convert, train
 from litevit_jax.models import layers
-from litevit_jax.train import state
+from litevit_jax.train import job
 from litevit_jax.warm_start import read
 from litevit_jax.weights import safetensors
 from tests import jobs
@@ -43,7 +43,7 @@ def saved_classifier(workdir, *, head):
     model = export_test.model_of("avg")
     params = trees.nest(model.params)
     empty = {"model_state": {}, "teacher": {}, "opt_state": {}}
-    saved = state.TrainState(step=jnp.int32(5), params=params, **empty)
+    saved = job.TrainState(step=jnp.int32(5), params=params, **empty)
     config = {
         "name": "finetune",
         "objective": {"encoder": dict(export_test.SIZES), "head": head},
