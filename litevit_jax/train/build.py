@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from litevit_jax import augment, checkpoint, distributed, registry, sharding, trees
 from litevit_jax.data import settings
 from litevit_jax.data.settings import Transform
-from litevit_jax.train import batch_shapes, eval_runner, microbatch, programs, resolve
+from litevit_jax.train import batch_shapes, eval_runner, microbatch, resolve
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
@@ -103,7 +103,7 @@ def build_step(
     ops = augment.make(batch_shapes.augmentation(config))
     objective = _objective(config, mesh, source)
     batch = _batch(config, objective, ops)
-    kept = programs.find(config.to_dict(), mesh) if keep else None
+    kept = _kept_programs(config, mesh) if keep else None
     design = kept.design if kept else None
     variables = (
         design.variables if design else states.abstract_variables(objective, batch)
@@ -144,6 +144,12 @@ def build_step(
         step=step,
         slices=count,
     )
+
+
+def _kept_programs(config: ConfigDict, mesh: Mesh) -> Any:
+    from litevit_jax.train import programs
+
+    return programs.find(config.to_dict(), mesh)
 
 
 def build_job(
