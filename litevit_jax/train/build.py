@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from litevit_jax import augment, checkpoint, distributed, registry, sharding, trees
 from litevit_jax.data import settings
 from litevit_jax.data.settings import Transform
-from litevit_jax.train import batch_shapes, eval_runner, microbatch, resolve
+from litevit_jax.train import batch_shapes, eval_runner, microbatch, programs, resolve
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
@@ -45,6 +45,7 @@ class BuiltStep:
       state: abstract TrainState with shardings.
       batch: the host's batch by shape; `step.lower(state, batch)` is the program.
       slices: equal parts in which a device computes its examples.
+      eval_shape: as JAX's; may know results from an earlier start.
     """
 
     objective: Objective
@@ -55,6 +56,7 @@ class BuiltStep:
     create: Callable[[jax.Array], TrainState]
     step: jax.stages.Wrapped
     slices: int
+    eval_shape: Callable[..., Shapes]
 
 
 class WarmStart(Protocol):
@@ -103,53 +105,52 @@ def build_step(
     ops = augment.make(batch_shapes.augmentation(config))
     objective = _objective(config, mesh, source)
     batch = _batch(config, objective, ops)
-    kept = _kept_programs(config, mesh) if keep else None
-    design = kept.design if kept else None
-    variables = (
-        design.variables if design else states.abstract_variables(objective, batch)
-    )
-    optimizer = _optimizer(config, variables.params)
-    create, state = states.creator(
-        objective, optimizer, batch, mesh, design.state if design else None
-    )
-    sharding.check_fsdp(mesh, state)
-    fitting = functools.partial(
-        microbatch.images_that_fit, mesh, objective, variables, batch, state, memory
-    )
-    count = (
-        design.slices
-        if design
-        else microbatch.count_microbatches(config, mesh, objective, fitting)
-    )
-    step = _step(config, objective, optimizer, ops, mesh, state, count)
+    kept = programs.find(config.to_dict(), mesh) if keep else programs.Programs()
+    design = kept.design or _design(config, objective, batch, mesh, memory)
+    optimizer = _optimizer(config, design.variables.params)
+    create, state = states.creator(objective, optimizer, batch, mesh, design.state)
+    step = _step(config, objective, optimizer, ops, mesh, state, design.slices)
     batch_sharding = sharding.batch_sharding(mesh)
     host = {
         k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding)
         for k, x in batch_shapes.host(config).items()
     }
-    if design is None:
+    if kept.design is None:
         # Traces the whole step by shapes: a model that does not fit fails here. Of
         # batches sharded as these are, jit keeps the trace for the run.
         jax.eval_shape(step, state, host)
-    if kept:
-        kept.keep_design(variables, state, count)
-        create, step = kept.wrap("create", create), kept.wrap("step", step)
+        kept.keep_design(design)
     return BuiltStep(
         objective=objective,
         optimizer=optimizer,
-        variables=variables,
+        variables=design.variables,
         state=state,
         batch=host,
-        create=create,
-        step=step,
-        slices=count,
+        create=kept.wrap("create", create),
+        step=kept.wrap("step", step),
+        slices=design.slices,
+        eval_shape=kept.eval_shape,
     )
 
 
-def _kept_programs(config: ConfigDict, mesh: Mesh) -> Any:
-    from litevit_jax.train import programs
-
-    return programs.find(config.to_dict(), mesh)
+def _design(
+    config: ConfigDict,
+    objective: Objective,
+    batch: Shapes,
+    mesh: Mesh,
+    memory: float | None,
+) -> programs.Design:
+    """Traces the parts of a run, to find out their shapes."""
+    variables = states.abstract_variables(objective, batch)
+    optimizer = _optimizer(config, variables.params)
+    _, state = states.creator(objective, optimizer, batch, mesh)
+    sharding.check_fsdp(mesh, state)
+    fitting = functools.partial(
+        microbatch.images_that_fit, mesh, objective, variables, batch, state, memory
+    )
+    count = microbatch.count_microbatches(config, mesh, objective, fitting)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    return programs.Design(variables, state, count)
 
 
 def build_job(
@@ -185,10 +186,9 @@ def build_job(
     fixed = _fixed(config, built, warm_start)
     warm_start.check(built.state.params)
     plain = workdirs.plain(config.to_dict())
-    evaluators = eval_setup.make(
-        config, built.objective, built.variables, source, mesh=mesh, workdir=workdir
-    )
-    size = saved_bytes(built.state, fixed)
+    make = functools.partial(eval_setup.make, config, built.objective, built.variables)
+    shapes, size = built.eval_shape, saved_bytes(built.state, fixed)
+    evaluators = make(source, mesh=mesh, workdir=workdir, eval_shape=shapes)
     workdirs.check_space(workdir, size, config.checkpoint.keep)
     # Last: only a sound run is begun.
     resumes = begin and workdirs.open_run(workdir, plain)

@@ -54,6 +54,7 @@ def make(
     mesh: Mesh,
     workdir: pathlib.Path,
     known: Known | None = None,
+    eval_shape: Callable[..., states.Shapes] = jax.eval_shape,
 ) -> Evaluators:
     """Builds title -> (evaluator, every_steps) for each block of `config.evals`.
 
@@ -65,6 +66,7 @@ def make(
       mesh: where batches go.
       workdir: where pictures go.
       known: the classes that the model was trained on; None: the run's own.
+      eval_shape: as JAX's.
 
     Raises:
       ValueError: the objective or the data lack what an evaluator needs.
@@ -80,6 +82,7 @@ def make(
         mesh=mesh,
         workdir=workdir,
         known=known,
+        eval_shape=eval_shape,
     )
     return {title: builder.make(title) for title in config.evals}
 
@@ -97,8 +100,9 @@ class _Builder:
         mesh: Mesh,
         workdir: pathlib.Path,
         known: Known,
+        eval_shape: Callable[..., states.Shapes],
     ) -> None:
-        self._known = known
+        self._known, self._eval_shape = known, eval_shape
         self._config, self._objective, self._variables = config, objective, variables
         self._source, self._mesh, self._workdir = source, mesh, workdir
         self._normalize = config.augment.normalize
@@ -162,7 +166,7 @@ class _Builder:
             arguments,
         )
         try:
-            return jax.eval_shape(self._predict, *arguments)
+            return self._eval_shape(self._predict, *arguments)
         except (TypeError, ValueError) as error:
             own = settings.image_size(self._config.data)
             if own == size:

@@ -282,6 +282,7 @@ class Program:
         self._step, self._line, self._throughput = step, line, throughput
         self._program: jax.stages.Compiled | None = None
         self._took_s: float | None = None
+        self._verb = "compiled"
 
     def __call__(
         self, state: TrainState, batch: dict[str, jax.Array]
@@ -289,15 +290,16 @@ class Program:
         """Returns (state, metrics) after one update."""
         if self._program is None:
             start = time.perf_counter()
-            self._program = self._compile(state, batch, start)
+            self._program = self._compiled(state, batch, start)
             self._took_s = time.perf_counter() - start
             self._throughput.begin()
         return self._program(state, batch)
 
-    def _compile(
+    def _compiled(
         self, state: TrainState, batch: dict[str, jax.Array], start: float
     ) -> jax.stages.Compiled:
         if getattr(self._step, "kept", False):  # by an earlier start
+            self._verb = "loaded"
             self._line.begin("loading the step")
             return self._step.lower(state, batch).compile()
         self._line.begin("tracing the step")
@@ -310,7 +312,7 @@ class Program:
     def compile_note(self) -> str:
         """Returns how long compiling took, for the first step's line; '' later."""
         took_s, self._took_s = self._took_s, None
-        return "" if took_s is None else f"  (compiled in {took_s:.1f} s)"
+        return "" if took_s is None else f"  ({self._verb} in {took_s:.1f} s)"
 
 
 def _round(seconds: float) -> int:

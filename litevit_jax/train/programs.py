@@ -27,7 +27,7 @@ import sys
 import sysconfig
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
@@ -35,10 +35,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import serialize_executable
 from jax.sharding import Mesh
+from jax.stages import Compiled
 
-from litevit_jax import distributed, paths, plugins, terminal
+from litevit_jax import compilation, distributed, paths, plugins, terminal
+from litevit_jax.train.job import TrainState
+from litevit_jax.train.state import Shapes
+from litevit_jax.trees import PyTree
 
-_PARTS = ("design", "create", "step")
 _PACKAGE = pathlib.Path(__file__).parents[1]
 # Libraries whose code is in the programs, or writes them.
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "ml_dtypes")
@@ -52,7 +55,7 @@ _LAPACK = "lapack_"
 
 
 class Design(NamedTuple):
-    """What tracing finds out about a run.
+    """The shapes of a run, for which its parts are traced.
 
     Attributes:
       variables: abstract Variables of the objective.
@@ -60,8 +63,8 @@ class Design(NamedTuple):
       slices: parts in which a device computes its examples.
     """
 
-    variables: Any
-    state: Any
+    variables: PyTree
+    state: TrainState
     slices: int
 
 
@@ -69,8 +72,8 @@ class _Kept(NamedTuple):
     """A compiled program as it is written: the executable and its trees."""
 
     executable: bytes
-    arguments: Any
-    results: Any
+    arguments: jax.tree_util.PyTreeDef
+    results: jax.tree_util.PyTreeDef
     uses_lapack: bool
 
 
@@ -81,35 +84,48 @@ class Programs:
       design: as it was kept, or None. Reading the programs has begun then.
     """
 
-    def __init__(self, folder: str, key: str) -> None:
-        root = paths.path(folder)
-        self._files = {name: root / f"litevit-{name}-{key}-cache" for name in _PARTS}
-        self._loading: dict[str, concurrent.futures.Future[Any]] = {}
+    def __init__(self, folder: pathlib.Path | None = None, key: str = "") -> None:
+        """Looks for programs in `folder`; None keeps none."""
+        self._folder, self._key = folder, key
+        self._loading: dict[str, concurrent.futures.Future[Compiled | None]] = {}
         self.design: Design | None = self._read("design")
         if self.design is not None:
-            pool = concurrent.futures.ThreadPoolExecutor(1, "kept-programs")
-            for name in ("create", "step"):
+            pool = concurrent.futures.ThreadPoolExecutor(2, "kept-programs")
+            for name in ("step", "create"):  # the step takes longer
                 self._loading[name] = pool.submit(self._load, name)
             pool.shutdown(wait=False)
 
-    def loaded(self, name: str) -> jax.stages.Compiled | None:
+    def loaded(self, name: str) -> Compiled | None:
         """Returns the program 'create' or 'step', or None if there is none."""
         future = self._loading.get(name)
         return None if future is None else future.result()
 
-    def keep_design(self, variables: Any, state: Any, slices: int) -> None:
-        """Keeps what tracing has found out, see `Design`."""
-        if self.design is None:
-            plain = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state
-            )
-            self._write("design", Design(variables, plain, slices))
+    def keep_design(self, design: Design) -> None:
+        """Keeps what tracing has found out."""
+        self._write("design", design)
 
     def wrap(self, name: str, jitted: jax.stages.Wrapped) -> jax.stages.Wrapped:
         """Returns the function "create" or "step" as a `Program`, used as it was."""
+        if self._folder is None:
+            return jitted
         return cast(jax.stages.Wrapped, Program(self, name, jitted))
 
-    def compile(self, name: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    def eval_shape(self, function: Callable[..., Shapes], *arguments: PyTree) -> Shapes:
+        """Returns the shapes of a result, as `jax.eval_shape`, or those that were kept.
+
+        Args:
+          function: what it computes follows from the config.
+          arguments: by shape.
+        """
+        shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), arguments)
+        name = hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+        result = self._read(name)
+        if result is None:
+            result = jax.eval_shape(function, *arguments)
+            self._write(name, result)
+        return result
+
+    def compile(self, name: str, lowered: jax.stages.Lowered) -> Compiled:
         """Compiles and keeps the program 'create' or 'step'.
 
         A program that JAX's cache had is not kept: on a CPU a program that was loaded
@@ -122,14 +138,21 @@ class Programs:
             threading.Thread(target=write, name=f"keep-{name}").start()
         return compiled
 
-    def _keep(self, name: str, compiled: jax.stages.Compiled) -> None:
+    def _path(self, name: str) -> pathlib.Path:
+        assert self._folder is not None
+        return self._folder / f"litevit-{name}-{self._key}-cache"
+
+    def _keep(self, name: str, compiled: Compiled) -> None:
         calls = set(_CUSTOM_CALL.findall(compiled.as_text() or ""))
         if not all(call.startswith(_LAPACK) for call in calls):
             return  # what another one needs before it is called is not known
-        parts = serialize_executable.serialize(compiled)
+        try:
+            parts = serialize_executable.serialize(compiled)
+        except jax.errors.JaxRuntimeError:
+            return  # XLA cannot write each program; JAX's cache has it neither then
         self._write(name, _Kept(*parts, uses_lapack=bool(calls)))
 
-    def _load(self, name: str) -> jax.stages.Compiled | None:
+    def _load(self, name: str) -> Compiled | None:
         kept: _Kept | None = self._read(name)
         if kept is None:
             return None
@@ -143,20 +166,23 @@ class Programs:
 
     def _read(self, name: str) -> Any:
         """Returns the content of a file, or None if there is none that can be used."""
-        path = self._files[name]
+        if self._folder is None:
+            return None
+        path = self._path(name)
         with self._reporting(name):
             if not path.exists():
                 return None
             content = pickle.loads(zlib.decompress(path.read_bytes()))
-            if paths.is_local(path):  # the least recently used are removed first
-                os.utime(path)
+            os.utime(path)  # the least recently used are removed first
             return content
 
-    def _write(self, name: str, content: Any) -> None:
-        path = self._files[name]
+    def _write(self, name: str, content: object) -> None:
+        if self._folder is None:
+            return
+        path = self._path(name)
         try:
             paths.replace_bytes(path, zlib.compress(pickle.dumps(content), 1))
-        except Exception as error:  # a full disk, a store that cannot be reached
+        except Exception as error:  # a full disk, or what cannot be written
             why = paths.reason(error)
             _say(f"{path} cannot be written ({why}); the next start traces again")
 
@@ -167,7 +193,7 @@ class Programs:
             yield
         except Exception as error:  # cut short, or of a library that is gone
             why = paths.reason(error)
-            _say(f"{self._files[name]} cannot be used ({why}); it is made anew")
+            _say(f"{self._path(name)} cannot be used ({why}); it is made anew")
 
 
 class Program:
@@ -188,17 +214,17 @@ class Program:
         """Whether an earlier start kept the program."""
         return self._programs.loaded(self._name) is not None
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: PyTree) -> PyTree:
         """Calls the program; a jitted function would keep it for the next call."""
         return self.lower(*arguments).compile()(*arguments)
 
-    def lower(self, *arguments: Any) -> Program:
+    def lower(self, *arguments: PyTree) -> Program:
         """Traces and lowers the function, unless its program was kept."""
         if not self.kept:
             self._lowered = self.jitted.lower(*arguments)
         return self
 
-    def compile(self) -> jax.stages.Compiled:
+    def compile(self) -> Compiled:
         """Returns the program that `lower` prepared."""
         if self._lowered is None:
             compiled = self._programs.loaded(self._name)
@@ -207,23 +233,18 @@ class Program:
         return self._programs.compile(self._name, self._lowered)
 
 
-def find(config: dict[str, Any], mesh: Mesh) -> Programs | None:
-    """Returns the programs of a run, or None where none are kept.
+def find(config: dict[str, Any], mesh: Mesh) -> Programs:
+    """Returns the programs of a run; where none may be kept, they do nothing.
 
     Args:
       config: complete, with `derived`.
       mesh: of the run.
     """
-    settings = jax.config.values
-    folder = settings["jax_compilation_cache_dir"]
-    enabled = settings["jax_enable_compilation_cache"] and folder
+    folder = compilation.bounded_folder()
     on_cpu = mesh.devices.flat[0].platform == "cpu" and distributed.process_count() == 1
-    if not (enabled and on_cpu) or plugins.roots():
-        return None
-    try:
-        return Programs(folder, _key(config, mesh))
-    except OSError:  # a source that cannot be read
-        return None
+    if folder is None or not on_cpu or plugins.roots():
+        return Programs()
+    return Programs(folder, _key(config, mesh))
 
 
 def _key(config: dict[str, Any], mesh: Mesh) -> str:

@@ -109,7 +109,7 @@ def sharing_designs():
     """`build.build_step`, which builds the step of an equal config only once."""
     made, design = {}, build.build_step
 
-    def shared(config, mesh, source):
+    def shared(config, mesh, source, *, keep=False):
         fields = config.to_dict()
         key = json.dumps({k: fields[k] for k in fields if k not in _ELSEWHERE})
         key += f"{mesh}{np.ravel(mesh.devices)}{source('train').fingerprint()}"
