@@ -131,6 +131,13 @@ def test_one_module_writes_into_configs(path):
     assert not writers or path.is_relative_to(PACKAGE / "configs") or path in files
 
 
+def test_most_functions_take_the_values_that_they_use_and_no_whole_config():
+    nodes = (node for path in FILES for node in ast.walk(parse(path)))
+    arguments = [node for node in nodes if isinstance(node, ast.arg)]
+    typed = [(x.arg, ast.unparse(x.annotation)) for x in arguments if x.annotation]
+    assert 50 < typed.count(("config", "ConfigDict")) <= 72
+
+
 @names
 def test_recipes_are_read_in_one_place(path):
     where = ("configs", "litevit_jax.configs")

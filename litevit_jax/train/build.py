@@ -101,8 +101,8 @@ def build_step(
       ValueError, KeyError: the user's mistake, named in the message.
     """
     resolve.derive(config, source)
-    microbatch.check(config, mesh)
-    ops = augment.make(batch_shapes.augmentation(config))
+    microbatch.check(config.microbatch, config.batch_size, mesh)
+    ops = augment.make(batch_shapes.augmentation(config.augment, config.data))
     objective = _objective(config, mesh, source)
     batch = _batch(config, objective, ops)
     kept = programs.find(config.to_dict(), mesh) if keep else programs.Programs()
@@ -110,11 +110,9 @@ def build_step(
     optimizer = _optimizer(config, design.variables.params)
     create, state = states.creator(objective, optimizer, batch, mesh, design.state)
     step = _step(config, objective, optimizer, ops, mesh, state, design.slices)
-    batch_sharding = sharding.batch_sharding(mesh)
-    host = {
-        k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding)
-        for k, x in batch_shapes.host(config).items()
-    }
+    normalize = config.augment.normalize
+    host = batch_shapes.host(config.data, normalize, config.batch_size)
+    host = states.laid_out(host, sharding.batch_sharding(mesh))
     if kept.design is None:
         # Traces the whole step by shapes: a model that does not fit fails here. Of
         # batches sharded as these are, jit keeps the trace for the run.
@@ -178,12 +176,12 @@ def build_job(
 
     doing = "listing the images and designing the run"
     distributed.heartbeat(doing, grace=True, begun=False)
-    resolve.pixel_range(config, config.data.train_split)
+    resolve.pixel_range(config.data, config.data.train_split)
     source = splits.open_splits(config.data)
     mesh = microbatch.make_mesh(config, source)
     built = build_step(config, mesh, source, keep=keep)
     transform = transforms.train_ops(**settings.image_settings(config.data))
-    fixed = _fixed(config, built, warm_start)
+    fixed = _fixed(built, warm_start, config.derived)
     warm_start.check(built.state.params)
     plain = workdirs.plain(config.to_dict())
     make = functools.partial(eval_setup.make, config, built.objective, built.variables)
@@ -216,11 +214,11 @@ def build_job(
 
 
 def _fixed(
-    config: ConfigDict, built: BuiltStep, warm_start: WarmStart
+    built: BuiltStep, warm_start: WarmStart, derived: ConfigDict
 ) -> dict[str, Any]:
     """Reads the frozen teacher, if there is one.
 
-    Its fingerprint joins `config.derived`.
+    Its fingerprint joins `derived`.
     """
     needed = built.objective.frozen_teacher
     warm_start.check_teacher(needed=needed)
@@ -230,7 +228,7 @@ def _fixed(
     float_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, whole), shapes)
     arrays = warm_start.teacher_arrays(float_shapes)
     # Of the arrays as read: the type in which an accelerator holds them does not count.
-    resolve.assign(config.derived, {"teacher_fingerprint": trees.hash_arrays(arrays)})
+    resolve.assign(derived, {"teacher_fingerprint": trees.hash_arrays(arrays)})
     teacher = jax.tree.map(lambda x, like: x.astype(like.dtype), arrays, shapes)
     return {"teacher": teacher}
 
@@ -248,7 +246,15 @@ def _objective(
     block, field = resolve.objective(config)
     name = block.pop("name")
     if field is not None:
-        _check_classes(config, field, block[field], source("train"))
+        from litevit_jax.evaluators import base
+
+        images, known = source("train"), config.derived.num_classes
+        base.check_labels(images, f"objective {name!r}, split 'train'")
+        if block[field] < known:
+            raise ValueError(
+                f"objective.{field}={block[field]}, but the data has {known} classes; "
+                "leave it out to take the data's"
+            )
     # These change how blocks run, not what they compute.
     from litevit_jax.models import attention
 
@@ -270,20 +276,6 @@ def _objective(
     return objective
 
 
-def _check_classes(config: ConfigDict, field: str, count: int, images: Source) -> None:
-    """Raises ValueError unless `images` have labels, of at most `count` classes."""
-    from litevit_jax.evaluators import base
-
-    what = f"objective {config.objective.name!r}, split 'train'"
-    base.check_labels(images, what)
-    known = config.derived.num_classes
-    if count < known:
-        raise ValueError(
-            f"objective.{field}={count}, but the data has {known} classes; leave it "
-            "out to take the data's"
-        )
-
-
 def _batch(
     config: ConfigDict, objective: Objective, ops: tuple[augment.Op, ...]
 ) -> Shapes:
@@ -294,7 +286,7 @@ def _batch(
             f"of each image, but data.views={config.data.views}; set "
             f"--config.data.views={objective.num_views}"
         )
-    return batch_shapes.training(config, ops)
+    return batch_shapes.training(config.data, config.augment, config.batch_size, ops)
 
 
 def _step(

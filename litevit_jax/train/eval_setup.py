@@ -75,45 +75,35 @@ def make(
     if known is None:
         known = Known.of(config.derived)
     builder = _Builder(
-        config,
-        objective,
-        variables,
-        source,
-        mesh=mesh,
-        workdir=workdir,
-        known=known,
-        eval_shape=eval_shape,
+        config, objective, variables, source, mesh, workdir, known, eval_shape
     )
     return {title: builder.make(title) for title in config.evals}
 
 
+@dataclasses.dataclass(frozen=True)
 class _Builder:
-    """Builds the evaluators of one run, which share its prediction."""
+    """Builds the evaluators of one run, which share its prediction; see `make`."""
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        objective: states.Predictor,
-        variables: Variables,
-        source: Callable[[str], Source],
-        *,
-        mesh: Mesh,
-        workdir: pathlib.Path,
-        known: Known,
-        eval_shape: Callable[..., states.Shapes],
-    ) -> None:
-        self._known, self._eval_shape = known, eval_shape
-        self._config, self._objective, self._variables = config, objective, variables
-        self._source, self._mesh, self._workdir = source, mesh, workdir
-        self._normalize = config.augment.normalize
-        mean, std = (tuple(self._normalize[key]) for key in ("mean", "std"))
-        self._predict = states.jitted(
-            batch_shapes.Predict(objective, mean, std), "__call__"
-        )
+    config: ConfigDict
+    objective: states.Predictor
+    variables: Variables
+    source: Callable[[str], Source]
+    mesh: Mesh
+    workdir: pathlib.Path
+    known: Known
+    eval_shape: Callable[..., states.Shapes]
+
+    @functools.cached_property
+    def predict(self) -> jax.stages.Wrapped:
+        """The jitted prediction from images of bytes."""
+        normalize = self.config.augment.normalize
+        mean, std = (tuple(normalize[key]) for key in ("mean", "std"))
+        predict = batch_shapes.Predict(self.objective, mean, std)
+        return states.jitted(predict, "__call__")
 
     def make(self, title: str) -> tuple[base.Evaluator, int]:
         """Builds (evaluator, every_steps) of block `title`."""
-        config = self._config
+        config = self.config
         kwargs = config.evals[title].to_dict()
         name, every = kwargs.pop("name", None), kwargs.pop("every_steps", 0)
         if name is None:
@@ -124,51 +114,49 @@ class _Builder:
         unmatched = kwargs.pop("unmatched", "refuse")
         choices.check(f"evals.{title}.unmatched", unmatched, list(_UNMATCHED))
         block, data = kwargs.pop("data", None), config.data.to_dict()
-        source, classes = self._source, config.derived.num_classes
+        source, classes = self.source, config.derived.num_classes
         if block is not None:
             data = splits.evaluator_data(title, block, config.data)
             source = splits.open_splits(data)
             classes = len(source(kwargs.get("split", "eval")).classes)
         context = base.Context(
-            predict=self._predict,
+            predict=self.predict,
             source=source,
-            batches=splits.evaluation_batches(data, config.batch_size, self._mesh),
-            mesh=self._mesh,
-            outdir=self._workdir / "pictures",
-            mean=tuple(self._normalize.mean),
-            std=tuple(self._normalize.std),
+            batches=splits.evaluation_batches(data, config.batch_size, self.mesh),
+            mesh=self.mesh,
+            outdir=self.workdir / "pictures",
+            mean=tuple(config.augment.normalize.mean),
+            std=tuple(config.augment.normalize.std),
             num_classes=classes,
-            rows=splits.evaluation_rows(data, self._mesh),
+            rows=splits.evaluation_rows(data, self.mesh),
         )
         evaluator = registry.make("evaluators", name, context=context, **kwargs)
         predicted = self._predicted(title, data)
         base.check(name, evaluator, predicted, config.objective.name)
         if evaluator.labelled:
-            evaluator = _matched(title, evaluator, self._known, config)
-        elif "logits" in evaluator.reads and classes != self._known.count:
-            raise ValueError(_other_count(title, classes, self._known.count))
+            hint = _leave_out(title, config.evals[title], config.job)
+            refuses = unmatched == "refuse"
+            evaluator = _matched(title, evaluator, self.known, refuses, hint)
+        elif "logits" in evaluator.reads and classes != self.known.count:
+            raise ValueError(_other_count(title, classes, self.known.count))
         _check_data(title, evaluator, kwargs)
         return evaluator, every
 
     def _predicted(self, title: str, data: Any) -> states.Shapes:
         """Returns what the objective predicts for images of `data`, by shape."""
-        variables, size = self._variables, settings.image_size(data)
-        rows = splits.evaluation_rows(data, self._mesh)
+        variables, size = self.variables, settings.image_size(data)
+        rows = splits.evaluation_rows(data, self.mesh)
         arguments = (
             variables.params,
             variables.model_state,
-            batch_shapes.evaluation(self._config, size, rows),
+            batch_shapes.evaluation(size, self.config.data.channels, rows),
         )
         # Sharded as in the evaluation, which then traces nothing anew.
-        replicated = sharding.replicated(self._mesh)
-        arguments = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-            arguments,
-        )
+        arguments = states.laid_out(arguments, sharding.replicated(self.mesh))
         try:
-            return self._eval_shape(self._predict, *arguments)
+            return self.eval_shape(self.predict, *arguments)
         except (TypeError, ValueError) as error:
-            own = settings.image_size(self._config.data)
+            own = settings.image_size(self.config.data)
             if own == size:
                 raise
             raise ValueError(
@@ -191,11 +179,12 @@ def _check_data(title: str, evaluator: base.Evaluator, kwargs: dict[str, Any]) -
 
 
 def _matched(
-    title: str, evaluator: base.Evaluator, known: Known, config: ConfigDict
+    title: str, evaluator: base.Evaluator, known: Known, refuses: bool, hint: str
 ) -> base.Evaluator:
     """Returns `evaluator` with labels numbered as the model's classes.
 
-    An evaluator that learns from the images of a bank takes the bank's classes.
+    An evaluator that learns from the images of a bank takes the bank's classes. If it
+    `refuses` images of other classes, `hint` says how to leave them out.
 
     Raises:
       ValueError: the model does not know a class.
@@ -226,9 +215,8 @@ def _matched(
     if match is None:
         raise ValueError(_other_count(title, len(own.classes), known.count))
     left_out = relabel.count(own, match.unknown) if len(match.unknown) else 0
-    refused = config.evals[title].get("unmatched", "refuse") == "refuse"
-    if left_out and (refused or left_out == len(own)):
-        hint = _leave_out(title, config) if left_out < len(own) else ""
+    if left_out and (refuses or left_out == len(own)):
+        hint = hint if left_out < len(own) else ""
         raise ValueError(_not_known(title, own, match, known, left_out) + hint)
     context = dataclasses.replace(
         context,
@@ -262,15 +250,15 @@ def _not_known(
     )
 
 
-def _leave_out(title: str, config: ConfigDict) -> str:
+def _leave_out(title: str, block: ConfigDict, job: str) -> str:
     """Says how the command line leaves out images of unknown classes; maybe ''."""
-    block, field = config.evals[title], f"evals.{title}.unmatched"
+    field = f"evals.{title}.unmatched"
     if block["name"] != "classification":
         return ""
     text = ", or leave their images out with "
     if "unmatched" in block:
         return f"{text}--config.{field}=leave_out"
-    if config.job != "evaluate":
+    if job != "evaluate":
         return f"{text}{field}='leave_out' in the recipe"
     return (
         f"{text}the variant classification: --config=configs/evaluate.py:"

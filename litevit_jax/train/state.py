@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from litevit_jax import sharding
 from litevit_jax.train import optimizer as optimizers
@@ -106,6 +106,13 @@ def restart_optimizer(state: TrainState, optimizer: optimizers.Optimizer) -> Tra
     shardings = jax.tree.map(lambda x: x.sharding, state.opt_state)
     init = jax.jit(optimizer.init, out_shardings=shardings)
     return dataclasses.replace(state, opt_state=init(state.params))
+
+
+def laid_out(shapes: PyTree, layout: NamedSharding) -> PyTree:
+    """Returns ShapeDtypeStructs of `shapes` whose arrays all have one layout."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes
+    )
 
 
 def abstract_of(state: TrainState) -> TrainState:

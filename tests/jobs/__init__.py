@@ -114,7 +114,7 @@ def sharing_designs():
         key = json.dumps({k: fields[k] for k in fields if k not in _ELSEWHERE})
         key += f"{mesh}{np.ravel(mesh.devices)}{source('train').fingerprint()}"
         if key not in made:
-            one = design(config, mesh, source)
+            one = design(config, mesh, source, keep=keep)
             one = dataclasses.replace(one, step=_Once(one.step))
             made[key] = one, copy.deepcopy(config.to_dict())
         one, settled = made[key]

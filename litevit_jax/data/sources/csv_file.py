@@ -192,7 +192,4 @@ def _wrong(tree: filetree.Tree, path: str) -> str:
 
 def _classes(rows: list[tuple[int, str, str]]) -> list[str]:
     """Sorts the classes by name, or by number if all are numbers."""
-    names = sorted({label for _, _, label in rows} - {""})
-    if all(name.isdecimal() for name in names):
-        names.sort(key=int)
-    return names
+    return folder.in_order({label for _, _, label in rows} - {""})
