@@ -18,12 +18,12 @@ def prepare(
     workdir: str | pathlib.Path,
     *,
     begin: bool = True,
-    keep: bool = False,
+    keep: pathlib.Path | None = None,
 ) -> Job:
     """Resolves `config`, checks it and builds the run.
 
-    With `begin` False the workdir is left as it is: all else is checked alone. With
-    `keep` the programs are those that an earlier start kept, or are kept for the next.
+    With `begin` False the workdir is left as it is: all else is checked alone. `keep`
+    is the folder of the programs that earlier starts kept.
 
     Raises:
       ValueError, KeyError, OSError: the user's mistake, before any compile.
@@ -37,7 +37,10 @@ def prepare(
 
 
 def run(
-    config: ConfigDict, workdir: str | pathlib.Path, *, keep: bool = False
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    keep: pathlib.Path | None = None,
 ) -> loop.RunOutcome:
     """Runs `config` in `workdir`, from where it stands there to its end.
 
@@ -54,7 +57,7 @@ def run(
 
 def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     """Runs the job and prints its results; raises as `run`."""
-    outcome = run(config, workdir, keep=True)
+    outcome = run(config, workdir, keep=_folder_of_programs())
     if outcome.signal is not None:
         return summary.Ending(config, signal=outcome.signal)
     say = terminal.ConsoleLine().say
@@ -64,3 +67,10 @@ def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
         summary.report_at_end(config, workdir, command)
     say(f"done: step {outcome.step}, everything is in {workdir}")
     return summary.Ending(config, workdir)
+
+
+def _folder_of_programs() -> pathlib.Path | None:
+    """Returns the folder of kept programs; None with plug-ins, which may change."""
+    from litevit_jax import compilation, plugins
+
+    return None if plugins.roots() else compilation.bounded_folder()

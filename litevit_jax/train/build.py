@@ -86,7 +86,7 @@ def build_step(
     source: Callable[[str], Source],
     memory: float | None = None,
     *,
-    keep: bool = False,
+    keep: pathlib.Path | None = None,
 ) -> BuiltStep:
     """Builds the step of a run on `mesh`, and derives what `config` leaves open.
 
@@ -95,7 +95,7 @@ def build_step(
       mesh: of real devices, or of those of a topology that is only planned for.
       source: split -> its examples; of 'train', their number and classes are used.
       memory: bytes that JAX may use of a device that is not here to be asked.
-      keep: takes the programs that an earlier start kept, or keeps them for the next.
+      keep: folder of the programs that earlier starts kept; None keeps none.
 
     Raises:
       ValueError, KeyError: the user's mistake, named in the message.
@@ -105,7 +105,7 @@ def build_step(
     ops = augment.make(batch_shapes.augmentation(config.augment, config.data))
     objective = _objective(config, mesh, source)
     batch = _batch(config, objective, ops)
-    kept = programs.find(config.to_dict(), mesh) if keep else programs.Programs()
+    kept = programs.find(keep, config.to_dict(), mesh)
     design = kept.design or _design(config, objective, batch, mesh, memory)
     optimizer = _optimizer(config, design.variables.params)
     create, state = states.creator(objective, optimizer, batch, mesh, design.state)
@@ -157,7 +157,7 @@ def build_job(
     warm_start: WarmStart,
     *,
     begin: bool = True,
-    keep: bool = False,
+    keep: pathlib.Path | None = None,
 ) -> Job:
     """Checks a run and builds it.
 

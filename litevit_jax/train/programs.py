@@ -37,7 +37,7 @@ from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 from jax.stages import Compiled
 
-from litevit_jax import compilation, distributed, paths, plugins, terminal
+from litevit_jax import distributed, paths, terminal
 from litevit_jax.train.job import TrainState
 from litevit_jax.train.state import Shapes
 from litevit_jax.trees import PyTree
@@ -233,18 +233,16 @@ class Program:
         return self._programs.compile(self._name, self._lowered)
 
 
-def find(config: dict[str, Any], mesh: Mesh) -> Programs:
+def find(folder: pathlib.Path | None, config: dict[str, Any], mesh: Mesh) -> Programs:
     """Returns the programs of a run; where none may be kept, they do nothing.
 
     Args:
+      folder: of kept programs; None for none.
       config: complete, with `derived`.
       mesh: of the run.
     """
-    folder = compilation.bounded_folder()
     on_cpu = mesh.devices.flat[0].platform == "cpu" and distributed.process_count() == 1
-    if folder is None or not on_cpu or plugins.roots():
-        return Programs()
-    return Programs(folder, _key(config, mesh))
+    return Programs(folder, _key(config, mesh)) if folder and on_cpu else Programs()
 
 
 def _key(config: dict[str, Any], mesh: Mesh) -> str:

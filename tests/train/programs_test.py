@@ -1,5 +1,6 @@
 """Kept programs: a repeated run traces nothing, and learns the same."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -28,33 +29,24 @@ FIELDS = {"steps": 2, "evals": {}, "checkpoint__every_steps": 2}
 def kept(tmp_path_factory):
     """A run of two updates, and the folder in which it kept its programs."""
     base = tmp_path_factory.mktemp("kept")
-    with using(base / "programs"):
-        arrays = run(base / "run")
+    with no_cache():
+        arrays = run(base / "run", base / "programs")
     return base / "programs", arrays
 
 
-class using:
-    """Keeps programs in `folder`; JAX's own cache is off."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __enter__(self):
-        self.before = list(compilation._bounded)
-        compilation._bounded[:] = [self.folder]
-        jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()
-        return self.folder
-
-    def __exit__(self, *_):
-        compilation._bounded[:] = self.before
-        jax.config.update("jax_enable_compilation_cache", True)
-        compilation_cache.reset_cache()
+@contextlib.contextmanager
+def no_cache():
+    """Without JAX's own cache."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
-def run(workdir, **overrides):
+def run(workdir, folder):
     """Trains two updates; returns the parameters, once all programs are written."""
-    train.run(jobs.tiny("deit_tiny", **FIELDS | overrides), workdir, keep=True)
+    train.run(jobs.tiny("deit_tiny", **FIELDS), workdir, keep=folder)
     for thread in threading.enumerate():
         if thread.name.startswith("keep-"):
             thread.join()
@@ -84,8 +76,8 @@ def test_a_repeated_run_traces_nothing_and_learns_the_same(
     for name in ("init", "loss"):
         monkeypatch.setattr(supervised.Supervised, name, traced)
     jax.clear_caches()
-    with using(folder):
-        same(run(tmp_path / "run"), arrays)
+    with no_cache():
+        same(run(tmp_path / "run", folder), arrays)
     text = capsys.readouterr().out
     assert "loading the step" in text and "(loaded in" in text
     assert "tracing" not in text and "compiling" not in text
@@ -101,8 +93,8 @@ def test_a_damaged_program_is_named_and_made_anew(kept, tmp_path, capsys):
     (path,) = folder.glob("litevit-step-*")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with using(folder):
-        same(run(tmp_path / "run"), kept[1])
+    with no_cache():
+        same(run(tmp_path / "run", folder), kept[1])
     text = capsys.readouterr().out
     assert text.count("cannot be used") == 1 and f"{path} cannot be used" in text
     assert "tracing the step" in text
@@ -197,16 +189,17 @@ def test_the_key_differs_with_the_sources(config, mesh, tmp_path, monkeypatch):
     assert len(set(keys)) == len(keys)
 
 
-def test_with_plug_ins_or_without_a_folder_nothing_is_kept(
+def test_only_the_command_line_without_plug_ins_keeps_programs(
     config, mesh, tmp_path, monkeypatch
 ):
-    with using(tmp_path):
-        assert programs.find(config, mesh)._folder == tmp_path
-        monkeypatch.setattr(plugins, "roots", lambda: [plugins.Root("mine", ())])
-        assert programs.find(config, mesh)._folder is None
-    monkeypatch.undo()
-    monkeypatch.setattr(compilation, "_bounded", [])
-    assert programs.find(config, mesh)._folder is None
+    monkeypatch.setattr(compilation, "_bounded", [tmp_path])
+    assert train._folder_of_programs() == tmp_path
+    assert programs.find(tmp_path, config, mesh)._folder == tmp_path
+    assert programs.find(None, config, mesh)._folder is None
+    monkeypatch.setattr(programs.distributed, "process_count", lambda: 2)
+    assert programs.find(tmp_path, config, mesh)._folder is None
+    monkeypatch.setattr(plugins, "roots", lambda: [plugins.Root("mine", ())])
+    assert train._folder_of_programs() is None
 
 
 def test_another_process_loads_what_one_has_kept(tmp_path):
