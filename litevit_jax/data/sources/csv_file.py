@@ -74,12 +74,7 @@ def make(
     training = next((files[k] for k, kind in kinds.items() if kind == "train"), file)
     classes = _classes(rows if training == file else _read(tree, training))
     number = {"": -1, **{label: i for i, label in enumerate(classes)}}
-    for line, _, label in rows:
-        if label not in number:
-            raise ValueError(
-                f"{tree.path_of(file)}, line {line}: got class {label!r}, expected one "
-                f"of {tree.path_of(training)}: {base.first(classes, 10)}"
-            )
+    _check_classes(rows, classes, tree.path_of(file), tree.path_of(training))
     unused = sorted(f for k, f in files.items() if k not in kinds and f != file)
     if part:
         keys = (path.encode() for _, path, _ in rows)
@@ -97,6 +92,19 @@ def make(
         ],
         other_splits=[other for other in kinds if files[other] != file],
     )
+
+
+def _check_classes(
+    rows: list[tuple[int, str, str]], classes: list[str], file: str, training: str
+) -> None:
+    """Raises ValueError for a class in `file` that the `training` file has not."""
+    known = {"", *classes}
+    for line, _, label in rows:
+        if label not in known:
+            raise ValueError(
+                f"{file}, line {line}: got class {label!r}, expected one of "
+                f"{training}: {base.first(classes, 10)}"
+            )
 
 
 def _open(dir: str | None) -> tuple[filetree.Tree, dict[str, str]]:
