@@ -302,6 +302,11 @@ BROKEN = {
     "nothing": ("def get_config(arg=None):\n    pass\n", r"returned NoneType; expect"),
     "arguments": ("def get_config():\n    pass\n", r"get_config\(\) takes 0 posi"),
     "empty": ("", r"has no get_config\(arg\)"),
+    "the end of the program": ("import sys\nsys.exit(0)\n",
+        r"mine.py: SystemExit: 0, line 2"),
+    "an end inside": ("def get_config(arg=None):\n    raise SystemExit\n",
+        r"mine.py: SystemExit: SystemExit, line 2"),
+    "bytes": ("\0", r"mine.py: SyntaxError: source code .* null bytes\n"),
 }  # fmt: skip
 
 

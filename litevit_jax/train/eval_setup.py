@@ -137,8 +137,11 @@ class _Builder:
             hint = _leave_out(title, config.evals[title], config.job)
             refuses = unmatched == "refuse"
             evaluator = _matched(title, evaluator, self.known, refuses, hint)
-        elif "logits" in evaluator.reads and classes != self.known.count:
-            raise ValueError(_other_count(title, classes, self.known.count))
+        elif "logits" in evaluator.reads:
+            if classes != self.known.count:
+                raise ValueError(_other_count(title, classes, self.known.count))
+            names = source(getattr(evaluator, "split", "eval")).classes
+            _check_numbers(title, names, self.known)
         _check_data(title, evaluator, kwargs)
         return evaluator, every
 
@@ -176,6 +179,20 @@ def _check_data(title: str, evaluator: base.Evaluator, kwargs: dict[str, Any]) -
         evaluator.check_data()
     except ValueError as error:
         raise ValueError(f"evals.{title}: {error}") from None
+
+
+def _check_numbers(title: str, names: list[str], known: Known) -> None:
+    """Raises ValueError if classes `names` are not numbered as those of the model."""
+    match = relabel.match(names, known.names, known.count)
+    numbers = [] if match is None else match.numbers.tolist()
+    moved = [label for label, number in enumerate(numbers) if label != number]
+    if moved:
+        label = moved[0]
+        raise ValueError(
+            f"evals.{title} takes classes by their numbers, and the model has others: "
+            f"class {label} of the data is {names[label]!r}, that of the model "
+            f"{known.names[label]!r}; give it a model that numbers them alike"
+        )
 
 
 def _matched(

@@ -316,6 +316,26 @@ def test_a_class_that_the_model_does_not_know_is_refused(judged, tmp_path):
     assert not (tmp_path / "evaluated").exists()
 
 
+def test_classes_that_are_taken_by_number_must_be_those_of_the_model(
+    animals, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(read, "read_params", lambda _: animals)
+    labels = tmp_path / "real.json"
+    labels.write_text("[[0], [1], [2], [0], [1], [2]]")
+    for names in (CATS, ("dog", "owl", "zcat")):
+        root = folder(tmp_path / names[0], "train", names)
+        made = config(f"real={labels},data=folder,path={root}", init="RUN")
+        with made.unlocked():
+            made.data.eval_split = "train"
+            made.evals = {"real": made.evals.real}
+        if names == CATS:
+            evaluate.prepare(made, tmp_path / "evaluated")
+            continue
+        message = r"evals.real .* class 0 of the data is 'dog', that of the model 'cat'"
+        with pytest.raises(ValueError, match=message):
+            evaluate.prepare(made, tmp_path / "refused")
+
+
 def test_without_a_variant_the_hint_names_the_one_that_leaves_images_out(
     animals, monkeypatch, tmp_path
 ):
