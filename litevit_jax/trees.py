@@ -52,6 +52,14 @@ def saved(tree: Any) -> dict[str, Any]:
     return {to_dotted(path): leaf for path, leaf in flatten(tree).items()}
 
 
+# Words are mixed with their positions, times the first of these, and by the finalizer
+# of MurmurHash3, so that changes of two words cannot cancel.
+_SPREAD = 0x9E3779B9
+_ROUNDS = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))
+_LAST_SHIFT = 16
+_CHUNK = 2**18  # words that are hashed at once on the host
+
+
 @jax.jit  # inside another: arrays of one shape are traced once
 def _fingerprint(x: jax.Array) -> jax.Array:
     """Returns the uint32 sum of a hash for each word and its position in the array.
@@ -62,11 +70,31 @@ def _fingerprint(x: jax.Array) -> jax.Array:
         x = x.astype(jnp.uint8)
     words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
     position = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-    mixed = words.astype(jnp.uint32) ^ (position * jnp.uint32(0x9E3779B9))
-    # The finalizer of MurmurHash3, so that changes of two words cannot cancel.
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+    mixed = words.astype(jnp.uint32) ^ (position * jnp.uint32(_SPREAD))
+    for shift, factor in _ROUNDS:
         mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+    return jnp.sum(mixed ^ (mixed >> _LAST_SHIFT), dtype=jnp.uint32)
+
+
+def _host_fingerprint(x: np.ndarray) -> int:
+    """Computes `_fingerprint` without a program."""
+    words = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * x.dtype.itemsize}")
+    total = 0
+    for start in range(0, words.size, _CHUNK):
+        mixed = words[start : start + _CHUNK].astype(np.uint32)
+        position = np.arange(start, start + mixed.size, dtype=np.uint32)
+        position *= np.uint32(_SPREAD)
+        mixed ^= position
+        for shift, factor in _ROUNDS:
+            mixed ^= mixed >> np.uint32(shift)
+            mixed *= np.uint32(factor)
+        mixed ^= mixed >> np.uint32(_LAST_SHIFT)
+        total += int(mixed.sum(dtype=np.uint64))
+    return total % 2**32
+
+
+def _is_finite(x: np.ndarray) -> bool:
+    return not jnp.issubdtype(x.dtype, jnp.floating) or bool(np.isfinite(x).all())
 
 
 @jax.jit
@@ -91,9 +119,22 @@ def describe(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def inspect_parts(parts: dict[str, dict[str, Any]]) -> tuple[Any, list[str]]:
     """Returns fingerprints by 'part.name', and the names of arrays not finite."""
     flat = {f"{p}.{name}": x for p, part in parts.items() for name, x in part.items()}
-    prints, finite = jax.device_get(_inspect(flat))
+    if all(_is_on_host(x) for x in flat.values()):
+        arrays = {name: np.asarray(x) for name, x in flat.items()}
+        prints = {name: _host_fingerprint(x) for name, x in arrays.items()}
+        finite = {name: _is_finite(x) for name, x in arrays.items()}
+    else:
+        prints, finite = jax.device_get(_inspect(flat))
     bad = [name for name, ok in finite.items() if not ok]
     return {name: int(value) for name, value in prints.items()}, bad
+
+
+def _is_on_host(x: Any) -> bool:
+    """Whether this process has the array in the host's memory."""
+    if not isinstance(x, jax.Array):
+        return True
+    on_cpu = all(device.platform == "cpu" for device in x.devices())
+    return on_cpu and x.is_fully_addressable
 
 
 def fingerprint(state: Any) -> str:
