@@ -124,8 +124,9 @@ def of(run: run_record.Run) -> dict[str, Any] | None:
         "result": None,
     }
     result = run.results.get("test")
-    if result is not None and "top1" in result["last"] and recipe != "linear_probe":
-        row |= {"reached": result["last"]["top1"], "result": "test"}
+    top1 = None if result is None else result["last"].get("top1")
+    if isinstance(top1, int | float) and recipe != "linear_probe":
+        row |= {"reached": top1, "result": "test"}
     return row | _comparable(run, row["reached"] is not None)
 
 

@@ -132,7 +132,7 @@ def test_photographs_that_would_make_the_page_large_lie_beside_it(
     run, tmp_path, monkeypatch
 ):
     read = [run_record.read("one", run)]
-    figures = run_figures.of_runs(read, {"one": "#000000"})
+    figures = run_figures.of_runs(read, {"one": "#000000"}, [])
     first = next(figure.picture() for figure in figures if figure.pixels is not None)
     monkeypatch.setattr(build, "_MOST_PHOTOS", len(first.photo))
     text = build.run_report(read, tmp_path / "out", title="One").read_text()
