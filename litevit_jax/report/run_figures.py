@@ -150,7 +150,7 @@ def _logged(runs: Sequence[run_record.Run]) -> list[str]:
     """Returns the metrics of training, the usual ones first."""
     keys: dict[str, None] = {}
     for run in runs:
-        titles = {*run.results, *(run.config.get("evals") or {})}
+        titles = {*run.results, *run.block("evals")}
         for key in run.steps:
             if key.partition("/")[0] not in titles and "/head_" not in key:
                 keys[key] = None

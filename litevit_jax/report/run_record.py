@@ -17,7 +17,11 @@ _NAMES = ("nan", "inf", "-inf")  # how metrics.jsonl writes what JSON cannot
 _LARGEST = 1e100  # no run computes more: float32 ends at 3e38
 _LAST_STEP = 2**53
 # What reading a file of JSON raises, and looking into what is of another form.
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, RecursionError)
+_DAMAGED = (OSError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
+_OF_ANALYSIS = {
+    **dict.fromkeys(("attention", "cka", "features", "features_of", "models"), dict),
+    **dict.fromkeys(("maps", "notes", "picture_notes", "reconstructions"), list),
+}
 
 _PNG_END = b"IEND\xaeB`\x82"  # the last bytes of a whole PNG
 
@@ -55,11 +59,15 @@ class Run:
         """The last logged update; 0 if there is none."""
         return max((max(v) for v in self.steps.values() if v), default=0)
 
+    def block(self, name: str) -> dict[str, Any]:
+        """Returns a block of the config; {} if it has none."""
+        block = self.config.get(name)
+        return block if isinstance(block, dict) else {}
+
     @property
     def total_steps(self) -> int | None:
         """The updates that the config asks for; None if it trains nothing."""
-        derived = self.config.get("derived")
-        steps = derived.get("total_steps") if isinstance(derived, dict) else None
+        steps = self.block("derived").get("total_steps")
         return steps if _is_step(steps) else None
 
 
@@ -144,7 +152,9 @@ def _by_metric(
                 large += 1
             elif number is not None:
                 broken += not math.isfinite(number)
-                steps.setdefault(key, {})[step] = number
+                # Half a letter, which JSON can hold, is spelled out: nothing draws it.
+                name = key.encode("utf-8", "backslashreplace").decode()
+                steps.setdefault(name, {})[step] = number
     if broken:
         notes.append(f"metrics.jsonl: {broken} numbers are not finite: gaps in curves.")
     if odd:
@@ -206,7 +216,7 @@ def _result(content: Any) -> dict[str, Any]:
     result["history"] = [_result_row(row) for row in content.get("history", [])]
     if best is not None:
         result["best"] = _result_row(best)
-        if _number(result["best"][result["metric"]]) is None:
+        if not isinstance(result["best"][result["metric"]], int | float):
             raise ValueError("the best row has no number")
     return result
 
@@ -248,7 +258,11 @@ def _analysis(directory: pathlib.Path, notes: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return {**json.loads(path.read_text()), "directory": str(path.parent)}
+        content = {**json.loads(path.read_text()), "directory": str(path.parent)}
+        for name, kind in _OF_ANALYSIS.items():
+            if not isinstance(content.get(name, kind()), kind):
+                raise TypeError(name)
+        return content
     except _DAMAGED:
         notes.append(f"{path.name} cannot be read.")
         return {}
