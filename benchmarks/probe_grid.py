@@ -65,7 +65,8 @@ def step_of(lrs: tuple[float, ...]) -> Callable[[], tuple[float, float]]:
         freeze=("encoder/.*",),
         lr_factors=lrs,
     )
-    create, shardings = states.creator(objective, optimizer, batch, mesh)
+    create, shapes = states.creator(objective, optimizer, batch, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
     train_step = step.make_train_step(
         objective, optimizer, (), seed=0, mesh=mesh, state_sharding=shardings
     )

@@ -14,8 +14,7 @@ table in Markdown and writes every figure to results.json in --out.
     python benchmarks/study.py --data=DIR --out=runs/study-cifar --table=labels
 
 fine-tunes the same encoders, and a random one, on all, 10 % and 1 % of the labels;
-writes labels.json and, with matplotlib at hand, the curves of the test images as
-labels.png.
+writes labels.json, and the curves of the test images as labels.png.
 
     python benchmarks/study.py --data=digits --out=runs/check --check
 
@@ -27,7 +26,6 @@ it with docs/results.md: exit code 1 if a mean or an end of a range differs by m
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
 import pathlib
@@ -41,9 +39,6 @@ import time
 from typing import Any
 
 from absl import app, flags
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from benchmarks import importable
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -453,13 +448,11 @@ def curve(name: str, method: str, seeds: int, out: pathlib.Path) -> list[Any]:
 
 def draw(seeds: int, out: pathlib.Path) -> None:
     """Draws labels.png: curves of the test images, one panel per share of labels."""
-    why = importable.missing("matplotlib.pyplot")
-    if why is not None:
-        print(f"no curves drawn: {why}; pip install matplotlib")
-        return
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
+    from matplotlib.figure import Figure  # late: its import takes long
+
     names = COLUMNS["labels"]
-    figure, panels = pyplot.subplots(1, len(names), figsize=(10, 3.4), sharey=True)
+    figure = Figure(figsize=(10, 3.4))
+    panels = figure.subplots(1, len(names), sharey=True)
     for panel, (name, ((_, title),)) in zip(panels, names.items(), strict=True):
         for method in methods_of("labels"):
             points = curve(name, method, seeds, out)

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 _LONG = 40  # names; more are not listed
 
 
-def near(name: Any, known: Iterable[str]) -> list[str]:
-    """Returns up to three names of `known` that are like `name`, the nearest first."""
-    return difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+def near(name: Any, known: Iterable[str], *, cutoff: float = 0.5) -> list[str]:
+    """Returns up to three names of `known` that are like `name`, the nearest first.
+
+    `cutoff`: the least likeness, from 0 to 1 for equal names.
+    """
+    return difflib.get_close_matches(str(name), list(known), n=3, cutoff=cutoff)
 
 
 def hint(name: Any, known: Iterable[str], *, form: str = "{}") -> str:

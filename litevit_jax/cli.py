@@ -9,6 +9,7 @@ import importlib
 import math
 import os
 import signal
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags, logging
@@ -110,7 +111,7 @@ def _run_job(job: str, argv: list[str], values: flags.FlagValues) -> int:
 
 def _begin(job: str, config: Any, workdir: str | None) -> None:
     """Prepares JAX for the job; prints what runs, on which devices, where."""
-    from litevit_jax import compilation, cpu, distributed, terminal
+    from litevit_jax import compilation, cpu, distributed
 
     if job in ("layers", "train", "transfer"):
         prepare_cpu(config)
@@ -120,10 +121,26 @@ def _begin(job: str, config: Any, workdir: str | None) -> None:
         note = compilation.use(config.compilation_cache)
         devices = cpu.devices()
     where = workdir or os.path.join("runs", config.name)
-    _say(terminal.headline(config.name, job, where, devices))
+    _say(headline(config.name, job, where, devices))
     if note is not None:
         _say(note)
     distributed.heartbeat("starting", grace=True, begun=False)
+
+
+def headline(name: str, job: str, where: str | None, devices: Sequence[Any]) -> str:
+    """Returns the first line of every job: its name, kind, devices and directory."""
+    from litevit_jax import distributed
+    from litevit_jax.terminal import counted
+
+    text = f"{name}: {job}"
+    if devices:
+        platform = devices[0].platform
+        text += f" on {counted(len(devices), f'{platform.upper()} device')}"
+        kinds = sorted({d.device_kind for d in devices} - {platform})
+        text += f" ({', '.join(kinds)})" if kinds else ""
+    if distributed.process_count() > 1:
+        text += f" of {distributed.process_count()} processes"
+    return f"{text}, in {where}" if where else text
 
 
 def _say(text: str) -> None:

@@ -95,7 +95,7 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
             if _config_argument(argv) is not None:
                 evaluator_flags.add(values["config"].value, added, moved)
                 wrong = _wrong_config(argv, values["config"].value)
-        except Exception as error:  # a recipe of yours may raise any
+        except (Exception, SystemExit) as error:  # a recipe of yours may raise any
             wrong = _explain(error, argv)
     if wrong is None and len(rest) > 1:
         wrong = f"unexpected argument {rest[1]!r}"
@@ -230,7 +230,7 @@ def _take_named_sizes(argv: list[str], config: ConfigDict) -> None:
                 block[size] = None
 
 
-def _explain(error: Exception, argv: list[str]) -> str:
+def _explain(error: BaseException, argv: list[str]) -> str:
     """Explains a command line's mistake: where it is, and what would be right."""
     if _config_argument(argv) is None:  # --confg: what was meant is the flag's name
         return _with_flags(error)
@@ -255,13 +255,14 @@ def _no_recipe(loaded: Any, argv: list[str]) -> str:
     """Explains why a file of --config gives no config: what it raised or returned."""
     path = config_path(argv)
     if isinstance(loaded, SyntaxError):
-        where = f"line {loaded.lineno}: {(loaded.text or '').strip()}"
-        return f"--config={path}: {type(loaded).__name__}: {loaded.msg} ({where})"
+        text = f"--config={path}: {type(loaded).__name__}: {loaded.msg}"
+        where = f" (line {loaded.lineno}: {(loaded.text or '').strip()})"
+        return text + (where if loaded.lineno else "")
     if isinstance(loaded, AttributeError) and "'get_config'" in str(loaded):
         return f"--config={path}: has no get_config(arg); {recipes.unknown(path)}"
     if isinstance(loaded, ValueError | flags.Error):  # of a variant: its own words
         return f"--config={_config_argument(argv)}: {_last_line(loaded)}"
-    if isinstance(loaded, Exception):
+    if isinstance(loaded, Exception | SystemExit):
         rows = traceback.extract_tb(loaded.__traceback__)
         lines = [row.lineno for row in rows if row.filename == recipes.locate(path)]
         at = f", line {lines[-1]}" if lines else ""
@@ -275,7 +276,7 @@ def _no_recipe(loaded: Any, argv: list[str]) -> str:
     )
 
 
-def _with_flags(error: Exception) -> str:
+def _with_flags(error: BaseException) -> str:
     hint = ""
     if isinstance(error, flags.UnrecognizedFlagError):
         others = ", ".join(f"--{name}=" for name in FLAGS)
@@ -283,7 +284,7 @@ def _with_flags(error: Exception) -> str:
     return _last_line(error) + hint
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
     last = ["", *str(error).strip().splitlines()][-1].strip()
     return last.removeprefix("ValueError: ") or type(error).__name__
 
@@ -304,14 +305,13 @@ def config_path(argv: list[str]) -> str:
 def _recipe(argv: list[str]) -> Any:
     """Loads what --config names, without overrides; returns an error it raises."""
     argv = _located(["main.py", f"--config={_config_argument(argv) or ''}"])
-    values = flags_for(argv)
     try:
-        values(argv)
+        (values := flags_for(argv))(argv)
         config: Any = values["config"].value
         if isinstance(config, ConfigDict):
             return config
         return getattr(config, "_error", config)  # an OSError is kept for later
-    except Exception as error:  # a file of yours may raise any
+    except (Exception, SystemExit) as error:  # a file of yours may raise any
         return error
 
 

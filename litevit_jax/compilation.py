@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 FIELD = "--config.compilation_cache"
 LIMIT = 2**30  # bytes of all programs together; the least recently used go first
 
+_bounded: list[pathlib.Path] = []  # the folder in use, if `use` chose it
 _OFF = ("", "off", "no", "none", "false")
 _BLOCK = 4096  # bytes; the smallest file takes as much on a disk
 _STAMP = ".checked"  # programs older than this file are known to be whole
@@ -48,6 +49,7 @@ def use(where: str) -> str | None:
     """
     import jax  # slow to import
 
+    _bounded.clear()
     if where.lower() in _OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return None
@@ -78,8 +80,17 @@ def use(where: str) -> str | None:
         if f"JAX_PERSISTENT_CACHE_{name.upper()}" not in os.environ:
             jax.config.update(f"jax_persistent_cache_{name}", value)
     if not remote:
+        _bounded.append(folder)
         atexit.register(trim, root)
     return None
+
+
+def bounded_folder() -> pathlib.Path | None:
+    """Returns the folder of the cache if it is kept below LIMIT, or None.
+
+    It is not in a store, in a folder that JAX's variable names, or with the cache off.
+    """
+    return _bounded[0] if _bounded else None
 
 
 def default() -> pathlib.Path:

@@ -7,7 +7,10 @@ advises, as far as they are safe (docs/accelerators.md).
 On CPUs, XLA allocates one block for each step (1 GB for ViT-Tiny at batch 64) and
 frees it: touching it anew costs 280,000 page faults, a quarter of the step and more on
 a busy machine. Here the C library keeps freed memory. Measured by
-benchmarks/train_step.py; small steps fit into the caches and are left alone.
+benchmarks/train_step.py. The blocks of small steps fit into the caches: there the
+library gives each freed block back, or its heap would fall to pieces in time (3 % more
+memory in minutes 3 to 7 of a run that evaluates and saves often; see
+benchmarks/memory.py).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import os
 import pathlib
 import pkgutil
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 # A step is large from this many input values on: 224 x 224 x 3 at batch 8. Digits and
@@ -43,8 +47,10 @@ _ON_CPUS = "JAX_PLATFORMS=cpu runs on CPUs all the same"
 # Parameters of mallopt(3): of the arenas only the main one has room for large
 # blocks; they come from its heap, whose top is never given back (-1; a number would
 # end at 2 GiB, which a step of 32 images in full exceeds).
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-_MALLOPT = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
+_KEEP = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
+# Blocks from 1 MiB on lie outside of the heaps, of which 32 MiB may stay free.
+_GIVE_BACK = ((_M_MMAP_THRESHOLD, 2**20), (_M_TRIM_THRESHOLD, 2**25))
 
 
 def prepare(batch_size: int, values: int) -> None:
@@ -59,9 +65,12 @@ def prepare(batch_size: int, values: int) -> None:
       batch_size: images computed at once.
       values: number of values in one image, H * W * C.
     """
-    if batch_size * values < LARGE or not _on_cpu():
+    if not _on_cpu():
         return
-    _keep_freed_memory()
+    if batch_size * values < LARGE:
+        _set_malloc(_GIVE_BACK)
+        return
+    _set_malloc(_KEEP)
     import jax  # here, because --help must not wait for it
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -252,13 +261,13 @@ def _tpu_on_bus() -> bool:
     )
 
 
-def _keep_freed_memory() -> None:
+def _set_malloc(parameters: Iterable[tuple[int, int]]) -> None:
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # another C library than glibc
         return
-    for name, value in _MALLOPT:
+    for name, value in parameters:
         mallopt(name, value)
 
 

@@ -82,13 +82,18 @@ def make_folder(folder: Any) -> None:
 
 def replace_text(path: Any, text: str) -> None:
     """Writes a file so that a reader sees the old one or the new one, whole."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Any, data: bytes) -> None:
+    """Writes a file as `replace_text` does."""
     make_folder(path.parent)
     if not is_local(path):
-        path.write_text(text)  # an object appears when it is complete
+        path.write_bytes(data)  # an object appears when it is complete
         return
     temporary = path.with_name(f".{path.name}.tmp")  # hidden, should a kill leave it
     with named(path):
-        temporary.write_text(text)
+        temporary.write_bytes(data)
         rename(temporary, path)
 
 

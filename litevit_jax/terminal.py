@@ -11,8 +11,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from collections.abc import Iterator
+from typing import TextIO
 
 from litevit_jax import distributed, preemption
 
@@ -98,16 +98,3 @@ def _speak(line: ConsoleLine, stop: threading.Event) -> None:
 def counted(number: int, noun: str) -> str:
     """Returns `number` with its noun: '1 step', '1,200 steps'."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def headline(name: str, job: str, where: str | None, devices: Sequence[Any]) -> str:
-    """Returns the first line of every job: its name, kind, devices and directory."""
-    text = f"{name}: {job}"
-    if devices:
-        platform = devices[0].platform
-        text += f" on {counted(len(devices), f'{platform.upper()} device')}"
-        kinds = sorted({d.device_kind for d in devices} - {platform})
-        text += f" ({', '.join(kinds)})" if kinds else ""
-    if distributed.process_count() > 1:
-        text += f" of {distributed.process_count()} processes"
-    return f"{text}, in {where}" if where else text

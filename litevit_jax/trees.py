@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+PyTree = Any  # dicts, tuples and dataclasses, at any depth, of arrays or shapes
+
 
 def flatten(tree: Any) -> dict[str, Any]:
     """Returns the leaves by path, 'encoder/norm/scale'; a bare array is 'value'."""
@@ -50,31 +52,33 @@ def saved(tree: Any) -> dict[str, Any]:
     return {to_dotted(path): leaf for path, leaf in flatten(tree).items()}
 
 
-@jax.jit  # inside another: arrays of one shape are traced once
-def _fingerprint(x: jax.Array) -> jax.Array:
+def _hash(x: Any, xp: Any = jnp) -> Any:
     """Returns the uint32 sum of a hash for each word and its position in the array.
 
-    Integer arithmetic modulo 2^32: the same on any mesh and in any order.
+    Integer arithmetic modulo 2^32: the same on any mesh, in any order, by JAX or NumPy
+    (`xp`).
     """
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    words = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-    position = jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)
-    mixed = words.astype(jnp.uint32) ^ (position * jnp.uint32(0x9E3779B9))
+    words = x.view(f"uint{8 * x.dtype.itemsize}").astype(xp.uint32)
+    position = xp.arange(x.size, dtype=xp.uint32).reshape(x.shape)
+    mixed = words ^ (position * xp.uint32(0x9E3779B9))
     # The finalizer of MurmurHash3, so that changes of two words cannot cancel.
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+        mixed = (mixed ^ (mixed >> shift)) * xp.uint32(factor)
+    return xp.sum(mixed ^ (mixed >> 16), dtype=xp.uint32)
+
+
+_fingerprint = jax.jit(_hash)  # inside another: arrays of one shape are traced once
+
+
+def _is_finite(x: Any, xp: Any = jnp) -> Any:
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    return xp.isfinite(x).all() if floating else xp.bool_(True)
 
 
 @jax.jit
 def _inspect(flat: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    def finite(x: jax.Array) -> Any:
-        floating = jnp.issubdtype(x.dtype, jnp.floating)
-        return jnp.all(jnp.isfinite(x)) if floating else jnp.bool_(True)
-
     prints = {name: _fingerprint(x) for name, x in flat.items()}
-    return prints, {name: finite(x) for name, x in flat.items()}
+    return prints, {name: _is_finite(x) for name, x in flat.items()}
 
 
 def describe(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -89,9 +93,22 @@ def describe(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def inspect_parts(parts: dict[str, dict[str, Any]]) -> tuple[Any, list[str]]:
     """Returns fingerprints by 'part.name', and the names of arrays not finite."""
     flat = {f"{p}.{name}": x for p, part in parts.items() for name, x in part.items()}
-    prints, finite = jax.device_get(_inspect(flat))
+    if all(_is_on_host(x) for x in flat.values()):
+        arrays = {name: np.atleast_1d(np.asarray(x)) for name, x in flat.items()}
+        prints = {name: _hash(x, np) for name, x in arrays.items()}
+        finite = {name: _is_finite(x, np) for name, x in arrays.items()}
+    else:
+        prints, finite = jax.device_get(_inspect(flat))
     bad = [name for name, ok in finite.items() if not ok]
     return {name: int(value) for name, value in prints.items()}, bad
+
+
+def _is_on_host(x: Any) -> bool:
+    """Whether this process has the array in the host's memory."""
+    if not isinstance(x, jax.Array):
+        return True
+    on_cpu = all(device.platform == "cpu" for device in x.devices())
+    return on_cpu and x.is_fully_addressable
 
 
 def fingerprint(state: Any) -> str:

@@ -50,16 +50,22 @@ def parse(path):
     return ast.parse(path.read_text())
 
 
-def imports(path):
-    """Dotted names of all that a file imports, also inside functions."""
-    found = []
-    for node in ast.walk(parse(path)):
+def imports(path, *, late=True):
+    """Dotted names of all that a file imports, also for type checkers.
+
+    `late`: inside functions, too.
+    """
+    names, nodes = [], [parse(path)]
+    while nodes:
+        node = nodes.pop(0)
+        if late or not isinstance(node, ast.FunctionDef):
+            nodes += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return found
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
 
 
 def package_of(path):
@@ -80,15 +86,15 @@ def test_a_ring_imports_inwards(path):
     assert used <= MAY_IMPORT.get(package, used) | {package}
 
 
-def reached(start):
-    """Files whose modules are imported when `start` is; not what functions import."""
+def reached(start, *, late):
+    """Files whose modules are imported when `start` is; `late` as for `imports`."""
     seen, left = set(), [start]
     while left:
         path = left.pop()
         if path in seen:
             continue
         seen.add(path)
-        for name in at_import(parse(path)):
+        for name in imports(path, late=late):
             parts = name.split(".")
             for end in range(1, len(parts) + 1):
                 module = ROOT.joinpath(*parts[:end])
@@ -97,24 +103,12 @@ def reached(start):
     return seen
 
 
-def at_import(node):
-    """Dotted names of ours that are imported when a module is."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ImportFrom):
-            if child.module.split(".")[0] == "litevit_jax":
-                yield from (f"{child.module}.{alias.name}" for alias in child.names)
-        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        elif not isinstance(child, ast.FunctionDef):
-            yield from at_import(child)
-
-
 @pytest.mark.parametrize(
-    ("start", "most_files", "most_lines"),
-    [("train/loop.py", 16, 2_300), ("jobs/train.py", 40, 6_150)],
+    ("start", "late", "most_files", "most_lines"),
+    [("train/loop.py", True, 16, 2_300), ("jobs/train.py", False, 43, 7_100)],
 )
-def test_who_reads_the_core_reads_little(start, most_files, most_lines):
-    files = reached(PACKAGE / start)
+def test_who_reads_the_core_reads_little(start, late, most_files, most_lines):
+    files = reached(PACKAGE / start, late=late)
     lines = sum(len(path.read_text().splitlines()) for path in files)
     assert len(files) <= most_files and lines <= most_lines
 
@@ -135,6 +129,13 @@ def test_one_module_writes_into_configs(path):
     # The command line adds evaluators to a config that no job has seen yet.
     files = (PACKAGE / "train" / "resolve.py", PACKAGE / "evaluator_flags.py")
     assert not writers or path.is_relative_to(PACKAGE / "configs") or path in files
+
+
+def test_most_functions_take_the_values_that_they_use_and_no_whole_config():
+    nodes = (node for path in FILES for node in ast.walk(parse(path)))
+    arguments = [node for node in nodes if isinstance(node, ast.arg)]
+    typed = [(x.arg, ast.unparse(x.annotation)) for x in arguments if x.annotation]
+    assert 50 < typed.count(("config", "ConfigDict")) <= 72
 
 
 @names

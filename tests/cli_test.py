@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 from absl import flags
@@ -301,6 +302,11 @@ BROKEN = {
     "nothing": ("def get_config(arg=None):\n    pass\n", r"returned NoneType; expect"),
     "arguments": ("def get_config():\n    pass\n", r"get_config\(\) takes 0 posi"),
     "empty": ("", r"has no get_config\(arg\)"),
+    "the end of the program": ("import sys\nsys.exit(0)\n",
+        r"mine.py: SystemExit: 0, line 2"),
+    "an end inside": ("def get_config(arg=None):\n    raise SystemExit\n",
+        r"mine.py: SystemExit: SystemExit, line 2"),
+    "bytes": ("\0", r"mine.py: SyntaxError: source code .* null bytes\n"),
 }  # fmt: skip
 
 
@@ -690,3 +696,24 @@ def test_names_are_shown_beside_numbers_but_tables_are_not(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert re.search(r"layers +top1 +81.25 +0 .* block 3  lr 0.02  feature avg\n", said)
     assert "table" not in said and "l2" not in said
+
+
+@pytest.mark.parametrize(
+    ("job", "where", "text"),
+    [
+        ("train", "runs/x", "mae: train on 2 CPU devices, in runs/x"),
+        ("train", None, "mae: train on 2 CPU devices"),
+    ],
+)
+def test_the_first_line_says_what_runs_on_which_devices_where(job, where, text):
+    device = types.SimpleNamespace(platform="cpu", device_kind="cpu")
+    assert cli.headline("mae", job, where, [device] * 2) == text
+
+
+def test_a_job_without_devices_and_one_of_several_processes(monkeypatch):
+    assert cli.headline("x", "report", "here", []) == "x: report, in here"
+    monkeypatch.setattr(distributed, "process_count", lambda: 4)
+    device = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100")
+    assert cli.headline("x", "train", "gs://b/x", [device]) == (
+        "x: train on 1 GPU device (NVIDIA H100) of 4 processes, in gs://b/x"
+    )

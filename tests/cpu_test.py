@@ -31,12 +31,16 @@ def test_a_large_step_gets_a_device_for_each_core():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "platforms"), [(7, "cpu"), (512, "tpu,cpu")], ids=["small", "tpu"]
+    ("batch_size", "platforms", "expected"),
+    [(7, "cpu", [cpu._GIVE_BACK]), (512, "tpu,cpu", [])],
+    ids=["small", "tpu"],
 )
-def test_others_are_left_alone(batch_size, platforms, monkeypatch):
+def test_others_keep_no_memory(batch_size, platforms, expected, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    monkeypatch.setattr(cpu, "_keep_freed_memory", lambda: pytest.fail("touched"))
+    calls = []
+    monkeypatch.setattr(cpu, "_set_malloc", calls.append)
     cpu.prepare(batch_size, 224 * 224 * 3)
+    assert calls == expected
 
 
 def test_a_number_of_devices_that_was_asked_for_stays():
@@ -47,7 +51,7 @@ def test_a_number_of_devices_that_was_asked_for_stays():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mallopt")
 def test_the_memory_of_a_step_beyond_two_gigabytes_is_kept():
     code = (
-        "import ctypes; from litevit_jax import cpu; cpu._keep_freed_memory()\n"
+        "import ctypes; from litevit_jax import cpu; cpu._set_malloc(cpu._KEEP)\n"
         "libc = ctypes.CDLL(None)\n"
         "for f in (libc.malloc, libc.sbrk): f.restype = ctypes.c_void_p\n"
         "block = libc.malloc(ctypes.c_size_t(3 << 30)); top = libc.sbrk(0)\n"
@@ -56,6 +60,27 @@ def test_the_memory_of_a_step_beyond_two_gigabytes_is_kept():
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["0"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's mallopt")
+@pytest.mark.parametrize("given_back", [True, False])
+def test_the_freed_blocks_of_a_small_step_leave_no_gaps_in_the_heap(given_back):
+    # glibc by itself takes blocks from the heap once a larger one has been freed.
+    code = (
+        "import ctypes; from litevit_jax import cpu\n"
+        f"if {given_back}: cpu._set_malloc(cpu._GIVE_BACK)\n"
+        "class Info(ctypes.Structure):\n"
+        "  _fields_ = [(str(i), ctypes.c_size_t) for i in range(10)]\n"
+        "libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p\n"
+        "libc.mallinfo2.restype = Info\n"
+        "libc.free(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(8 << 20))))\n"
+        "before = getattr(libc.mallinfo2(), '4')  # bytes outside of the heap\n"
+        "libc.malloc(ctypes.c_size_t(2 << 20))\n"
+        "print(getattr(libc.mallinfo2(), '4') - before >= 2 << 20)"
+    )
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [str(given_back)]
 
 
 @pytest.mark.parametrize(

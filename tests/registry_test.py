@@ -167,7 +167,11 @@ def test_a_formula_in_place_of_numbers_says_how_to_write_them():
 
 
 def test_a_field_without_a_bound_may_hold_anything_but_nan_and_infinity():
-    registry.check_fields({"mine": -1e30, "words": ("a",), "flag": True, "none": None})
+    fields = {"mine": -1e30, "words": ("a",), "flag": True, "none": None}
+    registry.check_fields(fields)
+    for value in (float("nan"), float("-inf")):
+        with pytest.raises(ValueError, match=r"mine=.*expected a finite number"):
+            registry.check_fields({**fields, "mine": value})
 
 
 def test_configs_of_today_have_no_old_name():

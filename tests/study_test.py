@@ -1,8 +1,11 @@
 """The study of all methods: its plan, and the check of the table that is written."""
 
 import importlib
+import json
+import sys
 
 import pytest
+from PIL import Image
 
 from benchmarks import study
 
@@ -99,3 +102,16 @@ def test_rows_that_no_table_has_are_named():
     with pytest.raises(SystemExit, match=r"--rows=maee: expected some of random, sup"):
         study.methods_of("methods", ["mae", "maee"])
     assert study.methods_of("labels", ["mae", "random"]) == ["random", "mae"]
+
+
+def test_curves_of_labels_are_drawn_without_pyplot(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import would fail
+    for name in study.COLUMNS["labels"]:
+        for method in study.methods_of("labels"):
+            run = tmp_path / f"{name}-{method}-0"
+            run.mkdir()
+            rows = [{"step": step, "test/top1": 10.0 * step} for step in (1, 2)]
+            (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    study.draw(1, tmp_path)
+    with Image.open(tmp_path / "labels.png") as picture:
+        assert picture.size == (1100, 374)

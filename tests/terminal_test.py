@@ -5,8 +5,6 @@ import re
 import time
 import types
 
-import pytest
-
 from litevit_jax import distributed, terminal
 
 
@@ -71,24 +69,3 @@ def test_after_a_quiet_minute_it_says_what_is_being_done(monkeypatch):
 def test_a_terminal_counts_the_seconds(monkeypatch):
     assert "saving: 5 s so far" in spoken(monkeypatch, Terminal(), 3, 5)
     assert not terminal.ConsoleLine(io.StringIO()).live
-
-
-@pytest.mark.parametrize(
-    ("job", "where", "text"),
-    [
-        ("train", "runs/x", "mae: train on 2 CPU devices, in runs/x"),
-        ("train", None, "mae: train on 2 CPU devices"),
-    ],
-)
-def test_the_first_line_says_what_runs_on_which_devices_where(job, where, text):
-    device = types.SimpleNamespace(platform="cpu", device_kind="cpu")
-    assert terminal.headline("mae", job, where, [device] * 2) == text
-
-
-def test_a_job_without_devices_and_one_of_several_processes(monkeypatch):
-    assert terminal.headline("x", "report", "here", []) == "x: report, in here"
-    monkeypatch.setattr(distributed, "process_count", lambda: 4)
-    device = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100")
-    assert terminal.headline("x", "train", "gs://b/x", [device]) == (
-        "x: train on 1 GPU device (NVIDIA H100) of 4 processes, in gs://b/x"
-    )

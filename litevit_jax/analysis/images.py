@@ -41,7 +41,7 @@ def complete_data(config: ConfigDict, loaded: list[models.Model]) -> None:
     ranges = {model.view.range for model in loaded}
     if config.data.range is None and len(ranges) == 1:
         resolve.assign(config.data, {"range": ranges.pop()})
-    resolve.pixel_range(config, config.data.eval_split)
+    resolve.pixel_range(config.data, config.data.eval_split)
 
 
 def select(config: ConfigDict) -> subsets.Subset:
@@ -77,7 +77,10 @@ def picture_source(config: ConfigDict, source: subsets.Subset) -> subsets.Subset
 
 
 def streams(
-    config: ConfigDict, loaded: list[models.Model], source: subsets.Subset
+    data: ConfigDict,
+    batch_size: int,
+    loaded: list[models.Model],
+    source: subsets.Subset,
 ) -> tuple[dict[models.View, int], list[pipeline.Stream]]:
     """Opens a stream of the images for each way in which models see them.
 
@@ -89,21 +92,21 @@ def streams(
     index_of: dict[Any, int] = {}
     opened = []
     for view in dict.fromkeys(model.view for model in loaded):
-        block = _block(config, view)
+        block = _block(data, view)
         key = (view.size, view.channels, block["eval_crop_fraction"], block["range"])
         if key not in index_of:
             index_of[key] = len(opened)
-            opened.append(_stream(config, block, source))
+            opened.append(_stream(block, batch_size, source))
         index_of_view[view] = index_of[key]
     return index_of_view, opened
 
 
 def first(
-    config: ConfigDict, loaded: list[models.Model], source: subsets.Subset, count: int
+    data: ConfigDict, loaded: list[models.Model], source: subsets.Subset, count: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """Model's name -> the first images: uint8 'image', and 'index' in `source`."""
     few = subsets.Subset(source, np.arange(min(count, len(source))))
-    index_of_view, opened = streams(config, loaded, few)
+    index_of_view, opened = streams(data, len(few), loaded, few)
     taken = []
     with contextlib.ExitStack() as stack:
         for stream in opened:
@@ -114,26 +117,26 @@ def first(
     return {model.name: taken[index_of_view[model.view]] for model in loaded}
 
 
-def crop_of(config: ConfigDict, view: models.View) -> float:
+def crop_of(data: ConfigDict, view: models.View) -> float:
     """The share of the shorter side that the middle crop of a model keeps."""
-    return config.data.eval_crop_fraction or view.crop or CROP
+    return data.eval_crop_fraction or view.crop or CROP
 
 
-def _block(config: ConfigDict, view: models.View) -> dict[str, Any]:
-    block = config.data.to_dict()
-    crop = crop_of(config, view)
+def _block(data: ConfigDict, view: models.View) -> dict[str, Any]:
+    block = data.to_dict()
+    crop = crop_of(data, view)
     block |= {"image_size": view.size[0], "image_width": view.size[1]}
     block["range"] = block["range"] or view.range
     return block | {"channels": view.channels, "views": 1, "eval_crop_fraction": crop}
 
 
 def _stream(
-    config: ConfigDict, block: dict[str, Any], source: subsets.Subset
+    block: dict[str, Any], batch_size: int, source: subsets.Subset
 ) -> pipeline.Stream:
     return pipeline.eval_batches(
         source,
         transforms.eval_ops(**settings.image_settings(block)),
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         workers=block["workers"],
         threads=block["threads"],
         max_bad_fraction=block["max_bad_fraction"],

@@ -107,7 +107,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     _check_count(config, len(source))
     for model in loaded:  # traces by shapes: a model that does not fit fails here
         capture.check(model, wanted, config.batch_size, mesh)
-    pictures.check(config, loaded)
+    pictures.check(config.maps, loaded)
     plain = workdirs.plain(config.to_dict())
     _open(workdir, plain)
     return Job(config, workdir, mesh, loaded, source, wanted)
@@ -184,7 +184,9 @@ def measure(job: Job) -> dict[str, Any]:
     """Passes over all images and returns the numbers of analysis.json; see `run`."""
     sums = _Sums(job)
     passes = {m.name: capture.passes(m, job.wanted, job.mesh) for m in job.models}
-    index_of_view, opened = images.streams(job.config, job.models, job.source)
+    index_of_view, opened = images.streams(
+        job.config.data, job.config.batch_size, job.models, job.source
+    )
     batch_sharding = sharding.batch_sharding(job.mesh)
     with contextlib.ExitStack() as stack:
         for stream in opened:
@@ -292,7 +294,7 @@ def _notes(job: Job, sums: _Sums) -> list[str]:
             m.name: f"{_by(m.grid)} of {m.encoder.patch_size} pixels" for m in loaded
         },
         "image sizes": {m.name: _by(m.view.size) for m in loaded},
-        "crops": {m.name: images.crop_of(job.config, m.view) for m in loaded},
+        "crops": {m.name: images.crop_of(job.config.data, m.view) for m in loaded},
         "head counts": {m.name: m.encoder.num_heads for m in loaded},
     }.items():
         if len(set(values.values())) > 1:

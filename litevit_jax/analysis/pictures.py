@@ -36,11 +36,11 @@ def draw_all(
         return drawn
     (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
     source = images.picture_source(config, source)
-    shown = images.first(config, loaded, source, max(few, many))
+    shown = images.first(config.data, loaded, source, max(few, many))
     for model in loaded:
         rows = shown[model.name]
         if few:
-            drawn["maps"] += _maps(config, model, rows["image"][:few], workdir)
+            drawn["maps"] += _maps(config.maps, model, rows["image"][:few], workdir)
         if many and model.painter is None:
             drawn["picture_notes"].append(
                 f"{model.name}: no reconstructions, as {_why_none(model)}."
@@ -62,23 +62,23 @@ def _why_none(model: models.Model) -> str:
     )
 
 
-def check(config: ConfigDict, loaded: list[models.Model]) -> None:
+def check(maps: ConfigDict, loaded: list[models.Model]) -> None:
     """Raises a ValueError for layers, heads or queries that a model does not have."""
     for model in loaded:
         depth, heads = model.encoder.depth, model.encoder.num_heads
-        for layer in config.maps.layers:
+        for layer in maps.layers:
             if not -depth <= layer <= depth or layer == 0:
                 raise ValueError(
-                    f"maps.layers={tuple(config.maps.layers)}: {model.name} has layers "
+                    f"maps.layers={tuple(maps.layers)}: {model.name} has layers "
                     f"1 to {depth} (or -1, the last, to -{depth})"
                 )
-        for head in config.maps.heads:
+        for head in maps.heads:
             if not 1 <= head <= heads:
                 raise ValueError(
-                    f"maps.heads={tuple(config.maps.heads)}: {model.name} has heads 1 "
+                    f"maps.heads={tuple(maps.heads)}: {model.name} has heads 1 "
                     f"to {heads}"
                 )
-        for query in config.maps.queries:
+        for query in maps.queries:
             _query(query, model.grid)
 
 
@@ -101,15 +101,15 @@ def _query(query: str, grid: tuple[int, int]) -> int:
 
 
 def _maps(
-    config: ConfigDict, model: models.Model, shown: np.ndarray, workdir: pathlib.Path
+    maps: ConfigDict, model: models.Model, shown: np.ndarray, workdir: pathlib.Path
 ) -> list[dict[str, Any]]:
     """Draws a sheet for each query and layer: a row per image, a column per head."""
     sheets = []
-    heads = list(config.maps.heads) or [*range(1, model.encoder.num_heads + 1)]
-    tokens = [_query(query, model.grid) for query in config.maps.queries]
+    heads = list(maps.heads) or [*range(1, model.encoder.num_heads + 1)]
+    tokens = [_query(query, model.grid) for query in maps.queries]
     rows = capture.attention_rows(model, shown, tokens)
-    for index, query in enumerate(config.maps.queries):
-        for layer in config.maps.layers:
+    for index, query in enumerate(maps.queries):
+        for layer in maps.layers:
             number = layer if layer > 0 else model.encoder.depth + 1 + layer
             sheet = attention_sheet(
                 shown,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from litevit_jax.data import wrapped
 from litevit_jax.data.decode import Decode, DecodeError
 from litevit_jax.data.sources import base
 
@@ -15,22 +16,13 @@ _GIB = 2**30
 _AT_ONCE = 256  # images decoded before their size is counted
 
 
-class Cached(base.Source):
+class Cached(wrapped.Wrapped):
     """The examples of `source`, their images as uint8 [H, W, C]."""
 
     def __init__(self, source: base.Source):
-        self._source = source
-        self.annotations = source.annotations
+        super().__init__(source)
         self._images: list[np.ndarray | Exception] = []
         self._rest: list[dict[str, Any]] = []  # label and annotations
-
-    @property
-    def classes(self) -> list[str]:
-        return self._source.classes
-
-    @property
-    def label_advice(self) -> str:
-        return self._source.label_advice
 
     @property
     def in_memory(self) -> bool:
@@ -44,15 +36,6 @@ class Cached(base.Source):
         if isinstance(image, Exception):
             raise DecodeError(str(image))
         return {"image": image, **self._rest[index]}
-
-    def label_of(self, index: int) -> int:
-        return self._source.label_of(index)
-
-    def name_of(self, index: int) -> str:
-        return self._source.name_of(index)
-
-    def fingerprint(self) -> str:
-        return self._source.fingerprint()
 
 
 def keep_if_asked(source: base.Source, data: Any) -> base.Source:

@@ -31,11 +31,16 @@ _BROKEN = {
     errno.ELOOP: "link that refers to itself",
 }
 _SPECIAL = (
+    (stat.S_ISDIR, "folder"),
     (stat.S_ISFIFO, "FIFO"),
     (stat.S_ISSOCK, "socket"),
     (stat.S_ISCHR, "device"),
     (stat.S_ISBLK, "device"),
 )
+
+
+class NoRegularFile(OSError):
+    """An error of a name that stands for a folder, a pipe or a device."""
 
 
 class Tree(abc.ABC):
@@ -81,7 +86,11 @@ class Tree(abc.ABC):
 
     @abc.abstractmethod
     def size(self, name: str) -> int:
-        """Returns the size of a file in bytes."""
+        """Returns the size of a file in bytes.
+
+        Raises:
+          OSError: no such file; a `NoRegularFile` says what it is instead.
+        """
 
 
 def open_tree(root: Any) -> Tree:
@@ -148,7 +157,10 @@ class LocalTree(Tree):
             return file.read()
 
     def size(self, name: str) -> int:
-        return os.stat(self.path_of(name)).st_size
+        status = os.stat(self.path_of(name))
+        if not stat.S_ISREG(status.st_mode):
+            raise NoRegularFile(_special(status.st_mode))
+        return status.st_size
 
     def _entries(self, top: str) -> list[os.DirEntry[str]]:
         try:
@@ -220,6 +232,11 @@ def _kind(entry: os.DirEntry[str]) -> str:
         mode = entry.stat().st_mode
     except OSError as error:
         return _BROKEN.get(error.errno or 0, error.strerror or "unreadable")
+    return _special(mode)
+
+
+def _special(mode: int) -> str:
+    """Describes what is neither a regular file nor a link."""
     return next((name for test, name in _SPECIAL if test(mode)), "no regular file")
 
 

@@ -190,13 +190,18 @@ def check_classes(root: filetree.Tree, top: str, inside: dict[str, set[str]]) ->
         values = set(kinds.values()) - {"extra"}
         if values and (len(values) > 1 or len(kinds) == len(folders)):
             raise ValueError(_own_splits(root, folder, kinds, top))
-        beside = names - {owners[folder]}
-        lower = {name.casefold() for name in folders}
-        if len(beside) > 1 and all(name.casefold() in lower for name in beside):
+        beside = {name.casefold(): name for name in names - {owners[folder]}}
+        copies = beside.keys() & {name.casefold() for name in folders}
+        # All of the classes; or classes and nothing else, but numbers may number parts.
+        whole = len(copies) == len(beside)
+        alone = len(copies) == len(folders) and not all(map(str.isdecimal, copies))
+        if len(copies) > 1 and (whole or alone):
+            copied = sorted(beside[name] for name in copies)
             raise ValueError(
-                f"{root.path_of(folder)} holds folders of all the classes beside it "
-                f"({', '.join(sorted(beside)[:5])}): it looks like a copy of them, not "
-                "like a class. Move it elsewhere; if it is a class: "
+                f"{root.path_of(folder)} holds folders of "
+                f"{'all' * whole or len(copies)} of the classes beside it "
+                f"({', '.join(copied[:5])}): it looks like a copy of them, not like a "
+                "class. Move it elsewhere; if it is a class: "
                 f"--config.data.train_split={join(top, '.')}"
             )
 

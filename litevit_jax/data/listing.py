@@ -1,10 +1,13 @@
-"""The images below a folder, and notes on its other files."""
+"""Images below a folder, notes on its other files, and lists with labels."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import posixpath
+from collections.abc import Sequence
+
+import numpy as np
 
 from litevit_jax.data import filetree, layout
 from litevit_jax.data.sources import base
@@ -101,3 +104,34 @@ def _no_images(
         + ", ".join(f".{extension}" for extension in sorted(layout.EXTENSIONS))
         + "".join(f"; {hint}" for hint in sorted(hints))
     )
+
+
+class Listed(base.Source):
+    """Examples of a list with their labels int32 `[N]`, -1 for none."""
+
+    def __init__(
+        self,
+        *,
+        labels: np.ndarray,
+        classes: list[str],
+        notes: Sequence[str] = (),
+        other_splits: Sequence[str] = (),
+    ):
+        self._labels = labels
+        self._classes = classes
+        self.notes = notes
+        self.other_splits = other_splits
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self._classes)
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self._labels >= 0).any())
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def label_of(self, index: int) -> int:
+        return int(self._labels[index])

@@ -11,12 +11,13 @@ import dataclasses
 import functools
 import math
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import numpy as np
 
 from litevit_jax.data import decode
+from litevit_jax.data.settings import Transform, transform_extras
 from litevit_jax.data.sources.base import AnnotationError, Source
 from litevit_jax.data.worker_journal import Journal
 
@@ -25,30 +26,6 @@ _ENDLESS = 2**62
 # Replacements tried for one unreadable example; at the default bound on bad files,
 # more than a few in a row mean that none can be read.
 MAX_REPLACEMENTS = 64
-
-
-class Transform(Protocol):
-    """Turns a raw image into uint8 [H, W, C], or [V, H, W, C] of several views.
-
-    It is picklable where worker processes are used. One with `extras` turns a whole
-    example into named arrays: `image`, and those.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of every image: (H, W, C) or (V, H, W, C)."""
-        ...
-
-    def __call__(
-        self, raw: Any, rng: np.random.Generator, out: np.ndarray | None = None, /
-    ) -> Any:
-        """Returns the result, the image preferably written to `out` if given."""
-        ...
-
-
-def extras_of(transform: Transform) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Returns name -> (shape, type) of what a transform yields beside the image."""
-    return getattr(transform, "extras", {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +129,7 @@ class Examples(abc.ABC):
         self, raw: dict[str, Any], rng: np.random.Generator, out: np.ndarray | None
     ) -> dict[str, np.ndarray]:
         """Returns `image` and the transform's extras, of the shapes that it names."""
-        extras = extras_of(self.transform)
+        extras = transform_extras(self.transform)
         if not extras:
             image = self.transform(raw["image"], rng, out)
             _check_shape(image, self.transform.shape)

@@ -30,9 +30,8 @@ from litevit_jax.data.order import (
     Examples,
     HostShard,
     TrainExamples,
-    Transform,
-    extras_of,
 )
+from litevit_jax.data.settings import Transform, transform_extras
 from litevit_jax.data.sources import base
 from litevit_jax.data.sources.base import Source
 
@@ -154,7 +153,7 @@ class Stream:
     ):
         self.bad: dict[str, str] = {}
         self._shape = tuple(examples.transform.shape)
-        self._extras = extras_of(examples.transform)
+        self._extras = transform_extras(examples.transform)
         self._name = "image" if len(self._shape) == 3 else "views"
         self._masked = masked
         self._limit = limit
@@ -345,7 +344,7 @@ class _Reading:
 
 def _bytes(transform: Transform) -> int:
     """Returns the size of what a transform yields."""
-    extras = extras_of(transform).values()
+    extras = transform_extras(transform).values()
     sizes = (math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in extras)
     return math.prod(transform.shape) + sum(sizes)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from litevit_jax.data import wrapped
 from litevit_jax.data.sources import base
 
 
@@ -83,23 +84,16 @@ def _check_unique(keys: Iterable[Any], what: str, owner: str) -> None:
         )
 
 
-class Relabelled(base.Source):
+class Relabelled(wrapped.Wrapped):
     """A source whose labels are mapped by `numbers` [K] into `classes`."""
 
     def __init__(self, source: base.Source, numbers: np.ndarray, classes: list[str]):
-        self._source, self._numbers, self._classes = source, numbers, classes
-        self.annotations = source.annotations
+        super().__init__(source)
+        self._numbers, self._classes = numbers, classes
 
     @property
     def classes(self) -> list[str]:
         return list(self._classes)
-
-    @property
-    def in_memory(self) -> bool:
-        return self._source.in_memory
-
-    def __len__(self) -> int:
-        return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._source[index]
@@ -107,9 +101,6 @@ class Relabelled(base.Source):
 
     def label_of(self, index: int) -> int:
         return self._number(self._source.label_of(index))
-
-    def name_of(self, index: int) -> str:
-        return self._source.name_of(index)
 
     def fingerprint(self) -> str:
         numbers = self._numbers.astype("<i4").tobytes()

@@ -1,10 +1,34 @@
-"""Image settings of a config's `data` block."""
+"""Image settings of a config's `data` block, and what they become: a transform."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+
+
+class Transform(Protocol):
+    """Turns a raw image into uint8 [H, W, C], or [V, H, W, C] of several views.
+
+    It is picklable where worker processes are used. One with `extras` turns a whole
+    example into named arrays: `image`, and those.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of every image: (H, W, C) or (V, H, W, C)."""
+        ...
+
+    def __call__(
+        self, raw: Any, rng: np.random.Generator, out: np.ndarray | None = None, /
+    ) -> Any:
+        """Returns the result, the image preferably written to `out` if given."""
+        ...
+
+
+def transform_extras(transform: Transform) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Returns name -> (shape, type) of what a transform yields beside the image."""
+    return getattr(transform, "extras", {})
 
 
 def image_size(data: Any) -> tuple[int, int]:

@@ -7,29 +7,16 @@ from typing import Any
 import numpy as np
 
 from litevit_jax import choices
+from litevit_jax.data import wrapped
 from litevit_jax.data.sources import base
 
 
-class Subset(base.Source):
+class Subset(wrapped.Wrapped):
     """Examples `rows` of `source`, in that order, with its classes and names."""
 
     def __init__(self, source: base.Source, rows: np.ndarray):
-        self._source = source
-        self.annotations = source.annotations
-        self.stored_range = source.stored_range
+        super().__init__(source)
         self._rows = np.asarray(rows, np.int64)
-
-    @property
-    def classes(self) -> list[str]:
-        return self._source.classes
-
-    @property
-    def label_advice(self) -> str:
-        return self._source.label_advice
-
-    @property
-    def in_memory(self) -> bool:
-        return self._source.in_memory
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -12,12 +12,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from litevit_jax.distributed import jax_private
 
-if TYPE_CHECKING:
-    from litevit_jax.distributed.watchdog import Watch
+Watch = Any  # a watchdog.Watch: this module does not import it
 
 _AGREE_S = 24 * 3600  # the watch ends a process that waits in vain much earlier
 _END_S = 600

@@ -7,8 +7,8 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -16,9 +16,6 @@ from jax.sharding import Mesh
 
 from litevit_jax import distributed, preemption, sharding
 from litevit_jax.data import device
-
-if TYPE_CHECKING:
-    from litevit_jax.data import pipeline
 
 Rows = dict[str, np.ndarray]
 
@@ -45,7 +42,7 @@ class Context:
 
     predict: Callable[..., dict[str, jax.Array]]
     source: Callable[[str], Any]
-    batches: Callable[[Any], pipeline.Stream]
+    batches: Callable[[Any], Generator[Rows, None, None]]
     mesh: Mesh
     outdir: pathlib.Path
     mean: tuple[float, ...]
@@ -82,7 +79,7 @@ class Context:
 
 
 def _pieces(
-    batches: pipeline.Stream, rows: int | None, limit: int | None
+    batches: Generator[Rows, None, None], rows: int | None, limit: int | None
 ) -> Iterator[Rows]:
     """Cuts batches into pieces of `rows`, up to `limit` rows of all hosts together."""
     seen = 0

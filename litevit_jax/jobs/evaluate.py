@@ -97,13 +97,14 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     loaded = _read(config, asked["encoder"])
     complete = _from_run if "data" in loaded.config else _from_file
     known = complete(config, loaded)
-    _take_asked(config, asked)
+    _take_asked(config.objective, asked, config.init)
     view = images.spec_of(f"--config.init={config.init}", loaded)
-    images.take(config, view)
-    images.take_fallback(config)
+    normalize = config.augment.normalize
+    images.take(view, config.data, normalize)
+    images.take_fallback(config.data, normalize, config.fallback)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, mesh)
-    source = _source(config)
+    source = _source(config.data)
     classes = source("eval").classes
     derived = {"num_classes": len(classes), "classes": classes}
     average = loaded.config.get("optimizer", {}).get("ema_decay") is not None
@@ -111,16 +112,10 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         derived["parameters"] = "average" if config.init_ema else "last"
     resolve.assign(config, {"derived": derived})
     objective = predictor.make(config.objective.to_dict())
-    batch = _batch(config, objective)
+    batch = _batch(config.data, config.batch_size, objective)
     variables = states.abstract_variables(objective, batch)
     evaluators = eval_setup.make(
-        config,
-        objective,
-        variables,
-        source,
-        mesh=mesh,
-        workdir=workdir,
-        known=known,
+        config, objective, variables, source, mesh=mesh, workdir=workdir, known=known
     )
     if config.init == "random":
         create = functools.partial(_random_state, objective, batch, config.seed, mesh)
@@ -132,9 +127,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     plain = workdirs.plain(config.to_dict())
     workdirs.open_run(workdir, plain)
     notes = [
-        *images.which_encoder(config, loaded),
+        *images.which_encoder(config.init, config.like, loaded),
         *images.notes(config, [view]),
-        *images.which_parameters(config, loaded),
+        *images.which_parameters(config.init, loaded, average=bool(config.init_ema)),
         *eval_setup.notes(evaluators),
     ]
     return Job(plain, workdir, evaluators, loaded.step, create, notes)
@@ -156,11 +151,11 @@ def _read(config: ConfigDict, encoder: dict[str, Any]) -> read.Checkpoint:
     return read.Checkpoint({}, like, 0, pathlib.Path(config.like))
 
 
-def _source(config: ConfigDict) -> Callable[[str], Any]:
+def _source(data: ConfigDict) -> Callable[[str], Any]:
     """Opens the splits; as nothing is trained, 'eval' may be all images of a set."""
     try:
-        resolve.pixel_range(config, config.data.eval_split)
-        source = splits.open_splits(config.data)
+        resolve.pixel_range(data, data.eval_split)
+        source = splits.open_splits(data)
         source("eval")
     except split_names.NoTestSplit as error:
         raise ValueError(
@@ -200,22 +195,21 @@ def _from_file(config: ConfigDict, loaded: read.Checkpoint) -> eval_setup.Known:
     return eval_setup.Known(count, names if len(names) == count else [])
 
 
-def _take_asked(config: ConfigDict, asked: dict[str, Any]) -> None:
+def _take_asked(objective: ConfigDict, asked: dict[str, Any], init: str) -> None:
     """Sets what the command line asks of the objective; refuses other heads."""
     if asked["dtype"] is not None:
-        resolve.assign(config.objective, {"dtype": asked["dtype"]})
-    heads, encoder = asked["encoder"]["num_heads"], config.objective.encoder
+        resolve.assign(objective, {"dtype": asked["dtype"]})
+    heads, encoder = asked["encoder"]["num_heads"], objective.encoder
     if heads is not None and encoder.get("num_heads") not in (None, heads):
         raise ValueError(
-            f"objective.encoder.num_heads={heads}, but the checkpoint {config.init} "
+            f"objective.encoder.num_heads={heads}, but the checkpoint {init} "
             f"has {encoder.num_heads}; leave it out"
         )
 
 
-def _batch(config: ConfigDict, objective: Any) -> batch_shapes.Shapes:
+def _batch(data: ConfigDict, batch_size: int, objective: Any) -> batch_shapes.Shapes:
     """Returns a batch for the objective's parameters, by shape."""
-    size = settings.image_size(config.data)
-    image = (config.batch_size, *size, config.data.channels)
+    image = (batch_size, *settings.image_size(data), data.channels)
     batch = {"image": jax.ShapeDtypeStruct(image, "float32")}
     if objective.num_views > 1:
         image = (objective.num_views, *image)

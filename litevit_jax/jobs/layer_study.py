@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from litevit_jax import choices, recipes, terminal
+from litevit_jax import choices, recipes
 from litevit_jax.jobs import evaluate, ledger, summary, train
 from litevit_jax.models import vit
 from litevit_jax.report import advice, page
@@ -57,11 +57,8 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
       ValueError, OSError: a mistake in the config or data, before any compile.
       Exception: whatever ended a part's run; the study goes on from there.
     """
-    study, line = Study(config, pathlib.Path(workdir)), terminal.ConsoleLine()
-    for number, part in enumerate(study.planned, start=1):
-        if part.name in study.parts:
-            continue
-        line.say(f"part {number} of {len(study.planned)}: {part.name}")
+    study = Study(config, pathlib.Path(workdir))
+    for part in study.parts.unfinished(study.planned, "part"):
         if part.kind == "probe":
             study.probe(part)
             continue

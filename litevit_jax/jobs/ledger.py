@@ -7,10 +7,21 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
-from litevit_jax import distributed, paths
+from litevit_jax import distributed, paths, terminal
 from litevit_jax.train import workdir as workdirs
+
+
+class Part(Protocol):
+    """A part of a job, whose name is that of its row."""
+
+    @property
+    def name(self) -> str: ...
+
+
+P = TypeVar("P", bound=Part)
 
 
 class Parts:
@@ -34,6 +45,14 @@ class Parts:
 
     def __contains__(self, name: str) -> bool:
         return name in self.rows
+
+    def unfinished(self, planned: Sequence[P], noun: str) -> Iterator[P]:
+        """Yields the parts that are missing and prints which one begins."""
+        line = terminal.ConsoleLine()
+        for number, part in enumerate(planned, start=1):
+            if part.name not in self:
+                line.say(f"{noun} {number} of {len(planned)}: {part.name}")
+                yield part
 
     def add(self, name: str, **row: Any) -> None:
         """Records a finished part."""

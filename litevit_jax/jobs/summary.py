@@ -104,7 +104,8 @@ def describe(job: Job) -> tuple[str, str]:
         f"{job.config['name']}: {sum(counts.values()):,} parameters ({parts}; table in "
         f"{job.workdir}/parameters.txt)\n{derived['train_examples']:,} training images "
         f"({data['source']}{directory}, decoder {data['decoder']}), "
-        f"{counted(job.total_steps, 'step')} of {job.config['batch_size']} on "
+        f"{counted(job.total_steps, 'step')} of {job.config['batch_size']} "
+        f"({derived['warmup_steps']:,} of warm-up) on "
         f"{counted(job.mesh.size, f'{jax.default_backend().upper()} device')}{hosts}, "
         f"workdir {job.workdir}"
     )

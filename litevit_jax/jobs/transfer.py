@@ -76,18 +76,16 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
       ValueError, OSError: a mistake in the config or data, before any compile.
       Exception: whatever ended a point's run; the sweep goes on from there.
     """
-    sweep, line = Sweep(config, paths.path(workdir)), terminal.ConsoleLine()
-    for number, point in enumerate(sweep.points, start=1):
-        if point.name in sweep.parts:
-            continue
-        line.say(f"point {number} of {len(sweep.points)}: {point.name}")
+    sweep = Sweep(config, paths.path(workdir))
+    for point in sweep.parts.unfinished(sweep.points, "point"):
         outcome = train.run(sweep.config_of(point), sweep.directory(point))
         if outcome.signal is not None:
             return Outcome(sweep.table(), outcome.signal)
         sweep.record(point, outcome.results)
     best = sweep.best()
     if sweep.parts.rest.get("winner") != best.name:
-        line.say(f"best on validation: {best.name}; now on all training data")
+        say = terminal.ConsoleLine().say
+        say(f"best on validation: {best.name}; now on all training data")
         directory = sweep.directory(best, final=True)
         outcome = train.run(sweep.config_of(best, final=True), directory)
         if outcome.signal is not None:

@@ -94,8 +94,9 @@ _RENAMED = {
 class Objective(abc.ABC):
     """A learning method; subclasses are frozen dataclasses of modules and scalars.
 
-    Defining a subclass raises a TypeError if it has a former name of a property, which
-    nothing reads, or a method where a property is expected.
+    Defining a subclass raises a TypeError if it has a former name of a property or
+    misspells a member with a default, which nothing reads, or if it has a method where
+    a property is expected.
 
     >>> class Mean(litevit_jax.Objective):
     ...     def init(self, key, batch):
@@ -221,6 +222,14 @@ def _check_member(cls: type, name: str, value: Any) -> None:
         raise TypeError(
             f"objective {cls.__name__} defines {name}, which nothing reads: define "
             f"{new} instead, {meaning}"
+        )
+    known = {k for k in vars(Objective) if k[0] != "_"}
+    optional = known - Objective.__abstractmethods__
+    meant = choices.near(name, optional, cutoff=0.87)
+    if meant and name not in known and name[0] != "_":
+        raise TypeError(
+            f"objective {cls.__name__} defines {name}, which nothing reads: did you "
+            f"mean {meant[0]}? If not, give it a name that is less alike"
         )
     if isinstance(vars(Objective).get(name), property) and inspect.isfunction(value):
         raise TypeError(

@@ -76,8 +76,8 @@ def _teach(config: ConfigDict) -> read.Checkpoint | None:
         return start.teacher_checkpoint(config)
     if not (block.get("variant") or block.get("width")):
         raise ValueError(
-            f"{start.teacher_missing_error(config)}; for a plan its size is enough, "
-            "as in --config.objective.teacher.variant=large"
+            f"{start.teacher_missing_error(config.objective.name)}; for a plan its "
+            "size is enough, as in --config.objective.teacher.variant=large"
         )
     return None
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
 import numpy as np
 
-from litevit_jax.report import plots, run_figures
+from litevit_jax.report import attempts, plots, run_figures
 
 _ROUNDING = 1e-9  # of the largest eigenvalue: LayerNorm leaves one that is 0
 
 
 def of_analysis(
-    analysis: dict[str, Any], directory: pathlib.Path, colors: dict[str, str]
+    analysis: dict[str, Any],
+    directory: pathlib.Path,
+    colors: dict[str, str],
+    notes: list[str],
 ) -> list[run_figures.Figure]:
     """Draws the figures of an analysis.
 
@@ -22,13 +26,21 @@ def of_analysis(
       analysis: what analysis.json holds.
       directory: where it lies.
       colors: name of a model -> its colour.
+      notes: gets a line for what cannot be drawn.
     """
-    return [
-        *_attention(analysis, colors),
-        *_sheets(analysis, directory),
-        *_cka(analysis.get("cka")),
-        *_features(analysis, colors),
-    ]
+    figures: list[run_figures.Figure] = []
+    for what, make in (
+        ("the attention of heads", lambda: _attention(analysis, colors)),
+        ("the similarity of layers", lambda: _cka(analysis.get("cka"))),
+        ("the figures of features", lambda: _features(analysis, colors)),
+    ):
+        figures += attempts.attempt(what, notes, make, [])
+    for kind, make_sheet in (("maps", _map), ("reconstructions", _reconstruction)):
+        for one in analysis.get(kind, []):
+            what = f"{one.get('file')}, a picture of the analysis,"
+            make = functools.partial(make_sheet, one, directory)
+            figures += attempts.attempt(what, notes, make, [])
+    return figures
 
 
 def _attention(
@@ -60,39 +72,39 @@ def _attention(
     return drawn
 
 
-def _sheets(
-    analysis: dict[str, Any], directory: pathlib.Path
+def _map(one: dict[str, Any], directory: pathlib.Path) -> list[run_figures.Figure]:
+    """Shows a sheet of attention maps."""
+    asked, model = str(one["query"]), one["model"]
+    query = {"cls": "the class token", "center": "the central patch"}.get(
+        asked, f"patch {asked}"
+    )
+    mark = asked.replace("/", "_")
+    figure = run_figures.Figure(
+        name=f"attention-{run_figures.file_name(model)}-layer{one['layer']}-{mark}",
+        section="maps",
+        title=f"{model}, block {one['layer']}: what {query} looks at",
+        caption="The brightest patch of each map is its largest weight.",
+        data=one,
+        pixels=run_figures.read_pixels(directory / one["file"]),
+    )
+    return [figure]
+
+
+def _reconstruction(
+    one: dict[str, Any], directory: pathlib.Path
 ) -> list[run_figures.Figure]:
-    drawn = []
-    for one in analysis.get("maps", []):
-        mark = str(one["query"]).replace("/", "_")
-        query = {"cls": "the class token", "center": "the central patch"}.get(
-            one["query"], f"patch {one['query']}"
-        )
-        drawn.append(
-            run_figures.Figure(
-                name=f"attention-{run_figures.file_name(one['model'])}-layer{one['layer']}-{mark}",
-                section="maps",
-                title=f"{one['model']}, block {one['layer']}: what {query} looks at",
-                caption="The brightest patch of each map is its largest weight.",
-                data=one,
-                pixels=run_figures.read_pixels(directory / one["file"]),
-            )
-        )
-    for one in analysis.get("reconstructions", []):
-        mean = sum(one["mae_loss"]) / len(one["mae_loss"])
-        drawn.append(
-            run_figures.Figure(
-                name=f"reconstruction-{run_figures.file_name(one['model'])}",
-                section="pictures",
-                title=f"{one['model']}: {one['images']} of the images analysed",
-                caption="original, masked, reconstructed; mean loss of their masked "
-                f"patches {mean:.4f}",
-                data=one,
-                pixels=run_figures.read_pixels(directory / one["file"]),
-            )
-        )
-    return drawn
+    """Shows a sheet of reconstructed images."""
+    mean = sum(one["mae_loss"]) / len(one["mae_loss"])
+    figure = run_figures.Figure(
+        name=f"reconstruction-{run_figures.file_name(one['model'])}",
+        section="pictures",
+        title=f"{one['model']}: {one['images']} of the images analysed",
+        caption="original, masked, reconstructed; mean loss of their masked patches "
+        f"{mean:.4f}",
+        data=one,
+        pixels=run_figures.read_pixels(directory / one["file"]),
+    )
+    return [figure]
 
 
 def _cka(cka: dict[str, Any] | None) -> list[run_figures.Figure]:

@@ -6,19 +6,22 @@ numbers; a PNG of each figure lies beside.
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from litevit_jax import terminal
 from litevit_jax.report import (
     analysis_figures,
+    attempts,
     merge,
     page,
     plots,
     published,
+    results,
     run_figures,
     run_record,
 )
@@ -67,20 +70,31 @@ def run_report(
       analysis_directory: where that lies.
     """
     terminal.ConsoleLine().begin("drawing the report")
+    left_out: list[str] = []
     if analysis is None:
-        analysis = merge.of_runs(runs)
+        make = functools.partial(merge.of_runs, runs)
+        analysis = attempts.attempt("the analysis", left_out, make, {})
     colors = _colors(runs, analysis)
-    figures = run_figures.of_runs(runs, colors)
-    figures += analysis_figures.of_analysis(analysis, analysis_directory or out, colors)
+    figures = run_figures.of_runs(runs, colors, left_out)
+    directory = analysis_directory or out
+    figures += analysis_figures.of_analysis(analysis, directory, colors, left_out)
+    figures = _written(figures, out, left_out)
+
+    def section(name: str, heading: str, make: Callable[[], list]) -> page.Section:
+        what = f"the section {heading!r}"
+        return page.Section(name, heading, attempts.attempt(what, left_out, make, []))
+
     sections = [
-        page.Section("summary", "Summary", _summary(runs, analysis, colors)),
-        page.Section("results", "Results", _results(runs)),
+        section("results", "Results", lambda: results.tables(runs)),
         *_figure_sections(figures),
-        page.Section("recipe", "Recipe", _recipe(runs)),
-        page.Section("origin", "How it was made", _origin(runs, analysis)),
+        section("recipe", "Recipe", lambda: _recipe(runs)),
+        section("origin", "How it was made", lambda: _origin(runs, analysis)),
     ]
+    # Last, as it lists what the others leave out.
+    summary = _summary(runs, analysis, colors, left_out)
+    sections.insert(0, page.Section("summary", "Summary", summary))
     subtitle = ", ".join(str(run.directory) for run in runs)
-    numbers = _numbers(runs, title, analysis)
+    numbers = _numbers(runs, title, analysis) | {"left_out": left_out}
     return _write(
         out,
         figures,
@@ -97,14 +111,39 @@ def figure_report(
     summary: Sequence[page.Note | page.Table],
 ) -> pathlib.Path:
     """Writes a report of figures alone, with a summary above; returns the page."""
+    left_out: list[str] = []
+    figures = _written(figures, out, left_out)
     shown = [page.Figures([figure.picture() for figure in figures])]
+    boxes: list[Any] = [*summary, *map(page.Note, left_out)]
     sections = [
-        page.Section("summary", "Summary", summary),
+        page.Section("summary", "Summary", boxes),
         page.Section("figures", "Figures", shown if figures else []),
     ]
-    notes = [part.text for part in summary if isinstance(part, page.Note)]
+    notes = [part.text for part in boxes if isinstance(part, page.Note)]
     numbers = {"title": title, "notes": notes}
     return _write(out, figures, page.render(title, "", sections), numbers)
+
+
+def _written(
+    figures: Sequence[run_figures.Figure], out: pathlib.Path, left_out: list[str]
+) -> list[run_figures.Figure]:
+    """Writes a PNG of each figure; returns those that can be drawn, notes the others.
+
+    Raises:
+      OSError: a file cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for figure in figures:
+
+        def both(figure: run_figures.Figure = figure) -> bytes | None:
+            return figure.png() if figure.picture() else None
+
+        png = attempts.attempt(f"figure {figure.title!r}", left_out, both, None)
+        if png is not None:
+            (out / figure.file).write_bytes(png)
+            drawn.append(figure)
+    return drawn
 
 
 def _write(
@@ -113,10 +152,8 @@ def _write(
     text: str,
     numbers: dict[str, Any],
 ) -> pathlib.Path:
-    out.mkdir(parents=True, exist_ok=True)
-    for figure in figures:
-        figure.save(out)
-    (out / "index.html").write_text(text, encoding="utf-8")
+    data = text.encode("utf-8", "backslashreplace")  # halves of letters are none
+    (out / "index.html").write_bytes(data)
     rows = [
         {
             "name": figure.name,
@@ -189,7 +226,10 @@ def _result(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(
-    runs: Sequence[run_record.Run], analysis: dict[str, Any], colors: dict[str, str]
+    runs: Sequence[run_record.Run],
+    analysis: dict[str, Any],
+    colors: dict[str, str],
+    left_out: list[str],
 ) -> list[Any]:
     parts: list[Any] = []
     for run in runs:
@@ -197,7 +237,7 @@ def _summary(
             parts.append(page.Heading(run.name, colors[run.name]))
         parts.append(page.Cards(_cards(run)))
         parts += map(page.Note, run.notes)
-    notes = [*analysis.get("notes", []), *analysis.get("picture_notes", [])]
+    notes = [*analysis.get("notes", []), *analysis.get("picture_notes", []), *left_out]
     return [*parts, *map(page.Note, notes)]
 
 
@@ -219,77 +259,6 @@ def _cards(run: run_record.Run) -> list[tuple[str, Any]]:
             source = f"result.json {run.name}/{title} last.{metric}"
             cards.append((f"{title}: {metric}, last", page.Number(value, source)))
     return cards
-
-
-def _results(runs: Sequence[run_record.Run]) -> list[Any]:
-    rows = []
-    for run in runs:
-        for title, result in run.results.items():
-            rows += _result_rows(run, title, result)
-    parts: list[Any] = []
-    if rows:
-        head = ["run", "evaluation", "number", "last", "at update", "best", "at update"]
-        if len(runs) == 1:
-            head, rows = head[1:], [row[1:] for row in rows]
-        parts.append(page.Table(head, rows))
-    parts += [part for run in runs for part in _classes(run, several=len(runs) > 1)]
-    known = [(run, row) for run in runs if (row := published.of(run)) is not None]
-    if known:
-        head = ["run", "expected", "what", "source", "reached", "to be compared?"]
-        parts.append(page.Heading("Expected and reached"))
-        parts.append(page.Table(head, [_published(run, row) for run, row in known]))
-    return parts
-
-
-def _classes(run: run_record.Run, *, several: bool) -> list[page.Folded]:
-    """Returns the tables of classes that evaluations recorded, folded up."""
-    parts = []
-    for title, result in run.results.items():
-        table = result["last"].get("table") or [{}]
-        if "class" not in table[0]:
-            continue
-        rows = [
-            [
-                page.Number(v, f"result.json {run.name}/{title} last.table.{i}.{k}")
-                if v is None or isinstance(v, int | float)
-                else v
-                for k, v in row.items()
-            ]
-            for i, row in enumerate(table)
-        ]
-        heading = f"{run.name}: " * several + f"{title}, by class"
-        parts.append(page.Folded(heading, page.Table([*table[0]], rows)))
-    return parts
-
-
-def _result_rows(run: run_record.Run, title: str, result: dict[str, Any]) -> list[list]:
-    last, best, metric = result["last"], result.get("best"), result.get("metric")
-    names = [k for k in last if k not in run_record.STAMPS and k != metric]
-    names = [k for k in (metric, *names) if isinstance(last.get(k), int | float)]
-    rows = []
-    for name in names:
-        where = f"result.json {run.name}/{title}"
-        row = [run.name, title, name, page.Number(last[name], f"{where} last.{name}")]
-        row.append(page.Number(last.get("step"), f"{where} last.step"))
-        if name == metric and best is not None:
-            row += [
-                page.Number(best[name], f"{where} best.{name}"),
-                page.Number(best.get("step"), f"{where} best.step"),
-            ]
-        else:
-            row += ["", ""]
-        rows.append(row)
-    return rows
-
-
-def _published(run: run_record.Run, row: dict[str, Any]) -> list[Any]:
-    reached: Any = "not measured by this run"
-    if row["reached"] is not None:
-        source = f"result.json {run.name}/{row['result']} last.top1"
-        reached = page.Number(row["reached"], source)
-    verdict = "yes" if row["comparable"] else f"no: {row['why']}"
-    value = page.Number(row["expected"], f"published.py {row['source']}")
-    return [run.name, value, row["what"], row["source"], reached, verdict]
 
 
 def _between(runs: Sequence[run_record.Run]) -> list[Any]:

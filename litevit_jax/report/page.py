@@ -55,20 +55,16 @@ class Text:
     text: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Note:
+class Note(Text):
     """Something that a reader must know, in a box."""
 
     kind: ClassVar = "note"
-    text: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
+class Source(Text):
     """Text whose lines and spaces stay, as a config."""
 
     kind: ClassVar = "source"
-    text: str
 
 
 @dataclasses.dataclass(frozen=True)

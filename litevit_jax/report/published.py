@@ -124,15 +124,16 @@ def of(run: run_record.Run) -> dict[str, Any] | None:
         "result": None,
     }
     result = run.results.get("test")
-    if result is not None and "top1" in result["last"] and recipe != "linear_probe":
-        row |= {"reached": result["last"]["top1"], "result": "test"}
+    top1 = None if result is None else result["last"].get("top1")
+    if isinstance(top1, int | float) and recipe != "linear_probe":
+        row |= {"reached": top1, "result": "test"}
     return row | _comparable(run, row["reached"] is not None)
 
 
 def _pretraining(config: dict[str, Any]) -> str | None:
     """Returns the recipe of the run that `init` names, if it can be read."""
     init = config.get("init")
-    if not init:
+    if not isinstance(init, str) or not init:
         return None
     for directory in (pathlib.Path(init), *pathlib.Path(init).parents[:2]):
         if (directory / "config.json").is_file():
@@ -141,12 +142,12 @@ def _pretraining(config: dict[str, Any]) -> str | None:
 
 
 def _comparable(run: run_record.Run, measured: bool) -> dict[str, Any]:
-    data, derived = run.config.get("data", {}), run.config.get("derived", {})
+    data = run.block("data")
     if not measured:
         why = "fine-tune this run with configs/finetune.py to measure it"
     elif data.get("name") != "imagenet2012":
         why = f"this run's data are {data.get('name') or data.get('source')}"
-    elif run.last_step < (derived.get("total_steps") or 0):
+    elif run.last_step < (run.total_steps or 0):
         why = "this run is not finished"
     else:
         fields = [k for k, *_ in differences(run.config) if _matters(k)]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import figure
 from PIL import Image
 
-from litevit_jax.report import page, plots, render, run_record
+from litevit_jax.report import attempts, page, plots, render, run_record
 
 _FIRST = ("loss", "mae_loss", "lr", "grad_norm", "effective_rank", "feature_std")
 _UNITS = {
@@ -75,13 +77,20 @@ class Figure:
         """Name of the PNG beside the page."""
         return f"{self.name}.png"
 
-    def save(self, directory: pathlib.Path) -> None:
-        """Writes the PNG."""
-        path = directory / self.file
+    def png(self) -> bytes:
+        """Returns the figure as a PNG file."""
         if self.plot is not None:
-            path.write_bytes(render.png(self.plot))
-        else:
-            Image.fromarray(self._sheet()).save(path)
+            return render.png(self.plot)
+        file = io.BytesIO()
+        Image.fromarray(self._sheet()).save(file, "PNG")
+        return file.getvalue()
+
+    @functools.cached_property
+    def svg(self) -> str | None:
+        """The figure as an <svg> element; None for a sheet of images."""
+        if self.plot is None:
+            return None
+        return render.svg(self.plot, title=self.title, prefix=self.name)
 
     def picture(self, room: int | None = None) -> page.Picture:
         """Returns what the page shows: SVG, a photograph, or the file's name.
@@ -90,9 +99,8 @@ class Figure:
           room: bytes of markup that a photograph may have; None: any number.
         """
         about = (self.name, self.title, self.caption, self.file)
-        if self.plot is not None:
-            svg = render.svg(self.plot, title=self.title, prefix=self.name)
-            return page.Picture(*about, svg=svg)
+        if self.svg is not None:
+            return page.Picture(*about, svg=self.svg)
         photo, width = page.photograph(self._sheet())
         if room is not None and len(photo) > room:
             return page.Picture(*about, wide=True)
@@ -103,23 +111,39 @@ class Figure:
         return self.pixels
 
 
-def of_runs(runs: Sequence[run_record.Run], colors: dict[str, str]) -> list[Figure]:
+def of_runs(
+    runs: Sequence[run_record.Run], colors: dict[str, str], notes: list[str]
+) -> list[Figure]:
     """Draws curves of what was logged, evaluations over time, speed, and pictures.
 
     Args:
       runs: as read.
       colors: name of a run -> the colour of its curves.
+      notes: gets a line for what cannot be drawn.
     """
-    figures = []
+    figures: list[Figure] = []
+
+    def draw(what: str, make: Callable[[], list[Figure]]) -> None:
+        figures.extend(attempts.attempt(what, notes, make, []))
+
     for key in _logged(runs):
         section = "speed" if key in _SPEED else "curves"
-        figures.append(_curve(runs, key, section, colors))
+        make = functools.partial(_curve, runs, key, section, colors)
+        draw(f"the curve of {key}", make)
     for run in runs:
-        figures += _heads(run, len(runs) > 1)
-    figures += _probes(runs, colors)
-    figures += _blocks(runs)
+        of = functools.partial(_heads, run, len(runs) > 1)
+        draw(f"the curves of the heads of {run.name}", of)
+    titles = dict.fromkeys(title for run in runs for title in run.results)
+    for title in titles:
+        over_time = functools.partial(_probe, runs, title, colors)
+        draw(f"evaluation {title} over time", over_time)
+    for title in titles:
+        blocks = functools.partial(_block, runs, title)
+        draw(f"the blocks of evaluation {title}", blocks)
     for run in runs:
-        figures += _pictures(run, len(runs) > 1)
+        for path in _chosen(run, len(runs) > 1):
+            shown = functools.partial(_picture, run, path)
+            draw(f"pictures/{path.name} of {run.name}", shown)
     return figures
 
 
@@ -127,7 +151,7 @@ def _logged(runs: Sequence[run_record.Run]) -> list[str]:
     """Returns the metrics of training, the usual ones first."""
     keys: dict[str, None] = {}
     for run in runs:
-        titles = {*run.results, *run.config.get("evals", {})}
+        titles = {*run.results, *run.block("evals")}
         for key in run.steps:
             if key.partition("/")[0] not in titles and "/head_" not in key:
                 keys[key] = None
@@ -138,7 +162,7 @@ def _logged(runs: Sequence[run_record.Run]) -> list[str]:
 
 def _curve(
     runs: Sequence[run_record.Run], key: str, section: str, colors: dict[str, str]
-) -> Figure:
+) -> list[Figure]:
     drawn, data = {}, {}
     most = max(1200 // len(runs), 100)
     for run in runs:
@@ -149,7 +173,7 @@ def _curve(
     axes = plots.Axes("update", with_unit(key), whole_x=True)
     if key == "data_wait":
         axes = dataclasses.replace(axes, y_range=(0, 100))
-    return Figure(
+    figure = Figure(
         name=f"{section}-{file_name(key)}",
         section=section,
         title=_TITLES.get(key, key),
@@ -157,6 +181,7 @@ def _curve(
         data={"metric": key, "source": "metrics.jsonl", "series": data},
         plot=plots.curves(drawn, axes, colors=[colors[name] for name in drawn]),
     )
+    return [figure]
 
 
 def _heads(run: run_record.Run, several: bool) -> list[Figure]:
@@ -192,54 +217,43 @@ def _heads(run: run_record.Run, several: bool) -> list[Figure]:
     return figures
 
 
-def _probes(runs: Sequence[run_record.Run], colors: dict[str, str]) -> list[Figure]:
-    """Draws the main number of every evaluation that was made more than once."""
-    figures = []
-    titles = dict.fromkeys(title for run in runs for title in run.results)
-    for title in titles:
-        drawn, data, metric = {}, {}, ""
-        for run in runs:
-            result = run.results.get(title)
-            if result is None or len(result.get("history", [])) < 2:
-                continue
-            metric = result["metric"]
-            rows = [
-                r for r in result["history"] if isinstance(r.get(metric), int | float)
-            ]
-            steps, values = [r["step"] for r in rows], [r[metric] for r in rows]
-            drawn[run.name] = (steps, values)
-            data[run.name] = {"metric": metric, "steps": steps, "values": values}
-        if drawn:
-            axes = plots.Axes("update", with_unit(metric), whole_x=True)
-            figures.append(
-                Figure(
-                    name=f"probes-{file_name(title)}",
-                    section="probes",
-                    title=f"{title}: {metric}",
-                    caption=f"history in evals/{title}/result.json",
-                    data={"source": f"evals/{title}/result.json", "series": data},
-                    plot=plots.curves(
-                        drawn, axes, colors=[colors[name] for name in drawn]
-                    ),
-                )
-            )
-    return figures
+def _probe(
+    runs: Sequence[run_record.Run], title: str, colors: dict[str, str]
+) -> list[Figure]:
+    """Draws the main number of an evaluation that was made more than once."""
+    drawn, data, metric = {}, {}, ""
+    for run in runs:
+        result = run.results.get(title)
+        if result is None or len(result["history"]) < 2:
+            continue
+        metric = result["metric"]
+        rows = [r for r in result["history"] if isinstance(r.get(metric), int | float)]
+        steps, values = [r["step"] for r in rows], [r[metric] for r in rows]
+        drawn[run.name] = (steps, values)
+        data[run.name] = {"metric": metric, "steps": steps, "values": values}
+    if not drawn:
+        return []
+    axes = plots.Axes("update", with_unit(metric), whole_x=True)
+    figure = Figure(
+        name=f"probes-{file_name(title)}",
+        section="probes",
+        title=f"{title}: {metric}",
+        caption=f"history in evals/{title}/result.json",
+        data={"source": f"evals/{title}/result.json", "series": data},
+        plot=plots.curves(drawn, axes, colors=[colors[name] for name in drawn]),
+    )
+    return [figure]
 
 
-def _blocks(runs: Sequence[run_record.Run]) -> list[Figure]:
-    """Draws linear and k-NN accuracy over blocks, of evaluations that have them."""
-    figures = []
-    for title in dict.fromkeys(title for run in runs for title in run.results):
-        tables = {
-            run.name: run.results[title]["last"]["table"]
-            for run in runs
-            if "block" in run.results.get(title, {}).get("last", {})
-        }
-        if tables:
-            figures.append(
-                of_blocks(title, tables, f"last in evals/{title}/result.json")
-            )
-    return figures
+def _block(runs: Sequence[run_record.Run], title: str) -> list[Figure]:
+    """Draws linear and k-NN accuracy over blocks, if evaluation `title` has them."""
+    tables = {
+        run.name: run.results[title]["last"]["table"]
+        for run in runs
+        if "block" in run.results.get(title, {}).get("last", {})
+    }
+    source = f"last in evals/{title}/result.json"
+    return [of_blocks(title, tables, source)] if tables else []
 
 
 def of_blocks(title: str, tables: dict[str, list], source: str) -> Figure:
@@ -304,31 +318,32 @@ def of_study(
     return figures
 
 
-def _pictures(run: run_record.Run, several: bool) -> list[Figure]:
-    """Shows the pictures of a run: of each kind the first and the last, or the last."""
+def _chosen(run: run_record.Run, several: bool) -> list[pathlib.Path]:
+    """Returns the pictures to show, of each kind the first and last, or the last."""
     kinds: dict[str, list[pathlib.Path]] = {}
     for path in run.pictures:
         kinds.setdefault(path.stem.rpartition("_")[0], []).append(path)
-    chosen = [
-        (kind, path)
-        for kind, all_paths in kinds.items()
-        for path in dict.fromkeys([*([] if several else all_paths[:1]), all_paths[-1]])
+    return [
+        path
+        for paths in kinds.values()
+        for path in dict.fromkeys([*([] if several else paths[:1]), paths[-1]])
     ]
-    figures = []
-    for kind, path in chosen:
-        name = file_name(run.name) + f"-{kind}" * (kind != "reconstruction")
-        step = int(path.stem.rpartition("_")[2])
-        figures.append(
-            Figure(
-                name=f"pictures-{name}-{step}",
-                section="pictures",
-                title=f"{run.name}, after {step:,} updates",
-                caption=run_record.PICTURES[kind],
-                data={"source": f"pictures/{path.name}", "step": step},
-                pixels=read_pixels(path),
-            )
-        )
-    return figures
+
+
+def _picture(run: run_record.Run, path: pathlib.Path) -> list[Figure]:
+    """Shows the pictures of a run after some update."""
+    kind, _, number = path.stem.rpartition("_")
+    step = int(number)
+    name = file_name(run.name) + f"-{kind}" * (kind != "reconstruction")
+    figure = Figure(
+        name=f"pictures-{name}-{step}",
+        section="pictures",
+        title=f"{run.name}, after {step:,} updates",
+        caption=run_record.PICTURES[kind],
+        data={"source": f"pictures/{path.name}", "step": step},
+        pixels=read_pixels(path),
+    )
+    return [figure]
 
 
 def read_pixels(path: pathlib.Path) -> np.ndarray:

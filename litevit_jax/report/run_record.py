@@ -7,13 +7,21 @@ import itertools
 import json
 import math
 import pathlib
-from typing import Any
+from typing import Any, TypeGuard
 
 from litevit_jax.train import workdir as workdirs
 
 # Of evaluations' results: what says when and how, not how well.
 STAMPS = ("step", "n", "params", "time", "seconds", "percent_of_run")
 _NAMES = ("nan", "inf", "-inf")  # how metrics.jsonl writes what JSON cannot
+_LARGEST = 1e100  # no run computes more: float32 ends at 3e38
+_LAST_STEP = 2**53
+# What reading a file of JSON raises, and looking into what is of another form.
+_DAMAGED = (OSError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
+_OF_ANALYSIS = {
+    **dict.fromkeys(("attention", "cka", "features", "features_of", "models"), dict),
+    **dict.fromkeys(("maps", "notes", "picture_notes", "reconstructions"), list),
+}
 
 # Evaluators that draw, by the names of their files, and what a picture shows.
 PICTURES = {
@@ -58,10 +66,16 @@ class Run:
         """The last logged update; 0 if there is none."""
         return max((max(v) for v in self.steps.values() if v), default=0)
 
+    def block(self, name: str) -> dict[str, Any]:
+        """Returns a block of the config; {} if it has none."""
+        block = self.config.get(name)
+        return block if isinstance(block, dict) else {}
+
     @property
     def total_steps(self) -> int | None:
         """The updates that the config asks for; None if it trains nothing."""
-        return self.config.get("derived", {}).get("total_steps")
+        steps = self.block("derived").get("total_steps")
+        return steps if _is_step(steps) else None
 
 
 def read(name: str, directory: pathlib.Path) -> Run:
@@ -103,10 +117,15 @@ def _rows(path: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
         notes.append(f"{path.name} is not there.")
         return []
     rows, cut = [], 0
-    for line in path.read_text(errors="replace").splitlines():
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        notes.append(f"{path.name} cannot be read: {error.strerror}.")
+        return []
+    for line in text.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
             rows.append(row)
@@ -122,10 +141,11 @@ def _by_metric(
 ) -> tuple[dict[str, dict[int, float]], list[dict[str, Any]]]:
     """Returns metric -> {step: number}, the last of a repeated step; and events."""
     steps: dict[str, dict[int, float]] = {}
-    events, broken, again = [], 0, 0
+    events, broken, again, odd, large = [], 0, 0, 0, 0
     for row in rows:
         step = row.get("step")
-        if not isinstance(step, int):
+        if not _is_step(step):
+            odd += 1
             continue
         if "event" in row:
             events.append(row)
@@ -135,17 +155,42 @@ def _by_metric(
             if key in ("step", "time"):
                 continue
             number = _number(value)
-            if number is not None:
+            if number is not None and _is_too_large(number):
+                large += 1
+            elif number is not None:
                 broken += not math.isfinite(number)
-                steps.setdefault(key, {})[step] = number
+                # Half a letter, which JSON can hold, is spelled out: nothing draws it.
+                name = key.encode("utf-8", "backslashreplace").decode()
+                steps.setdefault(name, {})[step] = number
     if broken:
         notes.append(f"metrics.jsonl: {broken} numbers are not finite: gaps in curves.")
+    if odd:
+        notes.append(
+            f"metrics.jsonl: {odd} lines without a step from 0 on are left out."
+        )
+    if large:
+        notes.append(
+            f"metrics.jsonl: {large} numbers beyond {_LARGEST:g} are left out."
+        )
     if again:
         notes.append(
             f"{again} logged steps were done again after a stop: the last count."
         )
     ordered = {key: dict(sorted(of.items())) for key, of in steps.items()}
     return ordered, events
+
+
+def _is_step(value: Any) -> TypeGuard[int]:
+    return (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and 0 <= value <= _LAST_STEP
+    )
+
+
+def _is_too_large(number: float) -> bool:
+    """Whether a number is finite and beyond what a run computes and a page draws."""
+    return _LARGEST < abs(number) < math.inf
 
 
 def _number(value: Any) -> float | None:
@@ -160,13 +205,36 @@ def _results(directory: pathlib.Path, notes: list[str]) -> dict[str, dict[str, A
     results = {}
     for path in sorted((directory / "evals").glob("*/result.json")):
         try:
-            result = json.loads(path.read_text())
-            last = dict(result["last"])
-            metric = result.get("metric") or _metric(last)  # older runs name none
-            results[path.parent.name] = {**result, "last": last, "metric": metric}
-        except (ValueError, KeyError, TypeError):
+            results[path.parent.name] = _result(json.loads(path.read_text()))
+        except _DAMAGED:
             notes.append(f"evals/{path.parent.name}/result.json cannot be read.")
     return results
+
+
+def _result(content: Any) -> dict[str, Any]:
+    """Checks what a page shows of a result.
+
+    Raises:
+      ValueError, KeyError, TypeError: it has another form.
+    """
+    last, best = _result_row(content["last"]), content.get("best")
+    result = {**content, "last": last}
+    result["metric"] = str(content.get("metric") or _metric(last))  # older: none
+    result["history"] = [_result_row(row) for row in content.get("history", [])]
+    if best is not None:
+        result["best"] = _result_row(best)
+        if not isinstance(result["best"][result["metric"]], int | float):
+            raise ValueError("the best row has no number")
+    return result
+
+
+def _result_row(row: dict[str, Any]) -> dict[str, Any]:
+    if not _is_step(row.get("step", 0)):
+        raise ValueError("no step")
+    numbers = (_number(value) for value in row.values())
+    if any(number is not None and _is_too_large(number) for number in numbers):
+        raise ValueError("a number that no run computes")
+    return dict(row)
 
 
 def _metric(last: dict[str, Any]) -> str:
@@ -180,10 +248,15 @@ def _pictures(directory: pathlib.Path, notes: list[str]) -> list[pathlib.Path]:
     whole = []
     files = (directory / "pictures").glob("*_*.png")
     for path in sorted(p for p in files if p.stem.rpartition("_")[0] in PICTURES):
-        if path.read_bytes()[-len(_PNG_END) :] == _PNG_END:
-            whole.append(path)
-        else:
+        try:
+            int(path.stem.rpartition("_")[2])
+            damaged = path.read_bytes()[-len(_PNG_END) :] != _PNG_END
+        except (OSError, ValueError):
+            damaged = True
+        if damaged:
             notes.append(f"pictures/{path.name} is damaged and left out.")
+        else:
+            whole.append(path)
     return whole
 
 
@@ -193,8 +266,12 @@ def _analysis(directory: pathlib.Path, notes: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return {**json.loads(path.read_text()), "directory": str(path.parent)}
-    except (ValueError, TypeError):
+        content = {**json.loads(path.read_text()), "directory": str(path.parent)}
+        for name, kind in _OF_ANALYSIS.items():
+            if not isinstance(content.get(name, kind()), kind):
+                raise TypeError(name)
+        return content
+    except _DAMAGED:
         notes.append(f"{path.name} cannot be read.")
         return {}
 

@@ -13,80 +13,86 @@ from ml_collections import ConfigDict
 from litevit_jax import augment
 from litevit_jax.data import settings
 from litevit_jax.train import state as states
-from litevit_jax.train.optimizer import PyTree
 from litevit_jax.train.state import Shapes
+from litevit_jax.trees import PyTree
 
 
-def augmentation(config: ConfigDict) -> dict[str, Any]:
-    """Returns the blocks of the device's ops: `config.augment`, and `data.flip`.
+def augmentation(ops: ConfigDict, data: ConfigDict) -> dict[str, Any]:
+    """Returns the blocks of the device's ops: those of `config.augment`, and the flip.
 
     Raises:
       ValueError: both ask for a flip.
     """
-    blocks = config.augment.to_dict()
-    if not config.data.flip or settings.flips_on_host(config.data):
+    blocks = ops.to_dict()
+    if not data.flip or settings.flips_on_host(data):
         return blocks
     if "flip" in blocks:
         raise ValueError(
-            f"data.flip={config.data.flip} and augment.flip both swap left and right; "
+            f"data.flip={data.flip} and augment.flip both swap left and right; "
             "set --config.data.flip=0"
         )
-    return blocks | {"flip": {"probability": config.data.flip}}
+    return blocks | {"flip": {"probability": data.flip}}
 
 
-def host(config: ConfigDict) -> Shapes:
+def host(data: ConfigDict, normalize: ConfigDict, batch_size: int) -> Shapes:
     """Returns the host's training batch, of all processes together.
+
+    `normalize` is the block of `config.augment`.
 
     Raises:
       ValueError: normalisation and images differ in their channels.
     """
-    channels = len(config.augment.normalize.mean)
-    if channels != config.data.channels:
+    channels = len(normalize.mean)
+    if channels != data.channels:
         raise ValueError(
             f"augment.normalize has {channels} means, data.channels is "
-            f"{config.data.channels}; give one mean and std per channel"
+            f"{data.channels}; give one mean and std per channel"
         )
-    image = (*settings.image_size(config.data), channels)
-    if config.data.views == 1:
-        pixels = {"image": _shape(config, *image, dtype=jnp.uint8)}
+    image = (*settings.image_size(data), channels)
+    if data.views == 1:
+        pixels = {"image": _shape(batch_size, *image, dtype=jnp.uint8)}
     else:
-        pixels = {"views": _shape(config, config.data.views, *image, dtype=jnp.uint8)}
+        pixels = {"views": _shape(batch_size, data.views, *image, dtype=jnp.uint8)}
     beside = {
-        name: _shape(config, *shape, dtype=dtype)
-        for name, (shape, dtype) in settings.extras(config.data).items()
+        name: _shape(batch_size, *shape, dtype=dtype)
+        for name, (shape, dtype) in settings.extras(data).items()
     }
-    return pixels | beside | {"label": _shape(config), "index": _shape(config)}
+    return pixels | beside | {"label": _shape(batch_size), "index": _shape(batch_size)}
 
 
-def training(config: ConfigDict, ops: tuple[augment.Op, ...]) -> Shapes:
+def training(
+    data: ConfigDict, blocks: ConfigDict, batch_size: int, ops: tuple[augment.Op, ...]
+) -> Shapes:
     """Returns a training batch as the objective sees it, augmented by `ops`.
+
+    `blocks` are those of `config.augment`.
 
     Raises:
       ValueError: colour jitter together with RandAugment.
     """
-    layers = config.data.randaugment.layers
-    if "color_jitter" in config.augment and layers:
+    layers = data.randaugment.layers
+    if "color_jitter" in blocks and layers:
         raise ValueError(
             f"augment.color_jitter beside data.randaugment.layers={layers}: recipes "
             "have one or the other, as RandAugment changes colours itself; leave "
             "color_jitter out, or set --config.data.randaugment.layers=0"
         )
-    batch = host(config) | {"slot": _shape(config)}
+    batch = host(data, blocks.normalize, batch_size) | {"slot": _shape(batch_size)}
     if "views" in batch:
         size, views, *image = batch["views"].shape
         batch["views"] = jax.ShapeDtypeStruct((views, size, *image), jnp.uint8)
     return _augmented(ops, batch)
 
 
-def evaluation(config: ConfigDict, size: tuple[int, int], rows: int) -> Shapes:
+def evaluation(data: ConfigDict, size: tuple[int, int], rows: int) -> Shapes:
     """Returns a batch of an evaluation: `rows` decoded images of `size` (H, W)."""
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "image": ((rows, *size, config.data.channels), jnp.uint8),
+        "image": ((rows, *size, data.channels), jnp.uint8),
         "label": ((rows,), jnp.int32),
         "index": ((rows,), jnp.int32),
         "mask": ((rows,), jnp.float32),
     }
-    if settings.annotations_of(config.data):
+    if settings.annotations_of(data):
         shapes["size"] = ((rows, 2), jnp.int32)
     return {name: jax.ShapeDtypeStruct(*x) for name, x in shapes.items()}
 
@@ -112,9 +118,9 @@ class Predict:
 
 
 def _shape(
-    config: ConfigDict, *shape: int, dtype: Any = jnp.int32
+    batch_size: int, *shape: int, dtype: Any = jnp.int32
 ) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype)
+    return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
 
 def _augmented(ops: tuple[augment.Op, ...], batch: Shapes) -> Shapes:

@@ -9,27 +9,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import augment, checkpoint, distributed, registry, sharding, trees
 from litevit_jax.data import settings
-from litevit_jax.train import batch_shapes, eval_runner, microbatch, resolve
+from litevit_jax.data.settings import Transform
+from litevit_jax.train import batch_shapes, eval_runner, microbatch, programs, resolve
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
 from litevit_jax.train import workdir as workdirs
-from litevit_jax.train.job import Job
-from litevit_jax.train.optimizer import PyTree
-from litevit_jax.train.state import Shapes, TrainState
+from litevit_jax.train.job import Job, TrainState
+from litevit_jax.train.state import Shapes
+from litevit_jax.trees import PyTree
 
 if TYPE_CHECKING:
-    from litevit_jax.data.order import Transform
-    from litevit_jax.data.pipeline import Stream
     from litevit_jax.data.sources.base import Source
     from litevit_jax.objectives.base import Objective, Variables
 
@@ -45,6 +45,7 @@ class BuiltStep:
       state: abstract TrainState with shardings.
       batch: the host's batch by shape; `step.lower(state, batch)` is the program.
       slices: equal parts in which a device computes its examples.
+      eval_shape: as JAX's; may know results from an earlier start.
     """
 
     objective: Objective
@@ -55,6 +56,7 @@ class BuiltStep:
     create: Callable[[jax.Array], TrainState]
     step: jax.stages.Wrapped
     slices: int
+    eval_shape: Callable[..., Shapes]
 
 
 class WarmStart(Protocol):
@@ -83,6 +85,8 @@ def build_step(
     mesh: Mesh,
     source: Callable[[str], Source],
     memory: float | None = None,
+    *,
+    keep: pathlib.Path | None = None,
 ) -> BuiltStep:
     """Builds the step of a run on `mesh`, and derives what `config` leaves open.
 
@@ -91,42 +95,60 @@ def build_step(
       mesh: of real devices, or of those of a topology that is only planned for.
       source: split -> its examples; of 'train', their number and classes are used.
       memory: bytes that JAX may use of a device that is not here to be asked.
+      keep: folder of the programs that earlier starts kept; None keeps none.
 
     Raises:
       ValueError, KeyError: the user's mistake, named in the message.
     """
     resolve.derive(config, source)
-    microbatch.check(config, mesh)
-    ops = augment.make(batch_shapes.augmentation(config))
+    microbatch.check(config.microbatch, config.batch_size, mesh)
+    ops = augment.make(batch_shapes.augmentation(config.augment, config.data))
     objective = _objective(config, mesh, source)
     batch = _batch(config, objective, ops)
+    kept = programs.find(keep, config.to_dict(), mesh)
+    design = kept.design or _design(config, objective, batch, mesh, memory)
+    optimizer = _optimizer(config, design.variables.params)
+    create, state = states.creator(objective, optimizer, batch, mesh, design.state)
+    step = _step(config, objective, optimizer, ops, mesh, state, design.slices)
+    normalize = config.augment.normalize
+    host = batch_shapes.host(config.data, normalize, config.batch_size)
+    host = states.laid_out(host, sharding.batch_sharding(mesh))
+    if kept.design is None:
+        # Traces the whole step by shapes: a model that does not fit fails here. Of
+        # batches sharded as these are, jit keeps the trace for the run.
+        jax.eval_shape(step, state, host)
+        kept.keep_design(design)
+    return BuiltStep(
+        objective=objective,
+        optimizer=optimizer,
+        variables=design.variables,
+        state=state,
+        batch=host,
+        create=kept.wrap("create", create),
+        step=kept.wrap("step", step),
+        slices=design.slices,
+        eval_shape=kept.eval_shape,
+    )
+
+
+def _design(
+    config: ConfigDict,
+    objective: Objective,
+    batch: Shapes,
+    mesh: Mesh,
+    memory: float | None,
+) -> programs.Design:
+    """Traces the parts of a run, to find out their shapes."""
     variables = states.abstract_variables(objective, batch)
     optimizer = _optimizer(config, variables.params)
-    create, shardings = states.creator(objective, optimizer, batch, mesh)
-    state = _abstract_state(create, shardings, mesh)
+    _, state = states.creator(objective, optimizer, batch, mesh)
+    sharding.check_fsdp(mesh, state)
     fitting = functools.partial(
         microbatch.images_that_fit, mesh, objective, variables, batch, state, memory
     )
     count = microbatch.count_microbatches(config, mesh, objective, fitting)
-    jitted = _step(config, objective, optimizer, ops, mesh, shardings, count)
-    batch_sharding = sharding.batch_sharding(mesh)
-    host = {
-        k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding)
-        for k, x in batch_shapes.host(config).items()
-    }
-    # Traces the whole step by shapes: a model that does not fit fails here. Of batches
-    # sharded as these are, jit keeps the trace for the run.
-    jax.eval_shape(jitted, state, host)
-    return BuiltStep(
-        objective=objective,
-        optimizer=optimizer,
-        variables=variables,
-        state=state,
-        batch=host,
-        create=create,
-        step=jitted,
-        slices=count,
-    )
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    return programs.Design(variables, state, count)
 
 
 def build_job(
@@ -135,6 +157,7 @@ def build_job(
     warm_start: WarmStart,
     *,
     begin: bool = True,
+    keep: pathlib.Path | None = None,
 ) -> Job:
     """Checks a run and builds it.
 
@@ -143,6 +166,7 @@ def build_job(
       workdir: of the run.
       warm_start: what the run starts from.
       begin: False leaves the workdir as it is: all else is checked alone.
+      keep: as in `build_step`.
 
     Raises:
       ValueError, KeyError, OSError: the user's mistake, named in the message.
@@ -152,18 +176,17 @@ def build_job(
 
     doing = "listing the images and designing the run"
     distributed.heartbeat(doing, grace=True, begun=False)
-    resolve.pixel_range(config, config.data.train_split)
+    resolve.pixel_range(config.data, config.data.train_split)
     source = splits.open_splits(config.data)
     mesh = microbatch.make_mesh(config, source)
-    built = build_step(config, mesh, source)
+    built = build_step(config, mesh, source, keep=keep)
     transform = transforms.for_training(**settings.image_settings(config.data))
-    fixed = _fixed(config, built, warm_start)
+    fixed = _fixed(built, warm_start, config.derived)
     warm_start.check(built.state.params)
     plain = workdirs.plain(config.to_dict())
-    evaluators = eval_setup.make(
-        config, built.objective, built.variables, source, mesh=mesh, workdir=workdir
-    )
-    size = saved_bytes(built.state, fixed)
+    make = functools.partial(eval_setup.make, config, built.objective, built.variables)
+    shapes, size = built.eval_shape, saved_bytes(built.state, fixed)
+    evaluators = make(source, mesh=mesh, workdir=workdir, eval_shape=shapes)
     workdirs.check_space(workdir, size, config.checkpoint.keep)
     # Last: only a sound run is begun.
     resumes = begin and workdirs.open_run(workdir, plain)
@@ -172,7 +195,6 @@ def build_job(
         workdir=workdir,
         mesh=mesh,
         objective=built.objective,
-        optimizer=built.optimizer,
         state=built.state,
         fixed=fixed,
         create=functools.partial(
@@ -192,11 +214,11 @@ def build_job(
 
 
 def _fixed(
-    config: ConfigDict, built: BuiltStep, warm_start: WarmStart
+    built: BuiltStep, warm_start: WarmStart, derived: ConfigDict
 ) -> dict[str, Any]:
     """Reads the frozen teacher, if there is one.
 
-    Its fingerprint joins `config.derived`.
+    Its fingerprint joins `derived`.
     """
     needed = built.objective.frozen_teacher
     warm_start.check_teacher(needed=needed)
@@ -206,7 +228,7 @@ def _fixed(
     float_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, whole), shapes)
     arrays = warm_start.teacher_arrays(float_shapes)
     # Of the arrays as read: the type in which an accelerator holds them does not count.
-    resolve.assign(config.derived, {"teacher_fingerprint": trees.hash_arrays(arrays)})
+    resolve.assign(derived, {"teacher_fingerprint": trees.hash_arrays(arrays)})
     teacher = jax.tree.map(lambda x, like: x.astype(like.dtype), arrays, shapes)
     return {"teacher": teacher}
 
@@ -224,7 +246,16 @@ def _objective(
     block, field = resolve.objective(config)
     name = block.pop("name")
     if field is not None:
-        _check_classes(config, field, block[field], source("train"))
+        from litevit_jax.evaluators import base
+
+        images, known = source("train"), config.derived.num_classes
+        if not images.annotations:  # those may have the labels
+            base.check_labels(images, f"objective {name!r}, split 'train'")
+        if block[field] < known:
+            raise ValueError(
+                f"objective.{field}={block[field]}, but the data has {known} classes; "
+                "leave it out to take the data's"
+            )
     # These change how blocks run, not what they compute.
     from litevit_jax.models import attention
 
@@ -250,21 +281,6 @@ def _objective(
     return objective
 
 
-def _check_classes(config: ConfigDict, field: str, count: int, images: Source) -> None:
-    """Raises ValueError unless `images` have labels, of at most `count` classes."""
-    from litevit_jax.evaluators import base
-
-    what = f"objective {config.objective.name!r}, split 'train'"
-    if not images.annotations:  # those may have the labels
-        base.check_labels(images, what)
-    known = config.derived.num_classes
-    if count < known:
-        raise ValueError(
-            f"objective.{field}={count}, but the data has {known} classes; leave it "
-            "out to take the data's"
-        )
-
-
 def _batch(
     config: ConfigDict, objective: Objective, ops: tuple[augment.Op, ...]
 ) -> Shapes:
@@ -275,7 +291,7 @@ def _batch(
             f"of each image, but data.views={config.data.views}; set "
             f"--config.data.views={objective.num_views}"
         )
-    return batch_shapes.training(config, ops)
+    return batch_shapes.training(config.data, config.augment, config.batch_size, ops)
 
 
 def _step(
@@ -284,7 +300,7 @@ def _step(
     optimizer: optimizers.Optimizer,
     ops: tuple[augment.Op, ...],
     mesh: Mesh,
-    shardings: TrainState,
+    state: TrainState,
     count: int,
 ) -> jax.stages.Wrapped:
     """Builds the jitted step in `count` slices."""
@@ -294,7 +310,7 @@ def _step(
         ops,
         seed=config.seed,
         mesh=mesh,
-        state_sharding=shardings,
+        state_sharding=jax.tree.map(lambda x: x.sharding, state),
         slices=count,
         health_every=config.log.every_steps if config.log.health else None,
         total_steps=config.derived.total_steps,
@@ -315,22 +331,9 @@ def _optimizer(config: ConfigDict, params: PyTree) -> optimizers.Optimizer:
     return optimizers.make(params, schedule, **config.optimizer)
 
 
-def _abstract_state(
-    create: Callable[[jax.Array], TrainState], shardings: TrainState, mesh: Mesh
-) -> TrainState:
-    """Returns the state by shapes and shardings; checks that the mesh fits it."""
-    abstract = jax.eval_shape(create, states.abstract_key())
-    sharding.check_fsdp(mesh, abstract)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        abstract,
-        shardings,
-    )
-
-
 def _stream(
     config: ConfigDict, source: Source, transform: Transform, start_step: int
-) -> Stream:
+) -> Iterator[dict[str, np.ndarray]]:
     """Opens the endless stream of training batches from `start_step` on."""
     from litevit_jax.data import pipeline
 

@@ -14,8 +14,8 @@ from litevit_jax.train import workdir as workdirs
 
 if TYPE_CHECKING:
     from litevit_jax.evaluators import base
+    from litevit_jax.train.job import TrainState
     from litevit_jax.train.optimizer import Optimizer
-    from litevit_jax.train.state import TrainState
 
 
 class EvalRunner:

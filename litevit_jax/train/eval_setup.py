@@ -54,6 +54,7 @@ def make(
     mesh: Mesh,
     workdir: pathlib.Path,
     known: Known | None = None,
+    eval_shape: Callable[..., states.Shapes] = jax.eval_shape,
 ) -> Evaluators:
     """Builds title -> (evaluator, every_steps) for each block of `config.evals`.
 
@@ -65,6 +66,7 @@ def make(
       mesh: where batches go.
       workdir: where pictures go.
       known: the classes that the model was trained on; None: the run's own.
+      eval_shape: as JAX's.
 
     Raises:
       ValueError: the objective or the data lack what an evaluator needs.
@@ -73,43 +75,35 @@ def make(
     if known is None:
         known = Known.of(config.derived)
     builder = _Builder(
-        config,
-        objective,
-        variables,
-        source,
-        mesh=mesh,
-        workdir=workdir,
-        known=known,
+        config, objective, variables, source, mesh, workdir, known, eval_shape
     )
     return {title: builder.make(title) for title in config.evals}
 
 
+@dataclasses.dataclass(frozen=True)
 class _Builder:
-    """Builds the evaluators of one run, which share its prediction."""
+    """Builds the evaluators of one run, which share its prediction; see `make`."""
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        objective: states.Predictor,
-        variables: Variables,
-        source: Callable[[str], Source],
-        *,
-        mesh: Mesh,
-        workdir: pathlib.Path,
-        known: Known,
-    ) -> None:
-        self._known = known
-        self._config, self._objective, self._variables = config, objective, variables
-        self._source, self._mesh, self._workdir = source, mesh, workdir
-        self._normalize = config.augment.normalize
-        mean, std = (tuple(self._normalize[key]) for key in ("mean", "std"))
-        self._predict = states.jitted(
-            batch_shapes.Predict(objective, mean, std), "__call__"
-        )
+    config: ConfigDict
+    objective: states.Predictor
+    variables: Variables
+    source: Callable[[str], Source]
+    mesh: Mesh
+    workdir: pathlib.Path
+    known: Known
+    eval_shape: Callable[..., states.Shapes]
+
+    @functools.cached_property
+    def predict(self) -> jax.stages.Wrapped:
+        """The jitted prediction from images of bytes."""
+        normalize = self.config.augment.normalize
+        mean, std = (tuple(normalize[key]) for key in ("mean", "std"))
+        predict = batch_shapes.Predict(self.objective, mean, std)
+        return states.jitted(predict, "__call__")
 
     def make(self, title: str) -> tuple[base.Evaluator, int]:
         """Builds (evaluator, every_steps) of block `title`."""
-        config = self._config
+        config = self.config
         kwargs = config.evals[title].to_dict()
         name, every = kwargs.pop("name", None), kwargs.pop("every_steps", 0)
         if name is None:
@@ -120,53 +114,53 @@ class _Builder:
         unmatched = kwargs.pop("unmatched", "refuse")
         choices.check(f"evals.{title}.unmatched", unmatched, list(_UNMATCHED))
         block, data = kwargs.pop("data", None), config.data.to_dict()
-        source, classes = self._source, config.derived.num_classes
+        source, classes = self.source, config.derived.num_classes
         if block is not None:
             data = splits.evaluator_data(title, block, config.data)
             source = splits.open_splits(data)
             classes = len(source(kwargs.get("split", "eval")).classes)
         context = base.Context(
-            predict=self._predict,
+            predict=self.predict,
             source=source,
-            batches=splits.evaluation_batches(data, config.batch_size, self._mesh),
-            mesh=self._mesh,
-            outdir=self._workdir / "pictures",
-            mean=tuple(self._normalize.mean),
-            std=tuple(self._normalize.std),
+            batches=splits.evaluation_batches(data, config.batch_size, self.mesh),
+            mesh=self.mesh,
+            outdir=self.workdir / "pictures",
+            mean=tuple(config.augment.normalize.mean),
+            std=tuple(config.augment.normalize.std),
             num_classes=classes,
-            rows=splits.evaluation_rows(data, self._mesh),
+            rows=splits.evaluation_rows(data, self.mesh),
             size=settings.image_size(data),
         )
         evaluator = registry.make("evaluators", name, context=context, **kwargs)
         predicted = self._predicted(title, data)
         base.check(name, evaluator, predicted, config.objective.name)
         if evaluator.labelled:
-            evaluator = _matched(title, evaluator, self._known, config)
+            hint = _leave_out(title, config.evals[title], config.job)
+            refuses = unmatched == "refuse"
+            evaluator = _matched(title, evaluator, self.known, refuses, hint)
         elif "logits" in evaluator.reads or evaluator.same_classes:
-            names = list(source(kwargs.get("split", "eval")).classes)
-            _check_same(title, names, self._known)
+            names = list(source(getattr(evaluator, "split", "eval")).classes)
+            if classes != self.known.count:
+                raise ValueError(_other_count(title, classes, self.known.count))
+            _check_numbers(title, names, self.known)
         _check_data(title, evaluator, kwargs)
         return evaluator, every
 
     def _predicted(self, title: str, data: Any) -> states.Shapes:
         """Returns what the objective predicts for images of `data`, by shape."""
-        variables, size = self._variables, settings.image_size(data)
-        rows = splits.evaluation_rows(data, self._mesh)
+        variables, size = self.variables, settings.image_size(data)
+        rows = splits.evaluation_rows(data, self.mesh)
         arguments = (
             variables.params,
             variables.model_state,
-            batch_shapes.evaluation(self._config, size, rows),
+            batch_shapes.evaluation(self.config.data, size, rows),
         )
         # Sharded as in the evaluation, which then traces nothing anew.
-        replicated = sharding.replicated(self._mesh)
-        arguments = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-            arguments,
-        )
+        arguments = states.laid_out(arguments, sharding.replicated(self.mesh))
         try:
-            return jax.eval_shape(self._predict, *arguments)
+            return self.eval_shape(self.predict, *arguments)
         except (TypeError, ValueError) as error:
-            own = settings.image_size(self._config.data)
+            own = settings.image_size(self.config.data)
             if own == size:
                 raise
             raise ValueError(
@@ -188,12 +182,27 @@ def _check_data(title: str, evaluator: base.Evaluator, kwargs: dict[str, Any]) -
         raise ValueError(f"evals.{title}: {error}") from None
 
 
+def _check_numbers(title: str, names: list[str], known: Known) -> None:
+    """Raises ValueError if classes `names` are not numbered as those of the model."""
+    match = relabel.match(names, known.names, known.count)
+    numbers = [] if match is None else match.numbers.tolist()
+    moved = [label for label, number in enumerate(numbers) if label != number]
+    if moved:
+        label = moved[0]
+        raise ValueError(
+            f"evals.{title} takes classes by their numbers, and the model has others: "
+            f"class {label} of the data is {names[label]!r}, that of the model "
+            f"{known.names[label]!r}; give it a model that numbers them alike"
+        )
+
+
 def _matched(
-    title: str, evaluator: base.Evaluator, known: Known, config: ConfigDict
+    title: str, evaluator: base.Evaluator, known: Known, refuses: bool, hint: str
 ) -> base.Evaluator:
     """Returns `evaluator` with labels numbered as the model's classes.
 
-    An evaluator that learns from the images of a bank takes the bank's classes.
+    An evaluator that learns from the images of a bank takes the bank's classes. If it
+    `refuses` images of other classes, `hint` says how to leave them out.
 
     Raises:
       ValueError: the model does not know a class.
@@ -224,9 +233,8 @@ def _matched(
     if match is None:
         raise ValueError(_other_count(title, len(own.classes), known.count))
     left_out = relabel.count(own, match.unknown) if len(match.unknown) else 0
-    refused = config.evals[title].get("unmatched", "refuse") == "refuse"
-    if left_out and (refused or left_out == len(own)):
-        hint = _leave_out(title, config) if left_out < len(own) else ""
+    if left_out and (refuses or left_out == len(own)):
+        hint = hint if left_out < len(own) else ""
         raise ValueError(_not_known(title, own, match, known, left_out) + hint)
     context = dataclasses.replace(
         context,
@@ -236,22 +244,6 @@ def _matched(
         unmatched=left_out,
     )
     return dataclasses.replace(evaluator, context=context)
-
-
-def _check_same(title: str, names: list[str], known: Known) -> None:
-    """Raises ValueError if the data's classes are not the model's, in their order."""
-    if len(names) != known.count:
-        raise ValueError(_other_count(title, len(names), known.count))
-    differing = [
-        pair for pair in zip(names, known.names, strict=False) if len(set(pair)) > 1
-    ]
-    if differing:
-        own, other = differing[0]
-        raise ValueError(
-            f"evals.{title}: the data's class {own!r} has the number of the model's "
-            f"{other!r} ({len(differing)} differ), and these labels are not numbered "
-            "anew; give data with the same classes in the same order"
-        )
 
 
 def _other_count(title: str, count: int, known: int) -> str:
@@ -276,15 +268,15 @@ def _not_known(
     )
 
 
-def _leave_out(title: str, config: ConfigDict) -> str:
+def _leave_out(title: str, block: ConfigDict, job: str) -> str:
     """Says how the command line leaves out images of unknown classes; maybe ''."""
-    block, field = config.evals[title], f"evals.{title}.unmatched"
+    field = f"evals.{title}.unmatched"
     if block["name"] != "classification":
         return ""
     text = ", or leave their images out with "
     if "unmatched" in block:
         return f"{text}--config.{field}=leave_out"
-    if config.job != "evaluate":
+    if job != "evaluate":
         return f"{text}{field}='leave_out' in the recipe"
     return (
         f"{text}the variant classification: --config=configs/evaluate.py:"

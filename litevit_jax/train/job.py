@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    import jax
-    from jax.sharding import Mesh
+import flax.struct
+import jax
+import numpy as np
+from jax.sharding import Mesh
 
-    from litevit_jax.data.pipeline import Stream
-    from litevit_jax.evaluators import base as evaluators
-    from litevit_jax.objectives import base as objectives
-    from litevit_jax.train import eval_runner
-    from litevit_jax.train.optimizer import Optimizer
-    from litevit_jax.train.state import TrainState
+from litevit_jax.trees import PyTree
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state that a run resumes from; `step` counts the updates done."""
+
+    step: jax.Array
+    params: PyTree
+    model_state: PyTree
+    teacher: PyTree
+    opt_state: PyTree
+
+
+class EvalRunner(Protocol):
+    """Runs the evaluators of a run, as `eval_runner.EvalRunner` does."""
+
+    results: dict[str, dict[str, Any]]
+
+    def due(self, step: int, *, last: bool) -> list[str]: ...
+
+    def left_out(self, step: int) -> list[str]: ...
+
+    def missing(self, step: int) -> list[str]: ...
+
+    def run(self, state: TrainState, step: int, titles: list[str]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +49,6 @@ class Job:
       workdir: of the run.
       mesh: devices.
       objective: what is learned.
-      optimizer: how.
       state: abstract TrainState with shardings.
       fixed: part of the state -> host arrays that never change and are not saved.
       create: () -> the initial TrainState on the mesh.
@@ -45,15 +65,14 @@ class Job:
     config: dict[str, Any]
     workdir: pathlib.Path
     mesh: Mesh
-    objective: objectives.Objective
-    optimizer: Optimizer
+    objective: object
     state: TrainState
     fixed: dict[str, Any]
     create: Callable[[], TrainState]
     step: jax.stages.Wrapped
-    stream: Callable[[int], Stream]
-    evaluators: dict[str, tuple[evaluators.Evaluator, int]]
-    eval_runner: Callable[..., eval_runner.EvalRunner]
+    stream: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    evaluators: Mapping[str, tuple[object, int]]
+    eval_runner: Callable[..., EvalRunner]
     release: Callable[[], None]
     resumes: bool
     total_steps: int

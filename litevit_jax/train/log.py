@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import jax
 
     from litevit_jax.terminal import ConsoleLine
-    from litevit_jax.train.state import TrainState
+    from litevit_jax.train.job import TrainState
 
 
 class Writer:
@@ -282,22 +282,28 @@ class Program:
         self._step, self._line, self._throughput = step, line, throughput
         self._program: jax.stages.Compiled | None = None
         self._took_s: float | None = None
+        self._verb = "compiled"
 
     def __call__(
         self, state: TrainState, batch: dict[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Returns (state, metrics) after one update."""
         if self._program is None:
-            self._line.begin("tracing the step")
             start = time.perf_counter()
-            self._program = self._compile(self._step.lower(state, batch), start)
+            self._program = self._compiled(state, batch, start)
             self._took_s = time.perf_counter() - start
             self._throughput.begin()
         return self._program(state, batch)
 
-    def _compile(
-        self, lowered: jax.stages.Lowered, start: float
+    def _compiled(
+        self, state: TrainState, batch: dict[str, jax.Array], start: float
     ) -> jax.stages.Compiled:
+        if getattr(self._step, "kept", False):  # by an earlier start
+            self._verb = "loaded"
+            self._line.begin("loading the step")
+            return self._step.lower(state, batch).compile()
+        self._line.begin("tracing the step")
+        lowered = self._step.lower(state, batch)
         about = _round(_COMPILING * (time.perf_counter() - start))
         expected = f"first time: about {about} s; a few seconds from the cache"
         self._line.begin(f"compiling the step ({expected})")
@@ -306,7 +312,7 @@ class Program:
     def compile_note(self) -> str:
         """Returns how long compiling took, for the first step's line; '' later."""
         took_s, self._took_s = self._took_s, None
-        return "" if took_s is None else f"  (compiled in {took_s:.1f} s)"
+        return "" if took_s is None else f"  ({self._verb} in {took_s:.1f} s)"
 
 
 def _round(seconds: float) -> int:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,10 +18,7 @@ import numpy as np
 from litevit_jax import checkpoint, distributed, preemption, terminal
 from litevit_jax.data import device
 from litevit_jax.train import log
-
-if TYPE_CHECKING:
-    from litevit_jax.train.job import Job
-    from litevit_jax.train.state import TrainState
+from litevit_jax.train.job import Job, TrainState
 
 
 @dataclasses.dataclass

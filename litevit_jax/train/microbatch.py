@@ -19,12 +19,13 @@ from ml_collections import ConfigDict
 
 from litevit_jax import choices, distributed, sharding
 from litevit_jax.train import optimizer as optimizers
-from litevit_jax.train.optimizer import KeyPath, PyTree
+from litevit_jax.train.optimizer import KeyPath
+from litevit_jax.trees import PyTree
 
 if TYPE_CHECKING:
     from litevit_jax.data.sources.base import Source
     from litevit_jax.objectives.base import Objective, Variables
-    from litevit_jax.train.state import TrainState
+    from litevit_jax.train.job import TrainState
 
 Batch = dict[str, jax.Array]
 Shapes = dict[str, jax.ShapeDtypeStruct]
@@ -53,32 +54,31 @@ def make_mesh(config: ConfigDict, source: Callable[[str], Source]) -> Mesh:
 
     A mesh that the config gives, or one of several processes, takes all devices.
     """
-    devices, free = (
-        jax.devices(),
-        config.mesh.data < 0 and distributed.process_count() == 1,
-    )
+    devices = jax.devices()
+    free = config.mesh.data < 0 and distributed.process_count() == 1
     if config.batch_size is None and free:
-        devices = devices[: math.gcd(batch_size(config, source), len(devices))]
+        size = choose_batch_size(len(source("train")), config.auto_batch.at_most)
+        devices = devices[: math.gcd(size, len(devices))]
     return sharding.make_mesh(**config.mesh, devices=devices)
 
 
-def batch_size(config: ConfigDict, source: Callable[[str], Source]) -> int:
+def choose_batch_size(images: int, at_most: int) -> int:
     """Chooses a power of two that leaves at least 16 updates an epoch.
 
-    It depends on the number of images alone, not on the devices.
+    It depends on the number of training images alone, not on the devices.
     """
-    most = min(config.auto_batch.at_most, len(source("train")) // 16)
+    most = min(at_most, images // 16)
     return 2 ** max(most.bit_length() - 1, 0)
 
 
-def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Checks the batch size and `config.microbatch`, before there is an objective.
+def check(setting: int | str, batch_size: int, mesh: Mesh) -> None:
+    """Checks `config.microbatch` and the batch size, before there is an objective.
 
     Raises:
       ValueError: the devices do not divide the batch, or the setting has no meaning.
     """
-    sharding.check_batch(config.batch_size, mesh)
-    _parse(config.microbatch)
+    sharding.check_batch(batch_size, mesh)
+    _parse(setting)
 
 
 def count_microbatches(
@@ -113,7 +113,7 @@ def count_microbatches(
         if fitting and _platform(mesh) not in ("cpu", "tpu"):
             fit = fitting()  # more would not: a small divisor is better than the whole
             return per_device // max(n for n in _divisors(per_device) if n <= fit)
-        wanted = _at_once(config, mesh, objective)
+        wanted = _at_once(config.data, mesh, objective)
         return per_device // _chosen(per_device, wanted)
     if per_device % size:
         near = min(_divisors(per_device), key=lambda divisor: abs(divisor - size))
@@ -208,11 +208,10 @@ def _platform(mesh: Mesh) -> str:
     return mesh.devices.flat[0].platform
 
 
-def _at_once(config: ConfigDict, mesh: Mesh, objective: Objective) -> int:
+def _at_once(data: ConfigDict, mesh: Mesh, objective: Objective) -> int:
     """Returns how many images 'auto' computes at once on a CPU or TPU device."""
     whole = WHOLE_AT_ONCE
     if _platform(mesh) == "cpu":
-        data = config.data
         sides = data.image_size * (data.image_width or data.image_size)
         whole = VALUES_AT_ONCE / (sides * data.channels)
     return max(int(whole / objective.encoded_share + 1e-6), 1)

@@ -19,8 +19,8 @@ import numpy as np
 import optax
 
 from litevit_jax import choices
+from litevit_jax.trees import PyTree
 
-PyTree = Any  # dicts, tuples and dataclasses, at any depth, of arrays or shapes
 KeyPath = jax.tree_util.KeyPath
 Leaf = jax.Array | jax.ShapeDtypeStruct
 Schedule = Callable[[int | jax.Array], jax.Array]  # step -> learning rate

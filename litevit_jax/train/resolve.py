@@ -49,7 +49,7 @@ def settle(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def pixel_range(config: ConfigDict, split: str) -> None:
+def pixel_range(data: ConfigDict, split: str) -> None:
     """Sets `data.range` to what the run must record of it: numbers for 'auto'.
 
     Raises:
@@ -57,7 +57,7 @@ def pixel_range(config: ConfigDict, split: str) -> None:
     """
     from litevit_jax.data import splits
 
-    config.data.range = splits.pixel_range(config.data, split)
+    data.range = splits.pixel_range(data, split)
 
 
 def derive(config: ConfigDict, source: Callable[[str], Source]) -> None:
@@ -69,11 +69,12 @@ def derive(config: ConfigDict, source: Callable[[str], Source]) -> None:
       ValueError: a run without a step, or a warm-up that does not fit into it.
     """
     lr_batch, steps_at_least = config.batch_size, 0
+    images = source("train")
     if lr_batch is None:
-        config.batch_size = microbatch.batch_size(config, source)
+        at_most = config.auto_batch.at_most
+        config.batch_size = microbatch.choose_batch_size(len(images), at_most)
         lr_batch = config.auto_batch.lr_batch or config.batch_size
         steps_at_least = config.auto_batch.steps_at_least
-    images = source("train")
     length = _length(config, len(images), steps_at_least)
     config.derived = {
         "train_examples": len(images),

@@ -1,37 +1,26 @@
-"""TrainState, and its creation as sharded arrays on a mesh."""
+"""Creates a TrainState as sharded arrays on a mesh."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from litevit_jax import sharding
 from litevit_jax.train import optimizer as optimizers
-from litevit_jax.train.optimizer import PyTree
+from litevit_jax.train.job import TrainState
+from litevit_jax.trees import PyTree
 
 if TYPE_CHECKING:
     from litevit_jax.objectives.base import Objective, Variables
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 Arrays = Mapping[str, jax.Array | jax.ShapeDtypeStruct]
-
-
-@flax.struct.dataclass
-class TrainState:
-    """The state that a run resumes from; `step` counts the updates done."""
-
-    step: jax.Array
-    params: PyTree
-    model_state: PyTree
-    teacher: PyTree
-    opt_state: PyTree
 
 
 class Predictor(Protocol):
@@ -71,11 +60,16 @@ def abstract_variables(objective: Predictor, batch: Arrays) -> Variables:
 
 
 def creator(
-    objective: Objective, optimizer: optimizers.Optimizer, batch: Arrays, mesh: Mesh
-) -> tuple[Callable[[jax.Array], TrainState], TrainState]:
-    """Returns create(key) -> TrainState on the mesh, and the state's shardings.
+    objective: Objective,
+    optimizer: optimizers.Optimizer,
+    batch: Arrays,
+    mesh: Mesh,
+    shapes: TrainState | None = None,
+) -> tuple[jax.stages.Wrapped, TrainState]:
+    """Returns create(key) -> TrainState on the mesh, and the state by shapes.
 
-    The model sees zeros of the shapes in `batch`.
+    The model sees zeros of the shapes in `batch`. The state has shardings; `shapes` is
+    the state without, if it is known.
     """
 
     def init(key: jax.Array) -> TrainState:
@@ -96,9 +90,15 @@ def creator(
             opt_state=optimizer.init(variables.params),
         )
 
-    abstract = jax.eval_shape(init, abstract_key())
-    shardings = sharding.tree_sharding(mesh, abstract)
-    return jax.jit(init, out_shardings=shardings), shardings
+    if shapes is None:
+        shapes = jax.eval_shape(init, abstract_key())
+    shardings = sharding.tree_sharding(mesh, shapes)
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        shardings,
+    )
+    return jax.jit(init, out_shardings=shardings), state
 
 
 def restart_optimizer(state: TrainState, optimizer: optimizers.Optimizer) -> TrainState:
@@ -106,6 +106,13 @@ def restart_optimizer(state: TrainState, optimizer: optimizers.Optimizer) -> Tra
     shardings = jax.tree.map(lambda x: x.sharding, state.opt_state)
     init = jax.jit(optimizer.init, out_shardings=shardings)
     return dataclasses.replace(state, opt_state=init(state.params))
+
+
+def laid_out(shapes: PyTree, layout: NamedSharding) -> PyTree:
+    """Returns ShapeDtypeStructs of `shapes` whose arrays all have one layout."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes
+    )
 
 
 def abstract_of(state: TrainState) -> TrainState:

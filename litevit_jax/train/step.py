@@ -15,8 +15,8 @@ from litevit_jax.objectives import base as objectives
 from litevit_jax.objectives.base import Batch, Metrics, Objective
 from litevit_jax.train import microbatch
 from litevit_jax.train import optimizer as optimizers
-from litevit_jax.train.optimizer import PyTree
-from litevit_jax.train.state import TrainState
+from litevit_jax.train.job import TrainState
+from litevit_jax.trees import PyTree
 
 
 def make_train_step(

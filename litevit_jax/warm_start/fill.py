@@ -66,7 +66,8 @@ def fill_params(params: Any, loaded: read.Checkpoint, config: ConfigDict) -> Any
       ValueError: the checkpoint does not fit.
     """
     try:
-        arrays = match_positions(params, loaded, config, config.objective.encoder)
+        grid = images.grid(config.data, config.objective.encoder)
+        arrays = match_positions(params, loaded, grid)
         arrays = match.rename_params(arrays, config.init_rename)
         optional = [
             re.escape(name)
@@ -75,7 +76,7 @@ def fill_params(params: Any, loaded: read.Checkpoint, config: ConfigDict) -> Any
         ]
         load = (*config.init_load, *optional)
         names = match.classes_of(config)
-        _check_meaning(match.shapes(params, arrays, load), loaded, config, names)
+        _check_meaning(match.shapes(params, arrays, load), loaded, grid, names)
         return fill_leaves(params, arrays, load=load, skip=config.init_skip)
     except ValueError as error:
         text = f"{error}{match.norm_advice(loaded.params, str(error))}"
@@ -90,10 +91,11 @@ def fill_all(shapes: Any, loaded: read.Checkpoint, config: ConfigDict) -> Any:
         stays unused (one of a decoder may).
     """
     try:
-        arrays = match_positions(shapes, loaded, config, config.objective.encoder)
+        grid = images.grid(config.data, config.objective.encoder)
+        arrays = match_positions(shapes, loaded, grid)
         # Those of the data are matched with these by `train.eval_setup`.
         known = match.classes_of(loaded.config)
-        _check_meaning(match.shapes(shapes, arrays, (".*",)), loaded, config, known)
+        _check_meaning(match.shapes(shapes, arrays, (".*",)), loaded, grid, known)
         return fill_leaves(shapes, arrays, load=(".*",), skip=("decoder/.*",))
     except ValueError as error:
         raise ValueError(f"--config.init={config.init}: {error}") from None
@@ -113,7 +115,8 @@ def fill_teacher(shapes: Any, loaded: read.Checkpoint, config: ConfigDict) -> An
         if "head" in shapes:
             known = match.classes_of(loaded.config)
             match.check_names("head", known, match.classes_of(config))
-        arrays = match_positions(shapes, loaded, config, config.objective.teacher)
+        grid = images.grid(config.data, config.objective.teacher)
+        arrays = match_positions(shapes, loaded, grid)
         return fill_leaves(shapes, arrays, load=(".*",), skip=skip)
     except ValueError as error:
         raise ValueError(f"--config.teacher={config.teacher}: {error}") from None
@@ -122,20 +125,20 @@ def fill_teacher(shapes: Any, loaded: read.Checkpoint, config: ConfigDict) -> An
 def _check_meaning(
     shapes: dict[str, tuple[match.Shape, match.Shape]],
     loaded: read.Checkpoint,
-    config: ConfigDict,
+    grid: match.Grid,
     names: list[str],
 ) -> None:
     """Raises ValueError if an array of the same shape means something else here.
 
-    `shapes` are those of `match.shapes`, `names` the run's classes.
+    `shapes` are those of `match.shapes`, `grid` and `names` the patches and classes of
+    the run.
     """
     match.check_classes(shapes, match.classes_of(loaded.config), names)
-    grid = images.grid(config.data, config.objective.encoder)
     match.check_tables(shapes, _grid_of(loaded), grid)
 
 
 def match_positions(
-    params: Any, loaded: read.Checkpoint, config: ConfigDict, block: ConfigDict
+    params: Any, loaded: read.Checkpoint, grid: match.Grid
 ) -> dict[str, np.ndarray]:
     """Returns the checkpoint's arrays with positions of the run's grid.
 
@@ -146,10 +149,9 @@ def match_positions(
     Args:
       params: arrays or shapes to fill.
       loaded: the checkpoint.
-      config: of the run.
-      block: the encoder in `config` that is filled.
+      grid: rows and columns of patches of the run.
     """
-    leaves, grid = trees.flatten(params), images.grid(config.data, block)
+    leaves = trees.flatten(params)
     arrays = _match_blocks(leaves, loaded, grid)
     leaf = leaves.get(_POS_EMBED)
     if leaf is None:

@@ -7,17 +7,14 @@ config field says otherwise; the run prints the differences when it starts.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from litevit_jax.data import settings
 from litevit_jax.terminal import counted
 from litevit_jax.train import resolve
-
-if TYPE_CHECKING:
-    from litevit_jax.models.vit import Encoder
-    from litevit_jax.warm_start.read import Checkpoint
+from litevit_jax.warm_start import Checkpoint
 
 # What a file of weights records of its encoder, beside the images.
 SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
@@ -64,7 +61,9 @@ def settle(
     specs, parameters = [], []
     if loaded is not None:
         specs.append(spec_of(f"--config.init={config.init}", loaded))
-        parameters = which_parameters(config, loaded)
+        parameters = which_parameters(
+            config.init, loaded, average=bool(config.init_ema)
+        )
     if config.like:
         from litevit_jax.warm_start import read
 
@@ -73,23 +72,26 @@ def settle(
     if teacher is not None:
         specs.append(spec_of(f"--config.teacher={config.teacher}", teacher))
     for spec in specs:
-        take(config, spec)
-    take_fallback(config)
+        take(spec, config.data, config.augment.normalize)
+    take_fallback(config.data, config.augment.normalize, config.fallback)
     return [
-        *which_encoder(config, loaded, loads=bool(config.init_load)),
+        *which_encoder(config.init, config.like, loaded, loads=bool(config.init_load)),
         *notes(config, specs),
         *parameters,
     ]
 
 
 def which_encoder(
-    config: ConfigDict, loaded: Checkpoint | None, *, loads: bool = True
+    init: str | None,
+    like: str | None,
+    loaded: Checkpoint | None,
+    *,
+    loads: bool = True,
 ) -> list[str]:
     """Describes the encoder that a job starts from, in one line; [] without one.
 
     `loaded` is what `init` names; without `loads` only its sizes are used.
     """
-    init, like = config.init, config.like
     if init and init != "random" and not loads:
         init, like = "random", init
     if loaded is None or init == "random":
@@ -101,13 +103,13 @@ def which_encoder(
     return [f"encoder: {init}, step {loaded.step} ({method})"]
 
 
-def which_parameters(config: ConfigDict, loaded: Checkpoint) -> list[str]:
+def which_parameters(init: str, loaded: Checkpoint, *, average: bool) -> list[str]:
     """Says which parameters of `init` are loaded, if its run also kept an average."""
     decay = loaded.config.get("optimizer", {}).get("ema_decay")
-    if decay is None or config.init == "random":
+    if decay is None or init == "random":
         return []
-    where = f"--config.init={config.init}, step {loaded.step}"
-    if config.init_ema:
+    where = f"--config.init={init}, step {loaded.step}"
+    if average:
         return [f"{where}: the average of its parameters (decay {decay:g})"]
     return [
         f"{where}: its last parameters, not the average (decay {decay:g}) of which its "
@@ -137,28 +139,27 @@ def spec_of(flag: str, loaded: Checkpoint) -> ImageSpec:
     return ImageSpec(flag, size, channels, mean, std, loaded.config.get("range"))
 
 
-def take(config: ConfigDict, spec: ImageSpec) -> None:
-    """Fills what `config` leaves open of its images with `spec`."""
+def take(spec: ImageSpec, data: ConfigDict, normalize: ConfigDict) -> None:
+    """Fills what the blocks of a config leave open of its images with `spec`."""
     height, width = spec.size
     known: dict[str, Any] = {"channels": spec.channels, "range": spec.range}
-    if config.data.image_size is None:
+    if data.image_size is None:
         known["image_size"] = height
         known["image_width"] = None if width == height else width
-    resolve.fill_open(config.data, known)
-    resolve.fill_open(config.augment.normalize, {"mean": spec.mean, "std": spec.std})
+    resolve.fill_open(data, known)
+    resolve.fill_open(normalize, {"mean": spec.mean, "std": spec.std})
 
 
-def take_fallback(config: ConfigDict) -> None:
-    """Fills what is still open with `config.fallback`.
+def take_fallback(data: ConfigDict, normalize: ConfigDict, default: ConfigDict) -> None:
+    """Fills what is still open with `default`, the recipe's `fallback`.
 
     Raises:
       ValueError: it has not one mean and one deviation per channel.
     """
-    default = config.fallback
     resolve.fill_open(
-        config.data, {name: default[name] for name in ("image_size", "channels")}
+        data, {name: default[name] for name in ("image_size", "channels")}
     )
-    normalize, channels = config.augment.normalize, config.data.channels
+    channels = data.channels
     for name in ("mean", "std"):
         if normalize[name] is not None:
             continue
@@ -212,8 +213,8 @@ def _differences(own: ImageSpec, other: ImageSpec) -> list[str]:
     return lines
 
 
-def encoder(block: Any) -> Encoder:
-    """Builds the encoder of a config's block, by the fields that a checkpoint has."""
+def encoder(block: Any) -> Any:
+    """Builds the `vit.Encoder` of a block, by the fields that a checkpoint has."""
     from litevit_jax.models import vit
 
     block = block.to_dict() if isinstance(block, ConfigDict) else block

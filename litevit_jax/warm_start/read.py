@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,18 +11,9 @@ import orbax.checkpoint as ocp
 
 from litevit_jax import checkpoint, choices, distributed, paths, trees, weights
 from litevit_jax.train import workdir as workdirs
+from litevit_jax.warm_start import Checkpoint as Checkpoint
 from litevit_jax.warm_start import images
 from litevit_jax.weights import names
-
-
-class Checkpoint(NamedTuple):
-    """Parameters of a run at a step, read without its training state."""
-
-    params: dict[str, np.ndarray]  # 'encoder/norm/scale' -> array
-    config: dict[str, Any]
-    step: int
-    directory: pathlib.Path
-    model_state: dict[str, np.ndarray] = {}  # noqa: RUF012  running statistics
 
 
 def read_params(path: str, *, average: bool = False) -> Checkpoint:

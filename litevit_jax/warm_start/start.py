@@ -8,8 +8,8 @@ that only lends its encoder and data (to compare with random parameters).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -17,11 +17,9 @@ from ml_collections import ConfigDict
 from litevit_jax import sharding
 from litevit_jax.train import resolve
 from litevit_jax.train import state as states
-from litevit_jax.warm_start import images
-
-if TYPE_CHECKING:
-    from litevit_jax.train.optimizer import Optimizer
-    from litevit_jax.warm_start.read import Checkpoint
+from litevit_jax.train.job import TrainState
+from litevit_jax.train.optimizer import Optimizer
+from litevit_jax.warm_start import Checkpoint, images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +41,11 @@ class WarmStart:
     def check_teacher(self, *, needed: bool) -> None:
         """Raises ValueError if a teacher is missing, or is given and not needed."""
         if needed and self.teacher is None:
-            raise ValueError(teacher_missing_error(self.config))
+            raise ValueError(teacher_missing_error(self.config.objective.name))
         if self.teacher is not None and not needed:
-            raise ValueError(teacher_unused_error(self.config))
+            raise ValueError(
+                teacher_unused_error(self.config.teacher, self.config.objective.name)
+            )
 
     def teacher_arrays(self, shapes: Any) -> Any:
         """Fills every leaf of `shapes` with the teacher's arrays, on the host.
@@ -67,11 +67,11 @@ class WarmStart:
 
     def state(
         self,
-        create: Callable[[jax.Array], states.TrainState],
-        abstract: states.TrainState,
+        create: Callable[[jax.Array], TrainState],
+        abstract: TrainState,
         fixed: dict[str, Any],
         optimizer: Optimizer,
-    ) -> states.TrainState:
+    ) -> TrainState:
         """Creates the initial TrainState on the mesh.
 
         Args:
@@ -153,23 +153,24 @@ def _read_init(config: ConfigDict) -> tuple[Checkpoint | None, dict | None]:
         average, grid = bool(config.init_ema), config.init_grid
         encoder = config.objective.encoder
         loaded = read.read_flag("init", config.init, encoder, average, grid)
-        loaded = _with_donor(loaded, config)
+        if config.init_donor:
+            loads = config.init_donor_load
+            loaded = _with_donor(loaded, config.init_donor, loads, encoder)
     if config.like:
         return loaded, read.run_config(config.like)
     return loaded, None if loaded is None else loaded.config
 
 
-def _with_donor(loaded: Checkpoint, config: ConfigDict) -> Checkpoint:
-    """Replaces the blocks of `loaded` that `init_donor_load` names by the donor's."""
-    if not config.init_donor:
-        return loaded
+def _with_donor(
+    loaded: Checkpoint, donor_path: str, load: Sequence[str], encoder: ConfigDict
+) -> Checkpoint:
+    """Replaces the blocks of `loaded` that `load` names by the donor's."""
     from litevit_jax.warm_start import match, read
 
-    donor = read.read_flag("init_donor", config.init_donor, config.objective.encoder)
+    donor = read.read_flag("init_donor", donor_path, encoder)
     own, other = (images.encoder(read.encoder_of(x.config)) for x in (loaded, donor))
-    flag = f"--config.init_donor={config.init_donor}"
+    flag = f"--config.init_donor={donor_path}"
     match.check_donor(flag, own, other, images.SIZES)
-    load = config.init_donor_load
     arrays = match.swap_blocks(loaded.params, donor.params, load, flag)
     return loaded._replace(params=arrays)
 
@@ -185,9 +186,9 @@ def teacher_checkpoint(config: ConfigDict) -> Checkpoint | None:
     if not config.teacher:
         if block is None:
             return None
-        raise ValueError(teacher_missing_error(config))
+        raise ValueError(teacher_missing_error(config.objective.name))
     if block is None:
-        raise ValueError(teacher_unused_error(config))
+        raise ValueError(teacher_unused_error(config.teacher, config.objective.name))
     from litevit_jax.warm_start import fill, read
 
     loaded = read.read_flag("teacher", config.teacher, block)
@@ -199,18 +200,18 @@ def teacher_checkpoint(config: ConfigDict) -> Checkpoint | None:
     return loaded
 
 
-def teacher_missing_error(config: ConfigDict) -> str:
+def teacher_missing_error(objective: str) -> str:
     """Returns the message for a teacher that is needed and not given."""
     return (
-        f"objective {config.objective.name!r} learns from a teacher: which? Give its "
+        f"objective {objective!r} learns from a teacher: which? Give its "
         "run or its weights with --config.teacher=RUN_DIR or --config.teacher=FILE"
     )
 
 
-def teacher_unused_error(config: ConfigDict) -> str:
+def teacher_unused_error(path: str, objective: str) -> str:
     """Returns the message for a teacher that is given and not needed."""
     return (
-        f"--config.teacher={config.teacher}: objective {config.objective.name!r} has "
+        f"--config.teacher={path}: objective {objective!r} has "
         "no frozen teacher; leave the flag out"
     )
 

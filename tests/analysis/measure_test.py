@@ -108,7 +108,7 @@ def test_what_is_left_out_and_what_cannot_be_compared_is_said(results):
 
 def test_attention_is_that_of_the_encoder(prepared, results):
     model = prepared.models[0]
-    seen = images.first(prepared.config, prepared.models, prepared.source, 16)
+    seen = images.first(prepared.config.data, prepared.models, prepared.source, 16)
     pixels = seen["mae"]["image"]
     image = (pixels.astype(np.float32) / 255 - model.view.mean[0]) / model.view.std[0]
     encoded = model.encoder.apply({"params": model.params}, jnp.asarray(image))
@@ -211,7 +211,7 @@ def test_files_of_weights_are_looked_into_and_reconstruct(name, tmp_path):
     assert len(drawn["reconstructions"][0]["mae_loss"]) == 2
     assert np.isfinite(drawn["reconstructions"][0]["mae_loss"]).all()
     shown = images.first(
-        prepared.config,
+        prepared.config.data,
         prepared.models,
         images.picture_source(prepared.config, prepared.source),
         2,

@@ -75,8 +75,9 @@ def test_single_draw_cuts_sides_to_the_image_instead_of_drawing_again():
 def test_crop_of_a_tiny_image_keeps_a_pixel():
     for single_draw in (False, True):
         crop = transforms.RandomResizedCrop((4, 4), single_draw=single_draw)
-        _crops(crop, 1, 1, 50)
-        _crops(crop, 1, 7, 50)
+        assert crop.box(1, 1, _rng()) == (0, 0, 1, 1)
+        _, _, width, height = _crops(crop, 1, 7, 50)
+        assert set(width) == {1} and set(height) <= {1, 2, 3}  # of an area of 7
 
 
 @pytest.mark.parametrize("name, kind", [("bilinear", BILINEAR), ("bicubic", BICUBIC)])

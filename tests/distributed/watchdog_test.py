@@ -61,8 +61,15 @@ def pass_by(watches, seconds):
             one.tick()
 
 
+def is_quiet(watches):
+    """Whether nobody complained or failed."""
+    told = [key for key in watches[0]._client.values if key.startswith(watchdog.FAILED)]
+    return not told and not any(one.said for one in watches)
+
+
 def test_processes_that_get_on_are_left_alone(three):
     pass_by(three, 300)
+    assert is_quiet(three) and [one._now for one in three] == [300] * 3
 
 
 def test_a_silent_process_ends_the_others_and_is_named(three):
@@ -110,6 +117,7 @@ def test_a_process_that_ended_as_it_should_is_not_missed(three):
     pass_by(three, 5)
     three[2].finish()
     pass_by(three[:2], 50)
+    assert is_quiet(three) and three[0]._now == 55
 
 
 def test_one_that_does_not_get_on_ends_itself_and_says_with_what(three):
@@ -147,6 +155,7 @@ def test_slow_steps_are_no_stuck_ones(three):
             pass_by(three[1:], 1)
             first.tick()
         first.heartbeat("step")
+    assert is_quiet(three) and first._longest == 100
 
 
 def test_a_failure_of_another_ends_this_one_with_its_code(three, monkeypatch):

@@ -55,4 +55,5 @@ def test_an_evaluator_that_needs_labels_says_so(module):
 
 def test_reconstruction_needs_no_labels():
     made = reconstruction.make(context=common.context(None, num_classes=0))
+    assert not made.labelled
     base.check("r", made, dict.fromkeys(made.reads), "mae")

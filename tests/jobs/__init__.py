@@ -82,6 +82,16 @@ def teacher():
 _ELSEWHERE = ("checkpoint", "evals", "name", "watchdog")
 
 
+# Whether steps are compiled as users have them, which takes twice as long: that logging
+# changes no bit of a run depends on how the compiler fuses.
+FUSED = False
+
+
+def as_users():
+    """Whether to leave out what conftest.py tells the compiler."""
+    return FUSED and "fusion_emitters" in os.environ.get("XLA_FLAGS", "")
+
+
 class _Once:
     """A step that is lowered, or a lowered one that is compiled, only once."""
 
@@ -93,10 +103,7 @@ class _Once:
         return self._next
 
     def compile(self):
-        # The step of a whole run is compiled as users have it: that logging changes no
-        # bit of it depends on how the compiler fuses.
-        quick = "fusion_emitters" in os.environ.get("XLA_FLAGS", "")  # of conftest.py
-        options = {"xla_cpu_use_fusion_emitters": True} if quick else None
+        options = {"xla_cpu_use_fusion_emitters": True} if as_users() else None
         self._next = self._next or self._stage.compile(options)
         return self._next
 
@@ -111,12 +118,12 @@ def sharing_designs():
     """`build.build_step`, which builds the step of an equal config only once."""
     made, design = {}, build.build_step
 
-    def shared(config, mesh, source):
+    def shared(config, mesh, source, *, keep=False):
         fields = config.to_dict()
         key = json.dumps({k: fields[k] for k in fields if k not in _ELSEWHERE})
-        key += f"{mesh}{np.ravel(mesh.devices)}{source('train').fingerprint()}"
+        key += f"{mesh}{np.ravel(mesh.devices)}{source('train').fingerprint()}{FUSED}"
         if key not in made:
-            one = design(config, mesh, source)
+            one = design(config, mesh, source, keep=keep)
             one = dataclasses.replace(one, step=_Once(one.step))
             made[key] = one, copy.deepcopy(config.to_dict())
         one, settled = made[key]

@@ -148,7 +148,7 @@ def refuse(tmp_path):
             evaluate.prepare(made, tmp_path / "refused")
         # Reading a checkpoint compares its bits, by a program of its own.
         names = {info["fun_name"] for info in bad_input_test.COMPILED}
-        assert names <= {"jit(_inspect)"}
+        assert not names
         assert not (tmp_path / "refused").exists()
 
     return check
@@ -314,6 +314,26 @@ def test_a_class_that_the_model_does_not_know_is_refused(judged, tmp_path):
     with pytest.raises(ValueError, match=r"unmatched 'leave' unknown; did you mean le"):
         judged(root, unmatched="leave")
     assert not (tmp_path / "evaluated").exists()
+
+
+def test_classes_that_are_taken_by_number_must_be_those_of_the_model(
+    animals, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(read, "read_params", lambda _: animals)
+    labels = tmp_path / "real.json"
+    labels.write_text("[[0], [1], [2], [0], [1], [2]]")
+    for names in (CATS, ("dog", "owl", "zcat")):
+        root = folder(tmp_path / names[0], "train", names)
+        made = config(f"real={labels},data=folder,path={root}", init="RUN")
+        with made.unlocked():
+            made.data.eval_split = "train"
+            made.evals = {"real": made.evals.real}
+        if names == CATS:
+            evaluate.prepare(made, tmp_path / "evaluated")
+            continue
+        message = r"evals.real .* class 0 of the data is 'dog', that of the model 'cat'"
+        with pytest.raises(ValueError, match=message):
+            evaluate.prepare(made, tmp_path / "refused")
 
 
 def test_without_a_variant_the_hint_names_the_one_that_leaves_images_out(

@@ -54,7 +54,7 @@ CASES = {
 @pytest.mark.parametrize("case", ["heads", "heads of few"])
 def test_every_way_to_heads_has_the_gradients_of_autodiff(case, way, monkeypatch):
     monkeypatch.setattr(ops, "HEADS", {"default": ops.HEADS[way]})
-    same_as_autodiff(case)
+    assert not differing(case)
 
 
 def test_parameters_get_float32_gradients_from_bfloat16(monkeypatch):
@@ -82,10 +82,11 @@ def test_on_gpus_gradients_in_half_precision_are_rounded_once():
 
 @pytest.mark.parametrize("case", [c for c in CASES if "norm" in c or "linear" in c])
 def test_own_gradients_are_those_of_autodiff(case):
-    same_as_autodiff(case)
+    assert not differing(case)
 
 
-def same_as_autodiff(case):
+def differing(case):
+    """The results that are not those of autodiff: the value is 0, gradients follow."""
     ours, plain, shapes = CASES[case]
     keys = jax.random.split(jax.random.key(0), len(shapes))
     args = [1 + 2 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
@@ -96,6 +97,7 @@ def same_as_autodiff(case):
         return jax.jit(value_and_grad)(*args)
 
     (value, grads), (expected, plain_grads) = energy(ours), energy(plain)
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    close = [np.allclose(value, expected, rtol=1e-5, atol=0)]
     for got, want in zip(grads, plain_grads, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
+        close.append(np.allclose(got, want, rtol=1e-4, atol=1e-3))
+    return [number for number, equal in enumerate(close) if not equal]

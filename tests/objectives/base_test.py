@@ -193,3 +193,18 @@ def test_a_property_that_is_written_as_a_method_is_refused():
     with pytest.raises(TypeError, match="num_views is a method, expected a property"):
         type("Wrong", (base.Objective,), {"num_views": lambda self: 2})
     type("Right", (base.Objective,), {"num_views": 2, "needs_whole_batch": True})
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("need_whole_batch", "needs_whole_batch"),
+        ("needs_whole_batches", "needs_whole_batch"),
+        ("num_view", "num_views"),
+        ("update_teachers", "update_teacher"),
+    ],
+)
+def test_a_misspelt_name_of_a_member_with_a_default_is_refused(name, meant):
+    with pytest.raises(TypeError, match=rf"Wrong defines {name}, .*mean {meant}\?"):
+        type("Wrong", (base.Objective,), {name: "negatives"})
+    type("Right", (base.Objective,), {f"_{name}": "negatives", "teachers": 2})

@@ -11,7 +11,7 @@ COLORS = {"a": "#0072b2", "b": "#d55e00"}
 
 
 def draw(analysis):
-    figures = analysis_figures.of_analysis(analysis, None, COLORS)
+    figures = analysis_figures.of_analysis(analysis, None, COLORS, [])
     return {figure.name: figure for figure in figures}
 
 

@@ -2,11 +2,14 @@
 
 import json
 import re
+import shutil
 
+import markupsafe
 import pytest
 from PIL import Image
 
-from litevit_jax.report import build, page, plots, run_figures, run_record
+from litevit_jax import paths
+from litevit_jax.report import build, page, plots, render, run_figures, run_record
 from litevit_jax.train import workdir as workdirs
 from tests.report import examples
 
@@ -148,7 +151,7 @@ def test_photographs_that_would_make_the_page_large_lie_beside_it(
     run, tmp_path, monkeypatch
 ):
     read = [run_record.read("one", run)]
-    figures = run_figures.of_runs(read, {"one": "#000000"})
+    figures = run_figures.of_runs(read, {"one": "#000000"}, [])
     first = next(figure.picture() for figure in figures if figure.pixels is not None)
     monkeypatch.setattr(build, "_MOST_PHOTOS", len(first.photo))
     text = build.run_report(read, tmp_path / "out", title="One").read_text()
@@ -267,3 +270,119 @@ def test_what_every_block_knows_is_drawn(tmp_path):
         "linear": [50.0, 51.0, 52.0],
         "knn": [40.0, 39.0, 38.0],
     }
+
+
+def edited(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def rows(*added):
+    """Adds lines to metrics.jsonl."""
+
+    def change(run):
+        for row in added:
+            paths.append_line(run / "metrics.jsonl", row)
+
+    return change
+
+
+def result(change):
+    return lambda run: edited(run / "evals" / "knn" / "result.json", change)
+
+
+def cut_in_the_middle(run):
+    path = run / "pictures" / "reconstruction_0000040.png"
+    data = path.read_bytes()
+    path.write_bytes(data[:60] + bytes(500) + data[560:])
+
+
+def long_names(run):
+    shutil.copytree(run / "evals" / "knn", run / "evals" / ("e" * 250))
+    rows({"step": 1, "m" * 300: 1.0}, {"step": 2, "m" * 300: 2.0})(run)
+
+
+HOSTILE = {
+    "the largest floats": (
+        rows({"step": 41, "loss": 1e308, "lr": -1e308}, {"step": 42, "loss": 10**400}),
+        "3 numbers beyond 1e+100 are left out",
+    ),
+    "the smallest floats": (rows({"step": 1, "x": 5e-324}, {"step": 2, "x": 0}), ""),
+    "large, but drawn": (rows({"step": 1, "x": -9e99}, {"step": 2, "x": 9e99}), ""),
+    "steps that are none": (
+        rows(*({"step": s, "loss": 1.0} for s in (-1, True, 10**30, "x", None))),
+        "5 lines without a step from 0 on are left out",
+    ),
+    "names that are no letters": (rows({"step": 1, "\ud800$<b>\0": 1.0}), ""),
+    "names of 250 and 300 letters": (long_names, ""),
+    "a deep line": (
+        lambda run: (run / "metrics.jsonl").write_text("[" * 100_000),
+        "metrics.jsonl: 1 lines could not be read",
+    ),
+    "a folder for a file": (
+        lambda run: [(run / "metrics.jsonl").unlink(), (run / "metrics.jsonl").mkdir()],
+        "metrics.jsonl cannot be read: Is a directory",
+    ),
+    "a result of 1e308": (
+        result(lambda of: of["last"].update(top1=1e308)),
+        "evals/knn/result.json cannot be read",
+    ),
+    "a best that is none": (
+        result(lambda of: of["best"].update(top1="nan")),
+        "evals/knn/result.json cannot be read",
+    ),
+    "a history that is none": (
+        result(lambda of: of.update(history=[1, 2])),
+        "evals/knn/result.json cannot be read",
+    ),
+    "a table that is none": (
+        result(lambda of: of["last"].update(block=1, table=7)),
+        "the blocks of evaluation knn is left out: ",
+    ),
+    "a metric that is no word": (result(lambda of: of.update(metric=[])), ""),
+    "a picture with a hole": (
+        cut_in_the_middle,
+        "pictures/reconstruction_0000040.png of hostile is left out: ",
+    ),
+    "a picture of no step": (
+        lambda run: shutil.copy(
+            run / "pictures" / "reconstruction_0000040.png",
+            run / "pictures" / "reconstruction_last.png",
+        ),
+        "pictures/reconstruction_last.png is damaged and left out",
+    ),
+    "an analysis of another form": (
+        lambda run: edited(
+            run / "analysis" / "analysis.json", lambda a: a.update(maps=1)
+        ),
+        "analysis.json cannot be read",
+    ),
+    "an analysis without its pictures": (
+        lambda run: shutil.rmtree(run / "analysis" / "figures"),
+        "a picture of the analysis, is left out: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_nothing_in_a_runs_files_ends_the_drawing_and_a_line_names_what_is_left_out(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(render, "svg", lambda *_, **__: "<svg></svg>")
+    if not re.search("float|large|letters", name):  # there is nothing odd in figures
+        monkeypatch.setattr(render, "png", lambda _: b"")
+    change, note = HOSTILE[name]
+    place = examples.write_run(tmp_path / "hostile", logged=10)
+    examples.write_analysis(place, "hostile")
+    change(place)
+    run = run_record.read("hostile", place)
+    text = build.run_report([run], tmp_path / "out", title="Hostile").read_text()
+    numbers = json.loads((tmp_path / "out" / "report.json").read_text())
+    notes = [*run.notes, *numbers["left_out"]]
+    assert examples.Page(text).ids and len(numbers["figures"]) > 3
+    if note:
+        [line] = [one for one in notes if note in one]
+        assert str(markupsafe.escape(line)) in text
+    else:
+        assert not numbers["left_out"]

@@ -12,7 +12,7 @@ from tests.report import examples
 @pytest.fixture(scope="module")
 def figures(run):
     read = [run_record.read("one", run)]
-    drawn = run_figures.of_runs(read, {"one": "#0072b2"})
+    drawn = run_figures.of_runs(read, {"one": "#0072b2"}, [])
     return {figure.name: figure for figure in drawn}
 
 
@@ -83,7 +83,7 @@ def test_pictures_of_each_kind_are_shown_first_and_last(tmp_path):
         Image.new("RGB", (160, 160)).save(picture)
     Image.new("RGB", (160, 160)).save(directory / "pictures" / "notes_1.png")
     run = run_record.read("one", directory)
-    shown = {f.name: f for f in run_figures.of_runs([run], {"one": "#000000"})}
+    shown = {f.name: f for f in run_figures.of_runs([run], {"one": "#000000"}, [])}
     names = {name for name, figure in shown.items() if figure.section == "pictures"}
     kinds = ("one-10", "one-40", "one-segmentation-3", "one-segmentation-7")
     assert names == {f"pictures-{kind}" for kind in kinds}
@@ -93,7 +93,7 @@ def test_pictures_of_each_kind_are_shown_first_and_last(tmp_path):
 
 def test_a_figure_is_saved_beside_the_page(figures, tmp_path):
     for name in ("curves-loss", "pictures-one-40"):
-        figures[name].save(tmp_path)
+        (tmp_path / figures[name].file).write_bytes(figures[name].png())
         with Image.open(tmp_path / figures[name].file) as picture:
             assert picture.format == "PNG"
             assert picture.width == (880 if name == "curves-loss" else 160)

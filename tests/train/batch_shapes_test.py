@@ -22,7 +22,11 @@ def flips(made):
     made = made.copy_and_resolve_references()
     transform = transforms.train_ops(**settings.image_settings(made.data))
     [host] = [op for op in transform.ops if isinstance(op, transforms.RandomFlip)]
-    device = batch_shapes.augmentation(made).get("flip", {}).get("probability")
+    device = (
+        batch_shapes.augmentation(made.augment, made.data)
+        .get("flip", {})
+        .get("probability")
+    )
     return host.probability, device
 
 
@@ -123,10 +127,10 @@ def test_evaluation_and_fine_tuning_read_the_runs_range(recipe, deep_folder):
     run = deep_run(folder, data__range="7,4095").to_dict()
     made = jobs.config(recipe, f"data=folder,path={folder}").unlock()
     assert made.data.range is None
-    images.take(made, images.spec_of_run("init", run))
+    images.take(images.spec_of_run("init", run), made.data, made.augment.normalize)
     assert settings.image_settings(made.data)["range"] == "7,4095"
     made.data.range = "0,9"  # what is said stays
-    images.take(made, images.spec_of_run("init", run))
+    images.take(images.spec_of_run("init", run), made.data, made.augment.normalize)
     assert made.data.range == "0,9"
 
 
@@ -141,12 +145,14 @@ def test_two_flips_are_one_too_many():
     made = jobs.tiny("mocov3_tiny", data__flip=0.5).unlock()
     made.augment.flip = {"probability": 0.5}
     with pytest.raises(ValueError, match=r"data\.flip=0\.5 and augment\.flip both"):
-        batch_shapes.augmentation(made)
+        batch_shapes.augmentation(made.augment, made.data)
 
 
 def test_the_device_flips_its_share_of_the_images():
     made = jobs.tiny(data__flip=0.3)
-    ops = augment.make({"flip": batch_shapes.augmentation(made)["flip"]})
+    ops = augment.make(
+        {"flip": batch_shapes.augmentation(made.augment, made.data)["flip"]}
+    )
     image = np.zeros((4096, 1, 2, 1), np.uint8)
     image[:, :, 0] = 255
     batch = {"image": image, "slot": np.arange(4096, dtype=np.int32)}

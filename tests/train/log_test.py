@@ -213,3 +213,4 @@ def test_lines_that_nobody_reads_do_not_end_the_run():
         line = terminal.ConsoleLine(stream)
         for _ in range(3):
             line.say("x" * 10_000)
+        assert os.path.samestat(os.fstat(write), os.stat(os.devnull))  # muted

@@ -49,6 +49,13 @@ def same(one, other):
         np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _as_users():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "FUSED", True)
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run of 6 steps, saved at 3 and 6."""

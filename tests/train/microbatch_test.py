@@ -134,12 +134,12 @@ def test_one_that_does_not_divide_names_the_nearest_that_does(said, near):
 @pytest.mark.parametrize("said", ["0", "-4", "1.5", "", "None", "²"])
 def test_what_is_no_number_of_images_is_refused(said):
     with pytest.raises(ValueError, match=r"microbatch=.*expected auto, off, or the"):
-        microbatch.check(settings(4096, said), sharding.make_mesh())
+        microbatch.check(said, 4096, sharding.make_mesh())
 
 
 def test_a_typo_is_understood():
     with pytest.raises(ValueError, match="microbatch=atuo: did you mean auto"):
-        microbatch.check(settings(4096, "atuo"), sharding.make_mesh())
+        microbatch.check("atuo", 4096, sharding.make_mesh())
 
 
 @pytest.mark.parametrize(

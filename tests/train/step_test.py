@@ -98,7 +98,8 @@ def build(
         freeze=freeze,
         ema_decay=ema_decay,
     )
-    create, shardings = state.creator(objective, made, abstract, mesh)
+    create, shapes = state.creator(objective, made, abstract, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
     run = step.make_train_step(
         objective,
         made,

@@ -1,7 +1,8 @@
 """Images that a CSV file lists, a line `path,label` each.
 
     a.csv                     all of it 'train'; `holdout` keeps a share as 'test'
-    DIR/train.csv, val.csv    a file per split, named as `split_names` reads it
+    DIR/train.csv, val.csv    a file per split, named as `split_names` reads it; others
+                              are not used unless a split names them
 
 Paths are relative to the folder of the file and stay inside it. An empty label is none,
 empty lines and a first line `path,label` are passed over, and a field with a comma is
@@ -58,6 +59,13 @@ def make(
     tree, files = _open(dir)
     where = tree.path_of("" if len(files) > 1 else next(iter(files.values())))
     kinds = split_names.recognise(files) if len(files) > 1 else {}
+    if len(files) > 1 and not kinds and split not in files:
+        raise ValueError(
+            f"{where} holds several CSV files, and none has the name of a split: "
+            f"{base.first(sorted(files.values()))}. Call them train.csv and test.csv, "
+            "give the file to read as data.dir, or name it, as in "
+            f"--config.data.train_split={min(files)}"
+        )
     chosen, part = split_names.resolve(
         split, kinds, holdout=holdout, where=where, also=sorted(files)
     )
@@ -66,12 +74,8 @@ def make(
     training = next((files[k] for k, kind in kinds.items() if kind == "train"), file)
     classes = _classes(rows if training == file else _read(tree, training))
     number = {"": -1, **{label: i for i, label in enumerate(classes)}}
-    for line, _, label in rows:
-        if label not in number:
-            raise ValueError(
-                f"{tree.path_of(file)}, line {line}: got class {label!r}, expected one "
-                f"of {tree.path_of(training)}: {base.first(classes, 10)}"
-            )
+    _check_classes(rows, classes, tree.path_of(file), tree.path_of(training))
+    unused = sorted(f for k, f in files.items() if k not in kinds and f != file)
     if part:
         keys = (path.encode() for _, path, _ in rows)
         keep = base.part_of(keys, part, holdout, where)
@@ -83,10 +87,24 @@ def make(
         classes=classes,
         notes=[
             f"from {tree.path_of(file)}",
+            *[f"not used: {base.first(unused)}"] * bool(unused),
             *split_names.unused_holdout(kinds, holdout),
         ],
         other_splits=[other for other in kinds if files[other] != file],
     )
+
+
+def _check_classes(
+    rows: list[tuple[int, str, str]], classes: list[str], file: str, training: str
+) -> None:
+    """Raises ValueError for a class in `file` that the `training` file has not."""
+    known = {"", *classes}
+    for line, _, label in rows:
+        if label not in known:
+            raise ValueError(
+                f"{file}, line {line}: got class {label!r}, expected one of "
+                f"{training}: {base.first(classes, 10)}"
+            )
 
 
 def _open(dir: str | None) -> tuple[filetree.Tree, dict[str, str]]:
@@ -98,7 +116,13 @@ def _open(dir: str | None) -> tuple[filetree.Tree, dict[str, str]]:
         )
     root = paths.path(dir)
     root = root.expanduser() if paths.is_local(root) else root
-    base.check_exists(root, dir, "a CSV file, or a folder with one for each split")
+    expected = "a CSV file, or a folder with one for each split"
+    base.check_exists(root, dir, expected)
+    if not (root.is_dir() or root.is_file()):
+        raise ValueError(
+            f"data.dir={dir!r} is neither a regular file nor a folder; expected "
+            f"{expected}"
+        )
     if not root.is_dir():
         return filetree.open_tree(root.parent), {root.stem: root.name}
     tree = filetree.open_tree(root)
@@ -167,6 +191,8 @@ def _wrong(tree: filetree.Tree, path: str) -> str:
         return f"not an image; expected one of {known}"
     try:
         tree.size(path)
+    except filetree.NoRegularFile as error:
+        return f"which is a {error}; expected a regular file"
     except (OSError, KeyError):
         return f"which does not exist; expected an image at {tree.path_of(path)}"
     return ""
@@ -174,7 +200,4 @@ def _wrong(tree: filetree.Tree, path: str) -> str:
 
 def _classes(rows: list[tuple[int, str, str]]) -> list[str]:
     """Sorts the classes by name, or by number if all are numbers."""
-    names = sorted({label for _, _, label in rows} - {""})
-    if all(name.isdecimal() for name in names):
-        names.sort(key=int)
-    return names
+    return folder.in_order({label for _, _, label in rows} - {""})

@@ -28,49 +28,28 @@ import numpy as np
 
 from litevit_jax import paths
 from litevit_jax.data import filetree, layout, split_names
-from litevit_jax.data.listing import Listing
+from litevit_jax.data.listing import Listed, Listing
 from litevit_jax.data.sources import base
 
 _log = logging.getLogger(__name__)
 
 
-class Folder(base.Source):
+class Folder(Listed):
     """Image files below `root`, with relative names and labels."""
 
     def __init__(
         self,
         tree: filetree.Tree,
         names: list[str],
-        *,
-        labels: np.ndarray,
-        classes: list[str],
-        notes: Sequence[str] = (),
-        other_splits: Sequence[str] = (),
+        **about: Any,
     ):
+        super().__init__(**about)
         self._tree = tree
         self._names = PackedNames(names)
-        self._labels = labels
-        self._classes = classes
-        self.notes = notes
-        self.other_splits = other_splits
-
-    @property
-    def classes(self) -> list[str]:
-        return list(self._classes)
-
-    @property
-    def labelled(self) -> bool:
-        return bool((self._labels >= 0).any())
-
-    def __len__(self) -> int:
-        return len(self._names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self._tree.read(self._names[index])
         return {"image": image, "label": int(self._labels[index])}
-
-    def label_of(self, index: int) -> int:
-        return int(self._labels[index])
 
     def name_of(self, index: int) -> str:
         return self._names[index]
@@ -269,7 +248,7 @@ def _labels_of(
             f"all) and in subfolders ({inside!r}): with labels or without? Move all of "
             "them into class folders, or the class folders elsewhere"
         )
-    classes = _in_order(set(owners))
+    classes = in_order(set(owners))
     if divisible:
         inside = layout.subfolders(names, top)
         layout.check_classes(root, top, inside)
@@ -312,10 +291,10 @@ def _class_folders(root: filetree.Tree, top: str, barred: Sequence[str]) -> list
     depth = top.count("/") + 1
     files = root.walk(top, barred=barred)
     images = (layout.join(top, name) for name in files if layout.is_image(name))
-    return _in_order({_part(name, depth) for name in images} - {""})
+    return in_order({_part(name, depth) for name in images} - {""})
 
 
-def _in_order(classes: Iterable[str]) -> list[str]:
+def in_order(classes: Iterable[str]) -> list[str]:
     """Sorts by name, or by number if all are numbers, as in ImageNet-V2."""
     names = sorted(classes)
     numbers = all(name.isdecimal() for name in names)

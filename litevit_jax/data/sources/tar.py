@@ -29,13 +29,14 @@ import numpy as np
 
 from litevit_jax.data import filetree, split_names, tar_index
 from litevit_jax.data.layout import EXTENSIONS
+from litevit_jax.data.listing import Listed
 from litevit_jax.data.sources import base
 
 _COMPRESSED = re.compile(r"\.(tar\.(bz2|gz|lz4|xz|z|zst)|tgz|tbz2|txz)$", re.IGNORECASE)
 _NUMBER = re.compile(r"(-?0*[0-9]{1,6})(\.0*)?")
 
 
-class Tar(base.Source):
+class Tar(Listed):
     """Images at known offsets of tar files."""
 
     def __init__(
@@ -44,22 +45,12 @@ class Tar(base.Source):
         places: np.ndarray,
         *,
         names: list[str],
-        labels: np.ndarray,
-        classes: list[str],
-        notes: Sequence[str] = (),
-        other_splits: Sequence[str] = (),
+        **about: Any,
     ):
+        super().__init__(**about)
         self._files = files
         self._places = places  # [N, 3]: number of the file, offset, size
         self._names = names
-        self._labels = labels
-        self._classes = classes
-        self.notes = notes
-        self.other_splits = other_splits
-
-    @property
-    def classes(self) -> list[str]:
-        return list(self._classes)
 
     @property
     def label_advice(self) -> str:
@@ -69,13 +60,6 @@ class Tar(base.Source):
             "(another key: --config.data.name=KEY)"
         )
 
-    @property
-    def labelled(self) -> bool:
-        return bool((self._labels >= 0).any())
-
-    def __len__(self) -> int:
-        return len(self._places)
-
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, offset, size = (int(x) for x in self._places[index])
         with open(self._files[number], "rb", buffering=0) as file:
@@ -83,9 +67,6 @@ class Tar(base.Source):
         if len(image) != size:
             raise OSError(f"{len(image)} of {size} bytes: the tar file was cut short")
         return {"image": image, "label": int(self._labels[index])}
-
-    def label_of(self, index: int) -> int:
-        return int(self._labels[index])
 
     def name_of(self, index: int) -> str:
         file = os.path.basename(self._files[int(self._places[index][0])])

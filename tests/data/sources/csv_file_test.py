@@ -1,5 +1,6 @@
 """CSV files of paths and labels: what is read, and what is refused with its line."""
 
+import os
 import pickle
 
 import pytest
@@ -134,6 +135,30 @@ def test_what_is_not_there_is_said(listed, tmp_path):
         make(tmp_path / "b")
     with pytest.raises(ValueError, match=r"needs the list of images: .*path=FILE.csv"):
         csv_file.make(split="train")
+
+
+def test_of_several_lists_none_is_dropped_without_a_word(listed, tmp_path):
+    for name in ("cats.csv", "dogs.csv"):
+        listed("4.png,a\n", name)
+    with pytest.raises(ValueError, match=r"several CSV files.*: cats\.csv, dogs\.csv"):
+        make(tmp_path)
+    assert rows_of(make(tmp_path, "dogs")) == [("4.png", "a")]
+    listed(text_of(ROWS), "train.csv")
+    assert "; not used: cats.csv, dogs.csv" in make(tmp_path).summary()
+
+
+def test_pipes_and_folders_are_never_opened(listed, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "d.png").mkdir()
+    for name, kind in (("pipe.png", "FIFO"), ("d.png", "folder")):
+        file = listed(f"{name},a\n")
+        with pytest.raises(
+            ValueError, match=rf"line 1: got '{name}', .* a {kind}; exp"
+        ):
+            make(file)
+    with pytest.raises(ValueError, match=r"pipe\.csv' is neither a regular file nor"):
+        make(tmp_path / "pipe.csv")
 
 
 def test_it_is_found_by_name():
