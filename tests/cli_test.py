@@ -616,6 +616,19 @@ def test_the_next_command_suits_the_images_of_the_run(
     assert last[2:] == [f"--config=finetune{variant}", *init]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("segment", "--config=evaluate:label_maps,data=folder,path=DIR"),
+        ("mae_tiny", "--config=segment:digit_scenes"),
+    ],
+)
+def test_runs_on_label_maps_are_followed_by_what_reads_them(recipe, expected):
+    config = recipes.get(recipe, "digit_scenes")
+    [line] = next_steps.lines(config, "runs/a", "litevit")
+    assert shlex.split(line)[-3:-1] == [expected, "--config.init=runs/a"]
+
+
 def test_what_starts_from_a_step_is_not_put_among_the_checkpoints():
     flags = next_steps._beside(
         "--config=finetune", "--config.init=runs/a/checkpoints/12"

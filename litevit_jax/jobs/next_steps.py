@@ -65,6 +65,11 @@ def _beside(recipe: str, flag: str, *_: str) -> list[str]:
 def _next(config: Any, result: str) -> list[tuple[str, str, str]]:
     """Returns (purpose, recipe, its flag) of each job that can follow."""
     job = config.job
+    if job == "train" and config.objective.name == "segmentation":
+        draw = ("label images of yours", "evaluate:label_maps,data=folder,path=DIR")
+        return [(*draw, f"init={result}")]
+    if job == "train" and config.data.source == "digit_scenes":
+        return [("label every pixel", "segment:digit_scenes", f"init={result}")]
     if job == "train" and config.objective.name not in _CLASSIFIERS:
         probe = ("probe the encoder", "linear_probe", f"init={result}")
         return [probe, ("fine-tune it", "finetune", f"init={result}")]
