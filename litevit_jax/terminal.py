@@ -21,8 +21,6 @@ _EVERY_S = 1.0  # how often the thread looks, and redraws a terminal's line
 
 _lock = threading.RLock()
 _spoke = time.monotonic()  # when a line of any kind was shown last
-
-
 _CLEAR = "\x1b[K"  # from here to the end of the terminal's line
 
 

@@ -6,6 +6,7 @@ have dots instead of slashes; `to_dotted` and `from_dotted` alone translate.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Any
 
@@ -55,8 +56,7 @@ def saved(tree: Any) -> dict[str, Any]:
 def _hash(x: Any, xp: Any = jnp) -> Any:
     """Returns the uint32 sum of a hash for each word and its position in the array.
 
-    Integer arithmetic modulo 2^32: the same on any mesh, in any order, by JAX or NumPy
-    (`xp`).
+    Integer arithmetic modulo 2^32, alike on any mesh, in any order, by JAX and NumPy.
     """
     words = x.view(f"uint{8 * x.dtype.itemsize}").astype(xp.uint32)
     position = xp.arange(x.size, dtype=xp.uint32).reshape(x.shape)
@@ -70,15 +70,13 @@ def _hash(x: Any, xp: Any = jnp) -> Any:
 _fingerprint = jax.jit(_hash)  # inside another: arrays of one shape are traced once
 
 
-def _is_finite(x: Any, xp: Any = jnp) -> Any:
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    return xp.isfinite(x).all() if floating else xp.bool_(True)
+def _look(flat: dict[str, Any], xp: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    digest = functools.partial(_hash, xp=np) if xp is np else _fingerprint
+    prints = {name: digest(x) for name, x in flat.items()}
+    return prints, {name: xp.isfinite(x).all() for name, x in flat.items()}
 
 
-@jax.jit
-def _inspect(flat: dict[str, jax.Array]) -> tuple[dict[str, Any], dict[str, Any]]:
-    prints = {name: _fingerprint(x) for name, x in flat.items()}
-    return prints, {name: _is_finite(x) for name, x in flat.items()}
+_inspect = jax.jit(functools.partial(_look, xp=jnp))
 
 
 def describe(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -94,21 +92,18 @@ def inspect_parts(parts: dict[str, dict[str, Any]]) -> tuple[Any, list[str]]:
     """Returns fingerprints by 'part.name', and the names of arrays not finite."""
     flat = {f"{p}.{name}": x for p, part in parts.items() for name, x in part.items()}
     if all(_is_on_host(x) for x in flat.values()):
-        arrays = {name: np.atleast_1d(np.asarray(x)) for name, x in flat.items()}
-        prints = {name: _hash(x, np) for name, x in arrays.items()}
-        finite = {name: _is_finite(x, np) for name, x in arrays.items()}
+        look = _look({k: np.atleast_1d(np.asarray(x)) for k, x in flat.items()}, np)
     else:
-        prints, finite = jax.device_get(_inspect(flat))
-    bad = [name for name, ok in finite.items() if not ok]
-    return {name: int(value) for name, value in prints.items()}, bad
+        look = jax.device_get(_inspect(flat))
+    bad = [name for name, ok in look[1].items() if not ok]
+    return {name: int(value) for name, value in look[0].items()}, bad
 
 
 def _is_on_host(x: Any) -> bool:
     """Whether this process has the array in the host's memory."""
-    if not isinstance(x, jax.Array):
-        return True
-    on_cpu = all(device.platform == "cpu" for device in x.devices())
-    return on_cpu and x.is_fully_addressable
+    if isinstance(x, jax.Array):
+        return x.is_fully_addressable and {d.platform for d in x.devices()} == {"cpu"}
+    return True
 
 
 def fingerprint(state: Any) -> str:
@@ -117,8 +112,8 @@ def fingerprint(state: Any) -> str:
     They are equal for equal bits, in training and in a restored step.
     """
     parts = {name: saved(getattr(state, name)) for name in ("params", "model_state")}
-    prints, _ = inspect_parts(parts)
-    lines = "".join(f"{name} {value};" for name, value in sorted(prints.items()))
+    prints = sorted(inspect_parts(parts)[0].items())
+    lines = "".join(f"{name} {value};" for name, value in prints)
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 

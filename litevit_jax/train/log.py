@@ -281,16 +281,14 @@ class Program:
     ) -> None:
         self._step, self._line, self._throughput = step, line, throughput
         self._program: jax.stages.Compiled | None = None
-        self._took_s: float | None = None
-        self._verb = "compiled"
+        self._took_s, self._verb = math.nan, "compiled"
 
     def __call__(
         self, state: TrainState, batch: dict[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """Returns (state, metrics) after one update."""
         if self._program is None:
-            start = time.perf_counter()
-            self._program = self._compiled(state, batch, start)
+            self._program = self._compiled(state, batch, start := time.perf_counter())
             self._took_s = time.perf_counter() - start
             self._throughput.begin()
         return self._program(state, batch)
@@ -311,8 +309,8 @@ class Program:
 
     def compile_note(self) -> str:
         """Returns how long compiling took, for the first step's line; '' later."""
-        took_s, self._took_s = self._took_s, None
-        return "" if took_s is None else f"  ({self._verb} in {took_s:.1f} s)"
+        took_s, self._took_s = self._took_s, math.nan
+        return "" if math.isnan(took_s) else f"  ({self._verb} in {took_s:.1f} s)"
 
 
 def _round(seconds: float) -> int:
