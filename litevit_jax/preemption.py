@@ -10,6 +10,7 @@ Any one of several processes may get the signal; all stop after the same step.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -240,6 +241,7 @@ class Preemption:
     def program(self, main: Callable[[], Any]) -> None:
         """Runs `main`, the whole program; a signal ends it with its exit code."""
         self._owner = True
+        atexit.register(self._leave)  # called after all that is registered later
         try:
             try:
                 self._begin()
@@ -256,6 +258,18 @@ class Preemption:
         except SystemExit as error:
             self._code = error.code if isinstance(error.code, int) else None
             raise
+
+    def _leave(self) -> None:
+        """Ends the program after a signal, as the last of what Python does at its end.
+
+        Freeing what a signal left half built in a compiler can crash the interpreter.
+        """
+        if self.signal is None or self._code is None:
+            return
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(self._code)
 
     def _begin(self) -> tuple[dict[int, Any], int, int]:
         """Installs handlers; returns (old handlers, old wake-up file, new one)."""

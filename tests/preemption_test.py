@@ -97,6 +97,18 @@ def leave_a_thread():
     start_up()
 
 
+class Crashing:
+    """What a library holds, and what crashes as the interpreter frees it."""
+
+    def __del__(self):
+        os.abort()
+
+
+def leave_it_half_built():
+    sys.modules["half_built"] = Crashing()
+    start_up()
+
+
 def talk_to_nobody():
     print("step", flush=True)
     time.sleep(0.5)
@@ -152,6 +164,11 @@ def test_a_signal_in_start_up_ends_the_program_with_its_code(number):
     assert (code, said) == (CODES[number], "")
     assert f"stopped by {NAMES[number]}" in answered
     assert "Traceback" not in answered
+
+
+def test_what_a_signal_leaves_half_built_is_not_freed():
+    code, _, answered = Program("leave_it_half_built").started().end(signal.SIGTERM)
+    assert (code, answered) == (42, "stopping\nstopped by SIGTERM\n")
 
 
 def test_a_signal_in_an_import_waits_for_its_end():

@@ -104,7 +104,7 @@ def _describe(path: pathlib.Path, about: dict[str, Any]) -> None:
     """Writes the manifest of a split, or checks that it is the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        old = {"range": "full", **json.loads(path.read_text())}
+        old = {"range": "full", **_manifest(path)}
         changed = [k for k in about if old.get(k) != about[k]]
         if changed:
             key = changed[0]
@@ -134,7 +134,14 @@ def _complete(stem: pathlib.Path) -> bool:
     file = stem.with_name(f"{stem.name}.{packed.EXTENSION}")
     if not manifest.exists() or not file.exists():
         return False
-    return file.stat().st_size == json.loads(manifest.read_text())["bytes"]
+    try:
+        return file.stat().st_size == _manifest(manifest).get("bytes")
+    except ValueError:  # cut short: it is packed again
+        return False
+
+
+def _manifest(path: pathlib.Path) -> dict[str, Any]:
+    return paths.read_json(path, "pack into an empty folder")
 
 
 def _images(
@@ -214,10 +221,14 @@ def verify(folder: pathlib.Path) -> list[str]:
     wrong = []
     for manifest in sorted(folder.glob("*-of-*.json")):
         file = manifest.with_suffix(f".{packed.EXTENSION}")
-        recorded = json.loads(manifest.read_text())
+        try:
+            checksum = _manifest(manifest).get("sha256")
+        except ValueError as error:
+            wrong.append(str(error))
+            continue
         if not file.exists():
             wrong.append(f"{file.name}: missing")
-        elif _checksum(file) != recorded["sha256"]:
+        elif _checksum(file) != checksum:
             wrong.append(f"{file.name}: its checksum is not the manifest's")
     return wrong
 
@@ -330,7 +341,7 @@ def _settle_range(args: argparse.Namespace, source: base.Source) -> None:
         return
     manifests = [p for p in sorted(args.dst.glob("*.json")) if "-of-" not in p.stem]
     if manifests:
-        args.range = json.loads(manifests[0].read_text()).get("range", "full")
+        args.range = _manifest(manifests[0]).get("range", "full")
     else:
         pair = survey.percentiles(source)
         args.range = "full" if pair is None else levels.spell(pair)

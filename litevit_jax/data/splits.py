@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -244,6 +245,23 @@ def evaluator_data(title: str, block: dict[str, Any], data: Any) -> dict[str, An
             f"{', '.join(registry.choices('data.sources'))}"
         )
     return {**data.to_dict(), **_WHICH, **given, "holdout": kept}
+
+
+def open_evaluator(title: str, data: Any) -> Callable[[str], sources_base.Source]:
+    """Opens the splits of evaluator `title`, whose block `data` advice then names."""
+    opened = open_splits(data)
+    fields = "|".join([*_WHICH, *_HOW])
+
+    def source(split: str) -> sources_base.Source:
+        try:
+            return opened(split)
+        except (ValueError, FileNotFoundError) as error:
+            flag = rf"--config\.data\.(?=({fields})\b)"
+            text = re.sub(flag, f"--config.evals.{title}.data.", str(error))
+            kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
+            raise kind(f"evals.{title}.data: {text}") from error
+
+    return source
 
 
 def evaluation_rows(data: Any, mesh: Mesh) -> int:

@@ -12,10 +12,13 @@ import hashlib
 import json
 import os
 import pathlib
+import posixpath
 import tarfile
+from collections.abc import Iterable
 from typing import Any
 
 from litevit_jax import paths
+from litevit_jax.data import split_names
 from litevit_jax.data.layout import EXTENSIONS
 
 # Members that may hold a label, in the order in which they are asked.
@@ -24,7 +27,7 @@ LABELS = ("cls", "target.cls", "json", "txt")
 JSON_KEYS = ("label", "cls")
 
 _FOLDER = ".litevit-index"
-_VERSION = 2
+_VERSION = 3
 _LONGEST = 100  # characters of a label; captions are longer
 _LARGEST = 1 << 20  # bytes of a member that may hold one
 _KINDS_KEPT = 50  # of members, in an index
@@ -91,6 +94,24 @@ def _candidates(file: str) -> list[pathlib.Path]:
     ]
 
 
+def check_folders(names: Iterable[str], where: str) -> None:
+    """Raises ValueError if folders of members are splits, as of a packed folder."""
+    children = collections.defaultdict(set)
+    for folder in {posixpath.dirname(posixpath.normpath(name)) for name in names}:
+        parent, child = posixpath.split(folder)
+        while child:
+            children[parent].add(child)
+            parent, child = posixpath.split(parent)
+    for inside in children.values():
+        kinds = split_names.recognise(inside)
+        if len(set(kinds.values()) - {"extra"}) > 1:
+            raise ValueError(
+                f"{where} holds splits in its folders ({', '.join(sorted(kinds))}): "
+                "unpack it and read the folder (data=folder), or pack each split "
+                "alone, as train.tar and test.tar"
+            )
+
+
 def scan(file: str, key: str = "") -> Index:
     """Builds the index from the tar file itself: reads its headers and labels."""
     scanned, end = _Scan(file, key), 0
@@ -116,18 +137,25 @@ class _Scan:
 
     def __init__(self, file: str, key: str):
         self._file, self._key = file, key
-        self._images: list[tuple[str, list[Any]]] = []
+        self._images: list[tuple[str, str, list[Any]]] = []  # key, extension, row
         self._labels: dict[tuple[str, str], str] = {}
         self._members = collections.Counter()
         self._json_keys: list[str] = []
 
     def index(self) -> Index:
+        # Beside KEY.jpg, KEY.mask.png is another field of the same example.
+        whole = {key for key, extension, _ in self._images if extension in EXTENSIONS}
+        images = []
+        for key, extension, row in self._images:
+            read = extension in EXTENSIONS or key not in whole
+            images += [(key, row)] * read
+            self._members[extension.rpartition(".")[2] if read else extension] += 1
         labels = {
-            kind: [self._labels.get((key, kind)) for key, _ in self._images]
+            kind: [self._labels.get((key, kind)) for key, _ in images]
             for kind in LABELS
         }
         return Index(
-            images=[row for _, row in self._images],
+            images=[row for _, row in images],
             labels={
                 kind: column
                 for kind, column in labels.items()
@@ -147,11 +175,13 @@ class _Scan:
             self._members["link or device"] += 1
             return
         key, last = f"{folder}/{stem}", extension.rpartition(".")[2]
-        self._members[last if last in EXTENSIONS else extension] += 1
         if last in EXTENSIONS:
             # JSON has no place for bytes that are no text: escaped as Python does.
-            self._images.append((key, [member.name, member.offset_data, member.size]))
-        elif extension in LABELS:
+            row = [member.name, member.offset_data, member.size]
+            self._images.append((key, extension, row))
+            return
+        self._members[extension] += 1
+        if extension in LABELS:
             label = self._label(tar, member, extension)
             if self._labels.setdefault((key, extension), label) != label:
                 raise ValueError(
@@ -167,7 +197,7 @@ class _Scan:
         opened: Any = tar.extractfile(member)
         content = opened.read(_LARGEST)
         try:
-            text = content.decode("utf-8")
+            text = content.decode("utf-8-sig")
             if extension == "json":
                 return _as_label(self._from_json(json.loads(text)))
         except (ValueError, RecursionError):  # no text, no JSON, or nested too deep

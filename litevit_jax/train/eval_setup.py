@@ -117,7 +117,7 @@ class _Builder:
         source, classes = self.source, config.derived.num_classes
         if block is not None:
             data = splits.evaluator_data(title, block, config.data)
-            source = splits.open_splits(data)
+            source = splits.open_evaluator(title, data)
             classes = len(source(kwargs.get("split", "eval")).classes)
         context = base.Context(
             predict=self.predict,

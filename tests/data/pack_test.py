@@ -166,6 +166,23 @@ def test_a_shard_cut_or_changed_is_noticed(photos, tmp_path, capsys):
         packed.make(split="train", dir=str(target))
 
 
+def test_a_manifest_that_was_cut_short_is_packed_again_or_named(
+    photos, tmp_path, capsys
+):
+    target = tmp_path / "packed"
+    assert _pack(photos, target) == 0
+    shard, split = (target / f"train{x}.json" for x in ("-00000-of-00001", ""))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:20])
+    assert pack.main([str(target), str(target), "--verify"]) == 1
+    assert f"{shard} is damaged" in capsys.readouterr().out
+    assert _pack(photos, target) == 0
+    assert shard.read_bytes() == whole
+    split.write_text("")
+    assert _pack(photos, target) == 2
+    assert f"{split} is damaged" in capsys.readouterr().err
+
+
 def test_wrong_arguments_are_explained(photos, tmp_path, capsys):
     for wrong, message in (
         (["--shard=2/2"], "--shard=2/2; expected I/N"),

@@ -133,15 +133,20 @@ MISTAKES = {
     "source's name": ({"source": "digts"}, r"source 'digts' unknown; did you mean dig"),
     "split": ({"source": "digits", "eval_split": "tets"},
         r"'tets' unknown; did you mean test\? choose from test, train"),
+    "no test split": ({"source": "folder", "dir": "train"},
+        r"evals.knn.data: .*no 'test' split.* --config.evals.knn.data.holdout.test=0"),
+    "no folder": ({"source": "folder", "dir": "x"}, r"evals.knn.data: data.dir=.* doe"),
     "size": ({"source": "digits", "image_size": 9},
         r"evals.knn.data: images of 9x9, but the model learns from 8x8"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_in_the_block_is_refused_before_the_run(name, tmp_path):
+def test_a_mistake_in_the_block_is_refused_before_the_run(name, labelled, tmp_path):
     data, message = MISTAKES[name]
-    with pytest.raises(ValueError, match=message):
+    if "dir" in data:
+        data = data | {"dir": str(labelled / data["dir"])}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         prepare(tmp_path, data)
     assert not (tmp_path / "run").exists()
 

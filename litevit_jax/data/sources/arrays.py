@@ -227,7 +227,12 @@ def _by_split(names: Sequence[str], words: Sequence[str]) -> dict[str | None, st
 
 
 def _unused(path: pathlib.Path, layout: _Layout) -> list[str]:
-    """Returns a note on arrays of a .npz file that belong to no split."""
+    """Returns a note on arrays of a file, or files of a folder, of no split."""
+    if path.is_dir():
+        read = {images[0].name for images, _ in layout.values()}
+        files = sorted(file.name for file in path.glob("[!.]*.np[yz]"))
+        unread = [name for name in files if name not in read]
+        return [f"files not read: {base.first(unread)}"] * bool(unread)
     used = {key[1] for keys in layout.values() for key in keys if key}
     names = _names_in(path) if path.suffix == ".npz" and path.is_file() else []
     unused = [name for name in names if name not in used]

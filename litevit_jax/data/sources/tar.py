@@ -1,6 +1,7 @@
 """Tar files of images, as WebDataset writes them, read in any order.
 
-    KEY.jpg (or .png, .webp ...)   the image; KEY may contain folders, but no dot
+    KEY.jpg (or .png, .webp ...)   the image; KEY may contain folders, but no dot;
+                                   beside it KEY.mask.png is not read
     KEY.cls, KEY.target.cls        its label: a number (-1: none), or a class's name
     KEY.json                       or this one's `label` or `cls` (data.name: another
                                    key, `a.b` for one inside another)
@@ -295,6 +296,7 @@ class _Reader:
                 f"their members are {_counted(members) or 'none'}; expected some "
                 f"ending in {', '.join(sorted(EXTENSIONS))}"
             )
+        tar_index.check_folders((row[0] for _, row in rows), files[0])
         kind, labels = self.labels(files)
         lacking = [rows[n] for n, label in enumerate(labels) if not label]
         if kind and lacking:

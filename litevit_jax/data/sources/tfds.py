@@ -8,7 +8,6 @@ a copy, from the original archives or from a TFRecord copy.
 from __future__ import annotations
 
 import functools
-import json
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -244,13 +243,9 @@ def _preference(folder: epath.Path) -> tuple[bool, list[int]]:
 
 
 def _read_info(folder: epath.Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / _INFO).read_text())
-    except ValueError as error:
-        raise ValueError(
-            f"{folder / _INFO} is damaged ({error}); remove {folder} and prepare or "
-            "copy the data set again"
-        ) from error
+    return paths.read_json(
+        folder / _INFO, f"remove {folder} and prepare or copy the data set again"
+    )
 
 
 def _check_splits(split: str, info: dict[str, Any], path: epath.Path) -> None:
@@ -285,7 +280,8 @@ def check(path: epath.Path, split: str | None = None) -> dict[str, Any]:
 
 
 def _check_features(path: epath.Path) -> None:
-    features = json.loads((path / "features.json").read_text())
+    again = f"remove {path} and prepare or copy the data set again"
+    features = paths.read_json(path / "features.json", again)
     features = features.get("featuresDict", {}).get("features", {})
     if "image" not in features.get("image", {}):
         raise ValueError(

@@ -118,7 +118,9 @@ def test_split_names_are_the_usual_ones_in_any_case(save, train, test):
     )
     save(f"d/{train}.npz", image=_images(), label=np.arange(10))
     folder = pathlib.Path(save(f"d/{test}.npy", image=_images(3))).parent
-    assert len(arrays.make(split="train", dir=str(folder))) == 10
+    save("d/pool.npz", image=_images())
+    source = arrays.make(split="train", dir=str(folder))
+    assert len(source) == 10 and "files not read: pool.npz;" in source.summary()
     assert len(arrays.make(split="test", dir=str(folder))) == 3
 
 

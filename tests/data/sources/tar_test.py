@@ -239,6 +239,29 @@ def test_a_dot_in_the_name_of_an_image_does_not_mix_up_labels(tmp_path):
         tar.make(split="train", dir=str(tmp_path))
 
 
+def test_other_images_of_an_example_are_not_read_and_said(tmp_path):
+    content = labelled(range(2))
+    content |= {f"{n:04d}.mask.png": png(99) for n in range(2)}
+    write(
+        tmp_path / "a.tar",
+        content | {"dots.1.png": png(2), "dots.cls": b"\xef\xbb\xbf1"},
+    )
+    source = tar.make(split="train", dir=str(tmp_path))
+    assert [value_of(source[i]) for i in range(len(source))] == [0, 1, 2]
+    assert "3 .png read as images" in source.summary()
+    assert "not read: 2 .json, 2 .mask.png" in source.summary()
+
+
+@pytest.mark.parametrize("top", ["", "./", "set/"])
+def test_a_packed_folder_of_splits_is_refused(tmp_path, top):
+    names = [f"{top}{split}/cat/0.png" for split in ("train", "Test")]
+    write(tmp_path / "a.tar", {name: png(1) for name in names})
+    with pytest.raises(ValueError, match=r"a\.tar holds splits .*\(Test, train\)"):
+        tar.make(split="train", dir=str(tmp_path))
+    write(tmp_path / "a.tar", {name: png(1) for name in names[:1]})
+    assert len(tar.make(split="train", dir=str(tmp_path))) == 1
+
+
 @pytest.mark.parametrize(
     "key, label, message",
     [

@@ -123,6 +123,15 @@ def test_tfrecord_names_the_command_that_converts_it(version, tmp_path):
         tfds.make(name="pets", split="train", dir=str(tmp_path))
 
 
+@pytest.mark.parametrize("content", ['{"featuresDict": {', "[]", ""])
+def test_descriptions_that_were_cut_short_are_named(version, tmp_path, content):
+    folder = version("pets/1.0.0")
+    for name in ("features.json", "dataset_info.json"):
+        (folder / name).write_text(content)
+        with pytest.raises(ValueError, match=rf"{name} is damaged .*: remove {folder}"):
+            tfds.make(name="pets", split="train", dir=str(tmp_path))
+
+
 def test_missing_files_are_named(version, tmp_path):
     folder = version("pets/1.0.0")
     (folder / "pets-train.array_record-00000-of-00002").touch()
