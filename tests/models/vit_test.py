@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from litevit_jax import trees
 from litevit_jax.models import layers, vit
 from tests import golden
 
@@ -346,3 +347,19 @@ def test_hidden_patches_become_the_token_where_they_are(small):
     np.testing.assert_allclose(hidden["block_00/in"][:, 1:], expected, atol=1e-5)
     _, shown = encode(variables, image, hide=(jnp.zeros_like(mask), token))
     np.testing.assert_array_equal(shown["pre_norm"], plain["pre_norm"])
+
+
+def test_dense_blocks_compute_what_plain_ones_do_until_they_learn():
+    """Tables at 0 and factors of 1: a pre-trained function is unchanged."""
+    sizes = {"width": 24, "depth": 2, "num_heads": 2, "patch_size": 4}
+    plain = vit.make_encoder(**sizes, pos_embed="learned")
+    dense = vit.make_encoder(**sizes, pos_embed="learned", rpe_style="dense")
+    image = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    params = plain.init(jax.random.key(0), image)["params"]
+    own = dense.init(jax.random.key(2), image)["params"]
+    merged = trees.flatten(own) | trees.flatten(params)
+    fresh = trees.flatten(own).keys() - trees.flatten(params).keys()
+    assert len(fresh) == 2 * 3
+    got, _ = dense.apply({"params": trees.nest(merged)}, image)
+    want, _ = plain.apply({"params": params}, image)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)

@@ -259,6 +259,69 @@ def test_dense_blocks_take_those_of_every_style(style, lend, tmp_path):
             assert isinstance(got[name], jax.ShapeDtypeStruct)  # as it starts
 
 
+def segment(**fields):
+    """A small segmentation run that starts from RUN, on a larger grid of patches."""
+    scenes = {"size": 32, "scenes": 16, "test_scenes": 4, "seed": 0}
+    made = jobs.config("segment", "smoke", init="RUN", data__image_size=12, **fields)
+    with made.unlocked():
+        made.data.options.update(scenes)
+        made.data.joint.update(short_side=12, long_side=12)
+    return made
+
+
+FRESH_IN_DENSE = ("relative_position_bias_table", "gamma_1", "gamma_2")
+
+
+@pytest.mark.parametrize("recipe", ["mae_tiny", "mocov3_tiny", "mae_tiny_distill_d2"])
+def test_segmentation_takes_all_of_a_pre_trained_encoder_but_its_last_norm(
+    recipe, lend, tmp_path
+):
+    table = {"mocov3_tiny": "sincos_moco"}.get(recipe, "sincos")
+    run = lend(recipe)
+    got, job = loaded_into(segment(), tmp_path / "run")
+    depth = job.config["objective"]["encoder"]["depth"]
+    wanted = {n for n in got if n.startswith("encoder/")}
+    fresh = {n for n in wanted if n.endswith(FRESH_IN_DENSE)}
+    assert len(fresh) == 3 * depth and "encoder/norm/scale" not in wanted
+    for name in wanted - fresh - {"encoder/pos_embed"}:
+        np.testing.assert_array_equal(got[name], run.params[name], err_msg=name)
+    old = layers.sincos_table((4, 4), 24, table)[None]
+    want = positions.resize(old, (4, 4), (6, 6))
+    np.testing.assert_array_equal(got["encoder/pos_embed"], want)
+    untouched = [n for n, x in got.items() if isinstance(x, jax.ShapeDtypeStruct)]
+    parts = {name.partition("/")[0] for name in set(untouched) - fresh}
+    assert parts == {"neck", "decode_head"} and fresh <= set(untouched)
+
+
+def test_segmentation_refuses_what_does_not_fit_by_name(lend, tmp_path):
+    run = lend("mae_tiny")
+    cases = {
+        "num_heads": (segment(objective__encoder__num_heads=4), "has num_heads=2"),
+        "patch_size": (segment(objective__encoder__patch_size=3), "has patch_size=2"),
+    }
+    for field, (made, message) in cases.items():
+        with pytest.raises(ValueError, match=rf"objective.encoder.{field}=.*{message}"):
+            train.prepare(made, tmp_path / field)
+    run.params["encoder/blocks_0/extra"] = run.params.pop("encoder/cls_token")
+    with pytest.raises(ValueError) as caught:
+        train.prepare(segment(), tmp_path / "entries")
+    text = str(caught.value)
+    assert "encoder/cls_token [1, 1, 24]: not in the checkpoint" in text
+    assert "encoder/blocks_0/extra [1, 1, 24]: in the checkpoint only" in text
+
+
+def test_a_head_that_labels_other_classes_is_refused(lend, tmp_path):
+    run = lend("segment", data__image_size=48)
+    kernel = "decode_head/fc/kernel"
+    run.params[kernel] = run.params[kernel][:, :5]
+    everything = {"init_load": (".*",), "init_skip": (), "init_load_if_there": ()}
+    made = jobs.tiny("segment", init="RUN", **everything)
+    with pytest.raises(
+        ValueError, match=f"{kernel} tells 5 classes apart, this run 11"
+    ):
+        train.prepare(made, tmp_path / "run")
+
+
 def test_learned_positions_do_not_become_a_fixed_table(lend, tmp_path):
     run = lend("mae_tiny")
     run.config["objective"]["encoder"]["pos_embed"] = "sincos_moco"
