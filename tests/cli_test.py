@@ -56,7 +56,7 @@ def started(monkeypatch):
     """(config, workdir) of the runs that were started; none of them trains."""
     runs = []
 
-    def run(config, workdir):
+    def run(config, workdir, **_):
         runs.append((config, workdir))
         return loop.RunOutcome(6, {})
 
@@ -207,7 +207,10 @@ MISTAKES = {
     "name": (["--config=mae_tny"],
         r"--config=mae_tny: no such config file; did you mean mae_tiny .*choose from "
         r"analysis, .*, transfer"),
-    "name with a variant": (["--config=mae_tiny:digit"], r"did you mean digits\?"),
+    "name with a variant": (
+        ["--config=mae_tiny:digit"],
+        r"did you mean digits or digit_scenes\?",
+    ),
     "no name": (["--config="], r"--config= names no recipe; choose from analysis, "),
     "two": ([f"--config={TINY}", "--config", PROBE], r"--config is given 2 times"),
     "order": (["--config.seed=1", f"--config={TINY}"],
@@ -218,11 +221,12 @@ MISTAKES = {
     "not a recipe": ([f"--config={ROOT}/configs/common.py"],
         r"common.py: has no get_config\(arg\); .*choose from"),
     "variant": ([f"--config={TINY}:digit"],
-        r"mae_tiny.py:digit: variant 'digit' unknown; did you mean digits\? choose "
+        r"mae_tiny.py:digit: variant 'digit' unknown; did you mean digits or "
+        r"digit_scenes\? choose "
         r"from imagenet2012, digits, digit_scenes, folder, arrays, packed, tar, "
         r"segfolder, csv_file, fgvc_aircraft, tfds, smoke"),
     "value of a variant": ([f"--config={TINY}:data=foldr,path=DIR"],
-        r"variant data='foldr' unknown; did you mean folder\?"),
+        r"variant data='foldr' unknown; did you mean folder or segfolder\?"),
     "folder without path": ([f"--config={TINY}:data=folder"],
         r"data=folder needs a place: data=folder,path=DIR"),
     "path of the digits": ([f"--config={TINY}:digits,path=DIR"],
@@ -423,7 +427,7 @@ def test_no_config_at_all_says_how_to_give_one(capsys):
     [(None, 0), (signal.SIGTERM, 42), (signal.SIGINT, 130)],
 )
 def test_the_exit_code_tells_how_the_run_ended(number, code, monkeypatch):
-    monkeypatch.setattr(train, "run", lambda *_: loop.RunOutcome(4, {}, number))
+    monkeypatch.setattr(train, "run", lambda *_, **__: loop.RunOutcome(4, {}, number))
     assert run(f"--config={TINY}:smoke") == code
 
 
@@ -441,7 +445,7 @@ def test_results_are_printed_as_a_table_of_last_and_best_with_their_steps(
             "last": {"step": 60, "mae_loss": 0.5, "n": 1024},
         },
     }
-    monkeypatch.setattr(train, "run", lambda *_: loop.RunOutcome(60, results))
+    monkeypatch.setattr(train, "run", lambda *_, **__: loop.RunOutcome(60, results))
     assert run(f"--config={TINY}:smoke") == 0
     assert capsys.readouterr().out.splitlines()[1:4] == [
         "evaluation      metric    last   step  best  step  n     also (last)",
@@ -637,7 +641,7 @@ def test_what_starts_from_a_step_is_not_put_among_the_checkpoints():
 
 
 def failing(error):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     return fail
@@ -656,7 +660,7 @@ def test_an_error_of_the_user_is_a_message_and_no_trace(capsys):
 
 def test_a_full_disk_is_a_message_wherever_it_shows(capsys, monkeypatch):
     error = OSError(errno.ENOSPC, "No space left on device", "w/x.png")
-    monkeypatch.setattr(train, "run", lambda *_: exec("raise e", {"e": error}))
+    monkeypatch.setattr(train, "run", lambda *_, **__: exec("raise e", {"e": error}))
     assert run(f"--config={TINY}:smoke") == cli.EXIT_FAILED
     err = capsys.readouterr().err
     assert "No space left on device: 'w/x.png'" in err

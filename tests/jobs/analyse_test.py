@@ -63,7 +63,7 @@ def test_without_images_there_is_no_analysis(ended, tmp_path):
 def test_a_report_that_cannot_be_drawn_does_not_fail_a_complete_run(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(train, "run", lambda *_: loop.RunOutcome(6, {}))
+    monkeypatch.setattr(train, "run", lambda *_, **__: loop.RunOutcome(6, {}))
     ending = train.main(jobs.tiny(), str(tmp_path / "gone"), "litevit")
     assert ending.result == str(tmp_path / "gone")
     said = capsys.readouterr()
