@@ -308,8 +308,23 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raises ValueError for a number out of bounds, or a DST that is no folder."""
+    bounds = {
+        x: registry.bound_of(f"data.{x}") for x in ("max_bad_fraction", "threads")
+    }
+    for name, bound in {**bounds, "shards": registry.Bound(1, whole=True)}.items():
+        value = getattr(args, name)
+        if value is not None and bound is not None and not bound.holds(value):
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag}={value}; expected {bound.text(value)}")
+    if args.dst.is_file():
+        raise ValueError(f"{args.dst} is a file; expected a folder to pack into")
+
+
 def _pack_splits(args: argparse.Namespace) -> None:
     """Packs each split asked for, or all there are."""
+    _check(args)
     for split, source in _sources(args):
         # A folder's path is a split's name too: 'a/train'.
         name = split.strip("./").replace("/", "-") or "train"
