@@ -160,8 +160,7 @@ def _describe(path: pathlib.Path, about: dict[str, Any]) -> None:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text := json.dumps(value)) <= 60 else text[:57] + "..."
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
@@ -314,10 +313,9 @@ def _check(args: argparse.Namespace) -> None:
         x: registry.bound_of(f"data.{x}") for x in ("max_bad_fraction", "threads")
     }
     for name, bound in {**bounds, "shards": registry.Bound(1, whole=True)}.items():
-        value = getattr(args, name)
+        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
         if value is not None and bound is not None and not bound.holds(value):
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag}={value}; expected {bound.text(value)}")
+            raise ValueError(f"{flag}={value}; expected {bound.text(value)}")
     if args.dst.is_file():
         raise ValueError(f"{args.dst} is a file; expected a folder to pack into")
 
