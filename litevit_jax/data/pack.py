@@ -118,8 +118,7 @@ def _describe(path: pathlib.Path, about: dict[str, Any]) -> None:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text := json.dumps(value)) <= 60 else text[:57] + "..."
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
@@ -275,8 +274,22 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raises ValueError for a number out of bounds, or a DST that is no folder."""
+    bounds = {
+        x: registry.bound_of(f"data.{x}") for x in ("max_bad_fraction", "threads")
+    }
+    for name, bound in {**bounds, "shards": registry.Bound(1, whole=True)}.items():
+        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        if value is not None and bound is not None and not bound.holds(value):
+            raise ValueError(f"{flag}={value}; expected {bound.text(value)}")
+    if args.dst.is_file():
+        raise ValueError(f"{args.dst} is a file; expected a folder to pack into")
+
+
 def _pack_splits(args: argparse.Namespace) -> None:
     """Packs each split asked for, or all there are."""
+    _check(args)
     for split, source in _sources(args):
         # A folder's path is a split's name too: 'a/train'.
         name = split.strip("./").replace("/", "-") or "train"

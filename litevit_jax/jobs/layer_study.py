@@ -299,8 +299,16 @@ class Study:
                 job = train.prepare(config, directory, begin=False)
                 self._steps = self._steps or job.total_steps  # the first is rich
         for part in [p for p in self.planned if p.kind == "probe"]:
+            share = self._config.study[part.setting]
             with tempfile.TemporaryDirectory() as directory:  # it opens a directory
-                evaluate.prepare(self.probe_of(part), pathlib.Path(directory) / "probe")
+                try:
+                    where = pathlib.Path(directory) / "probe"
+                    evaluate.prepare(self.probe_of(part), where)
+                except ValueError as error:
+                    raise ValueError(
+                        f"part {part.name}, with --config.study.{part.setting}="
+                        f"{share:g} of the training images: {error}"
+                    ) from None
         derived = {"total_steps": self._steps}  # of every part
         plain = workdirs.plain({**self._config.to_dict(), "derived": derived})
         workdirs.open_run(

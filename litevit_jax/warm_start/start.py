@@ -120,6 +120,12 @@ def init_checkpoint(config: ConfigDict) -> Checkpoint | None:
             "with --config.init=RUN_DIR (or a step in it, RUN_DIR/checkpoints/STEP, or "
             "a file of weights), or --config.init=random for one that never learned"
         )
+    unread = [name for name in ("init_donor", "init_ema", "init_grid") if config[name]]
+    if unread and not config.init:
+        raise ValueError(
+            f"--config.{unread[0]}={config[unread[0]]} goes with --config.init=, which "
+            "is not given: give the run or file, or leave it out"
+        )
     encoder = config.objective.encoder
     loaded, like = _read_init(config)
     if like is not None:

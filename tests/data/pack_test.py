@@ -187,6 +187,9 @@ def test_wrong_arguments_are_explained(photos, tmp_path, capsys):
     for wrong, message in (
         (["--shard=2/2"], "--shard=2/2; expected I/N"),
         (["--quality=0"], "--quality=0; expected"),
+        (["--max-bad-fraction=nan"], "--max-bad-fraction=nan; expected a finite"),
+        (["--threads=0"], "--threads=0; expected 1 or more"),
+        (["--shards=0"], "--shards=0; expected 1 or more"),
         (["--source=foldr"], "did you mean folder"),
     ):
         assert _pack(photos, tmp_path / "x", *wrong) == 2

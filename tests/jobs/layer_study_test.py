@@ -226,6 +226,10 @@ def test_what_no_part_could_do_is_refused(checkpoints, tmp_path):
         ),
         ({"study__depths": (3,)}, r"study.depths=\(3,\): the encoder has 2 blocks"),
         ({"study__poor": 0.0}, r"study.poor=0.0; expected a share"),
+        (
+            {"study__poor": 3 / 1438, "study__kinds": ("probe",)},
+            r"--config.study.poor=0.002.* of the training images: .* nothing to choose",
+        ),
         ({"study__metric": "loss"}, r"study.metric 'loss' unknown; .*top1, mean_per"),
         (
             {"init_donor": jobs.teacher(), "study__kinds": ("swap",)},

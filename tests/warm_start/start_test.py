@@ -142,6 +142,15 @@ def test_a_teacher_nobody_asks_or_that_is_not_there_is_refused(tmp_path):
         train.prepare(made, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("ema", True), ("grid", "4x4"), ("donor", "RUN")]
+)
+def test_how_a_start_is_read_goes_with_a_start(name, value, tmp_path):
+    made = jobs.tiny(**{f"init_{name}": value})
+    with pytest.raises(ValueError, match=rf"--config.init_{name}={value} goes with"):
+        train.prepare(made, tmp_path / "run")
+
+
 def test_a_file_of_weights_teaches(lend, file_of, tmp_path):
     path = file_of(lend("mae_tiny", **TEACHER))
     job = jobs.prepare(tmp_path / "run", jobs.tiny("mae_tiny_distill", teacher=path))
