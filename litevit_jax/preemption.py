@@ -241,7 +241,8 @@ class Preemption:
     def program(self, main: Callable[[], Any]) -> None:
         """Runs `main`, the whole program; a signal ends it with its exit code."""
         self._owner = True
-        atexit.register(self._leave)  # called after all that is registered later
+        # The last thing done: freeing what a signal left half built can crash Python.
+        atexit.register(lambda: self._code is not None and self.signal and self._end())
         try:
             try:
                 self._begin()
@@ -258,18 +259,6 @@ class Preemption:
         except SystemExit as error:
             self._code = error.code if isinstance(error.code, int) else None
             raise
-
-    def _leave(self) -> None:
-        """Ends the program after a signal, as the last of what Python does at its end.
-
-        Freeing what a signal left half built in a compiler can crash the interpreter.
-        """
-        if self.signal is None or self._code is None:
-            return
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(self._code)
 
     def _begin(self) -> tuple[dict[int, Any], int, int]:
         """Installs handlers; returns (old handlers, old wake-up file, new one)."""
@@ -316,11 +305,7 @@ def _alone() -> bool:
 
 
 def say(text: str, stream: TextIO | None = None, *, end: str = "\n") -> None:
-    """Prints `text`; mutes the stream if its reader is gone.
-
-    Ctrl-C ends `tee` as well, and a closed terminal sends SIGHUP: a run that saves must
-    finish all the same.
-    """
+    """Prints `text`; mutes a stream without reader: Ctrl-C ends `tee` as well."""
     stream = sys.stderr if stream is None else stream
     try:
         print(text + end, end="", file=stream, flush=True)

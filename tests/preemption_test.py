@@ -168,7 +168,7 @@ def test_a_signal_in_start_up_ends_the_program_with_its_code(number):
 
 def test_what_a_signal_leaves_half_built_is_not_freed():
     code, _, answered = Program("leave_it_half_built").started().end(signal.SIGTERM)
-    assert (code, answered) == (42, "stopping\nstopped by SIGTERM\n")
+    assert code == 42 and answered.endswith("stopped by SIGTERM\n")
 
 
 def test_a_signal_in_an_import_waits_for_its_end():
