@@ -226,8 +226,9 @@ def test_a_run_of_every_objective_can_be_evaluated(
     ]
     made = read.Checkpoint(arrays[0], job.config, 6, tmp_path, arrays[1])
     monkeypatch.setattr(read, "read_params", lambda _: made)
-    got = evaluate.prepare(config("knn", init="RUN"), tmp_path / "evaluated")
-    assert set(got.evaluators) == {"knn"} and got.step == 6
+    name = "segmentation" if objective == "segmentation" else "knn"
+    got = evaluate.prepare(config(name, init="RUN"), tmp_path / "evaluated")
+    assert set(got.evaluators) == {name} and got.step == 6
     placed = got.create()
     assert checkpoint.flatten(placed.params).keys() == arrays[0].keys()
     assert got.config["objective"]["name"] == objective
