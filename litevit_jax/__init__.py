@@ -29,7 +29,8 @@ os.environ["EPATH_USE_TF"] = "false"
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = importlib.import_module(f"{__name__}.choices").suggest(name, __all__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; {hint}")
     if name == "recipes":
         return importlib.import_module(f"{__name__}.recipes")
     if "jax" not in sys.modules:  # it reads its platform when it is imported

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 from ml_collections import ConfigDict
 
-from litevit_jax import choices, cli, compilation, recipes, trees
+from litevit_jax import choices, cli, compilation, recipes, registry, trees
 from litevit_jax.analysis import images as analysis_images
 from litevit_jax.data.sources.base import Source as Source
 from litevit_jax.encoder import Encoder
@@ -62,7 +62,7 @@ def load(
       FileNotFoundError: nothing is there.
       ValueError: it cannot be read, or does not say how many heads it has.
     """
-    path = os.fspath(path)
+    path = _path("load", path, "a run directory, a step in it or a file of weights")
     loaded = _read(path, num_heads, average)
     is_run = "data" in loaded.config
     if is_run:
@@ -102,7 +102,29 @@ def load(
     )
 
 
+def _path(what: str, path: Any, expected: str) -> str:
+    """Returns a path as text.
+
+    Raises:
+      ValueError: it is none; `what` was given it, `expected` was another.
+    """
+    if isinstance(path, str | os.PathLike) and os.fspath(path):
+        return os.fspath(path)
+    raise ValueError(f"{what}: got {path!r}, expected the path of {expected}")
+
+
+def _check_encoder(what: str, encoder: Any) -> None:
+    if not isinstance(encoder, Encoder):
+        raise ValueError(
+            f"{what}: got {type(encoder).__name__} as the encoder, expected what "
+            f"litevit_jax.load(PATH) returns; give it first: {what}(encoder, ...)"
+        )
+
+
 def _read(path: str, num_heads: int | None, average: bool) -> read.Checkpoint:
+    whole = isinstance(num_heads, int) and not isinstance(num_heads, bool)
+    if num_heads is not None and not (whole and num_heads > 0):
+        raise ValueError(f"load: got num_heads={num_heads!r}, expected 1 or more")
     loaded = read.read(path, num_heads=num_heads, average=average)
     kept = loaded.config.get("optimizer", {}).get("ema_decay") is not None
     if kept and not average:
@@ -176,6 +198,7 @@ def features(
     Raises:
       ValueError: no images, or one that cannot be read; see `Encoder.preprocess`.
     """
+    _check_encoder("features", encoder)
     if pool is not None:
         choices.check("pool", pool, POOLS)
     items = _listed(images_or_paths)
@@ -199,7 +222,13 @@ def features(
 
 def _prepared(encoder: Encoder, image: Any) -> Any:
     if hasattr(image, "dtype") and np.issubdtype(image.dtype, np.floating):
-        return encoder.checked(np.asarray(image)[None])[0]
+        array = np.asarray(image)
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"got an image {array.dtype}{list(array.shape)} with numbers that are "
+                "not finite; expected what encoder.preprocess(image) returns"
+            )
+        return encoder.checked(array[None])[0]
     return encoder.preprocess(image)
 
 
@@ -207,12 +236,15 @@ def _listed(images: Any) -> list[Any]:
     """Lists images; a single one becomes a list of one."""
     if isinstance(images, str | os.PathLike | PIL.Image.Image):
         return [images]
-    if hasattr(images, "ndim"):
+    if hasattr(images, "ndim") and hasattr(images, "dtype"):
+        if images.dtype.kind == "U":  # an array of paths
+            return [str(path) for path in images.ravel()]
         return list(images) if images.ndim == 4 else [images]
-    if isinstance(images, Iterable):
+    if isinstance(images, Iterable) and not isinstance(images, Mapping | bytes):
         return list(images)
     raise ValueError(
-        f"got {type(images).__name__}; expected paths, PIL images or arrays of bytes"
+        f"features: got {type(images).__name__}, expected paths, PIL images or arrays "
+        "of bytes: one, a list of them, or an array [B, H, W, C]"
     )
 
 
@@ -238,7 +270,8 @@ def save(encoder: Encoder, path: str | os.PathLike[str]) -> None:
       FileExistsError: the file is there already.
       OSError: it cannot be written.
     """
-    target = pathlib.Path(path)
+    _check_encoder("save", encoder)
+    target = pathlib.Path(_path("save", path, "a new file, as encoder.safetensors"))
     kind = convert.check_target(target)
     module, head = encoder.module, _plain_head(encoder)
     params = trees.flatten({"encoder": encoder.params}) | head
@@ -304,7 +337,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> RunOutcome:
       ValueError, KeyError, OSError: a mistake, before anything is compiled.
     """
     _start(config, "train")
-    return train_job.run(config, os.fspath(workdir))
+    return train_job.run(config, _path("train", workdir, "the run's directory"))
 
 
 def evaluate(
@@ -329,15 +362,22 @@ def evaluate(
       ValueError, KeyError, OSError: a mistake, before anything is compiled.
     """
     _start(config, "evaluate")
-    return evaluate_job.run(config, os.fspath(workdir))
+    folder = _path("evaluate", workdir, "a directory for the results")
+    return evaluate_job.run(config, folder)
 
 
 def _start(config: ConfigDict, job: str) -> None:
     """Readies JAX, as the command line does.
 
     Raises:
-      ValueError: the config is of another job.
+      ValueError: the config is of another job, or none; or a number is out of bounds.
     """
+    if not isinstance(config, ConfigDict) or "job" not in config:
+        raise ValueError(
+            f"{job}: got {type(config).__name__}, expected a config, as litevit_jax."
+            "recipes.get('mae_tiny', 'digits') returns it"
+        )
+    registry.check_fields(config)
     if config.job != job:
         call = _CALLS.get(
             config.job, f"the command line: litevit --config={config.name}"

@@ -43,6 +43,13 @@ def suggest(name: Any, known: Iterable[str], *, form: str = "{}") -> str:
     return f"{nearest}choose from {names}{more}"
 
 
+def about_keyword(given: Iterable[str], known: Iterable[str] | None) -> str:
+    """Returns '; did you mean a? ...' for a keyword that is not known; '' without."""
+    known = sorted(known or ())
+    unknown = sorted(key for key in given if key not in known)
+    return f"; {suggest(unknown[0], known)}" if unknown else ""
+
+
 def check(what: str, name: Any, known: Iterable[str]) -> Any:
     """Returns `name` if it is one of `known`.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -63,6 +65,23 @@ class Encoder:
     others: dict[str, Any] = dataclasses.field(repr=False)
     model_state: Any = dataclasses.field(repr=False)
 
+    def __post_init__(self) -> None:
+        for name, low in (("mean", -math.inf), ("std", 0.0)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            given = value if isinstance(value, Iterable) else (value,)
+            numbers = tuple(float(x) for x in given)
+            good = all(low < x < math.inf for x in numbers)
+            if given is not value or len(numbers) != self.channels or not good:
+                kind = "positive" if name == "std" else "finite"
+                raise ValueError(
+                    f"{self.path}: got {name}={value!r}, expected a {kind} number for "
+                    f"each of its {self.channels} channels, as {name}="
+                    f"{(0.5,) * self.channels}"
+                )
+            object.__setattr__(self, name, numbers)
+
     def apply(self, images: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Encodes preprocessed images.
 
@@ -111,7 +130,9 @@ class Encoder:
         try:
             pixels = transform(raw, np.random.default_rng(0))  # it draws nothing
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+            several = getattr(raw, "ndim", 0) in (3, 4)
+            hint = "; several images are a list, or an array [B, H, W, C]" * several
+            raise ValueError(f"{where}: {error}{hint}") from None
         return np.asarray(_normalized(self.mean, self.std, pixels[None])[0])
 
     def checked(self, images: Any) -> jax.Array:
@@ -120,7 +141,13 @@ class Encoder:
         Raises:
           ValueError: bytes, or images of another shape.
         """
-        images = jnp.asarray(images)
+        try:
+            images = jnp.asarray(images)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{self.path}: got {type(images).__name__}, expected an array of "
+                "images: np.stack of what encoder.preprocess(image) returns for each"
+            ) from None
         expected = (*self.image_size, self.channels)
         floats = jnp.issubdtype(images.dtype, jnp.floating)
         if not floats or images.ndim != 4 or images.shape[1:] != expected:

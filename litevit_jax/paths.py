@@ -61,14 +61,6 @@ def is_local(path: str | os.PathLike[str]) -> bool:
     return "://" not in os.fspath(path)
 
 
-def store(text: str) -> tuple[Any, str]:
-    """Returns the fsspec file system of a store, and the path inside it."""
-    import fsspec
-
-    system, inside = fsspec.core.url_to_fs(text)
-    return system, inside.rstrip("/")
-
-
 def absolute(path: Any) -> Any:
     """Returns `path` from the root on; a path in a store is absolute already."""
     return path.absolute() if is_local(path) else path
@@ -188,33 +180,11 @@ def append(path: Any, data: bytes) -> None:
 
 
 @functools.cache
-def _copies() -> pathlib.Path:
+def copies() -> pathlib.Path:
     """Makes a directory that is removed when the program ends."""
     directory = tempfile.mkdtemp(prefix="litevit_jax-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return pathlib.Path(directory)
-
-
-@functools.cache
-def local_file(text: str) -> pathlib.Path:
-    """Returns the file `text` itself, or a local copy of it if it is in a store.
-
-    The copy is made once, keeps the file's name and lasts as long as the program.
-
-    Raises:
-      FileNotFoundError: no such file.
-      OSError: it cannot be read, or there is no room for it.
-    """
-    source = path(text)
-    if is_local(source):
-        return source
-    if not source.exists():
-        raise FileNotFoundError(f"{text} does not exist")
-    folder = _copies() / str(sum(1 for _ in _copies().iterdir()))
-    folder.mkdir()
-    with source.open("rb") as file, (folder / source.name).open("wb") as target:
-        shutil.copyfileobj(file, target, 1 << 20)
-    return folder / source.name
 
 
 class Mirror:
@@ -222,7 +192,7 @@ class Mirror:
 
     def __init__(self, target: Any) -> None:
         self._target = target
-        self.folder = pathlib.Path(tempfile.mkdtemp(dir=_copies()))
+        self.folder = pathlib.Path(tempfile.mkdtemp(dir=copies()))
         self._copied: dict[pathlib.Path, int] = {}
 
     def copy(self) -> None:

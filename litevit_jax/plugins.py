@@ -25,9 +25,9 @@ import pathlib
 import pkgutil
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from litevit_jax import choices as names
 
@@ -40,6 +40,12 @@ KINDS = {
     "objectives": "objectives",
     "evaluators": "evaluators",
     "data.sources": "sources",
+}
+# What `make` of each folder returns, and the keywords that the package itself gives.
+CONTRACTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "objectives": ("Objective", ()),
+    "evaluators": ("Evaluator", ("context",)),
+    "data.sources": ("Source", ("split", "dir", "name", "holdout")),
 }
 HINT = (
     f"if it comes from a plug-in, name its folder in {VARIABLE} or install its package"
@@ -116,6 +122,41 @@ def load(folder: str, name: str) -> ModuleType:
     if plugin is not None:
         return plugin.load()
     return importlib.import_module(f"litevit_jax.{folder}.{name}")
+
+
+def make(folder: str, name: str, call: Callable[..., Any], kwargs: Any) -> Any:
+    """Calls `make` of a file, and checks that the result keeps the contract.
+
+    Raises:
+      ValueError: it lacks a method, or is no such object.
+    """
+    what, (contract, _) = f"{kind_of(folder)} {name!r}", CONTRACTS[folder]
+    try:
+        built = call(**kwargs)
+    except TypeError as error:
+        if not str(error).startswith("Can't instantiate abstract class"):
+            raise
+        raise ValueError(
+            f"{what} ({file_of(folder, name)}): {error}; define what it lacks, see "
+            f"litevit_jax.{contract}"
+        ) from error
+    kind = getattr(importlib.import_module(f"litevit_jax.{folder}.base"), contract)
+    if isinstance(built, kind):
+        return built
+    raise ValueError(
+        f"{what} ({file_of(folder, name)}): make returned {type(built).__name__}, "
+        f"expected a class derived from litevit_jax.{contract}"
+    )
+
+
+def about_keyword(
+    folder: str, name: str, given: Iterable[str], known: Iterable[str]
+) -> str:
+    """Says what to do about a keyword that `make` of a file does not take."""
+    _, own = CONTRACTS[folder]
+    if set(own) - set(known):
+        return f"; make in {file_of(folder, name)} has to take {', '.join(own)}"
+    return names.about_keyword(set(given) - set(own), set(known) - set(own))
 
 
 def file_of(folder: str, name: str) -> pathlib.Path:

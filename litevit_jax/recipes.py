@@ -52,7 +52,19 @@ def get(name: str, variant: str | None = None) -> Any:
     Raises:
       ValueError: no such recipe, or no such variant.
     """
+    for what, value in (("name", name), ("variant", variant)):
+        if not isinstance(value, str) and (what, value) != ("variant", None):
+            raise ValueError(
+                f"recipes.get: got {what} {value!r}, expected text, as "
+                "recipes.get('mae_tiny', 'digits')"
+            )
     name = name.removeprefix("configs/").removesuffix(".py")
+    recipe, colon, own = name.partition(":")
+    if colon and recipe in names():
+        raise ValueError(
+            f"recipe {name!r}: here the variant stands apart; write "
+            f"recipes.get({recipe!r}, {own!r})"
+        )
     if name not in names():
         raise ValueError(f"recipe {name!r} unknown; {unknown(name)}")
     recipe: Any = importlib.import_module(f"litevit_jax.configs.{name}")

@@ -28,7 +28,8 @@ def make(folder: str, name: str, /, **kwargs: Any) -> Any:
     """Builds plug-in `name` of `folder` with its `make(**kwargs)`.
 
     Raises:
-      ValueError: no such plug-in, or a keyword that its `make` does not take.
+      ValueError: no such plug-in, a keyword that its `make` does not take, or a result
+        of another kind.
     """
     from litevit_jax import plugins
 
@@ -36,8 +37,11 @@ def make(folder: str, name: str, /, **kwargs: Any) -> Any:
     try:
         inspect.signature(plugin).bind(**kwargs)
     except TypeError as error:
-        raise ValueError(f"{plugins.kind_of(folder)} {name!r}: {error}") from error
-    return plugin(**kwargs)
+        known = inspect.signature(plugin).parameters
+        hint = plugins.about_keyword(folder, name, kwargs, known)
+        what = f"{plugins.kind_of(folder)} {name!r}"
+        raise ValueError(f"{what}: {error}{hint}") from error
+    return plugins.make(folder, name, plugin, kwargs)
 
 
 def defaults(folder: str, name: str) -> dict[str, Any]:

@@ -115,12 +115,3 @@ def fingerprint(state: Any) -> str:
     prints = sorted(inspect_parts(parts)[0].items())
     lines = "".join(f"{name} {value};" for name, value in prints)
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
-
-
-def hash_arrays(arrays: Any) -> str:
-    """Returns a hash of names, shapes and bits of host arrays, on any machine alike."""
-    digest = hashlib.sha256()
-    for name, x in flatten(arrays).items():
-        digest.update(f"{name} {x.dtype} {x.shape};".encode())
-        digest.update(np.ascontiguousarray(x).tobytes())
-    return digest.hexdigest()[:16]

@@ -295,3 +295,85 @@ def test_a_mistake_is_explained(name, encoder):
     call, message = MISTAKES[name]
     with pytest.raises((ValueError, OSError), match=message):
         call(encoder)
+
+
+def wrong(call):
+    """The message of a call that is none."""
+    with pytest.raises(ValueError) as error:
+        call()
+    return str(error.value)
+
+
+def test_wrong_calls_say_what_was_given_and_what_is_expected(encoder, tmp_path):
+    config = litevit_jax.recipes.get("mae_tiny", "smoke")
+    calls = {
+        r"load: got 5, expected the path of a run": lambda: litevit_jax.load(5),
+        r"load: got '', expected the path": lambda: litevit_jax.load(""),
+        r"got num_heads='3', expected 1 or more": lambda: litevit_jax.load(
+            tmp_path, num_heads="3"
+        ),
+        r"features: got str as the encoder, expected what .*load\(PATH\)": lambda: (
+            litevit_jax.features("run", ["a.png"])
+        ),
+        r"features: got dict, expected paths, PIL images or arrays": lambda: (
+            litevit_jax.features(encoder, {"a": "a.png"})
+        ),
+        r"with numbers that are not finite; expected what encoder.pre": lambda: (
+            litevit_jax.features(encoder, np.full((1, 8, 8, 1), np.nan, np.float32))
+        ),
+        r"several images are a list, or an array \[B, H, W, C\]": lambda: (
+            litevit_jax.features(encoder, np.zeros((9, 8, 8), np.uint8))
+        ),
+        r"got list, expected an array of images: np.stack": lambda: encoder.apply(
+            ["a.png"]
+        ),
+        r"got mean=0.5, expected a finite number for each of its 1 chan": lambda: (
+            dataclasses.replace(encoder, mean=0.5)
+        ),
+        r"got std=\[0.0\], expected a positive number": lambda: dataclasses.replace(
+            encoder, std=[0.0]
+        ),
+        r"save: got str as the encoder": lambda: litevit_jax.save("a", encoder),
+        r"save: got None, expected the path of a new file": lambda: litevit_jax.save(
+            encoder, None
+        ),
+        r"dir has no ending, expected one of .safe": lambda: litevit_jax.save(
+            encoder, "dir"
+        ),
+        r"recipes.get: got name None, expected text": lambda: litevit_jax.recipes.get(
+            None
+        ),
+        r"got variant \['digits'\], expected text": lambda: litevit_jax.recipes.get(
+            "mae_tiny", ["digits"]
+        ),
+        r"write recipes.get\('mae_tiny', 'digits'\)": lambda: litevit_jax.recipes.get(
+            "mae_tiny:digits"
+        ),
+        r"train: got dict, expected a config, as litevit_jax.recipes": lambda: (
+            litevit_jax.train({}, tmp_path)
+        ),
+        r"train: got None, expected the path of the run's dir": lambda: (
+            litevit_jax.train(config, None)
+        ),
+        r"config.batch_size=a; expected an integer": lambda: litevit_jax.train(
+            changed(config, "batch_size", "a"), tmp_path
+        ),
+    }
+    for message, call in calls.items():
+        assert re.search(message, wrong(call)), message
+
+
+def changed(config, name, value):
+    with config.unlocked(), config.ignore_type():
+        config[name] = value
+    return config
+
+
+def test_a_public_name_that_is_misspelt_is_suggested():
+    with pytest.raises(AttributeError, match=r"no attribute 'lod'; did you mean load"):
+        litevit_jax.lod  # noqa: B018
+
+
+def test_a_list_gives_numbers_for_each_channel(encoder):
+    listed = dataclasses.replace(encoder, mean=list(encoder.mean), std=[0.5])
+    assert listed.mean == encoder.mean and listed.std == (0.5,)

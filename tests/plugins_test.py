@@ -230,3 +230,34 @@ def test_an_entry_point_that_leads_nowhere_is_named(value, installed):
     ):
         registry.make("data.sources", "statc")
     assert "mine" in plugins.overview()[0]
+
+
+ABSTRACT = """
+from litevit_jax.data.sources import base
+
+class Half(base.Source):
+    classes = []
+    def __len__(self):
+        return 6
+
+def make(*, split, dir, name, holdout):
+    return Half()
+"""
+
+
+def test_what_breaks_the_contract_is_the_users_and_named_with_its_file(folder):
+    write(folder, sources__pairs="def make(*, split, dir, name, holdout): return [1]")
+    write(folder, sources__few="def make(*, split): pass", sources__half=ABSTRACT)
+    write(folder, evaluators__none="def make(*, context): pass")
+    write(folder, evaluators__alone="def make(*, k=1): pass")
+    asked = {"split": "train", "dir": None, "name": None, "holdout": 0.0}
+    for kind, name, kwargs, message in (
+        ("data.sources", "pairs", asked, r"pairs.py\): make returned list, expected a"),
+        ("data.sources", "few", asked, r"few.py has to take split, dir, name, holdout"),
+        ("data.sources", "half", asked, r"half.py\): .*name_of; define what it lacks"),
+        ("evaluators", "none", {"context": 1}, r"returned NoneType, .*x.Evaluator$"),
+        ("evaluators", "alone", {"context": 1}, r"alone.py has to take context$"),
+        ("evaluators", "knn", {"context": 1, "kk": 2}, r"'kk'; did you mean k\? ch"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            registry.make(kind, name, **kwargs)

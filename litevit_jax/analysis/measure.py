@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import choices, sharding, terminal, trees
+from litevit_jax import array_digest, choices, sharding, terminal
 from litevit_jax.analysis import (
     attention,
     capture,
@@ -230,7 +230,7 @@ def _describe(model: models.Model, images: int) -> dict[str, Any]:
         "image_size": list(model.view.size),
         "last_norm": model.last_norm,
         "images": images,
-        "fingerprint": trees.hash_arrays(model.params),
+        "fingerprint": array_digest.digest(model.params),
     }
 
 

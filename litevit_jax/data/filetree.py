@@ -183,7 +183,7 @@ class StoredTree(Tree):
 
     @functools.cached_property
     def _store(self) -> tuple[Any, str]:
-        return paths.store(self._root)
+        return _store(self._root)
 
     @functools.cached_property
     def _sizes(self) -> dict[str, int]:
@@ -246,3 +246,11 @@ def _inside(path: str, folders: Sequence[str]) -> bool:
 
 def _parents(path: str) -> list[str]:
     return [str(parent) for parent in pathlib.PurePath(path).parents]
+
+
+def _store(text: str) -> tuple[Any, str]:
+    """Returns the fsspec file system of a store, and the path inside it."""
+    import fsspec
+
+    system, inside = fsspec.core.url_to_fs(text)
+    return system, inside.rstrip("/")

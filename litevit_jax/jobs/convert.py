@@ -98,8 +98,9 @@ def check_target(target: pathlib.Path, kind: str | None = None) -> str:
     if formats is None or kind not in (None, *formats):
         endings = {k: end for end, kinds in export.ENDINGS.items() for k in kinds}
         wanted = endings[kind] if kind else "one of " + ", ".join(export.ENDINGS)
+        got = f"ends in {target.suffix!r}" if target.suffix else "has no ending"
         raise ValueError(
-            f"{target} ends in {target.suffix or 'nothing'!r}, expected {wanted}"
+            f"{target} {got}, expected {wanted}"
             + (f" for format {kind!r}" if kind else "")
         )
     if target.exists():

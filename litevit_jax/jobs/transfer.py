@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from litevit_jax import choices, paths, terminal, trees
+from litevit_jax import array_digest, choices, paths, terminal
 from litevit_jax.data import splits
 from litevit_jax.jobs import ledger, summary, train
 from litevit_jax.train import resolve
@@ -206,7 +206,7 @@ class Sweep:
             derived["train_fingerprint"] = job.config["derived"]["train_fingerprint"]
         self._check_splits()
         if self._config.init != "random":
-            derived["init_fingerprint"] = trees.hash_arrays(
+            derived["init_fingerprint"] = array_digest.digest(
                 read.read(
                     self._config.init,
                     num_heads=self._config.objective.encoder.num_heads,

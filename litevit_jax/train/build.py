@@ -17,7 +17,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import augment, checkpoint, distributed, registry, sharding, trees
+from litevit_jax import (
+    array_digest,
+    augment,
+    checkpoint,
+    distributed,
+    registry,
+    sharding,
+)
 from litevit_jax.data import settings
 from litevit_jax.data.settings import Transform
 from litevit_jax.train import batch_shapes, eval_runner, microbatch, programs, resolve
@@ -228,7 +235,7 @@ def _fixed(
     float_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, whole), shapes)
     arrays = warm_start.teacher_arrays(float_shapes)
     # Of the arrays as read: the type in which an accelerator holds them does not count.
-    resolve.assign(derived, {"teacher_fingerprint": trees.hash_arrays(arrays)})
+    resolve.assign(derived, {"teacher_fingerprint": array_digest.digest(arrays)})
     teacher = jax.tree.map(lambda x, like: x.astype(like.dtype), arrays, shapes)
     return {"teacher": teacher}
 

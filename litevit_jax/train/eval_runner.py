@@ -97,6 +97,7 @@ class EvalRunner:
             start = time.perf_counter()
             with preemption.at_once():  # on resuming it is made again
                 numbers = evaluator.run(state, step=step)
+            _check_numbers(title, numbers, evaluator.best)
             if evaluator.context.unmatched:
                 numbers = {**numbers, "unmatched": evaluator.context.unmatched}
             if decay is not None:
@@ -140,6 +141,16 @@ class EvalRunner:
             "seed": self._config["seed"],
             "config": self._config,
         }
+
+
+def _check_numbers(title: str, numbers: object, best: str | None) -> None:
+    """Raises TypeError unless an evaluator returned numbers by name."""
+    wanted = "at least one number" if best is None else f"the number {best!r}"
+    if not isinstance(numbers, dict) or not numbers or best not in (None, *numbers):
+        raise TypeError(
+            f"evals.{title}: run of the evaluator returned {str(numbers)[:60]}, "
+            f"expected a dict with {wanted} by its name"
+        )
 
 
 def _short(value: object) -> str:

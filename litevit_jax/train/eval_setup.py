@@ -104,7 +104,12 @@ class _Builder:
     def make(self, title: str) -> tuple[base.Evaluator, int]:
         """Builds (evaluator, every_steps) of block `title`."""
         config = self.config
-        kwargs = config.evals[title].to_dict()
+        block = config.evals[title]
+        if not isinstance(block, ConfigDict):
+            raise ValueError(
+                f"evals.{title}={block!r}: expected a block, as {{'name': 'knn'}}"
+            )
+        kwargs = block.to_dict()
         name, every = kwargs.pop("name", None), kwargs.pop("every_steps", 0)
         if name is None:
             raise ValueError(

@@ -229,9 +229,8 @@ def row_scales(params: PyTree, factors: Sequence[float]) -> PyTree:
                 f"{path_of(keys)} is {list(leaf.shape)}; expected {len(factors)} on "
                 "its first axis, or to find it in optimizer.freeze"
             )
-        return np.reshape(
-            np.asarray(factors, np.float32), (-1,) + (1,) * (len(leaf.shape) - 1)
-        )
+        scales = np.asarray(factors, np.float32)
+        return scales.reshape(-1, *[1] * (len(leaf.shape) - 1))
 
     return jax.tree_util.tree_map_with_path(scale, params)
 
@@ -347,7 +346,8 @@ def make(
     try:
         transformation = TRANSFORMATIONS[name](decay=decay, **kwargs)
     except TypeError as error:
-        raise ValueError(f"optimizer {name!r}: {error}") from error
+        hint = choices.about_keyword(kwargs, TRANSFORMATIONS[name].__kwdefaults__)
+        raise ValueError(f"optimizer {name!r}: {error}{hint}") from error
     if clip_norm is not None:
         _expect_positive("clip_norm", clip_norm)
         transformation = optax.chain(clip_by_norm(clip_norm), transformation)

@@ -248,6 +248,8 @@ def _check_writable(workdir: pathlib.Path) -> None:
         if not local:
             way = "a bucket that exists and that you may write to and delete from"
         why = getattr(error, "strerror", None) or error
+        if isinstance(error, FileExistsError):
+            why = "it is a file"
         raise OSError(
             f"--workdir={workdir} cannot be written: {why}; give {way}"
         ) from error

@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from litevit_jax import checkpoint, choices, distributed, paths, trees, weights
+from litevit_jax.data import local_copy
 from litevit_jax.train import workdir as workdirs
 from litevit_jax.warm_start import Checkpoint as Checkpoint
 from litevit_jax.warm_start import images
@@ -58,6 +59,8 @@ def read_params(path: str, *, average: bool = False) -> Checkpoint:
 def _locate(path: str) -> tuple[pathlib.Path, int | None]:
     """Splits a path into a run directory and a step, None for the newest."""
     directory = paths.absolute(paths.path(path))
+    if directory.name == "checkpoints" and not (directory / "checkpoints").exists():
+        return directory.parent, None
     if directory.name.isdigit() and not (directory / "checkpoints").exists():
         run = directory.parent
         run = run.parent if run.name == "checkpoints" else run
@@ -92,7 +95,8 @@ def _average(opt_state: dict[str, np.ndarray], path: str) -> dict[str, np.ndarra
     }
     if not averaged:
         raise ValueError(
-            f"{path}: the run kept no average of its parameters; leave the flag out"
+            f"{path}: the run kept no average of its parameters (optimizer.ema_decay "
+            "was None); leave init_ema, or average=True in Python, out"
         )
     return averaged
 
@@ -130,7 +134,7 @@ def read(
             f"{path}: a file of weights holds one set of parameters and no average; "
             "leave --config.init_ema out"
         )
-    file = str(paths.local_file(path))
+    file = str(local_copy.local_file(path))
     model = weights.read(file, num_heads=num_heads, grid=grid)
     for note in model.notes if distributed.is_primary() else ():
         print(f"{path}: {note}", flush=True)

@@ -169,7 +169,7 @@ def _measure(
 def _open(path: pathlib.Path) -> tuple[dict[str, Entry], str | None, dict[str, str]]:
     """Entries, the key they were kept under, and metadata."""
     if not path.stat().st_size:
-        raise WeightsError("the file is empty")
+        raise WeightsError("the file is empty; copy or download it again")
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if _is_safetensors(path, data):

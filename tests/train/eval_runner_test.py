@@ -11,7 +11,7 @@ from litevit_jax import sharding
 from litevit_jax.data import splits
 from litevit_jax.evaluators import frozen
 from litevit_jax.jobs import train
-from litevit_jax.train import eval_setup
+from litevit_jax.train import eval_runner, eval_setup
 from litevit_jax.warm_start import read
 from tests import jobs
 
@@ -219,3 +219,14 @@ def test_features_are_computed_in_float32_whatever_trains(objective, tmp_path):
     state = job.state
     lowered = jax.jit(features).lower(state.params, state.model_state, batch)
     assert "bf16" not in lowered.as_text()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "best"), [(3.0, None), ({}, None), ({"x": 1.0}, "top1"), (None, None)]
+)
+def test_an_evaluator_has_to_return_numbers_by_name(numbers, best):
+    with pytest.raises(
+        TypeError, match=r"evals.mine: run .* returned .*, expected a d"
+    ):
+        eval_runner._check_numbers("mine", numbers, best)
+    eval_runner._check_numbers("mine", {"top1": 1.0, "n": 3}, "top1")

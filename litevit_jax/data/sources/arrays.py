@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from litevit_jax import paths
-from litevit_jax.data import split_names
+from litevit_jax.data import local_copy, split_names
 from litevit_jax.data.sources import base
 
 _IMAGE = ("image", "images", "x")
@@ -160,7 +160,7 @@ def _check_path(dir: str | None) -> pathlib.Path:
                 f"data.dir={dir!r}: in a store, source 'arrays' reads one file; give "
                 "the .npz or .npy file itself"
             )
-        return paths.local_file(dir)
+        return local_copy.local_file(dir)
     path = pathlib.Path(dir).expanduser().absolute()
     expected = "a .npz or .npy file, or a folder with train.npz"
     base.check_exists(path, dir, expected)
