@@ -276,7 +276,7 @@ MISTAKES = {
     "no pixels": (lambda e: e.preprocess(PIL.Image.new("L", (0, 4))), "without pixels"),
     "pool": (lambda e: litevit_jax.features(e, "x", "mean"), "pool 'mean' unknown"),
     "nothing": (lambda e: litevit_jax.features(e, []), "at least one image"),
-    "a number": (lambda e: litevit_jax.features(e, 3), "features: got int, expected paths"),
+    "a number": (lambda e: litevit_jax.features(e, 3), "got int, expected paths"),
     "heads": (lambda e: litevit_jax.load(RUN, num_heads=3), "but it records 2; leave"),
     "no run": (lambda e: litevit_jax.load("nowhere"), "nowhere: no run directory"),
     "job": (

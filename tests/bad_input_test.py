@@ -82,7 +82,7 @@ FIELDS = {
     "eval split": ({"data__eval_split": "tets"}, r"'tets' unknown; did you mean test"),
     "optimizer": ({"optimizer__name": "adam"}, r"optimizer 'adam' .*mean adamw"),
     "evaluator": ({"evals__reconstruction__name": "recon"},
-        r"evaluator 'recon' unknown; .*classification, .*fewshot, knn, label_maps, lay"),
+        r"evaluator 'recon' unknown; .*classification, .*fewshot, knn, label_maps, la"),
     "evaluator's split": ({"evals__reconstruction__split": "test"},
         r"split 'test' unknown; choose from eval, train"),
     "wrong evaluator": ({"evals": {"t": {"name": "classification", "every_steps": 0}}},
