@@ -15,7 +15,8 @@ import pytest
 from absl import flags
 
 from litevit_jax import checkpoint, cli, distributed, exits, paths, preemption
-from litevit_jax.data import decode, pipeline
+from litevit_jax.data import decode, filetree, pipeline
+from litevit_jax.data.sources import base
 from litevit_jax.distributed import detect, meeting, watchdog
 from litevit_jax.jobs import train
 from litevit_jax.weights import base as weights
@@ -206,13 +207,14 @@ CODES: dict[int, tuple[str, ...]] = {
         *("FileNotFoundError", "FileExistsError", "NotADirectoryError"),
         *("PermissionError", "IsADirectoryError"),
         *("BadDataError", "CorruptCheckpoint", "DecodeError", "WeightsError"),
+        *("AnnotationError", "NoRegularFile"),
     ),
     exits.FAILED: ("RuntimeError", "FloatingPointError", "MemoryError", "IndexError"),
 }
 CODES[exits.FAILED] += ("Absent", "WorkerError")
 # What ends otherwise: a signal (preemption_test), and a ValueError with more to say.
 HANDLED = ("AttributeError", "NoTestSplit", "Stopped", "SystemExit")
-OURS = (pipeline, checkpoint, decode, weights, meeting)
+OURS = (base, pipeline, checkpoint, decode, filetree, weights, meeting)
 
 
 def test_every_exception_that_the_package_raises_has_an_exit_code():
@@ -243,14 +245,15 @@ def test_the_readme_has_a_row_for_every_exit_code():
 
 
 def test_a_run_that_had_begun_ends_with_1_where_its_disk_is_gone(monkeypatch, capsys):
-    def trained(config, workdir):
+    def trained(config, workdir, **_):
         distributed.heartbeat("step 1")
         paths.append(pathlib.Path("gone") / "metrics.jsonl", b"{}")
 
     monkeypatch.setattr(train, "run", trained)
     assert run("--config=mae_tiny:smoke") == exits.FAILED
     assert "gone/metrics.jsonl" in capsys.readouterr().err
-    monkeypatch.setattr(train, "run", lambda *_: pathlib.Path("gone/x").stat())
+    missing = pathlib.Path("gone/x")
+    monkeypatch.setattr(train, "run", lambda *_, **__: missing.stat())
     assert run("--config=mae_tiny:smoke") == exits.USAGE
     assert "gone/x" in capsys.readouterr().err
 
