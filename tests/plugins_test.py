@@ -254,7 +254,12 @@ def test_what_breaks_the_contract_is_the_users_and_named_with_its_file(folder):
     for kind, name, kwargs, message in (
         ("data.sources", "pairs", asked, r"pairs.py\): make returned list, expected a"),
         ("data.sources", "few", asked, r"few.py has to take split, dir, name, holdout"),
-        ("data.sources", "half", asked, r"half.py\): .*name_of; define what it lacks"),
+        (
+            "data.sources",
+            "half",
+            asked,
+            r"half.py\): .*name_of'?; define what it lacks",
+        ),
         ("evaluators", "none", {"context": 1}, r"returned NoneType, .*x.Evaluator$"),
         ("evaluators", "alone", {"context": 1}, r"alone.py has to take context$"),
         ("evaluators", "knn", {"context": 1, "kk": 2}, r"'kk'; did you mean k\? ch"),
