@@ -25,7 +25,7 @@ counted (`--config.evals.classification.unmatched=leave_out`).
 What is measured: the evaluators said as variants, `classification`, `knn`,
 `reconstruction`, `segmentation`; if none is said, those of the run (of a file:
 classification if it has a head, else k-NN). `label_maps` measures nothing: it writes
-what a run of configs/segment.py predicts for images without labels as PNG files, into
+what a run of configs/segment.py predicts for all images of a folder as PNG files, into
 pictures/label_maps. `real=FILE` adds accuracy by the label sets of ImageNet-ReaL,
 a JSON list in the order of the validation images; `v2` adds ImageNet-V2, prepared as
 the TFDS data set imagenet_v2, or `v2=DIR` a folder of it (classes 0 to 999).
@@ -58,6 +58,8 @@ def get_config(arg=None):
         config.evals.real = _block("real", labels=said["real"])
     if said["v2"]:
         config.evals.v2 = _block("classification", data=_imagenet_v2(said["v2"]))
+    if set(config.evals) == {"label_maps"} and said["data"] == "folder":
+        config.data.eval_split = "."  # all images, whatever their folders are called
     if (said["real"] or said["v2"]) and not said["classification"]:
         config.evals.test = _block("classification")
     return config.lock()

@@ -85,8 +85,9 @@ def test_a_run_is_evaluated_as_it_was_in_training(trained, tmp_path):
         assert last[name] == own[name], name
 
 
-def test_label_maps_are_predicted_for_a_folder_of_images(trained, tmp_path):
-    rng, folder = np.random.default_rng(0), tmp_path / "images" / "test"
+@pytest.mark.parametrize("inside", ["", "test", "holiday"])
+def test_label_maps_are_predicted_for_a_folder_of_images(inside, trained, tmp_path):
+    rng, folder = np.random.default_rng(0), tmp_path / "images" / inside
     folder.mkdir(parents=True)
     sizes = [(48, 48), (60, 100), (30, 90)]
     for number, size in enumerate(sizes):
