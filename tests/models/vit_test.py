@@ -97,6 +97,7 @@ def initial(style, **kwargs):
 
 def test_mae_initial_values():
     params, block = initial("mae")
+    assert "pos_embed" not in params  # its positions are fixed
     is_uniform(params["patch_embed"]["kernel"], 0.0790569)
     is_uniform(params["patch_embed"]["bias"], 0.0360844)
     is_uniform(block["attn"]["qkv"]["kernel"], 0.0883883)
@@ -108,6 +109,7 @@ def test_mae_initial_values():
 
 def test_classifier_initial_values():
     params, block = initial("classifier", pos_embed="learned")
+    assert params["pos_embed"].shape == (1, 1 + (32 // 16) ** 2, 192)
     is_uniform(params["patch_embed"]["kernel"], 0.0360844)
     is_uniform(params["patch_embed"]["bias"], 0.0360844)
     for kernel in (block["attn"]["qkv"], block["attn"]["proj"]):
