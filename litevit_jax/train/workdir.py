@@ -12,6 +12,7 @@ from __future__ import annotations
 import fnmatch
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -25,6 +26,7 @@ from litevit_jax import choices, distributed, paths
 from litevit_jax.train import lock
 
 Config = dict[str, Any]  # as JSON gives it back
+_MOST_ROWS = 1_000  # in the history of an evaluator
 
 # Changes that leave the numbers of a run alone (mesh and slices: up to float rounding).
 FREE_TO_CHANGE = (
@@ -338,6 +340,9 @@ def record_result(
 ) -> dict[str, Any]:
     """Saves `row` as the last result of `title`, and as the best if it is.
 
+    The history is thinned to at most 1,000 rows (metrics.jsonl has all of them), so
+    that frequent evaluations cost a long run neither memory nor time.
+
     Args:
       workdir: of the run.
       title: of the evaluator.
@@ -352,6 +357,19 @@ def record_result(
     result = {**(about or {}), **last, "last": row}
     if best is not None:
         result["best"] = max([*history, row], key=lambda r: r[best])
-    result["history"] = [*history, row]
+    result["history"] = _thinned([*history, row], best)
     write_json(workdir / "evals" / title / "result.json", result)
     return result
+
+
+def _thinned(history: list[dict[str, Any]], best: str | None) -> list[dict[str, Any]]:
+    """Drops every second row of a long history, but none that was the best so far."""
+    if len(history) <= _MOST_ROWS:
+        return history
+    kept, highest = [], -math.inf
+    for i, row in enumerate(history):
+        record = best is not None and row[best] > highest
+        highest = row[best] if record else highest
+        if record or i % 2 == 0 or i == len(history) - 1:
+            kept.append(row)
+    return kept

@@ -236,6 +236,24 @@ def test_a_resumed_run_forgets_results_of_the_steps_it_repeats(tmp_path):
     assert len(result["history"]) == 2
 
 
+def test_a_long_history_is_thinned_and_keeps_what_was_best_at_any_step(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(workdir, "_MOST_ROWS", 20)
+    top1 = {step: float(step * 37 % 101) for step in range(1, 101)}
+    for step, value in top1.items():
+        row = {"step": step, "top1": value}
+        result = workdir.record_result(tmp_path, "t", row, "top1")
+        steps = [row["step"] for row in result["history"]]
+        assert len(steps) <= 20 and steps == sorted(set(steps))
+        assert steps[0] == 1 and steps[-1] == step
+        assert result["best"]["top1"] == max(list(top1.values())[:step])
+    # A run that goes on from an earlier step finds the best of the steps before it.
+    row = {"step": 60, "top1": 0.0}
+    result = workdir.record_result(tmp_path, "t", row, "top1")
+    assert result["best"]["top1"] == max(top1[step] for step in range(1, 60))
+
+
 def test_without_a_number_to_maximise_there_is_no_best(tmp_path):
     assert "best" not in workdir.record_result(tmp_path, "t", {"step": 1}, None)
     assert workdir.read_result(tmp_path, "other") is None
