@@ -132,7 +132,7 @@ def test_where_there_is_no_average_none_is_taken(tmp_path, run):
     workdir = tmp_path / "plain"
     fields = {"steps": 1, "evals": {}}
     train.run(jobs.tiny("deit_tiny", **fields), workdir)
-    with pytest.raises(ValueError, match=r"kept no average of its parameters \(optimizer.ema_decay was None\); leave"):
+    with pytest.raises(ValueError, match=r"kept no average of its parameters.*; leave"):
         train.prepare(finetune(workdir, init_ema=True), tmp_path / "run")
     file = tmp_path / "weights.safetensors"
     file.write_bytes(b"")
