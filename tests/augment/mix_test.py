@@ -1,5 +1,7 @@
 """Mixup and CutMix in closed form, and the target that the objective makes of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,16 +18,21 @@ BATCH = {
 BOTH = {"mixup": 0.8, "cutmix": 1.0}
 
 
+@functools.cache
+def compiled(**kwargs):
+    return jax.jit(mix.make(**kwargs))
+
+
 def run(seed=0, batch=BATCH, **kwargs):
-    out = jax.jit(mix.make(**kwargs))(jax.random.key(seed), batch)
-    return jax.tree.map(np.asarray, out)
+    return jax.device_get(compiled(**kwargs)(jax.random.key(seed), batch))
 
 
-def shares(count, **kwargs):
-    """The label's share in `count` batches."""
+def weights(count, side, **kwargs):
+    """Weights of the pixels and the label's share in `count` batches."""
     op = mix.make(**kwargs)
     keys = jax.random.split(jax.random.key(7), count)
-    return np.asarray(jax.jit(jax.vmap(lambda k: op.weights(k, 16, 16)[1]))(keys))
+    draw = jax.jit(jax.vmap(lambda key: op.weights(key, side, side)))
+    return jax.device_get(draw(keys))
 
 
 def test_mixup_blends_each_image_with_its_mirror_in_the_batch():
@@ -54,25 +61,28 @@ def test_cutmix_takes_a_box_of_the_partner_and_counts_its_pixels(seed):
 
 def test_the_box_has_the_sides_of_its_definition():
     """Middle and side given, in whole pixels: half = int(side n) // 2 each way."""
-    for seed in range(20):
-        key = jax.random.key(seed)
-        middle = int(jax.random.randint(key, (), 0, 10))
+
+    @jax.jit
+    @jax.vmap
+    def run(key):
+        cut = mix._in_cut(key, jnp.float32(0.55), 10)
+        return jax.random.randint(key, (), 0, 10), cut
+
+    for middle, cut in zip(*run(jax.random.split(jax.random.key(0), 20)), strict=True):
         want = np.zeros(10, bool)
         want[max(middle - 2, 0) : min(middle + 2, 10)] = True
-        np.testing.assert_array_equal(mix._in_cut(key, jnp.float32(0.55), 10), want)
+        np.testing.assert_array_equal(cut, want)
 
 
 def test_the_share_of_mixup_is_beta_distributed():
-    found = shares(4000, mixup=0.2)
+    found = weights(4000, 16, mixup=0.2)[1]
     assert abs(found.mean() - 0.5) < 0.02
     np.testing.assert_allclose(found.var(), 1 / (4 * (2 * 0.2 + 1)), atol=0.01)
 
 
 def test_cutmix_is_chosen_by_the_switch():
     for switch in (0.0, 1.0):
-        weight, share = jax.vmap(
-            lambda k: mix.make(**BOTH, switch=switch).weights(k, 6, 6)  # noqa: B023
-        )(jax.random.split(jax.random.key(0), 30))
+        weight, share = weights(30, 6, **BOTH, switch=switch)
         cut = ((weight == 0) | (weight == 1)).all(axis=(1, 2))
         assert cut.mean() == switch
         np.testing.assert_allclose(weight.mean(axis=(1, 2)), share, rtol=1e-5)
@@ -103,7 +113,7 @@ def test_the_target_is_the_mix_of_smoothed_labels(smoothing):
     share, smoothed = out["label_share"][0], np.full((8, 9), smoothing / 9)
     smoothed[np.arange(8), BATCH["label"]] += 1 - smoothing
     want = share * smoothed + (1 - share) * smoothed[::-1]
-    target = objective._target(out)
+    target = jax.jit(objective._target)(out)
     np.testing.assert_allclose(target, want, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(target.sum(axis=-1), 1, rtol=1e-6)
 

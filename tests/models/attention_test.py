@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from litevit_jax.models import attention, layers, vit
+from tests import params as parameters
 
 library = jax.nn.dot_product_attention
 
@@ -21,6 +22,12 @@ def plain_attention(q, k, v, bias=0.0):
 def by(kernel):
     """`attend` with that entry of the table."""
     return lambda q, k, v, bias=None: attention.attend(q, k, v, 1 / 3, bias, kernel)
+
+
+def normal(seed, *shapes):
+    """An array of float32 for each shape, of a standard normal distribution."""
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
 SIX, FIVE = (2, 3, 6, 4), (2, 3, 5, 4)
@@ -57,22 +64,23 @@ def kernel(request, no_card, monkeypatch):
     return request.param
 
 
+def energy(function, *args):
+    """A number that depends on every value of the result, and all its gradients."""
+    names = tuple(range(len(args)))
+    return jax.value_and_grad(lambda *a: (function(*a) ** 3).sum(), names)(*args)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_kernel_has_the_gradients_of_autodiff(case, kernel):
-    shapes = CASES[case]
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    args = [1 + 2 * jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+    args = [1 + 2 * x for x in normal(0, *CASES[case])]
     if kernel == "cudnn" and "biased" in case:
         with pytest.raises(ValueError, match="position bias"):
             by(kernel)(*args)
         return
 
-    def energy(function):
-        names = tuple(range(len(args)))
-        value_and_grad = jax.value_and_grad(lambda *a: (function(*a) ** 3).sum(), names)
-        return jax.jit(value_and_grad)(*args)
-
-    (value, grads), (want, plain_grads) = energy(by(kernel)), energy(plain_attention)
+    (value, grads), (want, plain_grads) = jax.jit(
+        lambda *args: (energy(by(kernel), *args), energy(plain_attention, *args))
+    )(*args)
     np.testing.assert_allclose(value, want, rtol=1e-5)
     for got, expected in zip(grads, plain_grads, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
@@ -80,66 +88,75 @@ def test_every_kernel_has_the_gradients_of_autodiff(case, kernel):
 
 def test_every_kernel_keeps_the_precision_of_bfloat16(kernel):
     """Sizes of ViT-Tiny: 12 heads of 16, 49 patches and the class token."""
-    keys = jax.random.split(jax.random.key(4), 4)
-    *args, weight = (jax.random.normal(key, (2, 12, 50, 16)) for key in keys)
+    *args, weight = normal(4, *[(2, 12, 50, 16)] * 4)
 
     def outcome(function, *args):
         def energy(*args):
             out = function(*args)
             return (out.astype(jnp.float32) * weight).sum(), out
 
-        of_all = jax.jit(jax.value_and_grad(energy, (0, 1, 2), has_aux=True))
-        (_, out), grads = of_all(*args)
+        (_, out), grads = jax.value_and_grad(energy, (0, 1, 2), has_aux=True)(*args)
         return out, *grads
 
-    half = [x.astype(jnp.bfloat16) for x in args]
-    found = outcome(by(kernel), *half)
-    want = outcome(plain_attention, *(x.astype(jnp.float32) for x in half))
-    for got, value in zip(found, want, strict=True):
-        assert got.dtype == jnp.bfloat16
-        gap = jnp.abs(got.astype(jnp.float32) - value).max() / jnp.abs(value).max()
-        assert gap < 0.015
+    @jax.jit
+    def both(*half):
+        whole = [x.astype(jnp.float32) for x in half]
+        return outcome(by(kernel), *half), outcome(plain_attention, *whole)
+
+    got, want = jax.device_get(both(*(x.astype(jnp.bfloat16) for x in args)))
+    for value, expected in zip(got, want, strict=True):
+        assert value.dtype == jnp.bfloat16
+        gap = np.abs(value.astype(np.float32) - expected).max()
+        assert gap / np.abs(expected).max() < 0.015
 
 
 def test_attention_of_large_logits_stays_finite(kernel):
-    q = jnp.full((1, 1, 2, 4), 100.0)
-    k = jnp.stack([jnp.full((1, 1, 4), 100.0), jnp.zeros((1, 1, 4))], axis=2)
-    v = jnp.arange(8.0).reshape(1, 1, 2, 4)
+    q = np.full((1, 1, 2, 4), 100, np.float32)
+    k = q * np.float32([[1], [0]])
+    v = np.arange(8, dtype=np.float32).reshape(1, 1, 2, 4)
     attend = functools.partial(attention.attend, scale=1.0, kernel=kernel)
-    out, grads = jax.vjp(attend, q, k, v)
+
+    @jax.jit
+    def run(*args):
+        out, grads = jax.vjp(attend, *args)
+        return out, grads(jnp.ones_like(out))
+
+    out, grads = run(q, k, v)
     np.testing.assert_allclose(out[0, 0, 0], v[0, 0, 0])
-    assert all(np.isfinite(x).all() for x in grads(jnp.ones_like(out)))
+    assert all(np.isfinite(x).all() for x in grads)
 
 
 @pytest.mark.parametrize("kernel", ["plain", "deferred"])
 def test_the_gradient_of_the_bias_is_summed_in_float32(kernel):
-    keys = jax.random.split(jax.random.key(2), 3)
-    q, k, v = (jax.random.normal(key, (64, 1, 3, 4)) for key in keys)
-    bias, attend = jnp.zeros((1, 3, 3)), by(kernel)
+    attend = by(kernel)
 
-    def grad(*args):
+    @jax.jit
+    def grad(bias, *args):
         return jax.grad(lambda b: attend(*args, b).sum(dtype=jnp.float32))(bias)
 
-    half = [x.astype(jnp.bfloat16) for x in (q, k, v)]
-    found, want = grad(*half), grad(*(x.astype(jnp.float32) for x in half))
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, want, atol=0.01 * abs(want).max())
+    half = [x.astype(jnp.bfloat16) for x in normal(2, *[(64, 1, 3, 4)] * 3)]
+    bias, whole = np.zeros((1, 3, 3), np.float32), [x.astype(np.float32) for x in half]
+    got, want = grad(bias, *half), grad(bias, *whole)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, want, atol=0.01 * abs(want).max())
 
 
 def test_tokens_that_ask_nothing_change_no_answer(kernel):
     block = layers.Block(3, 48, "mae", "float32", attention=kernel)
-    x = jax.random.normal(jax.random.key(1), (2, 6, 12))
-    variables = block.init(jax.random.key(0), x)
+    [x] = normal(1, (2, 6, 12))
 
     def tail(variables, x, first):
-        out, _ = block.apply(variables, x, first_query=first)
-        return out[:, -2:]
+        out = block.apply(variables, x, first_query=first)[0][:, -2:]
+        return (out**2).sum(), out
 
-    def grads(first):
-        return jax.grad(lambda *a: (tail(*a, first) ** 2).sum(), (0, 1))(variables, x)
+    @jax.jit
+    def both(*args):
+        grad = jax.grad(tail, (0, 1), has_aux=True)
+        return [grad(*args, first) for first in (4, 0)]
 
-    np.testing.assert_allclose(tail(variables, x, 4), tail(variables, x, 0), atol=1e-5)
-    for got, want in zip(*map(jax.tree.leaves, (grads(4), grads(0))), strict=True):
+    (grads, out), (all_grads, all_out) = both(parameters.start(block, x), x)
+    np.testing.assert_allclose(out, all_out, atol=1e-5)
+    for got, want in zip(*map(jax.tree.leaves, (grads, all_grads)), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 

@@ -9,6 +9,7 @@ from litevit_jax import augment
 from litevit_jax.augment import color
 from litevit_jax.models import pixels
 from litevit_jax.objectives import base, mae
+from tests import params as parameters
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 12, 3), dtype=np.uint8)
@@ -40,14 +41,18 @@ def test_losses_gradients_and_health_of_bytes_are_those_of_normalised_images(bot
     decoder = {"width": 8, "depth": 1, "num_heads": 2}
     objective = mae.make(encoder=encoder, decoder=decoder)
     key = jax.random.key(0)
-    params = objective.init(key, {"image": both[0]}).params
+    params = parameters.start(objective, {"image": both[0]}).params
 
-    def loss(params, image):
-        return objective.loss(params, {}, {}, {"image": image}, key)[0]
+    @jax.jit
+    def learn(params, image):
+        loss = lambda p: objective.loss(p, {}, {}, {"image": image}, key)[0]  # noqa: E731
+        few = base.some_examples({"image": image}, most=2)
+        assert base.batch_size(few) == 2
+        health = objective.health(params, {}, {}, few, key)
+        return jax.value_and_grad(loss)(params), health
 
-    found = [jax.value_and_grad(loss)(params, image) for image in both]
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), *found)
-    few = [base.some_examples({"image": image}, most=2) for image in both]
-    assert [base.batch_size(batch) for batch in few] == [2, 2]
-    seen = [objective.health(params, {}, {}, batch, key) for batch in few]
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *seen)
+    (got, health), (want, wanted) = (learn(params, image) for image in both)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), got, want)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), health, wanted
+    )

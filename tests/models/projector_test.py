@@ -1,10 +1,13 @@
 """Projector and predictor of MoCo v3: layer by layer, and their initial values."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from litevit_jax.models import projector
+from tests import params as parameters
 
 KEY = jax.random.key(0)
 MAKERS = (projector.make_projector, projector.make_predictor)
@@ -19,17 +22,12 @@ def normed(x):
 @pytest.mark.parametrize(("make", "layers"), list(zip(MAKERS, (3, 2), strict=True)))
 def test_layers_without_bias_each_with_batch_norm(make, layers):
     module = make(mlp_dim=12, embed_dim=8, dtype="float32")
-    x = np.asarray(jax.random.normal(KEY, (16, 6)))
-    variables = jax.jit(lambda x: module.init(KEY, x, train=True))(x)
-    params = jax.tree.map(
-        lambda p: p + 0.3 * jax.random.normal(KEY, p.shape), variables["params"]
-    )
-    apply = jax.jit(
-        lambda x: module.apply(
-            {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
-        )
-    )
-    got, new = apply(x)
+    x = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
+    params = parameters.start(module, x, train=True)["params"]
+    stats_only = jax.jit(lambda x: module.init(KEY, x, train=True)["batch_stats"])
+    variables = {"params": params, "batch_stats": stats_only(x)}
+    apply = functools.partial(module.apply, train=True, mutable=["batch_stats"])
+    got, new = jax.jit(apply)(variables, x)
     for number in range(1, layers + 1):
         assert set(params[f"fc{number}"]) == {"kernel"}
         x = x @ np.asarray(params[f"fc{number}"]["kernel"], np.float64)

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from litevit_jax import trees
 from litevit_jax.models import layers, relative, vit
 from tests import golden
+from tests import params as parameters
 
 KEY = jax.random.key(0)
 SMALL = {"width": 24, "depth": 2, "num_heads": 3, "patch_size": 4}
@@ -17,8 +19,8 @@ SMALL = {"width": 24, "depth": 2, "num_heads": 3, "patch_size": 4}
 def rows_read(grid):
     """The row of the table that each query and key read `[T, T]`."""
     count = relative.table_rows(grid)
-    table = jnp.arange(count, dtype=jnp.float32)[:, None]
-    found = np.asarray(relative.expand(table, grid))[0]
+    table = np.arange(count, dtype=np.float32)[:, None]
+    found = np.asarray(jax.jit(relative.expand, static_argnums=1)(table, grid))[0]
     np.testing.assert_array_equal(found, relative.index(grid))
     return found.astype(int)
 
@@ -52,19 +54,22 @@ def test_a_rectangle_reads_by_rows_and_columns_apart(grid):
 
 def test_heads_have_columns_and_the_gradient_of_a_lookup():
     grid, index = (2, 3), rows_read((2, 3))
-    table = jax.random.normal(KEY, (relative.table_rows(grid), 4))
-    weight = jax.random.normal(jax.random.key(1), (4, 7, 7))
-    got, grad = jax.value_and_grad(lambda t: (relative.expand(t, grid) * weight).sum())(
-        table
-    )
-    want, wanted = jax.value_and_grad(
-        lambda t: (t[index].transpose(2, 0, 1) * weight).sum()
-    )(table)
-    np.testing.assert_allclose(got, want, rtol=1e-6)
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(relative.table_rows(grid), 4)).astype(np.float32)
+    weight = rng.normal(size=(4, 7, 7)).astype(np.float32)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def run(table):
+        bias = relative.expand(table, grid)
+        return (bias * weight).sum(), bias
+
+    (got, bias), grad = run(table)
+    want, wanted = table[index].transpose(2, 0, 1), np.zeros_like(table)
+    np.add.at(wanted, index, weight.transpose(1, 2, 0))
+    np.testing.assert_allclose(got, (want * weight).sum(), rtol=1e-5)
     np.testing.assert_allclose(grad, wanted, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(
-        relative.expand(table, grid), np.asarray(table)[index].transpose(2, 0, 1)
-    )
+    np.testing.assert_array_equal(bias, want)
 
 
 def encoder_of(style, **kwargs):
@@ -72,20 +77,20 @@ def encoder_of(style, **kwargs):
 
 
 def test_an_unused_table_leaves_the_plain_encoder():
-    image = jax.random.normal(KEY, (2, 8, 12, 3))
+    image = golden.images(2, side=12)[:, :8]
     encoder = encoder_of("fused")
-    variables = jax.jit(encoder.init)(KEY, image)
     plain = encoder.clone(rpe_style="none")
+    params = parameters.start(plain, image)
+    flat = trees.flatten(parameters.shapes_of(encoder, image))
+    tables = flat.keys() - trees.flatten(params).keys()
+    assert {name.rsplit("/", 1)[1] for name in tables} == {
+        "relative_position_bias_table"
+    }
+    unused = {name: np.zeros(flat[name].shape, np.float32) for name in tables}
+    variables = trees.nest(trees.flatten(params) | unused)
     got, _ = jax.jit(encoder.apply)(variables, image)
-    want, _ = jax.jit(plain.apply)(without_tables(variables), image)
+    want, _ = jax.jit(plain.apply)(params, image)
     np.testing.assert_allclose(got, want, atol=1e-6)
-
-
-def without_tables(tree):
-    if not isinstance(tree, dict):
-        return tree
-    kept = {k: v for k, v in tree.items() if k != "relative_position_bias_table"}
-    return {name: without_tables(part) for name, part in kept.items()}
 
 
 PARAMS = {
@@ -180,7 +185,7 @@ def test_queries_that_are_left_out_take_their_bias_with_them():
     block = layers.Block(
         3, 48, "rpe", "float32", fused_bias=False, grid=(2, 2), layer_scale=0.1
     )
-    x = jax.random.normal(jax.random.key(1), (2, 5, 12))
+    x = np.random.default_rng(1).normal(size=(2, 5, 12)).astype(np.float32)
     shapes = jax.eval_shape(block.init, KEY, x)["params"]
     params = golden.params_like({"encoder": {"blocks_0": shapes}})
 

@@ -12,6 +12,7 @@ from litevit_jax.models import vit
 from litevit_jax.objectives import distill, mae
 from litevit_jax.train import optimizer
 from tests import golden
+from tests import params as parameters
 
 KEY = jax.random.key(0)
 ENCODER = {"width": 24, "depth": 2, "num_heads": 3, "patch_size": 4}
@@ -26,21 +27,15 @@ def make(**kwargs):
 
 @functools.cache
 def batch_of(count=4, channels=3):
-    return {"image": jax.random.normal(jax.random.key(7), (count, 16, 16, channels))}
+    images = np.random.default_rng(7).normal(size=(count, 16, 16, channels))
+    return {"image": images.astype(np.float32)}
 
 
 @functools.cache
 def started(objective):
     """Random parameters and teacher, norms and biases too."""
-    shapes = jax.eval_shape(objective.init, KEY, batch_of())
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        centre = 1.0 if path[-1].key == "scale" else 0.0
-        return np.float32(centre + 0.2 * rng.normal(size=leaf.shape))
-
-    draw_all = jax.tree_util.tree_map_with_path
-    return draw_all(draw, shapes.params), draw_all(draw, shapes.teacher)
+    params, _, teacher = parameters.start(objective, batch_of())
+    return params, teacher
 
 
 @functools.cache
@@ -134,12 +129,13 @@ def test_a_teacher_equal_to_the_student_costs_nothing(target):
 def test_health_tells_how_far_the_student_agrees():
     objective, params, teacher = itself("logits")
     found = compiled(objective, "health")
-    same = found(params, {}, teacher, batch_of(), KEY)
+    same = jax.device_get(found(params, {}, teacher, batch_of(), KEY))
     np.testing.assert_allclose(same["teacher_agreement"], 1, atol=1e-4)
     drawn = started(objective)[1]
     other = found(params, {}, drawn, batch_of(), KEY)
     assert -1 < other["teacher_agreement"] < 0.9
-    student = objective.student.health(params, {}, {}, batch_of(), KEY)
+    health = functools.partial(objective.student.health, params, {}, {}, batch_of())
+    student = jax.eval_shape(health, KEY)
     assert {*student, "teacher_agreement"} == set(same)
 
 
@@ -147,7 +143,7 @@ def test_without_weight_it_is_mae():
     plain = mae.make(encoder=ENCODER, decoder=DECODER, dtype="float32")
     objective = make(weight=0.0)
     params, teacher = started(objective)
-    expected = jax.jit(plain.loss)(params, {}, {}, batch_of(), KEY)[0]
+    expected = compiled(plain, "loss")(params, {}, {}, batch_of(), KEY)[0]
     loss, metrics = loss_of(objective, params, teacher)
     np.testing.assert_allclose([loss, metrics["mae_loss"]], expected, rtol=1e-6)
     assert metrics["distill_loss"] > 0
@@ -180,7 +176,7 @@ def grads(objective, params, teacher):
 
 
 def size(tree):
-    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+    return max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
 
 def test_the_teacher_gets_no_gradient_and_the_adapter_does():
@@ -196,8 +192,8 @@ def test_the_teacher_gets_no_gradient_and_the_adapter_does():
 
 def flops(objective):
     """Of the teacher's part as it is traced, before anything is optimised away."""
-    teacher = jax.eval_shape(objective.init, KEY, batch_of()).teacher
-    ids = jnp.zeros((4, 4), jnp.int32)
+    teacher = parameters.shapes_of(objective, batch_of()).teacher
+    ids = jax.ShapeDtypeStruct((4, 4), jnp.int32)
     lowered = jax.jit(objective._run_teacher).lower(teacher, batch_of()["image"], ids)
     return lowered.cost_analysis()["flops"]
 
@@ -247,10 +243,15 @@ def divergence(student, teacher):
 def intermediates(objective, params, teacher):
     """Both sides' intermediates for the masks of KEY."""
     image = batch_of()["image"]
-    ids = objective.student.masks_of(batch_of(), KEY)
-    _, tokens, student = jax.jit(objective.student.forward)(params, image, ids)
-    of_teacher = jax.jit(objective._run_teacher)(teacher, image, ids[:, :4])
-    return jax.device_get(({**student, "tokens": tokens}, of_teacher))
+
+    @jax.jit
+    def run(params, teacher, image):
+        ids = objective.student.masks_of({"image": image}, KEY)
+        _, tokens, student = objective.student.forward(params, image, ids)
+        of_teacher = objective._run_teacher(teacher, image, ids[:, :4])
+        return {**student, "tokens": tokens}, of_teacher
+
+    return jax.device_get(run(params, teacher, image))
 
 
 def test_probabilities_are_compared_by_their_divergence():
@@ -302,11 +303,11 @@ def test_logits_and_losses_are_float32_in_bfloat16():
     half, full = make(dtype="bfloat16"), make()
     params, teacher = started(full)
     batch = batch_of()
-    loss, (metrics, _) = jax.jit(half.loss)(params, {}, teacher, batch, KEY)
+    loss, (metrics, _) = compiled(half, "loss")(params, {}, teacher, batch, KEY)
     assert {x.dtype for x in (loss, *metrics.values())} == {jnp.dtype("float32")}
     expected = loss_of(full, params, teacher)[0]
     np.testing.assert_allclose(loss, expected, rtol=0.03)
-    ids = half.student.masks_of(batch, KEY)[:, :4]
+    ids = jax.ShapeDtypeStruct((4, 4), jnp.int32)
     found = jax.eval_shape(half._run_teacher, teacher, batch["image"], ids)
     assert found["block_01/attn_logits"].dtype == jnp.float32
     assert found["tokens"].dtype == jnp.bfloat16
@@ -342,23 +343,26 @@ def test_a_decoupled_student_is_a_plain_encoder_and_an_extra(decoupled):
         "attn": {"qkv": {"kernel": (24, 72), "bias": (72,)}},
     }
     features = compiled(objective, "predict")(params, {}, batch_of())["features"]
-    tokens, _ = objective.student.encoder.apply(
-        {"params": params["encoder"]}, batch_of()["image"]
-    )
+    encode = compiled(objective.student.encoder, "apply")
+    tokens, _ = encode({"params": params["encoder"]}, batch_of()["image"])
     np.testing.assert_allclose(features, tokens[:, 0], atol=1e-5)
 
 
 def test_a_decoupled_decoder_reads_before_the_later_blocks(decoupled):
     objective, params, teacher = decoupled
 
-    def part(name):
+    def part(name, params, teacher):
         def loss(params):
             found = objective.loss(params, {}, teacher, batch_of(), KEY)[1][0]
             return found[name]
 
-        return jax.jit(jax.grad(loss))(params)
+        return jax.grad(loss)(params)
 
-    pixels, attention = part("mae_loss"), part("distill_loss")
+    @jax.jit
+    def both(*arrays):
+        return [part(name, *arrays) for name in ("mae_loss", "distill_loss")]
+
+    pixels, attention = both(params, teacher)
     assert size(pixels["encoder"]["blocks_1"]) > 0
     assert size(pixels["encoder"]["norm"]) > 0
     assert size(pixels["encoder"]["blocks_2"]) == size(pixels["extra"]) == 0
@@ -379,7 +383,7 @@ def test_a_decoupled_decoder_reads_before_the_later_blocks(decoupled):
 def test_predictions_are_those_of_mae():
     objective = make()
     params, _ = started(objective)
-    expected = jax.jit(objective.student.predict)(params, {}, batch_of())
+    expected = compiled(objective.student, "predict")(params, {}, batch_of())
     got = compiled(objective, "predict")(params, {}, batch_of())
     assert got.keys() == expected.keys()
     np.testing.assert_allclose(got["mae_loss"], expected["mae_loss"], rtol=1e-6)

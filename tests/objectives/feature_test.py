@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from litevit_jax.objectives import feature
+from tests import params as parameters
 
 KEY = jax.random.key(0)
 ENCODER = {"width": 24, "depth": 1, "num_heads": 3, "patch_size": 4}
 TEACHER = {"width": 32, "depth": 2, "num_heads": 4, "patch_size": 4}
-BATCH = {"image": jax.random.normal(jax.random.key(7), (3, 8, 8, 3))}
+IMAGES = np.random.default_rng(7).normal(size=(3, 8, 8, 3)).astype(np.float32)
+BATCH = {"image": IMAGES}
 
 
 def make(**kwargs):
@@ -23,7 +25,7 @@ def make(**kwargs):
 @functools.cache
 def started():
     """Parameters and teacher."""
-    params, _, teacher = jax.jit(make().init)(KEY, BATCH)
+    params, _, teacher = parameters.start(make(), BATCH)
     return params, teacher
 
 
@@ -43,7 +45,7 @@ def run(distance):
 @functools.cache
 def tokens_of(encoder):
     params = started()[encoder == make().teacher]["encoder"]
-    return jax.jit(encoder.apply)({"params": params}, BATCH["image"])[0]
+    return np.asarray(jax.jit(encoder.apply)({"params": params}, BATCH["image"])[0])
 
 
 def sides():

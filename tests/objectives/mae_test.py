@@ -2,16 +2,16 @@
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from litevit_jax.models import layers
+from litevit_jax.models import layers, mae_decoder, vit
 from litevit_jax.objectives import mae
 from tests import golden
+from tests import params as parameters
 
 KEY = jax.random.key(0)
 ENCODER = {"width": 24, "depth": 1, "num_heads": 3, "patch_size": 4}
@@ -30,7 +30,8 @@ def make_tiny():
 
 
 def batch_of(*shape):
-    return {"image": jax.random.normal(jax.random.key(7), shape)}
+    images = np.random.default_rng(7).normal(size=shape)
+    return {"image": images.astype(np.float32)}
 
 
 @pytest.fixture(scope="module")
@@ -128,18 +129,30 @@ def test_masked_rows_are_those_of_the_whole_prediction(golden_tiny):
 )
 def test_parameter_counts(variant, total):
     """The trainable counts: position tables are constants here, not parameters."""
-    sizes = {"variant": variant}
-    objective = make(encoder=sizes, decoder=sizes)
+    depths = {
+        "encoder": vit.make_encoder(variant=variant).depth,
+        "decoder": mae_decoder.make_decoder(variant=variant).depth,
+    }
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    params = jax.eval_shape(objective.init, KEY, {"image": image}).params
-    assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == total
+
+    @functools.cache
+    def at(depth):
+        sizes = {"variant": variant, "depth": depth}
+        objective = make(encoder=sizes, decoder=sizes)
+        return parameters.shapes_of(objective, {"image": image}).params
+
+    assert at(1).keys() == depths.keys()
+    assert total == sum(
+        parameters.size_at(blocks, lambda depth: at(depth)[part])  # noqa: B023
+        for part, blocks in depths.items()
+    )
 
 
 @pytest.fixture(scope="module")
 def small():
     """A small objective, its parameters, and a batch of 4 images."""
     objective, batch = make(), batch_of(4, 16, 16, 3)
-    return objective, jax.jit(objective.init)(KEY, batch).params, batch
+    return objective, parameters.start(objective, batch).params, batch
 
 
 @functools.cache
@@ -152,19 +165,37 @@ def loss_of(objective, params, batch, key=KEY):
     return compiled(objective, "loss")(params, {}, {}, batch, key)[0]
 
 
+def masks_of(objective, batch):
+    """A permutation of the patches for each image."""
+    keys = jax.random.split(KEY, 4)
+    return np.asarray(jax.jit(objective.draw_masks)(keys, batch["image"]))
+
+
+def patches_of(image):
+    """Flat patches `[B, N, 4 * 4 * C]`."""
+    return np.asarray(jax.jit(layers.patchify, static_argnums=1)(image, 4))
+
+
 def test_masked_pixels_do_not_reach_encoder(small):
     objective, params, batch = small
-    ids = objective.draw_masks(jax.random.split(KEY, 4), batch["image"])
 
-    def energy(image):
+    @jax.jit
+    @jax.grad
+    def gradient(image, ids):
         return jnp.square(objective.forward(params, image, ids)[1]).sum()
 
-    # Of random parameters, or the norm's identity scale makes the sum constant.
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(KEY, x.shape), params)
-    grad = layers.patchify(jax.jit(jax.grad(energy))(batch["image"]), 4)
-    grad = np.abs(layers.take_tokens(grad, ids)).max(axis=2)
+    ids = masks_of(objective, batch)
+    grad = patches_of(gradient(batch["image"], ids))
+    grad = np.abs(np.take_along_axis(grad, ids[..., None], axis=1)).max(axis=2)
     np.testing.assert_array_equal(grad[:, 4:], 0)
     assert (grad[:, :4] > 0).all()
+
+
+@functools.cache
+def predicting(objective):
+    """The prediction of all patches in image order, which the loss does not see."""
+    forward = functools.partial(objective.forward, all_patches=True)
+    return jax.jit(lambda *args: forward(*args)[0])
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
@@ -172,10 +203,8 @@ def test_loss_is_the_formula_of_the_original(small, norm_pix_loss):
     """Predict all patches in image order, then average where the mask is 1."""
     objective, params, batch = small
     objective = dataclasses.replace(objective, norm_pix_loss=norm_pix_loss)
-    ids = np.asarray(objective.draw_masks(jax.random.split(KEY, 4), batch["image"]))
-    forward = jax.jit(objective.forward, static_argnames="all_patches")
-    pred, *_ = forward(params, batch["image"], ids, all_patches=True)
-    target = np.asarray(layers.patchify(batch["image"], 4))
+    ids, target = masks_of(objective, batch), patches_of(batch["image"])
+    pred = predicting(small[0])(params, batch["image"], ids)
     if norm_pix_loss:
         deviation = np.sqrt(target.var(-1, ddof=1, keepdims=True) + 1e-6)
         target = (target - target.mean(-1, keepdims=True)) / deviation
@@ -189,7 +218,7 @@ def test_loss_is_the_formula_of_the_original(small, norm_pix_loss):
 def test_examples_carry_their_masks_in_their_slots(small):
     objective, params, batch = small
     order = np.array([2, 0, 3, 1])
-    moved = {"image": batch["image"][order], "slot": jnp.asarray(order)}
+    moved = {"image": batch["image"][order], "slot": order}
     expected = loss_of(objective, params, batch)
     np.testing.assert_allclose(loss_of(objective, params, moved), expected, rtol=1e-6)
     in_new_slots = {"image": moved["image"]}
@@ -198,10 +227,10 @@ def test_examples_carry_their_masks_in_their_slots(small):
 
 def test_slices_of_a_batch_average_to_its_loss_and_gradient(small):
     objective, params, batch = small
-    batch = batch | {"slot": jnp.arange(4)}
+    batch = batch | {"slot": np.arange(4)}
     grad = jax.jit(jax.grad(lambda *args: objective.loss(*args)[0]))
     halves = [{k: v[i : i + 2] for k, v in batch.items()} for i in (0, 2)]
-    parts = [grad(params, {}, {}, half, KEY) for half in halves]
+    parts = jax.device_get([grad(params, {}, {}, half, KEY) for half in halves])
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *parts)
     whole = grad(params, {}, {}, batch, KEY)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mean, whole)
@@ -218,7 +247,7 @@ def test_same_key_same_loss_new_key_new_loss(small):
 @pytest.mark.parametrize("channels", [1, 4])
 def test_rectangles_of_any_channels_learn(channels):
     objective, batch = make(), batch_of(2, 8, 20, channels)
-    params = jax.jit(objective.init)(KEY, batch).params
+    params = parameters.start(objective, batch).params
     assert params["decoder"]["pred"]["kernel"].shape == (16, 16 * channels)
 
     @jax.jit
@@ -238,7 +267,7 @@ def test_rectangles_of_any_channels_learn(channels):
 def test_bfloat16_has_float32_parameters_and_loss(small):
     objective, params, batch = small
     half = make(dtype="bfloat16")
-    init = jax.eval_shape(half.init, KEY, batch).params
+    init = parameters.shapes_of(half, batch).params
     assert {x.dtype for x in jax.tree.leaves(init)} == {jnp.dtype("float32")}
     loss, (metrics, state) = jax.jit(half.loss)(params, {}, {}, batch, KEY)
     assert loss.dtype == metrics["loss"].dtype == jnp.float32
@@ -249,14 +278,14 @@ def test_bfloat16_has_float32_parameters_and_loss(small):
 def test_prediction_pictures(small):
     objective, params, batch = small
     image = 3 + 2 * batch["image"]
-    batch = {"image": image, "index": jnp.array([5, 6, 7, 8])}
+    batch = {"image": image, "index": np.array([5, 6, 7, 8])}
     outputs = compiled(objective, "predict")(params, {}, batch)
-    is_masked = (layers.patchify(outputs["masked"], 4) == 0).all(axis=-1)
+    masked = patches_of(outputs["masked"])
+    is_masked = (masked == 0).all(axis=-1)
     assert (is_masked.sum(axis=1) == 12).all()
-    original = layers.patchify(image, 4)
-    pictured = layers.patchify(outputs["reconstruction"], 4)
+    original = patches_of(image)
+    pictured = patches_of(outputs["reconstruction"])
     np.testing.assert_array_equal(pictured[~is_masked], original[~is_masked])
-    masked = layers.patchify(outputs["masked"], 4)
     np.testing.assert_array_equal(masked[~is_masked], original[~is_masked])
     # De-normalised predictions, normalised again, have the error of the loss.
     deviation = np.sqrt(np.var(original, -1, ddof=1, keepdims=True) + 1e-6)
@@ -269,8 +298,8 @@ def test_prediction_masks_follow_the_index(small):
     objective, params, batch = small
     order = np.array([3, 1, 0, 2])
     predict = compiled(objective, "predict")
-    whole = predict(params, {}, batch | {"index": jnp.arange(4)})
-    moved = {"image": batch["image"][order], "index": jnp.asarray(order)}
+    whole = predict(params, {}, batch | {"index": np.arange(4)})
+    moved = {"image": batch["image"][order], "index": order}
     for name, value in predict(params, {}, moved).items():
         np.testing.assert_allclose(value, whole[name][order], atol=1e-5)
 
@@ -303,7 +332,7 @@ def test_errors_say_what_to_do(kwargs, message):
 def test_a_mask_that_keeps_nothing_fails_before_compiling():
     objective, batch = make(mask_ratio=0.95), batch_of(2, 16, 16, 3)
     with pytest.raises(ValueError, match=r"keeps 0 of 16 patches"):
-        objective.init(KEY, batch)
+        parameters.shapes_of(objective, batch)
     with pytest.raises(TypeError, match="mask_ration"):
         make(mask_ration=0.5)
     with pytest.raises(TypeError, match="widht"):

@@ -3,12 +3,12 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from litevit_jax.objectives import probe_grid, supervised
 from litevit_jax.train import optimizer as optimizers
+from tests import params as parameters
 
 KEY = jax.random.key(0)
 ENCODER = {
@@ -20,8 +20,8 @@ ENCODER = {
 }
 LRS, STEPS = (0.05, 0.4, 3.0), 3
 BATCH = {
-    "image": jax.random.normal(jax.random.key(1), (12, 8, 8, 3)),
-    "label": jnp.arange(12) % 5,
+    "image": np.random.default_rng(1).normal(size=(12, 8, 8, 3)).astype(np.float32),
+    "label": np.arange(12) % 5,
 }
 
 
@@ -35,30 +35,53 @@ def single(**kwargs):
     return supervised.make(**(fields | kwargs))
 
 
-def trained(objective, optimizer, lr_factors):
-    """Jitted peak lr -> (parameters, model state) after a few steps."""
+def initial(objective):
+    """Parameters and state: heads as they start, on an encoder of random values."""
 
     @jax.jit
-    def run(lr):
-        params, state, _ = objective.init(KEY, BATCH)
-        rule = optimizers.make(
+    def heads(batch):
+        params, state, _ = objective.init(KEY, batch)
+        return {name: x for name, x in params.items() if name != "encoder"}, state
+
+    shapes = parameters.shapes_of(objective, BATCH).params["encoder"]
+    params, state = heads(BATCH)
+    return params | {"encoder": parameters.drawn(shapes)}, state
+
+
+def trained(objective, optimizer, lr_factors):
+    """Peak lr -> (parameters, model state) after a few steps."""
+
+    def rule_of(lr, params):
+        return optimizers.make(
             params,
             lambda step: lr * (1 - step / (STEPS + 1)),
             freeze=("encoder/.*",),
             lr_factors=lr_factors,
             **optimizer,
         )
-        opt_state = rule.init(params)
+
+    @jax.jit
+    def step(lr, number, moving, frozen, state, opt_state):
+        rule = rule_of(lr, optimizers.merge(moving, frozen))
+
+        def loss(moving):
+            merged = optimizers.merge(moving, frozen)
+            value, (_, new) = objective.loss(merged, state, {}, BATCH, KEY)
+            return value, new
+
+        grads, state = jax.grad(loss, has_aux=True)(moving)
+        moving, opt_state = rule.update(grads, opt_state, moving, number)
+        return moving, state, opt_state
+
+    def run(lr):
+        params, state = initial(objective)
+        rule = rule_of(lr, params)
         moving, frozen = rule.split(params)
-        for step in range(STEPS):
-
-            def loss(moving, state=state):
-                merged = optimizers.merge(moving, frozen)
-                value, (_, new) = objective.loss(merged, state, {}, BATCH, KEY)
-                return value, new
-
-            grads, state = jax.grad(loss, has_aux=True)(moving)
-            moving, opt_state = rule.update(grads, opt_state, moving, step)
+        opt_state = jax.jit(rule.init)(params)
+        for number in range(STEPS):
+            moving, state, opt_state = step(
+                lr, number, moving, frozen, state, opt_state
+            )
         return moving, state
 
     return run
@@ -94,10 +117,8 @@ def test_each_head_ends_where_it_would_have_ended_alone(head, optimizer):
 
 
 def with_noise(objective):
-    """Initial parameters, moved so that heads differ."""
-    params = jax.jit(objective.init)(KEY, BATCH).params
-    noise = lambda x: x + 0.3 * jax.random.normal(KEY, x.shape)  # noqa: E731
-    return jax.tree.map(noise, params)
+    """Random parameters, so that heads differ."""
+    return parameters.start(objective, BATCH).params
 
 
 @functools.cache
@@ -145,16 +166,16 @@ def test_blocks_are_offered_as_they_leave():
 
 
 def test_logits_that_are_equal_or_no_numbers_are_not_called_right():
-    label = jnp.arange(3)
-    for value in (0.0, jnp.nan):
-        rank = probe_grid._rank(jnp.full((1, 3, 3), value), label)
+    label, rank_of = np.arange(3), jax.jit(probe_grid._rank)
+    for value in (0.0, np.nan):
+        rank = rank_of(np.full((1, 3, 3), value, np.float32), label)
         assert rank.tolist() == [[0, 1, 2] if value == 0 else [2, 2, 2]]
 
 
 def test_what_nobody_reads_costs_nothing():
     """Block features neither slow down who reads others nor run later blocks."""
     objective = single(head="probe")
-    params, state, _ = jax.eval_shape(objective.init, KEY, BATCH)
+    params, state, _ = parameters.shapes_of(objective, BATCH)
 
     def flops(choose):
         def some(params, image):
@@ -194,8 +215,13 @@ def test_a_grid_that_cannot_be_trained_is_refused(fields, message):
 def test_the_log_has_one_heads_loss_and_the_best_in_percent():
     objective = make(head="probe")
     params = with_noise(objective)
-    loss, (metrics, _) = jax.jit(objective.loss)(params, {}, {}, BATCH, KEY)
-    out = jax.jit(objective.predict)(params, {}, BATCH)
+
+    @jax.jit
+    def run(params, batch):
+        loss = objective.loss(params, {}, {}, batch, KEY)
+        return loss, objective.predict(params, {}, batch)
+
+    (loss, (metrics, _)), out = run(params, BATCH)
     losses = [out[f"grid_loss/{name}"].mean(axis=0) for name in ("cls", "avg")]
     right = [(out[f"grid_rank/{name}"] == 0).mean(axis=0) for name in ("cls", "avg")]
     assert loss == pytest.approx(np.sum(losses), rel=1e-4)

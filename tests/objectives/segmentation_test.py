@@ -11,6 +11,7 @@ from litevit_jax import trees
 from litevit_jax.objectives import segmentation
 from litevit_jax.train import optimizer
 from tests import dense_golden as golden
+from tests import params as parameters
 
 KEY = jax.random.key(0)
 TINY = {"width": 16, "depth": 4, "num_heads": 2, "patch_size": 16}
@@ -28,20 +29,34 @@ def recorded_batch():
     return {"image": golden.maps(values["input"]), "label_map": values["label"]}
 
 
+@functools.cache
+def predicted():
+    """Maps of the blocks, logits, and the loss with running statistics."""
+    objective, batch = recorded(), recorded_batch()
+
+    @jax.jit
+    def run(params, state, image, label):
+        outputs = objective.predict(params, state, {"image": image})
+        logits = outputs["segmentation_logits"]
+        large = segmentation.segmentation.resize(logits, (64, 64))
+        loss = segmentation._cross_entropy(large, label, label != 255, "all")
+        return objective._maps(params, image, None), logits, loss
+
+    label = batch["label_map"].astype(int)
+    return run(*golden.variables(), batch["image"], label)
+
+
 def test_the_recorded_model_gives_its_blocks_and_logits():
     values, (params, state) = golden.group("semfpn"), golden.variables()
-    objective = recorded()
-    batch = recorded_batch()
-    shapes = jax.eval_shape(objective.init, KEY, batch)
+    shapes = parameters.shapes_of(recorded(), recorded_batch())
     assert trees.flatten(shapes.params).keys() == trees.flatten(params).keys()
     assert trees.flatten(shapes.model_state).keys() == trees.flatten(state).keys()
-    for i, x in enumerate(objective._maps(params, batch["image"], None)):
+    maps, logits, _ = predicted()
+    for i, x in enumerate(maps):
         golden.close(x, golden.maps(values[f"block{i}"]))
-    logits = objective.predict(params, state, batch)["segmentation_logits"]
     golden.close(logits, golden.maps(values["logits"]))
     large = jax.image.resize(logits, (2, 64, 64, 5), "bilinear", antialias=False)
-    same = large.argmax(axis=-1) == values["upsampled_argmax"]
-    assert same.all()
+    assert (large.argmax(axis=-1) == values["upsampled_argmax"]).all()
 
 
 @functools.cache
@@ -56,14 +71,9 @@ def trained():
 
 
 def test_the_recorded_model_gives_its_losses():
-    values, (params, state) = golden.group("semfpn"), golden.variables()
-    batch = recorded_batch()
+    values = golden.group("semfpn")
     golden.close(trained()[0], values["loss_train_bn"])
-    logits = recorded().predict(params, state, batch)["segmentation_logits"]
-    large = segmentation.segmentation.resize(logits, (64, 64))
-    label = jnp.asarray(batch["label_map"], int)
-    loss = segmentation._cross_entropy(large, label, label != 255, "all")
-    golden.close(loss, values["loss_eval_bn"])
+    golden.close(predicted()[2], values["loss_eval_bn"])
 
 
 def test_the_recorded_model_gives_its_running_statistics():
@@ -97,24 +107,18 @@ def test_the_linear_heads_norm_in_training_is_the_recorded_one():
     norm = segmentation.segmentation.heads.BatchNorm(1e-5, affine=True)
     affine = {"scale": values["bn_weight"], "bias": values["bn_bias"]}
     stats = {"mean": values["bn_mean"], "var": values["bn_var"]}
-    out, _ = norm.apply(
-        {"params": affine, "batch_stats": stats},
-        golden.maps(values["features"]),
-        train=True,
-        mutable=["batch_stats"],
-    )
+    apply = functools.partial(norm.apply, train=True, mutable=["batch_stats"])
+    variables = {"params": affine, "batch_stats": stats}
+    out, _ = jax.jit(apply)(variables, golden.maps(values["features"]))
     golden.close(out, golden.maps(values["bn_training_output"]))
 
 
 def counts(**kwargs):
     """Parameters of each part at full size, by shapes alone."""
-    objective = segmentation.make(encoder={"variant": "tiny"}, **kwargs)
+    objective = segmentation.make(**{"encoder": {"variant": "tiny"}} | kwargs)
     batch = {"image": jax.ShapeDtypeStruct((1, 512, 512, 3), jnp.float32)}
-    params = jax.eval_shape(objective.init, KEY, batch).params
-    return {
-        part: sum(x.size for x in jax.tree.leaves(tree))
-        for part, tree in params.items()
-    }
+    params = parameters.shapes_of(objective, batch).params
+    return {part: parameters.size(tree) for part, tree in params.items()}
 
 
 def test_the_published_model_has_its_number_of_parameters():
@@ -124,7 +128,10 @@ def test_the_published_model_has_its_number_of_parameters():
 
 
 def test_the_linear_heads_read_one_block_or_four():
-    one, four = (counts(num_classes=150, head=h) for h in ("linear", "linear_ms"))
+    one, four = (
+        counts(num_classes=150, head=head, encoder={"variant": "tiny", "depth": 4})
+        for head in ("linear", "linear_ms")
+    )
     assert one["decode_head"] == 2 * 192 + 192 * 150 + 150
     assert four["decode_head"] == 4 * (2 * 192 + 192 * 150) + 150
 
@@ -147,8 +154,8 @@ def small_batch(count=4, side=16):
 def test_a_batch_without_labels_has_no_loss_and_no_gradient(head):
     objective, batch = small(head=head, mean_over="valid"), small_batch()
     batch["label_map"][:] = 255
-    variables = objective.init(KEY, batch)
-    grad = jax.value_and_grad(objective.loss, has_aux=True)
+    variables = parameters.start(objective, batch)
+    grad = jax.jit(jax.value_and_grad(objective.loss, has_aux=True))
     (loss, (metrics, _)), grads = grad(*variables, batch, KEY)
     assert loss == 0 and metrics["pixel_acc"] == 0
     assert not any(np.asarray(x).any() for x in jax.tree.leaves(grads))
@@ -157,26 +164,32 @@ def test_a_batch_without_labels_has_no_loss_and_no_gradient(head):
 def test_ignored_pixels_count_in_the_mean_over_all():
     objective, batch = small(dropout=0.0), small_batch()
     batch["label_map"][:, :4] = 255
-    variables = objective.init(KEY, batch)
-    over_all = objective.loss(*variables, batch, KEY)[0]
-    valid = small(dropout=0.0, mean_over="valid").loss(*variables, batch, KEY)[0]
+    other = small(dropout=0.0, mean_over="valid")
+    over_all, valid = jax.jit(
+        lambda *args: (objective.loss(*args)[0], other.loss(*args)[0])
+    )(*parameters.start(objective, batch), batch, KEY)
     np.testing.assert_allclose(over_all, valid * 12 / 16, rtol=1e-5)
 
 
 def test_a_frozen_encoder_gets_no_gradient():
     objective, batch = small(head="linear", frozen_encoder=True), small_batch()
-    variables = objective.init(KEY, batch)
-    grads = jax.grad(lambda *x: objective.loss(*x)[0])(*variables, batch, KEY)
+    variables = parameters.start(objective, batch)
+    grad = jax.jit(jax.grad(lambda *x: objective.loss(*x)[0]))
+    grads = grad(*variables, batch, KEY)
     assert not any(np.asarray(x).any() for x in jax.tree.leaves(grads["encoder"]))
     assert all(np.asarray(x).any() for x in jax.tree.leaves(grads["decode_head"]))
 
 
 def test_the_linear_heads_read_tokens_behind_the_final_norm():
     objective, batch = small(head="linear_ms"), small_batch()
-    variables = objective.init(KEY, batch)
-    params = variables.params
-    params["encoder"]["norm"]["bias"] += 1.0
-    shifted = objective._maps(params, batch["image"], None)
+    params = parameters.start(objective, batch).params
+    norm = params["encoder"]["norm"]
+    norm["scale"], norm["bias"] = (
+        np.ones_like(norm["scale"]),
+        np.ones_like(norm["bias"]),
+    )
+    maps = jax.jit(lambda params, image: objective._maps(params, image, None))
+    shifted = maps(params, batch["image"])
     assert len(shifted) == 2
     for x in shifted:
         np.testing.assert_allclose(np.mean(x, axis=-1), 1.0, atol=1e-4)
@@ -185,17 +198,19 @@ def test_the_linear_heads_read_tokens_behind_the_final_norm():
 def test_dropped_channels_and_paths_follow_from_the_examples_slot():
     objective = small(drop_path=0.5, dropout=0.5)
     batch = small_batch()
-    variables = objective.init(KEY, batch)
-    first, second = (objective.loss(*variables, batch, k)[0] for k in (KEY, KEY))
-    other = objective.loss(*variables, batch, jax.random.key(1))[0]
+    variables = parameters.start(objective, batch)
+    loss = jax.jit(objective.loss)
+    first, second, other = (
+        loss(*variables, batch, key)[0] for key in (KEY, KEY, jax.random.key(1))
+    )
     assert first == second != other
     turned = {k: x[::-1] for k, x in batch.items()}
-    again = objective.loss(*variables, turned, KEY)[0]
+    again = loss(*variables, turned, KEY)[0]
     np.testing.assert_allclose(again, first, rtol=1e-5)
 
 
 def decayed(**rules):
-    shapes = jax.eval_shape(small().init, KEY, small_batch()).params
+    shapes = parameters.shapes_of(small(), small_batch()).params
     given = {"decay_1d": False, "skip": ()} | rules
     mask = trees.flatten(optimizer.decay_mask(shapes, **given))
     return {name for name, yes in mask.items() if yes}
@@ -220,9 +235,8 @@ def test_what_the_detection_recipe_decays():
 
 
 def test_layers_learn_slower_towards_the_image():
-    shapes = jax.eval_shape(
-        segmentation.make(encoder={"variant": "tiny"}, num_classes=2).init,
-        KEY,
+    shapes = parameters.shapes_of(
+        segmentation.make(encoder={"variant": "tiny"}, num_classes=2),
         {"image": jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)},
     ).params
     scales = trees.flatten(optimizer.layer_scales(shapes, 0.8))

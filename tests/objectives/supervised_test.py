@@ -1,28 +1,74 @@
 """Classification: parity with the reference, pooling, heads and their state."""
 
-import math
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from litevit_jax.models import layers
+from litevit_jax import trees
+from litevit_jax.models import layers, vit
 from litevit_jax.objectives import mae, supervised
 from tests import golden
+from tests import params as parameters
 
 KEY = jax.random.key(0)
 ENCODER = {"width": 24, "depth": 1, "num_heads": 3, "patch_size": 4}
-BATCH = {
-    "image": jax.random.normal(jax.random.key(7), (6, 16, 16, 3)),
-    "label": jnp.array([0, 1, 2, 3, 4, 0]),
-}
+IMAGES = np.random.default_rng(7).normal(size=(6, 16, 16, 3)).astype(np.float32)
+BATCH = {"image": IMAGES, "label": np.array([0, 1, 2, 3, 4, 0])}
 
 
 def make(**kwargs):
     return supervised.make(
         **{"encoder": ENCODER, "num_classes": 5, "dtype": "float32"} | kwargs
     )
+
+
+@functools.cache
+def compiled(objective, name):
+    """One of the objective's methods; compiled once for all tests."""
+    return jax.jit(getattr(objective, name))
+
+
+def start(objective, seed=0):
+    """Random parameters, state and teacher."""
+    return parameters.start(objective, BATCH, seed=seed)
+
+
+def recorded(objective):
+    """The parameters behind recorded values, by path.
+
+    The reference's learned positions hold the sin-cos table there.
+    """
+    shapes = parameters.shapes_of(objective, {"image": golden.images(2)}).params
+    params = golden.params_like(shapes)
+    params["encoder"]["pos_embed"] = layers.sincos_table((14, 14), 192, "sincos")[None]
+    return trees.flatten(params)
+
+
+@pytest.fixture(scope="module")
+def recorded_logits():
+    """Pool -> logits, of one encoder, which is compiled once."""
+    encoder = {"variant": "tiny", "pos_embed": "learned_sincos"}
+    made = {
+        pool: make(encoder=encoder, num_classes=1000, pool=pool)
+        for pool in ("avg", "cls")
+    }
+    own = {pool: recorded(objective) for pool, objective in made.items()}
+
+    @jax.jit
+    def run(arrays, image):
+        return {
+            pool: objective.predict(
+                trees.nest({name: arrays[name] for name in own[pool]}),
+                {},
+                {"image": image},
+            )["logits"]
+            for pool, objective in made.items()
+        }
+
+    return run(own["avg"] | own["cls"], golden.images(2))
 
 
 @pytest.mark.parametrize(
@@ -37,20 +83,24 @@ def make(**kwargs):
         ("cls", [0.612886, 0.0430752, 0.318717, -0.131084], None, [330, 372]),
     ],
 )
-def test_recorded_logits(pool, first, last, argmax):
-    """The reference's learned positions hold the sin-cos table there."""
-    encoder = {"variant": "tiny", "pos_embed": "learned_sincos"}
-    objective, image = (
-        make(encoder=encoder, num_classes=1000, pool=pool),
-        golden.images(2),
-    )
-    start = jax.jit(objective.init)(KEY, {"image": image}).params
-    params = golden.params_like(start)
-    logits = jax.jit(objective.predict)(params, {}, {"image": image})["logits"]
+def test_recorded_logits(pool, first, last, argmax, recorded_logits):
+    logits = recorded_logits[pool]
     golden.assert_close(logits[0, :4], first)
     if last is not None:
         golden.assert_close(logits[1, 996:], last)
     assert logits.argmax(axis=1).tolist() == argmax
+
+
+def count(encoder, **kwargs):
+    """Parameters at full size, of as many equal blocks as the variant has."""
+
+    def at(depth):
+        sizes = encoder | {"depth": depth}
+        objective = make(encoder=sizes, num_classes=1000, **kwargs)
+        image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+        return parameters.shapes_of(objective, {"image": image}).params
+
+    return parameters.size_at(vit.make_encoder(**encoder).depth, at)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +114,9 @@ def test_recorded_logits(pool, first, last, argmax):
     ],
 )
 def test_parameter_counts_with_1000_classes(variant, total, with_two_heads):
-    distilled = {"teacher": {"variant": "tiny"}, "distill": {}}
-    for kwargs, count in (({}, total), (distilled, with_two_heads)):
-        objective = make(encoder={"variant": variant}, num_classes=1000, **kwargs)
-        image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-        params = jax.eval_shape(objective.init, KEY, {"image": image}).params
-        assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == count
+    encoder, teacher = {"variant": variant}, {"variant": "tiny", "depth": 1}
+    assert count(encoder) == total
+    assert count(encoder, teacher=teacher, distill={}) == with_two_heads
 
 
 RPE = {"variant": "tiny", "pos_embed": "learned_sincos", "init_style": "rpe"}
@@ -78,11 +125,7 @@ RPE = {"variant": "tiny", "pos_embed": "learned_sincos", "init_style": "rpe"}
 def test_recorded_logits_with_relative_position_bias():
     """Of the authors' model of 2023, all its parameters filled."""
     objective = make(encoder=RPE | {"rpe_style": "v2023"}, num_classes=1000)
-    image = golden.images(2)
-    start = jax.eval_shape(objective.init, KEY, {"image": image}).params
-    params = golden.params_like(start)
-    table = layers.sincos_table((14, 14), 192, "sincos")
-    params["encoder"]["pos_embed"] = table[None]
+    image, params = golden.images(2), trees.nest(recorded(objective))
     logits = jax.jit(objective.predict)(params, {}, {"image": image})["logits"]
     golden.assert_close(logits[0, :4], [0.498319, 0.503558, 0.0260327, 0.59535])
     golden.assert_close(logits[1, 996:], [-0.221547, 0.756007, 0.802523, -0.35248])
@@ -94,15 +137,13 @@ def test_recorded_logits_with_relative_position_bias():
     [("v2023", 5_825_128), ("qv_bias", 5_820_520), ("fused", 5_822_824)],
 )
 def test_parameter_counts_with_relative_position_bias(style, total):
-    objective = make(encoder=RPE | {"rpe_style": style}, num_classes=1000)
-    image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
-    params = jax.eval_shape(objective.init, KEY, {"image": image}).params
-    assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) == total
+    assert count(RPE | {"rpe_style": style}) == total
 
 
 def test_the_small_head_starts_at_a_thousandth():
     objective = make(head="linear_small", num_classes=200)
-    fc = jax.jit(objective.init)(KEY, BATCH).params["head"]["fc"]
+    head = jax.jit(lambda batch: objective.init(KEY, batch).params["head"])
+    fc = head(BATCH)["fc"]  # the encoder's draws are left out
     np.testing.assert_allclose(fc["kernel"].std(), 2e-5, rtol=0.05)
     np.testing.assert_array_equal(fc["bias"], 0)
 
@@ -111,12 +152,12 @@ def test_the_small_head_starts_at_a_thousandth():
 def with_head(request):
     pool = "cls" if request.param.startswith("probe") else "avg"
     objective = make(head=request.param, pool=pool, label_smoothing=0.1)
-    return objective, jax.jit(objective.init)(KEY, BATCH)
+    return objective, start(objective)
 
 
 def test_loss_is_smoothed_cross_entropy(with_head):
     objective, (params, state, teacher) = with_head
-    loss, (metrics, _) = jax.jit(objective.loss)(params, state, teacher, BATCH, KEY)
+    loss, (metrics, _) = compiled(objective, "loss")(params, state, teacher, BATCH, KEY)
     logits = np.asarray(training_logits(objective, params, state), np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     target = 0.9 * np.eye(5)[BATCH["label"]] + 0.02
@@ -129,7 +170,7 @@ def test_loss_is_smoothed_cross_entropy(with_head):
 
 def training_logits(objective, params, state):
     """Logits with BatchNorm, where there is one, written out over the batch."""
-    found = jax.jit(objective.predict)(params, state, BATCH)
+    found = compiled(objective, "predict")(params, state, BATCH)
     x = np.asarray(found["features"], np.float64)
     if state:
         x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
@@ -140,19 +181,20 @@ def test_only_batch_norm_has_state(with_head):
     objective, (params, state, teacher) = with_head
     assert teacher == {}
     assert bool(state) == bool(objective.needs_whole_batch) == objective.head.batch_norm
-    _, (_, new_state) = jax.jit(objective.loss)(params, state, teacher, BATCH, KEY)
+    loss = compiled(objective, "loss")
+    _, (_, new_state) = loss(params, state, teacher, BATCH, KEY)
     assert jax.tree.structure(new_state) == jax.tree.structure(state)
     if state:
-        features = jax.jit(objective.predict)(params, state, BATCH)["features"]
-        mean = 0.1 * features.mean(axis=0)
+        features = compiled(objective, "predict")(params, state, BATCH)["features"]
+        mean = 0.9 * state["head"]["bn"]["mean"] + 0.1 * features.mean(axis=0)
         got = new_state["head"]["bn"]["mean"]
         np.testing.assert_allclose(got, mean, rtol=1e-4, atol=1e-6)
 
 
 def test_evaluation_uses_running_statistics():
     objective = make(head="probe_bn", pool="cls")
-    params, state, _ = jax.jit(objective.init)(KEY, BATCH)
-    predict = jax.jit(objective.predict)
+    params, state, _ = start(objective)
+    predict = compiled(objective, "predict")
     whole = predict(params, state, BATCH)["logits"]
     one = predict(params, state, {"image": BATCH["image"][2:3]})["logits"]
     np.testing.assert_allclose(one, whole[2:3], atol=1e-5)
@@ -160,23 +202,26 @@ def test_evaluation_uses_running_statistics():
     assert abs(predict(params, shifted, BATCH)["logits"] - whole).max() > 1e-3
 
 
+def layer_norm(x, norm):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return x * norm["scale"] + norm["bias"]
+
+
 def test_average_pooling_norms_after_the_mean():
     objective = make()
-    params = jax.jit(objective.init)(KEY, BATCH).params
+    params = start(objective).params
     assert "norm" not in params["encoder"]
     variables = {"params": params["encoder"]}
-    _, found = jax.jit(objective.encoder.apply)(variables, BATCH["image"])
+    _, found = compiled(objective.encoder, "apply")(variables, BATCH["image"])
     x = np.asarray(found["pre_norm"][:, 1:]).mean(axis=1)
-    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(
-        x.var(-1, keepdims=True) + 1e-6
-    )
-    features = jax.jit(objective.predict)(params, {}, BATCH)["features"]
+    expected = layer_norm(x, params["head"]["fc_norm"])
+    features = compiled(objective, "predict")(params, {}, BATCH)["features"]
     np.testing.assert_allclose(features, expected, atol=1e-4)
 
 
 def test_frozen_encoder_gets_no_gradient():
     objective = make(frozen_encoder=True, pool="cls", head="probe")
-    params = jax.jit(objective.init)(KEY, BATCH).params
+    params = start(objective).params
     grads = jax.jit(jax.grad(lambda p: objective.loss(p, {}, {}, BATCH, KEY)[0]))(
         params
     )
@@ -186,8 +231,8 @@ def test_frozen_encoder_gets_no_gradient():
 
 def test_predictions_are_float32_whatever_trains():
     half, full = make(dtype="bfloat16"), make(dtype="float32")
-    params = jax.jit(full.init)(KEY, BATCH).params
-    got, want = (jax.jit(o.predict)(params, {}, BATCH) for o in (half, full))
+    params = start(full).params
+    got, want = (compiled(o, "predict")(params, {}, BATCH) for o in (half, full))
     assert half.encoder.dtype == "bfloat16"
     for name, value in want.items():
         np.testing.assert_array_equal(got[name], value)
@@ -195,16 +240,16 @@ def test_predictions_are_float32_whatever_trains():
 
 def test_soft_labels_equal_hard_ones():
     objective = make(label_smoothing=0.1)
-    params = jax.jit(objective.init)(KEY, BATCH).params
-    soft = BATCH | {"label": jax.nn.one_hot(BATCH["label"], 5)}
-    loss = jax.jit(objective.loss)
+    params = start(objective).params
+    soft = BATCH | {"label": np.eye(5, dtype=np.float32)[BATCH["label"]]}
+    loss = compiled(objective, "loss")
     hard, found = (loss(params, {}, {}, batch, KEY)[0] for batch in (BATCH, soft))
     np.testing.assert_allclose(hard, found, rtol=1e-6)
 
 
 def test_drop_path_makes_the_loss_depend_on_the_key_and_slot():
     objective = make(encoder=ENCODER | {"depth": 2, "drop_path": 0.5})
-    params = jax.jit(objective.init)(KEY, BATCH).params
+    params = start(objective).params
     loss = jax.jit(lambda batch, key: objective.loss(params, {}, {}, batch, key)[0])
     assert loss(BATCH, KEY) == loss(BATCH, KEY) != loss(BATCH, jax.random.key(1))
     order = np.array([4, 0, 5, 2, 1, 3])
@@ -230,16 +275,16 @@ def distilled(pool="avg", **distill):
 
 @pytest.fixture(scope="module")
 def student():
-    """(params, teacher), both somewhere else than where they start."""
-    params, state, teacher = jax.jit(distilled().init)(KEY, BATCH)
+    """(params, teacher)."""
+    params, state, teacher = start(distilled())
     assert state == {}
-    return jax.tree.map(lambda x: x + 0.1 * jnp.sin(7 * x + 1), (params, teacher))
+    return params, teacher
 
 
 def two_logits(objective, params):
     """Logits of the label's head and of the teacher's head, written out."""
     variables = {"params": params["encoder"]}
-    tokens, _ = jax.jit(objective.encoder.apply)(variables, BATCH["image"])
+    tokens, _ = compiled(objective.encoder, "apply")(variables, BATCH["image"])
     return [
         head(params[name], np.asarray(pooled, np.float64))
         for name, pooled in (
@@ -250,14 +295,13 @@ def two_logits(objective, params):
 
 
 def head(params, x):
-    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    x = x * params["fc_norm"]["scale"] + params["fc_norm"]["bias"]
+    x = layer_norm(x, params["fc_norm"])
     return np.asarray(x @ params["fc"]["kernel"] + params["fc"]["bias"], np.float64)
 
 
 def teacher_logits(objective, teacher):
     assert objective.distill is not None
-    return jax.jit(objective.distill.logits)(teacher, BATCH["image"])
+    return compiled(objective.distill, "logits")(teacher, BATCH["image"])
 
 
 def log_softmax(x):
@@ -268,21 +312,36 @@ def log_softmax(x):
 def test_the_teacher_is_a_classifier_of_the_package(pool):
     objective = distilled(pool)
     assert objective.frozen_teacher and not make().frozen_teacher
-    teacher = jax.jit(objective.init)(KEY, BATCH).teacher
+    teacher = start(objective).teacher
     alone = make(encoder=TEACHER, pool=pool)
-    shapes = jax.eval_shape(alone.init, KEY, BATCH).params
+    shapes = parameters.shapes_of(alone, BATCH).params
     assert jax.tree.map(jnp.shape, teacher) == jax.tree.map(jnp.shape, shapes)
     got = teacher_logits(objective, teacher)
-    want = jax.jit(alone.predict)(teacher, {}, BATCH)["logits"]
+    want = compiled(alone, "predict")(teacher, {}, BATCH)["logits"]
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"alpha": 0.3}, {"hard": False, "tau": 3.0, "alpha": 0.8}]
-)
-def test_distillation_adds_the_loss_of_the_second_head(settings, student):
+SETTINGS = [{}, {"alpha": 0.3}, {"hard": False, "tau": 3.0, "alpha": 0.8}]
+
+
+@pytest.fixture(scope="module")
+def distilled_losses(student):
+    """Loss and metrics under each of SETTINGS, of one program."""
+    made, (params, teacher) = [distilled(**settings) for settings in SETTINGS], student
+
+    @jax.jit
+    def run(*variables):
+        return [objective.loss(*variables, BATCH, KEY) for objective in made]
+
+    return run(params, {}, teacher)
+
+
+@pytest.mark.parametrize("number", range(len(SETTINGS)))
+def test_distillation_adds_the_loss_of_the_second_head(
+    number, student, distilled_losses
+):
+    settings, (loss, (metrics, _)) = SETTINGS[number], distilled_losses[number]
     objective, (params, teacher) = distilled(**settings), student
-    loss, (metrics, _) = jax.jit(objective.loss)(params, {}, teacher, BATCH, KEY)
     first, second = two_logits(objective, params)
     target = 0.9 * np.eye(5)[BATCH["label"]] + 0.02
     label_loss = -(target * log_softmax(first)).sum(-1).mean()
@@ -303,14 +362,14 @@ def test_distillation_adds_the_loss_of_the_second_head(settings, student):
 
 def test_the_prediction_is_the_mean_of_both_heads(student):
     objective, (params, _) = distilled(), student
-    logits = jax.jit(objective.predict)(params, {}, BATCH)["logits"]
+    logits = compiled(objective, "predict")(params, {}, BATCH)["logits"]
     first, second = two_logits(objective, params)
     np.testing.assert_allclose(logits, (first + second) / 2, rtol=1e-4, atol=1e-5)
     assert abs(first - second).max() > 0.01
 
 
 def test_a_student_that_is_its_teacher_has_no_soft_loss():
-    logits = jax.random.normal(KEY, (6, 5))
+    logits = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
     soft = distilled(hard=False).distill
     assert soft is not None and abs(soft.loss(logits, logits)) < 1e-6
 
