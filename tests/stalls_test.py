@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from benchmarks.parts import stalls
+from benchmarks.parts import profile, stalls
 
 US = 1_000.0  # nanoseconds
 
@@ -77,6 +77,17 @@ def test_a_save_costs_its_call_and_the_steps_that_wait(blocked, beside, lost):
     row = stalls.saving([0.1, 0.1, 0.3], blocked, beside, every=1000)
     assert row["lost %"] == pytest.approx(100 * lost / (1000 * 0.1), abs=1e-9)
     assert row["ok"] is (row["lost %"] <= 1.0)
+
+
+def test_a_plane_of_a_library_is_no_device():
+    """Once libtpu is loaded, to plan for TPUs, traces of a CPU have its plane."""
+    library = plane("/device:CUSTOM:Megascale Trace")
+    host = plane("/host:CPU", line("tf_XLAEigen", ("dot.7", 0, 77)))
+    gpu = plane("/device:GPU:0", line("Stream #1", ("dot.7", 0, 9)))
+    for planes, end in (([library, host], 77), ([library, gpu, host], 9)):
+        data = types.SimpleNamespace(planes=planes)
+        assert stalls.spans_of(data) == ([(0, end)], [])
+        assert profile.operations(data) == {"dot": (end, 1)}
 
 
 def test_operations_are_found_where_dispatch_is_synchronous():

@@ -51,6 +51,8 @@ def _operations(
         (part.out / f"profile-{spec.job}.xplane.pb").write_bytes(path.read_bytes())
     (part.out / f"profile-{spec.job}.hlo.txt").write_text(step.program.as_text())
     spent = operations(data)
+    if not spent:
+        part.row(f"{name}, 1", stalls.refuse_empty)
     whole = sum(time for time, _ in spent.values())
     longest = sorted(spent.items(), key=lambda item: -item[1][0])[:_MOST]
     for rank, (operation, (time, count)) in enumerate(longest):
@@ -80,8 +82,7 @@ def operations(data: Any) -> dict[str, tuple[float, int]]:
 def _lines(data: Any) -> list[Any]:
     """The lines of a trace with a device's operations."""
     planes = list(data.planes)
-    devices = [plane for plane in planes if plane.name.startswith("/device:")]
-    lines = [line for plane in devices for line in plane.lines]
+    lines = [line for plane in stalls.of_devices(planes) for line in plane.lines]
     kernels = [line for line in lines if line.name.startswith("Stream")]
     if kernels or lines:
         named = [line for line in lines if line.name == "XLA Ops"]

@@ -15,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -65,7 +65,7 @@ def of_trace(computing: list[Span], copies: list[Span]) -> dict[str, float]:
     """
     busy = merged(computing)
     if not busy:
-        raise ValueError("the trace has no operations of a device")
+        refuse_empty()
     whole = busy[-1][1] - busy[0][0]
     gaps = [(one[1], other[0]) for one, other in itertools.pairwise(busy) if whole > 0]
     covered = merged(copies)
@@ -82,10 +82,15 @@ def of_trace(computing: list[Span], copies: list[Span]) -> dict[str, float]:
     }
 
 
+def refuse_empty() -> NoReturn:
+    """Raises the error of a trace that shows nothing."""
+    raise ValueError("the trace has no operations of a device")
+
+
 def spans_of(data: Any) -> tuple[list[Span], list[Span]]:
     """Reads a profile: (operations of the first device, copies to it)."""
     planes = list(data.planes)
-    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    devices = of_devices(planes)
     if not devices:  # CPUs: the threads that run operations
         threads = on_host(planes)
         return [span for events in threads for span in map(_span, events)], []
@@ -101,6 +106,16 @@ def spans_of(data: Any) -> tuple[list[Span], list[Span]]:
             elif "Memcpy" not in event.name:
                 computing.append(_span(event))
     return computing, copies
+
+
+def of_devices(planes: list[Any]) -> list[Any]:
+    """Planes of accelerators; none on a CPU.
+
+    Where libtpu is loaded, if only to plan for TPUs, the profiler adds a plane
+    '/device:CUSTOM:Megascale Trace', on CPUs too; it is of no device.
+    """
+    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    return [plane for plane in devices if not plane.name.startswith("/device:CUSTOM:")]
 
 
 def on_host(planes: list[Any]) -> list[list[Any]]:
