@@ -8,8 +8,8 @@ On CPUs, XLA allocates one block for each step (1 GB for ViT-Tiny at batch 64) a
 frees it: touching it anew costs 280,000 page faults, a quarter of the step and more on
 a busy machine. Here the C library keeps freed memory. Measured by
 benchmarks/train_step.py. The blocks of small steps fit into the caches: there the
-library gives each freed block back, so that its heap falls to pieces less (in minutes 1
-to 7 of a run that evaluates and saves often 11 MiB more in place of 23, measured once).
+library gives each freed block back and has one heap for all threads, which falls to
+pieces less: a run that evaluates and saves often keeps its size (benchmarks/memory.py).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _ON_CPUS = "JAX_PLATFORMS=cpu runs on CPUs all the same"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _KEEP = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
 # Blocks from 1 MiB on lie outside of the heaps, of which 32 MiB may stay free.
-_GIVE_BACK = ((_M_MMAP_THRESHOLD, 2**20), (_M_TRIM_THRESHOLD, 2**25))
+_GIVE_BACK = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 2**20), (_M_TRIM_THRESHOLD, 2**25))
 
 
 def prepare(batch_size: int, values: int) -> None:
