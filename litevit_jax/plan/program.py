@@ -61,6 +61,8 @@ def plan(config: ConfigDict, target: topology.Target) -> Planned:
     if not target.on_cpu and config.objective.dtype == "auto":
         # 'auto' would look at this process's own devices, which are CPUs.
         resolve.assign(config.objective, {"dtype": "bfloat16"})
+    if config.init_required and not config.init:
+        resolve.assign(config, {"init": "random"})  # a plan asks for sizes alone
     mesh = sharding.make_mesh(**config.mesh, devices=topology.devices(target))
     images.settle(config, start.init_checkpoint(config), _teach(config))
     source, origin = examples.source(config.data)
@@ -89,7 +91,11 @@ def model_flops(planned: Planned) -> int:
     """
     config = planned.config.copy_and_resolve_references()
     resolve.assign(config.log, {"health": False})
-    source = examples.Counted(config.derived.train_examples, config.derived.num_classes)
+    source = examples.Counted(
+        config.derived.train_examples,
+        config.derived.num_classes,
+        settings.annotations_of(config.data),
+    )
     memory = planned.target.chip.hbm
     quiet = build.build_step(config, planned.mesh, lambda split: source, memory)
     return flops.count(quiet.step, quiet.state, quiet.batch)

@@ -63,6 +63,20 @@ def test_slices_are_planned_by_the_memory_of_the_target(monkeypatch):
     assert asked == [target.chip.hbm]
 
 
+def test_segmentation_is_planned_without_its_data_and_without_an_encoder():
+    sizes = {"width": 24, "depth": 1, "num_heads": 2}
+    sizes = {f"objective__encoder__{name}": size for name, size in sizes.items()}
+    small = {"data__image_size": 32, "objective__channels": 8, "log__health": False}
+    made = jobs.config("segment", "ade20k", **sizes, **small)
+    topology.prepare(target := topology.find("v5e-4"))
+    run = program.plan(made, target)
+    derived = run.config.derived
+    assert run.examples_from == "known" and run.config.batch_size == 16
+    assert (derived.num_classes, derived.train_examples) == (150, 20_210)
+    # The last layer alone: 16 images, 8 x 8 pixels, 8 channels, forward and twice back.
+    assert program.model_flops(run) > 3 * 2 * 16 * 8 * 8 * 8 * 150
+
+
 def test_the_old_state_gives_its_memory_to_the_new_one(recipe):
     run, executable, numbers = recipe
     state = run.design.state
