@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from litevit_jax.data import decode, levels, turbo
+from litevit_jax.data import decode, joint, levels, turbo
 from litevit_jax.data.sources import base
 
 IMAGES = 64  # spread evenly over the source
@@ -36,9 +36,10 @@ def check(
     Raises:
       ValueError: the images have other channels, or no range.
     """
-    looked_at, deep, narrow = 0, 0, []
-    for name, image in _images(source):
+    looked_at, deep, narrow, labels = 0, 0, [], set()
+    for name, image, label_map in _examples(source):
         looked_at += 1
+        labels |= set(np.unique(label_map).tolist())
         if channels is not None:
             _check_channels(name, image, channels)
         pixels = _pixels(image, max_pixels)
@@ -52,7 +53,7 @@ def check(
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         narrow += _narrow(name, pixels, pair)
-    lines = []
+    lines = _labels(labels, looked_at, source.classes)
     if narrow:
         lines.append(
             f"{len(narrow)} of {looked_at} images looked at use less than a sixteenth "
@@ -76,7 +77,7 @@ def percentiles(
       ValueError: pixels that are no numbers, or all the same.
     """
     values = []
-    for name, image in _images(source):
+    for name, image, _ in _examples(source):
         pixels = _pixels(image, max_pixels)
         if pixels is not None and _is_deep(pixels):
             flat = pixels.values.reshape(-1)
@@ -98,17 +99,35 @@ def percentiles(
     return low, high
 
 
-def _images(source: base.Source) -> Iterator[tuple[str, Any]]:
-    """Yields name and raw image of a few examples; skips unreadable ones."""
+def _labels(labels: set[int], looked_at: int, classes: list[str]) -> list[str]:
+    """Says if the label maps looked at tell nothing apart."""
+    kinds = sorted(labels - {joint.IGNORED})
+    if not labels or len(kinds) > 1 or len(classes) < 2:
+        return []
+    what = "no label at all" if not kinds else f"no label but {kinds[0]}"
+    hint = f"; is {joint.IGNORED} a class in yours? Here it means that there is none"
+    return [
+        f"the {looked_at} label maps looked at have {what}"
+        + (hint if joint.IGNORED in labels else f" ({classes[kinds[0]]!r})")
+    ]
+
+
+def _examples(source: base.Source) -> Iterator[tuple[str, Any, np.ndarray]]:
+    """Yields name, raw image and label map (empty if there is none) of a few examples.
+
+    Unreadable ones are left out.
+    """
     rows = np.linspace(0, len(source) - 1, min(len(source), IMAGES)).round().astype(int)
     for row in np.unique(rows):
         try:
-            image = source[int(row)]["image"]
+            example = source[int(row)]
         except base.AnnotationError:  # it would end the run, later
             raise
         except Exception:  # whatever a file system or a format may raise
             continue
-        yield base.printable(source.name_of(int(row))), image
+        name = base.printable(source.name_of(int(row)))
+        label_map = example.get("label_map", np.empty(0, np.uint8))
+        yield name, example["image"], label_map
 
 
 def _check_channels(name: str, image: Any, channels: int) -> None:

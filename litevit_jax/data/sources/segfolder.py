@@ -6,9 +6,10 @@
     DIR/JPEGImages/a.jpg          DIR/SegmentationClass/a.png         PASCAL VOC, with
                                   DIR/ImageSets/Segmentation/train.txt
 
-A list has the name of an image on each line, with or without its extension. Without
-folders or lists that name a split, `holdout` keeps a share of the images as 'test'.
-Images without a label map are counted and left out, unless a list names them.
+A list has the name of an image on each line, with or without its extension; a name
+counts once. Without folders or lists that name a split, `holdout` keeps a share of the
+images as 'test'. Images without a label map are counted and left out, unless a list
+names them; so are label maps without an image, and images outside the splits' folders.
 
 The number in a pixel is its class, 255 none (see `label_maps`). Names of classes come
 from DIR/classes.txt, one on each line, from ADE20K's DIR/objectInfo150.txt, or from
@@ -20,6 +21,7 @@ from __future__ import annotations
 import itertools
 import os
 import posixpath
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -129,11 +131,12 @@ def make(
     """
     del name
     tree = folder.open_root(dir, _COMMAND)
-    if reduce_zero_label is None:
+    if not isinstance(reduce_zero_label, bool):
         raise ValueError(
             f"{tree}: is label 0 a class? Say --config.data.options.reduce_zero_label="
             "False if it is (PASCAL VOC, most sets), or True if it stands for pixels "
-            "of no class, and the classes count from 1 (ADE20K)"
+            "of no class, and the classes count from 1 (ADE20K); got "
+            f"{reduce_zero_label!r}"
         )
     known = _class_names(tree, classes)
     images, labels = _Files.read(tree, _IMAGES), _Files.read(tree, _LABELS)
@@ -153,6 +156,7 @@ def make(
         reduce_zero_label=reduce_zero_label,
         notes=[
             f"from {tree}",
+            *splits.notes(images),
             *notes,
             *split_names.unused_holdout(splits.kinds, holdout),
         ],
@@ -177,10 +181,11 @@ class _Files(NamedTuple):
         filled = [files for files in (cls._list(tree, top) for top in named) if files]
         if len(filled) != 1:
             got = [files.top for files in filled] or tree.folders("")
+            empty = "" if filled else _without(tree, named)
             raise ValueError(
                 f"{tree}: expected one folder of {_kind(usual)}, named "
-                f"{' or '.join(usual)}; got {base.first(got) or 'no folder'}. Give the "
-                "folder above both, as docs/dense.md shows"
+                f"{' or '.join(usual)}; got {base.first(got) or 'no folder'}{empty}. "
+                "Give the folder above both, as docs/dense.md shows"
             )
         return filled[0]
 
@@ -202,6 +207,13 @@ class _Files(NamedTuple):
 
 def _kind(usual: Sequence[str]) -> str:
     return "images" if usual == _IMAGES else "label maps (.png)"
+
+
+def _without(tree: filetree.Tree, named: Sequence[str]) -> str:
+    """Says what folders of the right names hold instead of such pictures; maybe ''."""
+    kinds = sorted({layout.extension(file) for x in named for file in tree.walk(x)})
+    what = f"files that end in .{', .'.join(kinds[:5])}" if kinds else "nothing"
+    return f", but {' and '.join(named)} has {what}" if named else ""
 
 
 def _may_be(top: str, file: str) -> bool:
@@ -244,8 +256,18 @@ class _Splits(NamedTuple):
         if chosen is None:
             return list(images.names), False
         if self.lists:
-            return self.lists[chosen], True
+            return list(dict.fromkeys(self.lists[chosen])), True
         return [x for x in images.names if x.startswith(f"{chosen}/")], False
+
+    def notes(self, images: _Files) -> list[str]:
+        """Says which images no split has; what a list repeats counts once."""
+        if self.lists:
+            twice = [(k, len(x) - len(set(x))) for k, x in self.lists.items()]
+            return [f"named again in {name}.txt: {n} images" for name, n in twice if n]
+        tops = tuple(f"{name}/" for name in self.kinds)
+        beside = [x for x in images.names if tops and not x.startswith(tops)]
+        note = f"in no split: {len(beside)} images ({base.first(beside)})"
+        return [note] if beside else []
 
 
 def _stem(line: str, images: _Files) -> str:
@@ -308,18 +330,26 @@ def _pair(
             f"left out, as they have no label map: {len(lonely)} images "
             f"({base.first(lonely)})"
         )
+    without = [x for x in labels.names if x not in images.names]
+    if without:
+        notes.append(
+            f"label maps without an image: {len(without)} ({base.first(without)})"
+        )
     return pairs, notes
 
 
 def _class_names(
     tree: filetree.Tree, classes: str | int | Sequence[str] | None
 ) -> list[str]:
-    """Returns the names of the classes by number.
-
-    Raises:
-      ValueError: nothing says them, or there are too many.
-    """
+    """Returns the names of the classes by number, or raises a ValueError."""
     names = _read_classes(tree, classes)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if "" in names or twice:
+        raise ValueError(
+            f"{tree}: classes {base.first(names)}: "
+            f"{f'{twice[0]!r} stands there twice' if twice else 'one has no name'}; "
+            "expected a different name for each (data.options.classes)"
+        )
     if not 0 < len(names) <= _MOST_CLASSES:
         raise ValueError(
             f"{tree}: {len(names)} classes; expected 1 to {_MOST_CLASSES}, as labels "
@@ -339,14 +369,24 @@ def _read_classes(tree: filetree.Tree, classes: Any) -> list[str]:
                 "commas, or a file)"
             )
         return _names_in(_lines(tree, sorted(files)[0]))
-    if not isinstance(classes, str | int):
+    if isinstance(classes, Sequence) and not isinstance(classes, str):
         return [str(name) for name in classes]
     text = str(classes).strip()
+    if re.fullmatch(r"[-+.\d]+", text) and not text.isdecimal():
+        raise ValueError(
+            f"data.options.classes={text}: expected a whole number of classes, names "
+            "joined by commas, or a file of names (.txt)"
+        )
     if text.isdecimal():
         return [str(number) for number in range(min(int(text), _MOST_CLASSES + 1))]
     if text.endswith(".txt"):
-        with open(os.path.expanduser(text), encoding="utf-8-sig") as file:
-            return _names_in([line.strip() for line in file if line.strip()])
+        try:
+            with open(os.path.expanduser(text), encoding="utf-8-sig") as file:
+                return _names_in([line.strip() for line in file if line.strip()])
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"data.options.classes={text}: no such file; give its whole path"
+            ) from None
     return [name.strip() for name in text.split(",")]
 
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+import re
 
 import numpy as np
 import PIL.Image
@@ -205,6 +206,78 @@ def test_what_is_not_said_is_asked(own):
         segfolder.make(split="train", reduce_zero_label=False)
     with pytest.raises(ValueError, match="expected 1 to 255, as labels are bytes"):
         _own(own, classes=256)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("a,b,a,c", "classes a, b, a, c: 'a' stands there twice"),
+        ("a,,b,c", "one has no name; expected a different name for each"),
+        ("", "one has no name"),
+        ("-4", "classes=-4: expected a whole number of classes"),
+        (4.0, "classes=4.0: expected a whole number of classes"),
+        (0, "0 classes; expected 1 to 255"),
+    ],
+)
+def test_classes_without_a_name_of_their_own_are_refused(own, classes, message):
+    with pytest.raises(ValueError, match=message):
+        _own(own, classes=classes)
+
+
+def test_what_label_0_means_is_said_in_no_other_way(own):
+    with pytest.raises(ValueError, match=r"Say .*reduce_zero_label=.* got 'False'"):
+        _own(own, reduce_zero_label="False")
+    with pytest.raises(FileNotFoundError, match=r"classes=no\.txt: no such file; give"):
+        _own(own, classes="no.txt")
+
+
+def test_what_is_left_out_is_told(own):
+    for name in ("train/a", "train/b", "val/c"):
+        _write(own, f"images/{name}.png", f"labels/{name}.png", 1)
+    (own / "labels" / "train" / "b.png").rename(own / "labels" / "train" / "b_m.png")
+    summary = _own(own).summary()
+    assert "in no split: 4 images (x/1, x/2, y/1, y/3)" in summary
+    assert "left out, as they have no label map: 1 images (train/b)" in summary
+    assert "label maps without an image: 1 (train/b_m)" in summary
+
+
+def test_a_name_counts_once_in_a_list(own):
+    (own / "train.txt").write_text("x/1.png\ny/3\nx/1\n")
+    (own / "val.txt").write_text("x/2\r\n")
+    source = _own(own)
+    assert [source.name_of(i) for i in range(len(source))] == [
+        "images/x/1.png",
+        "images/y/3.png",
+    ]
+    assert "named again in train.txt: 1 images" in source.summary()
+    assert len(_own(own, "val")) == 1
+
+
+def test_label_maps_of_another_kind_of_file_are_named(own):
+    for path in (own / "labels").rglob("*.png"):
+        path.rename(path.with_suffix(".jpg"))
+    with pytest.raises(ValueError, match=r"got images, labels, but labels has files "):
+        _own(own)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ((0, 255), "have no label but 0; is 255 a class in yours"),
+        ((255, 255), "have no label at all; is 255 a class in yours"),
+        ((1, 1), r"have no label but 1 \('road'\)"),
+        ((0, 1), None),
+    ],
+)
+def test_label_maps_that_tell_nothing_apart_are_told(own, values, told):
+    picture = PIL.Image.new("L", (12, 8), values[0])
+    picture.paste(values[1], (0, 0, 6, 8))
+    for path in (own / "labels").rglob("*.png"):
+        picture.save(path)
+    lines = survey.check(_own(own), channels=3, range="full")
+    assert len(lines) == (told is not None)
+    if told:
+        assert re.search(f"the 4 label maps looked at {told}", lines[0])
 
 
 def test_other_layouts_are_refused_with_what_is_there(tmp_path, own):
