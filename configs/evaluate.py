@@ -68,6 +68,14 @@ def get_config(arg=None):
 def _block(name, **fields):
     if name == "classification":
         fields["unmatched"] = "refuse"  # or leave_out
+    if name in ("label_maps", "segmentation"):
+        fields["stride"] = placeholder(int)  # of windows; None: 2/3 of one
+        fields["scales"] = (1.0,)  # sizes at which each image is predicted
+        fields["flip"] = False  # whether also swapped left and right
+    if name == "label_maps":
+        fields["overlay"] = 0.5  # share of the classes' colours; 0: no such pictures
+    if name == "segmentation":
+        fields["images"] = 4  # in a picture
     return {"name": name, "split": "eval", "every_steps": 0, **fields}
 
 

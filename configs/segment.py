@@ -11,10 +11,11 @@
 `init` is a run directory, a step inside it, or a file of weights. Variants: nothing,
 the paper's Semantic FPN on features of four blocks, the encoder fine-tuned; `linear`, a
 linear layer on the patch tokens of the frozen encoder; `linear_ms`, the same on the
-tokens of its last four blocks. Data: `ade20k`, the folder ADEChallengeData2016 as it is
-unpacked; `folder`, images and label maps of yours or of PASCAL VOC (docs/dense.md);
-`data=packed`; `digit_scenes`, digits on photographs that come with the package, where
-`init` is random unless you name a run.
+tokens of its last four blocks; `linear_each`, one `linear` for each block, trained
+together, to see which block to take. Data: `ade20k`, the folder ADEChallengeData2016
+as it is unpacked; `folder`, images and label maps of yours or of PASCAL VOC
+(docs/dense.md); `data=packed`; `digit_scenes`, digits on photographs that come with the
+package, where `init` is random unless you name a run.
 
 ADE20K: 160,000 updates of 16 crops of 512 pixels (linear heads: 40,000); not timed by
 us on accelerators. The authors' README has 38.0 % mIoU for DeiT-Tiny and 39.0 for
@@ -25,15 +26,15 @@ from ml_collections.config_dict import placeholder
 
 from litevit_jax.configs import common
 
-_LINEAR = ("linear", "linear_ms")
+_LINEAR = ("linear", "linear_each", "linear_ms")
 
 
 def get_config(arg=None):
-    """`arg`: linear, linear_ms; ade20k, digit_scenes, smoke, folder, path=DIR."""
+    """`arg`: linear, linear_each, linear_ms; ade20k, digit_scenes, smoke, path=DIR."""
     said = common.parse_arg(arg, flags=("ade20k", *_LINEAR))
     heads = [name for name in _LINEAR if said[name]]
     if len(heads) > 1:
-        raise ValueError("variants linear and linear_ms: give one head")
+        raise ValueError(f"variants {' and '.join(heads)}: give one head")
     head = heads[0] if heads else "sem_fpn"
     if said["smoke"] and said["data"] is None:
         said["data"] = "digit_scenes"
@@ -45,6 +46,7 @@ def get_config(arg=None):
     config.fallback.update(
         channels=3, mean=common.IMAGENET_MEAN, std=common.IMAGENET_STD
     )
+    config.fallback.encoder = {"variant": "tiny"}
     config.augment.normalize = common.open_normalize()
     config.data.channels = placeholder(int)  # None: as the model was trained
     if common.is_embedded(config) or said["smoke"]:
@@ -66,7 +68,7 @@ def _objective(config, head):
             "pos_embed": "learned_sincos",
             "rpe_style": "none" if frozen else "dense",  # relative positions
         },
-        "head": head,  # sem_fpn, linear or linear_ms
+        "head": head,  # sem_fpn, linear, linear_each or linear_ms
         "num_classes": placeholder(int),  # None: the data's
         # Blocks that the head reads, from 1; (): 4, 6, 8 and 12 of twelve for sem_fpn,
         # the last one or the last four for linear heads.
@@ -107,6 +109,11 @@ def _objective(config, head):
         "split": "eval",
         "every_steps": 0 if frozen else 16_000,
         "images": 4,  # in a picture
+        # Sizes at which each image is predicted, and whether swapped left and right,
+        # too; DINOv2's test of four blocks.
+        "scales": (1.0, 1.32, 1.73, 2.28, 3.0) if head == "linear_ms" else (1.0,),
+        "flip": head == "linear_ms",
+        "each_block": head == "linear_each",  # whether it has a head on each block
     }
 
 
@@ -157,4 +164,4 @@ def _small(config, head):
     config.lr.update(base=2.4e-2, warmup_epochs=0.5)
     config.optimizer.layer_decay = 1.0
     config.checkpoint.every_steps = 500
-    config.evals.test.every_steps = 500
+    config.evals.test.update(every_steps=500, scales=(1.0,), flip=False)

@@ -174,6 +174,7 @@ _BOUNDS: dict[str, Bound] = {
         (_COUNT, "evals.*.k evals.*.seeds evals.*.held_out evals.*.examples"),
         (_COUNT, "evals.*.stride latency.*"),
         (_RATE, "evals.*.overlay"),
+        (_POSITIVE, "evals.*.scales"),
         (_COUNT_OR_NONE, "evals.*.images"),
         (_COUNT_OR_NONE, "maps.images reconstruction.images rows study.depths"),
         (Bound(whole=True), "maps.layers"),

@@ -5,6 +5,7 @@ import importlib
 import json
 import pathlib
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from litevit_jax import checkpoint, cli, sharding
+from litevit_jax import checkpoint, cli, registry, sharding
 from litevit_jax.configs import common
 from litevit_jax.data import splits
 from litevit_jax.jobs import train
@@ -229,6 +230,25 @@ def test_segmentation_of_ade20k_is_as_published(arg, values):
     assert ("photometric" in made.augment) == (arg == "ade20k")
 
 
+def test_a_linear_head_on_four_blocks_is_tested_at_several_sizes():
+    views = {
+        arg: (made.scales, made.flip)
+        for arg in ("linear_ms", "linear_ms,digit_scenes", "linear", "ade20k")
+        for made in [module("segment").get_config(arg).evals.test]
+    }
+    assert views.pop("linear_ms") == ((1.0, 1.32, 1.73, 2.28, 3.0), True)
+    assert set(views.values()) == {((1.0,), False)}
+
+
+def test_flags_change_how_label_maps_are_predicted():
+    made = module("evaluate").get_config("label_maps,segmentation")
+    for block in made.evals.values():
+        kwargs = {k: v for k, v in block.items() if k not in ("name", "every_steps")}
+        context = SimpleNamespace(size=(8, 8))
+        made = registry.make("evaluators", block.name, context=context, **kwargs)
+        assert made.how.stride == (5, 5) and made.how.views == 1
+
+
 @pytest.mark.parametrize(
     ("arg", "name", "source"),
     [
@@ -236,6 +256,11 @@ def test_segmentation_of_ade20k_is_as_published(arg, values):
         ("ade20k,path=DIR", "segment-ade20k", "segfolder"),
         ("folder,path=DIR", "segment-folder", "segfolder"),
         ("linear_ms,path=DIR", "segment-linear_ms-folder", "segfolder"),
+        (
+            "linear_each,digit_scenes",
+            "segment-linear_each-digit_scenes",
+            "digit_scenes",
+        ),
         ("data=packed,path=DIR", "segment-packed", "packed"),
         ("digit_scenes", "segment-digit_scenes", "digit_scenes"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,30 +14,35 @@ from litevit_jax.data import decode, joint, subsets, turbo
 from litevit_jax.data.sources import base
 
 Batches = Iterator[dict[str, np.ndarray]]
+Canvases = tuple[joint.Size, ...]
 
 
 def group(
-    source: base.Source, settings: joint.Settings, crop: joint.Size, threads: int
-) -> dict[joint.Size, np.ndarray]:
-    """Returns canvas (H, W) -> the examples that it holds, in order.
+    source: base.Source,
+    settings: Sequence[joint.Settings],
+    crop: joint.Size,
+    threads: int,
+) -> dict[Canvases, np.ndarray]:
+    """Returns canvases (H, W), one for each of `settings` -> the examples they hold.
 
-    Sizes are read from the images' headers; what cannot be read is told later.
+    Examples are in order. Sizes are read from the images' headers; an image that cannot
+    be read is reported when it is decoded.
     """
-    rows_of: dict[joint.Size, list[int]] = collections.defaultdict(list)
+    rows_of: dict[Canvases, list[int]] = collections.defaultdict(list)
 
-    def choose(index: int) -> joint.Size:
+    def choose(index: int) -> Canvases:
         try:
             size = size_of(source[index]["image"])
         except base.AnnotationError:
             raise
         except Exception:  # whatever a file system or a format may raise
             size = crop
-        return joint.canvas(size, settings, crop)
+        return tuple(joint.canvas(size, how, crop) for how in settings)
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        for index, canvas in enumerate(pool.map(choose, range(len(source)))):
-            rows_of[canvas].append(index)
-    return {canvas: np.array(rows_of[canvas]) for canvas in sorted(rows_of)}
+        for index, sizes in enumerate(pool.map(choose, range(len(source)))):
+            rows_of[sizes].append(index)
+    return {sizes: np.array(rows_of[sizes]) for sizes in sorted(rows_of)}
 
 
 def size_of(image: Any) -> joint.Size:
@@ -59,14 +64,25 @@ def size_of(image: Any) -> joint.Size:
 
 def batches(
     source: base.Source,
-    groups: dict[joint.Size, np.ndarray],
-    open_stream: Callable[[base.Source, joint.Size], Any],
+    groups: dict[Canvases, np.ndarray],
+    open_stream: Callable[[base.Source, int, joint.Size], Any],
 ) -> Batches:
-    """Yields the batches of each canvas; `index` counts in the whole `source`."""
-    for canvas, rows in groups.items():
-        stream = open_stream(subsets.Subset(source, rows), canvas)
-        with contextlib.closing(stream):
-            for batch in stream:
-                index = batch["index"]
-                batch["index"] = np.where(index < 0, -1, rows[index]).astype(np.int32)
-                yield batch
+    """Yields the batches of each canvas; `index` counts in the whole `source`.
+
+    Where images come on several canvases, the batches of the same images follow each
+    other; their `view [B]` is the number of the canvas.
+    """
+    for sizes, rows in groups.items():
+        part = subsets.Subset(source, rows)
+        with contextlib.ExitStack() as stack:
+            streams = [
+                stack.enter_context(contextlib.closing(open_stream(part, view, size)))
+                for view, size in enumerate(sizes)
+            ]
+            for same in zip(*streams, strict=True):
+                for view, batch in enumerate(same):
+                    index = batch["index"]
+                    numbers = np.where(index < 0, -1, rows[index]).astype(np.int32)
+                    batch["index"] = numbers
+                    batch["view"] = np.full(len(index), view, np.int32)
+                    yield batch

@@ -72,6 +72,12 @@ class Settings:
         height, width = (max(int(side * scale + 0.5), 1) for side in size)
         return height, width
 
+    def scaled(self, scale: float) -> Settings:
+        """Returns the settings for images that are `scale` times as large."""
+        sides = {"short_side": self.short_side, "long_side": self.long_side}
+        sides = {name: max(int(side * scale + 0.5), 1) for name, side in sides.items()}
+        return dataclasses.replace(self, **sides)
+
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:

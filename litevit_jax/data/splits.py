@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import re
@@ -282,7 +283,9 @@ def evaluation_batches(data: Any, batch_size: int, mesh: Mesh) -> Callable[..., 
     Batches have about `batch_size` images, at most 256, a multiple of
     `evaluation_rows`; with several processes exactly that many, since parts of larger
     batches would mix the order of the examples. Images with annotations are whole, on
-    canvases; all of a batch have one size.
+    canvases; all of a batch have one size. The function of these takes `scales`, too:
+    factors of the images' size, for each of which the batch follows, see
+    `canvases.batches`.
     """
     rows = evaluation_rows(data, mesh)
     many = min(batch_size, 256) // rows if distributed.process_count() == 1 else 1
@@ -308,14 +311,20 @@ def _canvas_batches(
     """Returns `evaluation_batches` of whole images, on canvases of few sizes."""
     crop, how = settings.image_size(data), joint.Settings(**images["joint"])
     threads = data["threads"] or os.cpu_count() or 1
-    group = functools.cache(lambda source: canvases.group(source, how, crop, threads))
 
-    def batches(source: sources_base.Source) -> canvases.Batches:
-        def open_stream(part: sources_base.Source, size: joint.Size) -> Any:
+    @functools.cache
+    def group(source: sources_base.Source, scales: tuple[float, ...]) -> Any:
+        return canvases.group(source, [how.scaled(x) for x in scales], crop, threads)
+
+    def batches(
+        source: sources_base.Source, scales: tuple[float, ...] = (1.0,)
+    ) -> canvases.Batches:
+        def open_stream(part: sources_base.Source, view: int, size: joint.Size) -> Any:
             bad = data["max_bad_fraction"] * len(source) / len(part)
-            transform = transforms.canvas_op(size, **images)
+            scaled = dataclasses.asdict(how.scaled(scales[view]))
+            transform = transforms.canvas_op(size, **images | {"joint": scaled})
             return stream(part, transform=transform, max_bad_fraction=min(bad, 1.0))
 
-        return canvases.batches(source, group(source), open_stream)
+        return canvases.batches(source, group(source, scales), open_stream)
 
     return batches

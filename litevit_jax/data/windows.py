@@ -21,7 +21,11 @@ def starts(size: int, crop: int, stride: int) -> list[int]:
 
 
 def cutter(
-    crop: tuple[int, int], stride: tuple[int, int], *, pad_count: bool = False
+    crop: tuple[int, int],
+    stride: tuple[int, int],
+    *,
+    flip: bool = False,
+    pad_count: bool = False,
 ) -> Callable[[Iterator[Batch]], Iterator[Batch]]:
     """Returns a function from batches of images to batches of their windows.
 
@@ -31,11 +35,14 @@ def cutter(
     `mask`; and `window [B, 2]`, the row and column of the window among the `grid
     [B, 2]` of all windows of its image, whose size is `extent [B, 2]`, and was
     `original_size [B, 2]` if the batch of images says so. Windows of an image are in
-    order; those of several share a batch. Padding has mask 0.
+    order; those of several share a batch. Padding has mask 0. `view [B]` is twice that
+    of the batch of images (0 if it says none), plus 1 for windows of the image with
+    left and right swapped.
 
     Args:
       crop: rows and columns of a window.
       stride: from one window to the next.
+      flip: whether each image is also cut with left and right swapped.
       pad_count: whether each batch of images gives as many batches as the whole image
         area could need: what several processes do at the same time is then the same.
     """
@@ -46,11 +53,12 @@ def cutter(
         for batch in batches:
             rows, shape = len(batch["mask"]), (*crop, batch["image"].shape[-1])
             for row in np.flatnonzero(batch["mask"] > 0):
-                waiting += _windows(batch, int(row), crop, stride)
+                for mirrored in (False, True)[: 1 + flip]:
+                    waiting += _windows(batch, int(row), crop, stride, mirrored)
             if pad_count:
                 sides = zip(batch["image"].shape[1:3], crop, stride, strict=True)
                 most = np.prod([len(starts(*side)) for side in sides])
-                for _ in range(int(most)):
+                for _ in range(int(most) * (1 + flip)):
                     yield _stacked(waiting[:rows], rows, shape)
                     waiting = waiting[rows:]
                 continue
@@ -64,10 +72,17 @@ def cutter(
 
 
 def _windows(
-    batch: Batch, row: int, crop: tuple[int, int], stride: tuple[int, int]
+    batch: Batch,
+    row: int,
+    crop: tuple[int, int],
+    stride: tuple[int, int],
+    mirrored: bool,
 ) -> list[Batch]:
     """Cuts the image in `row` of a batch into windows."""
     image, extent = batch["image"][row], batch["size"][row]
+    if mirrored:
+        image = image[:, : extent[1]][:, ::-1]
+    view = 2 * int(batch["view"][row]) if "view" in batch else 0
     original = batch.get("original_size", batch["size"])[row]
     down, right = (
         starts(int(size), side, step)
@@ -83,6 +98,7 @@ def _windows(
                     "image": part,
                     "size": size,
                     "index": batch["index"][row],
+                    "view": np.int32(view + mirrored),
                     "window": np.array((i, j), np.int32),
                     "grid": np.array((len(down), len(right)), np.int32),
                     "extent": np.asarray(extent, np.int32),
@@ -98,6 +114,7 @@ def _stacked(cut: list[Batch], rows: int, shape: tuple[int, ...]) -> Batch:
         "image": np.zeros((rows, *shape), cut[0]["image"].dtype if cut else np.uint8),
         "index": np.full(rows, -1, np.int32),
         "label": np.zeros(rows, np.int32),
+        "view": np.zeros(rows, np.int32),
         "mask": np.zeros(rows, np.float32),
         **{name: np.ones((rows, 2), np.int32) for name in _SIZES},
     }
@@ -105,6 +122,6 @@ def _stacked(cut: list[Batch], rows: int, shape: tuple[int, ...]) -> Batch:
         part = window["image"]
         batch["image"][row, : part.shape[0], : part.shape[1]] = part
         batch["mask"][row] = 1
-        for name in ("index", *_SIZES):
+        for name in ("index", "view", *_SIZES):
             batch[name][row] = window[name]
     return batch

@@ -11,7 +11,7 @@ from PIL import Image
 
 from litevit_jax import distributed, paths
 from litevit_jax.data import decode
-from litevit_jax.evaluators import base, reconstruction, segmentation
+from litevit_jax.evaluators import base, reconstruction, segmentation, views
 
 
 def make(
@@ -19,6 +19,8 @@ def make(
     context: base.Context,
     split: str = "eval",
     stride: int | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
     overlay: float = 0.5,
 ) -> LabelMaps:
     """Builds the evaluator.
@@ -26,7 +28,7 @@ def make(
     Args:
       context: see base; its `size` is that of a window.
       split: 'eval' or 'train'.
-      stride: as of evaluator 'segmentation'.
+      stride, scales, flip: as of evaluator 'segmentation'.
       overlay: share of the classes' colours in pictures of them on the image; 0: no
         such pictures.
 
@@ -35,8 +37,8 @@ def make(
     """
     if not 0 <= overlay <= 1:
         raise ValueError(f"label_maps: overlay={overlay}; expected a share, 0 to 1")
-    strides = segmentation.strides(context, stride)
-    return LabelMaps(context, split, strides, overlay)
+    how = views.decoding(context, stride, scales, flip)
+    return LabelMaps(context, split, how, overlay)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class LabelMaps(base.Evaluator):
     """
 
     split: str
-    stride: tuple[int, int]
+    how: views.Decoding
     overlay: float
 
     @property
@@ -62,14 +64,14 @@ class LabelMaps(base.Evaluator):
         source, n = self.context.source(self.split), 0
         folder = self.context.outdir / "label_maps"
         decoded = decode.Decode(channels=len(self.context.mean))
-        images = segmentation.predict(self.context, state, self.split, self.stride)
+        images = views.predict(self.context, state, self.split, self.how)
         for image in images:
             n += 1
             if not distributed.is_primary():
                 continue
             nothing = np.full(image.size, segmentation.IGNORED, np.uint8)
             _, called = segmentation.count(image, nothing)
-            classes = image.logits.shape[-1]
+            classes = image.classes
             name = pathlib.PurePath(source.name_of(image.index)).stem
             start = f"{image.index:06d}-{''.join(filter(_is_plain, name))[:80]}"
             paths.make_folder(folder)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from litevit_jax import distributed, paths
-from litevit_jax.data import decode, windows
-from litevit_jax.evaluators import base, reconstruction
+from litevit_jax.data import decode
+from litevit_jax.evaluators import base, reconstruction, views
 
 IGNORED = 255  # the label of pixels that have none
 _TILE = 160  # pixels of a side in a picture
@@ -27,84 +26,25 @@ def make(
     context: base.Context,
     split: str = "eval",
     stride: int | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
     images: int = 4,
+    each_block: bool = False,
 ) -> Segmentation:
     """Builds the evaluator.
 
     Args:
       context: see base; its `size` is that of a window.
       split: 'eval' or 'train'.
-      stride: pixels from one window to the next; None: two thirds of a window's side,
-        rounded down, as in the reference (341 of 512).
+      stride, scales, flip: see `views.decoding`.
       images: how many are drawn; 0: no picture.
+      each_block: whether the predictions of a head on each block are compared.
 
     Raises:
-      ValueError: a stride that leaves pixels out.
+      ValueError: a value out of range.
     """
-    return Segmentation(context, split, strides(context, stride), images)
-
-
-def strides(context: base.Context, stride: int | None) -> tuple[int, int]:
-    """Returns the pixels from one window to the next, by rows and by columns.
-
-    Raises:
-      ValueError: a stride that leaves pixels out.
-    """
-    sides = context.size
-    if stride is not None and not 1 <= stride <= min(sides):
-        raise ValueError(
-            f"segmentation: stride={stride}; expected 1 to {min(sides)}, the side of a "
-            "window, so that windows cover the image"
-        )
-    rows, cols = (stride or max(side * 2 // 3, 1) for side in sides)
-    return rows, cols
-
-
-class Predicted(NamedTuple):
-    """The logits of all windows of one image.
-
-    Attributes:
-      index: of the image in its split.
-      logits: `[R, C, h, w, K]` for R x C windows.
-      crop: rows and columns of a window in pixels.
-      starts: where the windows start, by rows `[R]` and by columns `[C]`.
-      extent: rows and columns of the resized image that the windows cover.
-      size: rows and columns of the image as it was decoded.
-    """
-
-    index: int
-    logits: np.ndarray
-    crop: tuple[int, int]
-    starts: tuple[np.ndarray, np.ndarray]
-    extent: tuple[int, int]
-    size: tuple[int, int] = (0, 0)
-
-
-def predict(
-    context: base.Context, state: Any, split: str, stride: tuple[int, int]
-) -> Iterator[Predicted]:
-    """Yields the logits of every image of a split once, of all hosts, in windows."""
-    several, crop = distributed.process_count() > 1, context.size
-    cut = windows.cutter(crop, stride, pad_count=several)
-    parts: dict[int, dict[tuple[int, ...], np.ndarray]] = {}
-    reads = ("segmentation_logits",)
-    for batch, out in context.over(state, split, reads, change=cut):
-        for row in np.flatnonzero(batch["mask"] > 0):
-            index, grid = int(batch["index"][row]), batch["grid"][row]
-            known = parts.setdefault(index, {})
-            known[tuple(batch["window"][row])] = out["segmentation_logits"][row]
-            if len(known) == grid.prod():
-                del parts[index]
-                ordered = np.stack([known[window] for window in sorted(known)])
-                logits = ordered.reshape(*grid, *ordered.shape[1:])
-                rows, cols = (int(n) for n in batch["extent"][row])
-                height, width = (int(n) for n in batch["original_size"][row])
-                starts = (
-                    np.array(windows.starts(rows, crop[0], stride[0]), np.int32),
-                    np.array(windows.starts(cols, crop[1], stride[1]), np.int32),
-                )
-                sizes = (rows, cols), (height, width)
-                yield Predicted(index, logits, crop, starts, *sizes)
+    how = views.decoding(context, stride, scales, flip)
+    return Segmentation(context, split, how, images, each_block)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +53,13 @@ class Segmentation(base.Evaluator):
 
     Images are resized as training resizes them at ratio 1, covered by windows of the
     size that the model learned from, and the logits of all windows on a pixel averaged
-    and enlarged to the original size.
+    and enlarged to the original size. Of several views the softmax is averaged there.
     """
 
     split: str
-    stride: tuple[int, int]
+    how: views.Decoding
     images: int
+    each_block: bool = False
 
     best: ClassVar[str | None] = "miou"
     same_classes: ClassVar[bool] = True
@@ -126,6 +67,8 @@ class Segmentation(base.Evaluator):
     @property
     def reads(self) -> tuple[str, ...]:
         """The logits of the objective."""
+        if self.each_block:
+            return ("segmentation_logits_each",)
         return ("segmentation_logits",)
 
     def check_data(self) -> None:
@@ -143,16 +86,18 @@ class Segmentation(base.Evaluator):
           'miou': the mean of the classes that occur in a label or a prediction; 'aacc':
           the share of all labelled pixels that are right; 'macc': the mean over classes
           of the share of each; 'n': images counted; 'table': for each class its 'iou'
-          and 'acc' (None where it has no pixel) and 'pixels', the labelled ones.
+          and 'acc' (None where it has no pixel) and 'pixels', the labelled ones. With a
+          head on each block these are the last block's, and 'blocks' has the scores of
+          each 'block', from 1.
         """
-        source = self.context.source(self.split)
-        counts = np.zeros((self.context.num_classes,) * 2, np.int64)
-        counts = np.pad(counts, ((0, 0), (0, 1)))
-        n, drawn = 0, {}
-        for image in predict(self.context, state, self.split, self.stride):
-            label = checked(source, image.index, len(counts))
-            counted, called = count(image, label)
-            counts += counted
+        source, classes = self.context.source(self.split), self.context.num_classes
+        n, drawn, totals = 0, {}, {}
+        (name,) = self.reads
+        for image in views.predict(self.context, state, self.split, self.how, name):
+            label, called = checked(source, image.index, classes), None
+            for block, head in enumerate(image.of_each_head(), start=1):
+                counted, called = count(head, label)
+                totals[block] = totals.get(block, 0) + counted
             n += 1
             if image.index < self.images:
                 drawn[image.index] = (label, called)
@@ -162,7 +107,13 @@ class Segmentation(base.Evaluator):
             paths.make_folder(path.parent)
             with path.open("wb") as file:
                 Image.fromarray(picture).save(file, format="png")
-        return {**scores(counts), "n": n, "table": table(counts, source.classes)}
+        totals = totals or {1: np.zeros((classes, classes + 1), np.int64)}
+        last = totals[max(totals)]
+        result = {**scores(last), "n": n, "table": table(last, source.classes)}
+        if self.each_block:
+            rows = [{"block": block, **scores(x)} for block, x in totals.items()]
+            result["blocks"] = rows
+        return result
 
 
 def checked(source: Any, index: int, classes: int) -> np.ndarray:
@@ -182,7 +133,7 @@ def checked(source: Any, index: int, classes: int) -> np.ndarray:
     return label
 
 
-def count(image: Predicted, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def count(image: views.Predicted, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts the pixels of an image by class and by what they are called.
 
     Args:
@@ -196,8 +147,7 @@ def count(image: Predicted, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows, cols = label.shape
     wide = np.full((_padded(rows), _padded(cols)), IGNORED, np.uint8)
     wide[:rows, :cols] = label
-    given = (image.logits, image.starts, image.extent)
-    counts, called = _count(image.crop, *given, wide, (rows, cols))
+    counts, called = _count(image.crop, image.views, wide, (rows, cols))
     return np.asarray(counts, np.int64), np.asarray(called)[:rows, :cols]
 
 
@@ -291,9 +241,7 @@ def _padded(size: int) -> int:
 @functools.partial(jax.jit, static_argnums=0)
 def _count(
     crop: tuple[int, int],
-    logits: Any,
-    starts: Any,
-    extent: tuple[int, int],
+    seen: tuple[views.View, ...],
     label: jax.Array,
     size: tuple[int, int],
 ) -> tuple[jax.Array, jax.Array]:
@@ -302,27 +250,36 @@ def _count(
     Averaging windows, cutting and enlarging are linear on each axis: they are one
     matrix for the rows and one for the columns.
     """
-    logits = jnp.asarray(logits, jnp.float32)
-    down, right, height, width, classes = logits.shape
-    rows, cols = (
-        _enlarging(
-            crop[axis],
-            starts[axis],
-            extent[axis],
-            size=size[axis],
-            padded=label.shape[axis],
-            side=logits.shape[2 + axis],
-        )
-        for axis in (0, 1)
-    )
-    logits = logits.transpose(0, 2, 1, 3, 4).reshape(down * height, -1)
+    classes = seen[0].logits.shape[-1]
+    rows, cols, logits = [], [], []
+    for view in seen:
+        down, right, height, width, _ = view.logits.shape
+        maps = jnp.asarray(view.logits, jnp.float32).transpose(0, 2, 1, 3, 4)
+        logits.append(maps.reshape(down * height, right * width * classes))
+        for axis, matrices in enumerate((rows, cols)):
+            matrices.append(
+                _enlarging(
+                    crop[axis],
+                    view.starts[axis],
+                    view.extent[axis],
+                    size=size[axis],
+                    padded=label.shape[axis],
+                    side=view.logits.shape[2 + axis],
+                    mirrored=view.mirrored if axis else False,
+                )
+            )
     blocks = _blocks(label.size, label.shape[0], classes)
 
-    def some_rows(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def some_rows(part: Any) -> tuple[jax.Array, jax.Array]:
         weights, label = part
-        lines = jnp.dot(weights, logits, precision="highest")
-        lines = lines.reshape(len(weights), right * width, classes)
-        large = jnp.einsum("rxk,yx->ryk", lines, cols, precision="highest")
+        large = [
+            _enlarged(*each, classes)
+            for each in zip(weights, logits, cols, strict=True)
+        ]
+        if len(large) == 1:  # softmax changes no order
+            large = large[0]
+        else:
+            large = sum(jax.nn.softmax(each) for each in large)
         called = large.argmax(axis=-1)
         column = jnp.where(jnp.isnan(large).any(axis=-1), classes, called)
         cell = jnp.where(label < classes, label * (classes + 1) + column, -1)
@@ -337,14 +294,24 @@ def _count(
     return counts, called.reshape(label.shape).astype(jnp.uint8)
 
 
-def _enlarging(crop, starts, extent, *, size, padded, side):
+def _enlarged(rows, logits, cols, classes):
+    """Computes logits of some lines of the original image, `[r, W, K]`."""
+    lines = jnp.dot(rows, logits, precision="highest")
+    lines = lines.reshape(len(rows), -1, classes)
+    return jnp.einsum("rxk,yx->ryk", lines, cols, precision="highest")
+
+
+def _enlarging(crop, starts, extent, *, size, padded, side, mirrored):
     """Builds the matrix of one axis `[padded, windows * side]`.
 
     It maps logits of all windows to pixels of the original image: each window is
     enlarged to `crop` pixels, the mean of all windows on a pixel taken, and the resized
-    image enlarged to `size`, bilinearly both times.
+    image enlarged to `size`, bilinearly both times. `mirrored`: pixels of the original
+    count from its other end.
     """
-    centre = (jnp.arange(padded) + 0.5) * extent / size - 0.5
+    pixel = jnp.arange(padded)
+    pixel = jnp.where(mirrored, size - 1 - pixel, pixel)
+    centre = (pixel + 0.5) * extent / size - 0.5
     centre = jnp.clip(centre, 0, extent - 1)
     lower = jnp.floor(centre)
     total = jnp.zeros((padded, len(starts), side))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from litevit_jax import choices
 from litevit_jax.models import heads, layers, ops
 
-HEADS = ("linear", "linear_ms", "sem_fpn")
+HEADS = ("linear", "linear_each", "linear_ms", "sem_fpn")
 _LAST_BLOCKS = 4  # that 'linear_ms' reads
 _CLASS_STD = 0.01  # of the last layer's initial kernel
 
@@ -30,7 +30,7 @@ def blocks_read(head: str, depth: int, given: tuple[int, ...] = ()) -> tuple[int
       depth: blocks of the encoder.
       given: blocks to read instead of the usual ones; (): the usual ones, which of
         twelve are 4, 6, 8 and 12 for 'sem_fpn', the last four for 'linear_ms' and the
-        last one for 'linear'.
+        last one for 'linear'; 'linear_each' always reads all.
 
     Raises:
       ValueError: an unknown head, or blocks that it cannot read.
@@ -39,9 +39,11 @@ def blocks_read(head: str, depth: int, given: tuple[int, ...] = ()) -> tuple[int
     if not given and head == "sem_fpn":
         return tuple(max(1, round(depth * part / 6)) for part in (2, 3, 4, 6))
     if not given:
-        count = min(_LAST_BLOCKS, depth) if head == "linear_ms" else 1
+        counts = {"linear_ms": min(_LAST_BLOCKS, depth), "linear_each": depth}
+        count = counts.get(head, 1)
         return tuple(range(depth - count + 1, depth + 1))
-    count = {"linear": 1, "sem_fpn": 4}.get(head, len(given))
+    counts = {"linear": 1, "linear_each": depth, "sem_fpn": 4}
+    count = counts.get(head, len(given))
     if len(given) != count or not all(1 <= block <= depth for block in given):
         raise ValueError(
             f"segmentation: out_blocks={tuple(given)} for head={head!r}; expected "
@@ -52,7 +54,7 @@ def blocks_read(head: str, depth: int, given: tuple[int, ...] = ()) -> tuple[int
 
 def make_head(
     *, head: str, num_classes: int, channels: int, dropout: float, dtype: str
-) -> LinearHead | SemanticFpn:
+) -> LinearHead | LinearEach | SemanticFpn:
     """Builds the head, which maps what it reads to logits of each class.
 
     Args:
@@ -71,6 +73,8 @@ def make_head(
             f"segmentation: num_classes={num_classes}, dropout={dropout}; expected at "
             "least 1 class and 0 <= dropout < 1"
         )
+    if head == "linear_each":
+        return LinearEach(num_classes, dropout)
     if head != "sem_fpn":
         return LinearHead(num_classes, dropout)
     return SemanticFpn(num_classes, channels, dropout, dtype)
@@ -239,6 +243,31 @@ class LinearHead(nn.Module):
         x = jnp.concatenate(maps, axis=-1)
         x = _normed(x, "norm", "float32", train)
         return _classify(x, self.num_classes, self.dropout if train else 0.0, keys)
+
+
+class LinearEach(nn.Module):
+    """A linear head of its own on each map; the heads share nothing.
+
+    Attributes:
+      num_classes: K.
+      dropout: see `LinearHead`.
+    """
+
+    num_classes: int
+    dropout: float
+
+    @nn.compact
+    def __call__(
+        self, maps: list[jax.Array], keys: jax.Array | None = None, *, train: bool
+    ) -> jax.Array:
+        """Maps L maps `[B, h, w, D]` to `[B, h, w, L, K]`; see `SemanticFpn`."""
+        logits = [
+            LinearHead(self.num_classes, self.dropout, name=f"block_{number:02d}")(
+                [x], keys, train=train
+            )
+            for number, x in enumerate(maps)
+        ]
+        return jnp.stack(logits, axis=-2)
 
 
 def _normed(x, name, dtype, train):

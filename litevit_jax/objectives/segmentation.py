@@ -3,7 +3,8 @@
 `sem_fpn` is the model that arXiv 2205.14443's authors train on ADE20K, with an encoder
 whose blocks have tables of relative positions and layer scale (`rpe_style="dense"`).
 `linear` and `linear_ms` are the probes of DINOv2 (arXiv 2304.07193): one linear layer
-on the last block's patches, or on those of the last four blocks.
+on the last block's patches, or on those of the last four blocks. `linear_each` trains a
+`linear` on every block at once, to see which block to take.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Segmentation(base.Objective):
       encoder: its tokens leave `blocks`; a final norm, if it has one, is applied to
         those of each block.
       neck: makes a pyramid of the maps; None: the head reads them as they are.
-      head: maps to logits.
+      head: maps to logits; `LinearEach` to those of each block.
       blocks: numbers of the blocks that are read, from 1.
       mean_over: 'all' or 'valid' pixels.
       frozen_encoder: whether the encoder only predicts.
@@ -97,7 +98,7 @@ class Segmentation(base.Objective):
 
     encoder: vit.Encoder
     neck: segmentation.Neck | None
-    head: segmentation.LinearHead | segmentation.SemanticFpn
+    head: segmentation.LinearHead | segmentation.LinearEach | segmentation.SemanticFpn
     blocks: tuple[int, ...]
     mean_over: str = "all"
     frozen_encoder: bool = False
@@ -106,6 +107,11 @@ class Segmentation(base.Objective):
     def annotations(self) -> tuple[str, ...]:
         """The labels of all pixels."""
         return ("label_map",)
+
+    @property
+    def reads_each(self) -> bool:
+        """Whether each block has a head of its own."""
+        return isinstance(self.head, segmentation.LinearEach)
 
     @property
     def needs_whole_batch(self) -> str:
@@ -132,18 +138,29 @@ class Segmentation(base.Objective):
         """Softmax cross-entropy of labelled pixels; see `base.Objective`.
 
         `label_map` is uint8 `[B, H, W]`, 255 where a pixel has no label. 'pixel_acc' is
-        the share of labelled pixels that are right, in percent.
+        the share of labelled pixels that are right, in percent. Of a head for each
+        block, it is the best one's, the scalar is the sum of all losses, so that each
+        learns as it would alone, and 'loss' their mean.
         """
         del teacher
         keys = base.example_keys(key, batch)
         logits, model_state = self._logits(params, model_state, batch["image"], keys)
         label = batch["label_map"].astype(jnp.int32)
-        logits = segmentation.resize(logits, label.shape[1:])
         valid = label != IGNORED
-        loss = _cross_entropy(logits, label, valid, self.mean_over)
-        right = (logits.argmax(axis=-1) == label) & valid
-        share = right.sum() / jnp.maximum(valid.sum(), 1)
-        return loss, ({"loss": loss, "pixel_acc": 100 * share}, model_state)
+
+        def of_a_head(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+            logits = segmentation.resize(logits, label.shape[1:])
+            loss = _cross_entropy(logits, label, valid, self.mean_over)
+            right = (logits.argmax(axis=-1) == label) & valid
+            return loss, right.sum() / jnp.maximum(valid.sum(), 1)
+
+        if self.reads_each:  # one after the other: enlarged logits are large
+            each = jax.lax.map(jax.checkpoint(of_a_head), jnp.moveaxis(logits, -2, 0))
+            loss, mean, share = each[0].sum(), each[0].mean(), each[1].max()
+        else:
+            loss, share = of_a_head(logits)
+            mean = loss
+        return loss, ({"loss": mean, "pixel_acc": 100 * share}, model_state)
 
     def health(self, params, model_state, teacher, batch, key):
         """Health statistics of the patch tokens and the last block."""
@@ -156,7 +173,9 @@ class Segmentation(base.Objective):
         Returns:
           'segmentation_logits' `[B, h, w, K]`, at a quarter of the image's height and
           width for 'sem_fpn', else one a patch; and what `vit.features_of` gives. All
-          are computed in float32, whatever the type in training.
+          are computed in float32, whatever the type in training. Of a head for each
+          block they are the last one's, and 'segmentation_logits_each'
+          `[B, h, w, L, K]` has those of all.
         """
         whole = dataclasses.replace(self, encoder=self.encoder.in_float32())
         if self.neck is not None:
@@ -167,7 +186,11 @@ class Segmentation(base.Objective):
         encoded: Any = whole.encoder.apply(
             {"params": params["encoder"]}, batch["image"]
         )
-        return {"segmentation_logits": logits, **vit.features_of(*encoded)}
+        predicted = {"segmentation_logits": logits, **vit.features_of(*encoded)}
+        if self.reads_each:
+            predicted["segmentation_logits"] = logits[..., -1, :]
+            predicted["segmentation_logits_each"] = logits
+        return predicted
 
     def _logits(self, params, model_state, image, keys):
         """Computes logits and the new model state; without `keys`, to predict."""

@@ -83,6 +83,30 @@ def test_each_image_is_evaluated_once_and_whole(encoded):
     }
 
 
+def test_images_of_several_sizes_follow_each_other():
+    made = splits.evaluation_batches(_data(), 8, sharding.make_mesh())
+    seen = {}
+    for batch in made(Sizes(MANY, True), scales=(1.0, 0.5, 1.32)):
+        rows = np.flatnonzero(batch["mask"])
+        for index, view, size, original in zip(
+            *(batch[k][rows] for k in ("index", "view", "size", "original_size")),
+            strict=True,
+        ):
+            assert tuple(original) == MANY[index]
+            seen.setdefault(int(index), []).append((int(view), tuple(size)))
+    # Short sides of 16, 8 and 21 pixels, long ones of at most 64, 32 and 84.
+    assert seen == {
+        0: [(0, (16, 16)), (1, (8, 8)), (2, (21, 21))],
+        1: [(0, (32, 16)), (1, (16, 8)), (2, (42, 21))],
+        2: [(0, (16, 30)), (1, (8, 15)), (2, (21, 39))],
+        3: [(0, (16, 28)), (1, (8, 14)), (2, (21, 37))],
+        4: [(0, (16, 16)), (1, (8, 8)), (2, (21, 21))],
+        5: [(0, (16, 32)), (1, (8, 16)), (2, (21, 42))],
+        6: [(0, (16, 17)), (1, (8, 9)), (2, (21, 22))],
+        7: [(0, (3, 64)), (1, (2, 32)), (2, (4, 84))],
+    }
+
+
 def test_a_pass_can_be_repeated_and_closed():
     made = splits.evaluation_batches(_data(), 8, sharding.make_mesh())
     source = Sizes(MANY)

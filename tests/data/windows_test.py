@@ -86,6 +86,29 @@ def test_several_processes_cut_as_many_batches_whatever_their_images():
     assert len(cut([small])) == 1
 
 
+def test_images_are_also_cut_with_left_and_right_swapped():
+    batch = images((12, 20), (6, 13)) | {"view": np.array([1, 1], np.int32)}
+    plain, both = cut([batch]), cut([batch], flip=True)
+    assert sum(x["mask"].sum() for x in both) == 2 * sum(x["mask"].sum() for x in plain)
+    assert {int(v) for x in plain for v in x["view"][x["mask"] > 0]} == {2}
+    swapped = dict(batch, image=batch["image"].copy())
+    for row, (_, width) in enumerate(batch["size"]):
+        swapped["image"][row, :, :width] = batch["image"][row, :, :width][:, ::-1]
+        swapped["image"][row, :, width:] = 0
+    want = {
+        (part["index"][row], *part["window"][row]): part["image"][row, :, :5].tobytes()
+        for part in cut([swapped])
+        for row in np.flatnonzero(part["mask"])
+    }
+    got = {
+        (part["index"][row], *part["window"][row]): part["image"][row, :, :5].tobytes()
+        for part in both
+        for row in np.flatnonzero(part["mask"] * (part["view"] == 3))
+    }
+    assert got == want
+    assert len(cut([batch], flip=True, pad_count=True)) == 2 * 2 * 4
+
+
 def test_a_canvas_smaller_than_a_window_is_padded():
     got = cut([images((5, 6), side=(5, 6))])
     assert got[0]["image"].shape == (1, 8, 8, 2)

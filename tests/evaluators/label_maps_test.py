@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from litevit_jax.evaluators import label_maps, segmentation
+from litevit_jax.evaluators import label_maps, segmentation, views
 from tests.evaluators import segmentation_test as scenes
 
 STATE = types.SimpleNamespace(params=jnp.ones(()), model_state={})
@@ -43,8 +43,9 @@ def test_each_image_gets_a_label_map_of_its_size_and_an_overlay(tmp_path):
     assert result == {"n": 5, "folder": str(tmp_path / "label_maps")}
     assert len(files) == 10
     context = scenes.context_of(tmp_path, source=Pictures())
-    for image in segmentation.predict(context, STATE, "eval", (5, 5)):
-        shape = (16, 2 * image.extent[1])
+    how = views.Decoding((5, 5))
+    for image in views.predict(context, STATE, "eval", how):
+        shape = (16, 2 * image.views[0].extent[1])
         _, want = segmentation.count(image, np.zeros(shape, np.uint8))
         start = f"label_maps/{image.index:06d}-{image.index}x"
         with Image.open(files[f"{start}.png"]) as picture:

@@ -1,5 +1,6 @@
 """Intersection over union: recorded values, and windows against a plain reference."""
 
+import dataclasses
 import types
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from PIL import Image
 
 from litevit_jax import sharding
 from litevit_jax.data import windows
-from litevit_jax.evaluators import base, segmentation
+from litevit_jax.evaluators import base, segmentation, views
 from tests import dense_golden as golden
 
 CROP = (8, 8)
@@ -21,9 +22,14 @@ def one_hot(label, classes):
 
 def whole(prediction, classes):
     """The logits of one window that covers a label map exactly."""
-    shape, logits = prediction.shape, one_hot(prediction, classes)[None, None]
+    return windowed(one_hot(prediction, classes)[None, None], prediction.shape)
+
+
+def windowed(logits, crop, starts=None, extent=None, mirrored=False):
+    """An image of one view; without `starts`, of one window."""
     zero = np.zeros(1, np.int32)
-    return segmentation.Predicted(0, logits, shape, (zero, zero), shape)
+    view = views.View(logits, starts or (zero, zero), extent or crop, mirrored)
+    return views.Predicted(0, crop, (view,))
 
 
 def test_counts_and_scores_of_several_images_are_the_recorded_ones():
@@ -57,7 +63,7 @@ def test_scores_are_those_of_mmsegmentation():
 def test_logits_that_are_no_numbers_are_never_right():
     label = np.zeros((4, 4), np.uint8)
     image = whole(label, 3)
-    image.logits[..., 1] = np.nan
+    image.views[0].logits[..., 1] = np.nan
     counts, _ = segmentation.count(image, label)
     assert counts[0, 3] == 16 and segmentation.scores(counts)["aacc"] == 0
 
@@ -102,7 +108,7 @@ def test_windows_are_averaged_cut_and_enlarged_as_the_reference_does(extent, siz
     ]
     grid = tuple(map(len, starts))
     logits = rng.normal(size=(*grid, 2, 2, 5)).astype(np.float32)
-    image = segmentation.Predicted(0, logits, CROP, tuple(starts), extent)
+    image = windowed(logits, CROP, tuple(starts), extent)
     want = reference(logits, extent, stride, size)
     _, called = segmentation.count(image, np.zeros(size, np.uint8))
     ordered = np.sort(want, axis=-1)
@@ -114,8 +120,7 @@ def test_windows_are_averaged_cut_and_enlarged_as_the_reference_does(extent, siz
 def test_enlarging_in_blocks_of_rows_changes_nothing(monkeypatch):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(1, 1, 4, 4, 3)).astype(np.float32)
-    zero = np.zeros(1, np.int32)
-    image = segmentation.Predicted(0, logits, CROP, (zero, zero), CROP)
+    image = windowed(logits, CROP)
     label = rng.integers(0, 3, (64, 48)).astype(np.uint8)
     want = segmentation.count(image, label)
     monkeypatch.setattr(segmentation, "_MOST_LOGITS", 1024)
@@ -125,6 +130,31 @@ def test_enlarging_in_blocks_of_rows_changes_nothing(monkeypatch):
     segmentation._count.clear_cache()
     for one, other in zip(got, want, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def softmax(x):
+    exps = np.exp(x - x.max(axis=-1, keepdims=True))
+    return exps / exps.sum(axis=-1, keepdims=True)
+
+
+def test_the_softmax_of_views_is_averaged_at_the_original_size():
+    rng, size = np.random.default_rng(0), (21, 30)
+    total, seen = 0, []
+    for extent, mirrored in (((8, 12), False), ((8, 12), True), ((16, 24), True)):
+        starts = [
+            np.array(windows.starts(n, c, 5), np.int32)
+            for n, c in zip(extent, CROP, strict=True)
+        ]
+        logits = 3 * rng.normal(size=(*map(len, starts), 2, 2, 4)).astype(np.float32)
+        seen.append(views.View(logits, tuple(starts), extent, mirrored))
+        large = softmax(reference(logits, extent, (5, 5), size))
+        total = total + (large[:, ::-1] if mirrored else large)
+    image = views.Predicted(0, CROP, tuple(seen))
+    _, called = segmentation.count(image, np.zeros(size, np.uint8))
+    ordered = np.sort(total, axis=-1)
+    clear = ordered[..., -1] - ordered[..., -2] > 1e-4
+    assert clear.mean() > 0.98
+    np.testing.assert_array_equal(called[clear], total.argmax(axis=-1)[clear])
 
 
 def test_label_maps_are_padded_to_few_sizes():
@@ -164,7 +194,7 @@ class Scenes:
 def batches(size, width=32):
     """A function from a source to batches of `size` canvases."""
 
-    def of(source):
+    def of(source, scales=(1.0,)):
         count = -(-len(source) // size) * size
         image = np.zeros((count, 8, width, 1), np.uint8)
         extent = np.zeros((count, 2), np.int32)
@@ -181,9 +211,14 @@ def batches(size, width=32):
             "mask": known.astype(np.float32),
         }
         for start in range(0, count, size):
-            yield {k: x[start : start + size] for k, x in rows.items()}
+            for view in range(len(scales)):  # as large each time
+                batch = {k: x[start : start + size] for k, x in rows.items()}
+                yield batch | {"view": np.full(size, view, np.int32)}
 
     return of
+
+
+PLACE = jnp.arange(48).reshape(4, 4, 3) * 29 % 41
 
 
 def predict(params, model_state, batch):
@@ -191,7 +226,7 @@ def predict(params, model_state, batch):
     del model_state
     x = batch["image"].astype(jnp.float32)[:, ::2, ::2]
     x = jnp.concatenate([x, 40 - x, 10 + 0 * x], axis=-1)
-    return {"segmentation_logits": x + params * jnp.arange(16).reshape(4, 4, 1)}
+    return {"segmentation_logits": x + params * PLACE}
 
 
 def context_of(tmp_path, *, source=None, size=4, width=32, devices=(1, 1)):
@@ -210,9 +245,9 @@ def context_of(tmp_path, *, source=None, size=4, width=32, devices=(1, 1)):
     )
 
 
-def evaluate(tmp_path, *, images=4, stride=None, **kwargs):
+def evaluate(tmp_path, *, images=4, how=None, **kwargs):
     context = context_of(tmp_path, **kwargs)
-    evaluator = segmentation.make(context=context, images=images, stride=stride)
+    evaluator = segmentation.make(context=context, images=images, **how or {})
     state = types.SimpleNamespace(params=jnp.ones(()), model_state={})
     return evaluator, evaluator.run(state, step=7)
 
@@ -229,6 +264,24 @@ def test_the_result_is_independent_of_batch_devices_and_padding(tmp_path):
     assert sum(row["pixels"] for row in results[0]["table"]) == pixels
     for result in results[1:]:
         assert result == results[0]
+
+
+def test_heads_on_each_block_are_compared(tmp_path):
+    """The second block's head is the plain one."""
+
+    def both(params, model_state, batch):
+        logits = predict(params, model_state, batch)["segmentation_logits"]
+        return {"segmentation_logits_each": jnp.stack([-logits, logits], axis=-2)}
+
+    context = dataclasses.replace(context_of(tmp_path), predict=both)
+    state = types.SimpleNamespace(params=jnp.ones(()), model_state={})
+    made = segmentation.make(context=context, images=0, each_block=True)
+    result, plain = made.run(state, step=1), evaluate(tmp_path, images=0)[1]
+    first, last = result.pop("blocks")
+    assert result == plain
+    names = ("miou", "aacc", "macc")
+    assert last == {"block": 2} | {name: plain[name] for name in names}
+    assert first["block"] == 1 and first["aacc"] != last["aacc"]
 
 
 def test_images_labels_and_predictions_are_drawn(tmp_path):
@@ -266,12 +319,45 @@ def test_data_without_label_maps_are_refused(tmp_path):
         evaluator.check_data()
 
 
-@pytest.mark.parametrize("stride", [0, 9])
-def test_windows_that_leave_pixels_out_are_refused(stride, tmp_path):
-    with pytest.raises(ValueError, match=f"stride={stride}; expected 1 to 8"):
-        evaluate(tmp_path, stride=stride)
+VIEWS = {"scales": (1.0, 2.0), "flip": True}
+
+
+def test_several_views_count_each_image_once_whatever_the_batch(tmp_path):
+    one = evaluate(tmp_path, images=0)[1]
+    many = evaluate(tmp_path, images=0, how=VIEWS)[1]
+    again = evaluate(tmp_path, images=0, how=VIEWS, size=8, devices=(8, 1))[1]
+    assert many == again and many["n"] == one["n"] == 5
+    assert [r["pixels"] for r in many["table"]] == [r["pixels"] for r in one["table"]]
+    assert many["miou"] != one["miou"]  # what is predicted depends on the place
+
+
+def test_mirrored_windows_see_left_and_right_swapped(tmp_path):
+    context = context_of(tmp_path)
+    how = views.decoding(context, None, (1.0,), True)
+    state = types.SimpleNamespace(params=jnp.zeros(()), model_state={})
+    for image in views.predict(context, state, "eval", how):
+        plain, mirrored = image.views
+        assert (plain.mirrored, mirrored.mirrored) == (False, True)
+        assert plain.extent == mirrored.extent == Scenes().extents[image.index]
+        # Pixels of the image, all alike, start at its left and are padded right.
+        np.testing.assert_array_equal(plain.logits, mirrored.logits)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"stride": 0}, "stride=0; expected 1 to 8"),
+        ({"stride": 9}, "stride=9; expected 1 to 8"),
+        ({"scales": ()}, r"scales=\(\); expected different factors above 0"),
+        ({"scales": (1.0, 1.0)}, r"scales=\(1.0, 1.0\); expected different"),
+        ({"scales": (0.0,)}, r"scales=\(0.0,\); expected different"),
+    ],
+)
+def test_windows_and_views_that_make_no_sense_are_refused(how, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        evaluate(tmp_path, how=how)
 
 
 def test_the_usual_stride_is_two_thirds_of_a_window():
     context = types.SimpleNamespace(size=(512, 512))
-    assert segmentation.make(context=context).stride == (341, 341)
+    assert segmentation.make(context=context).how.stride == (341, 341)

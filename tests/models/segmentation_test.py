@@ -80,6 +80,7 @@ def test_maps_are_resized_as_pytorch_does(size):
         ("linear_ms", 12, (), (9, 10, 11, 12)),
         ("linear_ms", 2, (), (1, 2)),
         ("linear_ms", 12, (6, 12), (6, 12)),
+        ("linear_each", 5, (), (1, 2, 3, 4, 5)),
     ],
 )
 def test_blocks_that_a_head_reads(head, depth, given, want):
@@ -94,11 +95,29 @@ def test_blocks_that_a_head_reads(head, depth, given, want):
         ("linear", (13,)),
         ("linear", (1, 2)),
         ("linear_ms", (0,)),
+        ("linear_each", (1, 12)),
     ],
 )
 def test_blocks_that_a_head_cannot_read_are_refused(head, given):
     with pytest.raises(ValueError, match=r"out_blocks=.*from 1 to 12"):
         segmentation.blocks_read(head, 12, given)
+
+
+def test_heads_of_each_block_share_nothing():
+    rng = np.random.default_rng(0)
+    maps = [rng.normal(size=(2, 3, 3, 5)).astype(np.float32) for _ in "123"]
+    each = segmentation.LinearEach(4, 0.0)
+    variables = each.init(KEY, maps, train=False)
+    out, new = each.apply(variables, maps, train=True, mutable=["batch_stats"])
+    assert out.shape == (2, 3, 3, 3, 4)
+    for number, x in enumerate(maps):
+        own = {part: tree[f"block_{number:02d}"] for part, tree in variables.items()}
+        alone, stats = segmentation.LinearHead(4, 0.0).apply(
+            own, [x], train=True, mutable=["batch_stats"]
+        )
+        np.testing.assert_array_equal(out[..., number, :], alone)
+        got = new["batch_stats"][f"block_{number:02d}"]["norm"]["var"]
+        np.testing.assert_array_equal(got, stats["batch_stats"]["norm"]["var"])
 
 
 def test_whole_channels_are_dropped_by_example_and_the_rest_is_rescaled():

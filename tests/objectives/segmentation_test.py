@@ -171,6 +171,39 @@ def test_ignored_pixels_count_in_the_mean_over_all():
     np.testing.assert_allclose(over_all, valid * 12 / 16, rtol=1e-5)
 
 
+def test_the_head_of_each_block_learns_as_it_would_alone():
+    fields = {"frozen_encoder": True, "dropout": 0.0}
+    each, batch = small(head="linear_each", **fields), small_batch()
+    variables = each.init(KEY, batch)
+    step = jax.jit(jax.value_and_grad(each.loss, has_aux=True))
+    (total, (metrics, state)), grads = step(*variables, batch, KEY)
+    losses = []
+    for block in (1, 2):
+        alone = small(head="linear", out_blocks=(block,), **fields)
+        name = f"block_{block - 1:02d}"
+        heads = {"decode_head": variables.params["decode_head"][name]}
+        stats = {"decode_head": variables.model_state["decode_head"][name]}
+        (loss, (_, new)), own = jax.value_and_grad(alone.loss, has_aux=True)(
+            variables.params | heads, stats, {}, batch, KEY
+        )
+        losses.append(loss)
+        for got, want in (
+            (grads["decode_head"][name], own["decode_head"]),
+            (state["decode_head"][name], new["decode_head"]),
+        ):
+            jax.tree.map(
+                lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6),
+                got,
+                want,
+            )
+    np.testing.assert_allclose(total, sum(losses), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], total / 2, rtol=1e-6)
+    predicted = each.predict(variables.params, variables.model_state, batch)
+    logits = predicted["segmentation_logits_each"]
+    assert logits.shape == (4, 4, 4, 2, 3)
+    np.testing.assert_array_equal(logits[..., 1, :], predicted["segmentation_logits"])
+
+
 def test_a_frozen_encoder_gets_no_gradient():
     objective, batch = small(head="linear", frozen_encoder=True), small_batch()
     variables = parameters.start(objective, batch)
