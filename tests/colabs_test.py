@@ -144,6 +144,17 @@ def test_finetuning_starts_from_the_pretrained_run_and_tells_what_it_is_worth(
     assert (work / "finetune.safetensors").is_file()
 
 
+def test_every_pixel_is_labelled_and_shown(work, finetuned):
+    (sheet,) = shown(finetuned, "segment")
+    drawn = work / "finetune-segment" / "pictures" / "segmentation_0000004.png"
+    assert sheet.tobytes() == Image.open(drawn).convert("L").tobytes()
+    assert many_greys(sheet)
+    folder = work / "finetune-label-maps" / "pictures" / "label_maps"
+    assert len(list(folder.glob("*.png"))) == 2 * 16
+    overlays = shown(finetuned, "label-maps")
+    assert len(overlays) == 4 and all(x.size == (48, 48) for x in overlays)
+
+
 def test_looking_inside_compares_the_run_with_its_finetuning_and_its_start(
     work, looked
 ):
