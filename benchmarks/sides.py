@@ -29,12 +29,14 @@ from litevit_jax.train import resolve
 
 ROOT = str(pathlib.Path(__file__).resolve().parents[1])
 LR, CLASSES, MIXUP = 1e-4, 1000, 0.2
+PIXEL_CLASSES, IGNORED = 150, 255  # of label maps
 # Job -> (recipe, its variant, changes of its config).
 JOBS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "mae": ("mae_tiny", None, {}),
     "distill": ("mae_tiny_distill", None, {"objective.teacher.variant": "base"}),
     "finetune": ("finetune", "scratch", {"data.randaugment.layers": 0}),
     "mocov3": ("mocov3_tiny", None, {}),
+    "segment": ("segment", "ade20k", {"objective.encoder.variant": "tiny"}),
     "probe": (
         "linear_probe",
         "imagenet2012",
@@ -46,6 +48,10 @@ ADAMW = {
     "mae": {"b1": 0.9, "b2": 0.95, "weight_decay": 0.05},
     "finetune": {"b1": 0.9, "b2": 0.999, "weight_decay": 0.05, "layer_decay": 0.85},
     "mocov3": {"b1": 0.9, "b2": 0.999, "weight_decay": 0.1, "decay_1d": True},
+    "segment": {
+        **{"b1": 0.9, "b2": 0.999, "weight_decay": 0.05, "layer_decay": 0.8},
+        "decay_positions": True,
+    },
 }
 
 
@@ -115,6 +121,14 @@ def labels(spec: Spec) -> np.ndarray:
     return rng.integers(CLASSES, size=spec.batch, dtype=np.int32)
 
 
+def label_maps(spec: Spec) -> np.ndarray:
+    """A class for each pixel, uint8 `[B, H, W]`; a tenth of them has none."""
+    shape = (spec.batch, spec.image_size, spec.image_size)
+    rng = np.random.default_rng(1)
+    each = rng.integers(PIXEL_CLASSES, size=shape, dtype=np.uint8)
+    return np.where(rng.random(shape) < 0.1, IGNORED, each).astype(np.uint8)
+
+
 def recipe(spec: Spec) -> Any:
     """The job's config, without the work that a loader does outside the step.
 
@@ -140,7 +154,11 @@ def host_batch(spec: Spec) -> dict[str, np.ndarray]:
     """A batch as our input pipeline gives it."""
     name = "views" if spec.job == "mocov3" else "image"
     index = np.arange(spec.batch, dtype=np.int32)
-    return {"index": index, "label": labels(spec), name: images(spec)}
+    batch = {"index": index, "label": labels(spec), name: images(spec)}
+    if spec.job == "segment":
+        size = np.full((spec.batch, 2), spec.image_size, np.int32)
+        batch |= {"label_map": label_maps(spec), "size": size}
+    return batch
 
 
 def our_step(spec: Spec) -> Step:
@@ -154,6 +172,8 @@ def our_step(spec: Spec) -> Step:
     config, mesh = recipe(spec), sharding.make_mesh()
     config = resolve.settle(config)
     source = examples.Counted(1_281_167, CLASSES)
+    if spec.job == "segment":
+        source = examples.Counted(20_210, PIXEL_CLASSES, ("label_map",))
     design = build.build_step(config, mesh, lambda split: source)
     batch = sharding.global_batch(host_batch(spec), mesh)
     state: Any = design.create(jax.random.key(0))
@@ -194,7 +214,8 @@ def torch_side(spec: Spec) -> tuple[Callable[[int], float], str]:
     pixels = images(spec).astype(np.float32)  # how they are normalised costs nothing
     pixels = np.moveaxis(pixels / 127.5 - 1, -1, -3).copy()
     batch = torch.from_numpy(pixels).to(device)
-    target = torch.from_numpy(labels(spec)).long().to(device)
+    target = label_maps(spec) if spec.job == "segment" else labels(spec)
+    target = torch.from_numpy(target).long().to(device)
     model, loss_of_step = _torch_loss(torch, torch_models, spec, batch, target, device)
     groups = torch_models.groups(model, LR, **settings)
     betas = (settings["b1"], settings["b2"])
@@ -225,6 +246,8 @@ def _torch_loss(
         model = models.mae(torch, patches, fused=spec.half)
     elif spec.job == "finetune":
         model = models.classifier(torch, patches, CLASSES, spec.biased, fused=spec.half)
+    elif spec.job == "segment":
+        model = models.segmenter(torch, patches, PIXEL_CLASSES, fused=spec.half)
     else:
         model = models.moco(torch, patches, fused=spec.half)
     model = model.to(device)
@@ -234,6 +257,8 @@ def _torch_loss(
     if spec.job == "finetune":
         mixed = functools.partial(models.mixed_loss, torch, called, batch, target)
         return model, functools.partial(mixed, MIXUP)
+    if spec.job == "segment":
+        return model, functools.partial(called, batch, target)
     return model, functools.partial(called, *batch.unbind(1))
 
 

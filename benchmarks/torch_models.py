@@ -19,10 +19,12 @@ def block(
     side: int | None = None,
     *,
     fused: bool = False,
+    drop_path: float | None = None,
 ) -> Any:
     """A pre-norm block with attention written out, or PyTorch's own if `fused`.
 
-    With `side`, it has a relative position bias for `side` x `side` patches.
+    With `side`, it has a relative position bias for `side` x `side` patches; with
+    `drop_path`, layer scale and residual branches that are dropped at this rate.
     """
     nn = torch.nn
 
@@ -39,6 +41,20 @@ def block(
                     torch.zeros((2 * side - 1) ** 2 + 3, num_heads)
                 )
                 self.register_buffer("index", torch.from_numpy(bias_index(side)))
+            self.gamma_1 = self.gamma_2 = None
+            self.rate = drop_path or 0.0
+            if drop_path is not None:
+                self.gamma_1, self.gamma_2 = (
+                    nn.Parameter(torch.ones(width)) for _ in "12"
+                )
+
+        def branch(self, x, gamma):
+            if gamma is not None:
+                x = gamma * x
+            if self.rate and self.training:
+                kept = torch.rand(len(x), 1, 1, device=x.device) >= self.rate
+                x = x * (kept.to(x.dtype) / (1 - self.rate))
+            return x
 
         def forward(self, x):
             size, tokens, _ = x.shape
@@ -55,8 +71,10 @@ def block(
                 if self.table is not None:
                     logits = logits + self.table[self.index].permute(2, 0, 1)
                 out = (logits.softmax(dim=-1) @ v).transpose(1, 2)
-            x = x + self.proj(out.reshape(size, tokens, width))
-            return x + self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
+            out = self.proj(out.reshape(size, tokens, width))
+            x = x + self.branch(out, self.gamma_1)
+            out = self.fc2(nn.functional.gelu(self.fc1(self.norm2(x))))
+            return x + self.branch(out, self.gamma_2)
 
     return Block()
 
@@ -137,9 +155,15 @@ def bias_index(side: int) -> np.ndarray:
     return index
 
 
-def encoder_class(torch: Any, *, fused: bool = False) -> Any:
-    """The class of ViT-Tiny with 12 heads: images to tokens, before a last norm."""
+def encoder_class(
+    torch: Any, *, fused: bool = False, drop_path: float | None = None
+) -> Any:
+    """The class of ViT-Tiny with 12 heads: images to tokens, before a last norm.
+
+    `drop_path` is the rate of the last block; see `block`.
+    """
     nn = torch.nn
+    rates = [drop_path and drop_path * number / 11 for number in range(12)]
 
     class Encoder(nn.Module):
         def __init__(self, side, *, learned=False, biased=False):
@@ -150,13 +174,19 @@ def encoder_class(torch: Any, *, fused: bool = False) -> Any:
             self.pos_embed = nn.Parameter(table[None], requires_grad=learned)
             grid = side if biased else None
             self.blocks = nn.Sequential(
-                *[block(torch, 192, 12, grid, fused=fused) for _ in "x" * 12]
+                *[
+                    block(torch, 192, 12, grid, fused=fused, drop_path=rate)
+                    for rate in rates
+                ]
             )
 
-        def forward(self, image):
+        def embed(self, image):
             x = self.patch_embed(image).flatten(2).transpose(1, 2)
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-            return self.blocks(x + self.pos_embed)
+            return x + self.pos_embed
+
+        def forward(self, image):
+            return self.blocks(self.embed(image))
 
     return Encoder
 
@@ -241,6 +271,71 @@ def moco(torch: Any, side: int, *, fused: bool = False) -> Any:
     return Moco()
 
 
+def segmenter(
+    torch: Any, side: int, classes: int, *, drop: float = 0.1, fused: bool = False
+) -> Any:
+    """ViT-Tiny with Semantic FPN on `side` x `side` patches: (image, labels) -> loss.
+
+    `drop` is the rate of the last block's branches and of the head's channels.
+    """
+    nn, functional = torch.nn, torch.nn.functional
+    encoder = encoder_class(torch, fused=fused, drop_path=drop)
+
+    def enlarge(inputs):
+        return nn.ConvTranspose2d(inputs, 48, 2, 2)
+
+    def twice():
+        return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+
+    def level(number):
+        layers, inputs = [], 48
+        for _ in range(max(number, 1)):
+            layers += [nn.Conv2d(inputs, 128, 3, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(128), nn.ReLU(inplace=True)]
+            layers += [twice()] if number else []
+            inputs = 128
+        return nn.Sequential(*layers)
+
+    class Segmenter(encoder):
+        def __init__(self):
+            super().__init__(side, learned=True, biased=True)
+            self.neck = nn.ModuleList(
+                [
+                    nn.Sequential(
+                        enlarge(192), nn.BatchNorm2d(48), nn.GELU(), enlarge(48)
+                    ),
+                    enlarge(192),
+                    nn.Conv2d(192, 48, 1),
+                    nn.Sequential(nn.Conv2d(192, 48, 1), nn.MaxPool2d(2, 2)),
+                ]
+            )
+            self.levels = nn.ModuleList([level(number) for number in range(4)])
+            self.dropout = nn.Dropout2d(drop)
+            self.head = nn.Conv2d(128, classes, 1)
+
+        def forward(self, image, labels):
+            x, maps = self.embed(image), []
+            for number, each in enumerate(self.blocks):
+                x = each(x)
+                if number in (3, 5, 7, 11):
+                    whole = x[:, 1:].transpose(1, 2)
+                    maps.append(whole.reshape(len(x), -1, side, side))
+            pairs = zip(self.neck, self.levels, maps, strict=True)
+            total = sum(level(neck(whole)) for neck, level, whole in pairs)
+            logits = functional.interpolate(
+                self.head(self.dropout(total)),
+                size=labels.shape[1:],
+                mode="bilinear",
+                align_corners=False,
+            )
+            each = functional.cross_entropy(
+                logits, labels, ignore_index=255, reduction="none"
+            )
+            return each.mean()
+
+    return Segmenter()
+
+
 def groups(
     model: Any,
     lr: float,
@@ -248,6 +343,7 @@ def groups(
     weight_decay: float,
     layer_decay: float = 1.0,
     decay_1d: float = False,
+    decay_positions: float = False,
     **_: float,
 ) -> list[dict[str, Any]]:
     """Groups of parameters for AdamW: decayed or not, and a rate for each layer."""
@@ -261,6 +357,7 @@ def groups(
         if name.startswith(("cls_token", "pos_embed", "patch_embed")):
             layer = 0
         spared = layer_decay < 1 and name in ("cls_token", "pos_embed")
+        spared = spared and not decay_positions
         decayed = bool(value.ndim > 1 or decay_1d) and not spared
         if layer_decay >= 1:
             layer = depth + 1

@@ -3,6 +3,7 @@
     python benchmarks/train_step.py --batch=64 --steps=2 --rounds=9
     python benchmarks/train_step.py --job=finetune --batch=32 --steps=2 --rounds=9
     python benchmarks/train_step.py --job=mocov3 --batch=32 --steps=2 --rounds=9
+    python benchmarks/train_step.py --job=segment --image_size=512 --batch=2 --rounds=9
 
 A step is forward, backward and AdamW of ViT-Tiny with 12 heads in float32. Ours is the
 step that the recipe of the method trains with (`JOBS`), slices included, from images
@@ -13,7 +14,8 @@ order and predicts every patch. `finetune`: mixup 0.2,
 average pooling and a norm before 1000 classes, soft-target cross-entropy, layer decay
 0.85; --rpe=fused adds relative position bias to both sides. `mocov3`: two views,
 projectors with BatchNorm, a teacher that is a moving average; a batch counts images,
-not views.
+not views. `segment`: Semantic FPN of 150 classes on an encoder with position bias,
+layer scale and dropped paths, layer decay 0.8; labels are bytes and integers.
 
 Each side runs in its own process, ours as main.py sets it up, torch with its defaults
 and one thread per core. The sides take turns within a round, so that a slow minute of
