@@ -36,7 +36,16 @@ JOBS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "distill": ("mae_tiny_distill", None, {"objective.teacher.variant": "base"}),
     "finetune": ("finetune", "scratch", {"data.randaugment.layers": 0}),
     "mocov3": ("mocov3_tiny", None, {}),
-    "segment": ("segment", "ade20k", {"objective.encoder.variant": "tiny"}),
+    "segment": (
+        "segment",
+        "ade20k",
+        {
+            "objective.encoder.variant": "tiny",
+            "data.channels": 3,
+            "augment.normalize.mean": (0.485, 0.456, 0.406),
+            "augment.normalize.std": (0.229, 0.224, 0.225),
+        },
+    ),
     "probe": (
         "linear_probe",
         "imagenet2012",
