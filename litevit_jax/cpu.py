@@ -49,7 +49,8 @@ _ON_CPUS = "JAX_PLATFORMS=cpu runs on CPUs all the same"
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _KEEP = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1))
 # Blocks from 1 MiB on lie outside of the heaps, of which 32 MiB may stay free.
-_GIVE_BACK = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 2**20), (_M_TRIM_THRESHOLD, 2**25))
+_GIVE_BACK = ((_M_MMAP_THRESHOLD, 2**20), (_M_TRIM_THRESHOLD, 2**25))
+_ONE_HEAP = ((_M_ARENA_MAX, 1),)  # before there are threads with heaps of their own
 
 
 def prepare(batch_size: int, values: int) -> None:
@@ -105,6 +106,8 @@ def choose() -> None:
             "a TPU is asked for (JAX_PLATFORMS=tpu), but its library is not installed: "
             f"pip install -e '.[tpu]'; {_ON_CPUS}"
         )
+    if asked == "cpu":
+        _set_malloc(_ONE_HEAP)
 
 
 def xla_flags() -> dict[str, bool]:

@@ -97,6 +97,7 @@ def machine(tmp_path, monkeypatch):
     """(libraries, files of devices, **environment) -> what JAX is told to use."""
     # What JAX's plugin needs of NVIDIA's driver; this library is on every Linux.
     monkeypatch.setattr(cpu, "_DRIVER", "libc.so.6")
+    monkeypatch.setattr(cpu, "_set_malloc", lambda _: None)
     monkeypatch.setattr(cpu, "_TPU_FILES", (str(tmp_path / "accel[0-9]*"),))
     monkeypatch.setattr(cpu, "_PCI_VENDORS", str(tmp_path / "*" / "vendor"))
     monkeypatch.setattr(cpu, "_NVIDIA_FILES", (str(tmp_path / "nvidia0"),))
@@ -149,6 +150,14 @@ def test_what_is_installed_and_here_is_used(installed, here, expected, machine):
 def test_platforms_that_are_named_are_obeyed(machine):
     assert machine(["xla_cuda13"], ["nvidia0"], "cpu") == "cpu"
     assert machine(["libtpu"], [], "tpu,cpu") == "tpu,cpu"
+
+
+def test_threads_share_one_heap_on_cpus_alone(machine, monkeypatch):
+    given = []
+    monkeypatch.setattr(cpu, "_set_malloc", given.append)
+    machine([], [])
+    machine(["libtpu"], ["accel0"], "tpu,cpu")
+    assert given == [cpu._ONE_HEAP]
 
 
 MISSING = {
