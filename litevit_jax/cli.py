@@ -50,11 +50,12 @@ def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:
         config: Any = values["config"].value
         job = _job(config)
         registry.check_fields(config)
+        planned = values.plan or values.plan_out
+        if job not in _IDLE and not planned:
+            cpu.choose()  # before there are threads, which get heaps of their own
         with terminal.alive():
-            if values.plan or values.plan_out:
+            if planned:
                 return _plan(config, job, values.plan, values.plan_out)
-            if job not in _IDLE:
-                cpu.choose()
             if job in _SHARED:
                 _join(values)
             code = _run_job(job, argv, values)

@@ -26,7 +26,7 @@ from litevit_jax import choices, distributed, paths
 from litevit_jax.train import lock
 
 Config = dict[str, Any]  # as JSON gives it back
-_MOST_ROWS = 1_000  # in the history of an evaluator
+_MOST_ROWS = 500  # in the history of an evaluator
 
 # Changes that leave the numbers of a run alone (mesh and slices: up to float rounding).
 FREE_TO_CHANGE = (
@@ -340,7 +340,7 @@ def record_result(
 ) -> dict[str, Any]:
     """Saves `row` as the last result of `title`, and as the best if it is.
 
-    The history is thinned to at most 1,000 rows (metrics.jsonl has all of them), so
+    The history is thinned to at most 500 rows (metrics.jsonl has all of them), so
     that frequent evaluations cost a long run neither memory nor time.
 
     Args:
