@@ -28,6 +28,7 @@ from litevit_jax.evaluators.base import Evaluator as Evaluator
 from litevit_jax.jobs import convert
 from litevit_jax.jobs import evaluate as evaluate_job
 from litevit_jax.jobs import train as train_job
+from litevit_jax.models import vit
 from litevit_jax.objectives.base import Objective as Objective
 from litevit_jax.train import state as states
 from litevit_jax.train.loop import RunOutcome as RunOutcome
@@ -137,7 +138,7 @@ def _read(path: str, num_heads: int | None, average: bool) -> read.Checkpoint:
 
 
 def _check_heads(path: str, block: dict[str, Any], num_heads: int | None) -> None:
-    heads = known_images.encoder(block["encoder"]).num_heads
+    heads = vit.of_block(block["encoder"]).num_heads
     if num_heads not in (None, heads):
         raise ValueError(
             f"{path}: num_heads={num_heads}, but it records {heads}; leave it out"

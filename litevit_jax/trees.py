@@ -15,15 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any  # dicts, tuples and dataclasses, at any depth, of arrays or shapes
+KeyPath = jax.tree_util.KeyPath
+
+
+def path_of(keys: KeyPath) -> str:
+    """Turns a key path of jax.tree_util into 'encoder/norm/scale'."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def flatten(tree: Any) -> dict[str, Any]:
     """Returns the leaves by path, 'encoder/norm/scale'; a bare array is 'value'."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(keys, simple=True, separator="/") or "value": leaf
-        for keys, leaf in leaves
-    }
+    return {path_of(keys) or "value": leaf for keys, leaf in leaves}
 
 
 def nest(flat: dict[str, Any]) -> dict[str, Any]:

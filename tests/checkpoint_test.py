@@ -57,10 +57,17 @@ def save(workdir, *saved, keep=3, **meta):
     checkpoints.close()
 
 
+def abstract_of(state):
+    """The ShapeDtypeStructs of a state, with shardings."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
 def restore(workdir, like):
     checkpoints = checkpoint.Checkpoints(workdir, keep=3)
     try:
-        return checkpoints.restore(states.abstract_of(like))
+        return checkpoints.restore(abstract_of(like))
     finally:
         checkpoints.close()
 
@@ -204,7 +211,7 @@ def test_a_directory_that_no_save_finished_is_moved_away(when, copy):
         (copy / "checkpoints" / "6").mkdir()
     checkpoints = checkpoint.Checkpoints(copy, keep=3)
     like = on_mesh("8", values())
-    same_bits(checkpoints.restore(states.abstract_of(like))[0], values(5))
+    same_bits(checkpoints.restore(abstract_of(like))[0], values(5))
     if when == "after":
         (copy / "checkpoints" / "6").mkdir()
     checkpoints.save(on_mesh("8", values(6)), config={})

@@ -14,7 +14,7 @@ import numpy as np
 from litevit_jax import checkpoint
 from litevit_jax.train import state as states
 from litevit_jax.warm_start import read
-from tests import processes
+from tests import checkpoint_test, processes
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONWARNINGS": "default"}
@@ -151,7 +151,7 @@ def test_a_kill_while_saving_leaves_the_newest_complete_step_intact(tmp_path):
         names = (path.name for path in (tmp_path / "checkpoints").iterdir())
         newest = max(int(name) for name in names if name.isdigit())
         checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
-        restored, _ = checkpoints.restore(states.abstract_of(like))
+        restored, _ = checkpoints.restore(checkpoint_test.abstract_of(like))
         checkpoints.close()
         assert int(restored.step) == newest >= first + 2
         for name, value in state(newest).params.items():

@@ -11,7 +11,7 @@ import pytest
 from litevit_jax import paths
 from litevit_jax.data.sources import arrays, folder
 from litevit_jax.jobs import train
-from litevit_jax.train import log
+from litevit_jax.train import eval_runner, log
 from litevit_jax.train import workdir as workdirs
 from litevit_jax.warm_start import read
 from tests import bucket, jobs
@@ -54,10 +54,10 @@ def test_lines_and_results_are_added(place):
     rows = (place / "lines.jsonl").read_text().splitlines()
     assert [json.loads(row)["n"] for row in rows] == [0, 1, 2]
     for step, top1 in ((1, 50.0), (2, 40.0)):
-        workdirs.record_result(place, "knn", {"step": step, "top1": top1}, "top1")
-    found = workdirs.read_result(place, "knn")
+        eval_runner.record_result(place, "knn", {"step": step, "top1": top1}, "top1")
+    found = eval_runner.read_result(place, "knn")
     assert (found["last"]["step"], found["best"]["step"]) == (2, 1)
-    assert workdirs.read_result(place, "other") is None
+    assert eval_runner.read_result(place, "other") is None
 
 
 def test_metrics_and_events_arrive(place):

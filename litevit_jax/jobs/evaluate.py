@@ -23,6 +23,7 @@ from litevit_jax import distributed, paths, sharding, terminal
 from litevit_jax.data import settings, split_names, splits
 from litevit_jax.jobs import summary
 from litevit_jax.train import batch_shapes, eval_runner, eval_setup, log, resolve
+from litevit_jax.train import start as starts
 from litevit_jax.train import state as states
 from litevit_jax.train import workdir as workdirs
 from litevit_jax.warm_start import fill, images, predictor, read, start
@@ -101,7 +102,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     view = images.spec_of(f"--config.init={config.init}", loaded)
     normalize = config.augment.normalize
     images.take(view, config.data, normalize)
-    images.take_fallback(config.data, normalize, config.fallback)
+    starts.take_fallback(config.data, normalize, config.fallback)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, mesh)
     source = _source(config.data)

@@ -1,4 +1,4 @@
-"""Output of jobs: a run at its start, results in a table, the report at the end.
+"""Output of jobs at their end: results in a table, and the report.
 
 A job is a file of this folder with `main(config, workdir, command)`, where `command` is
 how the program was started. It checks the config, does the work, prints its results and
@@ -13,12 +13,8 @@ import traceback
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-from litevit_jax import distributed, paths, terminal
-from litevit_jax.terminal import counted
-from litevit_jax.train import workdir as workdirs
-from litevit_jax.train.job import Job
+from litevit_jax import terminal
 
 
 class Ending(NamedTuple):
@@ -73,43 +69,6 @@ def results_table(results: dict[str, dict[str, Any]]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else str(value)
-
-
-def log_start(job: Job, line: terminal.ConsoleLine) -> None:
-    """Says what runs where; writes the environment and the parameter table."""
-    summary, table = describe(job)
-    if distributed.is_primary():
-        (job.workdir / "parameters.txt").write_text(table + "\n")
-        devices = [str(d) for d in jax.devices()]
-        environment = workdirs.environment(devices)
-        environment["processes"] = distributed.process_count()
-        paths.append_line(job.workdir / "environment.jsonl", environment)
-    line.say("\n".join([summary, *job.notes]))
-
-
-def describe(job: Job) -> tuple[str, str]:
-    """Returns two lines about a Job, and clu's table of all its parameters."""
-    from clu import parameter_overview  # slow to import
-
-    params, derived, data = job.state.params, job.config["derived"], job.config["data"]
-    counts = {
-        name: sum(np.prod(x.shape, dtype=int) for x in jax.tree.leaves(tree))
-        for name, tree in params.items()
-    }
-    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    directory = f" in {data['dir']}" if data["dir"] else ""
-    processes = distributed.process_count()
-    hosts = f" of {processes} processes" if processes > 1 else ""
-    text = (
-        f"{job.config['name']}: {sum(counts.values()):,} parameters ({parts}; table in "
-        f"{job.workdir}/parameters.txt)\n{derived['train_examples']:,} training images "
-        f"({data['source']}{directory}, decoder {data['decoder']}), "
-        f"{counted(job.total_steps, 'step')} of {job.config['batch_size']} "
-        f"({derived['warmup_steps']:,} of warm-up) on "
-        f"{counted(job.mesh.size, f'{jax.default_backend().upper()} device')}{hosts}, "
-        f"workdir {job.workdir}"
-    )
-    return text, parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 def report_at_end(config: Any, workdir: str, command: str) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import pathlib
+from typing import TYPE_CHECKING
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from litevit_jax import distributed, paths, terminal
-from litevit_jax.jobs import summary
+from litevit_jax.terminal import counted
 from litevit_jax.train import build, loop, resolve
+from litevit_jax.train import start as starts
+from litevit_jax.train import workdir as workdirs
 from litevit_jax.train.job import Job
-from litevit_jax.warm_start import start
+
+if TYPE_CHECKING:
+    from litevit_jax.jobs import summary
 
 
 def prepare(
@@ -30,10 +37,17 @@ def prepare(
     """
     config = resolve.settle(config)
     distributed.heartbeat("reading weights", grace=True, begun=False)
-    warm_start = start.warm_start(config)
-    return build.build_job(
-        config, paths.path(workdir), warm_start, begin=begin, keep=keep
-    )
+    start = _start(config)
+    return build.build_job(config, paths.path(workdir), start, begin=begin, keep=keep)
+
+
+def _start(config: ConfigDict) -> starts.Start:
+    """Fills what `config` leaves open, and reads the checkpoints that it names."""
+    if not starts.asks_for_checkpoints(config):
+        return starts.random_start(config)
+    from litevit_jax.warm_start import start
+
+    return start.warm_start(config)
 
 
 def run(
@@ -51,12 +65,14 @@ def run(
       BadDataError, WorkerError, FloatingPointError: in the run, which is saved first.
     """
     job = prepare(config, workdir, keep=keep)
-    summary.log_start(job, terminal.ConsoleLine())
+    log_start(job, terminal.ConsoleLine())
     return loop.run(job)
 
 
 def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     """Runs the job and prints its results; raises as `run`."""
+    from litevit_jax.jobs import summary
+
     outcome = run(config, workdir, keep=_folder_of_programs())
     if outcome.signal is not None:
         return summary.Ending(config, signal=outcome.signal)
@@ -74,3 +90,40 @@ def _folder_of_programs() -> pathlib.Path | None:
     from litevit_jax import compilation, plugins
 
     return None if plugins.roots() else compilation.bounded_folder()
+
+
+def log_start(job: Job, line: terminal.ConsoleLine) -> None:
+    """Says what runs where; writes the environment and the parameter table."""
+    summary, table = describe(job)
+    if distributed.is_primary():
+        (job.workdir / "parameters.txt").write_text(table + "\n")
+        devices = [str(d) for d in jax.devices()]
+        environment = workdirs.environment(devices)
+        environment["processes"] = distributed.process_count()
+        paths.append_line(job.workdir / "environment.jsonl", environment)
+    line.say("\n".join([summary, *job.notes]))
+
+
+def describe(job: Job) -> tuple[str, str]:
+    """Returns two lines about a Job, and clu's table of all its parameters."""
+    from clu import parameter_overview  # slow to import
+
+    params, derived, data = job.state.params, job.config["derived"], job.config["data"]
+    counts = {
+        name: sum(np.prod(x.shape, dtype=int) for x in jax.tree.leaves(tree))
+        for name, tree in params.items()
+    }
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    directory = f" in {data['dir']}" if data["dir"] else ""
+    processes = distributed.process_count()
+    hosts = f" of {processes} processes" if processes > 1 else ""
+    text = (
+        f"{job.config['name']}: {sum(counts.values()):,} parameters ({parts}; table in "
+        f"{job.workdir}/parameters.txt)\n{derived['train_examples']:,} training images "
+        f"({data['source']}{directory}, decoder {data['decoder']}), "
+        f"{counted(job.total_steps, 'step')} of {job.config['batch_size']} "
+        f"({derived['warmup_steps']:,} of warm-up) on "
+        f"{counted(job.mesh.size, f'{jax.default_backend().upper()} device')}{hosts}, "
+        f"workdir {job.workdir}"
+    )
+    return text, parameter_overview.get_parameter_overview(params, include_stats=False)

@@ -7,6 +7,7 @@ the authors' MAE and with timm 0.4.12's `VisionTransformer`.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -28,6 +29,10 @@ VARIANTS = {
     "large": {"width": 1024, "depth": 24, "num_heads": 16, "patch_size": 16},
     "huge": {"width": 1280, "depth": 32, "num_heads": 16, "patch_size": 14},
 }
+
+# What runs and files of weights record of an encoder; the first ones are its sizes.
+SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
+FIELDS = (*SIZES, "pos_embed", "rpe_style")
 
 
 def sizes_of(what: str, variants: dict, variant: str | None, given: dict) -> dict:
@@ -56,6 +61,12 @@ def check_divides(what: str, width: int, num_heads: int) -> None:
         raise ValueError(
             f"{what}: width={width} is not a multiple of num_heads={num_heads}"
         )
+
+
+def of_block(block: Any) -> Encoder:
+    """Builds the encoder of a config's block, by the fields that a checkpoint has."""
+    fields = {name: block.get(name) for name in ("variant", *FIELDS)}
+    return make_encoder(**{k: x for k, x in fields.items() if x is not None})
 
 
 def make_encoder(

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import abc
 import inspect
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from litevit_jax import choices, registry
+from litevit_jax import choices, registry, trees
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Tree = Any
-
-# `Objective.health` looks at so many examples at most: enough to see a rank of up to
-# 256.
-HEALTH_EXAMPLES = 256
 
 
 class Variables(NamedTuple):
@@ -243,26 +238,6 @@ def batch_size(batch: Batch) -> int:
     return batch["image"].shape[0] if "image" in batch else batch["views"].shape[1]
 
 
-def some_examples(batch: Batch, most: int = HEALTH_EXAMPLES) -> Batch:
-    """Selects evenly spaced examples of a batch, at most `most`, of all its arrays.
-
-    Every n-th row is taken, so that each device reads its own.
-    """
-    every = math.ceil(batch_size(batch) / most)
-
-    def take(x: jax.Array) -> jax.Array:
-        count = x.shape[0] // every
-        return x[: count * every].reshape(count, every, *x.shape[1:])[:, 0]
-
-    def take_views(x: jax.Array) -> jax.Array:
-        return jnp.swapaxes(take(jnp.swapaxes(x, 0, 1)), 0, 1)
-
-    return {
-        k: jax.tree.map(take_views if k == "views" else take, x)
-        for k, x in batch.items()
-    }
-
-
 def example_keys(key: jax.Array, batch: Batch) -> jax.Array:
     """One typed key per example `[B]`, from its position in the global batch.
 
@@ -295,7 +270,6 @@ def cast_teacher_kernels(teacher: Tree, dtype: str) -> Tree:
     """
 
     def one(path: Any, leaf: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return leaf.astype(dtype) if name.endswith("kernel") else leaf
+        return leaf.astype(dtype) if trees.path_of(path).endswith("kernel") else leaf
 
     return jax.tree_util.tree_map_with_path(one, teacher)

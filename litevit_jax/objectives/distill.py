@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from litevit_jax import choices
 from litevit_jax.models import adapter as adapters
 from litevit_jax.models import partial_block, vit
-from litevit_jax.objectives import base, mae
+from litevit_jax.objectives import base, health, mae
 
 # What is compared, and how:
 #   logits     S, by mean squared error
@@ -275,7 +275,7 @@ class Distill(base.Objective):
 
     def health(self, params, model_state, teacher, batch, key):
         """MAE's health and 'teacher_agreement', the mean correlation of the pairs."""
-        subset = base.some_examples(batch)
+        subset = health.some_examples(batch)
         ids = self.student.masks_of(subset, key)
         _, layers = self._run_both(params, teacher, subset["image"], ids)
         matched = [self._matched(params, pair, layers) for pair in self.pairs]

@@ -97,7 +97,7 @@ class Feature(base.Objective):
 
     def health(self, params, model_state, teacher, batch, key):
         """Returns `health.describe`, and the mean cosine of matched class tokens."""
-        batch = base.some_examples(batch)
+        batch = health.some_examples(batch)
         x, y = self._compare(params, teacher, batch["image"])
         statistics = health.of_encoder(self.encoder, params["encoder"], batch)
         return {**statistics, "teacher_agreement": _cosine(x[:, 0], y[:, 0]).mean()}

@@ -15,6 +15,10 @@ import jax.numpy as jnp
 from litevit_jax.models import vit
 from litevit_jax.objectives import base
 
+# `Objective.health` looks at so many examples at most: enough to see a rank of up to
+# 256.
+HEALTH_EXAMPLES = 256
+
 
 def feature_std(features: jax.Array) -> jax.Array:
     """Spread of the directions of features `[B, E]`: 0 collapsed, 1 isotropic.
@@ -56,11 +60,31 @@ def attention_entropy(attn_probs: jax.Array) -> jax.Array:
     return rows.mean(axis=(0, 2))
 
 
+def some_examples(batch: base.Batch, most: int = HEALTH_EXAMPLES) -> base.Batch:
+    """Selects evenly spaced examples of a batch, at most `most`, of all its arrays.
+
+    Every n-th row is taken, so that each device reads its own.
+    """
+    every = math.ceil(base.batch_size(batch) / most)
+
+    def take(x: jax.Array) -> jax.Array:
+        count = x.shape[0] // every
+        return x[: count * every].reshape(count, every, *x.shape[1:])[:, 0]
+
+    def take_views(x: jax.Array) -> jax.Array:
+        return jnp.swapaxes(take(jnp.swapaxes(x, 0, 1)), 0, 1)
+
+    return {
+        k: jax.tree.map(take_views if k == "views" else take, x)
+        for k, x in batch.items()
+    }
+
+
 def of_encoder(
     encoder: vit.Encoder, params: base.Tree, batch: base.Batch, *, pool: str = "cls"
 ) -> base.Metrics:
     """Computes `describe` for pooled tokens and the last block, on whole images."""
-    image = base.some_examples(batch)["image"]
+    image = some_examples(batch)["image"]
     encoded: Any = encoder.apply({"params": params}, image)
     tokens, intermediates = encoded
     last = f"block_{encoder.depth - 1:02d}/attn_probs"

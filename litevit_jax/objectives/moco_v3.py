@@ -193,7 +193,7 @@ class MoCoV3(base.Objective):
         'agreement' is the mean cosine of q1 and k2.
         """
         del key
-        views = base.some_examples(batch)["views"]
+        views = health.some_examples(batch)["views"]
         q, k, _ = self.embed(params, model_state, teacher, views)
         tokens, intermediates = self._tokens(params, views[0])
         projected, _ = _each(

@@ -17,6 +17,7 @@ from litevit_jax import sharding
 from litevit_jax.data import settings, transforms
 from litevit_jax.plan import examples, flops, topology
 from litevit_jax.train import build, resolve
+from litevit_jax.train import start as starts
 from litevit_jax.warm_start import images, read, start
 
 
@@ -78,7 +79,7 @@ def _teach(config: ConfigDict) -> read.Checkpoint | None:
         return start.teacher_checkpoint(config)
     if not (block.get("variant") or block.get("width")):
         raise ValueError(
-            f"{start.teacher_missing_error(config.objective.name)}; for a plan its "
+            f"{starts.teacher_missing_error(config.objective.name)}; for a plan its "
             "size is enough, as in --config.objective.teacher.variant=large"
         )
     return None

@@ -1,8 +1,7 @@
-"""Shapes of batches: from the host, in training and in evaluation."""
+"""Shapes of training batches: from the host, and as the objective sees them."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -14,7 +13,6 @@ from litevit_jax import augment
 from litevit_jax.data import settings
 from litevit_jax.train import state as states
 from litevit_jax.train.state import Shapes
-from litevit_jax.trees import PyTree
 
 
 def augmentation(ops: ConfigDict, data: ConfigDict) -> dict[str, Any]:
@@ -82,39 +80,6 @@ def training(
         size, views, *image = batch["views"].shape
         batch["views"] = jax.ShapeDtypeStruct((views, size, *image), jnp.uint8)
     return _augmented(ops, batch)
-
-
-def evaluation(data: ConfigDict, size: tuple[int, int], rows: int) -> Shapes:
-    """Returns a batch of an evaluation: `rows` decoded images of `size` (H, W)."""
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "image": ((rows, *size, data.channels), jnp.uint8),
-        "label": ((rows,), jnp.int32),
-        "index": ((rows,), jnp.int32),
-        "mask": ((rows,), jnp.float32),
-    }
-    if settings.annotations_of(data):
-        shapes["size"] = ((rows, 2), jnp.int32)
-    return {name: jax.ShapeDtypeStruct(*x) for name, x in shapes.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Predict:
-    """Normalises uint8 images and predicts with an objective.
-
-    JAX takes equal ones for the same: runs of one process share traces and programs.
-    """
-
-    objective: states.Predictor
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(
-        self, params: PyTree, model_state: PyTree, batch: dict[str, jax.Array]
-    ) -> dict[str, jax.Array]:
-        """Returns named arrays `[B, ...]` for a batch of uint8 images."""
-        ops = augment.make({"normalize": {"mean": self.mean, "std": self.std}})
-        batch = augment.apply(ops, jax.random.key(0), batch)
-        return self.objective.predict(params, model_state, batch)
 
 
 def _shape(

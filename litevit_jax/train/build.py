@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import (
-    array_digest,
     augment,
     checkpoint,
     distributed,
@@ -27,12 +26,13 @@ from litevit_jax import (
 )
 from litevit_jax.data import settings
 from litevit_jax.data.settings import Transform
-from litevit_jax.train import batch_shapes, eval_runner, microbatch, programs, resolve
+from litevit_jax.train import batch_shapes, microbatch, resolve
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
 from litevit_jax.train import workdir as workdirs
 from litevit_jax.train.job import Job, TrainState
+from litevit_jax.train.start import Start
 from litevit_jax.train.state import Shapes
 from litevit_jax.trees import PyTree
 
@@ -66,27 +66,6 @@ class BuiltStep:
     eval_shape: Callable[..., Shapes]
 
 
-class WarmStart(Protocol):
-    """The checkpoints that a run starts from, see `warm_start.start`."""
-
-    @property
-    def notes(self) -> list[str]: ...
-
-    def check_teacher(self, *, needed: bool) -> None: ...
-
-    def teacher_arrays(self, shapes: PyTree) -> PyTree: ...
-
-    def check(self, params: PyTree) -> None: ...
-
-    def state(
-        self,
-        create: Callable[[jax.Array], TrainState],
-        abstract: TrainState,
-        fixed: dict[str, Any],
-        optimizer: optimizers.Optimizer,
-    ) -> TrainState: ...
-
-
 def build_step(
     config: ConfigDict,
     mesh: Mesh,
@@ -112,7 +91,7 @@ def build_step(
     ops = augment.make(batch_shapes.augmentation(config.augment, config.data))
     objective = _objective(config, mesh, source)
     batch = _batch(config, objective, ops)
-    kept = programs.find(keep, config.to_dict(), mesh)
+    kept = _kept(keep, config.to_dict(), mesh)
     design = kept.design or _design(config, objective, batch, mesh, memory)
     optimizer = _optimizer(config, design.variables.params)
     create, state = states.creator(objective, optimizer, batch, mesh, design.state)
@@ -138,30 +117,46 @@ def build_step(
     )
 
 
+def _kept(
+    folder: pathlib.Path | None, config: dict[str, Any], mesh: Mesh
+) -> states.Tracing:
+    """Looks for the programs that earlier starts of this run kept in `folder`."""
+    if folder is None:
+        return states.Tracing()
+    from litevit_jax.train import programs
+
+    return programs.find(folder, config, mesh)
+
+
 def _design(
     config: ConfigDict,
     objective: Objective,
     batch: Shapes,
     mesh: Mesh,
     memory: float | None,
-) -> programs.Design:
+) -> states.Design:
     """Traces the parts of a run, to find out their shapes."""
     variables = states.abstract_variables(objective, batch)
     optimizer = _optimizer(config, variables.params)
     _, state = states.creator(objective, optimizer, batch, mesh)
     sharding.check_fsdp(mesh, state)
-    fitting = functools.partial(
-        microbatch.images_that_fit, mesh, objective, variables, batch, state, memory
-    )
+
+    def fitting() -> int:
+        from litevit_jax.train import gpu_memory
+
+        return gpu_memory.images_that_fit(
+            mesh, objective, variables, batch, state, memory
+        )
+
     count = microbatch.count_microbatches(config, mesh, objective, fitting)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    return programs.Design(variables, state, count)
+    return states.Design(variables, state, count)
 
 
 def build_job(
     config: ConfigDict,
     workdir: pathlib.Path,
-    warm_start: WarmStart,
+    start: Start,
     *,
     begin: bool = True,
     keep: pathlib.Path | None = None,
@@ -171,7 +166,7 @@ def build_job(
     Args:
       config: settled; it gets `derived`.
       workdir: of the run.
-      warm_start: what the run starts from.
+      start: its notes, and the checkpoints that it reads, if any.
       begin: False leaves the workdir as it is: all else is checked alone.
       keep: as in `build_step`.
 
@@ -179,7 +174,7 @@ def build_job(
       ValueError, KeyError, OSError: the user's mistake, named in the message.
     """
     from litevit_jax.data import splits, transforms
-    from litevit_jax.train import eval_setup
+    from litevit_jax.train import eval_runner, eval_setup
 
     doing = "listing the images and designing the run"
     distributed.heartbeat(doing, grace=True, begun=False)
@@ -188,8 +183,8 @@ def build_job(
     mesh = microbatch.make_mesh(config, source)
     built = build_step(config, mesh, source, keep=keep)
     transform = transforms.for_training(**settings.image_settings(config.data))
-    fixed = _fixed(built, warm_start, config.derived)
-    warm_start.check(built.state.params)
+    fixed = _fixed(built, start, config.derived)
+    start.check(built.state.params)
     plain = workdirs.plain(config.to_dict())
     make = functools.partial(eval_setup.make, config, built.objective, built.variables)
     shapes, size = built.eval_shape, saved_bytes(built.state, fixed)
@@ -205,7 +200,7 @@ def build_job(
         state=built.state,
         fixed=fixed,
         create=functools.partial(
-            warm_start.state, built.create, built.state, fixed, built.optimizer
+            start.state, built.create, built.state, fixed, built.optimizer
         ),
         step=built.step,
         stream=functools.partial(_stream, config, source("train"), transform),
@@ -216,24 +211,24 @@ def build_job(
         release=functools.partial(workdirs.close_run, workdir),
         resumes=resumes,
         total_steps=config.derived.total_steps,
-        notes=[*warm_start.notes, *eval_setup.notes(evaluators)],
+        notes=[*start.notes, *eval_setup.notes(evaluators)],
     )
 
 
-def _fixed(
-    built: BuiltStep, warm_start: WarmStart, derived: ConfigDict
-) -> dict[str, Any]:
+def _fixed(built: BuiltStep, start: Start, derived: ConfigDict) -> dict[str, Any]:
     """Reads the frozen teacher, if there is one.
 
     Its fingerprint joins `derived`.
     """
     needed = built.objective.frozen_teacher
-    warm_start.check_teacher(needed=needed)
+    start.check_teacher(needed=needed)
     if not needed:
         return {}
+    from litevit_jax import array_digest
+
     shapes, whole = built.variables.teacher, jax.numpy.float32
     float_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, whole), shapes)
-    arrays = warm_start.teacher_arrays(float_shapes)
+    arrays = start.teacher_arrays(float_shapes)
     # Of the arrays as read: the type in which an accelerator holds them does not count.
     resolve.assign(derived, {"teacher_fingerprint": array_digest.digest(arrays)})
     teacher = jax.tree.map(lambda x, like: x.astype(like.dtype), arrays, shapes)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import pathlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from litevit_jax import checkpoint, distributed, preemption, terminal
+from litevit_jax import checkpoint, distributed, paths, preemption, terminal
 from litevit_jax.train import workdir as workdirs
 
 if TYPE_CHECKING:
     from litevit_jax.evaluators import base
     from litevit_jax.train.job import TrainState
     from litevit_jax.train.optimizer import Optimizer
+
+_MOST_ROWS = 500  # in the history of an evaluator
 
 
 class EvalRunner:
@@ -65,7 +68,7 @@ class EvalRunner:
         """Returns the titles without a result at `step`; reads the other results."""
         missing = []
         for title in self._evaluators:
-            read = functools.partial(workdirs.read_result, self._workdir, title)
+            read = functools.partial(read_result, self._workdir, title)
             result = distributed.run_on_primary(read)
             if result is None or result["last"]["step"] != step:
                 missing.append(title)
@@ -107,7 +110,7 @@ class EvalRunner:
             row = {"step": step, **numbers, **cost, **stamp}
             about = self._about(title, numbers)
             record = functools.partial(
-                workdirs.record_result, self._workdir, title, row, evaluator.best, about
+                record_result, self._workdir, title, row, evaluator.best, about
             )
             self.results[title] = distributed.run_on_primary(record)
             logged = {**numbers, **cost}
@@ -155,3 +158,54 @@ def _check_numbers(title: str, numbers: object, best: str | None) -> None:
 
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def read_result(workdir: pathlib.Path, title: str) -> dict[str, Any] | None:
+    """Reads evals/<title>/result.json; None without the file."""
+    path = workdir / "evals" / title / "result.json"
+    again = "move it away; the evaluation of the last step is then made again"
+    return paths.read_json(path, again) if path.exists() else None
+
+
+def record_result(
+    workdir: pathlib.Path,
+    title: str,
+    row: dict[str, Any],
+    best: str | None,
+    about: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Saves `row` as the last result of `title`, and as the best if it is.
+
+    The history is thinned to at most 500 rows (metrics.jsonl has all of them), so
+    that frequent evaluations cost a long run neither memory nor time.
+
+    Args:
+      workdir: of the run.
+      title: of the evaluator.
+      row: its numbers and the step they belong to.
+      best: the number to maximise, or None if there is no best.
+      about: what stands above the rows: metric, seed, config...
+    """
+    result = read_result(workdir, title) or {}
+    # Results of later steps come from a run that went on elsewhere: forget them.
+    history = [r for r in result.get("history", []) if r["step"] < row["step"]]
+    last = {key: row[key] for key in ("n", "step", "params", "time") if key in row}
+    result = {**(about or {}), **last, "last": row}
+    if best is not None:
+        result["best"] = max([*history, row], key=lambda r: r[best])
+    result["history"] = _thinned([*history, row], best)
+    workdirs.write_json(workdir / "evals" / title / "result.json", result)
+    return result
+
+
+def _thinned(history: list[dict[str, Any]], best: str | None) -> list[dict[str, Any]]:
+    """Drops every second row of a long history, but none that was the best so far."""
+    if len(history) <= _MOST_ROWS:
+        return history
+    kept, highest = [], -math.inf
+    for i, row in enumerate(history):
+        record = best is not None and row[best] > highest
+        highest = row[best] if best is not None and record else highest
+        if record or i % 2 == 0 or i == len(history) - 1:
+            kept.append(row)
+    return kept

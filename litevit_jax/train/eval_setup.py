@@ -14,14 +14,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import choices, registry, sharding
+from litevit_jax import augment, choices, registry, sharding
 from litevit_jax.data import relabel, settings, splits
 from litevit_jax.evaluators import base
-from litevit_jax.train import batch_shapes
 from litevit_jax.train import state as states
+from litevit_jax.trees import PyTree
 
 if TYPE_CHECKING:
     from litevit_jax.data.sources.base import Source
@@ -81,6 +82,39 @@ def make(
 
 
 @dataclasses.dataclass(frozen=True)
+class Predict:
+    """Normalises uint8 images and predicts with an objective.
+
+    JAX takes equal ones for the same: runs of one process share traces and programs.
+    """
+
+    objective: states.Predictor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(
+        self, params: PyTree, model_state: PyTree, batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """Returns named arrays `[B, ...]` for a batch of uint8 images."""
+        ops = augment.make({"normalize": {"mean": self.mean, "std": self.std}})
+        batch = augment.apply(ops, jax.random.key(0), batch)
+        return self.objective.predict(params, model_state, batch)
+
+
+def _batch(data: ConfigDict, size: tuple[int, int], rows: int) -> states.Shapes:
+    """Returns a batch of an evaluation: `rows` decoded images of `size` (H, W)."""
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "image": ((rows, *size, data.channels), jnp.uint8),
+        "label": ((rows,), jnp.int32),
+        "index": ((rows,), jnp.int32),
+        "mask": ((rows,), jnp.float32),
+    }
+    if settings.annotations_of(data):
+        shapes["size"] = ((rows, 2), jnp.int32)
+    return {name: jax.ShapeDtypeStruct(*x) for name, x in shapes.items()}
+
+
+@dataclasses.dataclass(frozen=True)
 class _Builder:
     """Builds the evaluators of one run, which share its prediction; see `make`."""
 
@@ -98,7 +132,7 @@ class _Builder:
         """The jitted prediction from images of bytes."""
         normalize = self.config.augment.normalize
         mean, std = (tuple(normalize[key]) for key in ("mean", "std"))
-        predict = batch_shapes.Predict(self.objective, mean, std)
+        predict = Predict(self.objective, mean, std)
         return states.jitted(predict, "__call__")
 
     def make(self, title: str) -> tuple[base.Evaluator, int]:
@@ -158,7 +192,7 @@ class _Builder:
         arguments = (
             variables.params,
             variables.model_state,
-            batch_shapes.evaluation(self.config.data, size, rows),
+            _batch(self.config.data, size, rows),
         )
         # Sharded as in the evaluation, which then traces nothing anew.
         arguments = states.laid_out(arguments, sharding.replicated(self.mesh))

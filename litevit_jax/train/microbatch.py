@@ -18,17 +18,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import choices, distributed, sharding
-from litevit_jax.train import optimizer as optimizers
-from litevit_jax.train.optimizer import KeyPath
-from litevit_jax.trees import PyTree
+from litevit_jax.trees import KeyPath, PyTree, path_of
 
 if TYPE_CHECKING:
     from litevit_jax.data.sources.base import Source
-    from litevit_jax.objectives.base import Objective, Variables
-    from litevit_jax.train.job import TrainState
+    from litevit_jax.objectives.base import Objective
 
 Batch = dict[str, jax.Array]
-Shapes = dict[str, jax.ShapeDtypeStruct]
 # ((loss, (metrics, model_state)), gradients)
 LossAndGrads = tuple[tuple[jax.Array, tuple[Batch, PyTree]], PyTree]
 
@@ -36,12 +32,6 @@ LossAndGrads = tuple[tuple[jax.Array, tuple[Batch, PyTree]], PyTree]
 # compiler for v5e keeps their activations in fast memory, and those of more it does
 # not. Of MAE, which encodes a quarter, these are 128 images (docs/performance.md).
 WHOLE_AT_ONCE = 32
-# On a GPU the whole batch is fastest (1.6 times slices of 128 on an H200), so as much
-# as fits is computed at once: in this share of the memory that JAX may use, each image
-# taking so many times what autodiff keeps of it by shapes. Compiled steps took 1.4
-# times as much for MAE and 1.9 times for fine-tuning, before attention was fused.
-_GPU_SHARE, _KEPT_TWICE = 0.9, 2.0
-_SMALL_GPU = 11 * 2**30  # bytes, of a GPU that does not say how many it has
 # Values (H * W * C) at once on a device of a CPU, of whole images: 8 of 224 x 224 x 3,
 # or 32 that MAE encodes. As fast as more, in less memory (docs/performance.md).
 VALUES_AT_ONCE = 8 * 224 * 224 * 3
@@ -92,7 +82,7 @@ def count_microbatches(
     'auto' splits where the objective allows it: into slices of at most as many images
     as the constants above give for the platform, if a number not much smaller divides
     the batch. On a GPU `fitting` returns how many images its memory holds; see
-    `images_that_fit`.
+    `gpu_memory`.
 
     Raises:
       ValueError: a slice that does not divide the batch of a device, or that the
@@ -137,71 +127,6 @@ def _parse(value: int | str) -> int | str:
         f"microbatch={text}: {hint}expected auto, off, or the number of images that a "
         "device computes at once, from 1"
     )
-
-
-def images_that_fit(
-    mesh: Mesh,
-    objective: Objective,
-    variables: Variables,
-    batch: Shapes,
-    state: TrainState,
-    memory: float | None = None,
-) -> int:
-    """Estimates how many images fit into a device's memory at once, at least 1.
-
-    Nothing is compiled: what autodiff keeps of an image for the backward pass is
-    counted by shapes, beside the state and its gradient.
-
-    Args:
-      mesh: its first device is asked for its memory.
-      objective, variables, batch: by shape, as in `build.BuiltStep`.
-      state: abstract TrainState.
-      memory: bytes that JAX may use of each device; None asks the device.
-    """
-    params = jax.tree.leaves(variables.params)
-    fixed = sum(_bytes(x) for x in [*jax.tree.leaves(state), *params])
-    left = _GPU_SHARE * (memory or _memory(mesh)) - fixed
-    one, two = (_kept(objective, variables, batch, images) for images in (1, 2))
-    return max(int(left / (_KEPT_TWICE * max(two - one, 1))), 1)
-
-
-def _kept(
-    objective: Objective, variables: Variables, batch: Shapes, images: int
-) -> int:
-    """Counts the bytes that autodiff keeps for the backward pass of `images` images."""
-
-    def resized(name: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        axis = int(name == "views")
-        shape = (*x.shape[:axis], images, *x.shape[axis + 1 :])
-        return jax.ShapeDtypeStruct(shape, x.dtype)
-
-    def backward(
-        params: PyTree, state: PyTree, teacher: PyTree, batch: Batch, key: jax.Array
-    ) -> PyTree:
-        def loss(params: PyTree) -> jax.Array:
-            return objective.loss(params, state, teacher, batch, key)[0]
-
-        return jax.vjp(loss, params)[1]
-
-    few = {name: resized(name, x) for name, x in batch.items()}
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    kept = jax.eval_shape(backward, *variables, few, key)
-    return sum(_bytes(x) for x in jax.tree.leaves(kept))
-
-
-def _bytes(x: jax.Array | jax.ShapeDtypeStruct) -> int:
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):  # keys of random numbers
-        return 0
-    return x.size * x.dtype.itemsize
-
-
-def _memory(mesh: Mesh) -> int:
-    """Returns the bytes that JAX may use of the memory of a device."""
-    try:
-        stats = mesh.devices.flat[0].memory_stats() or {}
-    except (AttributeError, NotImplementedError, RuntimeError):
-        stats = {}  # a device that is only described
-    return stats.get("bytes_limit", _SMALL_GPU)
 
 
 def _platform(mesh: Mesh) -> str:
@@ -289,7 +214,7 @@ def _split_packed(grads: PyTree, packed: dict[str, int]) -> PyTree:
     """
 
     def split(path: KeyPath, x: jax.Array) -> tuple[jax.Array, ...]:
-        layers = optimizers.path_of(path).split("/")
+        layers = path_of(path).split("/")
         count = max(packed.get(layer, 1) for layer in layers)
         return tuple(jnp.split(x, count, axis=-1)) if count > 1 else (x,)
 

@@ -15,29 +15,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from litevit_jax import choices
-from litevit_jax.trees import PyTree
+from litevit_jax import choices, trees
+from litevit_jax.trees import KeyPath, PyTree, path_of
 
-KeyPath = jax.tree_util.KeyPath
 Leaf = jax.Array | jax.ShapeDtypeStruct
 Schedule = Callable[[int | jax.Array], jax.Array]  # step -> learning rate
-
-# What comes before the first block, and block i, in the terms of layer decay.
-_INPUT = re.compile(r"encoder/(cls_token|pos_embed|mask_token|patch_embed)\b")
-_BLOCK = re.compile(r"encoder/blocks_(\d+)/")
-
-
-def path_of(keys: KeyPath) -> str:
-    """Turns a key path of jax.tree_util into 'encoder/norm/scale'."""
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
-
-
-def paths(tree: PyTree) -> list[str]:
-    """Returns the paths of all leaves of `tree`, in its flattening order."""
-    return [path_of(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def match(patterns: Sequence[str], tree: PyTree) -> PyTree:
@@ -46,7 +30,7 @@ def match(patterns: Sequence[str], tree: PyTree) -> PyTree:
     Raises:
       ValueError: a pattern matches no leaf.
     """
-    known = paths(tree)
+    known = list(trees.flatten(tree))
     for pattern in patterns:
         if not any(re.fullmatch(pattern, path) for path in known):
             raise ValueError(
@@ -147,35 +131,6 @@ def decay_mask(params: PyTree, *, decay_1d: bool, skip: Sequence[str]) -> PyTree
     return jax.tree_util.tree_map_with_path(decays, params, skipped)
 
 
-def layer_scales(params: PyTree, decay: float) -> PyTree:
-    """Returns a factor for each leaf's learning rate: decay^(depth + 1 - id).
-
-    id 0: cls_token, pos_embed, mask_token and patch_embed of 'encoder'; id i + 1: its
-    block i; id depth + 1: all else (recipes 5.1). The factor scales the schedule, so
-    the last learning rate and the weight decay shrink with it.
-
-    Raises:
-      ValueError: `params` has no encoder with blocks.
-    """
-    matches = map(_BLOCK.match, paths(params))
-    depth = 1 + max((int(match[1]) for match in matches if match), default=-1)
-    if not depth:
-        raise ValueError(
-            f"optimizer.layer_decay={decay} needs an encoder with blocks, but there is "
-            "no parameter encoder/blocks_0/...; set it to 1.0"
-        )
-
-    def scale(keys: KeyPath, _: Leaf) -> float:
-        path = path_of(keys)
-        block = _BLOCK.match(path)
-        layer = depth + 1
-        if block or _INPUT.match(path):
-            layer = int(block[1]) + 1 if block else 0
-        return decay ** (depth + 1 - layer)
-
-    return jax.tree_util.tree_map_with_path(scale, params)
-
-
 def clip_by_norm(limit: float) -> optax.GradientTransformation:
     """Scales all gradients by min(1, limit / (norm + 1e-6)), as PyTorch clips.
 
@@ -196,43 +151,6 @@ class Averaged(NamedTuple):
 
     inner: optax.OptState
     ema: PyTree
-
-
-def one_by_one(
-    transformation: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-    """Applies `transformation` to each row of the leaves' first axis by itself.
-
-    Norms over a leaf, as in LARS and clipping, are then those of a row, and a row of
-    a stacked bias has one dimension, like a bias.
-    """
-
-    def update(
-        updates: PyTree, state: optax.OptState, params: PyTree = None
-    ) -> tuple[PyTree, optax.OptState]:
-        return jax.vmap(transformation.update)(updates, state, params)
-
-    return optax.GradientTransformation(jax.vmap(transformation.init), update)
-
-
-def row_scales(params: PyTree, factors: Sequence[float]) -> PyTree:
-    """Shapes `factors` so that they scale the rows of each leaf.
-
-    Raises:
-      ValueError: a leaf has another number of rows.
-    """
-
-    def scale(keys: KeyPath, leaf: Leaf) -> np.ndarray:
-        if leaf.shape[:1] != (len(factors),):
-            raise ValueError(
-                f"optimizer.lr_factors has {len(factors)} factors, but parameter "
-                f"{path_of(keys)} is {list(leaf.shape)}; expected {len(factors)} on "
-                "its first axis, or to find it in optimizer.freeze"
-            )
-        scales = np.asarray(factors, np.float32)
-        return scales.reshape(-1, *[1] * (len(leaf.shape) - 1))
-
-    return jax.tree_util.tree_map_with_path(scale, params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,9 +253,8 @@ def make(
     trainable = jax.tree.map(lambda frozen: not frozen, match(freeze, params))
     if not any(jax.tree.leaves(trainable)):
         raise ValueError(f"optimizer.freeze={tuple(freeze)} leaves nothing to train")
-    scales, single = None, params
+    single = params
     if lr_factors:
-        scales = row_scales(partition(params, trainable)[0], lr_factors)
         single = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), params
         )
@@ -352,10 +269,16 @@ def make(
         _expect_positive("clip_norm", clip_norm)
         transformation = optax.chain(clip_by_norm(clip_norm), transformation)
     _check_decays(ema_decay, layer_decay, lr_factors)
+    if not lr_factors and layer_decay >= 1:
+        return Optimizer(transformation, schedule, trainable, None, ema_decay)
+    from litevit_jax.train import lr_scales
+
     if lr_factors:
-        transformation = one_by_one(transformation)
-    elif layer_decay < 1:
-        scales = partition(layer_scales(params, layer_decay), trainable)[0]
+        transformation = lr_scales.one_by_one(transformation)
+        scales = lr_scales.row_scales(partition(params, trainable)[0], lr_factors)
+    else:
+        layered = lr_scales.layer_scales(params, layer_decay)
+        scales = partition(layered, trainable)[0]
     return Optimizer(transformation, schedule, trainable, scales, ema_decay)
 
 

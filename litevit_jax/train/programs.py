@@ -38,8 +38,7 @@ from jax.sharding import Mesh
 from jax.stages import Compiled
 
 from litevit_jax import distributed, paths, terminal
-from litevit_jax.train.job import TrainState
-from litevit_jax.train.state import Shapes
+from litevit_jax.train.state import Design, Shapes, Tracing
 from litevit_jax.trees import PyTree
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -54,20 +53,6 @@ _CUSTOM_CALL = re.compile(r'custom_call_target="([^"]*)"')
 _LAPACK = "lapack_"
 
 
-class Design(NamedTuple):
-    """The shapes of a run, for which its parts are traced.
-
-    Attributes:
-      variables: abstract Variables of the objective.
-      state: abstract TrainState without shardings.
-      slices: parts in which a device computes its examples.
-    """
-
-    variables: PyTree
-    state: TrainState
-    slices: int
-
-
 class _Kept(NamedTuple):
     """A compiled program as it is written: the executable and its trees."""
 
@@ -77,15 +62,14 @@ class _Kept(NamedTuple):
     uses_lapack: bool
 
 
-class Programs:
+class Programs(Tracing):
     """The programs of one run that earlier starts kept, or that this one will keep.
 
-    Attributes:
-      design: as it was kept, or None. Reading the programs has begun then.
+    Reading them has begun where `design` is not None.
     """
 
-    def __init__(self, folder: pathlib.Path | None = None, key: str = "") -> None:
-        """Looks for programs in `folder`; None keeps none."""
+    def __init__(self, folder: pathlib.Path, key: str) -> None:
+        """Looks for programs in `folder`."""
         self._folder, self._key = folder, key
         self._loading: dict[str, concurrent.futures.Future[Compiled | None]] = {}
         self.design: Design | None = self._read("design")
@@ -106,8 +90,6 @@ class Programs:
 
     def wrap(self, name: str, jitted: jax.stages.Wrapped) -> jax.stages.Wrapped:
         """Returns the function "create" or "step" as a `Program`, used as it was."""
-        if self._folder is None:
-            return jitted
         return cast(jax.stages.Wrapped, Program(self, name, jitted))
 
     def eval_shape(self, function: Callable[..., Shapes], *arguments: PyTree) -> Shapes:
@@ -139,7 +121,6 @@ class Programs:
         return compiled
 
     def _path(self, name: str) -> pathlib.Path:
-        assert self._folder is not None
         return self._folder / f"litevit-{name}-{self._key}-cache"
 
     def _keep(self, name: str, compiled: Compiled) -> None:
@@ -166,8 +147,6 @@ class Programs:
 
     def _read(self, name: str) -> Any:
         """Returns the content of a file, or None if there is none that can be used."""
-        if self._folder is None:
-            return None
         path = self._path(name)
         with self._reporting(name):
             if not path.exists():
@@ -177,8 +156,6 @@ class Programs:
             return content
 
     def _write(self, name: str, content: object) -> None:
-        if self._folder is None:
-            return
         path = self._path(name)
         try:
             paths.replace_bytes(path, zlib.compress(pickle.dumps(content), 1))
@@ -233,16 +210,16 @@ class Program:
         return self._programs.compile(self._name, self._lowered)
 
 
-def find(folder: pathlib.Path | None, config: dict[str, Any], mesh: Mesh) -> Programs:
-    """Returns the programs of a run; where none may be kept, they do nothing.
+def find(folder: pathlib.Path, config: dict[str, Any], mesh: Mesh) -> Tracing:
+    """Returns the programs of a run; where none may be kept, nothing but tracing.
 
     Args:
-      folder: of kept programs; None for none.
+      folder: of kept programs.
       config: complete, with `derived`.
       mesh: of the run.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu" and distributed.process_count() == 1
-    return Programs(folder, _key(config, mesh)) if folder and on_cpu else Programs()
+    return Programs(folder, _key(config, mesh)) if on_cpu else Tracing()
 
 
 def _key(config: dict[str, Any], mesh: Mesh) -> str:

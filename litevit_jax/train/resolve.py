@@ -13,7 +13,6 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from litevit_jax import augment, distributed, registry
-from litevit_jax.objectives import base as objectives
 from litevit_jax.train import microbatch
 
 if TYPE_CHECKING:
@@ -103,6 +102,8 @@ def objective(config: ConfigDict) -> tuple[dict[str, Any], str | None]:
       The block without open fields, and the name of its field that counts classes, if
       it has one; that field is set in `config`, too.
     """
+    from litevit_jax.objectives import base as objectives
+
     block = without_none(config.objective.to_dict())
     block = objectives.complete(block, config.derived)
     field = objectives.classes_field(block["name"])

@@ -1,11 +1,11 @@
-"""Creates a TrainState as sharded arrays on a mesh."""
+"""Creates a TrainState as sharded arrays on a mesh, and finds out its shapes."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -115,8 +115,37 @@ def laid_out(shapes: PyTree, layout: NamedSharding) -> PyTree:
     )
 
 
-def abstract_of(state: TrainState) -> TrainState:
-    """Returns the ShapeDtypeStructs of a state, with shardings."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
+class Design(NamedTuple):
+    """The shapes of a run, for which its parts are traced.
+
+    Attributes:
+      variables: abstract Variables of the objective.
+      state: abstract TrainState without shardings.
+      slices: parts in which a device computes its examples.
+    """
+
+    variables: PyTree
+    state: TrainState
+    slices: int
+
+
+class Tracing:
+    """Finds out the shapes and programs of a run by tracing them, and keeps nothing.
+
+    Attributes:
+      design: the shapes of the run if they are known before it is traced, or None.
+    """
+
+    design: Design | None = None
+
+    def keep_design(self, design: Design) -> None:
+        """Takes note of the shapes that tracing has found out."""
+
+    def wrap(self, name: str, jitted: jax.stages.Wrapped) -> jax.stages.Wrapped:
+        """Returns the function "create" or "step" for the run to call."""
+        del name
+        return jitted
+
+    def eval_shape(self, function: Callable[..., Shapes], *arguments: PyTree) -> Shapes:
+        """Returns the shapes of a result, as `jax.eval_shape`."""
+        return jax.eval_shape(function, *arguments)

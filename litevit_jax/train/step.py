@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from litevit_jax import augment, sharding
-from litevit_jax.objectives import base as objectives
-from litevit_jax.objectives.base import Batch, Metrics, Objective
 from litevit_jax.train import microbatch
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train.job import TrainState
 from litevit_jax.trees import PyTree
+
+if TYPE_CHECKING:
+    from litevit_jax.objectives.base import Batch, Metrics, Objective
 
 
 def make_train_step(
@@ -69,8 +70,7 @@ def make_train_step(
             due = (new.step % health_every == 0) | (new.step == total_steps)
             part = functools.partial(augmentation.on_slice, augment_key)
             arrays = (state.params, state.model_state, teacher)
-            few = objectives.some_examples(batch)
-            metrics |= _health(objective, due, arrays, part, few, loss_key)
+            metrics |= _health(objective, due, arrays, part, batch, loss_key)
         return new, metrics
 
     return jax.jit(
@@ -124,13 +124,16 @@ def _health(
     due: jax.Array,
     arrays: tuple[PyTree, PyTree, PyTree],
     augmented: Callable[[Batch], Batch],
-    few: Batch,
+    batch: Batch,
     key: jax.Array,
 ) -> Metrics:
-    """Computes health metrics of `few` examples if they are `due`, else NaN for each.
+    """Computes health metrics of a few examples if they are `due`, else NaN for each.
 
     `arrays` are parameters, model state and teacher.
     """
+    from litevit_jax.objectives import health
+
+    few = health.some_examples(batch)
 
     def compute(few: Batch) -> Metrics:
         return objective.health(*arrays, augmented(few), key)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import fnmatch
 import importlib.metadata
 import json
-import math
 import os
 import pathlib
 import platform
@@ -26,7 +25,6 @@ from litevit_jax import choices, distributed, paths
 from litevit_jax.train import lock
 
 Config = dict[str, Any]  # as JSON gives it back
-_MOST_ROWS = 500  # in the history of an evaluator
 
 # Changes that leave the numbers of a run alone (mesh and slices: up to float rounding).
 FREE_TO_CHANGE = (
@@ -322,54 +320,3 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     return choices.upgrade(paths.read_json(path, _NO_CONFIG))
-
-
-def read_result(workdir: pathlib.Path, title: str) -> dict[str, Any] | None:
-    """Reads evals/<title>/result.json; None without the file."""
-    path = workdir / "evals" / title / "result.json"
-    again = "move it away; the evaluation of the last step is then made again"
-    return paths.read_json(path, again) if path.exists() else None
-
-
-def record_result(
-    workdir: pathlib.Path,
-    title: str,
-    row: dict[str, Any],
-    best: str | None,
-    about: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Saves `row` as the last result of `title`, and as the best if it is.
-
-    The history is thinned to at most 500 rows (metrics.jsonl has all of them), so
-    that frequent evaluations cost a long run neither memory nor time.
-
-    Args:
-      workdir: of the run.
-      title: of the evaluator.
-      row: its numbers and the step they belong to.
-      best: the number to maximise, or None if there is no best.
-      about: what stands above the rows: metric, seed, config...
-    """
-    result = read_result(workdir, title) or {}
-    # Results of later steps come from a run that went on elsewhere: forget them.
-    history = [r for r in result.get("history", []) if r["step"] < row["step"]]
-    last = {key: row[key] for key in ("n", "step", "params", "time") if key in row}
-    result = {**(about or {}), **last, "last": row}
-    if best is not None:
-        result["best"] = max([*history, row], key=lambda r: r[best])
-    result["history"] = _thinned([*history, row], best)
-    write_json(workdir / "evals" / title / "result.json", result)
-    return result
-
-
-def _thinned(history: list[dict[str, Any]], best: str | None) -> list[dict[str, Any]]:
-    """Drops every second row of a long history, but none that was the best so far."""
-    if len(history) <= _MOST_ROWS:
-        return history
-    kept, highest = [], -math.inf
-    for i, row in enumerate(history):
-        record = best is not None and row[best] > highest
-        highest = row[best] if record else highest
-        if record or i % 2 == 0 or i == len(history) - 1:
-            kept.append(row)
-    return kept

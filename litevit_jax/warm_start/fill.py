@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from litevit_jax import checkpoint, trees
-from litevit_jax.models import layers
+from litevit_jax.models import layers, vit
 from litevit_jax.warm_start import images, match, read
 from litevit_jax.weights import positions
 
@@ -45,8 +45,8 @@ def check_heads(
       checkpoint_block: the encoder in the checkpoint's config.
     """
     try:
-        heads = images.encoder(block).num_heads
-        checkpoint_heads = images.encoder(checkpoint_block).num_heads
+        heads = vit.of_block(block).num_heads
+        checkpoint_heads = vit.of_block(checkpoint_block).num_heads
     except TypeError:  # a field that encoders do not have: the objective names it
         return
     if heads != checkpoint_heads:
@@ -218,7 +218,7 @@ def fill_leaves(
     used, problems = set(), []
 
     def one(keys: Any, leaf: Any) -> Any:
-        name = jax.tree_util.keystr(keys, simple=True, separator="/")
+        name = trees.path_of(keys)
         if not any(re.fullmatch(p, name) for p in load):
             return leaf
         used.add(name)

@@ -12,13 +12,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from litevit_jax.data import settings
-from litevit_jax.terminal import counted
+from litevit_jax.models import vit
 from litevit_jax.train import resolve
+from litevit_jax.train import start as starts
 from litevit_jax.warm_start import Checkpoint
 
-# What a file of weights records of its encoder, beside the images.
-SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio")
-FILE_FIELDS = (*SIZES, "pos_embed", "rpe_style")
 _KERNEL = "encoder/patch_embed/kernel"
 
 
@@ -73,7 +71,7 @@ def settle(
         specs.append(spec_of(f"--config.teacher={config.teacher}", teacher))
     for spec in specs:
         take(spec, config.data, config.augment.normalize)
-    take_fallback(config.data, config.augment.normalize, config.fallback)
+    starts.take_fallback(config.data, config.augment.normalize, config.fallback)
     return [
         *which_encoder(config.init, config.like, loaded, loads=bool(config.init_load)),
         *notes(config, specs),
@@ -150,38 +148,10 @@ def take(spec: ImageSpec, data: ConfigDict, normalize: ConfigDict) -> None:
     resolve.fill_open(normalize, {"mean": spec.mean, "std": spec.std})
 
 
-def take_fallback(data: ConfigDict, normalize: ConfigDict, default: ConfigDict) -> None:
-    """Fills what is still open with `default`, the recipe's `fallback`.
-
-    Raises:
-      ValueError: it has not one mean and one deviation per channel.
-    """
-    resolve.fill_open(
-        data, {name: default[name] for name in ("image_size", "channels")}
-    )
-    channels = data.channels
-    for name in ("mean", "std"):
-        if normalize[name] is not None:
-            continue
-        if len(default[name] or ()) != channels:
-            raise ValueError(
-                f"augment.normalize.{name} of images of {channels} channels is not "
-                f"known: give a number for each with --config.augment.normalize.{name}="
-            )
-        resolve.assign(normalize, {name: tuple(default[name])})
-
-
 def notes(config: ConfigDict, specs: list[ImageSpec]) -> list[str]:
     """Describes the images in lines for the start: patches, and how `specs` differ."""
-    height, width = settings.image_size(config.data)
-    side = encoder(config.objective.encoder).patch_size
-    count = (height // side) * (width // side)
-    first = (
-        f"images of {height}x{width} pixels, "
-        f"{counted(config.data.channels, 'channel')}: {count:,} patches "
-        f"of {side}x{side} an image"
-    )
     own = spec_of_run("", config.to_dict())
+    first = starts.images_note(config.data, config.objective.encoder)
     return [first, *(line for spec in specs for line in _differences(own, spec))]
 
 
@@ -213,17 +183,8 @@ def _differences(own: ImageSpec, other: ImageSpec) -> list[str]:
     return lines
 
 
-def encoder(block: Any) -> Any:
-    """Builds the `vit.Encoder` of a block, by the fields that a checkpoint has."""
-    from litevit_jax.models import vit
-
-    block = block.to_dict() if isinstance(block, ConfigDict) else block
-    fields = {name: block.get(name) for name in ("variant", *FILE_FIELDS)}
-    return vit.make_encoder(**{k: v for k, v in fields.items() if v is not None})
-
-
 def grid(data: Any, block: Any) -> tuple[int, int]:
     """Returns rows and columns of patches of an encoder on images of `data`."""
     height, width = settings.image_size(data)
-    side = encoder(block).patch_size
+    side = vit.of_block(block).patch_size
     return height // side, width // side

@@ -11,9 +11,9 @@ import orbax.checkpoint as ocp
 
 from litevit_jax import checkpoint, choices, distributed, paths, trees, weights
 from litevit_jax.data import local_copy
+from litevit_jax.models import vit
 from litevit_jax.train import workdir as workdirs
 from litevit_jax.warm_start import Checkpoint as Checkpoint
-from litevit_jax.warm_start import images
 from litevit_jax.weights import names
 
 
@@ -191,7 +191,7 @@ def encoder_of(config: dict[str, Any]) -> dict[str, Any]:
     block = config["objective"]["encoder"]
     if "data" in config:
         return block
-    return {name: block[name] for name in images.FILE_FIELDS if name in block}
+    return {name: block[name] for name in vit.FIELDS if name in block}
 
 
 def run_config(path: str) -> dict[str, Any]:

@@ -15,7 +15,9 @@ import jax
 from ml_collections import ConfigDict
 
 from litevit_jax import sharding
+from litevit_jax.models import vit
 from litevit_jax.train import resolve
+from litevit_jax.train import start as starts
 from litevit_jax.train import state as states
 from litevit_jax.train.job import TrainState
 from litevit_jax.train.optimizer import Optimizer
@@ -23,29 +25,25 @@ from litevit_jax.warm_start import Checkpoint, images
 
 
 @dataclasses.dataclass(frozen=True)
-class WarmStart:
-    """The checkpoints that a run starts from, and its config, now complete.
+class WarmStart(starts.Start):
+    """A start from checkpoints; the config is complete now.
 
     Attributes:
       config: of the run; what it left open is filled by `warm_start`.
       init: the checkpoint whose parameters are loaded, or None.
       teacher: the frozen teacher's checkpoint, or None.
-      notes: lines about the encoder and the images, for the start.
     """
 
     config: ConfigDict
     init: Checkpoint | None
     teacher: Checkpoint | None
-    notes: list[str]
 
     def check_teacher(self, *, needed: bool) -> None:
         """Raises ValueError if a teacher is missing, or is given and not needed."""
-        if needed and self.teacher is None:
-            raise ValueError(teacher_missing_error(self.config.objective.name))
-        if self.teacher is not None and not needed:
-            raise ValueError(
-                teacher_unused_error(self.config.teacher, self.config.objective.name)
-            )
+        if self.teacher is None:
+            super().check_teacher(needed=needed)
+        elif not needed:
+            raise ValueError(teacher_unused_error(self.config.teacher, self.objective))
 
     def teacher_arrays(self, shapes: Any) -> Any:
         """Fills every leaf of `shapes` with the teacher's arrays, on the host.
@@ -72,21 +70,17 @@ class WarmStart:
         fixed: dict[str, Any],
         optimizer: Optimizer,
     ) -> TrainState:
-        """Creates the initial TrainState on the mesh.
+        """Creates the initial TrainState, with the parameters of `init`, on the mesh.
 
-        Args:
-          create: key -> a state with random parameters.
-          abstract: its shapes and shardings.
-          fixed: part of the state -> host arrays that never change.
-          optimizer: starts anew if it averages the parameters of `init`.
+        The optimizer starts anew if it averages them.
         """
-        state, parts = create(jax.random.key(self.config.seed)), dict(fixed)
+        state = super().state(create, abstract, fixed, optimizer)
         if self.init is None:
-            return sharding.replace(state, parts, abstract)
+            return state
         from litevit_jax.warm_start import fill
 
-        parts["params"] = fill.fill_params(state.params, self.init, self.config)
-        state = sharding.replace(state, parts, abstract)
+        params = fill.fill_params(state.params, self.init, self.config)
+        state = sharding.replace(state, {"params": params}, abstract)
         if optimizer.ema_decay is None:
             return state
         return states.restart_optimizer(state, optimizer)  # the average starts there
@@ -101,7 +95,9 @@ def warm_start(config: ConfigDict) -> WarmStart:
       FileNotFoundError: a checkpoint does not exist.
     """
     init, teacher = init_checkpoint(config), teacher_checkpoint(config)
-    return WarmStart(config, init, teacher, images.settle(config, init, teacher))
+    notes = images.settle(config, init, teacher)
+    seed, objective = config.seed, config.objective.name
+    return WarmStart(seed, objective, notes, config, init, teacher)
 
 
 def init_checkpoint(config: ConfigDict) -> Checkpoint | None:
@@ -136,14 +132,8 @@ def init_checkpoint(config: ConfigDict) -> Checkpoint | None:
         if config.data.source is None:
             take_data(config, like)
     else:
-        known = config.fallback.encoder.items()
-        resolve.assign(encoder, {k: v for k, v in known if not encoder[k]})
-    if config.data.source is None or not (encoder.variant or encoder.width):
-        raise ValueError(
-            f"{config.name}: which encoder and data? Give a pre-training run with "
-            "--config.init=RUN_DIR; or, to start from --config.init=random, either "
-            "--config.like=RUN_DIR (its encoder and data) or a variant (:digits)"
-        )
+        starts.take_fallback_encoder(encoder, config.fallback.encoder)
+    starts.check_known(config.name, encoder, config.data)
     return loaded
 
 
@@ -174,9 +164,9 @@ def _with_donor(
     from litevit_jax.warm_start import match, read
 
     donor = read.read_flag("init_donor", donor_path, encoder)
-    own, other = (images.encoder(read.encoder_of(x.config)) for x in (loaded, donor))
+    own, other = (vit.of_block(read.encoder_of(x.config)) for x in (loaded, donor))
     flag = f"--config.init_donor={donor_path}"
-    match.check_donor(flag, own, other, images.SIZES)
+    match.check_donor(flag, own, other, vit.SIZES)
     arrays = match.swap_blocks(loaded.params, donor.params, load, flag)
     return loaded._replace(params=arrays)
 
@@ -192,7 +182,7 @@ def teacher_checkpoint(config: ConfigDict) -> Checkpoint | None:
     if not config.teacher:
         if block is None:
             return None
-        raise ValueError(teacher_missing_error(config.objective.name))
+        raise ValueError(starts.teacher_missing_error(config.objective.name))
     if block is None:
         raise ValueError(teacher_unused_error(config.teacher, config.objective.name))
     from litevit_jax.warm_start import fill, read
@@ -204,14 +194,6 @@ def teacher_checkpoint(config: ConfigDict) -> Checkpoint | None:
     _take_encoder("objective.teacher", block, known, config.teacher)
     fill.check_heads("teacher", config.teacher, block, known)
     return loaded
-
-
-def teacher_missing_error(objective: str) -> str:
-    """Returns the message for a teacher that is needed and not given."""
-    return (
-        f"objective {objective!r} learns from a teacher: which? Give its "
-        "run or its weights with --config.teacher=RUN_DIR or --config.teacher=FILE"
-    )
 
 
 def teacher_unused_error(path: str, objective: str) -> str:

@@ -1,9 +1,5 @@
 """What a job prints of its results."""
 
-import types
-
-import numpy as np
-
 from litevit_jax.jobs import summary
 
 
@@ -13,23 +9,3 @@ def test_an_evaluator_that_counts_nothing_has_a_row():
         "evaluation  metric  last  step  best  step  n  also (last)",
         "s           spread  0.25  2     -     -     -",
     ]
-
-
-def test_the_first_lines_tell_how_much_of_the_run_is_warm_up():
-    config = {
-        "name": "mine",
-        "batch_size": 8,
-        "data": {"source": "digits", "dir": None, "decoder": "fast"},
-        "derived": {"train_examples": 1438, "warmup_steps": 20},
-    }
-    job = types.SimpleNamespace(
-        config=config,
-        workdir="runs/mine",
-        total_steps=200,
-        mesh=types.SimpleNamespace(size=1),
-        state=types.SimpleNamespace(params={"encoder": {"w": np.zeros(3)}}),
-    )
-    assert summary.describe(job)[0].splitlines()[1] == (
-        "1,438 training images (digits, decoder fast), 200 steps of 8 (20 of warm-up) "
-        "on 1 CPU device, workdir runs/mine"
-    )

@@ -8,7 +8,7 @@ import pytest
 from litevit_jax import augment
 from litevit_jax.augment import color
 from litevit_jax.models import pixels
-from litevit_jax.objectives import base, mae
+from litevit_jax.objectives import base, health, mae
 from tests import params as parameters
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
@@ -46,13 +46,13 @@ def test_losses_gradients_and_health_of_bytes_are_those_of_normalised_images(bot
     @jax.jit
     def learn(params, image):
         loss = lambda p: objective.loss(p, {}, {}, {"image": image}, key)[0]  # noqa: E731
-        few = base.some_examples({"image": image}, most=2)
+        few = health.some_examples({"image": image}, most=2)
         assert base.batch_size(few) == 2
-        health = objective.health(params, {}, {}, few, key)
-        return jax.value_and_grad(loss)(params), health
+        numbers = objective.health(params, {}, {}, few, key)
+        return jax.value_and_grad(loss)(params), numbers
 
-    (got, health), (want, wanted) = (learn(params, image) for image in both)
+    (got, numbers), (want, wanted) = (learn(params, image) for image in both)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), got, want)
     jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), health, wanted
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), numbers, wanted
     )

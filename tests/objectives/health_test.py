@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from litevit_jax.models import vit
-from litevit_jax.objectives import base, health
+from litevit_jax.objectives import health
 from tests import params as parameters
 
 feature_std = jax.jit(health.feature_std)
@@ -71,7 +71,7 @@ def test_attention_entropy_is_log_t_for_uniform_and_0_for_one_hot():
 def test_some_are_evenly_spaced_examples_with_all_that_belongs_to_them(size, count):
     index = np.arange(size)
     batch = {"views": np.stack([index, -index])[..., None], "index": index}
-    got = base.some_examples(batch)
+    got = health.some_examples(batch)
     assert got["index"].tolist() == list(range(0, size, -(-size // 256)))[:count]
     assert len(got["index"]) == count
     np.testing.assert_array_equal(got["views"][0, :, 0], got["index"])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from litevit_jax import sharding
+from litevit_jax import sharding, trees
 from litevit_jax.configs import mocov3_tiny
 from litevit_jax.objectives import moco_v3
 from litevit_jax.train import optimizer, schedule
@@ -225,7 +225,7 @@ def test_the_student_learns_and_the_teacher_gets_no_gradient():
     student, teacher = jax.device_get(gradients)
     assert all(not leaf.any() for leaf in jax.tree.leaves(teacher))
     for keys, leaf in jax.tree_util.tree_leaves_with_path(student):
-        path = optimizer.path_of(keys)
+        path = trees.path_of(keys)
         # BatchNorm takes away what is added to all examples alike.
         assert abs(leaf).max() > 1e-7 or path.endswith("norm/bias"), path
 

@@ -9,7 +9,7 @@ import pytest
 
 from litevit_jax import trees
 from litevit_jax.objectives import segmentation
-from litevit_jax.train import optimizer
+from litevit_jax.train import lr_scales, optimizer
 from tests import dense_golden as golden
 from tests import params as parameters
 
@@ -272,7 +272,7 @@ def test_layers_learn_slower_towards_the_image():
         segmentation.make(encoder={"variant": "tiny"}, num_classes=2),
         {"image": jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)},
     ).params
-    scales = trees.flatten(optimizer.layer_scales(shapes, 0.8))
+    scales = trees.flatten(lr_scales.layer_scales(shapes, 0.8))
     for name, layer in {
         "encoder/cls_token": 0,
         "encoder/pos_embed": 0,

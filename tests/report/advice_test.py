@@ -6,6 +6,7 @@ import pytest
 
 from litevit_jax.jobs import analyse
 from litevit_jax.report import advice
+from litevit_jax.train import eval_runner
 from litevit_jax.train import workdir as workdirs
 from tests import jobs
 
@@ -153,7 +154,7 @@ def write(place, linear, dir="a", init="run", title="layers", **fields):
     made = jobs.config("layer_probe", "digits", data__dir=dir, init=init).to_dict()
     workdirs.write_json(place / "config.json", workdirs.plain(made))
     last = probe(linear, **fields)
-    workdirs.record_result(place, title, last, "top1", {"metric": "top1"})
+    eval_runner.record_result(place, title, last, "top1", {"metric": "top1"})
     return place
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from litevit_jax import paths
 from litevit_jax.report import build, page, plots, render, run_figures, run_record
+from litevit_jax.train import eval_runner
 from litevit_jax.train import workdir as workdirs
 from tests.report import examples
 
@@ -138,7 +139,7 @@ def test_tables_of_classes_are_folded_up_in_the_page(tmp_path):
         {"class": "tree", "iou": None, "acc": None, "pixels": 0},
     ]
     row = {"step": 40, "miou": 62.5, "table": table, "params": "abc", "time": 1.0}
-    workdirs.record_result(directory, "dense", row, "miou", {"metric": "miou"})
+    eval_runner.record_result(directory, "dense", row, "miou", {"metric": "miou"})
     read = [run_record.read("one", directory)]
     text = build.run_report(read, tmp_path / "out", title="One").read_text()
     rows = [dict(row) for row in examples.Page(text).rows if row]
@@ -260,7 +261,7 @@ def test_what_every_block_knows_is_drawn(tmp_path):
     place = examples.write_run(tmp_path / "probe", logged=0)
     table = [{"block": i + 1, "linear": 50.0 + i, "knn": 40.0 - i} for i in range(3)]
     numbers = {"top1": 52.0, "block": 3, "n": 359, "table": table, "step": 7}
-    workdirs.record_result(place, "layers", numbers, "top1", {"metric": "top1"})
+    eval_runner.record_result(place, "layers", numbers, "top1", {"metric": "top1"})
     run = run_record.read("probe", place)
     build.run_report([run], tmp_path / "out", title="Probe")
     found = json.loads((tmp_path / "out" / "report.json").read_text())

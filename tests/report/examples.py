@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from litevit_jax import paths
+from litevit_jax.train import eval_runner
 from litevit_jax.train import workdir as workdirs
 from tests import jobs
 
@@ -33,7 +34,7 @@ def write_run(directory, *, logged=40, total=40, name="mae_tiny", arg=None, **co
             numbers = {"top1": top1, "top5": 90.5, "n": 359}
             stamp = {"step": step, "params": "abc", "time": 1.0e9 + step}
             about = {"name": "knn", "metric": "top1"}
-            workdirs.record_result(directory, "knn", numbers | stamp, "top1", about)
+            eval_runner.record_result(directory, "knn", numbers | stamp, "top1", about)
             logged_row = {f"knn/{k}": v for k, v in numbers.items()}
             paths.append_line(directory / "metrics.jsonl", {"step": step, **logged_row})
     for step in (10, 40):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from litevit_jax.report import published, run_record
+from litevit_jax.train import eval_runner
 from litevit_jax.train import workdir as workdirs
 from tests.report import examples
 
@@ -39,7 +40,7 @@ def test_a_published_number_is_compared_only_where_the_recipe_is_the_same(tmp_pa
         tmp_path / "tuned", name="finetune", arg="imagenet2012", init=str(place)
     )
     stamp = {"step": 40, "n": 50_000}
-    workdirs.record_result(tuned, "test", {"top1": 77.9} | stamp, "top1", {})
+    eval_runner.record_result(tuned, "test", {"top1": 77.9} | stamp, "top1", {})
     row = published.of(run_record.read("tuned", tuned))
     assert (row["expected"], row["reached"]) == (78.0, 77.9) and row["comparable"]
     config = json.loads((tuned / "config.json").read_text())

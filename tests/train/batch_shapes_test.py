@@ -9,7 +9,7 @@ import pytest
 
 from litevit_jax import augment
 from litevit_jax.data import cache, levels, settings, splits, transforms
-from litevit_jax.train import batch_shapes
+from litevit_jax.train import batch_shapes, eval_setup
 from litevit_jax.train import state as states
 from litevit_jax.warm_start import images, start
 from tests import jobs
@@ -190,7 +190,7 @@ class Adds:
 
 
 def test_equal_objectives_share_what_is_traced_and_others_need_no_hash():
-    pair = [batch_shapes.Predict(None, (0.5,), (0.25,)) for _ in range(2)]
+    pair = [eval_setup.Predict(None, (0.5,), (0.25,)) for _ in range(2)]
     one, other = (states.jitted(predict, "__call__") for predict in pair)
     assert one is other
     assert states.jitted(Adds([1, 2]), "init")(3) == 6

@@ -230,3 +230,56 @@ def test_an_evaluator_has_to_return_numbers_by_name(numbers, best):
     ):
         eval_runner._check_numbers("mine", numbers, best)
     eval_runner._check_numbers("mine", {"top1": 1.0, "n": 3}, "top1")
+
+
+def test_a_result_that_was_cut_short_is_named_with_a_way_out(tmp_path):
+    row = {"step": 3, "top1": 1.0}
+    eval_runner.record_result(tmp_path, "knn", row, "top1")
+    path = tmp_path / "evals" / "knn" / "result.json"
+    path.write_text(path.read_text()[:-9])
+    for again in (
+        lambda: eval_runner.read_result(tmp_path, "knn"),
+        lambda: eval_runner.record_result(tmp_path, "knn", row, "top1"),
+    ):
+        with pytest.raises(ValueError, match=r"knn/result.json is damaged .*move it"):
+            again()
+
+
+def test_a_result_keeps_last_best_and_history(tmp_path):
+    for step, top1 in ((10, 50.0), (20, 80.0), (30, 70.0)):
+        eval_runner.record_result(tmp_path, "t", {"step": step, "top1": top1}, "top1")
+    result = eval_runner.read_result(tmp_path, "t")
+    assert result["last"] == {"step": 30, "top1": 70.0}
+    assert result["best"] == {"step": 20, "top1": 80.0}
+    assert [row["step"] for row in result["history"]] == [10, 20, 30]
+
+
+def test_a_resumed_run_forgets_results_of_the_steps_it_repeats(tmp_path):
+    for step, top1 in ((10, 50.0), (20, 80.0), (20, 60.0)):
+        eval_runner.record_result(tmp_path, "t", {"step": step, "top1": top1}, "top1")
+    result = eval_runner.read_result(tmp_path, "t")
+    assert result["best"] == {"step": 20, "top1": 60.0}
+    assert len(result["history"]) == 2
+
+
+def test_a_long_history_is_thinned_and_keeps_what_was_best_at_any_step(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(eval_runner, "_MOST_ROWS", 20)
+    top1 = {step: float(step * 37 % 101) for step in range(1, 101)}
+    for step, value in top1.items():
+        row = {"step": step, "top1": value}
+        result = eval_runner.record_result(tmp_path, "t", row, "top1")
+        steps = [row["step"] for row in result["history"]]
+        assert len(steps) <= 20 and steps == sorted(set(steps))
+        assert steps[0] == 1 and steps[-1] == step
+        assert result["best"]["top1"] == max(list(top1.values())[:step])
+    # A run that goes on from an earlier step finds the best of the steps before it.
+    row = {"step": 60, "top1": 0.0}
+    result = eval_runner.record_result(tmp_path, "t", row, "top1")
+    assert result["best"]["top1"] == max(top1[step] for step in range(1, 60))
+
+
+def test_without_a_number_to_maximise_there_is_no_best(tmp_path):
+    assert "best" not in eval_runner.record_result(tmp_path, "t", {"step": 1}, None)
+    assert eval_runner.read_result(tmp_path, "other") is None

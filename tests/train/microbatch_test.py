@@ -28,14 +28,6 @@ def mesh_of(count=8, platform="tpu"):
     )
 
 
-def gpu(limit):
-    """One GPU whose JAX may use `limit` bytes; None: it does not say."""
-    stats = None if limit is None else {"bytes_limit": limit}
-    device = types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
-    devices = np.full((1, 1), device, object)
-    return types.SimpleNamespace(size=1, shape={"data": 1, "fsdp": 1}, devices=devices)
-
-
 def settings(batch_size, value="auto", image_size=224):
     return ConfigDict(
         {
@@ -197,47 +189,14 @@ def test_a_mesh_that_is_given_is_not_made_smaller(tmp_path):
         train.prepare(made, tmp_path / "run")
 
 
-@pytest.fixture(scope="module")
-def small_mae():
-    """A small MAE by shape: objective, variables, batch, a state of three copies."""
-    objective = mae.make(
-        encoder={"width": 24, "depth": 2, "num_heads": 3, "patch_size": 4},
-        decoder={"width": 16, "depth": 1, "num_heads": 2},
-    )
-    shape = {"image": (32, 16, 16, 3), "index": (32,), "slot": (32,), "label": (32,)}
-    batch = {
-        name: jax.ShapeDtypeStruct(dims, np.float32 if len(dims) > 1 else np.int32)
-        for name, dims in shape.items()
-    }
-    variables = jax.eval_shape(objective.init, jax.random.key(0), batch)
-    return objective, variables, batch, [variables.params] * 3
-
-
-def test_on_a_gpu_what_fits_its_memory_is_computed_at_once(small_mae):
-    fitting = [
-        microbatch.images_that_fit(gpu(limit), *small_mae)
-        for limit in (2**18, 2**24, 2**25, None)
-    ]
-    assert fitting[0] == 1 < fitting[1]
-    assert fitting[2] == pytest.approx(2 * fitting[1], rel=0.1)  # but for the state
-    assert fitting[3] > 1000 * fitting[1] / 2
-    # Of one that is planned for, the target's is told.
-    assert microbatch.images_that_fit(gpu(None), *small_mae, 2**24) == fitting[1]
-
-
-def test_what_an_image_keeps_is_what_autodiff_saves(small_mae):
-    """Twice as many images keep as much again, and a deeper encoder more."""
-    objective, variables, batch, _ = small_mae
-    kept = [microbatch._kept(objective, variables, batch, n) for n in (1, 2, 3)]
-    assert kept[2] - kept[1] == kept[1] - kept[0] > 16 * 16 * 3 * 4
-
-
 @pytest.mark.parametrize(
     ("fit", "want"),
     [(5000, 1), (1024, 1), (1023, 2), (300, 4), (1, 1024), (129, 8)],
 )
 def test_a_gpu_cuts_its_batch_into_the_largest_slices_that_fit(fit, want):
-    found = microbatch.count_microbatches(settings(1024), gpu(None), FREE, lambda: fit)
+    found = microbatch.count_microbatches(
+        settings(1024), mesh_of(1, "gpu"), FREE, lambda: fit
+    )
     assert found == want
 
 

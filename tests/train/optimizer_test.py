@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from litevit_jax import registry
-from litevit_jax.train import optimizer, schedule
+from litevit_jax import registry, trees
+from litevit_jax.train import lr_scales, optimizer, schedule
 
 
 def params_of(objective, **kwargs):
@@ -88,8 +88,8 @@ def layer_of(path):
 @pytest.mark.parametrize("decay", SCALES)
 def test_layer_decay_gives_the_published_scales(decay, classifier_params):
     params = classifier_params
-    scales = optimizer.layer_scales(params, decay)
-    found = dict(zip(optimizer.paths(params), jax.tree.leaves(scales), strict=True))
+    scales = lr_scales.layer_scales(params, decay)
+    found = dict(zip(trees.flatten(params), jax.tree.leaves(scales), strict=True))
     assert {"head_dist/fc/kernel", "encoder/cls_token"} < found.keys()
     for path, scale in found.items():
         want = float(SCALES[decay].split()[layer_of(path)])
@@ -100,11 +100,11 @@ def test_layer_decay_and_weight_decay_make_28_groups(classifier_params):
     params = classifier_params
     spared = ("encoder/(cls_token|pos_embed)",)
     decay = optimizer.decay_mask(params, decay_1d=False, skip=spared)
-    scales = optimizer.layer_scales(params, 0.85)
+    scales = lr_scales.layer_scales(params, 0.85)
     groups = zip(jax.tree.leaves(scales), jax.tree.leaves(decay), strict=True)
     assert len(set(groups)) == 28
     for path, decayed in zip(
-        optimizer.paths(params), jax.tree.leaves(decay), strict=True
+        trees.flatten(params), jax.tree.leaves(decay), strict=True
     ):
         assert decayed == path.endswith("kernel"), path
 
@@ -114,7 +114,7 @@ def test_position_tables_are_decayed_and_learn_as_their_block():
     params = params_of("supervised", encoder=encoder, num_classes=7)
     spared = ("encoder/(cls_token|pos_embed)",)
     decay = optimizer.decay_mask(params, decay_1d=False, skip=spared)["encoder"]
-    scales = optimizer.layer_scales(params, 0.85)["encoder"]
+    scales = lr_scales.layer_scales(params, 0.85)["encoder"]
     for number in range(12):
         own, rate = decay[f"blocks_{number}"], scales[f"blocks_{number}"]
         assert own["attn"].pop("relative_position_bias_table")
@@ -126,7 +126,7 @@ def test_position_tables_are_decayed_and_learn_as_their_block():
 
 
 def test_the_final_norm_of_an_encoder_is_in_the_last_group(mae_params):
-    scales = optimizer.layer_scales(mae_params, 0.5)
+    scales = lr_scales.layer_scales(mae_params, 0.5)
     assert set(jax.tree.leaves(scales["encoder"]["norm"])) == {1.0}
     assert set(jax.tree.leaves(scales["encoder"]["blocks_11"])) == {0.5}
 
@@ -134,7 +134,7 @@ def test_the_final_norm_of_an_encoder_is_in_the_last_group(mae_params):
 def test_layer_decay_follows_the_depth_of_the_encoder():
     shape = {"kernel": jnp.ones((2, 2))}
     encoder = {"patch_embed": shape, "blocks_0": shape, "blocks_1": shape}
-    scales = optimizer.layer_scales({"encoder": encoder, "head": shape}, 0.5)
+    scales = lr_scales.layer_scales({"encoder": encoder, "head": shape}, 0.5)
     assert jax.tree.leaves(scales["encoder"]) == [0.25, 0.5, 0.125]
     assert scales["head"]["kernel"] == 1.0
 
@@ -169,7 +169,7 @@ def test_the_least_rate_of_a_layer_is_scaled_too():
     made = optimizer.make(params, lr, name="sgd", momentum=0.0, layer_decay=0.85)
     grads = jax.tree.map(jnp.ones_like, params)
     moved, _ = made.update(grads, made.init(params), params, jnp.int32(375_299))
-    for path, leaf in zip(optimizer.paths(moved), jax.tree.leaves(moved), strict=True):
+    for path, leaf in zip(trees.flatten(moved), jax.tree.leaves(moved), strict=True):
         scale = float(SCALES[0.85].split()[layer_of(path)])
         np.testing.assert_allclose(leaf, -1e-6 * scale, rtol=1e-4, err_msg=path)
 
