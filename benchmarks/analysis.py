@@ -42,7 +42,7 @@ def analyse(images: pathlib.Path, workdir: pathlib.Path) -> dict[str, float]:
     """Prepares and runs one analysis; returns its figures."""
     import jax
 
-    from litevit_jax.analysis import measure, models, pictures
+    from litevit_jax.analysis import measure, models
     from litevit_jax.configs import analysis as recipe
     from litevit_jax.models import vit
 
@@ -63,7 +63,7 @@ def analyse(images: pathlib.Path, workdir: pathlib.Path) -> dict[str, float]:
     job = measure.prepare(config, workdir)
     results = measure.measure(job)
     passed = time.perf_counter() - start
-    pictures.draw_all(job.config, job.models, job.source, workdir)
+    measure.draw(job)
     return {
         "images": results["images"],
         "minibatches": results["cka"]["minibatches"],

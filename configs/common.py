@@ -510,6 +510,7 @@ def mae(name, size, arg):
         "warmup_epochs": 40.0,  # in which it rises from start to peak
         "start": 0.0,  # learning rate of the first update
         "end": 0.0,  # learning rate of the last update
+        "decay": "cosine",  # from the peak to the end: cosine or linear
     }
     config.optimizer = {
         "name": "adamw",  # adamw, sgd or lars
@@ -568,7 +569,13 @@ def use_finetuning(config):
         "cutmix": 0.0,  # alpha of its Beta distribution; 0: off
         "switch": 0.5,  # probability of cutmix where both are on
     }
-    config.lr = {"base": 1e-3, "warmup_epochs": 5.0, "start": 0.0, "end": 1e-6}
+    config.lr = {
+        "base": 1e-3,
+        "warmup_epochs": 5.0,
+        "start": 0.0,
+        "end": 1e-6,
+        "decay": "cosine",
+    }
     config.optimizer = {
         "name": "adamw",
         "b1": 0.9,

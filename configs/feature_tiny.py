@@ -26,7 +26,13 @@ def get_config(arg=None):
         "distance": "smooth_l1",  # or cosine
         "dtype": "auto",
     }
-    config.lr = {"base": 1.5e-4, "warmup_epochs": 40.0, "start": 0.0, "end": 0.0}
+    config.lr = {
+        "base": 1.5e-4,
+        "warmup_epochs": 40.0,
+        "start": 0.0,
+        "end": 0.0,
+        "decay": "cosine",
+    }
     config.optimizer = {
         "name": "adamw",
         "b1": 0.9,

@@ -94,7 +94,13 @@ def _mae(config):
         lr_batch=16384,  # LARS normalises its updates: a smaller batch keeps the lr
     )
     config.objective.head = "probe_bn"
-    config.lr = {"base": 0.1, "warmup_epochs": 10.0, "start": 0.0, "end": 0.0}
+    config.lr = {
+        "base": 0.1,
+        "warmup_epochs": 10.0,
+        "start": 0.0,
+        "end": 0.0,
+        "decay": "cosine",
+    }
     config.optimizer = {
         "name": "lars",
         "momentum": 0.9,  # share of the last update that is kept
@@ -105,7 +111,13 @@ def _mae(config):
 def _moco(config):
     config.auto_batch.at_most = 1024
     config.objective.head = "probe"
-    config.lr = {"base": 3.0, "warmup_epochs": 0.0, "start": 0.0, "end": 0.0}
+    config.lr = {
+        "base": 3.0,
+        "warmup_epochs": 0.0,
+        "start": 0.0,
+        "end": 0.0,
+        "decay": "cosine",
+    }
     config.optimizer = {"name": "sgd", "momentum": 0.9}
 
 

@@ -39,7 +39,13 @@ def get_config(arg=None):
         "dtype": "auto",
     }
     config.objective.encoder.pos_embed = "sincos_moco"
-    config.lr = {"base": 1.5e-4, "warmup_epochs": 40.0, "start": 1e-6, "end": 0.0}
+    config.lr = {
+        "base": 1.5e-4,
+        "warmup_epochs": 40.0,
+        "start": 1e-6,
+        "end": 0.0,
+        "decay": "cosine",
+    }
     config.optimizer = {
         "name": "adamw",
         "b1": 0.9,

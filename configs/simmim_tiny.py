@@ -27,7 +27,13 @@ def get_config(arg=None):
         "mask_unit": 2,  # patches of 16 pixels
         "dtype": "auto",
     }
-    config.lr = {"base": 1e-4, "warmup_epochs": 20.0, "start": 0.0, "end": 0.0}
+    config.lr = {
+        "base": 1e-4,
+        "warmup_epochs": 20.0,
+        "start": 0.0,
+        "end": 0.0,
+        "decay": "cosine",
+    }
     config.optimizer = {
         "name": "adamw",
         "b1": 0.9,

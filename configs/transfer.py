@@ -117,7 +117,13 @@ def _recipe(config):
         "dtype": "auto",
     }
     config.data.update(interpolation="bicubic", required=True, eval_split="test")
-    config.lr = {"base": 0.05, "warmup_epochs": 10.0, "start": 0.0, "end": 1e-6}
+    config.lr = {
+        "base": 0.05,
+        "warmup_epochs": 10.0,
+        "start": 0.0,
+        "end": 1e-6,
+        "decay": "cosine",
+    }
     config.optimizer = {
         "name": "sgd",
         "momentum": 0.9,  # share of the last update that is kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import pathlib
 import re
 import shlex
@@ -201,33 +203,31 @@ def _wrong_config(argv: list[str], config: Any) -> str | None:
     """Returns the first mistake in the config made of `argv`; else completes it."""
     if not isinstance(config, ConfigDict):
         return _no_recipe(_recipe(argv), argv)
-    for name, value in overrides(argv):
-        block = config
-        for key in name.split("."):
-            block = block[key]
-        if hasattr(block, "keys"):  # a whole block would be replaced
+    given = overrides(argv)
+    for name, value in given:
+        if hasattr(_part(config, name), "keys"):  # a whole block would be replaced
             return _wrong_value(name, value, _recipe(argv))
-    _take_named_sizes(argv, config)
+        path, _, field = name.rpartition(".")
+        if path and field == "variant":
+            _take_named_sizes(_part(config, path), path, dict(given))
     return None
 
 
-def _take_named_sizes(argv: list[str], config: ConfigDict) -> None:
+def _part(config: Any, name: str) -> Any:
+    """Returns the block or value of a config that a dotted name says."""
+    return functools.reduce(operator.getitem, name.split("."), config)
+
+
+def _take_named_sizes(block: ConfigDict, path: str, given: dict[str, Any]) -> None:
     """Drops the recipe's sizes where an override names a variant of an encoder.
 
     A size beside a name overrides the name's. The recipe's own were not meant so: with
-    `:digits` they make the small encoder, in place of which one is named.
+    `:digits` they make the small encoder, for which one is named. `given`: overrides.
     """
-    given = [name for name, _ in overrides(argv)]
-    for name in given:
-        *blocks, field = name.split(".")
-        block = config
-        for key in blocks:
-            block = block[key]
-        if field != "variant" or block.variant is None:
-            continue
-        for size in ("width", "depth", "num_heads"):
-            if size in block and ".".join([*blocks, size]) not in given:
-                block[size] = None
+    sizes = ("width", "depth", "num_heads") if block.variant is not None else ()
+    for size in sizes:
+        if size in block and f"{path}.{size}" not in given:
+            block[size] = None
 
 
 def _explain(error: BaseException, argv: list[str]) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from litevit_jax import augment
+from litevit_jax.augment import color
 
 
 def test_normalising_is_mean_and_std_per_channel_of_values_from_0_to_1():
@@ -50,12 +51,12 @@ def test_what_needs_colours_is_left_out_of_images_without(channels):
         "grayscale": {"probability": 0.2},
         "solarize": {"probability": 0.2},
     }
-    kept, left_out = augment.for_channels(blocks, channels)
+    kept, left_out = color.for_channels(blocks, channels)
     assert left_out == ["grayscale", "saturation and hue of color_jitter"]
     assert kept["color_jitter"] == {"brightness": 0.4, "saturation": 0.0, "hue": 0.0}
     assert "grayscale" not in kept and kept["solarize"] == blocks["solarize"]
-    assert augment.for_channels(blocks, 3) == (blocks, [])
-    assert augment.for_channels(kept, channels) == (kept, [])
+    assert color.for_channels(blocks, 3) == (blocks, [])
+    assert color.for_channels(kept, channels) == (kept, [])
     image = np.full((2, 4, 4, channels), 100, np.uint8)
     image[:, :2] = 180
     ops = augment.make({"color_jitter": {"brightness": 0.4, "contrast": 0.4}})

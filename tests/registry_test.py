@@ -93,7 +93,7 @@ def test_every_number_that_a_plug_in_takes_has_a_bound():
         makers[f"evals.{name}"] = importlib.import_module(
             f"litevit_jax.evaluators.{name}"
         ).make
-    makers |= {f"optimizer({n})": f for n, f in optimizer.TRANSFORMATIONS.items()}
+    makers |= {f"optimizer({n})": optimizer.maker(n) for n in optimizer.NAMES}
     for place, make in makers.items():
         for name, parameter in inspect.signature(make).parameters.items():
             kind = str(parameter.annotation)

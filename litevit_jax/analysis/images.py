@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,63 +18,67 @@ _IF_OPEN = {"flip": 0.0, "crop_scale": (0.08, 1.0), "crop_ratio": (3 / 4, 4 / 3)
 CROP = 0.875  # ImageNet's usual crop, for files of weights, which record none
 
 
-def complete_data(config: ConfigDict, loaded: list[models.Model]) -> None:
-    """Completes `config.data` from the first model that is a run, if it names no data.
+def complete_data(data: ConfigDict, loaded: list[models.Model], *, name: str) -> None:
+    """Completes block `data` from the first model that is a run, if it names no data.
 
-    Size and range stay each model's own, unless the config sets them.
+    Size and range stay each model's own, unless the block sets them. `name` is the
+    recipe's, for messages.
 
     Raises:
       ValueError: neither the config nor a model names the images.
     """
-    if config.data.source is None:
+    if data.source is None:
         run = next((model.config for model in loaded if model.config), None)
         if run is None:
             raise ValueError(
-                f"{config.name}: which images? --config.models names no run that has "
+                f"{name}: which images? --config.models names no run that has "
                 "any; give --config=configs/analysis.py:digits, :imagenet2012 or "
                 ":data=folder,path=DIR"
             )
         own = ("image_size", "image_width", "range")
-        asked = {name: config.data[name] for name in own}
-        run_data = {k: v for k, v in match.data_of(run).items() if k in config.data}
-        resolve.fill_open(config.data, {**run_data, **_IF_OPEN})
-        resolve.assign(config.data, asked)
+        asked = {field: data[field] for field in own}
+        run_data = {k: v for k, v in match.data_of(run).items() if k in data}
+        resolve.fill_open(data, {**run_data, **_IF_OPEN})
+        resolve.assign(data, asked)
     ranges = {model.view.range for model in loaded}
-    if config.data.range is None and len(ranges) == 1:
-        resolve.assign(config.data, {"range": ranges.pop()})
-    resolve.pixel_range(config.data, config.data.eval_split)
+    if data.range is None and len(ranges) == 1:
+        resolve.assign(data, {"range": ranges.pop()})
+    resolve.pixel_range(data, data.eval_split)
 
 
-def select(config: ConfigDict) -> subsets.Subset:
-    """Selects `config.images` of `config.split`, the first or drawn by seed.
+def select(
+    data: ConfigDict, split: str, *, images: int, order: str, seed: int
+) -> subsets.Subset:
+    """Selects `images` of a split, the first or, in 'random' order, drawn by seed.
 
     Raises:
       ValueError, OSError: no such data or split.
     """
-    source = splits.open_split(config.data, config.split)
-    if config.images < 1:
-        raise ValueError(f"images={config.images}; expected 1 or more")
-    order = np.arange(len(source))
-    if config.order == "random":
-        order = np.random.default_rng(config.seed).permutation(order)
-    return subsets.Subset(source, order[: config.images])
+    source = splits.open_split(data, split)
+    if images < 1:
+        raise ValueError(f"{images=}; expected 1 or more")
+    indices = np.arange(len(source))
+    if order == "random":
+        indices = np.random.default_rng(seed).permutation(indices)
+    return subsets.Subset(source, indices[:images])
 
 
-def picture_source(config: ConfigDict, source: subsets.Subset) -> subsets.Subset:
-    """The images to draw: `config.rows` of the split, or else `source`.
+def picture_source(
+    data: ConfigDict, split: str, rows: Sequence[int], source: subsets.Subset
+) -> subsets.Subset:
+    """Returns the images to draw: `rows` of the split, or else `source`.
 
     Raises:
       ValueError: the split has no such image.
     """
-    if not config.rows:
+    if not rows:
         return source
-    whole = splits.open_split(config.data, config.split)
-    if not all(0 <= row < len(whole) for row in config.rows):
+    whole = splits.open_split(data, split)
+    if not all(0 <= row < len(whole) for row in rows):
         raise ValueError(
-            f"rows={tuple(config.rows)}: split {config.split!r} has images 0 to "
-            f"{len(whole) - 1}"
+            f"rows={tuple(rows)}: split {split!r} has images 0 to {len(whole) - 1}"
         )
-    return subsets.Subset(whole, np.array(config.rows))
+    return subsets.Subset(whole, np.array(rows))
 
 
 def streams(

@@ -54,23 +54,30 @@ class Job:
     wanted: capture.Wanted
 
 
-def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
-    """Analyses `config.models`; writes analysis.json and returns its content.
-
-    Raises:
-      ValueError, OSError: the user's mistake, before anything is compiled.
-    """
+def run(job: Job) -> dict[str, Any]:
+    """Runs an analysis; writes analysis.json and returns its content."""
     line = terminal.ConsoleLine()
-    line.begin("report: reading the models", begun=False)
-    job = prepare(config, pathlib.Path(workdir))
-    images = terminal.counted(len(job.source), "image")
+    shown = terminal.counted(len(job.source), "image")
     with_models = f"with {terminal.counted(len(job.models), 'model')}"
-    line.begin(f"report: looking at {images} {with_models}")
+    line.begin(f"report: looking at {shown} {with_models}")
     results = measure(job)
     line.begin("report: drawing attention maps and reconstructions")
-    results |= pictures.draw_all(job.config, job.models, job.source, job.workdir)
+    results |= draw(job)
     workdirs.write_json(job.workdir / "analysis.json", results)
     return results
+
+
+def draw(job: Job) -> dict[str, Any]:
+    """Draws the pictures of an analysis; returns what `pictures.draw_all` does."""
+    config = job.config
+    return pictures.draw_all(
+        job.models,
+        images.picture_source(config.data, config.split, config.rows, job.source),
+        job.workdir,
+        data=config.data,
+        maps=config.maps,
+        reconstructions=config.reconstruction.images,
+    )
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
@@ -79,9 +86,11 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     Raises:
       ValueError, OSError: the user's mistake, named in the message.
     """
+    terminal.ConsoleLine().begin("report: reading the models", begun=False)
     decoder = turbo.choose(config.data.decoder)
     config = resolve.changed(config, {"data.decoder": decoder})
-    wanted = _wanted(config)
+    choices.check("order", config.order, list(ORDERS))
+    wanted = _wanted(config.attention, config.features, config.cka)
     if jax.process_count() > 1:
         raise ValueError(
             f"{config.name}: analyses run in one process, here are "
@@ -101,10 +110,17 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         )
         for name, path in models.named(config.models).items()
     ]
-    images.complete_data(config, loaded)
-    source = images.select(config)
-    images.picture_source(config, source)
-    _check_count(config, len(source))
+    data, split = config.data, config.split
+    images.complete_data(data, loaded, name=config.name)
+    drawn = {"images": config.images, "order": config.order, "seed": config.seed}
+    source = images.select(data, split, **drawn)
+    images.picture_source(data, split, config.rows, source)
+    if config.cka.on and min(len(source), config.batch_size) < cka.LEAST:
+        raise ValueError(
+            f"cka needs {cka.LEAST} images or more in a minibatch: split {split!r} "
+            f"gives {len(source)} (images={config.images}), batch_size="
+            f"{config.batch_size}; give more, or leave it out: --config.cka.on=False"
+        )
     for model in loaded:  # traces by shapes: a model that does not fit fails here
         capture.check(model, wanted, config.batch_size, mesh)
     pictures.check(config.maps, loaded)
@@ -125,30 +141,21 @@ def _open(workdir: pathlib.Path, plain: dict[str, Any]) -> None:
     workdirs.open_run(workdir, plain)
 
 
-def _wanted(config: ConfigDict) -> capture.Wanted:
-    compat, point = config.attention.compat, config.features.place
-    choices.check("attention.compat", compat, list(attention.COMPAT))
-    choices.check("features.place", point, list(capture.PLACES))
-    choices.check("features.pool", config.features.pool, ["avg", "cls"])
-    choices.check("order", config.order, list(ORDERS))
+def _wanted(
+    maps: ConfigDict, features: ConfigDict, similarity: ConfigDict
+) -> capture.Wanted:
+    """Collects what is wanted by the blocks `attention`, `features` and `cka`."""
+    choices.check("attention.compat", maps.compat, list(attention.COMPAT))
+    choices.check("features.place", features.place, list(capture.PLACES))
+    choices.check("features.pool", features.pool, ["avg", "cls"])
     return capture.Wanted(
-        cka=config.cka.on,
-        attention=config.attention.on,
-        features=config.features.on,
-        point=point,
-        compat=compat,
-        pool=config.features.pool,
+        cka=similarity.on,
+        attention=maps.on,
+        features=features.on,
+        point=features.place,
+        compat=maps.compat,
+        pool=features.pool,
     )
-
-
-def _check_count(config: ConfigDict, count: int) -> None:
-    least = min(count, config.batch_size)
-    if config.cka.on and least < cka.LEAST:
-        raise ValueError(
-            f"cka needs {cka.LEAST} images or more in a minibatch: split "
-            f"{config.split!r} gives {count} (images={config.images}), batch_size="
-            f"{config.batch_size}; give more, or leave it out: --config.cka.on=False"
-        )
 
 
 class _Sums:

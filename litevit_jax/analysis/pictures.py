@@ -19,28 +19,38 @@ FOLDER = "figures"
 
 
 def draw_all(
-    config: ConfigDict,
     loaded: list[models.Model],
     source: subsets.Subset,
     workdir: pathlib.Path,
+    *,
+    data: ConfigDict,
+    maps: ConfigDict,
+    reconstructions: int,
 ) -> dict[str, Any]:
-    """Draws what `config.maps` and `config.reconstruction` ask for, into `workdir`.
+    """Draws attention maps and reconstructions of the first images into `workdir`.
+
+    Args:
+      loaded: the models.
+      source: the images.
+      workdir: of the analysis.
+      data: how the images are read.
+      maps: `config.maps`, for how many images, and which maps.
+      reconstructions: for how many images.
 
     Returns:
       'maps' and 'reconstructions', a dict for each sheet with its 'file'; and
       'picture_notes', why others were not drawn.
     """
-    few, many = config.maps.images, config.reconstruction.images
+    few, many = maps.images, reconstructions
     drawn: dict[str, list] = {"maps": [], "reconstructions": [], "picture_notes": []}
     if not max(few, many):
         return drawn
     (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
-    source = images.picture_source(config, source)
-    shown = images.first(config.data, loaded, source, max(few, many))
+    shown = images.first(data, loaded, source, max(few, many))
     for model in loaded:
         rows = shown[model.name]
         if few:
-            drawn["maps"] += _maps(config.maps, model, rows["image"][:few], workdir)
+            drawn["maps"] += _maps(maps, model, rows["image"][:few], workdir)
         if many and model.painter is None:
             drawn["picture_notes"].append(
                 f"{model.name}: no reconstructions, as {_why_none(model)}."

@@ -45,29 +45,6 @@ def _maker(path: str) -> Callable[..., Op]:
     return getattr(importlib.import_module(f"{__name__}.{module}"), function)
 
 
-def for_channels(
-    blocks: dict[str, dict[str, Any]], channels: int
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Adapts `blocks` to images of `channels`; also returns what is left out.
-
-    Only red, green and blue have saturation, hue and grey; brightness and contrast work
-    on any number of channels.
-    """
-    if channels == 3:
-        return blocks, []
-    kept, left_out = dict(blocks), []
-    for name in ("grayscale", "photometric"):
-        if name in kept:
-            del kept[name]
-            left_out.append(name)
-    jitter = kept.get("color_jitter", {})
-    strong = [name for name in ("saturation", "hue") if jitter.get(name)]
-    if strong:
-        kept["color_jitter"] = {**jitter, **dict.fromkeys(strong, 0.0)}
-        left_out.append(f"{' and '.join(strong)} of color_jitter")
-    return kept, left_out
-
-
 def apply(
     ops: tuple[Op, ...], key: jax.Array, batch: dict[str, Any], *, first: int = 0
 ) -> dict[str, Any]:

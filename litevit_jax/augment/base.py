@@ -91,5 +91,5 @@ def check_rgb(op: str, image: Any) -> None:
     if image.shape[-1] != 3:
         raise ValueError(
             f"augment.{op} needs red, green and blue, but images have "
-            f"{image.shape[-1]} channel(s); augment.for_channels leaves it out"
+            f"{image.shape[-1]} channel(s); color.for_channels leaves it out"
         )

@@ -262,3 +262,26 @@ def solarize(*, probability: Any, threshold: int = 128) -> Solarize:
     if not 0 <= threshold <= 256:
         raise ValueError(f"augment.solarize: threshold={threshold}, expected 0 to 256")
     return Solarize(base.probabilities("solarize", probability), threshold)
+
+
+def for_channels(
+    blocks: dict[str, dict[str, Any]], channels: int
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Adapts `blocks` of ops to images of `channels`; also returns what is left out.
+
+    Only red, green and blue have saturation, hue and grey; brightness and contrast work
+    on any number of channels.
+    """
+    if channels == 3:
+        return blocks, []
+    kept, left_out = dict(blocks), []
+    for name in ("grayscale", "photometric"):
+        if name in kept:
+            del kept[name]
+            left_out.append(name)
+    jitter = kept.get("color_jitter", {})
+    strong = [name for name in ("saturation", "hue") if jitter.get(name)]
+    if strong:
+        kept["color_jitter"] = {**jitter, **dict.fromkeys(strong, 0.0)}
+        left_out.append(f"{' and '.join(strong)} of color_jitter")
+    return kept, left_out

@@ -36,14 +36,16 @@ def run(name: str, config: ConfigDict, workdir: str | None) -> Outcome:
       ValueError, OSError: a mistake of the user's, before any compile.
     """
     if name == "report":
-        return Outcome(f"report: {draw(config, workdir)}")
+        page = draw(config.models, workdir, recipe=config.name)
+        return Outcome(f"report: {page}")
     directory = workdir or f"runs/{config.name}"
     if name == "advise":
-        return Outcome(advise(config, directory))
+        return Outcome(advise(config.models, config.probe, directory))
     if name == "analyse":
-        page = analyse(config, directory)
+        job = measure.prepare(config, pathlib.Path(directory))
+        page = analyse(job)
         return Outcome(f"report: {page}\nall numbers: {directory}/analysis.json")
-    outcome = layer_study.run(config, directory)
+    outcome = layer_study.Study(config, pathlib.Path(directory)).run()
     text = (
         f"{outcome.table}\nreport: {outcome.page}\nall parts: {directory}/layers.json"
     )
@@ -60,14 +62,9 @@ def main(config: ConfigDict, workdir: str | None, command: str) -> summary.Endin
     return summary.Ending(config, workdir or "")
 
 
-def analyse(config: ConfigDict, workdir: str) -> pathlib.Path:
-    """Analyses `config.models` in `workdir`; returns the page.
-
-    Raises:
-      ValueError, OSError: a mistake of the user's, before any compile.
-    """
-    directory = pathlib.Path(workdir)
-    analysis = measure.run(config, directory)
+def analyse(job: measure.Job) -> pathlib.Path:
+    """Runs an analysis and writes a page of it, which is returned."""
+    directory, analysis = job.workdir, measure.run(job)
     runs = []
     for name, about in analysis["models"].items():
         if about["run"] is not None:
@@ -85,21 +82,22 @@ def analyse(config: ConfigDict, workdir: str) -> pathlib.Path:
     )
 
 
-def draw(config: ConfigDict, workdir: str | None) -> pathlib.Path:
-    """Draws the report of the runs that `config.models` names; returns the page.
+def draw(named: str, workdir: str | None, *, recipe: str) -> pathlib.Path:
+    """Draws the report of the runs that `named` lists; returns the page.
 
     The report of a single run goes into its own directory unless `workdir` is given.
+    `named` is `config.models`, and `recipe` the name of the config.
 
     Raises:
       ValueError, FileNotFoundError: they are no runs.
     """
     runs = [
         run_record.read(name, _run(name, path))
-        for name, path in models.named(config.models).items()
+        for name, path in models.named(named).items()
     ]
-    if len(runs) == 1 and config.name == "compare":
+    if len(runs) == 1 and recipe == "compare":
         raise ValueError(
-            f"--config.models={config.models}: one run has nothing to be compared "
+            f"--config.models={named}: one run has nothing to be compared "
             "with; give two or more, NAME=RUN,NAME=RUN, or draw its report with "
             "configs/analysis.py:report"
         )
@@ -107,28 +105,28 @@ def draw(config: ConfigDict, workdir: str | None) -> pathlib.Path:
         directory = pathlib.Path(workdir) if workdir else runs[0].directory
         title = f"{runs[0].config.get('name', 'run')}: {runs[0].directory.name}"
     else:
-        directory = pathlib.Path(workdir or f"runs/{config.name}")
+        directory = pathlib.Path(workdir or f"runs/{recipe}")
         title = f"{', '.join(run.name for run in runs)} side by side"
     from litevit_jax.report import build  # late: it plots
 
     return build.run_report(runs, directory / "report", title=title)
 
 
-def advise(config: ConfigDict, workdir: str) -> str:
+def advise(named: str, probe: str | None, workdir: str) -> str:
     """Recommends an encoder and how many layers to tune, by results of layer probes.
 
-    `config.models` names directories of configs/layer_probe.py; `config.probe` the
-    evaluation in them, or None to choose it by held-out images. Writes advice.json and
-    a page into `workdir`.
+    `named` lists directories of configs/layer_probe.py; `probe` is the evaluation in
+    them, or None to choose it by held-out images. Writes advice.json and a page into
+    `workdir`.
 
     Raises:
       ValueError, FileNotFoundError: a directory has no such result, or they are of
         different images.
     """
     probes, prints, random = {}, {}, {}
-    for name, path in models.named(config.models).items():
+    for name, path in models.named(named).items():
         run = run_record.read(name, _run(name, path))
-        lasts = _probes(run, config.probe, f"--config.models={name}={path}")
+        lasts = _probes(run, probe, f"--config.models={name}={path}")
         prints[name] = _data(run.config)
         if run.config.get("job") == "evaluate" and run.config["init"] == "random":
             random[name] = lasts
@@ -203,7 +201,7 @@ def _run(name: str, path: str) -> pathlib.Path:
     return directory
 
 
-def after_training(config: ConfigDict, workdir: str) -> pathlib.Path:
+def after_training(workdir: str) -> pathlib.Path:
     """Writes the report of a complete run, with an analysis of its encoder.
 
     The analysis looks at `log.report_images` images (0: none) and is kept in the run's
@@ -211,26 +209,27 @@ def after_training(config: ConfigDict, workdir: str) -> pathlib.Path:
     """
     directory = pathlib.Path(workdir)
     run = run_record.read(directory.name, directory)
-    if config.job != "evaluate" and config.log.report_images:
-        measure.run(_small(config, run), directory / "analysis")
+    if run.config["job"] != "evaluate" and run.config["log"]["report_images"]:
+        measure.run(measure.prepare(_small(run), directory / "analysis"))
         run = run_record.read(directory.name, directory)
-    title = f"{config.name}: {directory.name}"
+    title = f"{run.config['name']}: {directory.name}"
     from litevit_jax.report import build  # late: it plots
 
     return build.run_report([run], directory / "report", title=title)
 
 
-def _small(config: ConfigDict, run: run_record.Run) -> ConfigDict:
+def _small(run: run_record.Run) -> ConfigDict:
     """Returns the config of a small analysis of the run's own images."""
-    own = [block for block in run.config["evals"].values() if "data" not in block]
+    config = run.config
+    own = [block for block in config["evals"].values() if "data" not in block]
     splits = [block.get("split", "eval") for block in own]
     fields = {
         "models": f"{models.plain(run.name)}={run.directory}",
-        "images": config.log.report_images,
+        "images": config["log"]["report_images"],
         "split": splits[0] if splits else "train",  # which every run has
-        "mesh": config.mesh,
-        "seed": config.seed,
-        "data.workers": config.data.workers,
-        "data.threads": config.data.threads,
+        "mesh": config["mesh"],
+        "seed": config["seed"],
+        "data.workers": config["data"]["workers"],
+        "data.threads": config["data"]["threads"],
     }
     return resolve.changed(recipes.get("analysis"), fields)

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -35,8 +35,19 @@ def run(config: ConfigDict) -> str:
       RuntimeError: a package of the format is missing, or the written file computes
         something else; nothing is left at the target then.
     """
-    kind, target = _check(config)
-    model, source = read_model(config)
+    for name in ("source", "target"):
+        if not config[name]:
+            raise ValueError(
+                f"config.{name} is missing; a conversion needs --config.source=RUN_DIR "
+                "or FILE, and --config.target=FILE.safetensors (or .onnx, .stablehlo)"
+            )
+    choices.check("part", config.part, list(PARTS))
+    target = pathlib.Path(config.target)
+    kind = _check_format(target, config.format)
+    how = Reading(**{name: config[name] for name in Reading._fields})
+    model, source = read_model(
+        config.source, how, part=config.part, image_size=config.image_size
+    )
     decoder = {k: v for k, v in source.params.items() if k.startswith("decoder/")}
     written, difference = write(
         model, target, kind, decoder=decoder, tolerance=config.tolerance
@@ -69,20 +80,12 @@ def main(config: ConfigDict, workdir: str | None, command: str) -> summary.Endin
     return summary.Ending(config, config.target if readable else None)
 
 
-def _check(config: ConfigDict) -> tuple[str, pathlib.Path]:
-    """Returns the format and the target, checked before anything is read."""
-    for name in ("source", "target"):
-        if not config[name]:
-            raise ValueError(
-                f"config.{name} is missing; a conversion needs --config.source=RUN_DIR "
-                "or FILE, and --config.target=FILE.safetensors (or .onnx, .stablehlo)"
-            )
-    choices.check("part", config.part, list(PARTS))
-    target = pathlib.Path(config.target)
-    if config.format is not None:
-        choices.check("format", config.format, list(export.FORMATS))
+def _check_format(target: pathlib.Path, kind: str | None) -> str:
+    """Returns the format of `config.target`, checked before anything is read."""
+    if kind is not None:
+        choices.check("format", kind, list(export.FORMATS))
     try:
-        return check_target(target, config.format), target
+        return check_target(target, kind)
     except (ValueError, FileExistsError) as error:
         raise type(error)(f"--config.target={error}") from None
 
@@ -168,19 +171,44 @@ class Source:
     remarks: tuple[str, ...] = ()
 
 
-def read_model(config: ConfigDict) -> tuple[models.Model, Source]:
-    """Reads the model that `config.source` holds.
+class Reading(NamedTuple):
+    """How a source is read: the fields of that name of configs/convert.py.
+
+    All but `ema` and `num_heads` are of files of weights; a run has recorded them.
+    """
+
+    num_heads: int | None = None
+    branch: str | None = None
+    grid: str | None = None
+    pool: str | None = None
+    act: str | None = None
+    norm: str | None = None
+    allow_half: bool = False
+    ema: bool = False
+
+
+def read_model(
+    path: str, how: Reading, *, part: str, image_size: int | None
+) -> tuple[models.Model, Source]:
+    """Reads the model that the run or file at `path` holds.
+
+    Args:
+      path: `config.source`.
+      how: it is read.
+      part: 'all', or 'encoder' to leave a classifier's last layer out.
+      image_size: to change the encoder to images of this size; None: its own.
 
     Raises:
       FileNotFoundError: no run and no file there.
       ValueError: it cannot be read, or holds something else than a plain encoder.
     """
-    path = config.source
     try:
-        is_file = pathlib.Path(path).is_file()
-        source = _from_file(config) if is_file else _from_run(config)
+        if pathlib.Path(path).is_file():
+            source = _from_file(path, how)
+        else:
+            source = _from_run(path, how, part)
         params = source.params
-        if config.part == "encoder":
+        if part == "encoder":
             params = {k: v for k, v in params.items() if not k.startswith("head/fc/")}
             source.notes.pop(names.CLASSES, None)
         elif any(k.startswith("head_dist/") for k in params):
@@ -193,11 +221,11 @@ def read_model(config: ConfigDict) -> tuple[models.Model, Source]:
             params,
             source.encoder,
             image_size=source.image_size,
-            pool=source.pool if has_head else config.pool,
+            pool=source.pool if has_head else how.pool,
             notes=source.notes,
         )
-        if config.image_size is not None:
-            model = model.resized((config.image_size,) * 2)
+        if image_size is not None:
+            model = model.resized((image_size,) * 2)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--config.source={error}") from None
     except ValueError as error:
@@ -209,22 +237,16 @@ def read_model(config: ConfigDict) -> tuple[models.Model, Source]:
     return model, source
 
 
-def _from_file(config: ConfigDict) -> Source:
-    if config.ema:
+def _from_file(path: str, how: Reading) -> Source:
+    if how.ema:
         raise ValueError(
             "a file of weights holds one set of parameters and no average; leave "
             "--config.ema out"
         )
-    model = weights.read(
-        config.source,
-        num_heads=config.num_heads,
-        branch=config.branch,
-        grid=names.grid_of_flag("grid", config.grid),
-        pool=config.pool,
-        act=config.act,
-        norm=config.norm,
-        allow_half=config.allow_half,
-    )
+    fields = how._asdict()
+    del fields["ema"]
+    fields["grid"] = names.grid_of_flag("grid", how.grid)
+    model = weights.read(path, **fields)
     side = model.encoder["patch_size"]
     kept = {k: model.metadata[k] for k in _KEPT if k in model.metadata}
     notes = {**kept, "source": model.source}
@@ -243,23 +265,24 @@ def _from_file(config: ConfigDict) -> Source:
     return Source(model.params, encoder, size, notes, model.pool, tuple(remarks))
 
 
-def _from_run(config: ConfigDict) -> Source:
+def _from_run(path: str, how: Reading, part: str) -> Source:
     for name in ("grid", "pool", "act", "norm", "branch"):
-        if config[name] is not None:
+        value = getattr(how, name)
+        if value is not None:
             raise ValueError(
-                f"--config.{name}={config[name]} says how a file of weights is read; "
+                f"--config.{name}={value} says how a file of weights is read; "
                 "a run has recorded it: leave it out"
             )
-    loaded = read.read_params(config.source, average=config.ema)
+    loaded = read.read_params(path, average=how.ema)
     objective, data = loaded.config["objective"], loaded.config["data"]
     encoder = _sizes(objective["encoder"])
     num_heads = vit.make_encoder(**encoder).num_heads
-    if config.num_heads not in (None, num_heads):
+    if how.num_heads not in (None, num_heads):
         raise ValueError(
-            f"config.num_heads={config.num_heads}, but the run recorded {num_heads}; "
+            f"config.num_heads={how.num_heads}, but the run recorded {num_heads}; "
             "leave it out"
         )
-    if objective.get("head") == "probe_bn" and config.part == "all":
+    if objective.get("head") == "probe_bn" and part == "all":
         raise ValueError(
             "the linear probe's head normalises by running statistics, for which "
             "other programs have no place; export its encoder (--config.part=encoder) "
@@ -270,7 +293,7 @@ def _from_run(config: ConfigDict) -> Source:
     classes = loaded.config.get("derived", {}).get("classes")
     if classes and "head/fc/kernel" in loaded.params:
         notes[names.CLASSES] = json.dumps(classes)
-    averaged = ", averaged parameters" if config.ema else ""
+    averaged = ", averaged parameters" if how.ema else ""
     if data.get("range") not in (None, "full"):
         notes["range"] = data["range"]
     if data.get("eval_crop_fraction"):

@@ -13,7 +13,7 @@ import os
 import pathlib
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -82,7 +82,7 @@ def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     results, say = run(config, workdir), terminal.ConsoleLine().say
     say(summary.results_table(results))
     if config.log.report:
-        summary.report_at_end(config, workdir, command)
+        summary.report_at_end(workdir, command)
     say(f"done: results are in {os.path.join(workdir, 'evals')}")
     return summary.Ending(config, workdir)
 
@@ -95,61 +95,74 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     """
     config = resolve.copy(config)
     asked = config.objective.to_dict()
-    loaded = _read(config, asked["encoder"])
-    complete = _from_run if "data" in loaded.config else _from_file
-    known = complete(config, loaded)
+    _check_named(config.init, config.like, config.name)
+    average, asked_grid = bool(config.init_ema), config.init_grid
+    loaded = _read(config.init, config.like, asked["encoder"], average, asked_grid)
+    data, normalize = config.data, config.augment.normalize
+    if data.source is None:  # of a file it says that there is none
+        start.take_data(data, loaded.config, init=config.init, name=config.name)
+    model = _of_run(loaded) if "data" in loaded.config else _of_file(loaded)
+    resolve.assign(config, {"objective": model.objective})
+    if not config.evals:
+        resolve.assign(config, {"evals": model.evals})
+    how = loaded.config.get("data", {}).get("joint")  # images are resized, if at all
+    resolve.fill_open(data, {"joint": predictor.tuples(how or {})})
     _take_asked(config.objective, asked, config.init)
     view = images.spec_of(f"--config.init={config.init}", loaded)
-    normalize = config.augment.normalize
-    images.take(view, config.data, normalize)
-    starts.take_fallback(config.data, normalize, config.fallback)
+    images.take(view, data, normalize)
+    starts.take_fallback(data, normalize, config.fallback)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, mesh)
-    source = _source(config.data)
+    source = _source(data)
     classes = source("eval").classes
     derived = {"num_classes": len(classes), "classes": classes}
-    average = loaded.config.get("optimizer", {}).get("ema_decay") is not None
-    if average and config.init != "random":
-        derived["parameters"] = "average" if config.init_ema else "last"
+    kept = loaded.config.get("optimizer", {}).get("ema_decay")
+    if kept is not None and config.init != "random":
+        derived["parameters"] = "average" if average else "last"
     resolve.assign(config, {"derived": derived})
     objective = predictor.make(config.objective.to_dict())
-    batch = _batch(config.data, config.batch_size, objective)
+    batch = _batch(data, config.batch_size, objective)
     variables = states.abstract_variables(objective, batch)
+    known = model.known
     evaluators = eval_setup.make(
         config, objective, variables, source, mesh=mesh, workdir=workdir, known=known
     )
     if config.init == "random":
         create = functools.partial(_random_state, objective, batch, config.seed, mesh)
     else:
-        params = fill.fill_all(variables.params, loaded, config)
-        arrays = loaded.model_state
-        state = fill.fill_leaves(variables.model_state, arrays, load=(".*",), skip=())
-        create = functools.partial(_on_mesh, params, state, mesh)
+        grid = images.grid(data, config.objective.encoder)
+        create = _loaded_state(variables, loaded, config.init, grid, mesh)
     plain = workdirs.plain(config.to_dict())
     workdirs.open_run(workdir, plain)
     notes = [
         *images.which_encoder(config.init, config.like, loaded),
-        *images.notes(config, [view]),
-        *images.which_parameters(config.init, loaded, average=bool(config.init_ema)),
+        *images.notes(data, normalize, config.objective.encoder, [view]),
+        *images.which_parameters(config.init, loaded, average=average),
         *eval_setup.notes(evaluators),
     ]
     return Job(plain, workdir, evaluators, loaded.step, create, notes)
 
 
-def _read(config: ConfigDict, encoder: dict[str, Any]) -> read.Checkpoint:
-    """Reads what `init` names; for `random` only the config of `like`."""
-    if not config.init or (config.init == "random" and not config.like):
+def _check_named(init: str | None, like: str | None, name: str) -> None:
+    """Raises ValueError if nothing says what recipe `name` evaluates."""
+    if not init or (init == "random" and not like):
         raise ValueError(
-            f"{config.name}: what is evaluated? Give a run with --config.init=RUN_DIR "
+            f"{name}: what is evaluated? Give a run with --config.init=RUN_DIR "
             "(or a step in it, RUN_DIR/checkpoints/STEP), or a file of weights; or "
             "--config.init=random --config.like=RUN_DIR for its model before training"
         )
-    if config.init != "random":
-        average = bool(config.init_ema)
-        grid = config.init_grid
-        return read.read_flag("init", config.init, encoder, average=average, grid=grid)
-    like = read.run_config(config.like)
-    return read.Checkpoint({}, like, 0, pathlib.Path(config.like))
+
+
+def _read(
+    init: str, like: str, encoder: dict[str, Any], average: bool, grid: str | None
+) -> read.Checkpoint:
+    """Reads what `init` names; for `random` only the config of run `like`.
+
+    `encoder` is the command line's block; `average` and `grid` say how `init` is read.
+    """
+    if init != "random":
+        return read.read_flag("init", init, encoder, average=average, grid=grid)
+    return read.Checkpoint({}, read.run_config(like), 0, pathlib.Path(like))
 
 
 def _source(data: ConfigDict) -> Callable[[str], Any]:
@@ -168,32 +181,36 @@ def _source(data: ConfigDict) -> Callable[[str], Any]:
     return source
 
 
-def _from_run(config: ConfigDict, loaded: read.Checkpoint) -> eval_setup.Known:
-    """Sets the run's objective, data and evaluators; returns its classes."""
+class Model(NamedTuple):
+    """What a checkpoint says of its model.
+
+    Attributes:
+      objective: its block, complete.
+      evals: the evaluators to run unless the command line names others.
+      known: the classes that it tells apart.
+    """
+
+    objective: dict[str, Any]
+    evals: dict[str, Any]
+    known: eval_setup.Known
+
+
+def _of_run(loaded: read.Checkpoint) -> Model:
+    """Returns the model of a run, and the run's evaluators."""
     run = loaded.config
-    resolve.assign(config, {"objective": predictor.block_of(run)})
-    if config.data.source is None:
-        start.take_data(config, run)
-    how = run["data"].get("joint") or {}  # images are resized for label maps, if at all
-    resolve.fill_open(config.data, {"joint": predictor.tuples(how)})
-    if not config.evals:
-        resolve.assign(config, {"evals": predictor.tuples(run["evals"])})
-    return eval_setup.Known.of(run["derived"])
+    known = eval_setup.Known.of(run["derived"])
+    return Model(predictor.block_of(run), predictor.tuples(run["evals"]), known)
 
 
-def _from_file(config: ConfigDict, loaded: read.Checkpoint) -> eval_setup.Known:
-    """Sets an objective that fits the file's parameters; returns its classes."""
-    if config.data.source is None:
-        start.take_data(config, loaded.config)  # says that there is none
+def _of_file(loaded: read.Checkpoint) -> Model:
+    """Returns a model that fits a file's parameters, and an evaluator of it."""
     objective = predictor.block_of_file(loaded.config, loaded.params)
-    resolve.assign(config, {"objective": objective})
     count = objective.get("num_classes", 0)
-    if not config.evals:
-        name = "classification" if count else "knn"
-        evaluator = {"name": name, "split": "eval", "every_steps": 0}
-        resolve.assign(config, {"evals": {"test": evaluator}})
+    name = "classification" if count else "knn"
+    evaluator = {"name": name, "split": "eval", "every_steps": 0}
     names = loaded.config["classes"]
-    return eval_setup.Known(count, names if len(names) == count else [])
+    known = eval_setup.Known(count, names if len(names) == count else [])
+    return Model(objective, {"test": evaluator}, known)
 
 
 def _take_asked(objective: ConfigDict, asked: dict[str, Any], init: str) -> None:
@@ -223,6 +240,23 @@ def _on_mesh(params: Any, model_state: Any, mesh: Mesh) -> Any:
     model = {"params": params, "model_state": model_state}
     placed = sharding.put(model, sharding.tree_sharding(mesh, model))
     return SimpleNamespace(**placed)
+
+
+def _loaded_state(
+    variables: Any,
+    loaded: read.Checkpoint,
+    path: str,
+    grid: tuple[int, int],
+    mesh: Mesh,
+) -> Callable[[], Any]:
+    """Returns () -> the model of a checkpoint, which fits `variables`, on the mesh.
+
+    `path` names it, `grid` are the rows and columns of patches of the images.
+    """
+    params = fill.fill_all(variables.params, loaded, path, grid)
+    arrays = loaded.model_state
+    state = fill.fill_leaves(variables.model_state, arrays, load=(".*",), skip=())
+    return functools.partial(_on_mesh, params, state, mesh)
 
 
 def _random_state(

@@ -50,26 +50,6 @@ class Outcome:
     signal: int | None = None
 
 
-def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
-    """Runs the parts that are not finished, then draws all.
-
-    Raises:
-      ValueError, OSError: a mistake in the config or data, before any compile.
-      Exception: whatever ended a part's run; the study goes on from there.
-    """
-    study = Study(config, pathlib.Path(workdir))
-    for part in study.parts.unfinished(study.planned, "part"):
-        if part.kind == "probe":
-            study.probe(part)
-            continue
-        outcome = train.run(study.config_of(part), study.directory(part))
-        if outcome.signal is not None:
-            return Outcome(study.table(), study.draw(), outcome.signal)
-        last = outcome.results["test"]["last"]
-        study.parts.add(part.name, **dataclasses.asdict(part), result=last)
-    return Outcome(study.table(), study.draw())
-
-
 class Study:
     """The parts of a config, and their results in `layers.json`."""
 
@@ -81,6 +61,24 @@ class Study:
         self.planned = self._plan()
         self._open()
         self.parts = ledger.Parts(workdir / "layers.json", depth=self._depth)
+
+    def run(self) -> Outcome:
+        """Runs the parts that are not finished, then draws all.
+
+        Raises:
+          ValueError, OSError: a mistake in the config or data, before any compile.
+          Exception: whatever ended a part's run; the study goes on from there.
+        """
+        for part in self.parts.unfinished(self.planned, "part"):
+            if part.kind == "probe":
+                self.probe(part)
+                continue
+            outcome = train.run(self.config_of(part), self.directory(part))
+            if outcome.signal is not None:
+                return Outcome(self.table(), self.draw(), outcome.signal)
+            last = outcome.results["test"]["last"]
+            self.parts.add(part.name, **dataclasses.asdict(part), result=last)
+        return Outcome(self.table(), self.draw())
 
     def config_of(self, part: Part) -> ConfigDict:
         """Returns the config of a part's run."""

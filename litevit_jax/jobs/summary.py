@@ -71,7 +71,7 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else str(value)
 
 
-def report_at_end(config: Any, workdir: str, command: str) -> None:
+def report_at_end(workdir: str, command: str) -> None:
     """Draws the report of a complete run; a failure is printed and changes nothing."""
     if jax.process_index():
         return
@@ -82,7 +82,7 @@ def report_at_end(config: Any, workdir: str, command: str) -> None:
     try:
         from litevit_jax.jobs import analyse  # late: it reads much
 
-        page = analyse.after_training(config, workdir)
+        page = analyse.after_training(workdir)
         terminal.ConsoleLine().say(f"report: {page}")
     except Exception as error:
         print(

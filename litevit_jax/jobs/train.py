@@ -37,17 +37,21 @@ def prepare(
     """
     config = resolve.settle(config)
     distributed.heartbeat("reading weights", grace=True, begun=False)
-    start = _start(config)
+    named = any(config[field] for field in starts.ABOUT_CHECKPOINTS)
+    if named or "teacher" in config.objective:
+        from litevit_jax.warm_start import start as warm_starts
+
+        start = warm_starts.warm_start(config)
+    else:
+        start = starts.random_start(
+            config.objective,
+            config.data,
+            config.augment,
+            config.fallback,
+            seed=config.seed,
+            name=config.name,
+        )
     return build.build_job(config, paths.path(workdir), start, begin=begin, keep=keep)
-
-
-def _start(config: ConfigDict) -> starts.Start:
-    """Fills what `config` leaves open, and reads the checkpoints that it names."""
-    if not starts.asks_for_checkpoints(config):
-        return starts.random_start(config)
-    from litevit_jax.warm_start import start
-
-    return start.warm_start(config)
 
 
 def run(
@@ -80,7 +84,7 @@ def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     if outcome.results:
         say(summary.results_table(outcome.results))
     if config.log.report:
-        summary.report_at_end(config, workdir, command)
+        summary.report_at_end(workdir, command)
     say(f"done: step {outcome.step}, everything is in {workdir}")
     return summary.Ending(config, workdir)
 

@@ -69,36 +69,11 @@ def single(config: ConfigDict) -> ConfigDict:
     return resolve.changed(config, {"job": "train"}, without=["sweep"])
 
 
-def run(config: ConfigDict, workdir: str | pathlib.Path) -> Outcome:
-    """Runs the points that are not finished, then the final run.
-
-    Raises:
-      ValueError, OSError: a mistake in the config or data, before any compile.
-      Exception: whatever ended a point's run; the sweep goes on from there.
-    """
-    sweep = Sweep(config, paths.path(workdir))
-    for point in sweep.parts.unfinished(sweep.points, "point"):
-        outcome = train.run(sweep.config_of(point), sweep.directory(point))
-        if outcome.signal is not None:
-            return Outcome(sweep.table(), outcome.signal)
-        sweep.record(point, outcome.results)
-    best = sweep.best()
-    if sweep.parts.rest.get("winner") != best.name:
-        say = terminal.ConsoleLine().say
-        say(f"best on validation: {best.name}; now on all training data")
-        directory = sweep.directory(best, final=True)
-        outcome = train.run(sweep.config_of(best, final=True), directory)
-        if outcome.signal is not None:
-            return Outcome(sweep.table(), outcome.signal)
-        sweep.record_final(best, outcome.results)
-    return Outcome(sweep.table(), final=sweep.directory(best, final=True))
-
-
 def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     """Runs the sweep, or a single run without one, and prints the results."""
     if not config.sweep.on:
         return train.main(single(config), workdir, command)
-    outcome, say = run(config, workdir), terminal.ConsoleLine().say
+    outcome, say = Sweep(config, paths.path(workdir)).run(), terminal.ConsoleLine().say
     say(outcome.table)
     if outcome.signal is not None:
         return summary.Ending(config, signal=outcome.signal)
@@ -123,6 +98,29 @@ class Sweep:
         self.points = _grid(self._sweep)
         self._check_and_open()
         self.parts = ledger.Parts(workdir / "sweep.json", metric=self._metric)
+
+    def run(self) -> Outcome:
+        """Runs the points that are not finished, then the final run.
+
+        Raises:
+          ValueError, OSError: a mistake in the config or data, before any compile.
+          Exception: whatever ended a point's run; the sweep goes on from there.
+        """
+        for point in self.parts.unfinished(self.points, "point"):
+            outcome = train.run(self.config_of(point), self.directory(point))
+            if outcome.signal is not None:
+                return Outcome(self.table(), outcome.signal)
+            self.record(point, outcome.results)
+        best = self.best()
+        directory = self.directory(best, final=True)
+        if self.parts.rest.get("winner") != best.name:
+            say = terminal.ConsoleLine().say
+            say(f"best on validation: {best.name}; now on all training data")
+            outcome = train.run(self.config_of(best, final=True), directory)
+            if outcome.signal is not None:
+                return Outcome(self.table(), outcome.signal)
+            self.record_final(best, outcome.results)
+        return Outcome(self.table(), final=directory)
 
     def config_of(self, point: Point, *, final: bool = False) -> ConfigDict:
         """Returns the config of a point's run, or of the final run."""

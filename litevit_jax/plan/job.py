@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -31,7 +31,12 @@ def run(config: ConfigDict, target: topology.Target) -> dict[str, Any]:
     planned = program.plan(config, target)
     numbers = report.design(planned) | _compile(planned)
     if not numbers["memory"]["fits"]:
-        numbers["advice"] = _advise(config, planned, numbers)
+
+        def attempt(changes: dict[str, Any]) -> dict[str, Any]:
+            other = resolve.changed(config, changes)
+            return _compile(program.plan(other, planned.target))["memory"]
+
+        numbers["advice"] = _advise(attempt, planned, numbers)
     return numbers
 
 
@@ -74,14 +79,16 @@ def _refused(message: str, target: topology.Target) -> dict[str, Any]:
 
 
 def _advise(
-    config: ConfigDict, planned: program.Planned, numbers: dict[str, Any]
+    attempt: Callable[[dict[str, Any]], dict[str, Any]],
+    planned: program.Planned,
+    numbers: dict[str, Any],
 ) -> list[str]:
+    """Lists settings that may fit, and what `attempt` says of their memory."""
     advice = [_what(numbers)]
     for number, (flags, changes) in enumerate(_other_settings(planned, numbers)):
         if number == _MOST_TRIES:
             break
-        other = resolve.changed(config, changes)
-        tried = _compile(program.plan(other, planned.target))["memory"]
+        tried = attempt(changes)
         size = f"{tried['needed'] / 2**30:.2f} GiB a chip, as compiled"
         if tried["fits"]:
             return [*advice, f"{flags} fits: {size}"]

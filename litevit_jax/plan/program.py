@@ -65,21 +65,22 @@ def plan(config: ConfigDict, target: topology.Target) -> Planned:
     if config.init_required and not config.init:
         resolve.assign(config, {"init": "random"})  # a plan asks for sizes alone
     mesh = sharding.make_mesh(**config.mesh, devices=topology.devices(target))
-    images.settle(config, start.init_checkpoint(config), _teach(config))
+    loaded = start.init_checkpoint(config)
+    images.settle(config, loaded, _teach(config.teacher, config.objective))
     source, origin = examples.source(config.data)
     transforms.train_ops(**settings.image_settings(config.data))
     design = build.build_step(config, mesh, source, target.chip.hbm)
     return Planned(config, target, mesh, design, origin)
 
 
-def _teach(config: ConfigDict) -> read.Checkpoint | None:
+def _teach(path: str | None, objective: ConfigDict) -> read.Checkpoint | None:
     """Reads the named teacher; without one, its block must give its sizes."""
-    block = config.objective.get("teacher")
-    if block is None or config.teacher:
-        return start.teacher_checkpoint(config)
+    block = objective.get("teacher")  # most objectives have none
+    if block is None or path:
+        return start.teacher_checkpoint(path, objective)
     if not (block.get("variant") or block.get("width")):
         raise ValueError(
-            f"{starts.teacher_missing_error(config.objective.name)}; for a plan its "
+            f"{starts.teacher_missing_error(objective.name)}; for a plan its "
             "size is enough, as in --config.objective.teacher.variant=large"
         )
     return None

@@ -89,15 +89,24 @@ def build_step(
     resolve.derive(config, source)
     microbatch.check(config.microbatch, config.batch_size, mesh)
     ops = augment.make(batch_shapes.augmentation(config.augment, config.data))
-    objective = _objective(config, mesh, source)
-    batch = _batch(config, objective, ops)
+    name, data, size = config.objective.name, config.data, config.batch_size
+    how = _how_blocks_run(config.attention, mesh, remat=config.remat)
+    objective = _objective(config.objective, config.derived, how, data, source("train"))
+    _check_batch(objective, name, size, mesh, views=data.views)
+    batch = batch_shapes.training(data, config.augment, size, ops)
     kept = _kept(keep, config.to_dict(), mesh)
-    design = kept.design or _design(config, objective, batch, mesh, memory)
-    optimizer = _optimizer(config, design.variables.params)
+    make = functools.partial(_optimizer, config.optimizer, config.lr, config.derived)
+    count = functools.partial(
+        microbatch.count_microbatches, config.microbatch, size, data, name=name
+    )
+    design = kept.design or _design(objective, make, batch, mesh, memory, count)
+    optimizer = make(design.variables.params)
     create, state = states.creator(objective, optimizer, batch, mesh, design.state)
-    step = _step(config, objective, optimizer, ops, mesh, state, design.slices)
-    normalize = config.augment.normalize
-    host = batch_shapes.host(config.data, normalize, config.batch_size)
+    seed, log, total_steps = config.seed, config.log, config.derived.total_steps
+    step = _step(
+        objective, optimizer, ops, mesh, state, design.slices, seed, log, total_steps
+    )
+    host = batch_shapes.host(data, config.augment.normalize, size)
     host = states.laid_out(host, sharding.batch_sharding(mesh))
     if kept.design is None:
         # Traces the whole step by shapes: a model that does not fit fails here. Of
@@ -129,16 +138,20 @@ def _kept(
 
 
 def _design(
-    config: ConfigDict,
     objective: Objective,
+    make: Callable[[PyTree], optimizers.Optimizer],
     batch: Shapes,
     mesh: Mesh,
     memory: float | None,
+    count: Callable[..., int],
 ) -> states.Design:
-    """Traces the parts of a run, to find out their shapes."""
+    """Traces the parts of a run, to find out their shapes.
+
+    `make` is (parameters) -> optimizer, `count` (mesh, objective, () -> how many images
+    fit) -> slices of a device's batch.
+    """
     variables = states.abstract_variables(objective, batch)
-    optimizer = _optimizer(config, variables.params)
-    _, state = states.creator(objective, optimizer, batch, mesh)
+    _, state = states.creator(objective, make(variables.params), batch, mesh)
     sharding.check_fsdp(mesh, state)
 
     def fitting() -> int:
@@ -148,9 +161,9 @@ def _design(
             mesh, objective, variables, batch, state, memory
         )
 
-    count = microbatch.count_microbatches(config, mesh, objective, fitting)
+    slices = count(mesh, objective, fitting)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    return states.Design(variables, state, count)
+    return states.Design(variables, state, slices)
 
 
 def build_job(
@@ -173,23 +186,23 @@ def build_job(
     Raises:
       ValueError, KeyError, OSError: the user's mistake, named in the message.
     """
-    from litevit_jax.data import splits, transforms
     from litevit_jax.train import eval_runner, eval_setup
 
     doing = "listing the images and designing the run"
     distributed.heartbeat(doing, grace=True, begun=False)
-    resolve.pixel_range(config.data, config.data.train_split)
-    source = splits.open_splits(config.data)
-    mesh = microbatch.make_mesh(config, source)
+    source, transform = _images(config.data)
+    mesh = microbatch.make_mesh(
+        config.mesh, config.batch_size, config.auto_batch, source
+    )
     built = build_step(config, mesh, source, keep=keep)
-    transform = transforms.for_training(**settings.image_settings(config.data))
     fixed = _fixed(built, start, config.derived)
     start.check(built.state.params)
     plain = workdirs.plain(config.to_dict())
     make = functools.partial(eval_setup.make, config, built.objective, built.variables)
-    shapes, size = built.eval_shape, saved_bytes(built.state, fixed)
-    evaluators = make(source, mesh=mesh, workdir=workdir, eval_shape=shapes)
+    evaluators = make(source, mesh=mesh, workdir=workdir, eval_shape=built.eval_shape)
+    size = saved_bytes(built.state, fixed)
     workdirs.check_space(workdir, size, config.checkpoint.keep)
+    stream = functools.partial(_stream, config.data, config.batch_size, config.seed)
     # Last: only a sound run is begun.
     resumes = begin and workdirs.open_run(workdir, plain)
     return Job(
@@ -203,7 +216,7 @@ def build_job(
             start.state, built.create, built.state, fixed, built.optimizer
         ),
         step=built.step,
-        stream=functools.partial(_stream, config, source("train"), transform),
+        stream=functools.partial(stream, source("train"), transform),
         evaluators=evaluators,
         eval_runner=functools.partial(
             eval_runner.EvalRunner, evaluators, plain, workdir, built.optimizer
@@ -213,6 +226,15 @@ def build_job(
         total_steps=config.derived.total_steps,
         notes=[*start.notes, *eval_setup.notes(evaluators)],
     )
+
+
+def _images(data: ConfigDict) -> tuple[Callable[[str], Source], Transform]:
+    """Opens the splits of `data`; also returns what is done to a training image."""
+    from litevit_jax.data import splits, transforms
+
+    resolve.pixel_range(data, data.train_split)
+    source = splits.open_splits(data)
+    return source, transforms.for_training(**settings.image_settings(data))
 
 
 def _fixed(built: BuiltStep, start: Start, derived: ConfigDict) -> dict[str, Any]:
@@ -241,113 +263,129 @@ def saved_bytes(state: TrainState, fixed: Iterable[str]) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts))
 
 
-def _objective(
-    config: ConfigDict, mesh: Mesh, source: Callable[[str], Source]
-) -> Objective:
-    """Builds the objective, with this run's classes and attention kernel."""
-    block, field = resolve.objective(config)
-    name = block.pop("name")
-    if field is not None:
-        from litevit_jax.evaluators import base
+def _how_blocks_run(attention: str, mesh: Mesh, *, remat: bool) -> dict[str, Any]:
+    """Returns part of a model -> how its blocks run, not what they compute."""
+    from litevit_jax.models import attention as kernels
 
-        images, known = source("train"), config.derived.num_classes
+    kernels.check(attention, mesh.devices.flat[0].platform)
+    kernel = {"attention": attention}
+    blocks = kernel | ({"remat": True} if remat else {})
+    return {"encoder": blocks, "decoder": blocks, "teacher": kernel}
+
+
+def _objective(
+    block: ConfigDict,
+    derived: ConfigDict,
+    how: dict[str, Any],
+    data: ConfigDict,
+    images: Source,
+) -> Objective:
+    """Builds the objective of `block` for the classes of the training `images`.
+
+    `how` is that of `_how_blocks_run`, `data` says what the run reads.
+    """
+    from litevit_jax.evaluators import base
+
+    fields, classes = resolve.objective(block, derived)
+    name = fields.pop("name")
+    if classes is not None:
         if not images.annotations:  # those may have the labels
             base.check_labels(images, f"objective {name!r}, split 'train'")
-        if block[field] < known:
+        if fields[classes] < derived.num_classes:
             raise ValueError(
-                f"objective.{field}={block[field]}, but the data has {known} classes; "
-                "leave it out to take the data's"
+                f"objective.{classes}={fields[classes]}, but the data has "
+                f"{derived.num_classes} classes; leave it out to take the data's"
             )
-    # These change how blocks run, not what they compute.
-    from litevit_jax.models import attention
+    for part in how.keys() & fields.keys():
+        fields[part] |= how[part]
+    objective = registry.make("objectives", name, **fields)
+    read = settings.annotations_of(data)
+    base.check_annotations(objective, name, classes is not None, read, images)
+    return objective
 
-    attention.check(config.attention, mesh.devices.flat[0].platform)
-    kernel = {"attention": config.attention}
-    blocks = kernel | ({"remat": True} if config.remat else {})
-    for part, how in (("encoder", blocks), ("decoder", blocks), ("teacher", kernel)):
-        if part in block:
-            block[part] |= how
-    objective = registry.make("objectives", name, **block)
+
+def _check_batch(
+    objective: Objective, name: str, batch_size: int, mesh: Mesh, *, views: int
+) -> None:
+    """Raises ValueError for a batch too small for `objective`, or of other views."""
     least = objective.min_batch_per_device * mesh.size
-    if config.batch_size < least:
+    if batch_size < least:
         raise ValueError(
-            f"batch_size={config.batch_size} is {config.batch_size // mesh.size} "
+            f"{batch_size=} is {batch_size // mesh.size} "
             f"on each of {mesh.size} devices; objective {name!r} needs at least "
             f"{objective.min_batch_per_device} there: set "
             f"--config.batch_size={least} or more"
         )
-    from litevit_jax.evaluators import base
-
-    read = settings.annotations_of(config.data)
-    base.check_annotations(objective, name, field is not None, read, source("train"))
-    return objective
-
-
-def _batch(
-    config: ConfigDict, objective: Objective, ops: tuple[augment.Op, ...]
-) -> Shapes:
-    """Returns the batch as the objective sees it, by shape."""
-    if objective.num_views != config.data.views:
+    if objective.num_views != views:
         raise ValueError(
-            f"objective {config.objective.name!r} reads {objective.num_views} view(s) "
-            f"of each image, but data.views={config.data.views}; set "
+            f"objective {name!r} reads {objective.num_views} view(s) "
+            f"of each image, but data.views={views}; set "
             f"--config.data.views={objective.num_views}"
         )
-    return batch_shapes.training(config.data, config.augment, config.batch_size, ops)
 
 
 def _step(
-    config: ConfigDict,
     objective: Objective,
     optimizer: optimizers.Optimizer,
     ops: tuple[augment.Op, ...],
     mesh: Mesh,
     state: TrainState,
-    count: int,
+    slices: int,
+    seed: int,
+    log: ConfigDict,
+    total_steps: int,
 ) -> jax.stages.Wrapped:
-    """Builds the jitted step in `count` slices."""
+    """Builds the jitted step in `slices`, with health metrics where `log` has them."""
     return steps.make_train_step(
         objective,
         optimizer,
         ops,
-        seed=config.seed,
+        seed=seed,
         mesh=mesh,
         state_sharding=jax.tree.map(lambda x: x.sharding, state),
-        slices=count,
-        health_every=config.log.every_steps if config.log.health else None,
-        total_steps=config.derived.total_steps,
+        slices=slices,
+        health_every=log.every_steps if log.health else None,
+        total_steps=total_steps,
     )
 
 
-def _optimizer(config: ConfigDict, params: PyTree) -> optimizers.Optimizer:
+def _optimizer(
+    block: ConfigDict, lr: ConfigDict, derived: ConfigDict, params: PyTree
+) -> optimizers.Optimizer:
+    """Builds the optimizer of `block` with the learning rates of `lr`."""
     from litevit_jax.train import schedule as schedules
 
     schedule = schedules.warmcos(
-        peak=config.derived.peak_lr,
-        total_steps=config.derived.total_steps,
-        warmup_steps=config.derived.warmup_steps,
-        start=config.lr.start,
-        end=config.lr.end,
-        decay=config.lr.get("decay", "cosine"),
+        peak=derived.peak_lr,
+        total_steps=derived.total_steps,
+        warmup_steps=derived.warmup_steps,
+        start=lr.start,
+        end=lr.end,
+        decay=lr.decay,
     )
-    return optimizers.make(params, schedule, **config.optimizer)
+    return optimizers.make(params, schedule, **block.to_dict())
 
 
 def _stream(
-    config: ConfigDict, source: Source, transform: Transform, start_step: int
+    data: ConfigDict,
+    batch_size: int,
+    seed: int,
+    images: Source,
+    transform: Transform,
+    start_step: int,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Opens the endless stream of training batches from `start_step` on."""
     from litevit_jax.data import pipeline
 
     return pipeline.train_batches(
-        source,
+        images,
         transform,
-        batch_size=config.batch_size,
-        seed=config.seed,
+        batch_size=batch_size,
+        seed=seed,
         start_step=start_step,
         process_index=distributed.process_index(),
         process_count=distributed.process_count(),
-        workers=config.data.workers,
-        threads=config.data.threads,
-        max_bad_fraction=config.data.max_bad_fraction,
+        workers=data.workers,
+        threads=data.threads,
+        max_bad_fraction=data.max_bad_fraction,
     )

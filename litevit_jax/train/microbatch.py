@@ -39,17 +39,28 @@ VALUES_AT_ONCE = 8 * 224 * 224 * 3
 _LEAST_SHARE = 0.5
 
 
-def make_mesh(config: ConfigDict, source: Callable[[str], Source]) -> Mesh:
+def make_mesh(
+    block: ConfigDict,
+    batch_size: int | None,
+    auto_batch: ConfigDict,
+    source: Callable[[str], Source],
+) -> Mesh:
     """Builds the mesh of a run, on as many devices as divide an automatic batch size.
 
     A mesh that the config gives, or one of several processes, takes all devices.
+
+    Args:
+      block: `config.mesh`.
+      batch_size: None chooses one, as `choose_batch_size` does.
+      auto_batch: the block that bounds what is chosen.
+      source: split -> its examples; of 'train', their number is used.
     """
     devices = jax.devices()
-    free = config.mesh.data < 0 and distributed.process_count() == 1
-    if config.batch_size is None and free:
-        size = choose_batch_size(len(source("train")), config.auto_batch.at_most)
+    free = block.data < 0 and distributed.process_count() == 1
+    if batch_size is None and free:
+        size = choose_batch_size(len(source("train")), auto_batch.at_most)
         devices = devices[: math.gcd(size, len(devices))]
-    return sharding.make_mesh(**config.mesh, devices=devices)
+    return sharding.make_mesh(**block.to_dict(), devices=devices)
 
 
 def choose_batch_size(images: int, at_most: int) -> int:
@@ -72,28 +83,32 @@ def check(setting: int | str, batch_size: int, mesh: Mesh) -> None:
 
 
 def count_microbatches(
-    config: ConfigDict,
+    setting: int | str,
+    batch_size: int,
+    data: ConfigDict,
     mesh: Mesh,
     objective: Objective,
     fitting: Callable[[], int] | None = None,
+    *,
+    name: str,
 ) -> int:
     """Returns how many slices the batch of a device is split into; 1 leaves it whole.
 
     'auto' splits where the objective allows it: into slices of at most as many images
     as the constants above give for the platform, if a number not much smaller divides
     the batch. On a GPU `fitting` returns how many images its memory holds; see
-    `gpu_memory`.
+    `gpu_memory`. `setting` is `config.microbatch`, `name` the objective's.
 
     Raises:
       ValueError: a slice that does not divide the batch of a device, or that the
         objective forbids.
     """
-    size, per_device = _parse(config.microbatch), config.batch_size // mesh.size
+    size, per_device = _parse(setting), batch_size // mesh.size
     whole = objective.needs_whole_batch
     if whole and isinstance(size, int):
         reason = f": {whole}" if isinstance(whole, str) else ""
         raise ValueError(
-            f"microbatch={size}: objective {config.objective.name!r} uses statistics "
+            f"microbatch={size}: objective {name!r} uses statistics "
             f"of the whole batch, which slices would change{reason}; set "
             "--config.microbatch=off"
         )
@@ -103,13 +118,13 @@ def count_microbatches(
         if fitting and _platform(mesh) not in ("cpu", "tpu"):
             fit = fitting()  # more would not: a small divisor is better than the whole
             return per_device // max(n for n in _divisors(per_device) if n <= fit)
-        wanted = _at_once(config.data, mesh, objective)
+        wanted = _at_once(data, mesh, objective)
         return per_device // _chosen(per_device, wanted)
     if per_device % size:
         near = min(_divisors(per_device), key=lambda divisor: abs(divisor - size))
         raise ValueError(
             f"microbatch={size} does not divide the {per_device} images of a device "
-            f"(batch_size={config.batch_size} over {mesh.size}); the nearest that does "
+            f"({batch_size=} over {mesh.size}); the nearest that does "
             f"is {near}: set --config.microbatch={near}"
         )
     return per_device // size

@@ -72,52 +72,16 @@ def adamw(
     )
 
 
-def sgd(
-    *,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-    decay: PyTree = None,
-) -> optax.GradientTransformation:
-    """Builds SGD in PyTorch's form: decay joins the gradient, mu <- m mu + g."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=decay),
-        optax.trace(decay=momentum, nesterov=nesterov),
-    )
+NAMES = ("adamw", "lars", "sgd")
 
 
-def lars(
-    *,
-    momentum: float = 0.9,
-    trust: float = 0.001,
-    weight_decay: float = 0.0,
-    decay: PyTree = None,
-) -> optax.GradientTransformation:
-    """Builds LARS as in the MAE and MoCo-v3 probes (recipes 7).
+def maker(name: str) -> Callable[..., optax.GradientTransformation]:
+    """Returns what builds the gradient transformation `name`, one of `NAMES`."""
+    if name == "adamw":
+        return adamw
+    from litevit_jax.train import momentum  # of probes
 
-    Leaves with more than one dimension: g + wd p, scaled by trust |p| / |g| (1 if
-    either is zero). Others: the raw gradient. Then momentum.
-    """
-
-    def scale(updates: PyTree, params: PyTree) -> PyTree:
-        def scale_leaf(g: jax.Array, p: jax.Array) -> jax.Array:
-            if p.ndim <= 1:
-                return g
-            p_norm, g_norm = jnp.linalg.norm(p.ravel()), jnp.linalg.norm(g.ravel())
-            safe = jnp.where(g_norm > 0, g_norm, 1.0)
-            usable = (p_norm > 0) & (g_norm > 0)
-            return g * jnp.where(usable, trust * p_norm / safe, 1.0)
-
-        return jax.tree.map(scale_leaf, updates, params)
-
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=decay),
-        optax.stateless(scale),
-        optax.trace(decay=momentum),
-    )
-
-
-TRANSFORMATIONS = {"adamw": adamw, "lars": lars, "sgd": sgd}
+    return getattr(momentum, name)
 
 
 def decay_mask(params: PyTree, *, decay_1d: bool, skip: Sequence[str]) -> PyTree:
@@ -249,7 +213,7 @@ def make(
       ValueError: unknown name, setting or pattern, nothing left to train, or leaves
         that do not hold as many models as there are factors.
     """
-    choices.check("optimizer", name, sorted(TRANSFORMATIONS))
+    choices.check("optimizer", name, NAMES)
     trainable = jax.tree.map(lambda frozen: not frozen, match(freeze, params))
     if not any(jax.tree.leaves(trainable)):
         raise ValueError(f"optimizer.freeze={tuple(freeze)} leaves nothing to train")
@@ -261,25 +225,34 @@ def make(
     decay = decay_mask(single, decay_1d=decay_1d, skip=no_decay)
     decay = partition(decay, trainable)[0]
     try:
-        transformation = TRANSFORMATIONS[name](decay=decay, **kwargs)
+        transformation = maker(name)(decay=decay, **kwargs)
     except TypeError as error:
-        hint = choices.about_keyword(kwargs, TRANSFORMATIONS[name].__kwdefaults__)
+        hint = choices.about_keyword(kwargs, maker(name).__kwdefaults__)
         raise ValueError(f"optimizer {name!r}: {error}{hint}") from error
     if clip_norm is not None:
         _expect_positive("clip_norm", clip_norm)
         transformation = optax.chain(clip_by_norm(clip_norm), transformation)
     _check_decays(ema_decay, layer_decay, lr_factors)
+    optimizer = Optimizer(transformation, schedule, trainable, None, ema_decay)
+    return _scaled(optimizer, params, layer_decay, lr_factors)
+
+
+def _scaled(
+    optimizer: Optimizer, params: PyTree, layer_decay: float, lr_factors: Sequence
+) -> Optimizer:
+    """Scales the learning rates by layer or, of a stack, by model."""
     if not lr_factors and layer_decay >= 1:
-        return Optimizer(transformation, schedule, trainable, None, ema_decay)
+        return optimizer
     from litevit_jax.train import lr_scales
 
-    if lr_factors:
-        transformation = lr_scales.one_by_one(transformation)
-        scales = lr_scales.row_scales(partition(params, trainable)[0], lr_factors)
-    else:
-        layered = lr_scales.layer_scales(params, layer_decay)
-        scales = partition(layered, trainable)[0]
-    return Optimizer(transformation, schedule, trainable, scales, ema_decay)
+    if not lr_factors:
+        scales = optimizer.split(lr_scales.layer_scales(params, layer_decay))[0]
+        return dataclasses.replace(optimizer, scales=scales)
+    return dataclasses.replace(
+        optimizer,
+        transformation=lr_scales.one_by_one(optimizer.transformation),
+        scales=lr_scales.row_scales(optimizer.split(params)[0], lr_factors),
+    )
 
 
 def _check_decays(ema: float | None, layer: float, lr_factors: Sequence) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from litevit_jax import augment, distributed, registry
+from litevit_jax import distributed, registry
 from litevit_jax.train import microbatch
 
 if TYPE_CHECKING:
@@ -74,7 +74,14 @@ def derive(config: ConfigDict, source: Callable[[str], Source]) -> None:
         config.batch_size = microbatch.choose_batch_size(len(images), at_most)
         lr_batch = config.auto_batch.lr_batch or config.batch_size
         steps_at_least = config.auto_batch.steps_at_least
-    length = _length(config, len(images), steps_at_least)
+    length = _length(
+        len(images),
+        steps=config.steps,
+        epochs=config.epochs,
+        warmup_epochs=config.lr.warmup_epochs,
+        batch_size=config.batch_size,
+        at_least=steps_at_least,
+    )
     config.derived = {
         "train_examples": len(images),
         "train_fingerprint": images.fingerprint(),
@@ -83,36 +90,54 @@ def derive(config: ConfigDict, source: Callable[[str], Source]) -> None:
         **length,
         "peak_lr": config.lr.base * lr_batch / 256,
     }
-    config.augment, left_out = augment.for_channels(
-        config.augment.to_dict(), config.data.channels
-    )
+    if config.data.channels != 3:
+        _leave_colors_out(config.augment, config.data.channels)
+
+
+def _leave_colors_out(ops: ConfigDict, channels: int) -> None:
+    """Removes the augmentations that need red, green and blue, with a warning."""
+    from litevit_jax.augment import color
+
+    kept, left_out = color.for_channels(ops.to_dict(), channels)
+    for name in ops.keys() - kept.keys():
+        del ops[name]
+    ops.update(kept)
     if left_out:
         logging.warning(
             "images of data.channels=%d are not red, green and blue: the augmentation "
             "leaves out %s",
-            config.data.channels,
+            channels,
             ", ".join(left_out),
         )
 
 
-def objective(config: ConfigDict) -> tuple[dict[str, Any], str | None]:
-    """Completes the objective's block by what the run derives.
+def objective(
+    block: ConfigDict, derived: ConfigDict
+) -> tuple[dict[str, Any], str | None]:
+    """Completes the objective's `block` by what the run derives.
 
     Returns:
       The block without open fields, and the name of its field that counts classes, if
-      it has one; that field is set in `config`, too.
+      it has one; that field is set in `block`, too.
     """
     from litevit_jax.objectives import base as objectives
 
-    block = without_none(config.objective.to_dict())
-    block = objectives.complete(block, config.derived)
-    field = objectives.classes_field(block["name"])
-    if field is not None:
-        config.objective[field] = block[field]
-    return block, field
+    fields = objectives.complete(without_none(block.to_dict()), derived)
+    classes = objectives.classes_field(fields["name"])
+    if classes is not None:
+        block[classes] = fields[classes]
+    return fields, classes
 
 
-def _length(config: ConfigDict, images: int, steps_at_least: int) -> dict[str, float]:
+def _length(
+    images: int,
+    *,
+    steps: int | None,
+    epochs: float,
+    warmup_epochs: float,
+    batch_size: int,
+    at_least: int,
+) -> dict[str, float]:
     """How many updates a run takes, and of them an epoch and the warm-up.
 
     An epoch is a pass over the images: images / batch_size updates, a fraction of one
@@ -122,17 +147,14 @@ def _length(config: ConfigDict, images: int, steps_at_least: int) -> dict[str, f
     Raises:
       ValueError: a run without a step, or a warm-up that does not fit into it.
     """
-    epochs, warmup_epochs = config.epochs, config.lr.warmup_epochs
-    if epochs <= 0 or (config.steps is not None and config.steps < 1):
-        raise ValueError(
-            f"steps={config.steps}, epochs={epochs}: a run needs at least one"
-        )
+    if epochs <= 0 or (steps is not None and steps < 1):
+        raise ValueError(f"steps={steps}, epochs={epochs}: a run needs at least one")
     used = images
-    if images == _IMAGENET and images >= config.batch_size:
-        used -= images % config.batch_size
-    by_epochs = max(round(epochs * used / config.batch_size), 1)
-    total = max(by_epochs, steps_at_least) if config.steps is None else config.steps
-    warmup = round(warmup_epochs * used / config.batch_size)
+    if images == _IMAGENET and images >= batch_size:
+        used -= images % batch_size
+    by_epochs = max(round(epochs * used / batch_size), 1)
+    total = max(by_epochs, at_least) if steps is None else steps
+    warmup = round(warmup_epochs * used / batch_size)
     if total != by_epochs:  # a run of another length keeps its proportions
         warmup = round(total * warmup_epochs / epochs)
     if warmup >= total:
@@ -143,7 +165,7 @@ def _length(config: ConfigDict, images: int, steps_at_least: int) -> dict[str, f
             "longer"
         )
     return {
-        "steps_per_epoch": used / config.batch_size,
+        "steps_per_epoch": used / batch_size,
         "total_steps": total,
         "warmup_steps": warmup,
     }

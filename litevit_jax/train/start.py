@@ -20,8 +20,9 @@ from litevit_jax.train.job import TrainState
 from litevit_jax.train.optimizer import Optimizer
 from litevit_jax.trees import PyTree
 
-_ABOUT_CHECKPOINTS = ("init", "init_donor", "init_ema", "init_grid", "init_required")
-_ABOUT_CHECKPOINTS += ("like", "teacher")
+# Fields that name a checkpoint, or say how one is read.
+ABOUT_CHECKPOINTS = ("init", "init_donor", "init_ema", "init_grid", "init_required")
+ABOUT_CHECKPOINTS += ("like", "teacher")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,26 +71,29 @@ class Start:
         return sharding.replace(state, fixed, abstract)
 
 
-def asks_for_checkpoints(config: ConfigDict) -> bool:
-    """Whether a run of `config` names a checkpoint, or says how to read one."""
-    named = any(config[name] for name in _ABOUT_CHECKPOINTS)
-    return named or config.objective.get("teacher") is not None
+def random_start(
+    objective: ConfigDict,
+    data: ConfigDict,
+    augment: ConfigDict,
+    fallback: ConfigDict,
+    *,
+    seed: int,
+    name: str,
+) -> Start:
+    """Fills what the blocks leave open with `fallback`; parameters will be random.
 
-
-def random_start(config: ConfigDict) -> Start:
-    """Fills what `config` leaves open by its `fallback`; random parameters follow.
+    `name` is the recipe's, for messages.
 
     Raises:
       ValueError: no encoder, no data, or images that nothing describes.
     """
-    encoder, data = config.objective.encoder, config.data
-    take_fallback_encoder(encoder, config.fallback.encoder)
-    check_known(config.name, encoder, data)
+    take_fallback_encoder(objective.encoder, fallback.encoder)
+    check_known(name, objective.encoder, data)
     notes = []
-    if "normalize" in config.augment:  # else misspelt: `augment.make` raises
-        take_fallback(data, config.augment.normalize, config.fallback)
-        notes = [images_note(data, encoder)]
-    return Start(config.seed, config.objective.name, notes)
+    if "normalize" in augment:  # else misspelt: `augment.make` raises
+        take_fallback(data, augment.normalize, fallback)
+        notes = [images_note(data, objective.encoder)]
+    return Start(seed, objective.name, notes)
 
 
 def take_fallback_encoder(encoder: ConfigDict, fallback: ConfigDict) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -99,13 +98,6 @@ def creator(
         shardings,
     )
     return jax.jit(init, out_shardings=shardings), state
-
-
-def restart_optimizer(state: TrainState, optimizer: optimizers.Optimizer) -> TrainState:
-    """Creates the optimizer state anew, for parameters that were replaced."""
-    shardings = jax.tree.map(lambda x: x.sharding, state.opt_state)
-    init = jax.jit(optimizer.init, out_shardings=shardings)
-    return dataclasses.replace(state, opt_state=init(state.params))
 
 
 def laid_out(shapes: PyTree, layout: NamedSharding) -> PyTree:

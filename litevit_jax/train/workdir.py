@@ -65,6 +65,7 @@ _NOT_RECORDED = {
     "fallback.encoder": {},
     "init_donor_load": [],
     "init_required": False,
+    "lr.decay": "cosine",
 }
 
 # Of a checkpoint, for names, shapes and half-filled blocks of the disk.

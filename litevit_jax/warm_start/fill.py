@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,21 +16,36 @@ from litevit_jax.warm_start import images, match, read
 from litevit_jax.weights import positions
 
 
-def check(params: Any, loaded: read.Checkpoint | None, config: ConfigDict) -> None:
-    """Raises ValueError if `init` computes another function or does not fit."""
-    if loaded is None:
-        return
-    block = config.objective.encoder
+class Names(NamedTuple):
+    """Which parameters a run takes from a checkpoint, by patterns of their names.
+
+    Attributes:
+      load: of the run, replaced by the checkpoint's.
+      if_there: of the run, replaced where the checkpoint has them.
+      skip: of the checkpoint, which may stay unused.
+      rename: rules that change the checkpoint's names, as 'old/=new/'.
+    """
+
+    load: Sequence[str]
+    if_there: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    rename: Sequence[str] = ()
+
+
+def check_encoder(path: str, block: ConfigDict, loaded: read.Checkpoint) -> None:
+    """Raises ValueError if the encoder of `init` computes another function.
+
+    `path` is that of `init`, `block` the run's encoder.
+    """
     checkpoint_block = read.encoder_of(loaded.config)
-    check_heads("init", config.init, block, checkpoint_block)
+    check_heads("init", path, block, checkpoint_block)
     table = checkpoint_block.get("pos_embed")
     if not match.agree("pos_embed", block.pos_embed, table):
         raise ValueError(
-            f"{config.init}: the checkpoint's encoder has pos_embed={table}, "
+            f"{path}: the checkpoint's encoder has pos_embed={table}, "
             f"objective.encoder has {block.pos_embed}; give "
             f"--config.objective.encoder.pos_embed={table}"
         )
-    fill_params(params, loaded, config)
 
 
 def check_heads(
@@ -57,55 +72,75 @@ def check_heads(
         )
 
 
-def fill_params(params: Any, loaded: read.Checkpoint, config: ConfigDict) -> Any:
-    """Replaces the leaves of `params` that `init_load` names by those of `init`.
+def fill_params(
+    params: Any,
+    loaded: read.Checkpoint,
+    *,
+    path: str,
+    grid: match.Grid,
+    classes: list[str],
+    names: Names,
+) -> Any:
+    """Replaces the leaves of `params` that `names` chooses by those of `init`.
 
-    Leaves that `init_load_if_there` names are replaced if the checkpoint has them.
+    Args:
+      params: tree of arrays or shapes.
+      loaded: the checkpoint.
+      path: of it, for messages.
+      grid: rows and columns of patches of the run.
+      classes: names of the run's classes.
+      names: of what is taken.
 
     Raises:
       ValueError: the checkpoint does not fit.
     """
     try:
-        grid = images.grid(config.data, config.objective.encoder)
         arrays = match_positions(params, loaded, grid)
-        arrays = match.rename_params(arrays, config.init_rename)
+        arrays = match.rename_params(arrays, names.rename)
         optional = [
             re.escape(name)
             for name in arrays
-            if any(re.fullmatch(p, name) for p in config.init_load_if_there)
+            if any(re.fullmatch(p, name) for p in names.if_there)
         ]
-        load = (*config.init_load, *optional)
-        names = match.classes_of(config)
-        _check_meaning(match.shapes(params, arrays, load), loaded, grid, names)
-        return fill_leaves(params, arrays, load=load, skip=config.init_skip)
+        load = (*names.load, *optional)
+        _check_meaning(match.shapes(params, arrays, load), loaded, grid, classes)
+        return fill_leaves(params, arrays, load=load, skip=names.skip)
     except ValueError as error:
         text = f"{error}{match.norm_advice(loaded.params, str(error))}"
-        raise ValueError(f"--config.init={config.init}: {text}") from None
+        raise ValueError(f"--config.init={path}: {text}") from None
 
 
-def fill_all(shapes: Any, loaded: read.Checkpoint, config: ConfigDict) -> Any:
-    """Fills every leaf of `shapes`, on the host, from `init`.
+def fill_all(shapes: Any, loaded: read.Checkpoint, path: str, grid: match.Grid) -> Any:
+    """Fills every leaf of `shapes`, on the host, from `init`, which `path` names.
+
+    `grid` are the rows and columns of patches of the images to come.
 
     Raises:
       ValueError: a leaf is missing or does not fit, or an array of the checkpoint
         stays unused (one of a decoder may).
     """
     try:
-        grid = images.grid(config.data, config.objective.encoder)
         arrays = match_positions(shapes, loaded, grid)
         # Those of the data are matched with these by `train.eval_setup`.
         known = match.classes_of(loaded.config)
         _check_meaning(match.shapes(shapes, arrays, (".*",)), loaded, grid, known)
         return fill_leaves(shapes, arrays, load=(".*",), skip=("decoder/.*",))
     except ValueError as error:
-        raise ValueError(f"--config.init={config.init}: {error}") from None
+        raise ValueError(f"--config.init={path}: {error}") from None
 
 
-def fill_teacher(shapes: Any, loaded: read.Checkpoint, config: ConfigDict) -> Any:
+def fill_teacher(
+    shapes: Any,
+    loaded: read.Checkpoint,
+    path: str,
+    grid: match.Grid,
+    classes: list[str],
+) -> Any:
     """Fills every leaf of `shapes`, a frozen teacher, on the host.
 
     Arrays that the teacher does not need (decoder, head, later blocks) stay unused,
     but not a position embedding, without which it would compute another function.
+    `grid` and `classes` are the run's, as in `fill_params`.
 
     Raises:
       ValueError: a leaf is missing or does not fit.
@@ -113,13 +148,11 @@ def fill_teacher(shapes: Any, loaded: read.Checkpoint, config: ConfigDict) -> An
     skip = (f"(?!{_POS_EMBED}$).*",)
     try:
         if "head" in shapes:
-            known = match.classes_of(loaded.config)
-            match.check_names("head", known, match.classes_of(config))
-        grid = images.grid(config.data, config.objective.teacher)
+            match.check_names("head", match.classes_of(loaded.config), classes)
         arrays = match_positions(shapes, loaded, grid)
         return fill_leaves(shapes, arrays, load=(".*",), skip=skip)
     except ValueError as error:
-        raise ValueError(f"--config.teacher={config.teacher}: {error}") from None
+        raise ValueError(f"--config.teacher={path}: {error}") from None
 
 
 def _check_meaning(

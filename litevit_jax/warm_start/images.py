@@ -69,12 +69,13 @@ def settle(
         specs.append(spec_of_run(flag, run))
     if teacher is not None:
         specs.append(spec_of(f"--config.teacher={config.teacher}", teacher))
+    data, normalize = config.data, config.augment.normalize
     for spec in specs:
-        take(spec, config.data, config.augment.normalize)
-    starts.take_fallback(config.data, config.augment.normalize, config.fallback)
+        take(spec, data, normalize)
+    starts.take_fallback(data, normalize, config.fallback)
     return [
         *which_encoder(config.init, config.like, loaded, loads=bool(config.init_load)),
-        *notes(config, specs),
+        *notes(data, normalize, config.objective.encoder, specs),
         *parameters,
     ]
 
@@ -117,7 +118,11 @@ def which_parameters(init: str, loaded: Checkpoint, *, average: bool) -> list[st
 
 def spec_of_run(flag: str, config: dict[str, Any]) -> ImageSpec:
     """Returns the images of a run, by its saved config."""
-    data, normalize = config["data"], config["augment"]["normalize"]
+    return spec_of_blocks(flag, config["data"], config["augment"]["normalize"])
+
+
+def spec_of_blocks(flag: str, data: Any, normalize: Any) -> ImageSpec:
+    """Returns the images that two blocks of a config describe."""
     mean, std = (tuple(normalize[key]) for key in ("mean", "std"))
     size, levels = settings.image_size(data), data.get("range")
     return ImageSpec(flag, size, data["channels"], mean, std, levels)
@@ -148,10 +153,12 @@ def take(spec: ImageSpec, data: ConfigDict, normalize: ConfigDict) -> None:
     resolve.fill_open(normalize, {"mean": spec.mean, "std": spec.std})
 
 
-def notes(config: ConfigDict, specs: list[ImageSpec]) -> list[str]:
+def notes(
+    data: ConfigDict, normalize: ConfigDict, encoder: ConfigDict, specs: list[ImageSpec]
+) -> list[str]:
     """Describes the images in lines for the start: patches, and how `specs` differ."""
-    own = spec_of_run("", config.to_dict())
-    first = starts.images_note(config.data, config.objective.encoder)
+    own = spec_of_blocks("", data, normalize)
+    first = starts.images_note(data, encoder)
     return [first, *(line for spec in specs for line in _differences(own, spec))]
 
 

@@ -18,10 +18,9 @@ from litevit_jax import sharding
 from litevit_jax.models import vit
 from litevit_jax.train import resolve
 from litevit_jax.train import start as starts
-from litevit_jax.train import state as states
 from litevit_jax.train.job import TrainState
 from litevit_jax.train.optimizer import Optimizer
-from litevit_jax.warm_start import Checkpoint, images
+from litevit_jax.warm_start import Checkpoint, images, match
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +53,45 @@ class WarmStart(starts.Start):
         from litevit_jax.warm_start import fill
 
         assert self.teacher is not None
-        return fill.fill_teacher(shapes, self.teacher, self.config)
+        config = self.config
+        grid = images.grid(config.data, config.objective.teacher)
+        classes = match.classes_of(config)
+        return fill.fill_teacher(shapes, self.teacher, config.teacher, grid, classes)
 
     def check(self, params: Any) -> None:
         """Raises ValueError unless `init` computes the same function and fits."""
         if self.init is not None:
             from litevit_jax.warm_start import fill
 
-            fill.check(params, self.init, self.config)
+            encoder = self.config.objective.encoder
+            fill.check_encoder(self.config.init, encoder, self.init)
+            self.fill(params)
+
+    def fill(self, params: Any) -> Any:
+        """Replaces the leaves of `params` that `init_load` names by those of `init`.
+
+        Leaves that `init_load_if_there` names are replaced if the checkpoint has them.
+
+        Raises:
+          ValueError: the checkpoint does not fit.
+        """
+        from litevit_jax.warm_start import fill
+
+        assert self.init is not None
+        config = self.config
+        return fill.fill_params(
+            params,
+            self.init,
+            path=config.init,
+            grid=images.grid(config.data, config.objective.encoder),
+            classes=match.classes_of(config),
+            names=fill.Names(
+                config.init_load,
+                config.init_load_if_there,
+                config.init_skip,
+                config.init_rename,
+            ),
+        )
 
     def state(
         self,
@@ -72,18 +102,18 @@ class WarmStart(starts.Start):
     ) -> TrainState:
         """Creates the initial TrainState, with the parameters of `init`, on the mesh.
 
-        The optimizer starts anew if it averages them.
+        The optimizer starts anew if it averages them: the average starts there.
         """
         state = super().state(create, abstract, fixed, optimizer)
         if self.init is None:
             return state
-        from litevit_jax.warm_start import fill
-
-        params = fill.fill_params(state.params, self.init, self.config)
+        params = self.fill(state.params)
         state = sharding.replace(state, {"params": params}, abstract)
         if optimizer.ema_decay is None:
             return state
-        return states.restart_optimizer(state, optimizer)  # the average starts there
+        shardings = jax.tree.map(lambda x: x.sharding, state.opt_state)
+        init = jax.jit(optimizer.init, out_shardings=shardings)
+        return dataclasses.replace(state, opt_state=init(state.params))
 
 
 def warm_start(config: ConfigDict) -> WarmStart:
@@ -94,7 +124,8 @@ def warm_start(config: ConfigDict) -> WarmStart:
         contradicts it.
       FileNotFoundError: a checkpoint does not exist.
     """
-    init, teacher = init_checkpoint(config), teacher_checkpoint(config)
+    init = init_checkpoint(config)
+    teacher = teacher_checkpoint(config.teacher, config.objective)
     notes = images.settle(config, init, teacher)
     seed, objective = config.seed, config.objective.name
     return WarmStart(seed, objective, notes, config, init, teacher)
@@ -123,45 +154,43 @@ def init_checkpoint(config: ConfigDict) -> Checkpoint | None:
             "is not given: give the run or file, or leave it out"
         )
     encoder = config.objective.encoder
-    loaded, like = _read_init(config)
+    loaded = None
+    if config.init and config.init != "random":
+        from litevit_jax.warm_start import read
+
+        average, grid = bool(config.init_ema), config.init_grid
+        loaded = read.read_flag("init", config.init, encoder, average, grid)
+        if config.init_donor:
+            loads = config.init_donor_load
+            loaded = _with_donor(loaded, config.init_donor, loads, encoder)
+    like = _lender(config.like, loaded)
     if like is not None:
         from litevit_jax.warm_start import read
 
         path = config.init or config.like
         _take_encoder("objective.encoder", encoder, read.encoder_of(like), path)
         if config.data.source is None:
-            take_data(config, like)
+            take_data(config.data, like, init=config.init, name=config.name)
     else:
         starts.take_fallback_encoder(encoder, config.fallback.encoder)
     starts.check_known(config.name, encoder, config.data)
     return loaded
 
 
-def _read_init(config: ConfigDict) -> tuple[Checkpoint | None, dict | None]:
-    """Reads `init`; also returns the config to take open fields from, if any."""
-    trained = config.init and config.init != "random"
-    if not (trained or config.like):
-        return None, None
-    from litevit_jax.warm_start import read
+def _lender(like: str | None, loaded: Checkpoint | None) -> dict[str, Any] | None:
+    """Returns the config to take open fields from: that of run `like`, or of `init`."""
+    if like:
+        from litevit_jax.warm_start import read
 
-    loaded = None
-    if trained:
-        average, grid = bool(config.init_ema), config.init_grid
-        encoder = config.objective.encoder
-        loaded = read.read_flag("init", config.init, encoder, average, grid)
-        if config.init_donor:
-            loads = config.init_donor_load
-            loaded = _with_donor(loaded, config.init_donor, loads, encoder)
-    if config.like:
-        return loaded, read.run_config(config.like)
-    return loaded, None if loaded is None else loaded.config
+        return read.run_config(like)
+    return None if loaded is None else loaded.config
 
 
 def _with_donor(
     loaded: Checkpoint, donor_path: str, load: Sequence[str], encoder: ConfigDict
 ) -> Checkpoint:
     """Replaces the blocks of `loaded` that `load` names by the donor's."""
-    from litevit_jax.warm_start import match, read
+    from litevit_jax.warm_start import read
 
     donor = read.read_flag("init_donor", donor_path, encoder)
     own, other = (vit.of_block(read.encoder_of(x.config)) for x in (loaded, donor))
@@ -171,28 +200,28 @@ def _with_donor(
     return loaded._replace(params=arrays)
 
 
-def teacher_checkpoint(config: ConfigDict) -> Checkpoint | None:
+def teacher_checkpoint(path: str | None, objective: ConfigDict) -> Checkpoint | None:
     """Reads `teacher`, and fills from it what `objective.teacher` leaves open.
 
     Raises:
       ValueError: the objective has a teacher and none is given, or the reverse.
       FileNotFoundError: the checkpoint does not exist.
     """
-    block = config.objective.get("teacher")
-    if not config.teacher:
+    block = objective.get("teacher")  # most objectives have none
+    if not path:
         if block is None:
             return None
-        raise ValueError(starts.teacher_missing_error(config.objective.name))
+        raise ValueError(starts.teacher_missing_error(objective.name))
     if block is None:
-        raise ValueError(teacher_unused_error(config.teacher, config.objective.name))
+        raise ValueError(teacher_unused_error(path, objective.name))
     from litevit_jax.warm_start import fill, read
 
-    loaded = read.read_flag("teacher", config.teacher, block)
-    objective = loaded.config["objective"]
-    settings = {k: objective.get(k) for k in block if k not in ("encoder", "name")}
+    loaded = read.read_flag("teacher", path, block)
+    run = loaded.config["objective"]
+    settings = {k: run.get(k) for k in block if k not in ("encoder", "name")}
     known = {**resolve.without_none(settings), **read.encoder_of(loaded.config)}
-    _take_encoder("objective.teacher", block, known, config.teacher)
-    fill.check_heads("teacher", config.teacher, block, known)
+    _take_encoder("objective.teacher", block, known, path)
+    fill.check_heads("teacher", path, block, known)
     return loaded
 
 
@@ -212,8 +241,6 @@ def _take_encoder(
     `name` is the block's in the config, `path` the checkpoint's.
     """
     if block.get("variant") is None:
-        from litevit_jax.warm_start import match
-
         match.check_same(name, known, block, path)
         own = resolve.without_none(block.to_dict())
         resolve.assign(block, {**known, **own})
@@ -221,21 +248,22 @@ def _take_encoder(
         resolve.assign(block, {"pos_embed": known.get("pos_embed")})
 
 
-def take_data(config: ConfigDict, like: dict[str, Any]) -> None:
-    """Fills open fields of `config.data` from another run's config, `like`.
+def take_data(
+    data: ConfigDict, like: dict[str, Any], *, init: str | None, name: str
+) -> None:
+    """Fills open fields of block `data` from another run's config, `like`.
 
-    Size, channels and normalisation of the images are left to `images.take`.
+    Size, channels and normalisation of the images are left to `images.take`. `init` and
+    `name`, the recipe's, are for messages.
 
     Raises:
       ValueError: `like` is the config of a file, which records no data.
     """
     if "data" not in like:
         raise ValueError(
-            f"--config.init={config.init}: a file of weights says nothing about data; "
-            f"name some: --config=...{config.name}.py:digits, :imagenet2012 or "
+            f"--config.init={init}: a file of weights says nothing about data; "
+            f"name some: --config=...{name}.py:digits, :imagenet2012 or "
             ":data=folder,path=DIR"
         )
-    from litevit_jax.warm_start import match
-
     known = match.data_of(like).items()
-    resolve.fill_open(config.data, {k: v for k, v in known if k not in match.IMAGES})
+    resolve.fill_open(data, {k: v for k, v in known if k not in match.IMAGES})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from litevit_jax.analysis import attention, capture, images, measure, models, pictures
+from litevit_jax.analysis import attention, capture, images, measure, models
 from litevit_jax.jobs import analyse, train
 from tests import jobs
 from tests.analysis.conftest import MAKE_MESH
@@ -48,7 +48,8 @@ def with_config(prepared, **fields):
     """The same models, images drawn and batched in another way."""
     changed = prepared.config.copy_and_resolve_references()
     changed.update(fields)
-    source = images.select(changed)
+    drawn = {name: changed[name] for name in ("images", "order", "seed")}
+    source = images.select(changed.data, changed.split, **drawn)
     return dataclasses.replace(prepared, config=changed, source=source)
 
 
@@ -170,7 +171,7 @@ def test_the_command_writes_numbers_pictures_and_a_page(runs, tmp_path):
         cka__on=False,
         features__on=False,
     )
-    page = analyse.analyse(settings, tmp_path / "out")
+    page = analyse.analyse(measure.prepare(settings, tmp_path / "out"))
     results = json.loads((tmp_path / "out" / "analysis.json").read_text())
     layers = [(m["model"], m["layer"], m["query"]) for m in results["maps"]]
     assert layers.count(("deit", 1, "1/2")) == 2  # 1 is its last as well
@@ -205,15 +206,13 @@ def test_files_of_weights_are_looked_into_and_reconstruct(name, tmp_path):
     model = prepared.models[0]
     assert (model.encoder.width, model.view.channels) == (16, 3)
     assert (model.last_norm, model.run, model.step) == ("norm", None, 0)
-    drawn = pictures.draw_all(
-        prepared.config, prepared.models, prepared.source, tmp_path
-    )
+    drawn, made = measure.draw(prepared), prepared.config
     assert len(drawn["reconstructions"][0]["mae_loss"]) == 2
     assert np.isfinite(drawn["reconstructions"][0]["mae_loss"]).all()
     shown = images.first(
         prepared.config.data,
         prepared.models,
-        images.picture_source(prepared.config, prepared.source),
+        images.picture_source(made.data, made.split, made.rows, prepared.source),
         2,
     )["file"]["image"]
     whole = images.splits.open_split(prepared.config.data, "eval")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from litevit_jax import augment
-from litevit_jax.augment import photometric
+from litevit_jax.augment import color, photometric
 from tests.augment.color_test import photos
 
 
@@ -127,7 +127,7 @@ def test_it_changes_the_image_alone():
 
 
 def test_grey_images_are_left_out():
-    blocks, left_out = augment.for_channels({"photometric": {}, "normalize": {}}, 1)
+    blocks, left_out = color.for_channels({"photometric": {}, "normalize": {}}, 1)
     assert "photometric" not in blocks and left_out == ["photometric"]
 
 

@@ -19,7 +19,7 @@ def ended(checkpoints, tmp_path_factory):
     made = conftest.shared()
     workdir = tmp_path_factory.mktemp("runs") / "mae run"
     shutil.copytree(checkpoints / "0", workdir)
-    return made, workdir, analyse.after_training(made, str(workdir))
+    return made, workdir, analyse.after_training(str(workdir))
 
 
 def test_a_run_ends_with_a_report_of_all_that_it_is(ended):
@@ -39,24 +39,27 @@ def test_a_run_ends_with_a_report_of_all_that_it_is(ended):
 
 
 def test_an_analysis_is_made_anew_in_its_own_directory_alone(ended):
-    made, workdir, _ = ended
-    with made.unlocked():
-        made.log.report_images = 8
-    analyse.after_training(made, str(workdir))
+    workdir = ended[1]
+    saved = json.loads((workdir / "config.json").read_text())
+    saved["log"]["report_images"] = 8
+    (workdir / "config.json").write_text(json.dumps(saved))
+    analyse.after_training(str(workdir))
     analysis = json.loads((workdir / "analysis" / "analysis.json").read_text())
     assert analysis["images"] == 8
-    small = analyse._small(made, analyse.run_record.read("mae", workdir))
+    small = analyse._small(analyse.run_record.read("mae", workdir))
     with pytest.raises(ValueError, match="holds a run with another config"):
         measure.prepare(small, workdir)
 
 
 def test_without_images_there_is_no_analysis(ended, tmp_path):
-    made = jobs.tiny(steps=2, log__report_images=0)
     copy = tmp_path / "run"
     copy.mkdir()
     for name in ("config.json", "metrics.jsonl"):
         (copy / name).write_bytes((ended[1] / name).read_bytes())
-    text = analyse.after_training(made, str(copy)).read_text()
+    saved = json.loads((copy / "config.json").read_text())
+    saved["log"]["report_images"] = 0
+    (copy / "config.json").write_text(json.dumps(saved))
+    text = analyse.after_training(str(copy)).read_text()
     assert not (copy / "analysis").exists() and "Similarity of layers" not in text
 
 
@@ -91,6 +94,10 @@ def analysis_config(models, word="report"):
     return made
 
 
+def draw(config):
+    return analyse.draw(config.models, None, recipe=config.name)
+
+
 def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
     other = examples.write_run(
         tmp_path / "other", logged=20, total=50, name="mocov3_tiny"
@@ -98,7 +105,7 @@ def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = analysis_config(f"mae={run},moco={other}/checkpoints/20")
     (other / "checkpoints").mkdir()
-    out = analyse.draw(config, None)
+    out = draw(config)
     assert out.resolve() == (tmp_path / "runs/side/report/index.html").resolve()
     found = json.loads((out.parent / "report.json").read_text())
     loss = next(f for f in found["figures"] if f["name"] == "curves-loss")
@@ -121,7 +128,7 @@ def test_several_runs_stand_side_by_side(run, tmp_path, monkeypatch):
 
 def test_a_report_of_one_run_is_put_into_its_directory(tmp_path):
     place = examples.write_run(tmp_path / "mine")
-    out = analyse.draw(analysis_config(str(place)), None)
+    out = draw(analysis_config(str(place)))
     assert out == place / "report" / "index.html"
 
 
@@ -129,13 +136,13 @@ def test_a_report_of_a_file_of_weights_is_refused(tmp_path):
     file = tmp_path / "vit.pth"
     file.write_bytes(b"x")
     with pytest.raises(ValueError, match=r"a report is of runs; to look into a file"):
-        analyse.draw(analysis_config(f"vit={file}"), None)
+        draw(analysis_config(f"vit={file}"))
 
 
 def test_a_comparison_of_one_run_is_refused(run):
     made = analysis_config(str(run), "compare")
     with pytest.raises(ValueError, match=r"one run has nothing to be compared with"):
-        analyse.draw(made, None)
+        draw(made)
     with pytest.raises(ValueError, match=r"variants advice and compare: give one"):
         analysis_config(str(run), "compare,advice")
     assert analysis_config(str(run), "compare").name == "compare"

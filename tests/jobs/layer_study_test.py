@@ -66,7 +66,7 @@ def study(checkpoints, tmp_path_factory):
 
 
 def test_every_part_runs_once_and_the_same_run_not_twice(runs, checkpoints, tmp_path):
-    outcome = layer_study.run(config(checkpoints), tmp_path / "run")
+    outcome = layer_study.Study(config(checkpoints), tmp_path / "run").run()
     names = [workdir.name for _, workdir in runs]
     rich = [n.removeprefix("rich-") for n in names if n.startswith("rich-")]
     assert rich == [
@@ -92,13 +92,13 @@ def test_every_part_runs_once_and_the_same_run_not_twice(runs, checkpoints, tmp_
     ):
         rich = drawn[f"layers-{kind}"]["rich"]
         assert rich["k"] == [0, 1, 2] and rich["values"][k] == kept[same]
-    layer_study.run(config(checkpoints), tmp_path / "run")
+    layer_study.Study(config(checkpoints), tmp_path / "run").run()
     assert len(runs) == 18 and len(runs.probes) == 2
 
 
 def test_blocks_are_probed_with_the_images_of_each_setting(runs, checkpoints, tmp_path):
     made = config(checkpoints, study__kinds=("probe",))
-    outcome = layer_study.run(made, tmp_path / "run")
+    outcome = layer_study.Study(made, tmp_path / "run").run()
     assert [probe.data.fraction for probe, _ in runs.probes] == [1.0, 0.5]
     assert [place.name for _, place in runs.probes] == [
         "rich-probe-00",
@@ -125,19 +125,21 @@ def test_blocks_are_probed_with_the_images_of_each_setting(runs, checkpoints, tm
 def test_a_study_goes_on_where_it_was_stopped(runs, checkpoints, tmp_path):
     runs.stop = (3,)
     kinds = {"study__kinds": ("keep_first",)}
-    outcome = layer_study.run(config(checkpoints, **kinds), tmp_path / "run")
+    outcome = layer_study.Study(config(checkpoints, **kinds), tmp_path / "run").run()
     assert outcome.signal == signal.SIGTERM and len(runs) == 3
     assert "6 of 8 parts are not finished" in outcome.page.read_text()
-    outcome = layer_study.run(config(checkpoints, **kinds), tmp_path / "run")
+    outcome = layer_study.Study(config(checkpoints, **kinds), tmp_path / "run").run()
     assert outcome.signal is None
     assert len(runs) == 9 and runs[3][1] == runs[2][1]
     # More parts may be asked of the same study, other data may not.
-    layer_study.run(config(checkpoints, study__kinds=("freeze",)), tmp_path / "run")
+    layer_study.Study(
+        config(checkpoints, study__kinds=("freeze",)), tmp_path / "run"
+    ).run()
     assert len(runs) == 13
     with pytest.raises(ValueError, match=r"study.poor: 0.5 -> 0.25"):
-        layer_study.run(
+        layer_study.Study(
             config(checkpoints, study__poor=0.25, **kinds), tmp_path / "run"
-        )
+        ).run()
 
 
 def begun(study, kind, k, tmp_path, setting="rich"):

@@ -75,7 +75,7 @@ def values(made):
 
 def test_every_point_runs_once_and_the_best_again_on_all_data(runs, tmp_path):
     made = config(sweep__epochs=(20, 40), sweep__warmup_epochs=(2.0, 4.0))
-    outcome = transfer.run(made, tmp_path / "run")
+    outcome = transfer.Sweep(made, tmp_path / "run").run()
     asked = [values(c) for c, _ in runs]
     wanted = {
         (lr, decay, epochs, warmup)
@@ -108,7 +108,7 @@ def test_every_point_runs_once_and_the_best_again_on_all_data(runs, tmp_path):
 
 
 def test_points_are_chosen_on_images_that_neither_they_nor_the_test_see(runs, tmp_path):
-    transfer.run(config(sweep__lr_base=(0.1,)), tmp_path / "run")
+    transfer.Sweep(config(sweep__lr_base=(0.1,)), tmp_path / "run").run()
     point, final = (runs[0][0].data, runs[-1][0].data)
     parts = {
         "train": splits.open_split(point, "train"),
@@ -144,7 +144,7 @@ def test_only_the_final_run_calls_its_numbers_test(runs, tmp_path):
     with made.unlocked():
         made.evals.validation = made.evals.test
     with pytest.raises(ValueError, match=r"evals .*test, validation: .*another name"):
-        transfer.run(made, tmp_path / "run")
+        transfer.Sweep(made, tmp_path / "run").run()
 
 
 def test_a_number_that_no_point_has_is_no_column(runs, tmp_path, monkeypatch):
@@ -156,44 +156,44 @@ def test_a_number_that_no_point_has_is_no_column(runs, tmp_path, monkeypatch):
         return loop.RunOutcome(6, {evaluated(made): {"last": two}})
 
     monkeypatch.setattr(train, "run", without_top5)
-    head = transfer.run(config(), tmp_path / "run").table.splitlines()[1]
+    head = transfer.Sweep(config(), tmp_path / "run").run().table.splitlines()[1]
     assert head.split()[-3:] == ["n", "top1", "mean_per_class"]
 
 
 def test_a_stopped_sweep_goes_on_where_it_was(runs, tmp_path):
     runs.stop = (3,)
-    outcome = transfer.run(config(), tmp_path / "run")
+    outcome = transfer.Sweep(config(), tmp_path / "run").run()
     assert outcome.signal == signal.SIGTERM and len(runs) == 3
     assert len(found(tmp_path / "run")["points"]) == 2
-    transfer.run(config(), tmp_path / "run")
+    transfer.Sweep(config(), tmp_path / "run").run()
     assert runs[3][1] == runs[2][1]  # the point that was stopped, in its directory
     assert len(runs) == 3 + 4 + 1 and len(found(tmp_path / "run")["points"]) == 6
 
 
 def test_a_finished_sweep_runs_nothing_and_tells_the_same(runs, tmp_path):
-    first = transfer.run(config(), tmp_path / "run")
-    again = transfer.run(config(), tmp_path / "run")
+    first = transfer.Sweep(config(), tmp_path / "run").run()
+    again = transfer.Sweep(config(), tmp_path / "run").run()
     assert len(runs) == 7 and again.table == first.table
 
 
 def test_a_larger_grid_runs_only_what_is_new(runs, tmp_path):
-    transfer.run(config(sweep__lr_base=(0.05, 0.2)), tmp_path / "run")
+    transfer.Sweep(config(sweep__lr_base=(0.05, 0.2)), tmp_path / "run").run()
     assert len(runs) == 5
-    transfer.run(config(), tmp_path / "run")
+    transfer.Sweep(config(), tmp_path / "run").run()
     assert [values(c)[0] for c, _ in runs[5:]] == [0.1, 0.1, 0.1]  # two, and the best
 
 
 def test_mean_per_class_chooses_if_asked_to(runs, tmp_path):
     made = config(evals__test__metric="mean_per_class")
-    transfer.run(made, tmp_path / "run")
+    transfer.Sweep(made, tmp_path / "run").run()
     assert found(tmp_path / "run")["winner"].startswith("lr0.2-")
 
 
 def test_another_validation_part_is_another_sweep(runs, tmp_path):
-    transfer.run(config(), tmp_path / "run")
+    transfer.Sweep(config(), tmp_path / "run").run()
     message = r"(?s)another config.*sweep.holdout: 0.2 -> 0.3"
     with pytest.raises(ValueError, match=message):
-        transfer.run(config(sweep__holdout=0.3), tmp_path / "run")
+        transfer.Sweep(config(sweep__holdout=0.3), tmp_path / "run").run()
 
 
 MISTAKES = {
@@ -215,7 +215,7 @@ MISTAKES = {
 def test_a_mistake_is_refused_before_anything_runs(name, runs, tmp_path):
     overrides, message = MISTAKES[name]
     with pytest.raises(ValueError, match=message):
-        transfer.run(config(**overrides), tmp_path / "run")
+        transfer.Sweep(config(**overrides), tmp_path / "run").run()
     assert runs == [] and not (tmp_path / "run").exists()
 
 
@@ -227,7 +227,7 @@ def test_a_fallback_to_the_test_folder_is_not_taken_for_validation(
     with made.unlocked():
         made.sweep.update(train_split="train", eval_split="val")
     with pytest.raises(ValueError, match=r"sweep.eval_split='val' is the test split"):
-        transfer.run(made, tmp_path / "run")
+        transfer.Sweep(made, tmp_path / "run").run()
 
 
 @pytest.fixture(scope="module")
@@ -238,19 +238,19 @@ def pretrained():
 def test_weights_that_changed_meanwhile_are_another_sweep(pretrained, runs, tmp_path):
     made = config(init=pretrained, objective__encoder__width=32,
                   objective__encoder__num_heads=4)  # fmt: skip
-    transfer.run(made, tmp_path / "run")
+    transfer.Sweep(made, tmp_path / "run").run()
     path = tmp_path / "run" / "config.json"
     saved = json.loads(path.read_text())
     assert len(saved["derived"]["init_fingerprint"]) == 16
     saved["derived"]["init_fingerprint"] = "0" * 16
     path.write_text(json.dumps(saved))
     with pytest.raises(ValueError, match=r"derived.init_fingerprint"):
-        transfer.run(made, tmp_path / "run")
+        transfer.Sweep(made, tmp_path / "run").run()
 
 
 def test_a_real_sweep_ends_with_results_of_its_runs(tmp_path):
     made = config(sweep__lr_base=(0.1,), sweep__layer_decay=(0.75,), steps=2)
-    outcome = transfer.run(made, tmp_path)
+    outcome = transfer.Sweep(made, tmp_path).run()
     saved = found(tmp_path)
     (point,) = saved["points"]
     place = tmp_path / "points" / point["name"]

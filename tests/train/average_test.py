@@ -148,12 +148,13 @@ def convert_config(**fields):
 
 def test_an_export_takes_what_it_is_told_to(run, tmp_path):
     for average in (True, False):
-        made = convert_config(source=str(run[0]), target="x.safetensors", ema=average)
-        model, source = convert.read_model(made)
+        how = convert.Reading(ema=average)
+        read_as = {"part": "all", "image_size": None}
+        model, source = convert.read_model(str(run[0]), how, **read_as)
         want = params_of(run[0], 3, average)
         same(model.params, want)
         assert ("averaged" in source.notes["source"]) == average
     file = tmp_path / "weights.safetensors"
     file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"source=.*holds one set of .*--config.ema"):
-        convert.read_model(convert_config(source=str(file), target="x.onnx", ema=True))
+        convert.run(convert_config(source=str(file), target="x.onnx", ema=True))

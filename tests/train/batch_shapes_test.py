@@ -137,7 +137,7 @@ def test_evaluation_and_fine_tuning_read_the_runs_range(recipe, deep_folder):
 def test_data_of_a_run_have_its_range(deep_folder):
     run = deep_run(deep_folder[0], data__range="7,4095").to_dict()
     made = jobs.config("evaluate", None).unlock()
-    start.take_data(made, run)
+    start.take_data(made.data, run, init="RUN", name="")
     assert made.data.range == "7,4095"
 
 

@@ -15,7 +15,14 @@ from tests import jobs
 def length(images, recipe="mae_tiny", **fields):
     """(updates an epoch, of the run, of its warm-up) by `fields` of a recipe."""
     made = jobs.config(recipe, "", **fields)
-    found = resolve._length(made, images, made.auto_batch.steps_at_least)
+    found = resolve._length(
+        images,
+        steps=made.steps,
+        epochs=made.epochs,
+        warmup_epochs=made.lr.warmup_epochs,
+        batch_size=made.batch_size,
+        at_least=made.auto_batch.steps_at_least,
+    )
     return found["steps_per_epoch"], found["total_steps"], found["warmup_steps"]
 
 

@@ -28,6 +28,13 @@ def mesh_of(count=8, platform="tpu"):
     )
 
 
+def count(config, mesh, objective, fitting=None):
+    """Slices of a device's batch, by the fields of a config."""
+    fields = (config.microbatch, config.batch_size, config.data)
+    name = config.objective.name
+    return microbatch.count_microbatches(*fields, mesh, objective, fitting, name=name)
+
+
 def settings(batch_size, value="auto", image_size=224):
     return ConfigDict(
         {
@@ -57,7 +64,7 @@ def settings(batch_size, value="auto", image_size=224):
     ],
 )
 def test_auto_takes_up_to_128_images_of_a_chip_where_the_batch_allows(per_device, want):
-    found = microbatch.count_microbatches(settings(per_device * 8), mesh_of(), FREE)
+    found = count(settings(per_device * 8), mesh_of(), FREE)
     assert found == want and (per_device // found <= 128 or want == 1)
 
 
@@ -67,7 +74,7 @@ def test_auto_takes_up_to_128_images_of_a_chip_where_the_batch_allows(per_device
 )
 def test_auto_counts_values_on_cpus(image_size, per_device, want):
     config = settings(per_device * 2, image_size=image_size)
-    assert microbatch.count_microbatches(config, mesh_of(2, "cpu"), FREE) == want
+    assert count(config, mesh_of(2, "cpu"), FREE) == want
 
 
 @pytest.mark.parametrize(
@@ -78,7 +85,7 @@ def test_auto_takes_fewer_images_where_all_patches_are_encoded(
     platform, per_device, want
 ):
     config = settings(per_device * 2)
-    assert microbatch.count_microbatches(config, mesh_of(2, platform), UNMASKED) == want
+    assert count(config, mesh_of(2, platform), UNMASKED) == want
 
 
 @pytest.mark.parametrize(
@@ -89,7 +96,7 @@ def test_what_is_encoded_says_how_many_images_are_computed_at_once(ratio, want):
     for make, more in ((mae.make, {}), (distill.make, {"teacher": tiny})):
         objective = make(encoder=tiny, decoder=tiny, mask_ratio=ratio, **more)
         config = settings(8 * want * 2)
-        assert microbatch.count_microbatches(config, mesh_of(), objective) == 2
+        assert count(config, mesh_of(), objective) == 2
 
 
 @pytest.mark.parametrize("said", [64, "64"])
@@ -97,16 +104,16 @@ def test_a_number_is_that_of_images_of_a_device(said):
     config = settings(4096)
     with config.ignore_type():
         config.microbatch = said
-    assert microbatch.count_microbatches(config, mesh_of(), FREE) == 8
+    assert count(config, mesh_of(), FREE) == 8
 
 
 def test_off_leaves_the_batch_whole():
-    assert microbatch.count_microbatches(settings(4096, "off"), mesh_of(), FREE) == 1
+    assert count(settings(4096, "off"), mesh_of(), FREE) == 1
 
 
 def test_auto_leaves_a_batch_whole_that_must_stay_whole():
-    assert microbatch.count_microbatches(settings(4096), mesh_of(), BOUND) == 1
-    assert microbatch.count_microbatches(settings(4096, "off"), mesh_of(), BOUND) == 1
+    assert count(settings(4096), mesh_of(), BOUND) == 1
+    assert count(settings(4096, "off"), mesh_of(), BOUND) == 1
 
 
 @pytest.mark.parametrize(
@@ -119,8 +126,8 @@ def test_one_that_does_not_divide_names_the_nearest_that_does(said, near):
         rf"\(batch_size=4096 over 8\); .* is {near}: set --config.microbatch={near}$"
     )
     with pytest.raises(ValueError, match=text):
-        microbatch.count_microbatches(settings(4096, str(said)), mesh_of(), FREE)
-    microbatch.count_microbatches(settings(4096, str(near)), mesh_of(), FREE)
+        count(settings(4096, str(said)), mesh_of(), FREE)
+    count(settings(4096, str(near)), mesh_of(), FREE)
 
 
 @pytest.mark.parametrize("said", ["0", "-4", "1.5", "", "None", "²"])
@@ -194,9 +201,7 @@ def test_a_mesh_that_is_given_is_not_made_smaller(tmp_path):
     [(5000, 1), (1024, 1), (1023, 2), (300, 4), (1, 1024), (129, 8)],
 )
 def test_a_gpu_cuts_its_batch_into_the_largest_slices_that_fit(fit, want):
-    found = microbatch.count_microbatches(
-        settings(1024), mesh_of(1, "gpu"), FREE, lambda: fit
-    )
+    found = count(settings(1024), mesh_of(1, "gpu"), FREE, lambda: fit)
     assert found == want
 
 
@@ -204,4 +209,4 @@ def test_elsewhere_nobody_asks_what_fits():
     def fail():
         raise AssertionError("asked")
 
-    assert microbatch.count_microbatches(settings(1024), mesh_of(), FREE, fail) == 1
+    assert count(settings(1024), mesh_of(), FREE, fail) == 1

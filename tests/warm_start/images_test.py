@@ -43,7 +43,8 @@ def lent(run, monkeypatch):
 def settled(recipe, arg="data=folder,path=DIR", **fields):
     """(config with its images settled, lines for the start)."""
     config = jobs.config(recipe, arg, **fields).copy_and_resolve_references().unlock()
-    loaded, teacher = start.init_checkpoint(config), start.teacher_checkpoint(config)
+    loaded = start.init_checkpoint(config)
+    teacher = start.teacher_checkpoint(config.teacher, config.objective)
     return config, images.settle(config, loaded, teacher)
 
 

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from litevit_jax.warm_start import fill, read
+from litevit_jax.warm_start import read, start
 from tests import jobs
 
 ONES = np.ones(24, np.float32)
@@ -26,10 +26,16 @@ def probe():
     return made
 
 
+def filled(params):
+    """`params` with those that a probe takes from the classifier."""
+    config = probe()
+    return start.WarmStart(0, "", [], config, classifier(), None).fill(params)
+
+
 def test_a_probe_of_averaged_tokens_takes_the_norm_behind_the_average():
     head = {"fc": {"kernel": ONES}, "fc_norm": {"scale": ONES}}
     params = {"encoder": {"cls_token": ONES}, "head": head}
-    got = fill.fill_params(params, classifier(), probe())
+    got = filled(params)
     np.testing.assert_array_equal(got["head"]["fc_norm"]["scale"], 3 * ONES)
     np.testing.assert_array_equal(got["head"]["fc"]["kernel"], ONES)
     np.testing.assert_array_equal(got["encoder"]["cls_token"], 2 * ONES)
@@ -41,4 +47,4 @@ def test_a_probe_of_the_class_token_is_told_where_the_norm_is():
     with pytest.raises(
         ValueError, match=r"norm/scale .*(?s:.)*follows the average.*avg$"
     ):
-        fill.fill_params(params, classifier(), probe())
+        filled(params)

@@ -10,7 +10,7 @@ import pytest
 from litevit_jax import array_digest, trees, weights
 from litevit_jax.jobs import train
 from litevit_jax.models import layers
-from litevit_jax.warm_start import fill, read
+from litevit_jax.warm_start import read, start
 from litevit_jax.weights import positions
 from tests import jobs
 
@@ -177,7 +177,7 @@ def loaded_into(made, workdir):
     job = train.prepare(made, workdir)
     config = ml_collections.ConfigDict(job.config)
     run = read.read(config.init, num_heads=config.objective.encoder.num_heads)
-    filled = fill.fill_params(job.state.params, run, config)
+    filled = start.WarmStart(0, "", [], config, run, None).fill(job.state.params)
     return trees.flatten(filled), job
 
 
