@@ -478,10 +478,11 @@ def test_a_transfer_is_a_sweep_unless_that_is_off(
     swept = []
 
     def sweep(config, workdir):
-        swept.append(workdir)
-        return transfer.Outcome("the table", number)
+        swept.append(str(workdir))
+        outcome = transfer.Outcome("the table", number)
+        return types.SimpleNamespace(run=lambda: outcome)
 
-    monkeypatch.setattr(transfer, "run", sweep)
+    monkeypatch.setattr(transfer, "Sweep", sweep)
     recipe = str(ROOT / "configs" / "transfer.py")
     assert run(f"--config={recipe}:pets", "--config.init=RUN") == code
     assert swept == [os.path.join("runs", "transfer-pets")] and started == []
@@ -520,7 +521,8 @@ def test_the_last_lines_of_a_job_are_the_commands_that_come_next(
 ):
     monkeypatch.setattr(evaluate, "run", lambda *_: {})
     final = pathlib.Path("w/final/p")
-    monkeypatch.setattr(transfer, "run", lambda *_: transfer.Outcome("", final=final))
+    swept = types.SimpleNamespace(run=lambda: transfer.Outcome("", final=final))
+    monkeypatch.setattr(transfer, "Sweep", lambda *_: swept)
     monkeypatch.setattr(analyse, "run", lambda *_: analyse.Outcome("the report"))
     monkeypatch.setattr(convert, "run", lambda *_: "the table")
     recipe, *rest = command.split()
