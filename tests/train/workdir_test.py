@@ -115,6 +115,7 @@ def older(config):
     old["data"] |= {"holdout": share["test"], "validation_share": share["eval"]}
     old["data"] |= {"select_fraction": share["select"], "select_at_most": 20_000}
     old["accum_steps"] = 4
+    del old["lr"]["decay"]
     for name in ("init_donor", "init_donor_load"):
         del old[name]
     if not old["init_required"]:
