@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "terminal": {"distributed", "preemption"},
     "checkpoint": {"distributed", "paths", "sharding", "trees"},
     "data": {*LEAVES, "registry", "terminal"},
-    "objectives": {"choices", "models", "registry"},
+    "objectives": {"choices", "models", "registry", "trees"},
     "evaluators": {*LEAVES, "data", "preemption", "registry"},
 }
 

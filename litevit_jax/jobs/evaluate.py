@@ -182,7 +182,7 @@ def _source(data: ConfigDict) -> Callable[[str], Any]:
 
 
 class Model(NamedTuple):
-    """What a checkpoint says of its model.
+    """The model of a checkpoint, and how it was evaluated.
 
     Attributes:
       objective: its block, complete.
