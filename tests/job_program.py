@@ -20,8 +20,7 @@ from litevit_jax import cli, distributed, exits, sharding
 from litevit_jax.data import pipeline
 from litevit_jax.distributed import start, watchdog
 from litevit_jax.jobs import train as train_module
-from litevit_jax.train import build
-from litevit_jax.train import workdir as workdirs
+from litevit_jax.train import build, shared_workdir
 from tests import jobs
 
 values = flags.FlagValues()
@@ -58,7 +57,7 @@ def stopped(workdir, process, at_step, **overrides):
 
 def unshared(folder):
     """A workdir of each process's own: what it says."""
-    workdirs._PATIENCE_S = 2.0
+    shared_workdir._PATIENCE_S = 2.0
     try:
         train_module.run(jobs.tiny(), f"{folder}/own-{distributed.process_index()}")
     except ValueError as error:

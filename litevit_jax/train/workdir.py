@@ -71,8 +71,6 @@ _NOT_RECORDED = {
 # Of a checkpoint, for names, shapes and half-filled blocks of the disk.
 _BESIDE_STATE = 400_000
 
-_PATIENCE_S = 15.0  # until a shared file system shows a new file
-
 _NO_CONFIG = (
     "put a copy of it back (each checkpoints/STEP/meta/metadata holds the config under "
     "'config'), or start anew in another --workdir"
@@ -119,12 +117,14 @@ def open_run(
       OSError: it cannot be written.
     """
     if distributed.process_count() > 1:
-        _check_shared(workdir)
+        from litevit_jax.train import shared_workdir
+
+        shared_workdir.check(workdir)
     return distributed.run_on_primary(lambda: _open(workdir, plain(config), free))
 
 
 def _open(workdir: pathlib.Path, config: Config, free: tuple[str, ...]) -> bool:
-    _check_writable(workdir)
+    check_writable(workdir)
     taken = lock.take(workdir)
     try:
         return _begin_or_resume(workdir, config, free)
@@ -202,40 +202,8 @@ def _may_change(key: str) -> bool:
     )
 
 
-def _check_shared(workdir: pathlib.Path) -> None:
-    """Raises ValueError unless all processes see what the first one writes there."""
-
-    def leave_mark() -> str:
-        _check_writable(workdir)
-        name = f".mark-{os.getpid()}-{time.time_ns()}"
-        (workdir / name).write_text(name)
-        return name
-
-    name = distributed.run_on_primary(leave_mark)
-    seen = distributed.gather(_sees(workdir / name))
-    distributed.run_on_primary((workdir / name).unlink)
-    if not all(seen):
-        blind = ", ".join(str(i) for i, visible in enumerate(seen) if not visible)
-        raise ValueError(
-            f"--workdir={workdir}: what process 0 writes there is not seen by "
-            f"process {blind}: it is a directory of each host's own. All "
-            "hosts need the same one: give a shared file system or a bucket (gs://...)"
-        )
-
-
-def _sees(mark: pathlib.Path) -> bool:
-    """Whether `mark` appears; shared file systems take a while to show it."""
-    until = time.monotonic() + _PATIENCE_S
-    while not mark.exists():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.2)
-        if mark.parent.exists():  # makes NFS list it anew
-            list(mark.parent.iterdir())
-    return True
-
-
-def _check_writable(workdir: pathlib.Path) -> None:
+def check_writable(workdir: pathlib.Path) -> None:
+    """Raises OSError unless files can be written to `workdir`, which is made."""
     local = paths.is_local(workdir)
     # A store's library may raise anything for what is forbidden or not there.
     kinds: type[Exception] = OSError if local else Exception
