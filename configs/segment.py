@@ -86,7 +86,7 @@ def _objective(config, head):
         "warmup_epochs": 1.2,  # 1,500 updates on ADE20K
         "start": 1e-9 if frozen else 1e-10,
         "end": 0.0,
-        "decay": "cosine" if frozen else "linear",
+        "decay": "cosine" if frozen else "linear",  # after the warm-up
     }
     config.optimizer = {
         "name": "adamw",
