@@ -45,10 +45,20 @@ def refuse(tmp_path):
     return check
 
 
-def test_preparing_a_run_compiles_nothing_but_running_does(tmp_path):
+@pytest.fixture(autouse=True, scope="module")
+def whole_run(tmp_path_factory):
+    """What was compiled for a run that was prepared whole; later ones need no step."""
     COMPILED.clear()
-    jobs.prepare(tmp_path)
-    assert COMPILED == []
+    jobs.prepare(tmp_path_factory.mktemp("whole") / "run")
+    compiled = COMPILED[:]
+    with pytest.MonkeyPatch.context() as patch, jobs.without_steps():
+        patch.setattr(build, "build_step", jobs.sharing_designs())
+        yield compiled
+
+
+def test_preparing_a_run_compiles_nothing_but_running_does(whole_run):
+    assert whole_run == []
+    COMPILED.clear()
     jax.jit(lambda x: x * 3.25)(jax.numpy.ones(7)).block_until_ready()
     assert COMPILED  # the counter counts
 

@@ -56,7 +56,9 @@ def _few_programs():
 
         from litevit_jax.evaluators import base
         from litevit_jax.train import state
+        from tests import jobs
 
+        jobs.forget_designs()
         state._shared.cache_clear()
         base._only.cache_clear()
         jax.clear_caches()
@@ -71,6 +73,24 @@ def shared_designs():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "build_step", jobs.sharing_designs())
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Runs take one device, for which programs compile sooner."""
+    from tests import jobs
+
+    with jobs.on_one_device():
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_steps(shared_designs):
+    """Runs are only prepared: nobody needs the trace of their step."""
+    from tests import jobs
+
+    with jobs.without_steps():
         yield
 
 

@@ -110,6 +110,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("no_steps")
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_mistake_of_the_user_is_one_message_and_exit_code_2(
     name, capsys, monkeypatch

@@ -4,28 +4,18 @@ import importlib
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from litevit_jax import sharding, weights
+from litevit_jax import weights
 from litevit_jax.data import splits
 from litevit_jax.evaluators import segmentation
 from litevit_jax.jobs import convert, evaluate, train
 from litevit_jax.warm_start import read
 from tests import jobs
 
-pytestmark = pytest.mark.usefixtures("shared_designs")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """One device compiles sooner."""
-    make_mesh, one = sharding.make_mesh, jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(1, 1, one))
-        yield
+pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
 
 
 def tiny():

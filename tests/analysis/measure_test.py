@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from litevit_jax.analysis import attention, capture, images, measure, models
-from litevit_jax.jobs import analyse, train
+from litevit_jax.jobs import analyse
 from tests import jobs
 from tests.analysis.conftest import MAKE_MESH
 
@@ -29,7 +29,7 @@ def runs(checkpoints, tmp_path_factory):
     """Names of a MAE of two blocks and of a supervised run of one, wider."""
     run = tmp_path_factory.mktemp("runs")
     sizes = {"objective__encoder__width": 32, "objective__encoder__num_heads": 4}
-    train.run(jobs.tiny("deit_tiny", steps=1, **sizes), run / "deit")
+    jobs.saved_run(run / "deit", jobs.tiny("deit_tiny", **sizes))
     return f"mae={checkpoints}/0,deit={run}/deit"
 
 

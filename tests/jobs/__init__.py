@@ -1,6 +1,8 @@
 """Small runs that the tests share."""
 
 import atexit
+import collections
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -10,10 +12,13 @@ import os
 import shutil
 import tempfile
 
+import jax
 import numpy as np
 
+from litevit_jax import checkpoint, sharding
 from litevit_jax.jobs import train
 from litevit_jax.train import build
+from litevit_jax.train import step as steps
 
 
 def config(name="mae_tiny", arg="smoke", **overrides):
@@ -70,16 +75,44 @@ def tiny(name="mae_tiny", arg="smoke", **overrides):
 
 @functools.cache
 def teacher():
-    """The directory of a finished run, wider and with more heads than `tiny`'s."""
+    """The directory of a run, wider and with more heads than `tiny`'s."""
     workdir = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, workdir, ignore_errors=True)
     sizes = {"objective__encoder__width": 32, "objective__encoder__num_heads": 4}
-    train.run(tiny(steps=1, **sizes), workdir)
-    return workdir
+    return str(saved_run(workdir, tiny(steps=1, **sizes)))
 
 
-# Blocks of a config that change nothing of what is compiled for training.
-_ELSEWHERE = ("checkpoint", "evals", "name", "watchdog")
+def saved_run(workdir, made, *, noise=False):
+    """Saves the start of a run, of a config; returns `workdir`.
+
+    As good as a trained one for what only reads it, and the step is not compiled. With
+    `noise` no parameter has the value that a start gives it.
+    """
+    with without_steps():
+        job = train.prepare(made, workdir)
+    state = job.create()
+    if noise:
+        rng = np.random.default_rng(0)
+        params = jax.tree.map(
+            lambda x: jax.device_put(0.1 * rng.normal(size=x.shape), x.sharding),
+            state.params,
+        )
+        state = state.replace(params=params)
+    saved = checkpoint.Checkpoints(job.workdir, keep=1, fixed=tuple(job.fixed))
+    saved.save(state, config=job.config, skipped_steps=0)
+    saved.wait()
+    saved.close()
+    job.release()
+    return job.workdir
+
+
+# Fields of a config that change nothing of what is compiled for training.
+_ELSEWHERE = (
+    *("checkpoint", "evals", "name", "watchdog", "log"),
+    *("like", "init", "init_donor", "init_ema", "init_grid", "init_load"),
+    *("init_load_if_there", "init_rename", "init_skip", "teacher"),
+)
+_OF_LOADING = ("dir", "threads", "workers", "cache", "max_bad_fraction")
 
 
 # Whether steps are compiled as users have them, which takes twice as long: that logging
@@ -102,8 +135,9 @@ class _Once:
         self._next = self._next or _Once(self._stage.lower(*arguments))
         return self._next
 
-    def compile(self):
-        options = {"xla_cpu_use_fusion_emitters": True} if as_users() else None
+    def compile(self, options=None):
+        if as_users():
+            options = {**(options or {}), "xla_cpu_use_fusion_emitters": True}
         self._next = self._next or self._stage.compile(options)
         return self._next
 
@@ -114,25 +148,81 @@ class _Once:
         return getattr(self._stage, name)
 
 
-def sharing_designs():
-    """`build.build_step`, which builds the step of an equal config only once."""
-    made, design = {}, build.build_step
+_designs = collections.OrderedDict()  # key -> (BuiltStep, what its making settled)
+_MOST_DESIGNS = 40  # a compiled program takes memory as long as it is known
 
-    def shared(config, mesh, source, *, keep=False):
-        fields = config.to_dict()
-        key = json.dumps({k: fields[k] for k in fields if k not in _ELSEWHERE})
-        key += f"{mesh}{np.ravel(mesh.devices)}{source('train').fingerprint()}{FUSED}"
-        if key not in made:
-            one = design(config, mesh, source, keep=keep)
+
+def forget_designs():
+    """Drops what runs have shared so far."""
+    _designs.clear()
+
+
+def sharing_designs():
+    """`build.build_step`, which builds the step of an equal config only once.
+
+    Equal is what the program depends on: not where images or weights come from, nor
+    what is logged, saved and evaluated.
+    """
+    design = build.build_step
+
+    def shared(config, mesh, source, memory=None, *, keep=None):
+        before = config.to_dict()
+        key = _key(before, mesh, source("train"), memory)
+        if key not in _designs:
+            one = design(config, mesh, source, memory, keep=keep)
             one = dataclasses.replace(one, step=_Once(one.step))
-            made[key] = one, copy.deepcopy(config.to_dict())
-        one, settled = made[key]
-        for block in settled:
-            if block not in _ELSEWHERE:
-                config[block] = copy.deepcopy(settled[block])
+            after = config.to_dict()
+            settled = {k: v for k, v in after.items() if before.get(k) != v}
+            _designs[key] = one, copy.deepcopy(settled)
+            while len(_designs) > _MOST_DESIGNS:
+                _designs.popitem(last=False)
+        _designs.move_to_end(key)
+        one, settled = _designs[key]
+        for block, value in settled.items():
+            config[block] = copy.deepcopy(value)
         return one
 
     return shared
+
+
+def _key(fields, mesh, images, memory):
+    """What the step of a run depends on, as text."""
+    kept = {k: v for k, v in fields.items() if k not in _ELSEWHERE}
+    kept["data"] = {k: v for k, v in fields["data"].items() if k not in _OF_LOADING}
+    kept["health"] = fields["log"]["health"] and fields["log"]["every_steps"]
+    data = (len(images), images.fingerprint(), tuple(images.classes))
+    on_gpu = mesh.devices.flat[0].platform not in ("cpu", "tpu")
+    how = FUSED, steps.make_train_step, memory if on_gpu else None
+    return f"{json.dumps(kept)}{data}{mesh}{np.ravel(mesh.devices)}{how}"
+
+
+@contextlib.contextmanager
+def on_one_device():
+    """Runs take one device, for which programs compile sooner."""
+    make_mesh, one = sharding.make_mesh, jax.devices()[:1]
+    sharding.make_mesh = lambda **_: make_mesh(1, 1, one)
+    try:
+        yield
+    finally:
+        sharding.make_mesh = make_mesh
+
+
+@contextlib.contextmanager
+def without_steps():
+    """Runs are prepared without the trace of their step, and cannot train.
+
+    That trace is most of a preparation.
+    """
+    make = steps.make_train_step
+    steps.make_train_step = _no_step
+    try:
+        yield
+    finally:
+        steps.make_train_step = make
+
+
+def _no_step(*_, **__):
+    return jax.jit(lambda state, batch: (state, {}))
 
 
 def prepare(workdir, made=None):

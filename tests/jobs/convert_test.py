@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from litevit_jax import checkpoint, cli, commandline, trees, weights
-from litevit_jax.jobs import convert, train
+from litevit_jax.jobs import convert
 from litevit_jax.models import layers
 from litevit_jax.train import job
 from litevit_jax.warm_start import read
@@ -18,7 +18,7 @@ from litevit_jax.weights import safetensors
 from tests import jobs
 from tests.weights import export_test, reader_test
 
-pytestmark = pytest.mark.usefixtures("shared_designs")
+pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONVERT = str(ROOT / "configs" / "convert.py")
@@ -27,10 +27,9 @@ CLASSES = [f"class {k}, \u00fc" for k in range(10)]
 
 @pytest.fixture(scope="module")
 def mae(tmp_path_factory):
-    """A tiny MAE run of one step."""
+    """A tiny MAE run."""
     workdir = tmp_path_factory.mktemp("mae") / "run"
-    train.run(jobs.tiny(steps=1, checkpoint__every_steps=1, evals={}), workdir)
-    return workdir
+    return jobs.saved_run(workdir, jobs.tiny(evals={}), noise=True)
 
 
 @pytest.fixture(scope="module")

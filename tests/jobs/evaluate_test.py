@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from litevit_jax import checkpoint, sharding, weights
+from litevit_jax import checkpoint, weights
 from litevit_jax.jobs import evaluate, train
 from litevit_jax.objectives import supervised
 from litevit_jax.train import state as states
@@ -19,19 +19,10 @@ from litevit_jax.weights import exportable as models
 from tests import bad_input_test, jobs
 from tests.weights import reader_test
 
-pytestmark = pytest.mark.usefixtures("shared_designs")
+pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
 
 FILES = pathlib.Path(__file__).parents[1] / "weights" / "fixtures"
 SAME = ("top1", "top5", "mean_per_class", "n", "params", "step")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """One device compiles sooner."""
-    make_mesh, one = sharding.make_mesh, jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(1, 1, one))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +206,9 @@ def test_a_run_of_every_objective_can_be_evaluated(
     objective, teacher, tmp_path, monkeypatch
 ):
     arg = jobs.VARIANTS.get(objective, "smoke")
-    job = jobs.prepare(tmp_path / "run", jobs.tiny(jobs.RECIPES[objective], arg))
+    made = jobs.tiny(jobs.RECIPES[objective], arg)
+    with jobs.without_steps():
+        job = jobs.prepare(tmp_path / "run", made)
     parts = (job.state.params, job.state.model_state)
     arrays = [
         {
@@ -256,7 +249,8 @@ def animals(tmp_path_factory):
     folder(root, "test", CATS)
     arg = f"smoke,data=folder,path={root}"
     made = jobs.tiny("deit_tiny", arg, batch_size=8, data__image_size=8)
-    job = jobs.prepare(tmp_path_factory.mktemp("run") / "run", made)
+    with jobs.without_steps():
+        job = jobs.prepare(tmp_path_factory.mktemp("run") / "run", made)
     rng = np.random.default_rng(0)
     params = {
         name: rng.normal(size=x.shape).astype(np.float32)
@@ -460,7 +454,9 @@ def test_a_model_at_random_is_that_with_which_its_run_started(averaged, tmp_path
     assert got.step == 0 and set(got.evaluators) == {"knn"}
     assert len(got.notes) == 2  # it has learned nothing that could be averaged
     ours = checkpoint.flatten(got.create().params)
-    started = checkpoint.flatten(jobs.prepare(tmp_path / "again").create().params)
+    with jobs.without_steps():
+        job = jobs.prepare(tmp_path / "again")
+    started = checkpoint.flatten(job.create().params)
     assert ours.keys() == started.keys()
     for name, value in started.items():
         np.testing.assert_allclose(ours[name], value, rtol=1e-6, err_msg=name)

@@ -1,5 +1,6 @@
 """The layer study: what each part starts from, what is frozen, and going on."""
 
+import contextlib
 import json
 import signal
 import types
@@ -14,7 +15,7 @@ from litevit_jax.train import loop
 from litevit_jax.warm_start import read
 from tests import jobs
 
-pytestmark = pytest.mark.usefixtures("shared_designs")
+pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
 
 
 def config(checkpoints, **overrides):
@@ -142,10 +143,11 @@ def test_a_study_goes_on_where_it_was_stopped(runs, checkpoints, tmp_path):
         ).run()
 
 
-def begun(study, kind, k, tmp_path, setting="rich"):
+def begun(study, kind, k, tmp_path, *, trains=False):
     """(job, initial parameters by path) of a part."""
-    made = study.config_of(layer_study.Part(kind, k, setting))
-    job = train.prepare(made, tmp_path)
+    made = study.config_of(layer_study.Part(kind, k, "rich"))
+    with contextlib.nullcontext() if trains else jobs.without_steps():
+        job = train.prepare(made, tmp_path)
     return job, checkpoint.flatten(jax.device_get(job.create().params))
 
 
@@ -185,7 +187,7 @@ def test_a_part_starts_from_the_blocks_that_it_says(
 
 
 def test_frozen_blocks_and_embeddings_never_change(study, tmp_path):
-    job, before = begun(study, "freeze", 1, tmp_path)
+    job, before = begun(study, "freeze", 1, tmp_path, trains=True)
     state = job.create()
     stream = job.stream(0)
     for _ in range(2):  # the first update has a learning rate of 0
@@ -204,14 +206,12 @@ def test_few_images_have_as_many_updates(poor, checkpoints, tmp_path):
         config(checkpoints, steps=None, study__kinds=(), study__poor=poor),
         tmp_path / "study",
     )
-    many, few = (
-        train.prepare(
-            study.config_of(layer_study.Part("keep_first", 2, s)),
-            tmp_path / s,
-            begin=False,
+    parts = {s: layer_study.Part("keep_first", 2, s) for s in ("rich", "poor")}
+    with jobs.without_steps():
+        many, few = (
+            train.prepare(study.config_of(part), tmp_path / name, begin=False)
+            for name, part in parts.items()
         )
-        for s in ("rich", "poor")
-    )
     assert few.config["derived"]["train_examples"] == round(1438 * poor)
     assert few.total_steps == many.total_steps > 20
     warmup = [job.config["derived"]["warmup_steps"] for job in (many, few)]

@@ -3,27 +3,16 @@
 import json
 import signal
 
-import jax
 import pytest
 
-from litevit_jax import sharding
 from litevit_jax.data import splits
 from litevit_jax.jobs import train, transfer
 from litevit_jax.train import loop
 from tests import jobs
 
-pytestmark = pytest.mark.usefixtures("shared_designs")
+pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
 
 GRID = {"sweep__lr_base": (0.05, 0.1, 0.2), "sweep__layer_decay": (0.75, 1.0)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """One device compiles sooner."""
-    make_mesh, one = sharding.make_mesh, jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(1, 1, one))
-        yield
 
 
 def config(arg="smoke", **overrides):

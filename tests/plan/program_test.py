@@ -35,7 +35,10 @@ def config(name, **changes):
 @functools.cache
 def planned(name):
     topology.prepare(target := topology.find("v5e-4"))
-    return program.plan(config(name, log__health=True), target)
+    made = config(name, log__health=name == "mae_tiny")
+    # Augmentations take long to compile, and change none of these laws.
+    made.augment = {"normalize": made.augment.normalize}
+    return program.plan(made, target)
 
 
 @functools.cache
@@ -170,13 +173,15 @@ def test_a_split_state_takes_less_of_each_chip_and_is_gathered():
     run = program.plan(config("mae_tiny", mesh__fsdp=2, **wide), target)
     assert dict(run.mesh.shape) == {"data": 2, "fsdp": 2}
     module = hlo.Module(program.compile_step(run)[0].as_text())
-    whole = program.plan(config("mae_tiny", **wide), target)
+    with jobs.without_steps():
+        whole = program.plan(config("mae_tiny", **wide), target)
     assert report.state_bytes(run) < 0.7 * report.state_bytes(whole)
     assert module.collectives()["all-gather"].bytes > run.gradient_bytes / 4
 
 
 def test_a_chip_that_is_too_small_gets_a_setting_that_fits(monkeypatch):
     """On this machine's CPUs, as if they had less memory than the step takes."""
+    monkeypatch.setattr(program.build, "build_step", jobs.sharing_designs())
     target = topology.find("cpu-2")
     planned_config = config("mae_tiny", batch_size=64)
     numbers = job.run(planned_config, target)

@@ -371,6 +371,7 @@ def test_nothing_in_a_runs_files_ends_the_drawing_and_a_line_names_what_is_left_
     name, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(render, "svg", lambda *_, **__: "<svg></svg>")
+    monkeypatch.setattr(render, "_DPI", 20)
     if not re.search("float|large|letters", name):  # there is nothing odd in figures
         monkeypatch.setattr(render, "png", lambda _: b"")
     change, note = HOSTILE[name]

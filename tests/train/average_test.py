@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from litevit_jax import checkpoint, sharding
+from litevit_jax import checkpoint
 from litevit_jax.jobs import convert, train
 from litevit_jax.warm_start import read, start
 from tests import jobs
 
-pytestmark = pytest.mark.usefixtures("shared_designs")
+pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
 
 DECAY = 0.5
 FIELDS = {
@@ -24,25 +24,11 @@ FIELDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_device(monkeypatch):
-    monkeypatch.setattr(sharding, "make_mesh", mesh_of_one)
-
-
-MAKE_MESH = sharding.make_mesh
-
-
-def mesh_of_one(**_):
-    return MAKE_MESH(1, 1, jax.devices()[:1])
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A tiny supervised run of 3 steps, all of them saved, and how it ended."""
     workdir = tmp_path_factory.mktemp("average") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", mesh_of_one)
-        return workdir, train.run(jobs.tiny("deit_tiny", **FIELDS), workdir)
+    return workdir, train.run(jobs.tiny("deit_tiny", **FIELDS), workdir)
 
 
 def params_of(workdir, step=3, average=True):
@@ -108,7 +94,8 @@ def test_a_run_starts_from_the_average_if_it_is_told_to(run, tmp_path):
     workdir, _ = run
     for average in (True, False):
         made = finetune(workdir, init_ema=average)
-        job = train.prepare(made, tmp_path / str(average))
+        with jobs.without_steps():
+            job = train.prepare(made, tmp_path / str(average))
         got = checkpoint.flatten(jax.device_get(job.create()).params)
         want = params_of(workdir, 3, average)
         for name in (n for n in want if n.startswith("encoder/")):
@@ -117,7 +104,8 @@ def test_a_run_starts_from_the_average_if_it_is_told_to(run, tmp_path):
 
 def test_an_average_starts_from_what_was_loaded(run, tmp_path):
     made = finetune(run[0], optimizer__ema_decay=0.9)
-    job = train.prepare(made, tmp_path / "run")
+    with jobs.without_steps():
+        job = train.prepare(made, tmp_path / "run")
     state = job.create()
     params, ema = (checkpoint.flatten(t) for t in (state.params, state.opt_state.ema))
     name = "encoder/cls_token"
@@ -130,8 +118,7 @@ def test_an_average_starts_from_what_was_loaded(run, tmp_path):
 
 def test_where_there_is_no_average_none_is_taken(tmp_path, run):
     workdir = tmp_path / "plain"
-    fields = {"steps": 1, "evals": {}}
-    train.run(jobs.tiny("deit_tiny", **fields), workdir)
+    jobs.saved_run(workdir, jobs.tiny("deit_tiny", steps=1, evals={}))
     with pytest.raises(ValueError, match=r"kept no average of its parameters.*; leave"):
         train.prepare(finetune(workdir, init_ema=True), tmp_path / "run")
     file = tmp_path / "weights.safetensors"

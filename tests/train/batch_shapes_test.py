@@ -14,7 +14,7 @@ from litevit_jax.train import state as states
 from litevit_jax.warm_start import images, start
 from tests import jobs
 
-pytestmark = pytest.mark.usefixtures("shared_designs")
+pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
 
 
 def flips(made):
@@ -72,6 +72,12 @@ def deep_folder(tmp_path):
     return tmp_path / "deep", pixels
 
 
+def prepared(made, workdir):
+    """A job that never trains."""
+    with jobs.without_steps():
+        return jobs.prepare(workdir, made)
+
+
 def deep_run(folder, **fields):
     crop = {"data__crop_scale": (1.0, 1.0), "data__crop_ratio": (1.0, 1.0)}
     crop |= {"data__flip": 0.0, "data__decoder": "pillow", "data__channels": 1}
@@ -86,7 +92,7 @@ def test_a_run_records_what_auto_means_and_reads_its_images_so(
     deep_folder, tmp_path, caplog
 ):
     folder, pixels = deep_folder
-    job = jobs.prepare(tmp_path / "run", deep_run(folder, data__range="auto"))
+    job = prepared(deep_run(folder, data__range="auto"), tmp_path / "run")
     low, high = levels.parse(job.config["data"]["range"])
     np.testing.assert_allclose((low, high), np.percentile(pixels, [0.5, 99.5]))
     [line] = [r.getMessage() for r in caplog.records if "range=auto is" in r.message]
@@ -98,13 +104,13 @@ def test_a_run_records_what_auto_means_and_reads_its_images_so(
         want = np.clip((pixels[index] - low) / (high - low), 0, 1) * 255
         np.testing.assert_allclose(image[..., 0], want, atol=0.51)
     # The same command resumes the run.
-    assert jobs.prepare(tmp_path / "run", deep_run(folder, data__range="auto")).resumes
+    assert prepared(deep_run(folder, data__range="auto"), tmp_path / "run").resumes
 
 
 def test_a_run_warns_of_images_that_use_little_of_their_range(
     deep_folder, tmp_path, caplog
 ):
-    job = jobs.prepare(tmp_path / "run", deep_run(deep_folder[0]))
+    job = prepared(deep_run(deep_folder[0]), tmp_path / "run")
     assert job.config["data"]["range"] is None  # full
     [line] = [r.getMessage() for r in caplog.records if "sixteenth" in r.message]
     assert line.startswith("data 'train': 32 of 32 images looked at use less than a")
@@ -117,7 +123,7 @@ def test_channels_that_encoded_images_do_not_have_are_refused_first(
     with made.unlocked():
         made.augment.normalize = {"mean": (0.5,) * 5, "std": (0.5,) * 5}
     with pytest.raises(ValueError, match=r"data\.channels=5, but .* is an encoded"):
-        jobs.prepare(tmp_path / "run", made)
+        prepared(made, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -15,18 +15,9 @@ from litevit_jax.train import eval_runner, eval_setup
 from litevit_jax.warm_start import read
 from tests import jobs
 
-pytestmark = pytest.mark.usefixtures("shared_designs")
+pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
 
 MAKE_MESH = sharding.make_mesh
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device():
-    """One device compiles sooner."""
-    make_mesh, one = sharding.make_mesh, jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(1, 1, one))
-        yield
 
 
 def rows(workdir):
@@ -99,12 +90,18 @@ def check_what_a_result_says(workdir, result):
         assert 0 < row["knn/percent_of_run"] == said["percent_of_run"] < 100
 
 
+def prepared(made, workdir):
+    """A job that never trains."""
+    with jobs.without_steps():
+        return train.prepare(made, workdir)
+
+
 def prepare(tmp_path, data, **fields):
     made = config()
     knn = {"name": "knn", "split": "eval", "every_steps": 0, "data": data, **fields}
     with made.unlocked():
         made.evals.knn = knn
-    return train.prepare(made, tmp_path / "run")
+    return prepared(made, tmp_path / "run")
 
 
 def test_the_block_says_which_data_and_the_run_how_they_are_read(labelled, tmp_path):
@@ -121,7 +118,7 @@ def test_parts_of_the_training_set_are_not_asked_of_the_other_set(labelled, tmp_
     knn = {"name": "knn", "split": "eval", "every_steps": 0}
     with made.unlocked():
         made.evals.knn = {**knn, "data": {"source": "folder", "dir": str(labelled)}}
-    job = train.prepare(made, tmp_path / "run")
+    job = prepared(made, tmp_path / "run")
     context = job.evaluators["knn"][0].context
     assert len(context.source("train")) == 12 and len(context.source("eval")) == 5
     assert job.config["derived"]["train_examples"] == round(0.5 * (1438 - 288))
@@ -157,13 +154,13 @@ def test_a_classifier_is_not_asked_of_other_classes(labelled, tmp_path):
         made.evals.test.data = {"source": "folder", "dir": str(labelled)}
     message = r"evals.test: 'a', 'b': 2 of 2 classes .* none that the model was trained"
     with pytest.raises(ValueError, match=message):
-        train.prepare(made, tmp_path / "run")
+        prepared(made, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     """A job of the quick start's encoder at random, and its initial state."""
-    job = train.prepare(jobs.config("mae_tiny"), tmp_path_factory.mktemp("encoder"))
+    job = prepared(jobs.config("mae_tiny"), tmp_path_factory.mktemp("encoder"))
     return job, jax.device_get(job.create())
 
 
@@ -210,7 +207,7 @@ def test_features_are_computed_in_float32_whatever_trains(objective, tmp_path):
     arg = jobs.VARIANTS.get(objective, "smoke")
     fields = {"objective__dtype": "bfloat16"}
     made = jobs.tiny(jobs.RECIPES[objective], arg, **fields)
-    job = train.prepare(made, tmp_path / "run")
+    job = prepared(made, tmp_path / "run")
     batch = {"image": jax.ShapeDtypeStruct((4, 8, 8, 1), "float32")}
 
     def features(params, model_state, batch):

@@ -99,7 +99,7 @@ def test_a_run_leaves_what_the_readme_says(whole):
 
 
 def test_tensorboard_events_are_written_when_asked_for(tmp_path):
-    train.run(tiny(log__tensorboard=True, steps=1), tmp_path)
+    train.run(tiny(log__tensorboard=True, evals={}), tmp_path)
     assert list((tmp_path / "tensorboard").glob("events.out.*"))
 
 
@@ -290,7 +290,7 @@ def test_evaluation_does_not_change_training_by_a_bit(whole, tmp_path):
 
 
 def test_workers_and_threads_do_not_change_training_by_a_bit(whole, tmp_path):
-    train.run(tiny(data__threads=1, data__workers=2), tmp_path)
+    train.run(tiny(data__threads=1, data__workers=2, evals={}), tmp_path)
     same(params(tmp_path), params(whole))
 
 
@@ -307,6 +307,7 @@ def test_health_is_logged_with_the_rest_and_changes_no_bit(whole, tmp_path):
 
 def test_numbers_that_stay_nonfinite_stop_the_run_and_lose_nothing(tmp_path):
     made = tiny(lr__base=1e30, lr__warmup_epochs=0.0, nonfinite__max_in_a_row=2)
+    made.evals = {}
     with pytest.raises(FloatingPointError, match="2 updates in a row"):
         train.run(made, tmp_path)
     assert (tmp_path / "checkpoints").is_dir()
@@ -318,7 +319,8 @@ def test_numbers_that_stay_nonfinite_stop_the_run_and_lose_nothing(tmp_path):
 
 def test_bad_data_stops_the_run_with_its_name_and_saves_first(tmp_path, image_folder):
     folder = image_folder(train=400)
-    made = jobs.tiny("mae_tiny", f"smoke,data=folder,path={folder}", steps=40)
+    arg = f"smoke,data=folder,path={folder}"
+    made = jobs.tiny("mae_tiny", arg, steps=40, evals={})
     (folder / "train" / "a" / "003.png").write_bytes(b"not an image")
     with pytest.raises(ValueError, match=r"003.png"):
         train.run(made, tmp_path / "run")

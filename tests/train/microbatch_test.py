@@ -13,6 +13,13 @@ from litevit_jax.objectives import distill, mae
 from litevit_jax.train import microbatch, step
 from tests import jobs
 
+
+@pytest.fixture
+def without_steps():
+    with jobs.without_steps():
+        yield
+
+
 FREE = types.SimpleNamespace(needs_whole_batch="", encoded_share=0.25)
 UNMASKED = types.SimpleNamespace(needs_whole_batch="", encoded_share=1.0)
 BOUND = types.SimpleNamespace(needs_whole_batch="it has negatives", encoded_share=1.0)
@@ -156,6 +163,7 @@ def test_an_objective_that_forbids_slices_tells_why(recipe, arg, reason, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("without_steps")
 def test_a_run_may_go_on_with_other_slices_and_attention(tmp_path):
     jobs.prepare(tmp_path, jobs.tiny())
     assert jobs.prepare(tmp_path, jobs.tiny(microbatch="2")).resumes
@@ -169,10 +177,11 @@ def test_a_run_traces_its_step_once(size, tmp_path, monkeypatch):
     monkeypatch.setattr(
         step, "_arrange", lambda *args: traced.append(1) or arrange(*args)
     )
-    train.run(jobs.tiny(steps=2, microbatch=size), tmp_path)
+    train.run(jobs.tiny(steps=2, evals={}, microbatch=size), tmp_path)
     assert len(traced) == 1
 
 
+@pytest.mark.usefixtures("without_steps")
 @pytest.mark.parametrize(("images", "batch"), [(71, 4), (15, 1), (1438, 64)])
 def test_a_batch_that_is_chosen_follows_from_the_data_alone(
     images, batch, monkeypatch, tmp_path

@@ -1,6 +1,7 @@
 """Laws of one update, on a linear model that compiles in no time."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -87,6 +88,15 @@ def build(
     objective=Linear(),
     **health,
 ):
+    """(state, step); equal ones share what is compiled."""
+    settings = (mesh, ops, slices, freeze, seed, ema_decay, objective)
+    create, run = designed(*settings, tuple(health.items()))
+    return create(jax.random.key(0)), run
+
+
+@functools.cache
+def designed(mesh, ops, slices, freeze, seed, ema_decay, objective, health):
+    """(function that creates the state, step)."""
     abstract = jax.eval_shape(lambda: batch_of(0))
     variables = state.abstract_variables(objective, abstract)
     made = optimizer.make(
@@ -108,19 +118,19 @@ def build(
         mesh=mesh,
         state_sharding=shardings,
         slices=slices,
-        **health,
+        **dict(health),
     )
-    return create(jax.random.key(0)), run
+    return create, run
 
 
 def train(mesh, *, steps=3, bad=(), read=batch_of, **kwargs) -> tuple[Any, list[dict]]:
     now, run = build(mesh, **kwargs)
-    rows = []
+    rows, compiled = [], run._cache_size()
     for number in range(steps):
         batch = sharding.global_batch(read(number, bad=number in bad), mesh)
         now, metrics = run(now, batch)
         rows.append(jax.device_get(metrics))
-    assert run._cache_size() == min(steps, 1)  # one compile
+    assert run._cache_size() <= compiled + 1  # one compile
     return now, rows
 
 

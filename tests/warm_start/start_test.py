@@ -14,7 +14,7 @@ from litevit_jax.warm_start import read, start
 from litevit_jax.weights import positions
 from tests import jobs
 
-pytestmark = pytest.mark.usefixtures("shared_designs")
+pytestmark = pytest.mark.usefixtures("no_steps", "one_device")
 
 
 def arrays_like(job):
