@@ -160,8 +160,9 @@ def _small(config, head):
         ratio=(1.0, 1.0),
         most_of_one_class=1.0,  # most of every scene is background
     )
-    config.update(batch_size=24, epochs=6)
-    config.lr.update(base=2.4e-2, warmup_epochs=0.5)
-    config.optimizer.layer_decay = 1.0
+    # Classes show late, after some hundred updates: many small ones at a high rate.
+    config.update(batch_size=8, epochs=3)
+    config.lr.update(base=0.16, warmup_epochs=0.3)
+    config.optimizer.update(b2=0.95, layer_decay=1.0)
     config.checkpoint.every_steps = 500
     config.evals.test.update(every_steps=500, scales=(1.0,), flip=False)

@@ -29,7 +29,8 @@ def blocks_read(head: str, depth: int, given: tuple[int, ...] = ()) -> tuple[int
       head: one of `HEADS`.
       depth: blocks of the encoder.
       given: blocks to read instead of the usual ones; (): the usual ones, which of
-        twelve are 4, 6, 8 and 12 for 'sem_fpn', the last four for 'linear_ms' and the
+        twelve are 4, 6, 8 and 12 for 'sem_fpn' (none before the fourth of a short
+        encoder: its first blocks know no classes), the last four for 'linear_ms' and the
         last one for 'linear'; 'linear_each' always reads all.
 
     Raises:
@@ -37,7 +38,8 @@ def blocks_read(head: str, depth: int, given: tuple[int, ...] = ()) -> tuple[int
     """
     choices.check("head", head, HEADS)
     if not given and head == "sem_fpn":
-        return tuple(max(1, round(depth * part / 6)) for part in (2, 3, 4, 6))
+        usual = (max(4, round(depth * part / 6)) for part in (2, 3, 4, 6))
+        return tuple(min(depth, block) for block in usual)
     if not given:
         counts = {"linear_ms": min(_LAST_BLOCKS, depth), "linear_each": depth}
         count = counts.get(head, 1)
