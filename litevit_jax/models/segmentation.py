@@ -30,8 +30,8 @@ def blocks_read(head: str, depth: int, given: tuple[int, ...] = ()) -> tuple[int
       depth: blocks of the encoder.
       given: blocks to read instead of the usual ones; (): the usual ones, which of
         twelve are 4, 6, 8 and 12 for 'sem_fpn' (none before the fourth of a short
-        encoder: its first blocks know no classes), the last four for 'linear_ms' and the
-        last one for 'linear'; 'linear_each' always reads all.
+        encoder: its first blocks know no classes), the last four for 'linear_ms' and
+        the last one for 'linear'; 'linear_each' always reads all.
 
     Raises:
       ValueError: an unknown head, or blocks that it cannot read.
