@@ -130,8 +130,8 @@ def test_sources_of_local_files_refuse_a_bucket(tmp_path, gs):
 
 def test_a_run_in_a_bucket_resumes_and_teaches(gs, tmp_path):
     here, there = tmp_path / "run", "gs://bucket/whole"
-    train.run(jobs.tiny(steps=4), here)
     made = {"log__tensorboard": True, "checkpoint__keep": 1}
+    train.run(jobs.tiny(steps=4, **made), here)
     train.run(jobs.tiny(steps=4, **made), there)
     found, wanted = (read.read_params(str(p)) for p in (there, here))
     assert found.step == wanted.step == 4

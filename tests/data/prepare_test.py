@@ -1,6 +1,8 @@
 """ImageNet's real TFDS builder on small archives, read back without TensorFlow."""
 
+import importlib.util
 import io
+import json
 import os
 import pathlib
 import pickle
@@ -65,9 +67,12 @@ def _python(*arguments):
     )
 
 
+TRAIN = "imagenet2012-train.array_record-00000-of-00001"
+VALIDATION = "imagenet2012-validation.tfrecord-00000-of-00001"
+
 # One process, because importing TensorFlow takes longer than all the rest.
 PREPARE_AND_CONVERT = """
-import sys
+import contextlib, io, json, os, pathlib, shutil, sys
 from litevit_jax.data import prepare
 
 name, folder = "--name=imagenet2012", sys.argv[1]
@@ -115,16 +120,47 @@ assert prepare.main(["--name=spots", spots]) == 2
 assert prepare.main(["--name=spots/none", spots]) == 2
 assert prepare.main(["--name=spots/few:9.0.0", spots]) == 2
 assert prepare.main(["--name=spotz", spots]) == 2
+
+from litevit_jax.data.sources import tfds as source
+
+# The copy in array_record/ would be found first, and nothing done.
+source.CONVERTED = "elsewhere"
+
+
+def again(data_dir, out_dir):
+    out, errors = io.StringIO(), io.StringIO()
+    command = [name, f"--data_dir={data_dir}", "--convert", f"--out_dir={out_dir}"]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        status = prepare.main(command)
+        assert prepare.main(command) == status
+    return status, out.getvalue(), errors.getvalue()
+
+
+folder = pathlib.Path(folder)
+partial = folder / "interrupted/imagenet2012/incomplete.5.1.0"
+partial.mkdir(parents=True)
+shutil.copy(folder / "old/array_record/imagenet2012/5.1.0" / sys.argv[2], partial)
+os.utime(partial / sys.argv[2], (1e9, 1e9))
+copy = folder / "damaged/old/imagenet2012/5.1.0"
+shutil.copytree(folder / "old/imagenet2012/5.1.0", copy)
+file = copy / sys.argv[3]
+file.write_bytes(file.read_bytes()[:-1000])
+said = {
+    "interrupted": again(folder / "old", folder / "interrupted"),
+    "damaged": again(folder / "damaged/old", folder / "damaged/new"),
+}
+(folder / "again.json").write_text(json.dumps(said))
 """
 
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
     """Folder with `archives`, `prepared`, `old` (converted); images; what was said."""
-    pytest.importorskip("tensorflow")
+    if importlib.util.find_spec("tensorflow") is None:  # importing it takes seconds
+        pytest.skip("TensorFlow is not installed")
     folder = tmp_path_factory.mktemp("imagenet")
     images = _write_archives(folder / "archives")
-    result = _python("-c", PREPARE_AND_CONVERT, str(folder))
+    result = _python("-c", PREPARE_AND_CONVERT, str(folder), TRAIN, VALIDATION)
     assert result.returncode == 0, result.stderr
     return folder, images, result
 
@@ -318,50 +354,31 @@ def test_the_source_says_which_set_it_is(imagenet):
     assert said.endswith("other splits: test")
 
 
-# The copy in array_record/ would be found first, and nothing done.
-CONVERT_AGAIN = """
-import sys
-from litevit_jax.data import prepare
-from litevit_jax.data.sources import tfds
-
-tfds.CONVERTED = "elsewhere"
-status = prepare.main(sys.argv[1:])
-assert prepare.main(sys.argv[1:]) == status
-sys.exit(status)
-"""
+def _said_again(imagenet, case):
+    """(status, output, errors) of a conversion that was tried twice."""
+    return json.loads((imagenet[0] / "again.json").read_text())[case]
 
 
-def _convert_again(data_dir, out_dir):
-    command = ("--name=imagenet2012", f"--data_dir={data_dir}", "--convert")
-    return _python("-c", CONVERT_AGAIN, *command, f"--out_dir={out_dir}")
-
-
-def test_interrupted_conversion_goes_on_where_it_stopped(imagenet, tmp_path):
-    partial = tmp_path / "imagenet2012/incomplete.5.1.0"
-    partial.mkdir(parents=True)
-    done = "imagenet2012-train.array_record-00000-of-00001"
-    before = imagenet[0] / "old/array_record/imagenet2012/5.1.0" / done
-    shutil.copy(before, partial)
-    os.utime(partial / done, (1e9, 1e9))
-    result = _convert_again(imagenet[0] / "old", tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("->") == 1 and "already converted" in result.stdout
-    assert f"--config.data.dir={tmp_path}\n" in result.stdout
-    assert not partial.exists()
-    converted = tmp_path / "imagenet2012/5.1.0" / done
+def test_interrupted_conversion_goes_on_where_it_stopped(imagenet):
+    before = imagenet[0] / "old/array_record/imagenet2012/5.1.0" / TRAIN
+    folder = imagenet[0] / "interrupted"
+    status, out, errors = _said_again(imagenet, "interrupted")
+    assert status == 0, errors
+    assert out.count("->") == 1 and "already converted" in out
+    assert f"--config.data.dir={folder}\n" in out
+    assert not (folder / "imagenet2012/incomplete.5.1.0").exists()
+    converted = folder / "imagenet2012/5.1.0" / TRAIN
     assert converted.read_bytes() == before.read_bytes()
     assert converted.stat().st_mtime == 1e9  # not written again
 
 
-def test_a_damaged_original_is_named_and_not_converted(imagenet, tmp_path):
-    copy = tmp_path / "old/imagenet2012/5.1.0"
-    shutil.copytree(imagenet[0] / "old/imagenet2012/5.1.0", copy)
-    file = copy / "imagenet2012-validation.tfrecord-00000-of-00001"
-    file.write_bytes(file.read_bytes()[:-1000])
-    result = _convert_again(tmp_path / "old", tmp_path / "new")
-    assert result.returncode == 2
-    assert f"error: {file} is damaged: " in result.stderr
-    assert not (tmp_path / "new/imagenet2012/5.1.0").exists()
+def test_a_damaged_original_is_named_and_not_converted(imagenet):
+    folder = imagenet[0] / "damaged"
+    status, _, errors = _said_again(imagenet, "damaged")
+    assert status == 2
+    file = folder / "old/imagenet2012/5.1.0" / VALIDATION
+    assert f"error: {file} is damaged: " in errors
+    assert not (folder / "new/imagenet2012/5.1.0").exists()
 
 
 def test_help_does_not_import_tensorflow():
