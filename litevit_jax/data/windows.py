@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def _windows(
         starts(int(size), side, step)
         for size, side, step in zip(extent, crop, stride, strict=True)
     )
-    cut = []
+    cut: list[Any] = []
     for i, top in enumerate(down):
         for j, left in enumerate(right):
             part = image[top : top + crop[0], left : left + crop[1]]

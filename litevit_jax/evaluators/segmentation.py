@@ -272,7 +272,7 @@ def _count(
 
     def some_rows(part: Any) -> tuple[jax.Array, jax.Array]:
         weights, label = part
-        large = [
+        large: Any = [
             _enlarged(*each, classes)
             for each in zip(weights, logits, cols, strict=True)
         ]

@@ -127,7 +127,8 @@ def predict(
     several, crop = distributed.process_count() > 1, context.size
     cut = windows.cutter(crop, how.stride, flip=how.flip, pad_count=several)
     if how.scales != (1.0,):
-        batches = functools.partial(context.batches, scales=how.scales)
+        batches: Any = context.batches
+        batches = functools.partial(batches, scales=how.scales)
         context = dataclasses.replace(context, batches=batches)
     parts: dict[tuple[int, int], dict[tuple[int, ...], np.ndarray]] = {}
     complete: dict[int, dict[int, View]] = {}
