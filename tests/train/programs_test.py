@@ -18,6 +18,7 @@ from litevit_jax import compilation, plugins, sharding
 from litevit_jax.jobs import train
 from litevit_jax.objectives import supervised
 from litevit_jax.train import build, programs
+from litevit_jax.train import state as states
 from litevit_jax.warm_start import read
 from tests import jobs
 
@@ -195,9 +196,9 @@ def test_only_the_command_line_without_plug_ins_keeps_programs(
     monkeypatch.setattr(compilation, "_bounded", [tmp_path])
     assert train._folder_of_programs() == tmp_path
     assert programs.find(tmp_path, config, mesh)._folder == tmp_path
-    assert programs.find(None, config, mesh)._folder is None
+    assert type(build._kept(None, config, mesh)) is states.Tracing
     monkeypatch.setattr(programs.distributed, "process_count", lambda: 2)
-    assert programs.find(tmp_path, config, mesh)._folder is None
+    assert type(programs.find(tmp_path, config, mesh)) is states.Tracing
     monkeypatch.setattr(plugins, "roots", lambda: [plugins.Root("mine", ())])
     assert train._folder_of_programs() is None
 
