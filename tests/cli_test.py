@@ -240,7 +240,7 @@ MISTAKES = {
         r"protocol='moko' unknown; did you mean moco\? choose from mae, moco"),
     "field": ([f"--config={TINY}:digits", "--config.lr.bsae=1"],
         r"--config.lr.bsae: config.lr has no field 'bsae'; did you mean base\? it has "
-        r"base, end, start, warmup_epochs"),
+        r"base, decay, end, start, warmup_epochs"),
     "block": ([f"--config={TINY}", "--config.optimiser.b1=1"],
         r"config has no field 'optimiser'; did you mean optimizer\?"),
     "missing block": ([f"--config={TINY}", "--config.evals.knn.k=1"],
