@@ -70,8 +70,8 @@ def _objective(config, head):
         },
         "head": head,  # sem_fpn, linear, linear_each or linear_ms
         "num_classes": placeholder(int),  # None: the data's
-        # Blocks that the head reads, from 1; (): 4, 6, 8 and 12 of twelve for sem_fpn,
-        # the last one or the last four for linear heads.
+        # Blocks that the head reads, from 1 (the last is -1); (): 4, 6, 8 and 12 of
+        # twelve for sem_fpn, the last one or the last four for linear heads.
         "out_blocks": (),
         "channels": 128,  # of the convolutions of sem_fpn
         "dropout": 0.1,  # share of channels left out before the last layer
@@ -166,3 +166,5 @@ def _small(config, head):
     config.optimizer.update(b2=0.95, layer_decay=1.0)
     config.checkpoint.every_steps = 500
     config.evals.test.update(every_steps=500, scales=(1.0,), flip=False)
+    if head == "sem_fpn":
+        config.objective.out_blocks = (-1, -1, -1, -1)  # earlier ones know no classes

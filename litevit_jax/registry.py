@@ -167,7 +167,8 @@ _BOUNDS: dict[str, Bound] = {
         (Bound(0, 1, above=True, below=True), "objective.mask_ratio"),
         (_RATE, "objective.momentum objective.distill.alpha"),
         (_COUNT, "objective.momentum_steps objective.num_classes"),
-        (_COUNT, "objective.decoupled objective.channels objective.out_blocks"),
+        (_COUNT, "objective.decoupled objective.channels"),
+        (Bound(whole=True), "objective.out_blocks"),
         (_NOT_NEGATIVE, "objective.weight objective.pairs objective.lrs"),
         # Evaluations and analyses.
         (_NOT_NEGATIVE, "evals.*.lrs evals.*.l2"),

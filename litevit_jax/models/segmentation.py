@@ -28,30 +28,30 @@ def blocks_read(head: str, depth: int, given: tuple[int, ...] = ()) -> tuple[int
     Args:
       head: one of `HEADS`.
       depth: blocks of the encoder.
-      given: blocks to read instead of the usual ones; (): the usual ones, which of
-        twelve are 4, 6, 8 and 12 for 'sem_fpn' (none before the fourth of a short
-        encoder: its first blocks know no classes), the last four for 'linear_ms' and
-        the last one for 'linear'; 'linear_each' always reads all.
+      given: blocks to read instead of the usual ones, the last one is also -1; (): the
+        usual ones, which of twelve are 4, 6, 8 and 12 for 'sem_fpn', the last four for
+        'linear_ms' and the last one for 'linear'; 'linear_each' always reads all.
 
     Raises:
       ValueError: an unknown head, or blocks that it cannot read.
     """
     choices.check("head", head, HEADS)
     if not given and head == "sem_fpn":
-        usual = (max(4, round(depth * part / 6)) for part in (2, 3, 4, 6))
-        return tuple(min(depth, block) for block in usual)
+        return tuple(max(1, round(depth * part / 6)) for part in (2, 3, 4, 6))
     if not given:
         counts = {"linear_ms": min(_LAST_BLOCKS, depth), "linear_each": depth}
         count = counts.get(head, 1)
         return tuple(range(depth - count + 1, depth + 1))
     counts = {"linear": 1, "linear_each": depth, "sem_fpn": 4}
     count = counts.get(head, len(given))
-    if len(given) != count or not all(1 <= block <= depth for block in given):
+    blocks = tuple(depth + 1 + block if block < 0 else block for block in given)
+    if len(blocks) != count or not all(1 <= block <= depth for block in blocks):
         raise ValueError(
             f"segmentation: out_blocks={tuple(given)} for head={head!r}; expected "
-            f"{count} block(s) from 1 to {depth}, or () for the usual ones"
+            f"{count} block(s) from 1 to {depth} (the last is also -1), or () for the "
+            "usual ones"
         )
-    return tuple(given)
+    return blocks
 
 
 def make_head(

@@ -72,8 +72,9 @@ def test_maps_are_resized_as_pytorch_does(size):
     ("head", "depth", "given", "want"),
     [
         ("sem_fpn", 12, (), (4, 6, 8, 12)),
-        ("sem_fpn", 6, (), (4, 4, 4, 6)),
-        ("sem_fpn", 4, (), (4, 4, 4, 4)),
+        ("sem_fpn", 4, (), (1, 2, 3, 4)),
+        ("sem_fpn", 4, (-1, -1, -1, -1), (4, 4, 4, 4)),
+        ("linear_ms", 12, (6, -2), (6, 11)),
         ("sem_fpn", 1, (), (1, 1, 1, 1)),
         ("sem_fpn", 12, (3, 6, 9, 12), (3, 6, 9, 12)),
         ("linear", 12, (), (12,)),
