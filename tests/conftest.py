@@ -18,8 +18,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # nobody reads them
 _OLDER = importlib.metadata.version("jaxlib").startswith("0.10.")
-if _OLDER:  # compiles in half of the time; newer ones do not know it
+if _OLDER:  # compiles in half of the time; newer ones do not know it, or do not gain
     quick = " --xla_cpu_use_fusion_emitters=false"
+    quick += " --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + quick
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -31,8 +32,8 @@ gc.set_threshold(100_000, 20, 20)  # tracing makes many objects and little garba
 
 # The files that take longest come first (and --no-loadscope-reorder keeps it so), or
 # one process would be busy with the last of them while the others have nothing to do.
-_LONG = ("runs_test", "configs_test", "laws_test", "loop_test", "layers_test",
-    "supervised_test", "program_test", "kill_test")  # fmt: skip
+_LONG = ("runs_test", "configs_test", "colabs_test", "laws_test", "accelerator_test",
+    "loop_test", "program_test", "kill_test", "programs_test")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
