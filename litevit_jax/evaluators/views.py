@@ -16,7 +16,7 @@ from litevit_jax.evaluators import base
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """Which views of an image are predicted; see `decoding`.
+    """Says which views of an image are predicted; see `decoding`.
 
     Attributes:
       stride: pixels from one window to the next, by rows and by columns.

@@ -172,7 +172,7 @@ class Source:
 
 
 class Reading(NamedTuple):
-    """How a source is read: the fields of that name of configs/convert.py.
+    """Says how a source is read, by the fields of these names of configs/convert.py.
 
     All but `ema` and `num_heads` are of files of weights; a run has recorded them.
     """

@@ -17,7 +17,7 @@ from litevit_jax.weights import positions
 
 
 class Names(NamedTuple):
-    """Which parameters a run takes from a checkpoint, by patterns of their names.
+    """Says which parameters a run takes from a checkpoint, by patterns of their names.
 
     Attributes:
       load: of the run, replaced by the checkpoint's.
