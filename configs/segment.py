@@ -167,4 +167,4 @@ def _small(config, head):
     config.checkpoint.every_steps = 500
     config.evals.test.update(every_steps=500, scales=(1.0,), flip=False)
     if head == "sem_fpn":
-        config.objective.out_blocks = (-1, -1, -1, -1)  # earlier ones know no classes
+        config.objective.out_blocks = (-1, -1, -1, -1)  # the last one alone
