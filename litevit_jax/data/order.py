@@ -156,8 +156,8 @@ class TrainExamples(Examples):
 
     def read(self, number: int, out: np.ndarray | None) -> dict[str, Any]:
         position = self.shard.position(number)
-        rng = _rng(self.seed, position)
-        chosen, bad = self._index(position), []
+        rng = generator(self.seed, position)
+        chosen, bad = index_at(self.seed, position, len(self.source)), []
         for _ in range(MAX_REPLACEMENTS):
             example = self._read(chosen, rng, out)
             bad += example["bad"]
@@ -165,16 +165,6 @@ class TrainExamples(Examples):
                 break
             chosen = int(rng.integers(len(self.source)))
         return example | {"bad": bad}
-
-    def _index(self, position: int) -> int:
-        """Returns the example at `position`: each epoch permutes the source."""
-        epoch, row = divmod(position, len(self.source))
-        return grain.experimental.index_shuffle(
-            row,
-            max_index=len(self.source) - 1,
-            seed=_epoch_seed(self.seed, epoch),
-            rounds=4,
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +178,7 @@ class EvalExamples(Examples):
         position = self.shard.position(number)
         if position >= len(self.source):
             return {"image": None, "label": 0, "index": -1, "bad": []}
-        return self._read(position, _rng(0, position), out)
+        return self._read(position, generator(0, position), out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,13 +226,21 @@ class BatchBuffers:
             return self._begun.pop(number)
 
 
+def index_at(seed: int, position: int, count: int) -> int:
+    """Returns which of `count` examples is at `position`: each epoch permutes them."""
+    epoch, row = divmod(position, count)
+    return grain.experimental.index_shuffle(
+        row, max_index=count - 1, seed=_epoch_seed(seed, epoch), rounds=4
+    )
+
+
 @functools.lru_cache(maxsize=4)
 def _epoch_seed(seed: int, epoch: int) -> int:
     # Hashed, so that epoch 1 of seed 0 is not epoch 0 of seed 1.
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def _rng(seed: int, position: int) -> np.random.Generator:
+def generator(seed: int, position: int) -> np.random.Generator:
     """Returns a generator independent for every (seed, position); cheap to make."""
     key = np.array([seed, position], np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
