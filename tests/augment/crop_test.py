@@ -88,7 +88,7 @@ def test_a_whole_image_of_the_same_size_keeps_its_bytes():
 
 
 def test_sides_between_pixels_are_those_of_the_smaller_image():
-    """A crop of an image that is stored at half its size looks like that of the whole."""
+    """A crop of an image stored at half its size looks like that of the whole."""
     smooth = np.sin(np.linspace(0, 3, 64))[:, None] * np.sin(np.linspace(1, 4, 64))
     large = (127 + 120 * smooth).astype(np.uint8)[None, ..., None]
     small = by_pillow(large[0], (0, 0, 64, 64, 1), (32, 32))[None]

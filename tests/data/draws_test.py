@@ -1,4 +1,4 @@
-"""Crops that are drawn for many positions at once are those that are drawn one by one."""
+"""Crops drawn for many positions at once are those that are drawn one by one."""
 
 import dataclasses
 from typing import ClassVar
