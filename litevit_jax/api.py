@@ -367,7 +367,7 @@ def evaluate(
     return evaluate_job.run(config, folder)
 
 
-def _start(config: ConfigDict, job: str) -> None:
+def _start(config: Any, job: str) -> None:
     """Readies JAX, as the command line does.
 
     Raises:

@@ -15,15 +15,8 @@ from typing import Any
 from absl import flags, logging
 
 from litevit_jax import exits, preemption
-from litevit_jax.commandline import (
-    MISSING,
-    command,
-    config_path,
-    flags_for,
-    parse,
-    usage,
-    with_variant,
-)
+from litevit_jax.arguments import config_path, with_variant
+from litevit_jax.commandline import MISSING, command, flags_for, parse, usage
 from litevit_jax.commandline import define as define
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = exits.OK, exits.FAILED, exits.USAGE
@@ -33,7 +26,7 @@ EXIT_INTERRUPTED = preemption.INTERRUPTED
 # What a recipe's field `job` may name.
 _ANALYSES = ("advise", "analyse", "layers", "report")
 _IDLE = ("advise", "report")  # they compute nothing
-_SHARED = ("evaluate", "train", "transfer")  # several processes share them
+_SHARED = ("evaluate", "sweep", "train", "transfer")  # several processes share them
 _JOBS = (*_ANALYSES, "convert", *_SHARED)
 
 
@@ -114,6 +107,11 @@ def _begin(job: str, config: Any, workdir: str | None) -> None:
     """Prepares JAX for the job; prints what runs, on which devices, where."""
     from litevit_jax import compilation, cpu, distributed
 
+    if job == "sweep":
+        from litevit_jax.jobs import sweep
+
+        points = sweep.points(config.recipe, config.grid, config.shard)
+        prepare_cpu(points[0].config)
     if job in ("layers", "train", "transfer"):
         prepare_cpu(config)
     devices: Any = []

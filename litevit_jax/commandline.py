@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -23,7 +24,14 @@ from litevit_jax import (
     recipes,
     registry,
 )
-from litevit_jax.evaluator_flags import is_override, overrides
+from litevit_jax.arguments import (
+    config_argument,
+    config_path,
+    is_override,
+    overrides,
+    with_config,
+    with_variant,
+)
 
 EXIT_USAGE = exits.USAGE
 
@@ -78,27 +86,10 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """
     asked = [a for a in argv[1:] if a.startswith("-") and a.lstrip("-") in _HELP]
     argv = [a for a in argv if a not in asked]
-    if asked and _config_argument(argv) is None:
+    if asked and config_argument(argv) is None:
         preemption.say(_help(), sys.stdout)
         raise SystemExit(0)
-    rest, wrong, added = argv, _wrong_arguments(argv), dict[str, ConfigDict]()
-    if wrong is None:
-        try:
-            added = evaluator_flags.named(overrides(argv), _evaluators(argv))
-        except ValueError as error:
-            wrong = str(error)
-    if wrong is None:
-        try:
-            plain, moved = evaluator_flags.split(argv, added)
-            if moved:  # the flag has read all of the command line
-                delattr(values, "config")
-                _define_config(values, plain)
-            rest = values(_located(plain))
-            if _config_argument(argv) is not None:
-                evaluator_flags.add(values["config"].value, added, moved)
-                wrong = _wrong_config(argv, values["config"].value)
-        except (Exception, SystemExit) as error:  # a recipe of yours may raise any
-            wrong = _explain(error, argv)
+    rest, wrong = _read(argv, values)
     if wrong is None and len(rest) > 1:
         wrong = f"unexpected argument {rest[1]!r}"
     if wrong is not None:
@@ -107,6 +98,51 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
         preemption.say(_recipe_help(argv, values["config"].value), sys.stdout)
         raise SystemExit(0)
     return rest
+
+
+def config_of(recipe: str, fields: Mapping[str, str]) -> ConfigDict:
+    """Returns the config of a command line: a recipe with other values of fields.
+
+    Args:
+      recipe: what stands behind `--config=`, as 'mae_tiny:digits'.
+      fields: 'lr.base' -> what stands behind `--config.lr.base=`.
+
+    Raises:
+      ValueError: no such recipe, or a field or value that it does not take.
+    """
+    argv = ["main.py", f"--config={recipe}"]
+    argv += [f"--config.{name}={value}" for name, value in fields.items()]
+    _, wrong = _read(argv, values := flags_for(argv))
+    if wrong is not None:
+        raise ValueError(wrong)
+    config: Any = values["config"].value
+    return config
+
+
+def _read(argv: list[str], values: flags.FlagValues) -> tuple[list[str], str | None]:
+    """Parses `argv` into `values`; returns what is left of it, and the first mistake.
+
+    Help is not asked for in `argv`.
+    """
+    wrong = _wrong_arguments(argv)
+    if wrong is not None:
+        return argv, wrong
+    try:
+        added = evaluator_flags.named(overrides(argv), _evaluators(argv))
+    except ValueError as error:
+        return argv, str(error)
+    try:
+        plain, moved = evaluator_flags.split(argv, added)
+        if moved:  # the flag has read all of the command line
+            delattr(values, "config")
+            _define_config(values, plain)
+        rest = values(_located(plain))
+        if config_argument(argv) is not None:
+            evaluator_flags.add(values["config"].value, added, moved)
+            wrong = _wrong_config(argv, values["config"].value)
+    except (Exception, SystemExit) as error:  # a recipe of yours may raise any
+        return argv, _explain(error, argv)
+    return rest, wrong
 
 
 def command() -> str:
@@ -159,7 +195,7 @@ def _recipe_help(argv: list[str], config: Any) -> str:
             _as_started(recipes.docstring(path)),
             f"\nvariants: --config={config_path(argv)}:VARIANT,...",
             f"  {recipes.variants(path)}",
-            f"\nfields of {_config_argument(argv)}: --config.NAME=VALUE",
+            f"\nfields of {config_argument(argv)}: --config.NAME=VALUE",
             recipes.describe(path, config),
         ]
     )
@@ -167,8 +203,8 @@ def _recipe_help(argv: list[str], config: Any) -> str:
 
 def _located(argv: list[str]) -> list[str]:
     """Replaces the recipe's name in `argv` by its file."""
-    path, colon, variant = (_config_argument(argv) or "").partition(":")
-    return _with_config(argv, recipes.locate(path) + colon + variant)
+    path, colon, variant = (config_argument(argv) or "").partition(":")
+    return with_config(argv, recipes.locate(path) + colon + variant)
 
 
 def _wrong_arguments(argv: list[str]) -> str | None:
@@ -177,7 +213,7 @@ def _wrong_arguments(argv: list[str]) -> str | None:
     twice = [a for a in given if a.lstrip("-").partition("=")[0] == "config"]
     if len(twice) > 1:
         return f"--config is given {len(twice)} times; give one recipe"
-    config = _config_argument(argv)
+    config = config_argument(argv)
     if config is None:
         return MISSING if overrides(argv) else None
     early = argv[1 : argv.index(twice[0])]
@@ -192,10 +228,7 @@ def _wrong_arguments(argv: list[str]) -> str | None:
         name = argument.partition("=")[0].lstrip("-")
         known = name in FLAGS or name.startswith("config.")
         if known and argument.endswith("=") and name != "config.data.name":
-            return (
-                f"{argument} has no value (an unset variable?); give one, or leave it "
-                "out"
-            )
+            return f"{argument} has no value (an unset variable?); give one or omit it"
     return None
 
 
@@ -232,7 +265,7 @@ def _take_named_sizes(block: ConfigDict, path: str, given: dict[str, Any]) -> No
 
 def _explain(error: BaseException, argv: list[str]) -> str:
     """Explains a command line's mistake: where it is, and what would be right."""
-    if _config_argument(argv) is None:  # --confg: what was meant is the flag's name
+    if config_argument(argv) is None:  # --confg: what was meant is the flag's name
         return _with_flags(error)
     recipe = _recipe(argv)
     if not isinstance(recipe, ConfigDict):
@@ -261,7 +294,7 @@ def _no_recipe(loaded: Any, argv: list[str]) -> str:
     if isinstance(loaded, AttributeError) and "'get_config'" in str(loaded):
         return f"--config={path}: has no get_config(arg); {recipes.unknown(path)}"
     if isinstance(loaded, ValueError | flags.Error):  # of a variant: its own words
-        return f"--config={_config_argument(argv)}: {_last_line(loaded)}"
+        return f"--config={config_argument(argv)}: {_last_line(loaded)}"
     if isinstance(loaded, Exception | SystemExit):
         rows = traceback.extract_tb(loaded.__traceback__)
         lines = [row.lineno for row in rows if row.filename == recipes.locate(path)]
@@ -269,7 +302,7 @@ def _no_recipe(loaded: Any, argv: list[str]) -> str:
         text = f"{type(loaded).__name__}: {_last_line(loaded)}{at}"
         if isinstance(loaded, ModuleNotFoundError) and loaded.name == "configs":
             text += "; take recipes from litevit_jax.configs"
-        return f"--config={_config_argument(argv)}: {text}"
+        return f"--config={config_argument(argv)}: {text}"
     return (
         f"--config={path}: get_config() returned {type(loaded).__name__}; expected a "
         "ml_collections.ConfigDict"
@@ -289,22 +322,9 @@ def _last_line(error: BaseException) -> str:
     return last.removeprefix("ValueError: ") or type(error).__name__
 
 
-def _config_argument(argv: list[str]) -> str | None:
-    """Returns 'FILE:VARIANT' of --config, or None."""
-    for index, argument in enumerate(argv):
-        name, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name == "config":
-            return value if equals else "".join(argv[index + 1 : index + 2])
-    return None
-
-
-def config_path(argv: list[str]) -> str:
-    return (_config_argument(argv) or "").partition(":")[0]
-
-
 def _recipe(argv: list[str]) -> Any:
     """Loads what --config names, without overrides; returns an error it raises."""
-    argv = _located(["main.py", f"--config={_config_argument(argv) or ''}"])
+    argv = _located(["main.py", f"--config={config_argument(argv) or ''}"])
     try:
         (values := flags_for(argv))(argv)
         config: Any = values["config"].value
@@ -353,7 +373,7 @@ def _evaluator_hint(name: str, recipe: ConfigDict, argv: list[str]) -> str:
     argv = with_variant(argv, title)
     other = _recipe(argv)
     if isinstance(other, ConfigDict) and _wrong_field(name, other) is None:
-        return f"; the variant {title} adds it: --config={_config_argument(argv)}"
+        return f"; the variant {title} adds it: --config={config_argument(argv)}"
     if title in recipe.evals:
         return ""
     hint = f"; to add an evaluator, name it: --config.evals.{title}.name=NAME, of "
@@ -378,23 +398,3 @@ def _wrong_value(name: str, value: str, block: Any) -> str:
     kind = block.get_type(key)
     expected = _KINDS.get(kind, f"a {kind.__name__}")
     return f"--config.{name}={value}: expected {expected}{example}, got {value!r}"
-
-
-def with_variant(argv: list[str], variant: str) -> list[str]:
-    """Returns `argv` with `variant` added to the argument of --config."""
-    text = _config_argument(argv) or ""
-    return _with_config(argv, text + ("," if ":" in text else ":") + variant)
-
-
-def _with_config(argv: list[str], text: str) -> list[str]:
-    """Returns `argv` with `text` as the argument of --config, if it has one."""
-    joined = []
-    rest = iter(argv)
-    for argument in rest:
-        name = argument.lstrip("-").partition("=")[0]
-        if argument.startswith("-") and name == "config":
-            if "=" not in argument:
-                next(rest, None)
-            argument = f"--config={text}"
-        joined.append(argument)
-    return joined

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
 from litevit_jax import plugins
+from litevit_jax.arguments import is_override
 
 _NAME = re.compile(r"evals\.([^.]+)\.name")
 _KINDS = {"bool": bool, "float": float, "int": int, "str": str, "tuple": tuple}
@@ -27,23 +28,6 @@ _DATA: dict[str, Any] = {
     **{"max_bad_fraction": float, "train_split": str, "eval_split": str},
 }
 _HOLDOUT = {"test": float, "eval": float, "select": float, "select_at_most": int}
-
-
-def overrides(argv: list[str]) -> list[tuple[str, str]]:
-    """Lists ('a.b', 'value') for each --config.a.b=value or --config.a.b value."""
-    pairs = []
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if is_override(argument):
-            name, equals, value = argument.lstrip("-").partition("=")
-            value = value if equals else following
-            pairs.append((name.partition("config.")[2], value))
-    return pairs
-
-
-def is_override(argument: str) -> bool:
-    """Returns whether an argument overrides a field of the config."""
-    name = argument.lstrip("-").removeprefix("no")
-    return argument.startswith("-") and name.startswith("config.")
 
 
 def split(argv: list[str], titles: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -23,11 +23,11 @@ RINGS = [
         "trees",
     },
     {"analysis", "warm_start", "weights"},
-    {"configs", "jobs", "plan", "recipes", "report"},
     {
-        *("__init__", "__main__", "api", "cli", "commandline", "encoder"),
-        *("evaluator_flags", "exits"),
+        *("arguments", "commandline", "configs", "evaluator_flags", "exits", "jobs"),
+        *("plan", "recipes", "report"),
     },
+    {"__init__", "__main__", "api", "cli", "encoder"},
 ]
 # Within the core: what imports none of the others, and what knows only these.
 LEAVES = {"choices", "compilation", "cpu", "distributed", "paths", "sharding", "trees"}

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("shared_designs")
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("[!_]*.py"))
-RECIPES = [path.stem for path in FILES if path.stem not in ("common", "convert")]
+BARE = ("common", "convert", "sweep")  # without images of their own
+RECIPES = [path.stem for path in FILES if path.stem not in BARE]
 VARIANTS = [None, "digits", "smoke", "data=folder,path=DIR", "imagenet2012"]
 VARIANTS += ["data=packed,path=DIR", "data=tar,path=DIR/*.tar"]
 
@@ -69,7 +70,7 @@ READING = [*PACKAGE.glob("*.py"), *PACKAGE.glob("[aept]*/*.py")]  # no files of 
 @pytest.mark.parametrize("path", READING, ids=lambda path: path.name)
 def test_the_package_reads_only_fields_that_recipes_declare(path):
     declared = set(common.base("x")) | {"derived", "lr", "objective", "optimizer"}
-    for job in ("analysis", "convert", "evaluate", "layer_study", "transfer"):
+    for job in ("analysis", "convert", "evaluate", "layer_study", "sweep", "transfer"):
         declared |= set(module(job).get_config())
     methods = set(dir(ConfigDict())) - {"get"}
     wrong = [field for field in reads(path) if field[1] not in declared | methods]

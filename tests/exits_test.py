@@ -19,6 +19,7 @@ from litevit_jax.data import decode, filetree, pipeline
 from litevit_jax.data.sources import base
 from litevit_jax.distributed import detect, meeting, watchdog
 from litevit_jax.jobs import train
+from litevit_jax.train import lock
 from litevit_jax.weights import base as weights
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -208,14 +209,14 @@ CODES: dict[int, tuple[str, ...]] = {
         *("FileNotFoundError", "FileExistsError", "NotADirectoryError"),
         *("PermissionError", "IsADirectoryError"),
         *("BadDataError", "CorruptCheckpoint", "DecodeError", "WeightsError"),
-        *("AnnotationError", "NoRegularFile"),
+        *("AnnotationError", "NoRegularFile", "TakenError"),
     ),
     exits.FAILED: ("RuntimeError", "FloatingPointError", "MemoryError", "IndexError"),
 }
 CODES[exits.FAILED] += ("Absent", "WorkerError")
 # What ends otherwise: a signal (preemption_test), and a ValueError with more to say.
 HANDLED = ("AttributeError", "NoTestSplit", "Stopped", "SystemExit")
-OURS = (base, pipeline, checkpoint, decode, filetree, weights, meeting)
+OURS = (base, pipeline, checkpoint, decode, filetree, weights, meeting, lock)
 
 
 def test_every_exception_that_the_package_raises_has_an_exit_code():

@@ -69,16 +69,18 @@ class Study:
           ValueError, OSError: a mistake in the config or data, before any compile.
           Exception: whatever ended a part's run; the study goes on from there.
         """
-        for part in self.parts.unfinished(self.planned, "part"):
-            if part.kind == "probe":
-                self.probe(part)
-                continue
-            outcome = train.run(self.config_of(part), self.directory(part))
-            if outcome.signal is not None:
-                return Outcome(self.table(), self.draw(), outcome.signal)
+        signal = self.parts.finish(self.planned, "part", self._run)
+        return Outcome(self.table(), self.draw(), signal)
+
+    def _run(self, part: Part) -> int | None:
+        if part.kind == "probe":
+            self.probe(part)
+            return None
+        outcome = train.run(self.config_of(part), self.directory(part))
+        if outcome.signal is None:
             last = outcome.results["test"]["last"]
             self.parts.add(part.name, **dataclasses.asdict(part), result=last)
-        return Outcome(self.table(), self.draw())
+        return outcome.signal
 
     def config_of(self, part: Part) -> ConfigDict:
         """Returns the config of a part's run."""

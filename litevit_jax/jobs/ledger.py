@@ -1,17 +1,23 @@
 """The finished parts of a job of several runs, in one file.
 
-A stopped job reads the file and continues with the parts that are missing.
+A stopped job reads the file and continues with the parts that are missing. Processes
+that work on one job add to the same file.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import fcntl
 import pathlib
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from litevit_jax import distributed, paths, terminal
+from litevit_jax.train import lock
 from litevit_jax.train import workdir as workdirs
+
+_LOOK_S = 5.0  # between looks at what other processes have finished
 
 
 class Part(Protocol):
@@ -46,13 +52,49 @@ class Parts:
     def __contains__(self, name: str) -> bool:
         return name in self.rows
 
-    def unfinished(self, planned: Sequence[P], noun: str) -> Iterator[P]:
-        """Yields the parts that are missing and prints which one begins."""
-        line = terminal.ConsoleLine()
-        for number, part in enumerate(planned, start=1):
-            if part.name not in self:
-                line.say(f"{noun} {number} of {len(planned)}: {part.name}")
-                yield part
+    def finish(
+        self,
+        planned: Sequence[P],
+        noun: str,
+        work: Callable[[P], int | None],
+        *,
+        wait: bool = True,
+    ) -> int | None:
+        """Has the missing parts worked on; returns the signal that stopped it, or None.
+
+        A part that another process works on is left to it.
+
+        Args:
+          planned: all parts.
+          noun: what a part is called in the lines that are printed.
+          work: runs and adds a part; it returns the signal that stopped it, or None.
+          wait: whether to wait until other processes have finished theirs. A part that
+            they give up is taken over.
+        """
+        say, waited_for = terminal.ConsoleLine().say, 0
+        while True:
+            others = 0
+            for number, part in enumerate(planned, start=1):
+                if part.name in self:
+                    continue
+                if not waited_for:
+                    say(f"{noun} {number} of {len(planned)}: {part.name}")
+                try:
+                    signal = work(part)
+                except lock.TakenError as error:
+                    if not waited_for:
+                        say(f"left to another process: {error}")
+                    others += 1
+                    continue
+                if signal is not None:
+                    return signal
+            if not others or not wait:
+                return None
+            if others != waited_for:
+                say(f"waiting for {others} {noun}(s) that other processes work on")
+            waited_for = others
+            time.sleep(_LOOK_S)
+            self.reread()
 
     def add(self, name: str, **row: Any) -> None:
         """Records a finished part."""
@@ -64,12 +106,37 @@ class Parts:
         self.rest = rest
         self._write()
 
+    def reread(self) -> None:
+        """Takes over what other processes have added meanwhile."""
+        content = distributed.run_on_primary(self._read)
+        if content is not None:
+            self.rows = {row["name"]: row for row in content["points"]} | self.rows
+
     def _read(self) -> Any:
         again = "move it away; the same command again reads what the runs recorded"
         return paths.read_json(self._path, again) if self._path.exists() else None
 
     def _write(self) -> None:
-        rows = list(self.rows.values())
-        content = {**self._about, "points": rows, **self.rest}
-        write = functools.partial(workdirs.write_json, self._path, content)
-        distributed.run_on_primary(write)
+        self.rows = distributed.run_on_primary(self._merge)
+
+    def _merge(self) -> dict[str, dict[str, Any]]:
+        """Writes the rows of this process and of others; returns them."""
+        with _alone(self._path):
+            content = self._read() or {"points": []}
+            rows = {row["name"]: row for row in content["points"]} | self.rows
+            content = {**self._about, "points": list(rows.values()), **self.rest}
+            workdirs.write_json(self._path, content)
+        return rows
+
+
+@contextlib.contextmanager
+def _alone(path: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes of this file system from writing `path` meanwhile."""
+    if not paths.is_local(path):
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as file:
+        with contextlib.suppress(OSError):  # some file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

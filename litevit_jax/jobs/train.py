@@ -77,7 +77,7 @@ def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     """Runs the job and prints its results; raises as `run`."""
     from litevit_jax.jobs import summary
 
-    outcome = run(config, workdir, keep=_folder_of_programs())
+    outcome = run(config, workdir, keep=folder_of_programs())
     if outcome.signal is not None:
         return summary.Ending(config, signal=outcome.signal)
     say = terminal.ConsoleLine().say
@@ -89,7 +89,7 @@ def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     return summary.Ending(config, workdir)
 
 
-def _folder_of_programs() -> pathlib.Path | None:
+def folder_of_programs() -> pathlib.Path | None:
     """Returns the folder of kept programs; None with plug-ins, which may change."""
     from litevit_jax import compilation, plugins
 

@@ -106,11 +106,9 @@ class Sweep:
           ValueError, OSError: a mistake in the config or data, before any compile.
           Exception: whatever ended a point's run; the sweep goes on from there.
         """
-        for point in self.parts.unfinished(self.points, "point"):
-            outcome = train.run(self.config_of(point), self.directory(point))
-            if outcome.signal is not None:
-                return Outcome(self.table(), outcome.signal)
-            self.record(point, outcome.results)
+        signal = self.parts.finish(self.points, "point", self._run)
+        if signal is not None:
+            return Outcome(self.table(), signal)
         best = self.best()
         directory = self.directory(best, final=True)
         if self.parts.rest.get("winner") != best.name:
@@ -121,6 +119,12 @@ class Sweep:
                 return Outcome(self.table(), outcome.signal)
             self.record_final(best, outcome.results)
         return Outcome(self.table(), final=directory)
+
+    def _run(self, point: Point) -> int | None:
+        outcome = train.run(self.config_of(point), self.directory(point))
+        if outcome.signal is None:
+            self.record(point, outcome.results)
+        return outcome.signal
 
     def config_of(self, point: Point, *, final: bool = False) -> ConfigDict:
         """Returns the config of a point's run, or of the final run."""

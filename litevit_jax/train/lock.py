@@ -34,6 +34,10 @@ _LOOK_S = 1.0
 _held: dict[str, _Lock] = {}
 
 
+class TakenError(ValueError):
+    """Another process works in a directory."""
+
+
 def take(workdir: pathlib.Path) -> bool:
     """Reserves `workdir` for this process until `release` or the process's end.
 
@@ -41,7 +45,7 @@ def take(workdir: pathlib.Path) -> bool:
     for a process of another host this waits until its count stands still.
 
     Raises:
-      ValueError: another process works there; it is named.
+      TakenError: another process works there; it is named.
     """
     key = os.fspath(paths.absolute(workdir))
     if key in _held:
@@ -94,7 +98,7 @@ class _Lock:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.EACCES):
-                    raise ValueError(self._refusal(self._read())) from None
+                    raise TakenError(self._refusal(self._read())) from None
                 return False
             try:
                 if os.path.samestat(os.fstat(self._file), self._path.stat()):
@@ -119,7 +123,7 @@ class _Lock:
             if now is None:  # it has ended meanwhile
                 return
             if now != owner:
-                raise ValueError(self._refusal(now))
+                raise TakenError(self._refusal(now))
         logging.warning("no sign of it: its directory is taken over")
 
     def _read(self) -> dict[str, Any] | None:

@@ -194,13 +194,13 @@ def test_only_the_command_line_without_plug_ins_keeps_programs(
     config, mesh, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(compilation, "_bounded", [tmp_path])
-    assert train._folder_of_programs() == tmp_path
+    assert train.folder_of_programs() == tmp_path
     assert programs.find(tmp_path, config, mesh)._folder == tmp_path
     assert type(build._kept(None, config, mesh)) is states.Tracing
     monkeypatch.setattr(programs.distributed, "process_count", lambda: 2)
     assert type(programs.find(tmp_path, config, mesh)) is states.Tracing
     monkeypatch.setattr(plugins, "roots", lambda: [plugins.Root("mine", ())])
-    assert train._folder_of_programs() is None
+    assert train.folder_of_programs() is None
 
 
 def test_another_process_loads_what_one_has_kept(tmp_path):

@@ -1,0 +1,306 @@
+"""The job 'sweep': runs a recipe once for each point of a grid of its fields.
+
+Each point is an ordinary run, so a stopped one resumes. sweep.json holds the finished
+points; several processes may work on one sweep.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import os
+import pathlib
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from litevit_jax import commandline, distributed, paths, terminal
+from litevit_jax.jobs import evaluate, ledger, summary, train
+from litevit_jax.train import lock
+from litevit_jax.train import workdir as workdirs
+
+_SEED = "seed"  # the field over which results are averaged
+_LONGEST = 100  # letters of a directory's name
+_MOST_COMPARED = 12  # runs in one report
+_TRIES = 20  # to see the config, a second apart
+_AXES = ("grid", "shard")  # may change in the same directory
+_EXAMPLE = '--config.grid="lr.base=1e-4,3e-4; seed=0,1,2"'
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One combination of the grid's values.
+
+    Attributes:
+      name: of its directory.
+      fields: 'lr.base' -> '3e-4', as text, in the order of the grid.
+      config: of its run.
+    """
+
+    name: str
+    fields: dict[str, str]
+    config: ConfigDict
+
+
+def points(recipe: str | None, grid: str | None, shard: str | None) -> list[Point]:
+    """Returns the points that this process may run, the first value of each axis first.
+
+    Args:
+      recipe: as behind `--config=`.
+      grid: 'lr.base=1e-4,3e-4; seed=0,1', fields and their values.
+      shard: 'i/n': every n-th point from the i-th on; None: all.
+
+    Raises:
+      ValueError: no recipe, no grid, a field or value that the recipe does not take,
+        or a shard that is none.
+    """
+    if not recipe:
+        raise ValueError(
+            "config.recipe is missing; a sweep runs one, as "
+            "--config.recipe=mae_tiny:digits"
+        )
+    axes = _axes(grid)
+    several = [field for field, values in axes.items() if len(values) > 1]
+    listed = []
+    for values in itertools.product(*axes.values()):
+        fields = dict(zip(axes, values, strict=True))
+        own = commandline.config_of(recipe, fields)
+        if own.job not in ("train", "evaluate"):
+            raise ValueError(
+                f"--config.recipe={recipe}: its job is {own.job!r}; a sweep runs "
+                "recipes that train or evaluate"
+            )
+        listed.append(Point(_name(fields, several), fields, own))
+    return _shard(listed, shard)
+
+
+def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
+    """Runs the points that are missing; prints the table and draws the report.
+
+    Raises:
+      ValueError, OSError: a mistake in the config or data, before any compile.
+      Exception: whatever ended a point's run; the sweep goes on from there.
+    """
+    del command
+    say = terminal.ConsoleLine().say
+    sweep = Sweep(paths.path(workdir), config.to_dict())
+    signal = sweep.run()
+    say(sweep.table())
+    if signal is not None:
+        return summary.Ending(config, signal=signal)
+    if config.log.report and config.shard is None:
+        sweep.draw()
+    say(f"done: all points are in {os.path.join(workdir, 'sweep.json')}")
+    return summary.Ending(config)
+
+
+class Sweep:
+    """The points of a sweep, and what is finished of them in `sweep.json`.
+
+    Attributes:
+      points: those of this process.
+      parts: the finished ones of all.
+    """
+
+    def __init__(self, workdir: pathlib.Path, config: dict[str, Any]) -> None:
+        """Checks the first point, and that `workdir` holds no other sweep.
+
+        Raises:
+          ValueError, OSError: a mistake in the config or data, or another sweep.
+        """
+        self._workdir, self._shard = workdir, config["shard"]
+        self.points = points(config["recipe"], config["grid"], self._shard)
+        first = self.points[0]
+        if first.config.job == "train":
+            train.prepare(first.config, self.directory(first), begin=False)
+        self._check_config(config)
+        self.parts = ledger.Parts(workdir / "sweep.json", recipe=config["recipe"])
+
+    def run(self) -> int | None:
+        """Runs what is not finished; returns the signal that stopped it, or None."""
+        wait = self._shard is None
+        return self.parts.finish(self.points, "point", self._run, wait=wait)
+
+    def directory(self, point: Point) -> pathlib.Path:
+        """Returns the directory of a point's run."""
+        return self._workdir / "points" / point.name
+
+    def table(self) -> str:
+        """Formats the results of all points: mean and range over seeds."""
+        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        shown = self._shown()
+        for point in self.points:
+            row = self.parts.rows.get(point.name)
+            if row is not None:
+                key = tuple(point.fields[field] for field in shown)
+                groups.setdefault(key, []).append(row["results"])
+        columns = sorted({(t, r["metric"]) for g in groups.values() for x in g
+                          for t, r in x.items()})  # fmt: skip
+        rows = [[*shown, "runs", *(f"{title} {metric}" for title, metric in columns)]]
+        for key, results in groups.items():
+            cells = [_spread(results, *column) for column in columns]
+            rows.append([*key, str(len(results)), *cells])
+        missing = sum(point.name not in self.parts for point in self.points)
+        note = f"\n{missing} of {len(self.points)} points are not finished"
+        return summary.columns(rows) + (note if missing else "")
+
+    def draw(self) -> None:
+        """Draws the runs side by side, unless there are too many for one page."""
+        if not 1 < len(self.points) <= _MOST_COMPARED:
+            return
+        from litevit_jax.jobs import analyse  # late: it reads much
+
+        runs = ",".join(f"{p.name}={self.directory(p)}" for p in self.points)
+        page = analyse.draw(runs, str(self._workdir), recipe="compare")
+        terminal.ConsoleLine().say(f"report: {page}")
+
+    def _check_config(self, config: dict[str, Any]) -> None:
+        """Checks that the directory is this sweep's; other processes may work in it."""
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                workdirs.open_run(self._workdir, config, free=_AXES)
+                workdirs.close_run(self._workdir)
+                return
+            except lock.TakenError:  # by one that has just begun
+                if not tries_left:
+                    raise
+                time.sleep(1)
+
+    def _run(self, point: Point) -> int | None:
+        directory = self.directory(point)
+        paths.make_folder(directory)
+        # Before anything is read: another process may be at it.
+        distributed.run_on_primary(lambda: lock.take(directory))
+        try:
+            if point.config.job == "evaluate":
+                results = evaluate.run(point.config, directory)
+            else:
+                keep = train.folder_of_programs()
+                outcome = train.run(point.config, directory, keep=keep)
+                if outcome.signal is not None:
+                    return outcome.signal
+                results = outcome.results
+        finally:
+            workdirs.close_run(directory)
+        kept = {
+            title: {"metric": result["metric"], **_numbers(result["last"])}
+            for title, result in results.items()
+        }
+        self.parts.add(point.name, fields=point.fields, results=kept)
+        return None
+
+    def _shown(self) -> list[str]:
+        """Fields whose values differ between points, but for the seed."""
+        fields = self.points[0].fields
+        return [
+            field
+            for field in fields
+            if field != _SEED and len({p.fields[field] for p in self.points}) > 1
+        ]
+
+
+def _axes(grid: str | None) -> dict[str, list[str]]:
+    """Reads a grid: 'lr.base=1,2; seed=0' is {'lr.base': ['1', '2'], 'seed': ['0']}.
+
+    Raises:
+      ValueError: it is missing or cannot be read.
+    """
+    axes: dict[str, list[str]] = {}
+    for piece in filter(None, (p.strip() for p in _split(grid or "", ";"))):
+        field, equals, text = (part.strip() for part in piece.partition("="))
+        values = [value.strip() for value in _split(text, ",")]
+        if not (field and equals and all(values)):
+            raise ValueError(
+                f"--config.grid={grid}: {piece!r} is no field with its values; "
+                f"expected FIELD=VALUE,VALUE, as in {_EXAMPLE}"
+            )
+        if field in axes or len(set(values)) < len(values):
+            what = f"field {field}" if field in axes else f"a value of {field}"
+            raise ValueError(f"--config.grid={grid}: {what} stands there twice")
+        axes[field] = [_unquoted(value) for value in values]
+    if not axes:
+        raise ValueError(f"--config.grid={grid}: it is empty; write one, as {_EXAMPLE}")
+    return axes
+
+
+def _split(text: str, mark: str) -> list[str]:
+    """Splits `text` at a mark that stands in no brackets and no quotes.
+
+    Raises:
+      ValueError: a bracket or a quote is not closed.
+    """
+    pieces, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        elif letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth -= 1
+        if letter == mark and depth == 0 and not quote:
+            pieces.append("")
+        else:
+            pieces[-1] += letter
+    if depth or quote:
+        raise ValueError(f"--config.grid: {text!r} has a bracket or quote left open")
+    return pieces
+
+
+def _unquoted(value: str) -> str:
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+    return value[1:-1] if quoted else value
+
+
+def _name(fields: dict[str, str], several: Sequence[str]) -> str:
+    """Names a point by the fields that have several values: 'base3e-4-seed1'."""
+    parts = []
+    for field in several:
+        value = re.sub(r"[^\w.+-]+", "_", fields[field]).strip("_")
+        parts.append(f"{field.rpartition('.')[2]}{value}")
+    name = "-".join(parts) or "run"
+    exact = "; ".join(f"{field}={fields[field]}" for field in several)
+    plain = all(re.fullmatch(r"[\w.+-]+", fields[field]) for field in several)
+    if plain and len(name) <= _LONGEST:
+        return name
+    # What the name leaves out must still tell points apart.
+    return f"{name[:_LONGEST]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+
+
+def _shard(listed: list[Point], shard: str | None) -> list[Point]:
+    """Returns every n-th point from the i-th on, for a shard 'i/n'."""
+    if shard is None:
+        return listed
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise ValueError(
+            f"--config.shard={shard}; expected i/n with 1 <= i <= n, as 1/4"
+        )
+    if number > len(listed):
+        raise ValueError(
+            f"--config.shard={shard}: the grid has {len(listed)} points, so nothing is "
+            "left for this one; start fewer"
+        )
+    return listed[number - 1 :: count]
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in row.items() if isinstance(v, int | float | str)}
+
+
+def _spread(results: list[dict[str, Any]], title: str, metric: str) -> str:
+    """Formats the mean of a number over runs, and its range."""
+    values = [x[title][metric] for x in results if title in x]
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.4g}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({min(values):.4g}..{max(values):.4g})"
