@@ -2,8 +2,9 @@
 
     python tests/job_program.py PLAN.json --coordinator=... --num_processes=...
 
-The plan lists pieces of work, by the names of the functions below. Without flags it
-runs alone. What a process finds goes to `<folder>/<piece>-<process>.json`.
+The plan lists pieces of work, by the names of the functions below; what a process finds
+goes to `<folder>/<piece>-<process>.json`. Or it has the arguments of a `command`, which
+is run as main.py does, and what `happens` in a process before it reads a batch.
 """
 
 import json
@@ -13,28 +14,39 @@ import signal
 import sys
 import time
 
+import jax
 import numpy as np
 from absl import flags
+from jax._src import cache_key
 
+from litevit_jax import __main__ as program
 from litevit_jax import cli, distributed, exits, sharding
 from litevit_jax.data import pipeline
 from litevit_jax.distributed import start, watchdog
 from litevit_jax.jobs import train as train_module
 from litevit_jax.train import build, shared_workdir
-from tests import jobs
+from tests import jobs, processes
+
+SMALLEST = "tests.smallest.recipe"
 
 values = flags.FlagValues()
 
 
+def config(name, **overrides):
+    """The tiny form of a recipe, or the recipe of tests/smallest as it is."""
+    make = jobs.config if name == SMALLEST else jobs.tiny
+    return make(name, **overrides)
+
+
 def train(name, workdir, **overrides):
     """A whole run; its losses and results are in `workdir`."""
-    outcome = train_module.run(jobs.tiny(name, **overrides), workdir)
+    outcome = train_module.run(config(name, **overrides), workdir)
     return {"step": outcome.step, "signal": outcome.signal}
 
 
 def rows(workdir):
     """Which rows of the first two batches this process reads, and where they go."""
-    job = train_module.prepare(jobs.tiny(), pathlib.Path(workdir))
+    job = train_module.prepare(config(SMALLEST), pathlib.Path(workdir))
     stream, read, placed = job.stream(0), [], []
     for _ in range(2):
         batch = next(stream)
@@ -48,52 +60,46 @@ def rows(workdir):
     return {"read": read, "placed": placed}
 
 
-def stopped(workdir, process, at_step, **overrides):
+def stopped(name, workdir, process, at_batch, **overrides):
     """A run that SIGTERM reaches in one process alone."""
-    at = distributed.process_index() == process
-    with _at_batch(at_step, lambda: os.kill(os.getpid(), signal.SIGTERM), at):
-        return train("mae_tiny", workdir, **overrides)
+    with _at_batch(at_batch, process, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        return train(name, workdir, **overrides)
 
 
 def unshared(folder):
     """A workdir of each process's own: what it says."""
     shared_workdir._PATIENCE_S = 2.0
     try:
-        train_module.run(jobs.tiny(), f"{folder}/own-{distributed.process_index()}")
+        train_module.run(
+            config(SMALLEST), f"{folder}/own-{distributed.process_index()}"
+        )
     except ValueError as error:
         return str(error)
 
 
-def bad_data(workdir, process, at_step, **overrides):
+def bad_data(name, workdir, process, at_batch, **overrides):
     """One process cannot read its data; ends the job."""
 
     def fail():
         raise pipeline.BadDataError("7 of 9 examples cannot be read so far")
 
-    with _at_batch(at_step, fail, distributed.process_index() == process):
-        return train("mae_tiny", workdir, **overrides)
-
-
-def stuck(workdir, process, at_step, **overrides):
-    """One process waits for data that never come; ends the job."""
-    with _at_batch(
-        at_step, lambda: time.sleep(7200), distributed.process_index() == process
-    ):
-        return train("mae_tiny", workdir, **overrides)
+    with _at_batch(at_batch, process, fail):
+        return train(name, workdir, **overrides)
 
 
 class _at_batch:
-    """While it lasts, `happens()` before batch number `step` of a run is read."""
+    """While it lasts, `happens()` in a process before it reads batch number `batch`."""
 
-    def __init__(self, step, happens, here):
-        self.step, self.happens, self.here = step, happens, here
+    def __init__(self, batch, process, happens):
+        self.batch, self.process, self.happens = batch, process, happens
 
     def __enter__(self):
         self.stream = build._stream
 
         def stream(*args):
+            here = distributed.process_index() == self.process
             for number, batch in enumerate(self.stream(*args)):
-                if self.here and number == self.step:
+                if here and number == self.batch:
                     self.happens()
                 yield batch
 
@@ -103,13 +109,41 @@ class _at_batch:
         build._stream = self.stream
 
 
+def command(arguments, happens):
+    """Runs main.py; one process gets a signal, or waits for data that never come."""
+    batch, process, number = happens
+
+    def happen():
+        if number is None:
+            time.sleep(7200)
+        os.kill(os.getpid(), number)
+
+    sys.argv = ["main.py", *arguments]
+    with _at_batch(batch, process, happen):
+        program.main()
+
+
+def share_programs():
+    """The first process compiles, and the others load what it has compiled.
+
+    A JAX of CPUs gives each process keys of its own, though the programs are the same.
+    """
+    jax.config.update("jax_share_binary_between_hosts", True)
+    patience_ms = 1000 * processes.PATIENCE_S
+    jax.config.update("jax_share_binary_between_hosts_timeout_ms", patience_ms)
+    cache_key._hash_accelerator_config = cache_key._hash_devices
+
+
 def main(argv):
+    share_programs()
+    plan = json.loads(pathlib.Path(argv[1]).read_text())
+    sharding._MIN_SHARDED_SIZE = 64  # so that fsdp divides even these models
+    if "command" in plan:
+        command([*plan["command"], *argv[2:]], plan["happens"])
     cli.define(values, ["program"])
     values(["program", *argv[2:]])
     flags.FLAGS.mark_as_parsed()
-    sharding._MIN_SHARDED_SIZE = 64  # so that fsdp divides even these models
     build.build_step = jobs.sharing_designs()
-    plan = json.loads(pathlib.Path(argv[1]).read_text())
     if values.process_id == plan.get("late_clock"):
         now = time.time
         time.time = lambda: now() - 3600

@@ -7,25 +7,25 @@ import jax
 import numpy as np
 import pytest
 
-from litevit_jax import sharding
+from litevit_jax import plugins, sharding
 from litevit_jax.distributed import watchdog
 from litevit_jax.jobs import train
 from litevit_jax.warm_start import read
 from tests import jobs, processes
 
-STEPS = 3
 LOGGED = {"log__every_steps": 1}
-METHODS = {  # the first has the program of the run that is stopped
-    "mae": ("mae_tiny", {"mesh__fsdp": 4, "steps": 12}),
-    "moco": ("mocov3_tiny", {"steps": STEPS}),
-    "distill": ("mae_tiny_distill", {"mesh__fsdp": 4, "evals": {}, "steps": STEPS}),
+SMALLEST = "tests.smallest.recipe"  # of all runs whose objective does not matter
+STEPS = jobs.config(SMALLEST).steps
+SHARDED = {"mesh__fsdp": 4}  # two processes cannot save it without each other
+METHODS = {
+    "mae": ("mae_tiny", {"steps": 3, **SHARDED}),
+    "moco": ("mocov3_tiny", {"steps": 3}),
+    "distill": ("mae_tiny_distill", {"evals": {}, "steps": 3, **SHARDED}),
 }
-STOPPED = {"steps": 12, "checkpoint__every_steps": 100, "evals": {}, **LOGGED}
 LIMITS = {"stuck_s": 3600.0, "grace_s": 3600.0, "peer_s": 1800.0}  # of nobody here
 
 
-def launch(folder, pieces, *, limits=LIMITS, **plan):
-    plan |= {"folder": str(folder), "pieces": pieces, "limits": limits}
+def launch(folder, /, **plan):
     path = folder / "plan.json"
     path.write_text(json.dumps(plan))
     arguments = ["tests/job_program.py", str(path)]
@@ -69,10 +69,17 @@ def _determined(name, value):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def four_devices():
-    """One process here has as many devices as several have together."""
+def four_devices(tmp_path_factory):
+    """One process here has as many devices as several have together.
+
+    Those keep their programs for the others of this file.
+    """
     make = sharding.make_mesh
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(plugins.VARIABLE, str(processes.ROOT / "tests" / "smallest"))
+        programs = tmp_path_factory.mktemp("programs")
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(programs))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         patch.setattr(sharding, "_MIN_SHARDED_SIZE", 64)  # as in job_program.py
         patch.setattr(
             sharding,
@@ -85,19 +92,8 @@ def four_devices():
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The folder of the same runs in one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    for name, (recipe, overrides) in METHODS.items():
-        made = jobs.tiny(recipe, **LOGGED, **overrides)
-        train.run(made, folder / name)
-    train.run(jobs.tiny(**STOPPED), folder / "stopped")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """What two processes of two devices each did; the last piece ended them."""
+def begun(tmp_path_factory):
+    """Two processes of two devices each, at work."""
     folder = tmp_path_factory.mktemp("pair")
     pieces = {
         name: ("train", {"name": recipe, "workdir": str(folder / name), **LOGGED,
@@ -105,15 +101,39 @@ def pair(tmp_path_factory):
             | ({"teacher": jobs.teacher()} if name == "distill" else {}))
         for name, (recipe, overrides) in METHODS.items()
     }  # fmt: skip
-    stopped = str(folder / "stopped")
     pieces["rows"] = ("rows", {"workdir": str(folder / "rows")})
-    stop = {"process": 1, "at_step": 5, "mesh__fsdp": 4, **STOPPED}
-    pieces["stopped"] = ("stopped", {"workdir": stopped, **stop})
+    stop = {"name": SMALLEST, "process": 1, "at_batch": 5, **SHARDED}
+    pieces["stopped"] = ("stopped", {"workdir": str(folder / "stopped"), **stop})
     pieces["unshared"] = ("unshared", {"folder": str(folder)})
     pieces["bad"] = ("bad_data", {"workdir": str(folder / "bad"), **stop})
-    job = launch(folder, pieces, late_clock=1)
-    job.codes, job.folder = job.end(), folder
-    return job
+    job = launch(folder, folder=str(folder), pieces=pieces, limits=LIMITS, late_clock=1)
+    job.folder = folder
+    yield job
+    job.kill()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, shared_designs, begun):
+    """The folder of the same runs in one process, while the others are at work."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name, (recipe, overrides) in METHODS.items():
+        train.run(jobs.tiny(recipe, **LOGGED, **overrides), folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def smallest(tmp_path_factory, shared_designs):
+    """The smallest run in one process, which nothing interrupts."""
+    folder = tmp_path_factory.mktemp("smallest")
+    train.run(jobs.config(SMALLEST), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(begun, alone):
+    """What the two processes did; the last piece of work ended them."""
+    begun.codes = begun.end()
+    return begun
 
 
 def found(job, piece):
@@ -152,7 +172,7 @@ def test_two_processes_record_the_evaluations_of_one_once(name, pair, alone):
 
 
 def test_each_process_reads_its_own_contiguous_rows(pair, tmp_path):
-    stream = train.prepare(jobs.tiny(), tmp_path).stream(0)
+    stream = train.prepare(jobs.config(SMALLEST), tmp_path).stream(0)
     whole = [next(stream)["index"].tolist() for _ in range(2)]
     stream.close()
     both = found(pair, "rows")
@@ -164,15 +184,17 @@ def test_each_process_reads_its_own_contiguous_rows(pair, tmp_path):
                 assert index == batch[int(start) :][: len(index)]
 
 
-def test_sigterm_of_one_stops_all_at_a_step_that_one_process_goes_on_from(pair, alone):
+def test_sigterm_of_one_stops_all_at_a_step_that_one_process_goes_on_from(
+    pair, smallest
+):
     first, second = found(pair, "stopped")
     assert first == second and first["signal"] == signal.SIGTERM
-    assert 0 < first["step"] < STOPPED["steps"]
+    assert 0 < first["step"] < STEPS
     workdir = pair.folder / "stopped"
     assert read.read_params(str(workdir)).step == first["step"]
-    outcome = train.run(jobs.tiny(**STOPPED), workdir)
+    outcome = train.run(jobs.config(SMALLEST), workdir)
     assert outcome.signal is None
-    assert_same_run(workdir, alone / "stopped", steps=STOPPED["steps"])
+    assert_same_run(workdir, smallest, steps=STEPS)
 
 
 def test_a_workdir_that_is_not_shared_is_refused_by_all(pair):
@@ -193,12 +215,18 @@ def test_bad_data_of_one_process_end_all_with_its_code(pair):
     assert "process 1 (" in pair.said(0) and ") ended: 7 of 9 exam" in pair.said(0)
 
 
+def command(folder, name, happens, **watchdog_limits):
+    """main.py in two processes; `happens` is (batch, process, signal), or None in place
+    of a signal: the process waits for ever."""
+    (place := folder / name).mkdir()
+    limits = (f"--config.watchdog.{k}={v}" for k, v in watchdog_limits.items())
+    arguments = ["--config=tests/smallest/recipe.py", "--config.mesh.fsdp=4"]
+    arguments += [f"--workdir={folder / 'run'}", *limits]
+    return launch(place, command=arguments, happens=happens)
+
+
 def test_a_stuck_process_ends_all_with_the_stacks(tmp_path):
-    limits = LIMITS | {"stuck_s": 20.0}
-    # The same program as that of the pair's run: it is compiled already.
-    piece = {"workdir": str(tmp_path / "run"), "process": 1, "at_step": 6,
-        "mesh__fsdp": 4, **STOPPED}  # fmt: skip
-    job = launch(tmp_path, {"stuck": ("stuck", piece)}, limits=limits)
+    job = command(tmp_path, "stuck", (6, 1, None), stuck_s=20, peer_s=1800)
     assert job.end() == [watchdog.EXIT_STUCK] * 2, job.everything()
     for index in (0, 1):
         assert "did not get on for" in job.said(index)
@@ -206,38 +234,9 @@ def test_a_stuck_process_ends_all_with_the_stacks(tmp_path):
     assert "process 1" in job.said(0) and "data of step" in job.said(0)
 
 
-COMMAND = [
-    *("main.py", "--config=configs/mae_tiny.py:smoke", "--config.steps=30"),
-    "--config.checkpoint.every_steps=2",
-    "--config.log.every_steps=1",
-    "--config.log.health=false",
-    "--config.log.tensorboard=false",
-    "--config.evals.reconstruction.every_steps=0",
-    "--config.watchdog.peer_s=20",
-    "--config.objective.encoder.width=24",
-    "--config.objective.encoder.depth=1",
-    "--config.objective.encoder.num_heads=2",
-    "--config.objective.decoder.width=16",
-    "--config.objective.decoder.num_heads=2",
-]
-
-
-def test_four_tasks_of_the_slurm_script_give_the_losses_of_one(tmp_path, alone):
-    workdir = tmp_path / "mae"
-    steps = f"--config.steps={METHODS['mae'][1]['steps']}"
-    arguments = [*COMMAND[1:], steps, f"--workdir={workdir}"]
-    code, said = processes.sbatch(tmp_path, arguments, count=4, JAX_NUM_CPU_DEVICES="1")
-    assert code == 0, said
-    assert "4 CPU devices" in said["0"]
-    assert_same_run(workdir, alone / "mae", steps=METHODS["mae"][1]["steps"])
-
-
 def test_a_suspended_first_process_ends_the_other(tmp_path):
     """Though what all say is kept by the first, and does not answer any more."""
-    workdir = tmp_path / "run"
-    job = processes.Job([*COMMAND, f"--workdir={workdir}"], tmp_path / "said")
-    job.until((workdir / "checkpoints" / "4").exists)
-    job.signal(0, signal.SIGSTOP)
+    job = command(tmp_path, "suspended", (6, 0, signal.SIGSTOP), peer_s=20)
     try:
         code = job.processes[1].wait(timeout=processes.PATIENCE_S)
     finally:
@@ -246,32 +245,31 @@ def test_a_suspended_first_process_ends_the_other(tmp_path):
     assert "process 0 (" in job.said(1) and "was not heard of for" in job.said(1)
 
 
-def test_a_killed_process_ends_the_other_and_the_job_goes_on(tmp_path):
-    workdir, like = tmp_path / "run", tmp_path / "like"
-    command = [*COMMAND, f"--workdir={workdir}"]
-
-    def reached(step):
-        there = (workdir / "metrics.jsonl").exists()
-        return there and max(losses(workdir), default=0) >= step
-
-    job = processes.Job(command, tmp_path / "killed")
-    job.until((workdir / "checkpoints" / "2").exists)
-    job.until(lambda: reached(4))
-    job.signal(1, signal.SIGKILL)
+def test_a_killed_process_ends_the_other_and_the_job_goes_on(tmp_path, smallest):
+    workdir = tmp_path / "run"
+    job = command(tmp_path, "killed", (10, 1, signal.SIGKILL), peer_s=20)
     codes = job.end()
     assert codes == [watchdog.EXIT_STUCK, -signal.SIGKILL], job.everything()
     assert "process 1 (" in job.said(0) and "was not heard of for" in job.said(0)
     assert "most recent call first" in job.said(0)
 
-    before = max(losses(workdir))
-    job = processes.Job(command, tmp_path / "stopped")
-    job.until(lambda: reached(before + 1))
-    job.signal(0, signal.SIGTERM)
+    # Batches are read ahead: the first few while the step is compiled, during which
+    # a signal would end the run unless the machine is quick.
+    job = command(tmp_path, "stopped", (8, 0, signal.SIGTERM), peer_s=1800)
     assert job.end() == [42, 42], job.everything()
+    assert "resuming at step " in job.said(0)
     assert "stopped by SIGTERM; saved step" in job.said(0)
     assert job.said(1).count("saved step") == 0
 
-    made = {"steps": 30, "evals__reconstruction__every_steps": 0, **LOGGED}
-    train.run(jobs.tiny(**made), workdir)
-    train.run(jobs.tiny(**made), like)
-    assert_same_run(workdir, like, steps=30, rel=1e-5)
+    assert max(losses(workdir)) < STEPS
+    train.run(jobs.config(SMALLEST), workdir)
+    assert_same_run(workdir, smallest, steps=STEPS, rel=1e-5)
+
+
+def test_four_tasks_of_the_slurm_script_give_the_losses_of_one(tmp_path, smallest):
+    workdir = tmp_path / "run"
+    arguments = ["--config=tests/smallest/recipe.py", f"--workdir={workdir}"]
+    code, said = processes.sbatch(tmp_path, arguments, count=4, JAX_NUM_CPU_DEVICES="1")
+    assert code == 0, said
+    assert "4 CPU devices" in said["0"]
+    assert_same_run(workdir, smallest, steps=STEPS)

@@ -22,8 +22,9 @@ from litevit_jax.train import step as steps
 
 
 def config(name="mae_tiny", arg="smoke", **overrides):
-    """Recipe `name:arg`; a__b=value overrides field a.b."""
-    made = importlib.import_module(f"litevit_jax.configs.{name}").get_config(arg)
+    """Recipe `name:arg`, or that of a module; a__b=value overrides field a.b."""
+    module = name if "." in name else f"litevit_jax.configs.{name}"
+    made = importlib.import_module(module).get_config(arg)
     with made.unlocked():
         if "log" in made:
             made.log.tensorboard = False
