@@ -32,17 +32,53 @@ def read(name):
     return nbformat.read(ROOT / "colabs" / f"{name}.ipynb", as_version=4)
 
 
-def execute(name, place):
-    """The notebook with what its cells gave, run in a kernel of its own in `place`."""
-    book = read(name)
+# Models of two narrow blocks in place of four, since most of the time is tracing them,
+# and commands that start as forks of one process.
+PRELUDE = """
+%reset -f
+import os, pathlib, tempfile, types
+from colabs import notebook
+from tests import processes
+
+class Popen(processes.Fork):
+    def __init__(self, command, env, **_):
+        pipe = pathlib.Path(tempfile.mkdtemp(), "pipe")
+        os.mkfifo(pipe)
+        super().__init__(command[1:], pipe, **env)
+        self.stdout = open(pipe)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.wait()
+
+notebook.subprocess = types.SimpleNamespace(Popen=Popen, PIPE=None, STDOUT=None)
+sizes = ("depth=2", "width=16", "num_heads=2")
+small = tuple(f"--config.objective.encoder.{size}" for size in sizes)
+notebook.FEW_STEPS = notebook.FEW_STEPS[:4] + small
+"""
+
+
+@pytest.fixture(scope="module")
+def execute(work):
+    """(name) -> the notebook with what its cells gave, run in a kernel without names of
+    the notebook before."""
     client = nbclient.NotebookClient(
-        book,
+        nbformat.v4.new_notebook(),
         timeout=processes.PATIENCE_S,
         startup_timeout=processes.PATIENCE_S,
-        resources={"metadata": {"path": str(place)}},
+        resources={"metadata": {"path": str(work)}},
     )
-    client.execute()
-    return book
+
+    def run(name):
+        book = client.nb = read(name)
+        book.cells.insert(0, nbformat.v4.new_code_cell(PRELUDE, id="prelude"))
+        client.execute(cleanup_kc=False)
+        return book
+
+    yield run
+    client._cleanup_kernel()
 
 
 def said(book, ident):
@@ -80,18 +116,18 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pretrained(work):
-    return execute("pretrain", work)
+def pretrained(execute):
+    return execute("pretrain")
 
 
 @pytest.fixture(scope="module")
-def finetuned(work, pretrained):
-    return execute("finetune", work)
+def finetuned(execute, pretrained):
+    return execute("finetune")
 
 
 @pytest.fixture(scope="module")
-def looked(work, finetuned):
-    return execute("look_inside", work)
+def looked(execute, finetuned):
+    return execute("look_inside")
 
 
 def test_pretraining_shows_what_the_model_paints(work, pretrained):
@@ -105,13 +141,13 @@ def test_pretraining_shows_what_the_model_paints(work, pretrained):
     assert many_greys(curve)
 
 
-def test_a_lost_runtime_goes_on_from_the_last_checkpoint(work, looked):
+def test_a_lost_runtime_goes_on_from_the_last_checkpoint(work, looked, execute):
     """As it is left by a machine that vanished after its second step."""
     lost = work / "pretrain"
     for late in [lost / "checkpoints" / "4", lost / "evals", lost / "report"]:
         shutil.rmtree(late)
     before = (lost / "metrics.jsonl").read_text().splitlines()
-    again = execute("pretrain", work)
+    again = execute("pretrain")
     assert "resuming at step 2 of 4" in said(again, "train")
     assert "done: step 4" in said(again, "train")
     rows = (lost / "metrics.jsonl").read_text().splitlines()[len(before) :]
