@@ -174,7 +174,7 @@ def test_ignored_pixels_count_in_the_mean_over_all():
 def test_the_head_of_each_block_learns_as_it_would_alone():
     fields = {"frozen_encoder": True, "dropout": 0.0}
     each, batch = small(head="linear_each", **fields), small_batch()
-    variables = each.init(KEY, batch)
+    variables = parameters.start(each, batch)
     step = jax.jit(jax.value_and_grad(each.loss, has_aux=True))
     (total, (metrics, state)), grads = step(*variables, batch, KEY)
     losses = []
@@ -183,7 +183,7 @@ def test_the_head_of_each_block_learns_as_it_would_alone():
         name = f"block_{block - 1:02d}"
         heads = {"decode_head": variables.params["decode_head"][name]}
         stats = {"decode_head": variables.model_state["decode_head"][name]}
-        (loss, (_, new)), own = jax.value_and_grad(alone.loss, has_aux=True)(
+        (loss, (_, new)), own = jax.jit(jax.value_and_grad(alone.loss, has_aux=True))(
             variables.params | heads, stats, {}, batch, KEY
         )
         losses.append(loss)
@@ -198,7 +198,8 @@ def test_the_head_of_each_block_learns_as_it_would_alone():
             )
     np.testing.assert_allclose(total, sum(losses), rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], total / 2, rtol=1e-6)
-    predicted = each.predict(variables.params, variables.model_state, batch)
+    predict = jax.jit(each.predict)
+    predicted = predict(variables.params, variables.model_state, batch)
     logits = predicted["segmentation_logits_each"]
     assert logits.shape == (4, 4, 4, 2, 3)
     np.testing.assert_array_equal(logits[..., 1, :], predicted["segmentation_logits"])
