@@ -231,9 +231,14 @@ def test_ops_draw_the_same_whether_they_see_the_batch_or_a_slice():
     blocks = {"erase": {"probability": 1.0}, "mix": {"mixup": 0.5}}
     ops = augment.make(blocks)[::-1]  # what is behind the mixing is done by slices
     batch = labelled(0) | {"slot": np.arange(32, dtype=np.int32)}
-    key, made = jax.random.key(3), step._Augmentation(ops, Linear())
-    got = made.on_slice(key, made.on_batch(key, batch))
-    same(got, augment.apply(ops, key, batch))
+    made = step._Augmentation(ops, Linear())
+
+    @jax.jit
+    def both(key, batch):
+        got = made.on_slice(key, made.on_batch(key, batch))
+        return got, augment.apply(ops, key, batch)
+
+    same(*both(jax.random.key(3), batch))
 
 
 def test_only_an_objective_that_takes_pixels_gets_bytes():
