@@ -17,10 +17,10 @@ import PIL.Image
 import pytest
 
 import litevit_jax
-from litevit_jax import sharding
 from litevit_jax.evaluators import frozen
 from litevit_jax.jobs import evaluate
 from litevit_jax.weights import export, safetensors
+from tests import jobs
 from tests.weights import export_test, reader_test
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -52,12 +52,12 @@ def example(name):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with the run that the example of `train` makes; how that ended."""
-    folder, make_mesh = tmp_path_factory.mktemp("api"), sharding.make_mesh
-    one = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
+    folder = tmp_path_factory.mktemp("api")
+    with pytest.MonkeyPatch.context() as patch, jobs.on_one_device():
         patch.chdir(folder)
-        patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(1, 1, one))
-        yield folder, example("train")
+        with jobs.given_starts():
+            ended = example("train")
+        yield folder, ended
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_many_images_are_encoded_in_parts(encoder, monkeypatch):
 def test_tokens_and_intermediates_are_the_modules(encoder):
     image = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
     tokens, inside = encoder.apply(image)
-    expected, _ = encoder.module.apply({"params": encoder.params}, image)
+    expected, _ = jax.jit(encoder.module.apply)({"params": encoder.params}, image)
     np.testing.assert_allclose(tokens, expected, atol=1e-5)
     assert {"patch_embed", "pre_norm", "block_00/out"} <= set(inside)
     twice = jax.tree.map(lambda x: 2 * x, encoder.params)
@@ -217,7 +217,7 @@ def test_features_of_a_classifier_are_what_its_last_layer_reads(classifier, tmp_
     encoder = litevit_jax.load(path)
     assert encoder.mean == (0.5, 0.4, 0.3) and encoder.classes[:2] == ("c0", "c1")
     image = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
-    expected = model.without_classifier().apply(image)
+    expected = jax.jit(model.without_classifier().apply)(image)
     got = litevit_jax.features(encoder, image)
     np.testing.assert_allclose(got, expected, atol=1e-5)
     copy = tmp_path / "copy.safetensors"

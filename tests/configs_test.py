@@ -13,14 +13,15 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from litevit_jax import checkpoint, cli, registry, sharding
+from litevit_jax import checkpoint, cli, registry
 from litevit_jax.configs import common
 from litevit_jax.data import splits
 from litevit_jax.jobs import train
 from litevit_jax.warm_start import read
 from tests import jobs
 
-pytestmark = pytest.mark.usefixtures("shared_designs")
+# On one device; the laws hold every objective to eight.
+pytestmark = pytest.mark.usefixtures("shared_designs", "one_device", "given_starts")
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("[!_]*.py"))
@@ -378,16 +379,27 @@ def resumes_to_the_same_bits(workdir, config, *, total):
 
 
 @pytest.fixture(scope="module")
-def mae(tmp_path_factory):
-    """A tiny MAE run, saved at steps 3 and 6."""
+def mae_run(tmp_path_factory):
+    """(directory, outcome) of a tiny MAE run, saved at steps 3 and 6."""
     workdir = tmp_path_factory.mktemp("mae") / "run"
-    train.run(jobs.tiny(), workdir)
-    return workdir
+    return workdir, train.run(jobs.tiny(), workdir)
 
 
-# mae_tiny's smoke form is the run above; tests/train/loop_test.py resumes it.
-# An evaluation does not train: tests/jobs/evaluate_test.py, tests/analysis.
-NOT_HERE = ("analysis", "evaluate", "layer_probe", "mae_tiny")
+@pytest.fixture(scope="module")
+def mae(mae_run):
+    """The directory of that run."""
+    return mae_run[0]
+
+
+# Only their sizes, which `jobs.tiny` replaces, tell these smoke forms apart.
+LIKE = {
+    "mae_base": "mae_tiny",
+    "mae_small": "mae_tiny",
+    "mae_tiny_distill": "mae_small_distill",
+}
+# An evaluation does not train: tests/jobs/evaluate_test.py, tests/analysis. The smoke
+# form of mae_tiny is the run above.
+NOT_HERE = ("analysis", "evaluate", "layer_probe", "mae_tiny", *LIKE)
 SMOKE = [(name, "smoke") for name in RECIPES if name not in NOT_HERE]
 
 
@@ -395,32 +407,44 @@ SMOKE = [(name, "smoke") for name in RECIPES if name not in NOT_HERE]
     ("name", "arg"),
     [*SMOKE, ("linear_probe", "smoke,protocol=moco"), ("linear_probe", "smoke,grid")],
 )
-def test_the_smoke_form_trains_saves_resumes_and_evaluates(
-    name, arg, tmp_path, monkeypatch
-):
-    # One device compiles sooner; the laws hold every objective to eight.
-    make_mesh, one = sharding.make_mesh, jax.devices()[:1]
-    monkeypatch.setattr(sharding, "make_mesh", lambda **_: make_mesh(1, 1, one))
+def test_the_smoke_form_trains_saves_resumes_and_evaluates(name, arg, tmp_path):
     sizes = {"steps": 2, "checkpoint__every_steps": 1}
     if name == "linear_probe":
         sizes |= {"fallback__encoder__width": 24, "fallback__encoder__depth": 1}
         if "grid" in arg:
             sizes["objective__features"] = ("cls", "avg_last1")
-        config = jobs.config(name, arg, **sizes)
+        config = jobs.config(name, arg, log__health=False, **sizes)
     else:
         config = jobs.tiny(name, arg, **sizes)
     outcome = train.run(config, tmp_path / "run")
-    assert outcome.step == 2
+    ended_and_resumes(tmp_path / "run", config, outcome, total=2)
+
+
+def test_the_smoke_form_of_mae_trains_saves_resumes_and_evaluates(mae_run):
+    workdir, outcome = mae_run
+    ended_and_resumes(workdir, jobs.tiny(), outcome, total=6)
+
+
+def ended_and_resumes(workdir, config, outcome, *, total):
+    assert outcome.step == total
     assert set(outcome.results) == set(config.evals)
+    images = len(splits.open_split(config.data, "eval"))
     for result in outcome.results.values():
-        images = len(splits.open_split(config.data, "eval"))
-        assert result["last"]["step"] == 2 and result["last"]["n"] == images
-    resumes_to_the_same_bits(tmp_path / "run", config, total=2)
+        assert result["last"]["step"] == total and result["last"]["n"] == images
+    resumes_to_the_same_bits(workdir, config, total=total)
+
+
+@pytest.mark.parametrize("name", LIKE)
+def test_the_smoke_form_of_another_size_is_a_run_that_was_made(name):
+    one, other = (jobs.tiny(recipe).to_dict() for recipe in (name, LIKE[name]))
+    assert one.pop("name") != other.pop("name")
+    assert one == other
 
 
 def probe(init, **overrides):
     fields = {"steps": 4, "checkpoint__every_steps": 2, "log__every_steps": 1}
     fields |= {"evals__test__every_steps": 2, "evals__knn__every_steps": 2}
+    fields |= {"log__health": False}
     return jobs.config("linear_probe", None, init=str(init), **(fields | overrides))
 
 

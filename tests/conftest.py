@@ -87,6 +87,15 @@ def one_device():
 
 
 @pytest.fixture(scope="module")
+def given_starts():
+    """Models start from given values: random draws take long to compile."""
+    from tests import jobs
+
+    with jobs.given_starts():
+        yield
+
+
+@pytest.fixture(scope="module")
 def no_steps(shared_designs):
     """Runs are only prepared: nobody needs the trace of their step."""
     from tests import jobs

@@ -8,16 +8,20 @@ import dataclasses
 import functools
 import importlib
 import json
+import math
 import os
 import shutil
 import tempfile
+from unittest import mock
 
 import jax
 import numpy as np
 
 from litevit_jax import checkpoint, sharding
 from litevit_jax.jobs import train
+from litevit_jax.models import layers
 from litevit_jax.train import build
+from litevit_jax.train import state as states
 from litevit_jax.train import step as steps
 
 
@@ -86,12 +90,12 @@ def teacher():
 def saved_run(workdir, made, *, noise=False):
     """Saves the start of a run, of a config; returns `workdir`.
 
-    As good as a trained one for what only reads it, and the step is not compiled. With
-    `noise` no parameter has the value that a start gives it.
+    As good as a trained one for what only reads it, and neither a step nor random
+    draws are compiled. With `noise` no parameter has the value that a start gives it.
     """
-    with without_steps():
+    with without_steps(), on_one_device(), given_starts():
         job = train.prepare(made, workdir)
-    state = job.create()
+        state = job.create()
     if noise:
         rng = np.random.default_rng(0)
         params = jax.tree.map(
@@ -193,19 +197,42 @@ def _key(fields, mesh, images, memory):
     kept["health"] = fields["log"]["health"] and fields["log"]["every_steps"]
     data = (len(images), images.fingerprint(), tuple(images.classes))
     on_gpu = mesh.devices.flat[0].platform not in ("cpu", "tpu")
-    how = FUSED, steps.make_train_step, memory if on_gpu else None
+    how = FUSED, steps.make_train_step, layers.uniform, memory if on_gpu else None
     return f"{json.dumps(kept)}{data}{mesh}{np.ravel(mesh.devices)}{how}"
+
+
+_make_mesh = sharding.make_mesh  # also where somebody has replaced it
 
 
 @contextlib.contextmanager
 def on_one_device():
     """Runs take one device, for which programs compile sooner."""
-    make_mesh, one = sharding.make_mesh, jax.devices()[:1]
-    sharding.make_mesh = lambda **_: make_mesh(1, 1, one)
-    try:
+    one = jax.devices()[:1]
+    with mock.patch.object(sharding, "make_mesh", lambda **_: _make_mesh(1, 1, one)):
         yield
-    finally:
-        sharding.make_mesh = make_mesh
+
+
+@contextlib.contextmanager
+def given_starts():
+    """Models start from values that follow from the shape of a parameter alone.
+
+    A program that draws initial values takes as long to compile as a step.
+    """
+    states._shared.cache_clear()
+    with mock.patch.multiple(layers, uniform=_given, normal=_given):
+        yield
+    states._shared.cache_clear()  # others start as they do
+
+
+def _given(scale):
+    """The initializer of uniform values up to `scale`, the same for any key."""
+
+    def init(key, shape, dtype=np.float32):
+        del key
+        draws = np.random.default_rng(math.prod(shape)).uniform(-1, 1, shape)
+        return jax.numpy.asarray(scale * draws, dtype)
+
+    return init
 
 
 @contextlib.contextmanager

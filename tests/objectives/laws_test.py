@@ -15,6 +15,8 @@ from litevit_jax.train import job as job_module
 from litevit_jax.warm_start import read
 from tests import jobs
 
+pytestmark = pytest.mark.usefixtures("given_starts")
+
 STEPS = 3
 # Weight decay moves what is not frozen, from the first update on. Adam's update is
 # the sign of a gradient near zero: eps makes it a number again.
@@ -55,7 +57,7 @@ def prepare(name, mesh, workdir, **fields):
         patch.setattr(sharding, "_MIN_SHARDED_SIZE", 64)
         rules = PROBE if name == "probe_grid" else FIELDS
         recipe, arg = jobs.RECIPES[name], jobs.VARIANTS.get(name, "smoke")
-        made = jobs.tiny(recipe, arg, **rules, **fields)
+        made = jobs.tiny(recipe, arg, evals={}, **rules, **fields)
         return train_module.prepare(made, workdir)
 
 

@@ -329,12 +329,10 @@ def frozen(tmp_path_factory):
         lr__warmup_epochs=0.0,
         evals={},
     )
-    # One device compiles sooner; the laws hold every objective to eight.
-    make_mesh, one = sharding.make_mesh, jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda **_: make_mesh(1, 1, one))
+    # On one device; the laws hold every objective to eight.
+    with jobs.on_one_device(), jobs.given_starts():
         job = jobs.prepare(tmp_path_factory.mktemp("moco") / "run", made)
-    state = job.create()
+        state = job.create()
     before = jax.device_get(state)
     for batch in itertools.islice(job.stream(0), 2):
         state, metrics = job.step(state, sharding.global_batch(batch, job.mesh))

@@ -13,7 +13,7 @@ from litevit_jax.jobs import convert, train
 from litevit_jax.warm_start import read, start
 from tests import jobs
 
-pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
+pytestmark = pytest.mark.usefixtures("shared_designs", "one_device", "given_starts")
 
 DECAY = 0.5
 FIELDS = {

@@ -22,7 +22,8 @@ from litevit_jax.train import build, lock, log, loop
 from litevit_jax.warm_start import read
 from tests import jobs
 
-pytestmark = pytest.mark.usefixtures("shared_designs")
+# On one device; tests/objectives/laws_test.py resumes every objective on eight.
+pytestmark = pytest.mark.usefixtures("shared_designs", "one_device", "given_starts")
 
 
 def tiny(**overrides):
@@ -295,7 +296,7 @@ def test_workers_and_threads_do_not_change_training_by_a_bit(whole, tmp_path):
 
 
 def test_health_is_logged_with_the_rest_and_changes_no_bit(whole, tmp_path):
-    train.run(tiny(log__every_steps=4, log__health=True), tmp_path)
+    train.run(tiny(log__every_steps=4, log__health=True, evals={}), tmp_path)
     logged = [r for r in rows(tmp_path) if "loss" in r]
     assert [r["step"] for r in logged] == [4, 6]
     for row in logged:  # a number that is not finite would be a string
@@ -305,7 +306,13 @@ def test_health_is_logged_with_the_rest_and_changes_no_bit(whole, tmp_path):
     same(params(tmp_path), params(whole))
 
 
-def test_numbers_that_stay_nonfinite_stop_the_run_and_lose_nothing(tmp_path):
+@pytest.fixture
+def quick(monkeypatch):
+    """Programs compile in a fraction of the time; no other run's bits are compared."""
+    monkeypatch.setattr(jobs, "FUSED", False)
+
+
+def test_numbers_that_stay_nonfinite_stop_the_run_and_lose_nothing(quick, tmp_path):
     made = tiny(lr__base=1e30, lr__warmup_epochs=0.0, nonfinite__max_in_a_row=2)
     made.evals = {}
     with pytest.raises(FloatingPointError, match="2 updates in a row"):
@@ -317,7 +324,9 @@ def test_numbers_that_stay_nonfinite_stop_the_run_and_lose_nothing(tmp_path):
     assert len(skipped[0]["examples"]) == 32
 
 
-def test_bad_data_stops_the_run_with_its_name_and_saves_first(tmp_path, image_folder):
+def test_bad_data_stops_the_run_with_its_name_and_saves_first(
+    quick, tmp_path, image_folder
+):
     folder = image_folder(train=400)
     arg = f"smoke,data=folder,path={folder}"
     made = jobs.tiny("mae_tiny", arg, steps=40, evals={})
