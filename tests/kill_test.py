@@ -1,38 +1,20 @@
 """Killed while training or saving, or asked to stop: a run ends with the same bits."""
 
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 
-from litevit_jax import checkpoint
+from litevit_jax import checkpoint, plugins
 from litevit_jax.train import state as states
 from litevit_jax.warm_start import read
 from tests import checkpoint_test, processes
 
-ROOT = pathlib.Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "PYTHONWARNINGS": "default"}
-STEPS = 12
-COMMAND = [
-    *(sys.executable, "main.py", "--config=configs/mae_tiny.py:smoke"),
-    f"--config.steps={STEPS}",
-    "--config.checkpoint.every_steps=2",
-    "--config.evals.reconstruction.every_steps=0",
-    "--config.log.tensorboard=false",
-    "--config.log.health=false",
-    "--config.log.report=false",
-    "--config.objective.encoder.width=24",
-    "--config.objective.encoder.depth=1",
-    "--config.objective.encoder.num_heads=2",
-    "--config.objective.decoder.width=16",
-    "--config.objective.decoder.num_heads=2",
-]
+STEPS = 20  # of the recipe
+COMMAND = ["main.py", "--config=tests/smallest/recipe.py"]
+PLUGINS = str(processes.ROOT / "tests" / "smallest")
 
 
 class Process:
@@ -40,10 +22,8 @@ class Process:
 
     def __init__(self, command, log):
         self.log = log
-        with open(log, "w") as out:
-            self._process = subprocess.Popen(
-                command, cwd=ROOT, env=ENVIRONMENT, stdout=out, stderr=out
-            )
+        environment = {"JAX_NUM_CPU_DEVICES": "2", plugins.VARIABLE: PLUGINS}
+        self._process = processes.Fork(command, log, **environment)
 
     def until(self, happened):
         """Waits for `happened()`; what it returned."""
@@ -75,6 +55,7 @@ def saving(workdir):
 def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(tmp_path):
     whole, workdir = tmp_path / "whole", tmp_path / "run"
     uninterrupted = Process([*COMMAND, f"--workdir={whole}"], tmp_path / "whole.txt")
+    assert uninterrupted.end() == 0, uninterrupted.log.read_text()
 
     def start(number):
         return Process([*COMMAND, f"--workdir={workdir}"], tmp_path / f"{number}.txt")
@@ -102,7 +83,6 @@ def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(tmp_path):
     run = start(4)
     assert run.end() == 0, run.log.read_text()
     assert f"resuming at step {stopped} of {STEPS}" in run.log.read_text()
-    assert uninterrupted.end() == 0, uninterrupted.log.read_text()
     assert not saving(workdir)
     got, want = (read.read_params(str(path)) for path in (workdir, whole))
     assert got.step == want.step == STEPS
@@ -130,7 +110,7 @@ def state(step):
 SAVE_FOREVER = """
 import itertools, sys
 import jax
-from litevit_jax import checkpoint
+from litevit_jax import checkpoint, plugins
 from tests import kill_test
 
 checkpoints = checkpoint.Checkpoints(sys.argv[1], keep=2)
@@ -141,8 +121,10 @@ for step in itertools.count(int(sys.argv[2])):
 
 def test_a_kill_while_saving_leaves_the_newest_complete_step_intact(tmp_path):
     like, first = jax.device_put(state(0)), 1
+    program = tmp_path / "save_forever.py"
+    program.write_text(SAVE_FOREVER)
     for delay in (0.0, 0.02, 0.08):
-        command = [sys.executable, "-c", SAVE_FOREVER, str(tmp_path), str(first)]
+        command = [program, tmp_path, first]
         process = Process(command, tmp_path / "log.txt")
         process.until((tmp_path / "checkpoints" / str(first + 2)).exists)
         process.until(lambda: saving(tmp_path))
