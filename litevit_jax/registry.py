@@ -173,7 +173,7 @@ _BOUNDS: dict[str, Bound] = {
         # Evaluations and analyses.
         (_NOT_NEGATIVE, "evals.*.lrs evals.*.l2"),
         (_COUNT, "evals.*.k evals.*.seeds evals.*.held_out evals.*.examples"),
-        (_COUNT, "evals.*.stride latency.*"),
+        (_COUNT, "evals.*.stride evals.*.block block latency.*"),
         (_RATE, "evals.*.overlay"),
         (_POSITIVE, "evals.*.scales"),
         (_COUNT_OR_NONE, "evals.*.images"),

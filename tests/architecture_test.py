@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "checkpoint": {"distributed", "paths", "sharding", "trees"},
     "data": {*LEAVES, "registry", "terminal"},
     "objectives": {"choices", "models", "registry", "trees"},
-    "evaluators": {*LEAVES, "data", "preemption", "registry"},
+    "evaluators": {*LEAVES, "checkpoint", "data", "preemption", "registry"},
 }
 
 

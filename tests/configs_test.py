@@ -71,7 +71,15 @@ READING = [*PACKAGE.glob("*.py"), *PACKAGE.glob("[aept]*/*.py")]  # no files of 
 @pytest.mark.parametrize("path", READING, ids=lambda path: path.name)
 def test_the_package_reads_only_fields_that_recipes_declare(path):
     declared = set(common.base("x")) | {"derived", "lr", "objective", "optimizer"}
-    for job in ("analysis", "convert", "evaluate", "layer_study", "sweep", "transfer"):
+    for job in (
+        "analysis",
+        "convert",
+        "embed",
+        "evaluate",
+        "layer_study",
+        "sweep",
+        "transfer",
+    ):
         declared |= set(module(job).get_config())
     methods = set(dir(ConfigDict())) - {"get"}
     wrong = [field for field in reads(path) if field[1] not in declared | methods]
@@ -399,7 +407,7 @@ LIKE = {
 }
 # An evaluation does not train: tests/jobs/evaluate_test.py, tests/analysis. The smoke
 # form of mae_tiny is the run above.
-NOT_HERE = ("analysis", "evaluate", "layer_probe", "mae_tiny", *LIKE)
+NOT_HERE = ("analysis", "embed", "evaluate", "layer_probe", "mae_tiny", *LIKE)
 SMOKE = [(name, "smoke") for name in RECIPES if name not in NOT_HERE]
 
 

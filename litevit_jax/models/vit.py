@@ -356,11 +356,13 @@ def features_of(
       intermediates: the encoder's intermediates.
 
     Returns:
-      'features' `[B, D]`: the class token; 'features_avg' `[B, D]`: the mean of the
-      patch tokens; and the arrays of `blocks_of`.
+      'features' and 'features_cls' `[B, D]`: the class token, of which a classifier
+      replaces the first by what its head reads; 'features_avg' `[B, D]`: the mean of
+      the patch tokens; 'tokens' `[B, N, D]`: these; and the arrays of `blocks_of`.
     """
-    pooled = {"features": pool_tokens(tokens, "cls")}
+    pooled = dict.fromkeys(("features", "features_cls"), pool_tokens(tokens, "cls"))
     pooled["features_avg"] = pool_tokens(tokens, "avg")
+    pooled["tokens"] = tokens[:, 1:].astype(jnp.float32)
     return pooled | blocks_of(intermediates)
 
 

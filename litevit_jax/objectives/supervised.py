@@ -264,10 +264,9 @@ class Supervised(base.Objective):
     def predict(self, params, model_state, batch):
         """Returns 'logits' `[B, K]` and the head's input, 'features' `[B, D]`.
 
-        Logits of two heads are averaged. 'features_blocks' and 'features_blocks_avg'
-        `[B, L, D]` come from every block, see `vit.blocks_of`. All are computed in
-        float32, whatever the type in training: results are those of the parameters as
-        they are saved (recipes 5.1).
+        Logits of two heads are averaged. Tokens and other features are those of
+        `vit.features_of`. All are computed in float32, whatever the type in training:
+        results are those of the parameters as they are saved (recipes 5.1).
         """
         encoder = self.encoder.in_float32()
         encoded: Any = encoder.apply({"params": params["encoder"]}, batch["image"])
@@ -275,7 +274,8 @@ class Supervised(base.Objective):
         logits, features, _ = self._classify(params, model_state, tokens, False)
         if self.distill is not None:
             logits = (logits + self._second_logits(params, tokens)) / 2
-        return {"logits": logits, "features": features} | vit.blocks_of(intermediates)
+        others = vit.features_of(tokens, intermediates)
+        return {**others, "logits": logits, "features": features}
 
     def _encode(self, params, image, drop_keys):
         """Encodes images in training: tokens `[B, T, D]`."""

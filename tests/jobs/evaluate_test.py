@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import litevit_jax
 from litevit_jax import checkpoint, weights
+from litevit_jax.data.sources import digits
 from litevit_jax.jobs import evaluate, train
 from litevit_jax.objectives import supervised
 from litevit_jax.train import state as states
@@ -488,3 +490,18 @@ def test_an_average_of_normed_tokens_needs_no_norm_behind_it():
     batch = {"image": jax.ShapeDtypeStruct((1, 8, 8, 3), "float32")}
     params = states.abstract_variables(made, batch).params
     assert "norm" in params["encoder"] and set(params["head"]) == {"fc"}
+
+
+def test_an_embedding_of_a_run_has_the_features_of_its_evaluations(tmp_path):
+    run = jobs.saved_run(tmp_path / "r", jobs.tiny(), noise=True)
+    fields = {"init": str(run), "target": str(tmp_path / "a.npz"), "pool": "avg"}
+    fields |= {"data__eval_split": "test"}
+    got = evaluate.run(_config("digits", fields, "embed"), tmp_path / "run")
+    last = got["embed"]["last"]
+    assert (last["n"], last["unreadable"], last["width"]) == (359, 0, 24)
+    written = np.load(tmp_path / "a.npz")
+    encoder = litevit_jax.load(run)
+    rows = [digits.make(split="test")[i] for i in range(3)]
+    want = litevit_jax.features(encoder, [row["image"] for row in rows], "avg")
+    np.testing.assert_allclose(written["features"][:3], want, rtol=1e-5, atol=1e-5)
+    assert list(written["label"][:3]) == [str(row["label"]) for row in rows]
