@@ -169,6 +169,9 @@ def base(name):
     # Images that a device computes at once: auto, off or a number; gradients of the
     # slices of a batch are added up, so the update is the same and memory is saved.
     config.microbatch = "auto"
+    # Updates in one call of the device, at most, where it holds the images: auto (by
+    # the time that they take) or a number; no number of a run depends on it.
+    config.steps_per_call = "auto"
     # How attention is computed (docs/performance.md).
     config.attention = "auto"  # auto (by platform and shape), plain, deferred or cudnn
     # Computes blocks again in the backward pass: less memory, for models too large
@@ -266,7 +269,9 @@ def imagenet():
     data.max_pixels = 100_000_000  # larger images count as unreadable
     data.max_bad_fraction = 0.001  # more unreadable files than that end the run
     data.decoder = "auto"  # fast (libjpeg-turbo, OpenCV) if installed, else pillow
-    data.cache = False  # decodes all images once, into memory: for small sets
+    # Small sets are decoded once and kept: device (cropped there), host, off, or auto:
+    # on GPUs and TPUs the device, if they fit (docs/input.md).
+    data.cache = "auto"
     data.cache_gib = 8.0  # memory in GiB that cached images may take
     data.workers = config_dict.placeholder(int)  # processes; None: by the cores
     data.threads = config_dict.placeholder(int)  # threads in all; None: by the cores

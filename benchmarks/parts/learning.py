@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # ViT-Tiny on 64 patches of an image of 32 x 32 pixels.
 _FIELDS = (
     "data.image_size=32",
-    "data.cache=True",
+    "data.cache=device",
     "data.crop_scale=0.2,1.0",
     "data.eval_crop_fraction=1.0",
     "objective.encoder.patch_size=4",

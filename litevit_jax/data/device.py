@@ -5,10 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,11 +15,15 @@ from litevit_jax import sharding
 
 
 class Fed(NamedTuple):
-    """One batch on the devices, its example indices, and the seconds waited for it."""
+    """One batch on the devices, its example indices, and the seconds waited for it.
 
-    batch: dict[str, jax.Array]
+    A call of several `updates` has the batches of all, and indices `[updates, B]`.
+    """
+
+    batch: dict[str, Any]
     index: np.ndarray
     wait_s: float
+    updates: int = 1
 
 
 _END = object()
@@ -28,9 +31,15 @@ _PATIENCE_S = 10.0  # for a read that is under way at the end
 
 
 def feed(
-    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, *, ahead: int = 2
+    batches: Iterator[dict[str, np.ndarray]],
+    mesh: Mesh,
+    *,
+    ahead: int = 2,
+    place: Callable[..., dict[str, Any]] = sharding.global_batch,
 ) -> Generator[Fed, None, None]:
     """Yields every batch placed on `mesh`, read `ahead` of time in a thread.
+
+    `place` is (batch, mesh) -> the batch there.
 
     An exception of `batches` is raised here, at the batch where it happened.
     Closing the generator stops the thread, which closes `batches`; a read that does not
@@ -51,8 +60,7 @@ def feed(
     def read() -> None:
         try:
             for batch in batches:
-                placed = sharding.global_batch(batch, mesh)
-                if not put((placed, batch["index"])):
+                if not put((place(batch, mesh), batch["index"])):
                     return
             put(_END)
         except BaseException as error:
@@ -79,4 +87,5 @@ def _take(waiting: queue.Queue) -> Iterator[Fed]:
         if isinstance(item, BaseException):
             raise item
         batch, index = item
-        yield Fed(batch, index, time.perf_counter() - start)
+        updates = len(index) if index.ndim > 1 else 1
+        yield Fed(batch, index, time.perf_counter() - start, updates)

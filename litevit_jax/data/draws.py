@@ -58,10 +58,10 @@ class Draws:
         index = np.fromiter(rows, np.int32, len(positions))
         boxes = np.zeros((len(positions), self.views, 5), np.float32)
         missing = ~self.readable[index]
-        sides = self.sizes[index].T
+        width, height = self.sizes[index].T
         for view in range(self.views):
             words = _words(self.seed, positions, view)
-            boxes[:, view], drawn = _boxes(self.crop, *sides, words)
+            boxes[:, view], drawn = _boxes(self.crop, width, height, words)
             missing |= ~drawn
         for row in np.flatnonzero(missing):
             index[row], boxes[row] = self._one(int(positions[row]), int(index[row]))

@@ -88,7 +88,7 @@ def train_batches(
     _check_filled(source)
     shard = HostShard(batch_size, process_index, process_count, first_step=start_step)
     examples = TrainExamples(source, transform, shard, seed)
-    limit = _BadLimit(max_bad_fraction, len(source))
+    limit = BadLimit(max_bad_fraction, len(source))
     reading = _Reading(shard.size, *reading_counts(source, workers, threads), 2)
     return Stream(examples, masked=False, limit=limit, reading=reading)
 
@@ -115,7 +115,7 @@ def eval_batches(
     _check_filled(source)
     shard = HostShard(batch_size, process_index, process_count)
     examples = EvalExamples(source, transform, shard)
-    limit = _BadLimit(max_bad_fraction, len(source))
+    limit = BadLimit(max_bad_fraction, len(source))
     reading = _Reading(shard.size, *reading_counts(source, workers, threads), 1)
     return Stream(examples, masked=True, limit=limit, reading=reading)
 
@@ -148,7 +148,7 @@ class Stream:
         examples: Examples,
         *,
         masked: bool,
-        limit: _BadLimit,
+        limit: BadLimit,
         reading: _Reading,
     ):
         self.bad: dict[str, str] = {}
@@ -270,7 +270,7 @@ def _close_all(
 
 
 @dataclasses.dataclass(frozen=True)
-class _BadLimit:
+class BadLimit:
     """The number of files of `total` that may be unreadable."""
 
     fraction: float

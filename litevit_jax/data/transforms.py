@@ -53,7 +53,7 @@ class RandomResizedCrop:
 
     def __call__(self, image: Image, rng: np.random.Generator) -> Image:
         box, name = self.draw(*_width_height(image), rng)
-        return _resize(_crop(image, box), self.size, _RESAMPLING[name])
+        return resize(_crop(image, box), self.size, _RESAMPLING[name])
 
     def draw(
         self, width: int, height: int, rng: np.random.Generator
@@ -127,7 +127,7 @@ class ResizeCenterCrop:
         width, height = _width_height(image)
         size = self._covering_size(width, height)
         if size != (height, width):
-            image = _resize(image, size, PIL.Image.Resampling.BICUBIC)
+            image = resize(image, size, PIL.Image.Resampling.BICUBIC)
         top = round((size[0] - self.size[0]) / 2)
         left = round((size[1] - self.size[1]) / 2)
         return _crop(image, (left, top, left + self.size[1], top + self.size[0]))
@@ -256,7 +256,7 @@ class Transform:
         """Returns a crop at its final size, as a PIL image if PIL's ops follow."""
         scale = max(s / t for s, t in zip(part.shape[:2], self.size, strict=True))
         if scale > turbo.MAX_SCALE:
-            part = np.asarray(_resize(part, self.size, _RESAMPLING[interpolation]))
+            part = np.asarray(resize(part, self.size, _RESAMPLING[interpolation]))
         else:
             part = turbo.resize(part, self.size, interpolation, out)
         if part.shape[2] in (1, 3) and any(
@@ -346,10 +346,10 @@ def _crop(image: Image, box: Box) -> Image:
     return image.crop(box)
 
 
-def _resize(image: Image, size: tuple[int, int], resampling: Any) -> Image:
+def resize(image: Image, size: tuple[int, int], resampling: Any) -> Image:
     """Resizes to `size` (H, W); an array [H, W, C] channel by channel."""
     if isinstance(image, np.ndarray):
         planes = [PIL.Image.fromarray(plane) for plane in np.moveaxis(image, -1, 0)]
-        resized = [np.asarray(_resize(plane, size, resampling)) for plane in planes]
+        resized = [np.asarray(resize(plane, size, resampling)) for plane in planes]
         return np.stack(resized, axis=-1)
     return image.resize((size[1], size[0]), resampling)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from litevit_jax import distributed, preemption, sharding
 from litevit_jax.data import device
+from litevit_jax.data.kept import Kept
 
 Rows = dict[str, np.ndarray]
 
@@ -38,6 +39,7 @@ class Context:
         they are the same.
       unmatched: images of its split whose class the model does not know, left out.
       size: rows and columns of the images that the model reads.
+      kept: batches of earlier passes that stay on the devices, if any do.
     """
 
     predict: Callable[..., dict[str, jax.Array]]
@@ -52,6 +54,7 @@ class Context:
     classes: str = ""
     unmatched: int = 0
     size: tuple[int, int] = (0, 0)
+    kept: Kept | None = None
 
     def over(
         self,
@@ -70,9 +73,15 @@ class Context:
         others with as many rows, which are predicted instead.
         """
         predict = _only(self.predict, reads, images, self.mesh)
-        host = _pieces(self.batches(self.source(split)), self.rows, limit)
-        host = host if change is None else change(host)
-        for fed in device.feed(host, self.mesh):
+        source = self.source(split)
+
+        def read() -> Generator[device.Fed, None, None]:
+            host = _pieces(self.batches(source), self.rows, limit)
+            return device.feed(host if change is None else change(host), self.mesh)
+
+        whole = limit is None and change is None
+        feed = self.kept.feed(source, read) if self.kept and whole else read()
+        for fed in feed:
             distributed.heartbeat(f"evaluation on {split!r}", grace=True)
             preemption.vote(self.mesh)
             yield jax.device_get(predict(state.params, state.model_state, fed.batch))

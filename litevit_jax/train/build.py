@@ -39,6 +39,7 @@ from litevit_jax.trees import PyTree
 if TYPE_CHECKING:
     from litevit_jax.data.sources.base import Source
     from litevit_jax.objectives.base import Objective, Variables
+    from litevit_jax.train.on_device import Held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class BuiltStep:
       create: key -> the initial TrainState on the mesh.
       variables: abstract Variables of the objective.
       state: abstract TrainState with shardings.
-      batch: the host's batch by shape; `step.lower(state, batch)` is the program.
+      batch: the host's, or a call, by shape; `step.lower(state, batch)` is the program.
       slices: equal parts in which a device computes its examples.
       eval_shape: as JAX's; may know results from an earlier start.
     """
@@ -73,6 +74,7 @@ def build_step(
     memory: float | None = None,
     *,
     keep: pathlib.Path | None = None,
+    held: Held | None = None,
 ) -> BuiltStep:
     """Builds the step of a run on `mesh`, and derives what `config` leaves open.
 
@@ -82,11 +84,12 @@ def build_step(
       source: split -> its examples; of 'train', their number and classes are used.
       memory: bytes that JAX may use of a device that is not here to be asked.
       keep: folder of the programs that earlier starts kept; None keeps none.
+      held: the training images on the devices; None: the host's batches have them.
 
     Raises:
       ValueError, KeyError: the user's mistake, named in the message.
     """
-    resolve.derive(config, source)
+    resolve.derive(config, source, "host" if held is None else "device")
     microbatch.check(config.microbatch, config.batch_size, mesh)
     ops = augment.make(batch_shapes.augmentation(config.augment, config.data))
     name, data, size = config.objective.name, config.data, config.batch_size
@@ -94,20 +97,21 @@ def build_step(
     objective = _objective(config.objective, config.derived, how, data, source("train"))
     _check_batch(objective, name, size, mesh, views=data.views)
     batch = batch_shapes.training(data, config.augment, size, ops)
-    kept = _kept(keep, config.to_dict(), mesh)
+    host = batch_shapes.host(data, config.augment.normalize, size)
+    host = states.laid_out(host, sharding.batch_sharding(mesh))
+    host = host if held is None else held.call(size)
+    kept = _kept(keep, config.to_dict() | {"call": str(host)}, mesh)
     make = functools.partial(_optimizer, config.optimizer, config.lr, config.derived)
     count = functools.partial(
         microbatch.count_microbatches, config.microbatch, size, data, name=name
     )
+    memory = held.memory_left() if held else memory
     design = kept.design or _design(objective, make, batch, mesh, memory, count)
     optimizer = make(design.variables.params)
     create, state = states.creator(objective, optimizer, batch, mesh, design.state)
     seed, log, total_steps = config.seed, config.log, config.derived.total_steps
-    step = _step(
-        objective, optimizer, ops, mesh, state, design.slices, seed, log, total_steps
-    )
-    host = batch_shapes.host(data, config.augment.normalize, size)
-    host = states.laid_out(host, sharding.batch_sharding(mesh))
+    about = objective, optimizer, ops, mesh, state, design.slices, seed, log
+    step = _step(*about, total_steps, held)
     if kept.design is None:
         # Traces the whole step by shapes: a model that does not fit fails here. Of
         # batches sharded as these are, jit keeps the trace for the run.
@@ -186,7 +190,7 @@ def build_job(
     Raises:
       ValueError, KeyError, OSError: the user's mistake, named in the message.
     """
-    from litevit_jax.train import eval_runner, eval_setup
+    from litevit_jax.train import eval_runner, eval_setup, on_device
 
     doing = "listing the images and designing the run"
     distributed.heartbeat(doing, grace=True, begun=False)
@@ -194,7 +198,8 @@ def build_job(
     mesh = microbatch.make_mesh(
         config.mesh, config.batch_size, config.auto_batch, source
     )
-    built = build_step(config, mesh, source, keep=keep)
+    held, about = on_device.open_set(config, mesh, source, workdir)
+    built = build_step(config, mesh, source, keep=keep, held=held)
     fixed = _fixed(built, start, config.derived)
     start.check(built.state.params)
     plain = workdirs.plain(config.to_dict())
@@ -203,6 +208,7 @@ def build_job(
     size = saved_bytes(built.state, fixed)
     workdirs.check_space(workdir, size, config.checkpoint.keep)
     stream = functools.partial(_stream, config.data, config.batch_size, config.seed)
+    stream = functools.partial(stream, source("train"), transform)
     # Last: only a sound run is begun.
     resumes = begin and workdirs.open_run(workdir, plain)
     return Job(
@@ -216,7 +222,8 @@ def build_job(
             start.state, built.create, built.state, fixed, built.optimizer
         ),
         step=built.step,
-        stream=functools.partial(stream, source("train"), transform),
+        stream=stream,
+        feed=on_device.feeder(held, config, mesh, stream),
         evaluators=evaluators,
         eval_runner=functools.partial(
             eval_runner.EvalRunner, evaluators, plain, workdir, built.optimizer
@@ -224,7 +231,7 @@ def build_job(
         release=functools.partial(workdirs.close_run, workdir),
         resumes=resumes,
         total_steps=config.derived.total_steps,
-        notes=[*start.notes, *eval_setup.notes(evaluators)],
+        notes=[*start.notes, *about, *eval_setup.notes(evaluators)],
     )
 
 
@@ -334,6 +341,7 @@ def _step(
     seed: int,
     log: ConfigDict,
     total_steps: int,
+    held: Held | None,
 ) -> jax.stages.Wrapped:
     """Builds the jitted step in `slices`, with health metrics where `log` has them."""
     return steps.make_train_step(
@@ -346,6 +354,7 @@ def _step(
         slices=slices,
         health_every=log.every_steps if log.health else None,
         total_steps=total_steps,
+        held=held,
     )
 
 

@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import augment, choices, registry, sharding
-from litevit_jax.data import relabel, settings, splits
+from litevit_jax.data import cache, relabel, settings, splits
+from litevit_jax.data.kept import Kept
 from litevit_jax.evaluators import base
 from litevit_jax.train import state as states
 from litevit_jax.trees import PyTree
@@ -135,6 +136,15 @@ class _Builder:
         predict = Predict(self.objective, mean, std)
         return states.jitted(predict, "__call__")
 
+    @functools.cached_property
+    def kept(self) -> Kept | None:
+        """What stays on the devices of the evaluators' passes, as training does."""
+        config = self.config
+        on_device = config.derived.get("cropped_on") == "device"
+        if not on_device and cache.setting(config.data) != "device":
+            return None
+        return Kept(cache.most_on_device(self.mesh, config.data.cache_gib))
+
     def make(self, title: str) -> tuple[base.Evaluator, int]:
         """Builds (evaluator, every_steps) of block `title`."""
         config = self.config
@@ -169,6 +179,7 @@ class _Builder:
             num_classes=classes,
             rows=splits.evaluation_rows(data, self.mesh),
             size=settings.image_size(data),
+            kept=self.kept,
         )
         evaluator = registry.make("evaluators", name, context=context, **kwargs)
         predicted = self._predicted(title, data)

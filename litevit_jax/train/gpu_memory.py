@@ -43,7 +43,7 @@ def images_that_fit(
     """
     params = jax.tree.leaves(variables.params)
     fixed = sum(_bytes(x) for x in [*jax.tree.leaves(state), *params])
-    left = _GPU_SHARE * (memory or _memory(mesh)) - fixed
+    left = _GPU_SHARE * (memory or memory_of(mesh)) - fixed
     one, two = (_kept(objective, variables, batch, images) for images in (1, 2))
     return max(int(left / (_KEPT_TWICE * max(two - one, 1))), 1)
 
@@ -78,7 +78,7 @@ def _bytes(x: jax.Array | jax.ShapeDtypeStruct) -> int:
     return x.size * x.dtype.itemsize
 
 
-def _memory(mesh: Mesh) -> int:
+def memory_of(mesh: Mesh) -> int:
     """Returns the bytes that JAX may use of the memory of a device."""
     try:
         stats = mesh.devices.flat[0].memory_stats() or {}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import flax.struct
 import jax
@@ -13,6 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from litevit_jax.trees import PyTree
+
+if TYPE_CHECKING:
+    from litevit_jax.data.device import Fed
 
 
 @flax.struct.dataclass
@@ -52,8 +55,10 @@ class Job:
       state: abstract TrainState with shardings.
       fixed: part of the state -> host arrays that never change and are not saved.
       create: () -> the initial TrainState on the mesh.
-      step: jitted (state, batch) -> (state, metrics).
+      step: jitted (state, batch) -> (state, metrics); of several updates a call if the
+        devices hold the images.
       stream: start step -> endless host batches.
+      feed: start step -> endless calls of the step, on the mesh.
       evaluators: title -> (evaluator, every_steps).
       eval_runner: (write, line) -> EvalRunner of these evaluators.
       release: lets another process use the workdir.
@@ -71,6 +76,7 @@ class Job:
     create: Callable[[], TrainState]
     step: jax.stages.Wrapped
     stream: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    feed: Callable[[int], Generator[Fed, None, None]]
     evaluators: Mapping[str, tuple[object, int]]
     eval_runner: Callable[..., EvalRunner]
     release: Callable[[], None]

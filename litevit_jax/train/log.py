@@ -145,11 +145,11 @@ class Throughput:
         self.reset()
         self._starting = True
 
-    def tick(self, wait_s: float) -> None:
-        """Counts one step that waited `wait_s` for its batch."""
+    def tick(self, wait_s: float, steps: int = 1) -> None:
+        """Counts `steps` of one call, which waited `wait_s` for its data."""
         if self._starting:
             self._starting, wait_s = False, 0.0
-        self._steps += 1
+        self._steps += steps
         self._wait += wait_s
         if self._data is None or self._warned:
             return
@@ -185,11 +185,11 @@ def data_wait_advice(share: float, data: dict[str, Any]) -> str:
         way = "install the quick decoder: pip install simplejpeg opencv-python-headless"
     elif (data["threads"] or cores) < cores:
         way = f"raise --config.data.threads to the {cores} cores of this machine"
-    elif data["source"] != "packed" and not data["cache"]:
+    elif data["source"] != "packed" and data["cache"] != "host":
         way = (
             "resize the images once with python -m litevit_jax.data.pack and read them "
             "with data=packed, or keep a small set in memory with "
-            "--config.data.cache=True"
+            "--config.data.cache=device"
         )
     else:
         way = "use a host with more cores, or a model that takes longer for an image"

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 from litevit_jax import checkpoint, distributed, preemption, terminal
-from litevit_jax.data import device
 from litevit_jax.train import log
 from litevit_jax.train.job import Job, TrainState
 
@@ -77,11 +76,17 @@ class Run:
         self.checkpoints.save(state, config=self.config, skipped_steps=skipped)
 
     def flush(self) -> None:
-        """Reads the metrics of the last dispatched step, if not read yet."""
+        """Reads the metrics of the last dispatched updates, if not read yet."""
         if self.pending is None:
             return
-        (step, metrics, index), self.pending = self.pending, None
-        metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        (last, metrics, index), self.pending = self.pending, None
+        values = {k: np.ravel(v) for k, v in jax.device_get(metrics).items()}
+        for number, examples in enumerate(index):
+            row = {k: float(v[number]) for k, v in values.items()}
+            self.report(last - len(index) + 1 + number, row, examples)
+
+    def report(self, step: int, metrics: dict[str, float], index: np.ndarray) -> None:
+        """Logs and shows update `step` of the examples `index`."""
         skipped = self.guard.check(step, metrics.pop("nonfinite") > 0, index)
         if skipped is not None:
             self.write(step, skipped)
@@ -90,11 +95,8 @@ class Run:
         if not self.pace.due(step, logged=logged):
             return
         images = self.config["batch_size"]
-        row = {
-            "epoch": step * images / self.config["derived"]["train_examples"],
-            **metrics,
-            **self.throughput.read(images),
-        }
+        row = {"epoch": step * images / self.config["derived"]["train_examples"]}
+        row |= {**metrics, **self.throughput.read(images)}
         if self.guard.skipped:
             row["skipped_steps"] = self.guard.skipped
         if logged:
@@ -114,10 +116,9 @@ class Run:
         """Updates `state` until the run is complete or a signal came."""
         first = step = int(state.step)
         every = self.config["checkpoint"]["every_steps"]
-        feed = device.feed(self.job.stream(step), self.job.mesh)
         try:
             self.evaluate(state, step, self.evaluations.left_out(step))
-            with contextlib.closing(feed):
+            with contextlib.closing(self.job.feed(step)) as feed:
                 self.throughput.reset()
                 while step < self.job.total_steps and not stop.requested(self.job.mesh):
                     new = step < first + 2  # the step is compiled
@@ -128,10 +129,10 @@ class Run:
                     with jax.transfer_guard("disallow"):
                         state, metrics = self.step(state, fed.batch)
                     stop.unsaved = True
-                    step += 1
-                    self.flush()  # of the step before; ends its interval
-                    self.throughput.tick(fed.wait_s)
-                    self.pending = (step, metrics, fed.index)
+                    step += fed.updates
+                    self.flush()  # of the call before; ends its interval
+                    self.throughput.tick(fed.wait_s, fed.updates)
+                    self.pending = (step, metrics, fed.index.reshape(fed.updates, -1))
                     if step == first + 1:
                         self.flush()  # shown as soon as it is done
                     if step % every == 0 or step == self.job.total_steps:

@@ -40,10 +40,11 @@ def settle(config: ConfigDict) -> ConfigDict:
     Raises:
       ValueError: a number out of its bounds.
     """
-    from litevit_jax.data import turbo
+    from litevit_jax.data import cache, turbo
 
     config = copy(config)
     distributed.check_joined()
+    config.data.cache = cache.setting(config.data)
     config.data.decoder = turbo.choose(config.data.decoder)
     return config
 
@@ -59,7 +60,9 @@ def pixel_range(data: ConfigDict, split: str) -> None:
     data.range = splits.pixel_range(data, split)
 
 
-def derive(config: ConfigDict, source: Callable[[str], Source]) -> None:
+def derive(
+    config: ConfigDict, source: Callable[[str], Source], cropped_on: str = "host"
+) -> None:
     """Sets what follows from the data: the batch size if it is open, `derived`.
 
     Augmentations that need red, green and blue are left out for other images.
@@ -87,6 +90,7 @@ def derive(config: ConfigDict, source: Callable[[str], Source]) -> None:
         "train_fingerprint": images.fingerprint(),
         "num_classes": len(images.classes),
         "classes": list(images.classes),
+        "cropped_on": cropped_on,
         **length,
         "peak_lr": config.lr.base * lr_batch / 256,
     }

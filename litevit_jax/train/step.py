@@ -18,6 +18,12 @@ from litevit_jax.trees import PyTree
 
 if TYPE_CHECKING:
     from litevit_jax.objectives.base import Batch, Metrics, Objective
+    from litevit_jax.train.on_device import Held
+
+
+def _as_it_is(batch: Batch) -> tuple[Batch, Callable[[Batch], Batch]]:
+    """Returns a batch that has its images, and what adds none to a part of it."""
+    return batch, lambda part: part
 
 
 def make_train_step(
@@ -31,6 +37,7 @@ def make_train_step(
     slices: int = 1,
     health_every: int | None = None,
     total_steps: int | None = None,
+    held: Held | None = None,
 ) -> jax.stages.Wrapped:
     """Builds the jitted (state, batch) -> (state, metrics); the old state is donated.
 
@@ -39,12 +46,15 @@ def make_train_step(
     With `slices` each device computes its examples in that many equal parts, one after
     the other: the mean over all examples, to rounding, in less memory.
     Health metrics are NaN but at every `health_every`-th step and at `total_steps`.
+    With `held` images, it takes a call of several updates, see `on_device`.
     """
-    augmentation = _Augmentation(ops, objective)
+    read = _as_it_is if held is None else held.read
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         augment_key, loss_key = jax.random.split(key)
+        batch, images = read(batch)
+        augmentation = _Augmentation(ops, objective, images)
         batch = augmentation.on_batch(augment_key, _arrange(batch, mesh))
         teacher = objective.update_teacher(state.teacher, state.params, state.step)
         trained, frozen = optimizer.split(state.params)
@@ -73,6 +83,8 @@ def make_train_step(
             metrics |= _health(objective, due, arrays, part, batch, loss_key)
         return new, metrics
 
+    if held is not None:
+        return held.looped(train_step, state_sharding)
     return jax.jit(
         train_step,
         donate_argnums=0,
@@ -98,18 +110,27 @@ class _Augmentation:
     A final normalisation is left to an objective that takes `Pixels`.
     """
 
-    def __init__(self, ops: tuple[augment.Op, ...], objective: Objective) -> None:
+    def __init__(
+        self,
+        ops: tuple[augment.Op, ...],
+        objective: Objective,
+        images: Callable[[Batch], Batch],
+    ) -> None:
         affine = getattr(ops[-1], "affine", None) if ops else None  # a normalisation
         as_pixels = objective.takes_pixels and affine is not None
         self._affine = affine() if as_pixels else None
         self._whole, self._rest = augment.split(ops[:-1] if as_pixels else ops)
+        self._images = images
 
     def on_batch(self, key: jax.Array, batch: Batch) -> Batch:
         """Applies the ops that mix examples, and those before them."""
-        return augment.apply(self._whole, key, batch)
+        return augment.apply(
+            self._whole, key, self._images(batch) if self._whole else batch
+        )
 
     def on_slice(self, key: jax.Array, part: Batch) -> Batch:
         """Applies the other ops to a slice of the batch."""
+        part = part if self._whole else self._images(part)
         part = augment.apply(self._rest, key, part, first=len(self._whole))
         if self._affine is None:
             return part

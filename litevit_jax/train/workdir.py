@@ -31,6 +31,7 @@ FREE_TO_CHANGE = (
     "attention",
     "checkpoint.*",
     "compilation_cache",
+    "data.cache",  # where images are cropped is compared instead
     "data.cache_gib",
     "data.dir",  # the data's fingerprint is compared instead
     "data.max_bad_fraction",
@@ -45,6 +46,7 @@ FREE_TO_CHANGE = (
     "microbatch",
     "nonfinite.*",
     "remat",
+    "steps_per_call",
     "teacher",  # its fingerprint is compared instead
     "watchdog*",
 )
@@ -61,6 +63,7 @@ _NOT_RECORDED = {
     },
     "data.options": {},
     "auto_batch": {"at_most": 4096, "lr_batch": None, "steps_at_least": 0},
+    "derived.cropped_on": "host",
     "fallback": {**_OPEN, "encoder": {}},
     "fallback.encoder": {},
     "init_donor_load": [],

@@ -170,7 +170,9 @@ def sharing_designs():
     """
     design = build.build_step
 
-    def shared(config, mesh, source, memory=None, *, keep=None):
+    def shared(config, mesh, source, memory=None, *, keep=None, held=None):
+        if held is not None:
+            return design(config, mesh, source, memory, keep=keep, held=held)
         before = config.to_dict()
         key = _key(before, mesh, source("train"), memory)
         if key not in _designs:

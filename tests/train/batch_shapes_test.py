@@ -172,9 +172,9 @@ def test_the_device_flips_its_share_of_the_images():
 
 
 def test_a_cache_keeps_every_split_and_part():
-    made = jobs.tiny("finetune", data__cache=True, data__holdout__select=0.2)
+    made = jobs.tiny("finetune", data__cache="host", data__holdout__select=0.2)
     source = splits.open_splits(made.data)
-    plain = splits.open_splits({**made.data.to_dict(), "cache": False})
+    plain = splits.open_splits({**made.data.to_dict(), "cache": "off"})
     for split in ("train", "select", "eval"):
         kept = source(split)
         assert isinstance(kept, cache.Cached) and kept is source(split)

@@ -152,7 +152,7 @@ def test_the_guard_stops_after_too_many_in_a_row_but_not_in_all():
 DATA = {
     "source": "folder",
     "decoder": "fast",
-    "cache": False,
+    "cache": "off",
     "workers": None,
     "threads": None,
 }
@@ -177,7 +177,7 @@ def test_waiting_for_data_is_told_once_with_what_to_change(monkeypatch):
     assert _waiting(monkeypatch, 0.05) == []
     [said] = _waiting(monkeypatch, 0.25)
     assert "waited for data 25% of the last minute" in said
-    assert "litevit_jax.data.pack" in said and "data.cache=True" in said
+    assert "litevit_jax.data.pack" in said and "data.cache=device" in said
     [said] = _waiting(monkeypatch, 0.25, decoder="pillow")
     assert "pip install simplejpeg" in said
     monkeypatch.setattr(log.os, "cpu_count", lambda: 8)

@@ -108,7 +108,7 @@ def test_tensorboard_events_are_written_when_asked_for(tmp_path):
 def test_a_stopped_run_resumes_to_the_same_bits(number, whole, tmp_path, monkeypatch):
     ticks = []
 
-    def tick(self, wait_s):
+    def tick(self, wait_s, steps=1):
         ticks.append(wait_s)
         self._steps += 1
         if len(ticks) == 4:
@@ -150,8 +150,8 @@ def test_a_second_ctrl_c_saves_nothing_more_and_loses_nothing_else(
 ):
     tick = log.Throughput.tick
 
-    def twice(self, wait_s):
-        tick(self, wait_s)
+    def twice(self, wait_s, steps=1):
+        tick(self, wait_s, steps)
         if self._steps == 5:
             for _ in range(2):
                 signal.raise_signal(signal.SIGINT)

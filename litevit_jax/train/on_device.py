@@ -1,0 +1,296 @@
+"""Trains on a set that the devices hold: whether they do, and the step for it.
+
+The host draws which images to crop, and where; the devices crop them, and do several
+updates in one call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from litevit_jax import distributed, sharding
+from litevit_jax.augment import crop
+from litevit_jax.data import cache, calls, device, draws, resident, settings
+from litevit_jax.train import gpu_memory
+from litevit_jax.train import workdir as workdirs
+from litevit_jax.train.job import TrainState
+from litevit_jax.trees import PyTree
+
+if TYPE_CHECKING:
+    from litevit_jax.data.sources.base import Source
+    from litevit_jax.objectives.base import Batch, Metrics
+
+Feed = Callable[[int], Generator[device.Fed, None, None]]
+Update = Callable[["TrainState", "Batch"], tuple[TrainState, "Metrics"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """The training images of a run on its devices.
+
+    Attributes:
+      columns: uint8 `[N, w, h, C]` on each device, or `[D, N / D, w, h, C]`, divided
+        over D of them.
+      labels: int32 `[N]`.
+      drawn: which of them are cropped, and where.
+      scales: as in `calls.Calls`.
+      size: (H, W) of a crop.
+      mesh: of the run.
+      most: updates of a call, at most.
+    """
+
+    columns: jax.Array
+    labels: jax.Array
+    drawn: draws.Draws
+    scales: np.ndarray
+    size: tuple[int, int]
+    mesh: Mesh
+    most: int
+
+    @property
+    def arrays(self) -> dict[str, jax.Array]:
+        """The arrays that a call brings along."""
+        return {"columns": self.columns, "labels": self.labels}
+
+    def memory_left(self) -> int:
+        """Returns how many bytes of a device's memory JAX may use besides."""
+        return (
+            gpu_memory.memory_of(self.mesh)
+            - self.columns.addressable_shards[0].data.nbytes
+        )
+
+    def call(self, batch_size: int) -> PyTree:
+        """Returns a call by shape, with its layout."""
+        layout = sharding.slice_sharding(self.mesh)
+        each = (self.most, batch_size)
+        box = (*each, self.drawn.views, len(crop.BOX))
+        rows = {
+            "index": jax.ShapeDtypeStruct(each, jnp.int32, sharding=layout),
+            "box": jax.ShapeDtypeStruct(box, jnp.float32, sharding=layout),
+        }
+        whole = sharding.replicated(self.mesh)
+        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+        held = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            self.arrays,
+        )
+        return {"held": held, "rows": rows, "updates": count}
+
+    def read(self, batch: Batch) -> tuple[Batch, Callable[[Batch], Batch]]:
+        """Returns the rows of one update, and what adds images to a part of them."""
+        rows = {"index": batch["index"], "box": batch["box"]}
+        rows["label"] = batch["labels"][rows["index"]]
+        return rows, functools.partial(self._cropped, batch["columns"])
+
+    def _cropped(self, columns: jax.Array, part: Batch) -> Batch:
+        """Replaces the boxes of a part of the batch by their images."""
+        images = self._chosen(columns, part["index"])
+        boxes = jnp.moveaxis(part["box"], 1, 0)
+        views = [crop.resized_crops(images, box, self.size) for box in boxes]
+        rest = {name: x for name, x in part.items() if name != "box"}
+        if len(views) == 1:
+            return {**rest, "image": views[0]}
+        return {**rest, "views": jnp.stack(views)}
+
+    def _chosen(self, columns: jax.Array, index: jax.Array) -> jax.Array:
+        """Returns the images `[B, w, h, C]` of examples `index`."""
+        if columns.ndim == 4:
+            return columns[index]
+        # Each device looks in its own part: the parts need not come together.
+        parts, each = columns.shape[:2]
+        row = index - each * jnp.arange(parts)[:, None]
+        images = jax.vmap(lambda part, rows: part[rows])(
+            columns, jnp.clip(row, 0, each - 1)
+        )
+        inside = ((row >= 0) & (row < each))[..., None, None, None]
+        images = jnp.where(inside, images, 0).sum(axis=0, dtype=jnp.uint8)
+        layout = sharding.batch_sharding(self.mesh)
+        return jax.lax.with_sharding_constraint(images, layout)
+
+    def looped(self, update: Update, state: TrainState) -> jax.stages.Wrapped:
+        """Jits (state, call) -> (state, metrics `[most]` of each update).
+
+        One program does any number of updates, so that no bit depends on how many.
+
+        Args:
+          update: (state, batch) -> (state, metrics) of one.
+          state: the layout of its arrays.
+        """
+        one = jax.jit(update)  # traced once, for its shapes and for the loop
+
+        def train_call(
+            state_now: TrainState, call: PyTree
+        ) -> tuple[TrainState, Metrics]:
+            def batch_of(number: jax.Array | int) -> Batch:
+                return {
+                    **call["held"],
+                    **{k: x[number] for k, x in call["rows"].items()},
+                }
+
+            def body(
+                number: jax.Array, carry: tuple[TrainState, Metrics]
+            ) -> tuple[TrainState, Metrics]:
+                new, metrics = one(carry[0], batch_of(number))
+                new = jax.lax.with_sharding_constraint(new, state)
+                rows = {k: x.at[number].set(metrics[k]) for k, x in carry[1].items()}
+                return new, rows
+
+            shapes = jax.eval_shape(one, state_now, batch_of(0))[1]
+            zeros = {k: jnp.zeros(self.most, x.dtype) for k, x in shapes.items()}
+            return jax.lax.fori_loop(0, call["updates"], body, (state_now, zeros))
+
+        rows = sharding.slice_sharding(self.mesh)
+        whole = sharding.replicated(self.mesh)
+        held = {name: x.sharding for name, x in self.arrays.items()}
+        return jax.jit(
+            train_call,
+            donate_argnums=0,
+            in_shardings=(state, {"held": held, "rows": rows, "updates": whole}),
+            out_shardings=(state, whole),
+        )
+
+
+def open_set(
+    config: ConfigDict,
+    mesh: Mesh,
+    source: Callable[[str], Source],
+    workdir: pathlib.Path,
+) -> tuple[Held | None, list[str]]:
+    """Reads the training images onto the devices, if the config says so and they fit.
+
+    Returns:
+      The images, or None if the host crops them; and lines for the start.
+
+    Raises:
+      ValueError: a setting that contradicts another, or none that is known.
+      pipeline.BadDataError: too many images cannot be read.
+    """
+    data, setting, most = config.data, cache.setting(config.data), config.steps_per_call
+    at_most = _updates(most)
+    if not _wanted(setting, data, mesh, workdir):
+        if most != "auto" and at_most > 1:
+            raise ValueError(
+                f"steps_per_call={most} with data.cache={setting}: several updates in "
+                "one call take their images from the devices; set "
+                "--config.data.cache=device, or leave steps_per_call=auto"
+            )
+        return None, []
+    images, most_each = source("train"), cache.most_on_device(mesh, data.cache_gib)
+    try:
+        read = resident.load(images, data, most_each * mesh.size)
+    except resident.TooLargeError as error:
+        kept = f"{mesh.size} x {most_each / cache.GIB:.3g}"
+        return None, [
+            f"images are cropped on the host: {error} GiB on all devices ({kept}, a "
+            f"fifth of their memory and at most data.cache_gib={data.cache_gib})"
+        ]
+    sharded = read.columns.nbytes > most_each
+    held = Held(
+        *_put(read, mesh, sharded=sharded),
+        drawn=draws.Draws(
+            resident.crop_of(data), read.sizes, read.readable, config.seed, data.views
+        ),
+        scales=read.scales,
+        size=settings.image_size(data),
+        mesh=mesh,
+        most=at_most,
+    )
+    where = (
+        "divided over the devices" if sharded and mesh.size > 1 else "on each device"
+    )
+    return held, [f"images are cropped on the device: {read.note}, {where}"]
+
+
+def _updates(setting: int | str) -> int:
+    """Returns the most updates of a call by `config.steps_per_call`."""
+    text = str(setting)
+    if text == "auto":
+        return calls.MOST
+    if text.isascii() and text.isdigit() and 0 < int(text) <= 1024:
+        return int(text)
+    raise ValueError(
+        f"steps_per_call={text}: expected auto, or the most updates of one call, 1 to "
+        "1024"
+    )
+
+
+def _wanted(setting: str, data: ConfigDict, mesh: Mesh, workdir: pathlib.Path) -> bool:
+    """Whether the devices are to crop the images.
+
+    'auto' stays with what the run in `workdir` began with, if there is one; else it
+    takes accelerators alone. On CPUs `device` has to be asked for: its pixels differ
+    from those of the host's resampling by rounding, and recorded results with them.
+    """
+    why_not = resident.why_not(data)
+    if setting == "device" and why_not:
+        raise ValueError(
+            f"data.cache=device: {why_not}; leave the setting out, or use "
+            "--config.data.cache=host"
+        )
+    if setting != "auto" or why_not:
+        return setting == "device"
+    recorded = distributed.run_on_primary(functools.partial(_recorded, workdir))
+    if recorded is not None:
+        return recorded == "device"
+    return mesh.devices.flat[0].platform != "cpu"
+
+
+def _recorded(workdir: pathlib.Path) -> str | None:
+    """Returns where the run in `workdir` crops its images; None without a run."""
+    config = workdirs.read_config(workdir)
+    if config is None:
+        return None
+    return config.get("derived", {}).get("cropped_on", "host")
+
+
+def _put(
+    read: resident.Resident, mesh: Mesh, *, sharded: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Puts columns and labels on the devices; see `Held`."""
+    columns, whole = read.columns, sharding.replicated(mesh)
+    layout: NamedSharding = whole
+    if sharded:
+        each = -(-len(columns) // mesh.size)
+        padding = [(0, each * mesh.size - len(columns)), *[(0, 0)] * 3]
+        columns = np.pad(columns, padding).reshape(mesh.size, each, *columns.shape[1:])
+        layout = sharding.batch_sharding(mesh)
+    return sharding.put((columns, read.labels), (layout, whole))
+
+
+def feeder(
+    held: Held | None,
+    config: ConfigDict,
+    mesh: Mesh,
+    stream: Callable[[int], Iterator[dict[str, np.ndarray]]],
+) -> Feed:
+    """Returns a function from a step to the calls from there on.
+
+    Args:
+      held: the images on the devices; None takes the batches of `stream`.
+      config: of the run, with `derived`.
+      mesh: of the run.
+      stream: step -> host batches.
+    """
+    if held is None:
+        return lambda step: device.feed(stream(step), mesh)
+    every = [block.get("every_steps", 0) for block in config.evals.values()]
+    every += [config.log.every_steps, config.checkpoint.every_steps]
+    return calls.Calls(
+        draws=held.drawn,
+        scales=held.scales,
+        held=held.arrays,
+        mesh=mesh,
+        batch_size=config.batch_size,
+        most=held.most,
+        stops=calls.stops_at(every, config.derived.total_steps),
+    ).feed
