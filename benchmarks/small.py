@@ -15,13 +15,14 @@ waiting for data, `updates` how many a call had in the last round.
 Jobs: `digits`, MAE on the embedded digits as the quick start trains it; `cifar`, MAE on
 32-pixel images with patches of 4; `probe`, a linear probe of that encoder. The images
 are those of --data (a folder, or a file of arrays, of 32-pixel images), or random ones.
-Evaluations: `features` of --images images of the test split, the first pass (which
-decodes them) and later ones beside the bare prediction.
+`evaluation`: passes over the training images that predict features, from the host, and
+from the device after the first pass, beside the prediction of one batch alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
@@ -43,7 +44,8 @@ cpu.choose()  # before JAX is loaded
 import jax
 import numpy as np
 
-from litevit_jax import cli, compilation
+from litevit_jax import cli, compilation, sharding
+from litevit_jax.evaluators import base
 from litevit_jax.jobs import train
 
 JOBS = flags.DEFINE_list("jobs", ["digits", "cifar", "probe"], "What is measured.")
@@ -165,6 +167,51 @@ def compare(recipe: str, arg: str, fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def evaluate(recipe: str, arg: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Measures passes over the training images that predict their features."""
+    name = "features"
+    with tempfile.TemporaryDirectory() as folder:
+        config = config_of(recipe, arg, {**fields, "data.cache": "device", **_FOREVER})
+        with config.unlocked():
+            config.evals = {"knn": {"name": "knn"}}
+        job = train.prepare(config, folder)
+        evaluator: Any = job.evaluators["knn"][0]
+        state, context = job.create(), evaluator.context
+        host = dataclasses.replace(context, kept=None)
+        batches = [*host.over(state, "train", (name,), images=True, limit=1)]
+        batch = sharding.global_batch(batches[0][0], job.mesh)
+        predict = base._only(context.predict, (name,), False, job.mesh)
+
+        def bare() -> int:
+            for _ in range(passes):
+                jax.device_get(predict(state.params, state.model_state, batch))
+            return passes
+
+        def over(one: Any) -> int:
+            return sum(1 for _ in one.over(state, "train", (name,)))
+
+        def seconds(run: Any, *args: Any) -> float:
+            start = time.perf_counter()
+            run(*args)
+            return time.perf_counter() - start
+
+        passes = over(context)  # the first one, which the devices keep
+        times = [
+            {"bare": seconds(bare), "host": seconds(over, host)}
+            | {"device": seconds(over, context)}
+            for _ in range(ROUNDS.value + 1)
+        ][1:]
+        job.release()
+    images = job.config["derived"]["train_examples"]
+    return {
+        "images/s": {k: spread([images / t[k] for t in times]) for k in times[0]},
+        "ratios": {
+            f"{k}/bare": spread([t["bare"] / t[k] for t in times])
+            for k in ("host", "device")
+        },
+    }
+
+
 def spread(values: list[float]) -> dict[str, float]:
     """Returns the median and the ends."""
     return {
@@ -190,15 +237,20 @@ def images_in(folder: str) -> str:
     return f'data=arrays,path="{path}"'
 
 
+def both(*about: Any) -> dict[str, Any]:
+    """Measures training, and evaluation beside it."""
+    return {**compare(*about), "evaluation": evaluate(*about)}
+
+
 def measure(job: str) -> dict[str, Any]:
     """Measures one of the jobs."""
     batch = {"batch_size": BATCH.value} if BATCH.value else {}
     with tempfile.TemporaryDirectory() as folder:
         if job == "digits":
-            return compare("mae_tiny", "digits", batch)
+            return both("mae_tiny", "digits", batch)
         arg, fields = images_in(folder), {**_CIFAR, **batch}
         if job == "cifar":
-            return compare("mae_tiny", arg, fields)
+            return both("mae_tiny", arg, fields)
         run, short = f"{folder}/run", {"steps": 1, "lr.warmup_epochs": 0.0}
         train.run(config_of("mae_tiny", arg, {**fields, **short}), run)
         return compare("linear_probe", "", {"init": run, **batch})
@@ -212,8 +264,12 @@ def describe(figures: dict[str, Any]) -> str:
 
     lines = [f"  {k:12} {text(v, 0)} images/s" for k, v in figures["images/s"].items()]
     lines += [f"  {k:12} {text(v, 3)}" for k, v in figures["ratios"].items()]
-    lines += [f"  {k:12} waits {text(v, 1)} %" for k, v in figures["wait %"].items()]
-    return "\n".join([*lines, f"  updates of a call: {figures['updates']}"])
+    waits = figures.get("wait %", {})
+    lines += [f"  {k:12} waits {text(v, 1)} %" for k, v in waits.items()]
+    lines += [f"  updates of a call: {figures['updates']}"] * bool(waits)
+    if "evaluation" in figures:
+        lines += [" evaluation", describe(figures["evaluation"])]
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> None:

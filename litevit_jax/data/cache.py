@@ -15,7 +15,7 @@ from litevit_jax.data import wrapped
 from litevit_jax.data.decode import Decode, DecodeError
 from litevit_jax.data.sources import base
 
-GIB, MIB = 2**30, 2**20
+GIB, _KIB = 2**30, 2**10
 _SHARE = 0.2  # of a device's memory, which a set may take
 # Values of data.cache: images are cropped on the device, or their pixels kept in the
 # host's memory.
@@ -146,4 +146,4 @@ def most_on_device(mesh: Mesh, gib: float) -> int:
     most = int(min(_SHARE * memory, gib * GIB))
     if distributed.process_count() == 1:
         return most
-    return -int(sharding.most(mesh, -(most // MIB))) * MIB  # the least of all
+    return -int(sharding.most(mesh, -(most // _KIB))) * _KIB  # the least of all

@@ -54,7 +54,7 @@ class Calls:
         """Yields the calls from `step` on, an endless stream."""
         pace = Pace(self.mesh, self.most)
         calls = self._calls(step, pace)
-        feed = device.feed(calls, self.mesh, ahead=_AHEAD, place=self._placed)
+        feed = device.feed(calls, self.mesh, ahead=_AHEAD, to_mesh=self._placed)
         try:
             for fed in feed:
                 pace.tick(fed.updates)

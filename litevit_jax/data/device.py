@@ -35,11 +35,11 @@ def feed(
     mesh: Mesh,
     *,
     ahead: int = 2,
-    place: Callable[..., dict[str, Any]] = sharding.global_batch,
+    to_mesh: Callable[..., dict[str, Any]] = sharding.global_batch,
 ) -> Generator[Fed, None, None]:
     """Yields every batch placed on `mesh`, read `ahead` of time in a thread.
 
-    `place` is (batch, mesh) -> the batch there.
+    `to_mesh` is (batch, mesh) -> the batch there.
 
     An exception of `batches` is raised here, at the batch where it happened.
     Closing the generator stops the thread, which closes `batches`; a read that does not
@@ -60,7 +60,7 @@ def feed(
     def read() -> None:
         try:
             for batch in batches:
-                if not put((place(batch, mesh), batch["index"])):
+                if not put((to_mesh(batch, mesh), batch["index"])):
                     return
             put(_END)
         except BaseException as error:

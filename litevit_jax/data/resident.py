@@ -86,8 +86,8 @@ def load(source: base.Source, data: Any, most: float) -> Resident:
     """
     reader, count = _Reader(source, data), len(source)
     rows = np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int)
-    some = [reader(int(row)) for row in np.unique(rows)]
-    _check_size(_canvas(some), count, data["channels"], most)
+    few = [reader(int(row)) for row in np.unique(rows)]
+    _check_size(_canvas(few), count, data["channels"], most)
     stored: list[_Stored] = []
     for examples in cache.read_all(reader, count, cache.threads_of(data)):
         stored += examples

@@ -234,8 +234,13 @@ def _check_member(cls: type, name: str, value: Any) -> None:
 
 
 def batch_size(batch: Batch) -> int:
-    """Examples in a batch of `image [B, H, W, C]` or `views [V, B, H, W, C]`."""
-    return batch["image"].shape[0] if "image" in batch else batch["views"].shape[1]
+    """Examples in a batch of `image [B, H, W, C]` or `views [V, B, H, W, C]`.
+
+    Before images are cropped there are only their `slot [B]`.
+    """
+    if "views" in batch:
+        return batch["views"].shape[1]
+    return batch["image" if "image" in batch else "slot"].shape[0]
 
 
 def example_keys(key: jax.Array, batch: Batch) -> jax.Array:

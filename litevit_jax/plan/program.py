@@ -18,6 +18,7 @@ from litevit_jax.data import settings, transforms
 from litevit_jax.plan import examples, flops, topology
 from litevit_jax.train import build, resolve
 from litevit_jax.train import start as starts
+from litevit_jax.train import state as states
 from litevit_jax.warm_start import images, read, start
 
 
@@ -43,7 +44,7 @@ class Planned:
     def checkpoint_bytes(self) -> int:
         """Bytes of one checkpoint, all files together."""
         fixed = ["teacher"] if self.design.objective.frozen_teacher else []
-        return build.saved_bytes(self.design.state, fixed)
+        return states.saved_bytes(self.design.state, fixed)
 
     @property
     def gradient_bytes(self) -> int:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import augment
 from litevit_jax.data import settings
 from litevit_jax.train import state as states
 from litevit_jax.train.state import Shapes
+
+if TYPE_CHECKING:
+    from litevit_jax.objectives.base import Objective
 
 
 def augmentation(ops: ConfigDict, data: ConfigDict) -> dict[str, Any]:
@@ -80,6 +84,26 @@ def training(
         size, views, *image = batch["views"].shape
         batch["views"] = jax.ShapeDtypeStruct((views, size, *image), jnp.uint8)
     return _augmented(ops, batch)
+
+
+def check_batch(
+    objective: Objective, name: str, batch_size: int, mesh: Mesh, *, views: int
+) -> None:
+    """Raises ValueError for a batch too small for `objective`, or of other views."""
+    least = objective.min_batch_per_device * mesh.size
+    if batch_size < least:
+        raise ValueError(
+            f"{batch_size=} is {batch_size // mesh.size} "
+            f"on each of {mesh.size} devices; objective {name!r} needs at least "
+            f"{objective.min_batch_per_device} there: set "
+            f"--config.batch_size={least} or more"
+        )
+    if objective.num_views != views:
+        raise ValueError(
+            f"objective {name!r} reads {objective.num_views} view(s) "
+            f"of each image, but data.views={views}; set "
+            f"--config.data.views={objective.num_views}"
+        )
 
 
 def _shape(

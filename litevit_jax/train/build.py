@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 
 from litevit_jax import (
     augment,
-    checkpoint,
     distributed,
     registry,
     sharding,
@@ -39,7 +38,7 @@ from litevit_jax.trees import PyTree
 if TYPE_CHECKING:
     from litevit_jax.data.sources.base import Source
     from litevit_jax.objectives.base import Objective, Variables
-    from litevit_jax.train.on_device import Held
+    from litevit_jax.train.on_device import Feed, Held
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +94,7 @@ def build_step(
     name, data, size = config.objective.name, config.data, config.batch_size
     how = _how_blocks_run(config.attention, mesh, remat=config.remat)
     objective = _objective(config.objective, config.derived, how, data, source("train"))
-    _check_batch(objective, name, size, mesh, views=data.views)
+    batch_shapes.check_batch(objective, name, size, mesh, views=data.views)
     batch = batch_shapes.training(data, config.augment, size, ops)
     host = batch_shapes.host(data, config.augment.normalize, size)
     host = states.laid_out(host, sharding.batch_sharding(mesh))
@@ -109,9 +108,8 @@ def build_step(
     design = kept.design or _design(objective, make, batch, mesh, memory, count)
     optimizer = make(design.variables.params)
     create, state = states.creator(objective, optimizer, batch, mesh, design.state)
-    seed, log, total_steps = config.seed, config.log, config.derived.total_steps
-    about = objective, optimizer, ops, mesh, state, design.slices, seed, log
-    step = _step(*about, total_steps, held)
+    about = objective, optimizer, ops, mesh, state, design.slices, config.seed
+    step = _step(*about, config.log, config.derived.total_steps, held)
     if kept.design is None:
         # Traces the whole step by shapes: a model that does not fit fails here. Of
         # batches sharded as these are, jit keeps the trace for the run.
@@ -192,8 +190,7 @@ def build_job(
     """
     from litevit_jax.train import eval_runner, eval_setup, on_device
 
-    doing = "listing the images and designing the run"
-    distributed.heartbeat(doing, grace=True, begun=False)
+    distributed.heartbeat("listing images, designing the run", grace=True, begun=False)
     source, transform = _images(config.data)
     mesh = microbatch.make_mesh(
         config.mesh, config.batch_size, config.auto_batch, source
@@ -201,14 +198,12 @@ def build_job(
     held, about = on_device.open_set(config, mesh, source, workdir)
     built = build_step(config, mesh, source, keep=keep, held=held)
     fixed = _fixed(built, start, config.derived)
-    start.check(built.state.params)
     plain = workdirs.plain(config.to_dict())
     make = functools.partial(eval_setup.make, config, built.objective, built.variables)
     evaluators = make(source, mesh=mesh, workdir=workdir, eval_shape=built.eval_shape)
-    size = saved_bytes(built.state, fixed)
+    size = states.saved_bytes(built.state, fixed)
     workdirs.check_space(workdir, size, config.checkpoint.keep)
-    stream = functools.partial(_stream, config.data, config.batch_size, config.seed)
-    stream = functools.partial(stream, source("train"), transform)
+    stream, feed = _batches(held, config, mesh, source("train"), transform)
     # Last: only a sound run is begun.
     resumes = begin and workdirs.open_run(workdir, plain)
     return Job(
@@ -223,7 +218,7 @@ def build_job(
         ),
         step=built.step,
         stream=stream,
-        feed=on_device.feeder(held, config, mesh, stream),
+        feed=feed,
         evaluators=evaluators,
         eval_runner=functools.partial(
             eval_runner.EvalRunner, evaluators, plain, workdir, built.optimizer
@@ -249,6 +244,7 @@ def _fixed(built: BuiltStep, start: Start, derived: ConfigDict) -> dict[str, Any
 
     Its fingerprint joins `derived`.
     """
+    start.check(built.state.params)
     needed = built.objective.frozen_teacher
     start.check_teacher(needed=needed)
     if not needed:
@@ -262,12 +258,6 @@ def _fixed(built: BuiltStep, start: Start, derived: ConfigDict) -> dict[str, Any
     resolve.assign(derived, {"teacher_fingerprint": array_digest.digest(arrays)})
     teacher = jax.tree.map(lambda x, like: x.astype(like.dtype), arrays, shapes)
     return {"teacher": teacher}
-
-
-def saved_bytes(state: TrainState, fixed: Iterable[str]) -> int:
-    """Counts the bytes of a checkpoint of `state` without its parts `fixed`."""
-    parts = [getattr(state, part) for part in checkpoint.PARTS if part not in fixed]
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts))
 
 
 def _how_blocks_run(attention: str, mesh: Mesh, *, remat: bool) -> dict[str, Any]:
@@ -309,26 +299,6 @@ def _objective(
     read = settings.annotations_of(data)
     base.check_annotations(objective, name, classes is not None, read, images)
     return objective
-
-
-def _check_batch(
-    objective: Objective, name: str, batch_size: int, mesh: Mesh, *, views: int
-) -> None:
-    """Raises ValueError for a batch too small for `objective`, or of other views."""
-    least = objective.min_batch_per_device * mesh.size
-    if batch_size < least:
-        raise ValueError(
-            f"{batch_size=} is {batch_size // mesh.size} "
-            f"on each of {mesh.size} devices; objective {name!r} needs at least "
-            f"{objective.min_batch_per_device} there: set "
-            f"--config.batch_size={least} or more"
-        )
-    if objective.num_views != views:
-        raise ValueError(
-            f"objective {name!r} reads {objective.num_views} view(s) "
-            f"of each image, but data.views={views}; set "
-            f"--config.data.views={objective.num_views}"
-        )
 
 
 def _step(
@@ -373,6 +343,21 @@ def _optimizer(
         decay=lr.decay,
     )
     return optimizers.make(params, schedule, **block.to_dict())
+
+
+def _batches(
+    held: Held | None,
+    config: ConfigDict,
+    mesh: Mesh,
+    images: Source,
+    transform: Transform,
+) -> tuple[Callable[[int], Iterator[dict[str, np.ndarray]]], Feed]:
+    """Returns step -> host batches, and step -> calls of the step, from there on."""
+    from litevit_jax.train import on_device
+
+    about = config.data, config.batch_size, config.seed, images, transform
+    stream = functools.partial(_stream, *about)
+    return stream, on_device.feeder(held, config, mesh, stream)
 
 
 def _stream(

@@ -138,7 +138,7 @@ class _Builder:
 
     @functools.cached_property
     def kept(self) -> Kept | None:
-        """What stays on the devices of the evaluators' passes, as training does."""
+        """Keeps the batches of evaluations where the images of training are."""
         config = self.config
         on_device = config.derived.get("cropped_on") == "device"
         if not on_device and cache.setting(config.data) != "device":

@@ -177,14 +177,15 @@ def open_set(
     """
     data, setting, most = config.data, cache.setting(config.data), config.steps_per_call
     at_most = _updates(most)
-    if not _wanted(setting, data, mesh, workdir):
+    host = _why_host(setting, data, mesh, workdir)
+    if host is not None:
         if most != "auto" and at_most > 1:
             raise ValueError(
                 f"steps_per_call={most} with data.cache={setting}: several updates in "
                 "one call take their images from the devices; set "
                 "--config.data.cache=device, or leave steps_per_call=auto"
             )
-        return None, []
+        return None, [f"images are cropped on the host: {host}"] if host else []
     images, most_each = source("train"), cache.most_on_device(mesh, data.cache_gib)
     try:
         read = resident.load(images, data, most_each * mesh.size)
@@ -224,25 +225,34 @@ def _updates(setting: int | str) -> int:
     )
 
 
-def _wanted(setting: str, data: ConfigDict, mesh: Mesh, workdir: pathlib.Path) -> bool:
-    """Whether the devices are to crop the images.
+def _why_host(
+    setting: str, data: ConfigDict, mesh: Mesh, workdir: pathlib.Path
+) -> str | None:
+    """Says why the host crops the images ('': it was asked to); None: devices do.
 
     'auto' stays with what the run in `workdir` began with, if there is one; else it
     takes accelerators alone. On CPUs `device` has to be asked for: its pixels differ
     from those of the host's resampling by rounding, and recorded results with them.
     """
     why_not = resident.why_not(data)
-    if setting == "device" and why_not:
-        raise ValueError(
-            f"data.cache=device: {why_not}; leave the setting out, or use "
-            "--config.data.cache=host"
-        )
+    if setting == "device":
+        if why_not:
+            raise ValueError(
+                f"data.cache=device: {why_not}; leave the setting out, or use "
+                "--config.data.cache=host"
+            )
+        return None
     if setting != "auto" or why_not:
-        return setting == "device"
+        return why_not if setting == "auto" else ""
     recorded = distributed.run_on_primary(functools.partial(_recorded, workdir))
     if recorded is not None:
-        return recorded == "device"
-    return mesh.devices.flat[0].platform != "cpu"
+        return None if recorded == "device" else "the run began so"
+    if mesh.devices.flat[0].platform != "cpu":
+        return None
+    return (
+        "data.cache=auto takes GPUs and TPUs alone (--config.data.cache=device is "
+        "quicker for a small set here, too)"
+    )
 
 
 def _recorded(workdir: pathlib.Path) -> str | None:

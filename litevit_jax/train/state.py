@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from litevit_jax import sharding
+from litevit_jax import checkpoint, sharding
 from litevit_jax.train import optimizer as optimizers
 from litevit_jax.train.job import TrainState
 from litevit_jax.trees import PyTree
@@ -105,6 +105,12 @@ def laid_out(shapes: PyTree, layout: NamedSharding) -> PyTree:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), shapes
     )
+
+
+def saved_bytes(state: TrainState, fixed: Iterable[str]) -> int:
+    """Counts the bytes of a checkpoint of `state` without its parts `fixed`."""
+    parts = [getattr(state, part) for part in checkpoint.PARTS if part not in fixed]
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts))
 
 
 class Design(NamedTuple):

@@ -85,8 +85,15 @@ def make_train_step(
 
     if held is not None:
         return held.looped(train_step, state_sharding)
+    return _jitted(train_step, mesh, state_sharding)
+
+
+def _jitted(
+    update: Callable[..., Any], mesh: Mesh, state_sharding: TrainState
+) -> jax.stages.Wrapped:
+    """Jits (state, batch) -> (state, metrics) in the layout of a run."""
     return jax.jit(
-        train_step,
+        update,
         donate_argnums=0,
         in_shardings=(state_sharding, sharding.batch_sharding(mesh)),
         out_shardings=(state_sharding, sharding.replicated(mesh)),

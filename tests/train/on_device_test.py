@@ -1,6 +1,7 @@
 """Runs whose images are on the devices: the host's batches, in calls of any length."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import shutil
@@ -10,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from litevit_jax.data import cache, calls
+from litevit_jax import checkpoint
+from litevit_jax.data import cache, calls, pipeline
 from litevit_jax.jobs import train
 from litevit_jax.train import log, loop, on_device
 from litevit_jax.warm_start import read
@@ -122,6 +124,7 @@ def test_views_are_those_of_the_host(tmp_path):
 def test_a_run_is_that_of_the_host_but_for_rounding(name, whole, tmp_path):
     """Mixing of images (fine-tuning) reads them before the slices of a batch."""
     made = {"log__every_steps": 1, "steps": 2, "checkpoint__every_steps": 2}
+    made["log__health"] = name == "mae_tiny"
     if name == "finetune":
         made |= {"init": str(whole), "augment__mix": {"mixup": 0.8, "cutmix": 1.0}}
     for where in ("device", "off"):
@@ -129,6 +132,9 @@ def test_a_run_is_that_of_the_host_but_for_rounding(name, whole, tmp_path):
     one, other = losses(tmp_path / "device"), losses(tmp_path / "off")
     assert one.keys() == other.keys() == {1, 2}
     np.testing.assert_allclose([*one.values()], [*other.values()], rtol=2e-3)
+    if name == "mae_tiny":
+        one, other = (rows(tmp_path / where)[-1] for where in ("device", "off"))
+        assert one["feature_std"] == pytest.approx(other["feature_std"], rel=1e-2)
 
 
 def test_no_bit_depends_on_how_many_updates_a_call_has(whole, tmp_path):
@@ -255,3 +261,31 @@ def test_the_loop_reads_each_update_of_a_call_in_order(monkeypatch):
     run.flush()
     assert seen == [(6, {"loss": 5.0}, [1, 2]), (7, {"loss": 4.0}, [3, 4])]
     assert run.pending is None
+
+
+def test_evaluations_read_a_split_once_and_give_the_same_numbers(tmp_path, monkeypatch):
+    evals = {"knn": {"name": "knn", "every_steps": 3}}
+    opened, batches = [], pipeline.eval_batches
+
+    def counted(source, *args, **kwargs):
+        opened.append(source)
+        return batches(source, *args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "eval_batches", counted)
+    outcome = train.run(tiny(evals=evals), tmp_path)
+    assert len(opened) == 2  # the split and the bank, at two steps
+    with jobs.without_steps():
+        job = train.prepare(tiny(evals=evals), tmp_path)
+    (evaluator, _), state = job.evaluators["knn"], restored(job)
+    plain = dataclasses.replace(evaluator.context, kept=None)
+    numbers = dataclasses.replace(evaluator, context=plain).run(state, step=6)
+    last = outcome.results["knn"]["last"]
+    assert numbers == {name: last[name] for name in numbers}
+    job.release()
+
+
+def restored(job):
+    """The state of the last checkpoint of a job."""
+    checkpoints = checkpoint.Checkpoints(job.workdir, keep=1, fixed=job.fixed)
+    with contextlib.closing(checkpoints):
+        return checkpoints.restore(job.state)[0]
