@@ -266,7 +266,8 @@ def describe(figures: dict[str, Any]) -> str:
     lines += [f"  {k:12} {text(v, 3)}" for k, v in figures["ratios"].items()]
     waits = figures.get("wait %", {})
     lines += [f"  {k:12} waits {text(v, 1)} %" for k, v in waits.items()]
-    lines += [f"  updates of a call: {figures['updates']}"] * bool(waits)
+    if waits:
+        lines.append(f"  updates of a call: {figures['updates']}")
     if "evaluation" in figures:
         lines += [" evaluation", describe(figures["evaluation"])]
     return "\n".join(lines)

@@ -121,7 +121,7 @@ class _Augmentation:
         self,
         ops: tuple[augment.Op, ...],
         objective: Objective,
-        images: Callable[[Batch], Batch],
+        images: Callable[[Batch], Batch] = lambda part: part,
     ) -> None:
         affine = getattr(ops[-1], "affine", None) if ops else None  # a normalisation
         as_pixels = objective.takes_pixels and affine is not None
