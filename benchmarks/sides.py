@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from litevit_jax.train import resolve
+# The Python that runs PyTorch's side may have neither JAX nor the package's other
+# dependencies: they are imported where they are used.
 
 ROOT = str(pathlib.Path(__file__).resolve().parents[1])
 LR, CLASSES, MIXUP = 1e-4, 1000, 0.2
@@ -176,7 +177,7 @@ def our_step(spec: Spec) -> Step:
 
     from litevit_jax import sharding
     from litevit_jax.plan import examples
-    from litevit_jax.train import build
+    from litevit_jax.train import build, resolve
 
     config, mesh = recipe(spec), sharding.make_mesh()
     config = resolve.settle(config)

@@ -9,6 +9,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,11 @@ SMALL_MODEL = (
     "--config.objective.decoder.num_heads=2",
     "--config.log.health=False",
 )
+# Exit code of a part's process whose next rows need a process that holds no device.
+AGAIN = 75
+WITHOUT_TORCH = "without PyTorch"  # figure of a row that has our side alone
+SMALL_FORM = "small form"  # the `device` of figures that measure nothing
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 _AT_LEAST_S = 0.25  # of a repetition that is timed
 _REPETITIONS = 7
 
@@ -50,6 +56,7 @@ class Part:
       out: folder of the results.
       small: tiny sizes, for CPUs and tests.
       torch_python, data: of the command line.
+      rows: name -> figures of what has been measured.
     """
 
     def __init__(self, name: str, out: pathlib.Path, until: float, small: str) -> None:
@@ -59,6 +66,7 @@ class Part:
         self.torch_python = ""
         self.data: str | None = None
         self._state = load(out, name)
+        self.rows: dict[str, dict[str, Any]] = self._state["rows"]
 
     @property
     def small(self) -> bool:
@@ -74,10 +82,19 @@ class Part:
         """Seconds until the part's time is over."""
         return self._until - time.time()
 
+    def about(self, device: str) -> None:
+        """Notes which device the figures are of, as 'platform: kind'."""
+        self._state["device"] = device
+
     @property
-    def rows(self) -> dict[str, dict[str, Any]]:
-        """Name -> figures of what has been measured."""
-        return self._state["rows"]
+    def platform(self) -> str:
+        """JAX's name of the device's platform; asks JAX only if it is not known."""
+        known = self._state.get("device", "").partition(":")[0]
+        if known in ("", SMALL_FORM):
+            import jax
+
+            return jax.default_backend()
+        return known
 
     def other(self, name: str) -> dict[str, dict[str, Any]]:
         """The rows of another part, as far as they are measured."""
@@ -98,6 +115,8 @@ class Part:
             self._missing = True
             return
         start = time.time()
+        self._state["at"] = name
+        self.save()
         try:
             figures = measure()
         except OutOfTime:
@@ -107,6 +126,7 @@ class Part:
             traceback.print_exception(error, limit=-2, chain=False)
             figures = {"error": f"{type(error).__name__}: {error}"[:300]}
         self.rows[name] = figures | {"took_s": round(time.time() - start, 2)}
+        del self._state["at"]
         self.save()
 
     def skip(self) -> None:
@@ -116,14 +136,29 @@ class Part:
     def finish(self) -> None:
         """Marks the part as complete if no row is missing."""
         self._state["complete"] = not self._missing
+        self._state.pop("at", None)
         self.save()
 
     def save(self) -> None:
         """Writes the rows; a reader never sees half of them."""
-        path = self.out / f"{self.name}.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(self._state, indent=1) + "\n")
-        part.replace(path)
+        store(self.out, self.name, self._state)
+
+    def run_main(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs main.py with `arguments`, and returns its exit code and output.
+
+        On an accelerator this process must not have started JAX: a TPU belongs to one
+        process, and of a GPU JAX takes most of the memory.
+
+        Raises:
+          OutOfTime: the part's time is over; main.py is killed.
+        """
+        command = [sys.executable, "main.py", *arguments]
+        with process(command, cwd=ROOT, stdout=subprocess.PIPE) as child:
+            try:
+                output, _ = child.communicate(timeout=max(self.left, 1))
+            except subprocess.TimeoutExpired:
+                raise OutOfTime from None
+        return subprocess.CompletedProcess(command, child.returncode, output)
 
 
 def load(out: pathlib.Path, name: str) -> dict[str, Any]:
@@ -132,6 +167,36 @@ def load(out: pathlib.Path, name: str) -> dict[str, Any]:
     if not path.exists():
         return {"complete": False, "rows": {}}
     return json.loads(path.read_text())
+
+
+def store(out: pathlib.Path, name: str, state: dict[str, Any]) -> None:
+    """Writes the file of part `name`; a reader never sees half of it."""
+    part = out / f"{name}.part"
+    part.write_text(json.dumps(state, indent=1) + "\n")
+    part.replace(out / f"{name}.json")
+
+
+def blame(out: pathlib.Path, name: str, code: int) -> bool:
+    """Notes that a part's process ended while it measured a row.
+
+    The row becomes an error, so that the next process goes on behind it. Returns False
+    if it measured none.
+    """
+    state = load(out, name)
+    if "at" not in state:
+        return False
+    error = f"the process ended with exit code {code}: see above"
+    state["rows"][state.pop("at")] = {"error": error, "took_s": 0.0}
+    store(out, name, state)
+    return True
+
+
+def reopen(out: pathlib.Path, name: str, figure: str) -> None:
+    """Drops the rows of part `name` that have `figure`: they are measured anew."""
+    state = load(out, name)
+    kept = {key: row for key, row in state["rows"].items() if figure not in row}
+    if len(kept) < len(state["rows"]):
+        store(out, name, state | {"rows": kept, "complete": False})
 
 
 def timed(
@@ -205,6 +270,15 @@ def end_group(child: subprocess.Popen[Any]) -> None:
     child.wait()
 
 
+def why_no_torch(python: str) -> str:
+    """Why `python` cannot run PyTorch's side: its last line; '' if it can."""
+    command = [python, "-c", "import numpy, torch"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"{done.returncode=}"])[-1]
+    return ""
+
+
 def write_tables(out: pathlib.Path) -> str:
     """Writes results.md and results.json of all parts; returns the Markdown."""
     parts = {name: load(out, name) for name in PARTS}
@@ -219,7 +293,9 @@ def write_tables(out: pathlib.Path) -> str:
 
 
 def _title(name: str, part: dict[str, Any]) -> str:
-    return f"## {name}" + ("" if part["complete"] else " (not complete)")
+    notes = [part["device"]] if "device" in part else []
+    notes += [] if part["complete"] else ["not complete"]
+    return f"## {name}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def table(rows: dict[str, dict[str, Any]]) -> list[str]:

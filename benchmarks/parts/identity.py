@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -16,6 +17,13 @@ import jax.numpy as jnp
 from benchmarks.parts import common
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_PLUGINS = (
+    "jax-cuda13-plugin",
+    "jax-cuda12-plugin",
+    "nvidia-cudnn-cu13",
+    "nvidia-cudnn-cu12",
+    "libtpu",
+)  # those that are installed
 
 
 def run(part: common.Part) -> None:
@@ -55,6 +63,9 @@ def _software() -> dict[str, Any]:
     row: dict[str, Any] = {"python": platform.python_version()}
     for name in _PACKAGES:
         row[name] = importlib.metadata.version(name)
+    for name in _PLUGINS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            row[name] = importlib.metadata.version(name)
     kept = ("XLA_", "JAX_", "NVIDIA_", "TF_", "LIBTPU")
     flags = {k: v for k, v in os.environ.items() if k.startswith(kept)}
     row["flags"] = " ".join(f"{k}={v}" for k, v in sorted(flags.items())) or "none"

@@ -19,7 +19,6 @@ from benchmarks.parts import common
 from litevit_jax.data import pipeline, transforms
 from litevit_jax.data.sources import folder, packed
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 _BATCH = 256
 _SECONDS = 2.0  # of each measurement
 _AHEAD = 6  # batches that may be read in advance: not counted
@@ -37,14 +36,14 @@ def run(part: common.Part) -> None:
             str(images),
             str(small),
         ]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, cwd=common.ROOT, check=True, stdout=subprocess.DEVNULL)
         for threads in _threads(part.small):
             for kind, path in (("packed", small), ("folder", images)):
                 measure = functools.partial(_rate, part.small, kind, path, threads)
                 part.row(f"{kind}, {threads} threads", measure)
         runs = (("packed", small), ("folder", images))[part.small :]
         for kind, path in runs:
-            wait = functools.partial(_waiting, part.small, kind, path)
+            wait = functools.partial(_waiting, part, kind, path)
             part.row(f"a run of MAE from {kind}", wait)
 
 
@@ -88,13 +87,13 @@ def _rate(small: bool, kind: str, path: pathlib.Path, threads: int) -> dict[str,
     return {"images/s": count / spent}
 
 
-def _waiting(small: bool, kind: str, path: pathlib.Path) -> dict[str, Any]:
+def _waiting(part: common.Part, kind: str, path: pathlib.Path) -> dict[str, Any]:
     """Images/s and waiting for data of main.py, from its last logged rows."""
     with tempfile.TemporaryDirectory() as workdir:
-        variant = f"data={kind},path={path}" + (",smoke" if small else "")
-        command = [sys.executable, "main.py", f"--config=configs/mae_tiny.py:{variant}"]
-        steps = 6 if small else 200
-        command += [
+        variant = f"data={kind},path={path}" + (",smoke" if part.small else "")
+        steps = 6 if part.small else 200
+        arguments = [
+            f"--config=configs/mae_tiny.py:{variant}",
             f"--workdir={workdir}",
             f"--config.steps={steps}",
             f"--config.log.every_steps={steps // 6 or 1}",
@@ -103,8 +102,10 @@ def _waiting(small: bool, kind: str, path: pathlib.Path) -> dict[str, Any]:
             "--config.evals.reconstruction.every_steps=0",
             "--config.checkpoint.every_steps=1000",
         ]
-        command += common.SMALL_MODEL if small else ["--config.batch_size=512"]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        arguments += common.SMALL_MODEL if part.small else ["--config.batch_size=512"]
+        done = part.run_main(*arguments)
+        if done.returncode:
+            raise RuntimeError(f"exit code {done.returncode}: {done.stdout[-200:]}")
         lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "images_per_s" in row][2:]
     rates = sorted(row["images_per_s"] for row in rows)

@@ -6,14 +6,11 @@ import functools
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 import time
 from typing import Any
 
 from benchmarks.parts import common
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 # ViT-Tiny on 64 patches of an image of 32 x 32 pixels.
 _FIELDS = (
     "data.image_size=32",
@@ -36,7 +33,8 @@ def _pretrain(part: common.Part) -> dict[str, Any]:
     """Trains for about half of the remaining time, estimated from its first steps."""
     workdir = part.out / "learning" / "mae"
     small = common.SMALL_MODEL if part.small else ()
-    row = _main(part, "mae_tiny", workdir, *_recipe(part), *_epochs(part), *small)
+    epochs = _epochs(part, workdir)
+    row = _main(part, "mae_tiny", workdir, *_recipe(part), *epochs, *small)
     curves = list((workdir / "report").glob("*loss*.png"))
     for path in curves[:1]:
         shutil.copy(path, part.out / "learning-loss.png")
@@ -61,10 +59,16 @@ def _recipe(part: common.Part) -> list[str]:
     return [f":data={kind},path={pathlib.Path(part.data).resolve()}", *_FIELDS]
 
 
-def _epochs(part: common.Part) -> list[str]:
-    """The number of passes that fit the time, at 20,000 images a second."""
+def _epochs(part: common.Part, workdir: pathlib.Path) -> list[str]:
+    """The number of passes that fit the time, at 20,000 images a second.
+
+    A run that was interrupted goes on with the number that it began with.
+    """
     if part.small or not part.data:
         return []
+    begun = workdir / "config.json"
+    if begun.exists():
+        return [f"epochs={json.loads(begun.read_text())['epochs']}"]
     return [f"epochs={max(round(part.left * 0.4 * 20_000 / 50_000), 5)}"]
 
 
@@ -78,17 +82,13 @@ def _main(
         for s in settings
         if not s.startswith(":")
     ]
-    command = [sys.executable, "main.py", f"--config=configs/{recipe}.py{variant}"]
     start = time.time()
-    with common.process(
-        [*command, f"--workdir={workdir}", *fields], cwd=ROOT, stdout=subprocess.PIPE
-    ) as child:
-        try:
-            output, _ = child.communicate(timeout=max(part.left, 1))
-        except subprocess.TimeoutExpired:
-            raise common.OutOfTime from None
-    if child.returncode:
-        raise RuntimeError(f"{recipe} ended with {child.returncode}: {output[-500:]}")
+    config = f"--config=configs/{recipe}.py{variant}"
+    done = part.run_main(config, f"--workdir={workdir}", *fields)
+    if done.returncode:
+        raise RuntimeError(
+            f"{recipe} ended with {done.returncode}: {done.stdout[-500:]}"
+        )
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "images_per_s" in row]
     rates = sorted(row["images_per_s"] for row in rows[1:] or rows)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
+import itertools
 import pathlib
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,8 +23,6 @@ from litevit_jax.objectives import mae, supervised
 from litevit_jax.warm_start import read
 from tests import golden
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-KEY = jax.random.key(0)
 # Recorded from the reference models in float32, see tests/objectives.
 MAE_LOSS, RAW_LOSS = 1.081296, 0.829725
 LOGITS = [0.52863, 0.426949, 0.143044, 0.756373]
@@ -33,21 +32,37 @@ BOUNDS = {"float32": 1e-4, "bfloat16": 0.015}
 
 
 def run(part: common.Part) -> None:
-    part.row("MAE loss, recorded", _losses)
-    part.row("logits, recorded", _logits)
+    resume, before = "resume, same bits", len(part.rows)
+    for name, measure in _in_process(part).items():
+        part.row(name, measure)
+    if len(part.rows) > before and not part.small and resume not in part.rows:
+        sys.exit(common.AGAIN)  # this process holds the device that the runs need
+    part.row(resume, functools.partial(_resume, part))
+
+
+def _in_process(part: common.Part) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Name -> measurement, of the rows that this process computes itself."""
     depth = 1 if part.small else None
-    cpu = functools.partial(_gradient_against_cpu, depth)
-    part.row("MAE gradient, float32 against CPU", cpu)
-    half = functools.partial(_half_against_whole, depth)
-    part.row("MAE gradient, bfloat16 against float32", half)
-    for entry in attention.KERNELS:
-        for name in SHAPES:
-            for dtype in BOUNDS:
-                if entry == "cudnn" and (_on_cpu() or dtype == "float32"):
-                    continue
-                compare = functools.partial(_attention, entry, SHAPES[name], dtype)
-                part.row(f"attention {entry!r}, {name}, {dtype}", compare)
-    part.row("resume, same bits", functools.partial(_resume, part.small))
+    rows: dict[str, Callable[[], dict[str, Any]]] = {
+        "MAE loss, recorded": _losses,
+        "logits, recorded": _logits,
+        "MAE gradient, float32 against CPU": functools.partial(
+            _gradient_against_cpu, depth
+        ),
+        "MAE gradient, bfloat16 against float32": functools.partial(
+            _half_against_whole, depth
+        ),
+    }
+    for entry, name, dtype in itertools.product(attention.KERNELS, SHAPES, BOUNDS):
+        if entry == "cudnn" and (part.platform != "gpu" or dtype == "float32"):
+            continue
+        compare = functools.partial(_attention, entry, SHAPES[name], dtype)
+        rows[f"attention {entry!r}, {name}, {dtype}"] = compare
+    return rows
+
+
+def _key() -> jax.Array:
+    return jax.random.key(0)  # not on import: it takes the device
 
 
 def _checked(error: Any, bound: float, **more: Any) -> dict[str, Any]:
@@ -64,7 +79,7 @@ def _golden(
     encoder = tiny if depth is None else tiny | {"depth": depth}
     objective = mae.make(encoder=encoder, decoder=tiny, dtype=dtype)
     batch = {"image": golden.images(2), "ids_shuffle": golden.ids_shuffle(2)}
-    shapes = jax.eval_shape(objective.init, KEY, {"image": batch["image"]})
+    shapes = jax.eval_shape(objective.init, _key(), {"image": batch["image"]})
     return objective, golden.params_like(shapes.params), batch
 
 
@@ -74,7 +89,7 @@ def _losses() -> dict[str, Any]:
 
     @jax.jit
     def losses(params: Any, batch: Any) -> list[jax.Array]:
-        return [o.loss(params, {}, {}, batch, KEY)[0] for o in (objective, raw)]
+        return [o.loss(params, {}, {}, batch, _key())[0] for o in (objective, raw)]
 
     with jax.default_matmul_precision("highest"):
         values = [float(x) for x in losses(params, batch)]
@@ -88,7 +103,9 @@ def _logits() -> dict[str, Any]:
         encoder=encoder, num_classes=1000, pool="avg", dtype="float32"
     )
     image = golden.images(2)
-    params = golden.params_like(jax.jit(objective.init)(KEY, {"image": image}).params)
+    params = golden.params_like(
+        jax.jit(objective.init)(_key(), {"image": image}).params
+    )
     with jax.default_matmul_precision("highest"):
         logits = jax.jit(objective.predict)(params, {}, {"image": image})["logits"]
     error = np.abs(np.asarray(logits[0, :4]) - LOGITS).max() / np.abs(LOGITS).max()
@@ -99,7 +116,7 @@ def _gradient(objective: Any, params: Any, batch: Any) -> Any:
     """(loss, gradient) of MAE, in the highest precision of float32."""
 
     def loss(params: Any, batch: Any) -> jax.Array:
-        return objective.loss(params, {}, {}, batch, KEY)[0]
+        return objective.loss(params, {}, {}, batch, _key())[0]
 
     with jax.default_matmul_precision("highest"):
         return jax.device_get(jax.jit(jax.value_and_grad(loss))(params, batch))
@@ -125,10 +142,6 @@ def _distance(tree: Any, reference: Any) -> float:
     apart = sum(float(np.square(np.float64(a) - b).sum()) for a, b in pairs)
     size = sum(float(np.square(np.float64(b)).sum()) for _, b in pairs)
     return (apart / size) ** 0.5
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
 
 
 def _attention(entry: str, shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
@@ -167,38 +180,25 @@ def _attention(entry: str, shape: tuple[int, ...], dtype: str) -> dict[str, Any]
     )
 
 
-def _resume(small: bool) -> dict[str, Any]:
-    """Trains 20 steps at once, and again with a stop in between."""
+def _resume(part: common.Part) -> dict[str, Any]:
+    """Trains 20 steps at once, and again with a stop in between.
+
+    One run after the other: a TPU belongs to one process, and programs that two
+    processes compile at the same time may differ on a GPU, by what each has timed.
+    """
     with tempfile.TemporaryDirectory() as root:
         folder = pathlib.Path(root)
-        whole, parts = folder / "whole", folder / "parts"
-        command = _command(folder, small)
-        env = {**os.environ, "XLA_CLIENT_MEM_FRACTION": "0.3"}
-        env.pop(
-            "XLA_PYTHON_CLIENT_MEM_FRACTION", None
-        )  # its old name: both is an error
-        with common.process(
-            [*command, f"--workdir={whole}"],
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.DEVNULL,
-        ) as uninterrupted:
-            codes = [_interrupted([*command, f"--workdir={parts}"], env)]
-            done = subprocess.run(
-                [*command, f"--workdir={parts}"],
-                cwd=ROOT,
-                env=env,
-                stdout=subprocess.DEVNULL,
-                timeout=300,
-            )
-            codes += [done.returncode, uninterrupted.wait(timeout=300)]
-        if codes != [42, 0, 0]:
-            raise RuntimeError(f"exit codes {codes}, expected 42, 0 and 0")
-        apart = _apart(whole, parts)
+        arguments = _arguments(folder, part.small)
+        whole, stopped = ([*arguments, f"--workdir={folder / n}"] for n in "ab")
+        codes = [part.run_main(*whole).returncode, _interrupted(part, stopped)]
+        codes.append(part.run_main(*stopped).returncode)
+        if codes != [0, 42, 0]:
+            raise RuntimeError(f"exit codes {codes}, expected 0, 42 and 0")
+        apart = _apart(folder / "a", folder / "b")
     return {"error": apart, "bound": 0.0, "ok": apart == 0.0}
 
 
-def _command(folder: pathlib.Path, small: bool) -> list[str]:
+def _arguments(folder: pathlib.Path, small: bool) -> list[str]:
     """A run of 20 steps: ViT-Tiny on random images, or the digits if `small`."""
     if small:
         variant, more = "smoke", list(common.SMALL_MODEL)
@@ -208,7 +208,8 @@ def _command(folder: pathlib.Path, small: bool) -> list[str]:
         variant = f"data=arrays,path={folder / 'images.npz'}"
         more = ["--config.data.image_size=96", "--config.batch_size=128"]
     return [
-        *(sys.executable, "main.py", f"--config=configs/mae_tiny.py:{variant}", *more),
+        f"--config=configs/mae_tiny.py:{variant}",
+        *more,
         "--config.steps=20",
         "--config.checkpoint.every_steps=100",
         "--config.evals.reconstruction.every_steps=0",
@@ -218,14 +219,18 @@ def _command(folder: pathlib.Path, small: bool) -> list[str]:
     ]
 
 
-def _interrupted(command: list[str], env: dict[str, str]) -> int:
-    """Runs `command` for 7 steps, asks it to stop and returns its exit code."""
-    with common.process(command, cwd=ROOT, env=env, stdout=subprocess.PIPE) as child:
+def _interrupted(part: common.Part, arguments: list[str]) -> int:
+    """Runs main.py for 7 steps, asks it to stop and returns its exit code."""
+    command = [sys.executable, "main.py", *arguments]
+    with common.process(command, cwd=common.ROOT, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         for line in child.stdout:
             if line.startswith("step 7/"):
                 child.send_signal(signal.SIGTERM)
-        return child.wait(timeout=300)
+        try:
+            return child.wait(timeout=max(part.left, 1))
+        except subprocess.TimeoutExpired:
+            raise common.OutOfTime from None
 
 
 def _apart(one: pathlib.Path, other: pathlib.Path) -> float:

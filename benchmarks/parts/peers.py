@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import subprocess
 import sys
 from typing import Any
 
@@ -15,6 +14,7 @@ from benchmarks.parts import common, steps
 STEPS = {
     "MAE 1,024": sides.Spec("mae", 1024),
     "fine-tuning 512": sides.Spec("finetune", 512),
+    "MoCo v3 256": sides.Spec("mocov3", 256),
 }
 # Side -> changes of the spec; our side has no options.
 PEERS: dict[str, dict[str, Any]] = {
@@ -36,7 +36,7 @@ def _compare(part: common.Part, spec: sides.Spec) -> dict[str, Any]:
     spec = steps.shrink(spec) if small else spec
     # PyTorch's model has the size of ViT-Tiny; tests leave compiling out.
     names = ["ours", "torch eager"] if small else list(PEERS)
-    missing = _why_no_torch(part.torch_python or sys.executable)
+    missing = common.why_no_torch(part.torch_python or sys.executable)
     if missing:
         names = ["ours"]
     started: dict[str, sides.Side] = {}
@@ -59,17 +59,10 @@ def _compare(part: common.Part, spec: sides.Spec) -> dict[str, Any]:
         for _ in range(rounds):
             for name, side in started.items():
                 side.measure(counts[name])
-        return _figures(started) | ({"without PyTorch": missing} if missing else {})
+        return _figures(started) | ({common.WITHOUT_TORCH: missing} if missing else {})
     finally:
         for side in started.values():
             side.close()
-
-
-def _why_no_torch(python: str) -> str:
-    """Why `python` cannot import torch: its last line of output; '' if it can."""
-    command = [python, "-c", "import torch"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
 def _steps(side: sides.Side, seconds: float) -> int:

@@ -7,7 +7,7 @@ import functools
 import pathlib
 import re
 import tempfile
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
@@ -31,11 +31,20 @@ def _trace(part: common.Part, name: str) -> None:
         return part.skip()
     spec = steps.STEPS[name]
     spec = steps.shrink(spec) if part.small else spec
-    step = sides.our_step(spec)
-    step.compile()
-    step.run(2)
+    try:
+        step = sides.our_step(spec)
+        step.compile()
+        step.run(2)
+    except Exception as error:  # as when it does not fit
+        for last in ("1", _LAST):
+            part.row(f"{name}, {last}", functools.partial(_fail, error))
+        return
     _operations(part, name, spec, step)
     stalls.rows(part, name, spec, step)
+
+
+def _fail(error: Exception) -> NoReturn:
+    raise error
 
 
 def _operations(
