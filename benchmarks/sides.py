@@ -206,6 +206,7 @@ def jax_side(spec: Spec) -> tuple[Callable[[int], float], str]:
     cpu.prepare(spec.batch, 3 * spec.image_size**2)  # as main.py does
     import jax
 
+    cpu.devices()  # an accelerator that is asked for and missing is an error
     step = our_step(spec)
     devices = f"{jax.device_count()} {jax.default_backend()} devices"
     slices = f"{step.design.slices} slices each"

@@ -20,7 +20,7 @@ import numpy as np
 import PIL.Image
 from ml_collections import ConfigDict
 
-from litevit_jax import choices, cli, compilation, recipes, registry, trees
+from litevit_jax import choices, cli, compilation, cpu, recipes, registry, trees
 from litevit_jax.analysis import images as analysis_images
 from litevit_jax.data.sources.base import Source as Source
 from litevit_jax.encoder import Encoder
@@ -372,6 +372,7 @@ def _start(config: Any, job: str) -> None:
 
     Raises:
       ValueError: the config is of another job, or none; or a number is out of bounds.
+      RuntimeError: the accelerator that JAX_PLATFORMS asks for cannot be used.
     """
     if not isinstance(config, ConfigDict) or "job" not in config:
         raise ValueError(
@@ -393,3 +394,5 @@ def _start(config: Any, job: str) -> None:
     note = compilation.use(config.compilation_cache)
     if note is not None:
         warnings.warn(note, stacklevel=3)
+    if jax.config.jax_platforms != "cpu":  # a program may have asked for that itself
+        cpu.devices()

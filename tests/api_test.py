@@ -78,6 +78,24 @@ def test_the_package_lists_its_public_names():
         litevit_jax.trian  # noqa: B018
 
 
+def test_an_accelerator_that_is_missing_is_an_error_here_too(tmp_path):
+    """JAX alone would train on CPUs without a word."""
+    code = (
+        "import jax, litevit_jax\n"  # JAX has read its platforms: it is not asked
+        "config = litevit_jax.recipes.get('mae_tiny', 'smoke')\n"
+        f"litevit_jax.train(config, {str(tmp_path / 'run')!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "JAX_PLATFORMS": "cuda,cpu"},
+        capture_output=True,
+        text=True,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("RuntimeError: CUDA is asked for (JAX_PLATFORMS=cuda,cpu)")
+    assert not (tmp_path / "run").exists()
+
+
 def test_importing_it_is_quick_and_train_is_the_function_whoever_comes_first(trained):
     folder, _ = trained
     code = (
