@@ -35,6 +35,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import NoReturn
 
@@ -56,6 +57,7 @@ SMALL = flags.DEFINE_enum(
 PART = flags.DEFINE_string("part", None, "Internal: measure this part here.")
 UNTIL = flags.DEFINE_float("until", 0.0, "Internal: when to end, seconds since 1970.")
 DEVICE = flags.DEFINE_string("device", "", "Internal: what a part runs on.")
+PARENT = flags.DEFINE_integer("parent", 0, "Internal: a part ends with this process.")
 
 _GRACE = 0.04  # of the time, for a part to end by itself before it is killed
 _LEAST_S = 1.0  # to begin a part
@@ -117,6 +119,7 @@ def run_part(name: str, until: float, out: pathlib.Path, device: str) -> int:
     program = shutil.which(TORCH.value) or TORCH.value
     command = [sys.executable, __file__, f"--part={name}", f"--out={out}"]
     command += [f"--until={until}", f"--small={small}", f"--device={device}"]
+    command += [f"--parent={os.getpid()}"]
     command += [f"--torch_python={os.path.abspath(program)}"]
     command += [f"--data={os.path.abspath(DATA.value)}"] if DATA.value else []
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
@@ -141,8 +144,17 @@ def finish_part(name: str, until: float, out: pathlib.Path, device: str) -> None
             return
 
 
+def follow() -> None:
+    """Ends this process, and what it has started, when its parent is gone."""
+    while PARENT.value and os.getppid() == PARENT.value:
+        time.sleep(0.5)
+    if PARENT.value:
+        os.killpg(0, signal.SIGKILL)
+
+
 def measure_here(name: str, out: pathlib.Path) -> None:
     """Measures part `name` in this process."""
+    threading.Thread(target=follow, daemon=True).start()
     cpu.choose()
     part = common.Part(name, out, UNTIL.value, SMALL.value)
     part.about(DEVICE.value)
@@ -183,9 +195,6 @@ def main(argv: list[str]) -> None:
     check(out)
     begin = time.time()
     end = begin + 60 * MINUTES.value
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: the part ends, too
-        if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, lambda got, _: sys.exit(128 + got))
     device = prepare(out, max(end - time.time(), 1.0))
     if device == common.SMALL_FORM:
         print("small form: this checks the parts and measures nothing")
