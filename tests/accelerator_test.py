@@ -92,7 +92,9 @@ def test_every_part_runs_in_its_small_form(name, tmp_path, monkeypatch):
     assert not [e for e in errors.values() if isinstance(e, str)], errors
     wrong = {key: row for key, row in part.rows.items() if not row.get("ok", True)}
     assert not wrong
-    assert name in common.write_tables(tmp_path)
+    text = common.write_tables(tmp_path)
+    assert name in text
+    assert ("](learning-loss.png)" in text) == (name == "learning")
 
 
 def test_a_wrong_value_is_not_ok(monkeypatch):

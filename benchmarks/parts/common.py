@@ -38,6 +38,7 @@ SMALL_MODEL = (
 # Exit code of a part's process whose next rows need a process that holds no device.
 AGAIN = 75
 WITHOUT_TORCH = "without PyTorch"  # figure of a row that has our side alone
+CURVES = "learning-loss.png"
 SMALL_FORM = "small form"  # the `device` of figures that measure nothing
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _AT_LEAST_S = 0.25  # of a repetition that is timed
@@ -287,6 +288,8 @@ def write_tables(out: pathlib.Path) -> str:
         "\n".join([_title(name, part), "", *table(part["rows"])])
         for name, part in parts.items()
     )
+    if (out / CURVES).exists():
+        text += f"\n\n![Loss of the part learning]({CURVES})"
     (out / "results.md").write_text(text + "\n")
     (out / "results.json").write_text(json.dumps(parts, indent=1) + "\n")
     return text

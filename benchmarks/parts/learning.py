@@ -37,7 +37,7 @@ def _pretrain(part: common.Part) -> dict[str, Any]:
     row = _main(part, "mae_tiny", workdir, *_recipe(part), *epochs, *small)
     curves = list((workdir / "report").glob("*loss*.png"))
     for path in curves[:1]:
-        shutil.copy(path, part.out / "learning-loss.png")
+        shutil.copy(path, part.out / common.CURVES)
     return row
 
 
