@@ -16,14 +16,22 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from litevit_jax import compilation, plugins, sharding
 from litevit_jax.jobs import train
-from litevit_jax.objectives import supervised
 from litevit_jax.train import build, programs
 from litevit_jax.train import state as states
 from litevit_jax.warm_start import read
-from tests import jobs
+from tests import jobs, processes
 
-ROOT = pathlib.Path(__file__).parents[2]
-FIELDS = {"steps": 2, "evals": {}, "checkpoint__every_steps": 2}
+
+@pytest.fixture(autouse=True, scope="module")
+def _smallest():
+    """Which model a program is of does not matter, but for those that need LAPACK."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(plugins.VARIABLE, str(processes.ROOT / "tests" / "smallest"))
+        yield
+
+
+def config_of_two():
+    return jobs.config("tests.smallest.recipe", steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +55,7 @@ def no_cache():
 
 def run(workdir, folder):
     """Trains two updates; returns the parameters, once all programs are written."""
-    train.run(jobs.tiny("deit_tiny", **FIELDS), workdir, keep=folder)
+    train.run(config_of_two(), workdir, keep=folder)
     for thread in threading.enumerate():
         if thread.name.startswith("keep-"):
             thread.join()
@@ -75,7 +83,7 @@ def test_a_repeated_run_traces_nothing_and_learns_the_same(
 
     monkeypatch.setattr(build.states, "abstract_variables", traced)
     for name in ("init", "loss"):
-        monkeypatch.setattr(supervised.Supervised, name, traced)
+        monkeypatch.setattr(plugins.load("objectives", "linear").Linear, name, traced)
     jax.clear_caches()
     with no_cache():
         same(run(tmp_path / "run", folder), arrays)
@@ -85,7 +93,7 @@ def test_a_repeated_run_traces_nothing_and_learns_the_same(
 
 
 def test_programs_that_are_not_kept_learn_the_same(kept, tmp_path):
-    train.run(jobs.tiny("deit_tiny", **FIELDS), tmp_path / "run")  # as from Python
+    train.run(config_of_two(), tmp_path / "run")  # as from Python
     same(read.read_params(str(tmp_path / "run/checkpoints/2")).params, kept[1])
 
 
@@ -193,6 +201,7 @@ def test_the_key_differs_with_the_sources(config, mesh, tmp_path, monkeypatch):
 def test_only_the_command_line_without_plug_ins_keeps_programs(
     config, mesh, tmp_path, monkeypatch
 ):
+    monkeypatch.delenv(plugins.VARIABLE)
     monkeypatch.setattr(compilation, "_bounded", [tmp_path])
     assert train.folder_of_programs() == tmp_path
     assert programs.find(tmp_path, config, mesh)._folder == tmp_path
@@ -216,12 +225,13 @@ def test_another_process_loads_what_one_has_kept(tmp_path):
         command += [f"--config.objective.{part}.{k}={v}" for k, v in fields.items()]
     command += [f"--config.compilation_cache={tmp_path / 'programs'}"]
     env = {k: v for k, v in os.environ.items() if "_CACHE" not in k}
+    del env[plugins.VARIABLE]  # with plug-ins no programs are kept
     env["JAX_NUM_CPU_DEVICES"] = "1"
     losses = []
     for name in ("one", "two"):
         done = subprocess.run(
             [*command, f"--workdir={tmp_path / name}"],
-            cwd=ROOT,
+            cwd=processes.ROOT,
             env=env,
             capture_output=True,
             text=True,
