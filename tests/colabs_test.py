@@ -141,24 +141,6 @@ def test_pretraining_shows_what_the_model_paints(work, pretrained):
     assert many_greys(curve)
 
 
-def test_a_lost_runtime_goes_on_from_the_last_checkpoint(work, looked, execute):
-    """As it is left by a machine that vanished after its second step."""
-    lost = work / "pretrain"
-    for late in [lost / "checkpoints" / "4", lost / "evals", lost / "report"]:
-        shutil.rmtree(late)
-    before = (lost / "metrics.jsonl").read_text().splitlines()
-    again = execute("pretrain")
-    assert "resuming at step 2 of 4" in said(again, "train")
-    assert "done: step 4" in said(again, "train")
-    rows = (lost / "metrics.jsonl").read_text().splitlines()[len(before) :]
-    logged = [json.loads(row) for row in rows]
-    assert [row["step"] for row in logged if "loss" in row] == [3, 4]
-    old = {row["step"]: row["loss"] for row in map(json.loads, before) if "loss" in row}
-    new = {row["step"]: row["loss"] for row in logged if "loss" in row}
-    assert new == {step: old[step] for step in (3, 4)}
-    assert len(shown(again, "reconstructions")) == 2
-
-
 def test_finetuning_starts_from_the_pretrained_run_and_tells_what_it_is_worth(
     work, finetuned
 ):
@@ -206,6 +188,24 @@ def test_looking_inside_compares_the_run_with_its_finetuning_and_its_start(
         pictures = shown(looked, ident)
         assert len(pictures) == count
         assert all(map(many_greys, pictures))
+
+
+def test_a_lost_runtime_goes_on_from_the_last_checkpoint(work, looked, execute):
+    """As it is left by a machine that vanished after its second step."""
+    lost = work / "pretrain"
+    for late in [lost / "checkpoints" / "4", lost / "evals", lost / "report"]:
+        shutil.rmtree(late)
+    before = (lost / "metrics.jsonl").read_text().splitlines()
+    again = execute("pretrain")
+    assert "resuming at step 2 of 4" in said(again, "train")
+    assert "done: step 4" in said(again, "train")
+    rows = (lost / "metrics.jsonl").read_text().splitlines()[len(before) :]
+    logged = [json.loads(row) for row in rows]
+    assert [row["step"] for row in logged if "loss" in row] == [3, 4]
+    old = {row["step"]: row["loss"] for row in map(json.loads, before) if "loss" in row}
+    new = {row["step"]: row["loss"] for row in logged if "loss" in row}
+    assert new == {step: old[step] for step in (3, 4)}
+    assert len(shown(again, "reconstructions")) == 2
 
 
 @each
