@@ -14,6 +14,7 @@ pieces less: a run that evaluates and saves often keeps its size (benchmarks/mem
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import glob
 import importlib.metadata
@@ -42,6 +43,11 @@ _PLUGINS = {"xla_cuda": "cuda", "xla_rocm": "rocm"}  # names begin so -> JAX's p
 _XLA_FLAGS = {"xla_gpu_enable_latency_hiding_scheduler": True}
 _KNOWN_BY = ((0, 10), (0, 12))
 _SWITCH = "LITEVIT_XLA_FLAGS"
+# Of a container's memory, in either version of Linux' control groups.
+_MEMORY_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
 _ON_CPUS = "JAX_PLATFORMS=cpu runs on CPUs all the same"
 # Parameters of mallopt(3): of the arenas only the main one has room for large
 # blocks; they come from its heap, whose top is never given back (-1; a number would
@@ -171,6 +177,15 @@ def count_devices(batch_size: int) -> int:
     while 2 * count <= min(cores, _MOST_DEVICES) and batch_size % (2 * count) == 0:
         count *= 2
     return count
+
+
+def memory() -> int:
+    """Returns the bytes of memory that this machine, or its container, has."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # not there, or 'max'
+            sizes.append(int(pathlib.Path(path).read_text()))
+    return min(sizes)
 
 
 def _on_cpu() -> bool:

@@ -320,3 +320,13 @@ def test_a_look_inside_says_nothing_of_a_tpu_that_is_not_here():
     assert "CPU device" in done.stdout
     [line] = done.stderr.splitlines()
     assert line.startswith("error: --config.models=a=nowhere")
+
+
+def test_memory_is_that_of_the_container(tmp_path, monkeypatch):
+    limit, none = tmp_path / "memory.max", tmp_path / "limit_in_bytes"
+    none.write_text("max\n")
+    monkeypatch.setattr(cpu, "_MEMORY_LIMITS", (str(limit), str(none)))
+    whole = cpu.memory()
+    assert whole == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit.write_text(f"{2**30}\n")
+    assert cpu.memory() == min(2**30, whole)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jax.sharding import Mesh
 
-from litevit_jax import choices, distributed, sharding
+from litevit_jax import choices, cpu, distributed, sharding
 from litevit_jax.data import wrapped
 from litevit_jax.data.decode import Decode, DecodeError
 from litevit_jax.data.sources import base
@@ -141,8 +141,7 @@ def most_on_device(mesh: Mesh, gib: float) -> int:
     one = mesh.local_devices[0]
     memory = (one.memory_stats() or {}).get("bytes_limit")
     if memory is None:  # of the host, which its devices share
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        memory = pages // len(mesh.local_devices)
+        memory = cpu.memory() // len(mesh.local_devices)
     most = int(min(_SHARE * memory, gib * GIB))
     if distributed.process_count() == 1:
         return most

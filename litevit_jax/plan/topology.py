@@ -141,8 +141,7 @@ def find(name: str) -> Target:
 
 def _this_machine(count: int) -> Chip:
     """One of `count` equal shares of this machine, whose speed is not known."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Chip("CPU", total / count, 0.0, 0.0, 0.0)
+    return Chip("CPU", cpu.memory() / count, 0.0, 0.0, 0.0)
 
 
 def prepare(target: Target) -> None:

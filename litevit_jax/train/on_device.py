@@ -257,10 +257,10 @@ def _why_host(
 
 def _recorded(workdir: pathlib.Path) -> str | None:
     """Returns where the run in `workdir` crops its images; None without a run."""
-    config = workdirs.read_config(workdir)
-    if config is None:
+    saved = workdirs.read_config(workdir)
+    if saved is None:
         return None
-    return config.get("derived", {}).get("cropped_on", "host")
+    return saved.get("derived", {}).get("cropped_on", "host")
 
 
 def _put(
