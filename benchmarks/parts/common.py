@@ -18,7 +18,7 @@ from typing import Any
 # Part -> its share of the time; what one leaves over goes to those behind it.
 PARTS = {
     "identity": 0.4,
-    "numerics": 1.5,
+    "numerics": 2.0,
     "steps": 2.4,
     "peers": 1.6,
     "attention": 1.0,
