@@ -7,14 +7,16 @@
 `bare` is the step of the recipe fed one batch that never changes: the limit of what any
 input can reach. `host` is the same step fed by threads that decode, crop and resize
 (data.cache=off), `device` the step that crops images which the device holds
-(data.cache=device), several updates a call. All are of one process and take turns
-within a round, so that a slow minute of the machine hits each; a ratio is that of the
-two in a round, given as median (min..max). `wait` is the share of the time spent on
-waiting for data, `updates` how many a call had in the last round.
+(data.cache=device), several updates a call; `single` is `device` with one update a
+call. All are of one process and take turns within a round, so that a slow minute of the
+machine hits each; a ratio is that of the two in a round, given as median (min..max).
+`waits` is the share of the time spent on waiting for data, `updates` how many a call
+had in the last round.
 
-Jobs: `digits`, MAE on the embedded digits as the quick start trains it; `cifar`, MAE on
-32-pixel images with patches of 4; `probe`, a linear probe of that encoder. The images
-are those of --data (a folder, or a file of arrays, of 32-pixel images), or random ones.
+Jobs: `digits`, MAE on the embedded digits as the quick start trains it; `short`, the
+same with batches of 8 and a small model, whose steps are short; `cifar`, MAE on images
+of 32 pixels with patches of 4; `probe`, a linear probe of that encoder. The images are
+those of --data (a folder, or a file of arrays, of 32-pixel images), or random ones.
 `evaluation`: passes over the training images that predict features, from the host, and
 from the device after the first pass, beside the prediction of one batch alone.
 """
@@ -48,7 +50,9 @@ from litevit_jax import cli, compilation, sharding
 from litevit_jax.evaluators import base
 from litevit_jax.jobs import train
 
-JOBS = flags.DEFINE_list("jobs", ["digits", "cifar", "probe"], "What is measured.")
+JOBS = flags.DEFINE_list(
+    "jobs", ["digits", "short", "cifar", "probe"], "What is measured."
+)
 ROUNDS = flags.DEFINE_integer("rounds", 9, "Measurements of each side.")
 SECONDS = flags.DEFINE_float("seconds", 3.0, "Length of a measurement.")
 DATA = flags.DEFINE_string("data", None, "Folder or arrays in place of random images.")
@@ -68,6 +72,20 @@ _CIFAR = {
     "objective.encoder.num_heads": 6,
     "objective.decoder.width": 48,
     "objective.decoder.num_heads": 3,
+}
+_SHORT = {
+    "batch_size": 8,
+    "objective.encoder.width": 24,
+    "objective.encoder.depth": 1,
+    "objective.encoder.num_heads": 2,
+    "objective.decoder.width": 16,
+    "objective.decoder.num_heads": 2,
+}
+_SIDES = {
+    "bare": {"data.cache": "off"},
+    "host": {"data.cache": "off"},
+    "device": {"data.cache": "device"},
+    "single": {"data.cache": "device", "steps_per_call": "1"},
 }
 _FOREVER = {"steps": 10**8, "log.tensorboard": False, "checkpoint.every_steps": 10**6}
 
@@ -135,8 +153,8 @@ def sides(recipe: str, arg: str, fields: dict[str, Any]) -> Iterator[dict[str, S
     """Builds the sides of a job."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         built = {}
-        for name, cache in (("bare", "off"), ("host", "off"), ("device", "device")):
-            config = config_of(recipe, arg, {**fields, "data.cache": cache, **_FOREVER})
+        for name, own in _SIDES.items():
+            config = config_of(recipe, arg, {**fields, **own, **_FOREVER})
             side = Side(config, f"{folder}/{name}", bare=name == "bare")
             stack.callback(side.close)
             built[name] = side
@@ -157,7 +175,7 @@ def compare(recipe: str, arg: str, fields: dict[str, Any]) -> dict[str, Any]:
         updates = built["device"].updates
     ratios = {
         f"{name}/bare": [x / y for x, y in zip(rates[name], rates["bare"], strict=True)]
-        for name in ("host", "device")
+        for name in ("host", "device", "single")
     }
     return {
         "images/s": {name: spread(x) for name, x in rates.items()},
@@ -249,6 +267,8 @@ def measure(job: str) -> dict[str, Any]:
         if job == "digits":
             return both("mae_tiny", "digits", batch)
         arg, fields = images_in(folder), {**_CIFAR, **batch}
+        if job == "short":
+            return compare("mae_tiny", "digits", {**_SHORT, **batch})
         if job == "cifar":
             return both("mae_tiny", arg, fields)
         run, short = f"{folder}/run", {"steps": 1, "lr.warmup_epochs": 0.0}
@@ -283,8 +303,10 @@ def main(argv: list[str]) -> None:
         return
     (job,) = JOBS.value
     recipe = "linear_probe" if job == "probe" else "mae_tiny"
-    fields = {} if job != "cifar" else _CIFAR
-    cli.prepare_cpu(config_of(recipe, "digits" if job == "digits" else "", fields))
+    fields = {"cifar": _CIFAR, "short": _SHORT}.get(job, {})
+    cli.prepare_cpu(
+        config_of(recipe, "digits" if job in ("digits", "short") else "", fields)
+    )
     compilation.use("auto")
     figures = measure(job)
     print(f"{job}, load {os.getloadavg()[0]:.1f}\n{describe(figures)}", flush=True)

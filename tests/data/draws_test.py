@@ -88,6 +88,15 @@ def test_an_integer_that_numpy_draws_again_is_marked():
     assert integers.rejected.tolist() == [True, False]
 
 
+def test_a_crop_with_such_an_integer_is_left_to_the_generator():
+    crop = transforms.RandomResizedCrop((2, 2), scale=(0.25, 0.25), ratio=(1, 1))
+    words = np.full((2, 8), 2**31 | 2**63, np.uint64)
+    words[0, 2] = 0  # of the place from top to bottom, one of 3
+    boxes, drawn = draws._boxes(crop, np.full(2, 4), np.full(2, 4), words)
+    assert drawn.tolist() == [False, True]
+    assert boxes[1, :4].tolist() == [1, 1, 3, 3]
+
+
 def test_a_set_without_an_image_is_an_error():
     nothing = np.zeros(len(SIZES), bool)
     crop = transforms.RandomResizedCrop((8, 8))
