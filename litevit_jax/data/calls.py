@@ -7,6 +7,8 @@ besides follows from the time they take; no number of the run depends on it.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 import statistics
 import time
@@ -23,6 +25,7 @@ from litevit_jax.data.draws import Draws
 
 MOST = 64  # updates of a call
 _CALL_S = 0.025  # long beside what a call costs, short beside a signal's patience
+_DRAWN = 2048  # examples whose crops are drawn at once
 _AHEAD = 2  # calls that wait in the feed
 # Calls after which the number of updates is chosen anew. The first one compiles.
 _CHOICES = (6, 14, 30, 62, 126)
@@ -64,22 +67,35 @@ class Calls:
 
     def _calls(self, step: int, pace: Pace) -> Iterator[dict[str, np.ndarray]]:
         """Yields the crops of each call on the host: this process's part of them."""
-        rows = self.batch_size // distributed.process_count()
-        part = np.arange(rows) + distributed.process_index() * rows
-        number, views = 0, self.draws.views
-        while True:
+        drawn = self._drawn(step)
+        for number in itertools.count():
             left = self.stops(step) - step
             updates = math.ceil(left / math.ceil(left / pace.updates(number)))
-            batches = np.arange(step, step + updates)[:, None]
-            positions = batches.astype(np.uint64) * np.uint64(self.batch_size) + part
-            index, boxes = self.draws.at(positions.astype(np.uint64).ravel())
+            pairs = [next(drawn) for _ in range(updates)]
+            index, boxes = (np.stack(rows) for rows in zip(*pairs, strict=True))
+            yield {"index": index, "box": boxes}
+            step += updates
+
+    def _drawn(self, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields examples [B] and boxes [B, V, 5] of each update from `step` on.
+
+        Those of many are drawn at once, or drawing would cost more than a short update.
+        """
+        rows = self.batch_size // distributed.process_count()
+        part = np.arange(rows) + distributed.process_index() * rows
+        many = max(_DRAWN // rows, 1)
+        for first in itertools.count(step, many):
+            batches = np.arange(first, first + many)[:, None]
+            positions = (batches * self.batch_size + part).astype(np.uint64)
+            index, boxes = self.draws.at(positions.ravel())
             scales = np.tile(self.scales[index], 2)  # of left, top, right, bottom
             boxes[..., :4] *= scales[:, None]
-            yield {
-                "index": index.reshape(updates, rows),
-                "box": boxes.reshape(updates, rows, views, boxes.shape[-1]),
-            }
-            step, number = step + updates, number + 1
+            shape = (many, rows)
+            yield from zip(
+                index.reshape(shape),
+                boxes.reshape(*shape, *boxes.shape[1:]),
+                strict=True,
+            )
 
     def _placed(self, call: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
         """Returns a call on the mesh, its arrays padded to the most updates."""
@@ -89,8 +105,13 @@ class Calls:
             padded = np.zeros((self.most, *array.shape[1:]), array.dtype)
             padded[:updates] = array
             rows[name] = jax.make_array_from_process_local_data(layout, padded)
-        count = sharding.put(np.int32(updates), sharding.replicated(mesh))
-        return {"held": self.held, "rows": rows, "updates": count}
+        return {"held": self.held, "rows": rows, "updates": _count(updates, mesh)}
+
+
+@functools.lru_cache(maxsize=2 * MOST)
+def _count(updates: int, mesh: Mesh) -> jax.Array:
+    """Returns a number of updates on the mesh."""
+    return sharding.put(np.int32(updates), sharding.replicated(mesh))
 
 
 def stops_at(every: Sequence[int], last: int) -> Callable[[int], int]:
