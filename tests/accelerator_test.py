@@ -12,7 +12,15 @@ import time
 import pytest
 
 from benchmarks import sides
-from benchmarks.parts import common, learning, numerics, peers, profile, steps
+from benchmarks.parts import (
+    attention,
+    common,
+    learning,
+    numerics,
+    peers,
+    profile,
+    steps,
+)
 from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -74,15 +82,29 @@ def test_tables_have_a_column_for_each_figure(tmp_path):
     assert text[0] == "## steps (gpu: NVIDIA H200)"
 
 
+# Part -> tables whose first row stands for all: the others run the same code.
+FIRST = {
+    "steps": [(steps, "STEPS")],
+    "peers": [(peers, "STEPS")],
+    "attention": [(attention, "SHAPES")],
+    "profile": [(profile, "NAMES")],
+}
+
+
 @pytest.mark.parametrize("name", common.PARTS)
-def test_every_part_runs_in_its_small_form(name, tmp_path, monkeypatch):
+def test_every_part_runs_in_its_small_form(
+    name, one_device, tmp_path, tmp_path_factory, monkeypatch
+):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")  # of main.py, where a part runs it
-    if name in ("steps", "peers"):
-        module = {"steps": steps, "peers": peers}[name]
-        first = dict(list(module.STEPS.items())[:1])
-        monkeypatch.setattr(module, "STEPS", first)
+    for module, table in FIRST.get(name, []):
+        whole = getattr(module, table)
+        first = dict(list(whole.items())[:1]) if isinstance(whole, dict) else whole[:1]
+        monkeypatch.setattr(module, table, first)
     if name == "profile":
         monkeypatch.setattr(common, "PARTS", {"profile": 1.0})
+    # Programs that the commands keep: JAX's folder is nobody's but JAX's.
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     part = part_of(name, tmp_path)
     part.torch_python = sys.executable
     importlib.import_module(f"benchmarks.parts.{name}").run(part)

@@ -34,6 +34,8 @@ SMALL_MODEL = (
     "--config.objective.decoder.width=16",
     "--config.objective.decoder.num_heads=2",
     "--config.log.health=False",
+    "--config.log.report_images=0",  # draws the run, and analyses nothing
+    "--config.log.tensorboard=False",
 )
 # Exit code of a part's process whose next rows need a process that holds no device.
 AGAIN = 75

@@ -44,7 +44,8 @@ def _pretrain(part: common.Part) -> dict[str, Any]:
 def _probe(part: common.Part) -> dict[str, Any]:
     init = part.out / "learning" / "mae"
     fields = [f"init={init}"]
-    fields += ["steps=6", "batch_size=16"] if part.small else ["steps=2000"]
+    quick = [f"log.{name}=False" for name in ("health", "report", "tensorboard")]
+    fields += ["steps=6", "batch_size=16", *quick] if part.small else ["steps=2000"]
     row = _main(part, "linear_probe", part.out / "learning" / "probe", *fields)
     path = part.out / "learning" / "probe" / "evals" / "test" / "result.json"
     row["top-1 %"] = json.loads(path.read_text())["last"]["top1"]

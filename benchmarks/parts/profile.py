@@ -14,13 +14,14 @@ import jax
 from benchmarks import sides
 from benchmarks.parts import common, stalls, steps
 
+NAMES = ("MAE 1,024, auto", "fine-tuning 512, auto")  # of the steps that are traced
 _STEPS = 5
 _MOST = 40  # operations in the table
 _LAST = "stalls: saving"  # row of a step
 
 
 def run(part: common.Part) -> None:
-    for name in ("MAE 1,024, auto", "fine-tuning 512, auto"):
+    for name in NAMES:
         if not all(f"{name}, {last}" in part.rows for last in ("1", _LAST)):
             _trace(part, name)
 
