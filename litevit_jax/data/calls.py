@@ -25,7 +25,7 @@ from litevit_jax.data.draws import Draws
 
 MOST = 64  # updates of a call
 _CALL_S = 0.025  # long beside what a call costs, short beside a signal's patience
-_DRAWN = 2048  # examples whose crops are drawn at once
+_DRAWN = 512  # examples whose crops are drawn at once
 _AHEAD = 2  # calls that wait in the feed
 # Calls after which the number of updates is chosen anew. The first one compiles.
 _CHOICES = (6, 14, 30, 62, 126)
