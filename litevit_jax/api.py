@@ -394,5 +394,6 @@ def _start(config: Any, job: str) -> None:
     note = compilation.use(config.compilation_cache)
     if note is not None:
         warnings.warn(note, stacklevel=3)
-    if jax.config.jax_platforms != "cpu":  # a program may have asked for that itself
+    # A program may have asked for CPUs itself.
+    if getattr(jax.config, "jax_platforms", None) != "cpu":
         cpu.devices()

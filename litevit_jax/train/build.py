@@ -195,7 +195,8 @@ def build_job(
     mesh = microbatch.make_mesh(
         config.mesh, config.batch_size, config.auto_batch, source
     )
-    held, about = on_device.open_set(config, mesh, source, workdir)
+    how = {"steps_per_call": config.steps_per_call, "seed": config.seed}
+    held, about = on_device.open_set(config.data, mesh, source, workdir, **how)
     built = build_step(config, mesh, source, keep=keep, held=held)
     fixed = _fixed(built, start, config.derived)
     plain = workdirs.plain(config.to_dict())
@@ -203,9 +204,8 @@ def build_job(
     evaluators = make(source, mesh=mesh, workdir=workdir, eval_shape=built.eval_shape)
     size = states.saved_bytes(built.state, fixed)
     workdirs.check_space(workdir, size, config.checkpoint.keep)
-    stream, feed = _batches(held, config, mesh, source("train"), transform)
-    # Last: only a sound run is begun.
-    resumes = begin and workdirs.open_run(workdir, plain)
+    stream, feed = _batches(held, config.data, plain, mesh, source("train"), transform)
+    resumes = begin and workdirs.open_run(workdir, plain)  # last: the run is sound
     return Job(
         config=plain,
         workdir=workdir,
@@ -347,17 +347,30 @@ def _optimizer(
 
 def _batches(
     held: Held | None,
-    config: ConfigDict,
+    data: ConfigDict,
+    run: dict[str, Any],
     mesh: Mesh,
     images: Source,
     transform: Transform,
 ) -> tuple[Callable[[int], Iterator[dict[str, np.ndarray]]], Feed]:
-    """Returns step -> host batches, and step -> calls of the step, from there on."""
+    """Returns step -> host batches, and step -> calls of the step, from there on.
+
+    `run` is the config as it is saved.
+    """
     from litevit_jax.train import on_device
 
-    about = config.data, config.batch_size, config.seed, images, transform
+    about = data, run["batch_size"], run["seed"], images, transform
     stream = functools.partial(_stream, *about)
-    return stream, on_device.feeder(held, config, mesh, stream)
+    blocks = [*run["evals"].values(), run["log"], run["checkpoint"]]
+    feed = on_device.feeder(
+        held,
+        mesh,
+        stream,
+        batch_size=run["batch_size"],
+        every=[block.get("every_steps", 0) for block in blocks],
+        total_steps=run["derived"]["total_steps"],
+    )
+    return stream, feed
 
 
 def _stream(

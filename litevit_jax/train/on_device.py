@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -161,12 +161,15 @@ class Held:
 
 
 def open_set(
-    config: ConfigDict,
+    data: ConfigDict,
     mesh: Mesh,
     source: Callable[[str], Source],
     workdir: pathlib.Path,
+    *,
+    steps_per_call: int | str,
+    seed: int,
 ) -> tuple[Held | None, list[str]]:
-    """Reads the training images onto the devices, if the config says so and they fit.
+    """Reads the training images onto the devices, if `data` says so and they fit.
 
     Returns:
       The images, or None if the host crops them; and lines for the start.
@@ -175,7 +178,7 @@ def open_set(
       ValueError: a setting that contradicts another, or none that is known.
       pipeline.BadDataError: too many images cannot be read.
     """
-    data, setting, most = config.data, cache.setting(config.data), config.steps_per_call
+    setting, most = cache.setting(data), steps_per_call
     at_most = _updates(most)
     host = _why_host(setting, data, mesh, workdir)
     if host is not None:
@@ -199,7 +202,7 @@ def open_set(
     held = Held(
         *_put(read, mesh, sharded=sharded),
         drawn=draws.Draws(
-            resident.crop_of(data), read.sizes, read.readable, config.seed, data.views
+            resident.crop_of(data), read.sizes, read.readable, seed, data.views
         ),
         scales=read.scales,
         size=settings.image_size(data),
@@ -279,28 +282,31 @@ def _put(
 
 def feeder(
     held: Held | None,
-    config: ConfigDict,
     mesh: Mesh,
     stream: Callable[[int], Iterator[dict[str, np.ndarray]]],
+    *,
+    batch_size: int,
+    every: Sequence[int],
+    total_steps: int,
 ) -> Feed:
     """Returns a function from a step to the calls from there on.
 
     Args:
       held: the images on the devices; None takes the batches of `stream`.
-      config: of the run, with `derived`.
       mesh: of the run.
       stream: step -> host batches.
+      batch_size: of the run.
+      every: numbers of updates after which something happens; 0: never.
+      total_steps: of the run.
     """
     if held is None:
         return lambda step: device.feed(stream(step), mesh)
-    every = [block.get("every_steps", 0) for block in config.evals.values()]
-    every += [config.log.every_steps, config.checkpoint.every_steps]
     return calls.Calls(
         draws=held.drawn,
         scales=held.scales,
         held=held.arrays,
         mesh=mesh,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         most=held.most,
-        stops=calls.stops_at(every, config.derived.total_steps),
+        stops=calls.stops_at(every, total_steps),
     ).feed
