@@ -215,7 +215,7 @@ CODES: dict[int, tuple[str, ...]] = {
 }
 CODES[exits.FAILED] += ("Absent", "WorkerError")
 # What ends otherwise: a signal (preemption_test), and a ValueError with more to say.
-HANDLED = ("AttributeError", "NoTestSplit", "Stopped", "SystemExit")
+HANDLED = ("AttributeError", "NoTestSplit", "Stopped", "SystemExit", "TooLargeError")
 OURS = (base, pipeline, checkpoint, decode, filetree, weights, meeting, lock)
 
 

@@ -260,7 +260,10 @@ def _why_host(
 
 def _recorded(workdir: pathlib.Path) -> str | None:
     """Returns where the run in `workdir` crops its images; None without a run."""
-    saved = workdirs.read_config(workdir)
+    try:
+        saved = workdirs.read_config(workdir)
+    except OSError:  # a path that cannot be one: the run's begin refuses it by name
+        return None
     if saved is None:
         return None
     return saved.get("derived", {}).get("cropped_on", "host")

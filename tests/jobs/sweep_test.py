@@ -194,7 +194,9 @@ def test_two_processes_lose_nothing_that_the_other_wrote(tmp_path):
     assert "c" in two
 
 
-def test_points_are_runs_as_the_command_line_makes_them(tmp_path, capsys):
+def test_points_are_runs_as_the_command_line_makes_them(tmp_path, capsys, monkeypatch):
+    # Steps are shared between tests here, and no program of theirs is kept.
+    monkeypatch.setattr(train, "folder_of_programs", lambda: None)
     small = "objective.encoder.width=24; objective.encoder.depth=1; log.health=False; "
     small += "objective.encoder.num_heads=2; objective.decoder.width=16"
     made = config(grid=f"seed=0,1; steps=1; {small}", log__report=True)
