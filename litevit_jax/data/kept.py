@@ -20,16 +20,14 @@ class Kept:
     def __init__(self, most: float):
         """Keeps up to `most` bytes on each device."""
         self._left = most
-        self._passes: weakref.WeakKeyDictionary[object, list[device.Fed]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._passes: dict[int, list[device.Fed]] = {}  # by the id of their source
 
     def feed(
         self, source: object, read: Callable[[], Generator[device.Fed, None, None]]
     ) -> Generator[device.Fed, None, None]:
         """Yields the batches of a pass over all of `source`, which `read` starts."""
-        if source in self._passes:
-            yield from self._passes[source]
+        if id(source) in self._passes:
+            yield from self._passes[id(source)]
             return
         batches: list[device.Fed] = []
         size, left = 0, self._left
@@ -42,8 +40,15 @@ class Kept:
                     batches.clear()
                 yield fed
         if size <= left:
-            self._passes[source] = batches
+            self._passes[id(source)] = batches
             self._left -= size
+            # Some evaluators make a source for one pass; with it goes what was kept.
+            end = weakref.finalize(source, self._drop, id(source), size)
+            end.atexit = False
+
+    def _drop(self, key: int, size: int) -> None:
+        del self._passes[key]
+        self._left += size
 
 
 def _bytes_each(array: jax.Array) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -72,22 +73,32 @@ def _short(value: Any) -> str:
 
 
 def report_at_end(workdir: str, command: str) -> None:
-    """Draws the report of a complete run; a failure is printed and changes nothing."""
+    """Draws the report of a complete run, see `draw_at_end`."""
+
+    def draw() -> object:
+        from litevit_jax.jobs import analyse  # late: it reads much
+
+        return analyse.after_training(workdir)
+
+    draw_at_end(draw, f"{command} --config=analysis:report --config.models={workdir}")
+
+
+def draw_at_end(draw: Callable[[], object], again: str) -> None:
+    """Prints the page that `draw` returns; a failure is printed and changes nothing.
+
+    `again` is the command that draws it once more.
+    """
     if jax.process_index():
         return
-    again = f"{command} --config=analysis:report --config.models={workdir}"
     if jax.process_count() > 1:
         print(f"a report is drawn by one process: {again}")
         return
     try:
-        from litevit_jax.jobs import analyse  # late: it reads much
-
-        page = analyse.after_training(workdir)
-        terminal.ConsoleLine().say(f"report: {page}")
+        terminal.ConsoleLine().say(f"report: {draw()}")
     except Exception as error:
         print(
-            f"the report could not be drawn ({error}); the run is complete. Again: "
-            f"{again}",
+            f"the report could not be drawn ({error}); what was run is complete. "
+            f"Again: {again}",
             file=sys.stderr,
         )
         if "LITEVIT_TRACEBACK" in os.environ:

@@ -86,7 +86,6 @@ def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
       ValueError, OSError: a mistake in the config or data, before any compile.
       Exception: whatever ended a point's run; the sweep goes on from there.
     """
-    del command
     say = terminal.ConsoleLine().say
     sweep = Sweep(paths.path(workdir), config.to_dict())
     signal = sweep.run()
@@ -94,7 +93,7 @@ def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     if signal is not None:
         return summary.Ending(config, signal=signal)
     if config.log.report and config.shard is None:
-        sweep.draw()
+        sweep.draw(command)
     say(f"done: all points are in {os.path.join(workdir, 'sweep.json')}")
     return summary.Ending(config)
 
@@ -149,15 +148,19 @@ class Sweep:
         note = f"\n{missing} of {len(self.points)} points are not finished"
         return summary.columns(rows) + (note if missing else "")
 
-    def draw(self) -> None:
+    def draw(self, command: str) -> None:
         """Draws the runs side by side, unless there are too many for one page."""
         if not 1 < len(self.points) <= _MOST_COMPARED:
             return
-        from litevit_jax.jobs import analyse  # late: it reads much
-
         runs = ",".join(f"{p.name}={self.directory(p)}" for p in self.points)
-        page = analyse.draw(runs, str(self._workdir), recipe="compare")
-        terminal.ConsoleLine().say(f"report: {page}")
+
+        def draw() -> object:
+            from litevit_jax.jobs import analyse  # late: it reads much
+
+            return analyse.draw(runs, str(self._workdir), recipe="compare")
+
+        again = f"{command} --config=analysis:compare --config.models={runs}"
+        summary.draw_at_end(draw, f"{again} --workdir={self._workdir}")
 
     def _check_config(self, config: dict[str, Any]) -> None:
         """Checks that the directory is this sweep's; other processes may work in it."""

@@ -194,9 +194,11 @@ def open_set(
         read = resident.load(images, data, most_each * mesh.size)
     except resident.TooLargeError as error:
         kept = f"{mesh.size} x {most_each / cache.GIB:.3g}"
+        ignored = f"; steps_per_call={most} has no effect" if most != "auto" else ""
         return None, [
             f"images are cropped on the host: {error} GiB on all devices ({kept}, a "
             f"fifth of their memory and at most data.cache_gib={data.cache_gib})"
+            f"{ignored}"
         ]
     sharded = read.columns.nbytes > most_each
     held = Held(

@@ -53,7 +53,27 @@ def test_a_pass_that_was_left_is_not_taken_for_a_whole_one():
 
 
 def test_a_source_that_is_gone_is_forgotten():
-    batches, source = kept.Kept(100), Source()
+    batches, source = kept.Kept(8), Source()
     indices(batches.feed(source, source.read))
     del source
-    assert not batches._passes
+    again = Source()  # a set has the room again
+    for _ in range(2):
+        indices(batches.feed(again, again.read))
+    assert again.passes == 1
+
+
+class Equal(Source):
+    """A source that says which others it equals cannot be a key of a dict."""
+
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+
+def test_a_source_without_a_hash_is_kept():
+    batches, one, other = kept.Kept(100), Equal(), Equal()
+    for _ in range(2):
+        indices(batches.feed(one, one.read))
+        indices(batches.feed(other, other.read))
+    assert one.passes == other.passes == 1
