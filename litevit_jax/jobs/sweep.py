@@ -25,7 +25,7 @@ from litevit_jax.train import lock
 from litevit_jax.train import workdir as workdirs
 
 _SEED = "seed"  # the field over which results are averaged
-_LONGEST = 100  # letters of a directory's name
+_LONGEST = 40  # letters of a point's name, as reports take them
 _MOST_COMPARED = 12  # runs in one report
 _TRIES = 20  # to see the config, a second apart
 _AXES = ("grid", "shard")  # may change in the same directory
@@ -273,7 +273,7 @@ def _name(fields: dict[str, str], several: Sequence[str]) -> str:
     if plain and len(name) <= _LONGEST:
         return name
     # What the name leaves out must still tell points apart.
-    return f"{name[:_LONGEST]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+    return f"{name[: _LONGEST - 9]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
 
 
 def _shard(listed: list[Point], shard: str | None) -> list[Point]:
