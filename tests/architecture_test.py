@@ -42,7 +42,9 @@ MAY_IMPORT = {
     "checkpoint": {"distributed", "paths", "sharding", "trees"},
     "data": {*LEAVES, "registry", "terminal"},
     "objectives": {"choices", "models", "registry", "trees"},
-    "evaluators": {*LEAVES, "checkpoint", "data", "preemption", "registry"},
+    "evaluators": {
+        *(*LEAVES, "checkpoint", "data", "preemption", "registry", "terminal"),
+    },
 }
 
 

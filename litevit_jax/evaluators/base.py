@@ -40,6 +40,7 @@ class Context:
       unmatched: images of its split whose class the model does not know, left out.
       size: rows and columns of the images that the model reads.
       kept: batches of earlier passes that stay on the devices, if any do.
+      images: how images are read and prepared, as text; '' if they have annotations.
     """
 
     predict: Callable[..., dict[str, jax.Array]]
@@ -55,6 +56,7 @@ class Context:
     unmatched: int = 0
     size: tuple[int, int] = (0, 0)
     kept: Kept | None = None
+    images: str = ""
 
     def over(
         self,

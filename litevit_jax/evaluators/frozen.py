@@ -6,12 +6,13 @@ Shared by the evaluators that learn from features without training.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
 from litevit_jax.data import subsets
-from litevit_jax.evaluators import base
+from litevit_jax.evaluators import base, stored
 
 # Strengths of regularisation to choose from, for features of mean square norm 1.
 L2 = (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -22,8 +23,16 @@ def gather(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gathers features [n, ...], labels [n], indices [n] of a split's labelled images.
 
-    In the order of the split, whatever the batches; `name` is the prediction's.
+    In the order of the split, whatever the batches; `name` is the prediction's. Inside
+    `stored.under` they are computed once for several runs.
     """
+    compute = functools.partial(_encode, context, state, split, name)
+    return stored.gathered(context, state, split, name, compute)
+
+
+def _encode(
+    context: base.Context, state: Any, split: str, name: str
+) -> stored.Gathered:
     features, labels, index = [], [], []
     for batch, out in context.over(state, split, (name,)):
         keep = (batch["mask"] > 0) & (batch["label"] >= 0)
@@ -31,6 +40,21 @@ def gather(
         labels.append(batch["label"][keep])
         index.append(batch["index"][keep])
     return np.concatenate(features), np.concatenate(labels), np.concatenate(index)
+
+
+def gather_rows(
+    context: base.Context, state: Any, split: str, rows: np.ndarray, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gathers features [n, ...] and labels [n] of different `rows`, in their order.
+
+    They are read in the order of the split, so that all drawings of a whole split need
+    the same features.
+    """
+    if len(rows) < len(context.source(split)):
+        context = part(context, split, np.sort(rows))
+    features, label, index = gather(context, state, split, name)
+    order = np.argsort(np.argsort(rows)[index])
+    return features[order], label[order]
 
 
 def part(context: base.Context, split: str, rows: np.ndarray) -> base.Context:

@@ -111,8 +111,10 @@ class Layers(base.Evaluator):
         order = np.random.default_rng(self.seed).permutation(
             len(self.context.source(self.bank))
         )
-        context = frozen.part(self.context, self.bank, order[: self.examples])
-        bank, bank_label, _ = frozen.gather(context, state, self.bank, *self.reads)
+        rows = order[: self.examples]
+        bank, bank_label = frozen.gather_rows(
+            self.context, state, self.bank, rows, *self.reads
+        )
         test, label, _ = frozen.gather(self.context, state, self.split, *self.reads)
         table = []
         for block in range(bank.shape[1]):

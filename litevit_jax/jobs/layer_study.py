@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from litevit_jax import choices, recipes
+from litevit_jax.evaluators import stored
 from litevit_jax.jobs import evaluate, ledger, summary, train
 from litevit_jax.models import vit
 from litevit_jax.report import advice, page
@@ -25,6 +26,15 @@ from litevit_jax.warm_start import images, start
 KINDS = ("probe", "keep_first", "keep_last", "freeze", "swap")
 METRICS = ("top1", "mean_per_class")
 _EMBEDDINGS = "encoder/(cls_token|pos_embed|patch_embed/.*)"
+
+
+def frozen(count: int) -> tuple[str, ...]:
+    """Returns `optimizer.freeze` that keeps the embeddings and the first blocks."""
+    return (_EMBEDDINGS, *_blocks(0, count))
+
+
+def _blocks(start: int, stop: int) -> tuple[str, ...]:
+    return tuple(f"encoder/blocks_{i}/.*" for i in range(start, stop))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +108,15 @@ class Study:
         if part.kind == "random":  # the same encoder, no parameter of the checkpoint
             fields |= nothing if own.init != "random" else {}
         elif part.kind == "freeze":
-            fields["optimizer.freeze"] = (_EMBEDDINGS, *self._blocks(0, part.k))
+            fields["optimizer.freeze"] = frozen(part.k)
         elif part.kind == "swap":
             fields["init_donor"] = own.init_donor
-            fields["init_donor_load"] = self._blocks(part.k, self._depth)
+            fields["init_donor_load"] = _blocks(part.k, self._depth)
         else:
             ends = (0, part.k)
             if part.kind == "keep_last":
                 ends = (self._depth - part.k, self._depth)
-            load = (_EMBEDDINGS, *self._blocks(*ends))
+            load = (_EMBEDDINGS, *_blocks(*ends))
             fields |= nothing | {"init_load": load}
         return resolve.changed(own, fields, without=["study"])
 
@@ -129,7 +139,8 @@ class Study:
 
     def probe(self, part: Part) -> None:
         """Runs and records a part of kind 'probe'."""
-        results = evaluate.run(self.probe_of(part), self.directory(part))
+        with stored.under(self._workdir / "features"):
+            results = evaluate.run(self.probe_of(part), self.directory(part))
         tables = {title: result["last"]["table"] for title, result in results.items()}
         # Test images choose nothing, not even which tokens are read.
         lasts = [result["last"] for result in results.values()]
@@ -259,9 +270,6 @@ class Study:
         if kind == "keep_last" and k == 0:
             return Part("keep_first", 0, setting)
         return Part(kind, k, setting)
-
-    def _blocks(self, start: int, stop: int) -> tuple[str, ...]:
-        return tuple(f"encoder/blocks_{i}/.*" for i in range(start, stop))
 
     def _check(self) -> int:
         """Checks the study; returns the depth of the encoder."""

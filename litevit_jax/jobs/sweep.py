@@ -20,6 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from litevit_jax import commandline, distributed, paths, terminal
+from litevit_jax.evaluators import stored
 from litevit_jax.jobs import evaluate, ledger, summary, train
 from litevit_jax.train import lock
 from litevit_jax.train import workdir as workdirs
@@ -180,16 +181,12 @@ class Sweep:
         # Before anything is read: another process may be at it.
         distributed.run_on_primary(lambda: lock.take(directory))
         try:
-            if point.config.job == "evaluate":
-                results = evaluate.run(point.config, directory)
-            else:
-                keep = train.folder_of_programs()
-                outcome = train.run(point.config, directory, keep=keep)
-                if outcome.signal is not None:
-                    return outcome.signal
-                results = outcome.results
+            with stored.under(self._workdir / "features"):
+                signal, results = _work(point, directory)
         finally:
             workdirs.close_run(directory)
+        if signal is not None:
+            return signal
         kept = {
             title: {"metric": result["metric"], **_numbers(result["last"])}
             for title, result in results.items()
@@ -205,6 +202,16 @@ class Sweep:
             for field in fields
             if field != _SEED and len({p.fields[field] for p in self.points}) > 1
         ]
+
+
+def _work(
+    point: Point, directory: pathlib.Path
+) -> tuple[int | None, dict[str, dict[str, Any]]]:
+    """Runs one point; returns the signal that stopped it, and its results."""
+    if point.config.job == "evaluate":
+        return None, evaluate.run(point.config, directory)
+    outcome = train.run(point.config, directory, keep=train.folder_of_programs())
+    return outcome.signal, outcome.results
 
 
 def _axes(grid: str | None) -> dict[str, list[str]]:

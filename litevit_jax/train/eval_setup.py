@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,13 @@ def _batch(data: ConfigDict, size: tuple[int, int], rows: int) -> states.Shapes:
     return {name: jax.ShapeDtypeStruct(*x) for name, x in shapes.items()}
 
 
+def _images(data: Any) -> str:
+    """Returns how images are prepared, as text; '' if they have annotations."""
+    if settings.annotations_of(data):
+        return ""
+    return json.dumps(settings.image_settings(data), sort_keys=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Builder:
     """Builds the evaluators of one run, which share its prediction; see `make`."""
@@ -180,6 +188,7 @@ class _Builder:
             rows=splits.evaluation_rows(data, self.mesh),
             size=settings.image_size(data),
             kept=self.kept,
+            images=_images(data),
         )
         evaluator = registry.make("evaluators", name, context=context, **kwargs)
         predicted = self._predicted(title, data)

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from litevit_jax.jobs import sweep, train
+from litevit_jax.evaluators import frozen
+from litevit_jax.jobs import evaluate, sweep, train
 from litevit_jax.train import lock, loop
 from tests import jobs
 
@@ -210,6 +211,31 @@ def test_points_are_runs_as_the_command_line_makes_them(tmp_path, capsys, monkey
     assert len(losses) == 2
     assert "seed0" in (tmp_path / "s/report/index.html").read_text()
     assert "runs  reconstruction mae_loss\n2 " in capsys.readouterr().out
+
+
+def test_points_that_need_the_same_features_encode_once(
+    checkpoints, tmp_path, capsys, monkeypatch
+):
+    passes, encode = [], frozen._encode
+
+    def counting(*arguments):
+        passes.append(arguments[2])
+        return encode(*arguments)
+
+    monkeypatch.setattr(frozen, "_encode", counting)
+    grid = f"seed=0,1; batch_size=32,64; init={checkpoints / '0'}"
+    made = config(recipe="evaluate:knn", grid=grid)
+    saved, _ = run(made, tmp_path / "s")
+    assert sorted(passes) == ["eval", "train"] and len(saved["points"]) == 4
+    assert len(list((tmp_path / "s/features").glob("*.npz"))) == 2
+    assert capsys.readouterr().out.count("read from") == 6
+    alone = evaluate.run(sweep.points(*_fields(made))[1].config, tmp_path / "alone")
+    top1 = saved["points"][1]["results"]["knn"]["top1"]
+    assert top1 == alone["knn"]["last"]["top1"]
+
+
+def _fields(made):
+    return made.recipe, made.grid, made.shard
 
 
 @pytest.mark.parametrize(
