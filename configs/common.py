@@ -37,6 +37,7 @@ OPEN_DATA = (
 
 # Variants with a place: data=NAME,path=DIR.
 PLACED = ("folder", "arrays", "packed", "tar", "segfolder")
+TABLED = ("folder", "tar", "packed")  # those of them that take labels=FILE
 _EMBEDDED = ("digits", "digit_scenes")
 _OWN_PLACE = ("imagenet2012", *_EMBEDDED)  # variants that have one
 
@@ -71,15 +72,16 @@ def parse_arg(arg, flags=(), values=()):
       arg: text behind the colon of --config, or None.
       flags: words of this recipe, besides the data variants and `smoke`.
       values: names of this recipe that take a value (`name=value`), besides
-        `data` and `path`.
+        `data`, `path` and `labels`.
 
     Raises:
       ValueError: a word or name that the recipe does not know, with near matches.
     """
     data = data_variants()
     words = [*data, "smoke", *flags]
-    names = ["data", "path", *values]
-    said: dict[str, Any] = {"data": None, "path": None, "smoke": False}
+    names = ["data", "path", "labels", *values]
+    said: dict[str, Any] = dict.fromkeys(("data", "path", "labels"))
+    said["smoke"] = False
     said.update(dict.fromkeys(flags, False) | dict.fromkeys(values))
     before = ""  # the piece with a value that this one follows
     for piece in filter(None, _pieces(arg or "")):
@@ -156,6 +158,11 @@ def _check_data(said):
     if path and data in _OWN_PLACE:
         choices = ", ".join(f"data={name}" for name in PLACED)
         raise ValueError(f"variant path={path} goes with one of {choices}")
+    if said["labels"] and data not in TABLED:
+        choices = ", ".join(f"data={name}" for name in TABLED)
+        raise ValueError(
+            f"variant labels={said['labels']} goes with one of {choices}, and path=DIR"
+        )
     return said
 
 
@@ -243,6 +250,9 @@ def imagenet():
     data.name = "imagenet2012"  # TFDS name
     data.dir = config_dict.placeholder(str)  # where the data is
     data.options = {}  # what the source takes besides, by name
+    # Table of labels: .csv, .tsv, .jsonl or .parquet (docs/input.md).
+    data.labels = config_dict.placeholder(str)
+    data.unlisted = "refuse"  # images without a row in it: refuse or leave_out
     data.required = False  # False: a missing default location may start the digits
     data.train_split = "train"  # 'a+b' joins splits
     data.eval_split = "validation"  # what evaluations read
@@ -322,6 +332,7 @@ def use_data(config, said):
         config.data.update(
             source=kind, name="", dir=path, required=True, eval_split="test"
         )
+        config.data.labels = said["labels"]
     elif kind == "digits":
         config.data.update(
             source="digits",

@@ -53,6 +53,20 @@ def is_image(name: str) -> bool:
     return extension(name) in EXTENSIONS
 
 
+def why_no_image(root: filetree.Tree, path: str) -> str:
+    """Tells why a path is no image of a folder, and what is expected; '' if it is."""
+    if not is_image(path):
+        known = ", ".join(f".{extension}" for extension in sorted(EXTENSIONS))
+        return f"not an image; expected one of {known}"
+    try:
+        root.size(path)
+    except filetree.NoRegularFile as error:
+        return f"which is a {error}; expected a regular file"
+    except (OSError, KeyError):
+        return f"which does not exist; expected an image at {root.path_of(path)}"
+    return ""
+
+
 def join(top: str, name: str) -> str:
     return f"{top}/{name}" if top else name
 

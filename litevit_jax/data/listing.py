@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def _not_read(others: collections.Counter[str], skipped: dict[str, str]) -> list
     notes = []
     if others:
         tables = any(kind.startswith("metadata.") or kind == ".csv" for kind in others)
-        why = " (labels come from class folders alone)" * tables
+        why = " (labels of a table are read with data.labels=FILE)" * tables
         notes.append(f"not read: {_count(others)}{why}")
     return notes + base.skipped_entries(skipped)
 
@@ -135,3 +135,10 @@ class Listed(base.Source):
 
     def label_of(self, index: int) -> int:
         return int(self._labels[index])
+
+
+def in_order(classes: Iterable[str]) -> list[str]:
+    """Sorts by name, or by number if all are numbers, as in ImageNet-V2."""
+    names = sorted(classes)
+    numbers = all(name.isdecimal() for name in names)
+    return sorted(names, key=int) if numbers else names

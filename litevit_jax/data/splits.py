@@ -32,6 +32,8 @@ _WHICH: dict[str, Any] = {
     "name": "",
     "dir": None,
     "options": {},
+    "labels": None,
+    "unlisted": "refuse",
     "train_split": "train",
     "eval_split": "test",
     "holdout": {"test": 0.0, "eval": 0.0, "select": 0.0, "select_at_most": 20_000},
@@ -195,6 +197,7 @@ def _open(data: Any, splits: str) -> sources_base.Source:
     options = dict(data.get("options") or {}).items()
     kwargs |= {key: value for key, value in options if value is not None}
     kwargs["holdout"] = data["holdout"]["test"]
+    kwargs |= _table(data["source"], data.get("labels"), data.get("unlisted"))
     if not paths.is_local(data["dir"] or ""):
         paths.path(data["dir"])  # an error names the missing package
         if data["source"] not in _IN_STORES:
@@ -211,6 +214,22 @@ def _open(data: Any, splits: str) -> sources_base.Source:
         _check_channels(source, data)
         _say(f"data {split.strip()!r}: {source.summary()}")
     return subsets.join(opened)
+
+
+def _table(source: str, labels: str | None, unlisted: str | None) -> dict[str, Any]:
+    """Returns the keywords of a source that are about a table of labels.
+
+    Raises:
+      ValueError: there is a table, and the source takes none.
+    """
+    if not labels:
+        return {}
+    if "labels" not in registry.defaults("data.sources", source):
+        raise ValueError(
+            f"data.labels={labels}: source {source!r} takes no table of labels; leave "
+            "it out, or read a folder, tar files or packed images"
+        )
+    return {"labels": labels, "unlisted": unlisted or "refuse"}
 
 
 def _check_channels(source: sources_base.Source, data: Any) -> None:

@@ -1,35 +1,35 @@
 """Finds the images in a tar file, the labels beside them, and other members.
 
-A tar file is read once; what was found is kept beside it, or below
-~/.cache/litevit_jax, until the file changes.
+A tar file is read once: see `index_cache`.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import json
 import os
-import pathlib
 import posixpath
+import re
 import tarfile
 from collections.abc import Iterable
 from typing import Any
 
-from litevit_jax import paths
-from litevit_jax.data import split_names
+import numpy as np
+
+from litevit_jax.data import index_cache, split_names
 from litevit_jax.data.layout import EXTENSIONS
+from litevit_jax.data.sources import base
 
 # Members that may hold a label, in the order in which they are asked.
 LABELS = ("cls", "target.cls", "json", "txt")
 # Keys of a .json member that are a label, if the user names no other.
 JSON_KEYS = ("label", "cls")
 
-_FOLDER = ".litevit-index"
-_VERSION = 3
+_VERSION = 4
 _LONGEST = 100  # characters of a label; captions are longer
 _LARGEST = 1 << 20  # bytes of a member that may hold one
+_NUMBER = re.compile(r"(-?0*[0-9]{1,6})(\.0*)?")
 _KINDS_KEPT = 50  # of members, in an index
 
 
@@ -61,37 +61,8 @@ def read(file: str, key: str = "") -> Index:
     Raises:
       ValueError: the file is damaged or cut short, or two members are one label.
     """
-    status = os.stat(file)
-    stamp = [_VERSION, status.st_size, status.st_mtime_ns, key]
-    candidates = _candidates(file)
-    for path in candidates:
-        try:
-            kept = json.loads(path.read_text())
-            if kept.pop("stamp") == stamp:
-                return Index(**kept)
-        except (OSError, ValueError, KeyError, TypeError):  # not there, or cut short
-            continue
-    index = scan(file, key)
-    for path in candidates:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-            partial.write_text(json.dumps(vars(index) | {"stamp": stamp}))
-            paths.rename(partial, path)
-            break
-        except OSError:  # read-only: try the next one
-            continue
-    return index
-
-
-def _candidates(file: str) -> list[pathlib.Path]:
-    path = pathlib.Path(file)
-    home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    unique = hashlib.sha256(os.fsencode(file)).hexdigest()[:16]
-    return [
-        path.parent / _FOLDER / f"{path.name}.json",
-        home / "litevit_jax" / f"{unique}.json",
-    ]
+    kept = index_cache.read(file, [_VERSION, key], lambda: vars(scan(file, key)))
+    return Index(**kept)
 
 
 def check_folders(names: Iterable[str], where: str) -> None:
@@ -226,3 +197,42 @@ def _as_label(value: Any) -> str:
         return ""
     text = str(value).strip()
     return text if len(text) <= _LONGEST and text.isprintable() else ""
+
+
+def _number(label: str) -> int | None:
+    """Returns the class number in a label such as '9', '09' or '9.0'; None: a name."""
+    return int(match[1]) if (match := _NUMBER.fullmatch(label)) else None
+
+
+def classes(splits: list[list[str]]) -> list[str]:
+    """Returns the classes of labels: numbers up to the largest, or sorted names.
+
+    Raises:
+      ValueError: one split has numbers and another one names, or a number is below -1.
+    """
+    given = [{x for x in labels if x and _number(x) != -1} for labels in splits]
+    numbers = [all(_number(x) is not None for x in group) for group in given if group]
+    named = set().union(*given)
+    if len(set(numbers)) > 1:
+        raise ValueError(
+            "labels of one split of the tar files are numbers, those of another names "
+            f"({base.first(sorted(named))}); expected the same in all"
+        )
+    if not all(numbers):
+        return sorted(named)
+    values = {_number(x) or 0 for x in named}
+    if min(values, default=0) < 0:
+        raise ValueError(
+            f"labels of the tar files are numbers from {min(values)} to {max(values)}; "
+            "expected class numbers from 0 on, -1 for an image without label"
+        )
+    return [str(number) for number in range(max(values, default=-1) + 1)]
+
+
+def encode(labels: list[str], classes: list[str]) -> np.ndarray:
+    """Encodes labels as int32 [N] indices into `classes`; -1 for none."""
+    number_of = {name: number for number, name in enumerate(classes)} | {"": -1}
+    for label in set(labels) - number_of.keys():
+        number = _number(label)
+        number_of[label] = -1 if number == -1 else number_of[str(number)]
+    return np.array([number_of[x] for x in labels], np.int32)

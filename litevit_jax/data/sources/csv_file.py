@@ -12,15 +12,14 @@ order of their names, or of the numbers if all are numbers.
 
 from __future__ import annotations
 
-import csv
-import io
 import posixpath
 from collections.abc import Iterator
 
 import numpy as np
 
 from litevit_jax import paths
-from litevit_jax.data import filetree, layout, split_names
+from litevit_jax.data import filetree, layout, split_names, tables
+from litevit_jax.data.listing import in_order
 from litevit_jax.data.sources import base, folder
 
 _EXPECTED = "expected path,label"
@@ -162,42 +161,21 @@ def _read(tree: filetree.Tree, file: str) -> list[tuple[int, str, str]]:
 
 def _fields(where: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
     """Yields (line, fields) of all lines but empty ones and the header."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        got = data[error.start : error.start + 1]
-        raise ValueError(f"{where}, line {line}: got {got}; expected UTF-8") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     first = True
-    try:
-        for fields in reader:
-            header = first and [x.strip().lower() for x in fields] == ["path", "label"]
-            if fields and not header:
-                yield reader.line_num, fields
-            first = False
-    except csv.Error as error:
-        raise ValueError(
-            f"{where}, line {reader.line_num}: got {error}; {_EXPECTED}"
-        ) from None
+    for line, fields in tables.fields(where, data, expected=_EXPECTED):
+        header = first and [x.strip().lower() for x in fields] == ["path", "label"]
+        if not header:
+            yield line, fields
+        first = False
 
 
 def _wrong(tree: filetree.Tree, path: str) -> str:
     """Tells what is wrong with the path of an image; '' if it can be read."""
     if posixpath.isabs(path) or path.split("/")[0] == "..":
         return f"outside {tree}; expected a path relative to that folder"
-    if not layout.is_image(path):
-        known = ", ".join(f".{extension}" for extension in sorted(layout.EXTENSIONS))
-        return f"not an image; expected one of {known}"
-    try:
-        tree.size(path)
-    except filetree.NoRegularFile as error:
-        return f"which is a {error}; expected a regular file"
-    except (OSError, KeyError):
-        return f"which does not exist; expected an image at {tree.path_of(path)}"
-    return ""
+    return layout.why_no_image(tree, path)
 
 
 def _classes(rows: list[tuple[int, str, str]]) -> list[str]:
     """Sorts the classes by name, or by number if all are numbers."""
-    return folder.in_order({label for _, _, label in rows} - {""})
+    return in_order({label for _, _, label in rows} - {""})

@@ -9,6 +9,9 @@ see `split_names`) is never a class; what lies beside a training split is not us
 unless a split names it. A split may also be any subfolder (`extra`, `a/train`, `./b`),
 or '.' for the whole folder with a class per subfolder, whatever its name.
 
+A table of labels may take the place of the class folders, and with a column of splits
+that of the splits, too: see `tables` and `labelled`.
+
 Without a split for testing, `holdout` keeps a share of the images as 'test'. 'test' and
 'val' stand in for each other where only one of them exists. Hidden files are ignored,
 links are followed, and what is no regular file is counted, not read. The order is that
@@ -17,18 +20,20 @@ of the sorted relative paths; classes that are all numbers are in the order of t
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from litevit_jax import paths
-from litevit_jax.data import filetree, layout, split_names
-from litevit_jax.data.listing import Listed, Listing
+from litevit_jax.data import filetree, labelled, layout, tables
+from litevit_jax.data.chosen import Chosen, choose
+from litevit_jax.data.listing import Listed, Listing, in_order
 from litevit_jax.data.sources import base
 
 _log = logging.getLogger(__name__)
@@ -88,7 +93,9 @@ def make(
     dir: str | None = None,
     name: str | None = None,
     holdout: float = 0.0,
-) -> Folder:
+    labels: str | None = None,
+    unlisted: str = "refuse",
+) -> base.Source:
     """One split of the images below `dir`; see the module for the layouts.
 
     Args:
@@ -97,47 +104,109 @@ def make(
       name: ignored.
       holdout: share of the images kept as 'test', chosen by a hash of the
         relative path, where the folder has no split for testing.
+      labels: a table of labels, see `tables`; None: class folders are the labels.
+      unlisted: what becomes of images without a row there, see `labelled`.
 
     Raises:
-      FileNotFoundError, NotADirectoryError: `dir` is not a folder.
-      ValueError: no image there, no such split, or an ambiguous layout.
+      FileNotFoundError, NotADirectoryError: `dir` is not a folder, or no such table.
+      ValueError: no image there, no such split, an ambiguous layout, or a wrong row.
     """
     del name
     base.check_holdout(holdout)
+    table = tables.read(labels) if labels else None
     root = open_root(dir, "configs/mae_tiny.py:data=folder")
-    if "/" in split or split == ".":
-        return _named_by_path(root, split)
-    splits = layout.find(root)
-    also = splits.unused if splits.kinds else root.folders("")
-    chosen, part = split_names.resolve(
-        split, splits.kinds, holdout=holdout, where=f"folder {root}", also=also
-    )
-    if part:
-        return _make_part(root, splits, part, holdout)
-    if not splits.kinds:
-        return _named_by_path(root, f"./{chosen}")
-    return _make_split(root, splits, str(chosen), holdout)
+    if table is not None:
+        return _by_table(root, table, split, holdout=holdout, unlisted=unlisted)
+    return _by_folders(root, choose(root, split, holdout), holdout)
 
 
-def _make_part(
-    root: filetree.Tree, splits: layout.Layout, part: str, holdout: float
-) -> Folder:
-    """Makes part 'train' or 'test' of images that have no split to test on."""
-    training = splits.training(root)
-    top = layout.descend(root, training) if training else ""
-    listing = Listing.read(root, top, splits, training)
-    labels, classes = _labels_of(listing)
-    if training:
-        layout.check_split(root, splits, posixpath.basename(training), classes)
+def _by_folders(root: filetree.Tree, chosen: Chosen, holdout: float) -> Folder:
+    """Labels the images of a split by their class folders."""
+    listing, splits = chosen.listing, chosen.splits
+    labels, classes = _labels_of(listing, divisible=chosen.divisible)
+    name = posixpath.basename(chosen.folder or "")
+    if name in splits.kinds:
+        layout.check_split(root, splits, name, classes)
+    if chosen.training is not None:
+        known = _training_classes(root, chosen)
+        labels = _renumber(listing, labels, classes, known, chosen.training)
+        classes = known
     keys = map(os.fsencode, listing.names)
-    keep = base.part_of(keys, part, holdout, f"folder {root}")
+    keep = base.part_of(keys, chosen.part, holdout, f"folder {root}")
     return Folder(
         root,
         list(itertools.compress(listing.names, keep)),
         labels=labels[keep],
         classes=classes,
-        notes=listing.notes,
-        other_splits=listing.other_splits,
+        notes=[*listing.notes, *chosen.notes],
+        other_splits=chosen.other_splits,
+    )
+
+
+def _training_classes(root: filetree.Tree, chosen: Chosen) -> list[str]:
+    """Returns the class folders of the training split."""
+    training = str(chosen.training)
+    barred = chosen.splits.opposite(posixpath.basename(training))
+    return _class_folders(root, layout.descend(root, training), barred)
+
+
+def _by_table(
+    root: filetree.Tree,
+    table: tables.Table,
+    split: str,
+    *,
+    holdout: float,
+    unlisted: str,
+) -> base.Source:
+    """Labels the images of a split by a table.
+
+    A split without any row keeps the labels of its class folders, as the training split
+    of ImageNet, of which the validation images alone have a table.
+    """
+    names = Listing.read(root, "", layout.Layout(), None).names
+    chosen = None if table.divided else choose(root, split, holdout)
+    if chosen is not None:  # through a link they may have other names
+        names = list(dict.fromkeys([*names, *chosen.listing.names]))
+    explain = functools.partial(layout.why_no_image, root)
+    images = labelled.Images(f"folder {root}", names, explain)
+    match = labelled.match(table, images)
+    if chosen is None:
+        part = labelled.divide(match, split, holdout)
+    else:
+        part = _images_of(root, chosen, match)
+        if (match.rows[part.images] < 0).all():
+            source = _by_folders(root, chosen, holdout)
+            if source.classes:
+                note = f"labels from class folders, as {table.file} has none of them"
+                source.notes = [*source.notes, note]
+                return source
+
+    def read(numbers: np.ndarray) -> Folder:
+        labels = np.full(len(numbers), -1, np.int32)
+        return Folder(root, [names[n] for n in numbers], labels=labels, classes=[])
+
+    return labelled.make(match, part, read, holdout=holdout, unlisted=unlisted)
+
+
+def _images_of(
+    root: filetree.Tree, chosen: Chosen, match: labelled.Match
+) -> labelled.Part:
+    """Returns the images of a split by their numbers among all of the folder."""
+    number_of = {name: number for number, name in enumerate(match.images.names)}
+    training, classes = None, []
+    if chosen.training is not None:
+        top = layout.join(layout.descend(root, chosen.training), "")
+        below = [n for name, n in number_of.items() if name.startswith(top)]
+        training = np.array(below, np.int64)
+        if (match.rows[training] < 0).all():
+            classes = _training_classes(root, chosen)
+    return labelled.Part(
+        np.array([number_of[name] for name in chosen.listing.names], np.int64),
+        training=training,
+        classes=classes,
+        part=chosen.part,
+        notes=[*chosen.listing.notes, *chosen.notes],
+        other_splits=chosen.other_splits,
     )
 
 
@@ -160,49 +229,6 @@ def open_root(dir: str | None, command: str) -> filetree.Tree:
             "file is read by data.source=arrays; an archive must be unpacked first)"
         )
     return filetree.open_tree(root)
-
-
-def _named_by_path(root: filetree.Tree, split: str) -> Folder:
-    """Returns the images of any subfolder of `root`, or of `root` itself."""
-    top, divisible = layout.locate(root, split)
-    parent, name = posixpath.split(top)
-    splits = layout.Layout(parent)
-    if divisible:
-        splits = layout.find(root, parent, strict=False)
-        if name in [*splits.kinds, *splits.unused]:
-            return _make_split(root, splits, name)
-        top = layout.descend(root, top)
-    listing = Listing.read(root, top, splits, None)
-    labels, classes = _labels_of(listing, divisible=divisible)
-    return Folder(
-        root, listing.names, labels=labels, classes=classes, notes=listing.notes
-    )
-
-
-def _make_split(
-    root: filetree.Tree, splits: layout.Layout, split: str, holdout: float = 0.0
-) -> Folder:
-    """Returns subfolder `split` of a folder, labelled as its training split."""
-    folder = layout.join(splits.top, split)
-    listing = Listing.read(root, layout.descend(root, folder), splits, folder)
-    labels, classes = _labels_of(listing)
-    if split in splits.kinds:
-        layout.check_split(root, splits, split, classes)
-    training = splits.training(root)
-    if training is not None and training != folder:
-        barred = splits.opposite(posixpath.basename(training))
-        known = _class_folders(root, layout.descend(root, training), barred)
-        labels = _renumber(listing, labels, classes, known, training)
-        classes = known
-    notes = [*listing.notes, *split_names.unused_holdout(splits.kinds, holdout)]
-    return Folder(
-        root,
-        listing.names,
-        labels=labels,
-        classes=classes,
-        notes=notes,
-        other_splits=listing.other_splits,
-    )
 
 
 def _renumber(
@@ -292,10 +318,3 @@ def _class_folders(root: filetree.Tree, top: str, barred: Sequence[str]) -> list
     files = root.walk(top, barred=barred)
     images = (layout.join(top, name) for name in files if layout.is_image(name))
     return in_order({_part(name, depth) for name in images} - {""})
-
-
-def in_order(classes: Iterable[str]) -> list[str]:
-    """Sorts by name, or by number if all are numbers, as in ImageNet-V2."""
-    names = sorted(classes)
-    numbers = all(name.isdecimal() for name in names)
-    return sorted(names, key=int) if numbers else names

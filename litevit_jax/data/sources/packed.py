@@ -22,7 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from litevit_jax.data import label_maps, split_names
+from litevit_jax.data import (
+    index_cache,
+    label_maps,
+    labelled,
+    split_names,
+    subsets,
+    tables,
+)
 from litevit_jax.data.sources import base
 
 EXTENSION = "array_record"
@@ -123,6 +130,14 @@ class Packed(base.Source):
         beside = dict(zip(self.annotations, maps, strict=True))
         return {"image": image, "label": label, **beside}
 
+    def names(self) -> list[str]:
+        """Returns the names that were packed; reads each shard once, see the cache."""
+        names: list[str] = []
+        for file in self._files:
+            kept = index_cache.read(file, [1], functools.partial(_names_in, file))
+            names += kept["names"]
+        return [names[row] for row in self._rows]
+
     def label_of(self, index: int) -> int:
         return int(self._labels[self._rows[index]])
 
@@ -139,13 +154,23 @@ class Packed(base.Source):
         return base.digest([*(c.encode() for c in self._checksums), rows])
 
 
+def _names_in(file: str) -> dict[str, Any]:
+    """Returns the names of all records of a shard."""
+    from array_record.python import array_record_data_source
+
+    records = array_record_data_source.ArrayRecordDataSource([file])
+    return {"names": [decode(records[row])[1] for row in range(len(records))]}
+
+
 def make(
     *,
     split: str,
     dir: str | None = None,
     name: str | None = None,
     holdout: float = 0.0,
-) -> Packed:
+    labels: str | None = None,
+    unlisted: str = "refuse",
+) -> base.Source:
     """One split of the packed folder `dir`.
 
     Args:
@@ -153,12 +178,16 @@ def make(
       dir: the folder.
       name: ignored.
       holdout: share of the examples kept as 'test', where there is no test split.
+      labels: a table of labels, see `tables`, whose paths are the names that were
+        packed; None: the labels are those that were packed.
+      unlisted: what becomes of images without a row there, see `labelled`.
 
     Raises:
       FileNotFoundError, NotADirectoryError: no such folder, or a shard is missing.
       ValueError: no such split, or a shard was cut short.
     """
     del name
+    table = tables.read(labels) if labels else None
     root = _check_root(dir)
     splits = {}
     for path in sorted(root.glob("*.json")):
@@ -172,6 +201,10 @@ def make(
             f"python -m litevit_jax.data.pack FOLDER {root}"
         )
     kinds = {s: split_names.read(s).kind or "other" for s in splits}
+    if table is not None:
+        return _by_table(
+            root, splits, kinds, table, split, holdout=holdout, unlisted=unlisted
+        )
     chosen, part = split_names.resolve(
         split, kinds, holdout=holdout, where=f"packed {root}"
     )
@@ -180,6 +213,65 @@ def make(
     source.notes = [f"from {root}", *split_names.unused_holdout(kinds, holdout)]
     source.other_splits = [other for other in splits if other != split]
     return source
+
+
+def _by_table(
+    root: pathlib.Path,
+    splits: dict[str, dict[str, Any]],
+    kinds: dict[str, str],
+    table: tables.Table,
+    split: str,
+    *,
+    holdout: float,
+    unlisted: str,
+) -> base.Source:
+    """Labels the images of a split by a table.
+
+    Args:
+      root: the folder.
+      splits: split -> its manifest.
+      kinds: split -> its kind.
+      table: the labels.
+      split: the name asked for.
+      holdout, unlisted: see `make`.
+    """
+    sources = {s: _read(root, s, about, None, 0.0) for s, about in splits.items()}
+    where = f"packed {root}"
+    names = [name for source in sources.values() for name in source.names()]
+    explanation = "which is no image there; expected a name that was packed"
+    images = labelled.Images(where, names, lambda path: explanation)
+    match = labelled.match(table, images)
+    if table.divided:
+        part = labelled.divide(match, split, holdout)
+    else:
+        chosen, share = split_names.resolve(split, kinds, holdout=holdout, where=where)
+        training = [s for s, kind in kinds.items() if kind == "train"]
+        part = labelled.Part(
+            _numbers(sources, [str(chosen)]),
+            training=_numbers(sources, training) if training else None,
+            part=share,
+            notes=[f"from {root}", *split_names.unused_holdout(kinds, holdout)],
+            other_splits=[other for other in splits if other != chosen],
+        )
+    read = functools.partial(_select, list(sources.values()))
+    return labelled.make(match, part, read, holdout=holdout, unlisted=unlisted)
+
+
+def _numbers(sources: dict[str, Packed], splits: Sequence[str]) -> np.ndarray:
+    """Returns the numbers of the images of `splits` among those of all sources."""
+    owners = np.repeat(list(sources), [len(source) for source in sources.values()])
+    return np.flatnonzero(np.isin(owners, splits))
+
+
+def _select(sources: Sequence[base.Source], numbers: np.ndarray) -> base.Source:
+    """Returns the images `numbers`, in rising order, of all sources together."""
+    parts, start = [], 0
+    for source in sources:
+        inside = (numbers >= start) & (numbers < start + len(source))
+        if inside.any():
+            parts.append(subsets.Subset(source, numbers[inside] - start))
+        start += len(source)
+    return parts[0] if len(parts) == 1 else subsets.ConcatSource(parts)
 
 
 def _read_json(path: pathlib.Path) -> Any:

@@ -17,24 +17,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import fnmatch
-import glob
 import itertools
 import os
-import posixpath
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from litevit_jax.data import filetree, split_names, tar_index
+from litevit_jax.data import labelled, split_names, tables, tar_files, tar_index
 from litevit_jax.data.layout import EXTENSIONS
 from litevit_jax.data.listing import Listed
 from litevit_jax.data.sources import base
-
-_COMPRESSED = re.compile(r"\.(tar\.(bz2|gz|lz4|xz|z|zst)|tgz|tbz2|txz)$", re.IGNORECASE)
-_NUMBER = re.compile(r"(-?0*[0-9]{1,6})(\.0*)?")
 
 
 class Tar(Listed):
@@ -88,7 +81,9 @@ def make(
     dir: str | None = None,
     name: str | None = None,
     holdout: float = 0.0,
-) -> Tar:
+    labels: str | None = None,
+    unlisted: str = "refuse",
+) -> base.Source:
     """One split of the tar files of `dir`, a folder or a pattern.
 
     Args:
@@ -96,123 +91,160 @@ def make(
       dir: see the module.
       name: key of the label in .json members; None or '' means `label` or `cls`.
       holdout: share of the images kept as 'test', where no tar is one.
+      labels: a table of labels, see `tables`, whose paths are names of members, or
+        FILE.tar:MEMBER; None: members beside the images are the labels.
+      unlisted: what becomes of images without a row there, see `labelled`.
 
     Raises:
       FileNotFoundError: no tar file there.
       ValueError: a tar is damaged or compressed, holds no image or only some labels,
         or there is no such split.
     """
-    root, files, skipped = _find(dir)
+    table = tables.read(labels) if labels else None
+    root, files, skipped = tar_files.find(dir)
     indices = {file: tar_index.read(file, name or "") for file in files}
-    groups, unused = _groups(root, files)
+    if table is not None and table.divided:
+        chosen = _Chosen(files, notes=skipped)
+    else:
+        chosen = _choose(root, files, split, holdout=holdout, where=str(dir))
+        chosen.notes.extend(skipped)
+    if table is None:
+        return _by_members(indices, name or "", chosen, holdout=holdout, where=str(dir))
+    images, places = _everything(indices, f"tar files {dir}")
+    match = labelled.match(table, images)
+    part = labelled.divide(match, split, holdout) if table.divided else None
+    return labelled.make(
+        match,
+        part or _part(files, chosen, places),
+        lambda numbers: _unlabelled(files, places[numbers], images.names, numbers),
+        holdout=holdout,
+        unlisted=unlisted,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """The tar files of a split.
+
+    Attributes:
+      files: of it.
+      others: those of each other split.
+      training: those to train on; [] if there are none by name.
+      part: 'train' or 'test' of the images by the holdout; None: all.
+      notes, other_splits: see `base.Source`.
+    """
+
+    files: list[str]
+    others: Sequence[list[str]] = ()
+    training: Sequence[str] = ()
+    part: str | None = None
+    notes: list[str] = dataclasses.field(default_factory=list)
+    other_splits: Sequence[str] = ()
+
+
+def _choose(
+    root: str, files: list[str], split: str, *, holdout: float, where: str
+) -> _Chosen:
+    """Returns the files of a split by their names; see the module."""
+    groups, unused = tar_files.groups(root, files)
     kinds = {s: split_names.read(s).kind or "other" for s in groups if s}
-    below = _below(split, root, files) if split not in kinds else []
+    below = tar_files.below(split, root, files) if split not in kinds else []
     chosen, part = split, None
     if not below:
-        where = f"tar files {dir}"
-        chosen, part = split_names.resolve(split, kinds, holdout=holdout, where=where)
+        chosen, part = split_names.resolve(
+            split, kinds, holdout=holdout, where=f"tar files {where}"
+        )
     files = below or groups[chosen]
+    training = [groups[s] for s, kind in kinds.items() if kind == "train"]
     notes = [
         f"from {len(files)} tar file{'s' * (len(files) > 1)} ({_names(files)})",
         *[f"not used: {_names(unused)}"] * bool(unused),
         *split_names.unused_holdout(kinds, holdout),
-        *skipped,
     ]
-    reader = _Reader(indices, name or "")
-    contents = reader.read(files)
-    # Classes are those of all splits, so that these agree on the numbers.
-    others = [reader.labels(group)[1] for s, group in groups.items() if s != chosen]
-    classes = _classes([contents.labels, *others])
-    labels = _encode(contents.labels, classes)
-    keep = base.part_of(map(os.fsencode, contents.names), part, holdout, str(dir))
-    return Tar(
+    return _Chosen(
         files,
+        [group for s, group in groups.items() if s != chosen],
+        list(itertools.chain.from_iterable(training)),
+        part,
+        notes,
+        [split for split in kinds if split != chosen],
+    )
+
+
+def _by_members(
+    indices: dict[str, tar_index.Index],
+    key: str,
+    chosen: _Chosen,
+    *,
+    holdout: float,
+    where: str,
+) -> Tar:
+    """Labels the images of a split by the members beside them."""
+    reader = _Reader(indices, key)
+    contents = reader.read(chosen.files)
+    # Classes are those of all splits, so that these agree on the numbers.
+    others = [reader.labels(group)[1] for group in chosen.others]
+    classes = tar_index.classes([contents.labels, *others])
+    labels = tar_index.encode(contents.labels, classes)
+    keep = base.part_of(map(os.fsencode, contents.names), chosen.part, holdout, where)
+    return Tar(
+        chosen.files,
         contents.places[keep],
         names=list(itertools.compress(contents.names, keep)),
         labels=labels[keep],
         classes=classes,
-        notes=[*notes, *contents.notes],
-        other_splits=[split for split in kinds if split != chosen],
+        notes=[*chosen.notes, *contents.notes],
+        other_splits=chosen.other_splits,
     )
 
 
-def _find(dir: str | None) -> tuple[str, list[str], list[str]]:
-    """Returns the common folder, the tar files, and notes on other files."""
-    if not dir:
-        raise ValueError("source 'tar' needs data.dir: a folder of .tar files")
-    path = os.path.abspath(os.path.expanduser(dir))
-    skipped: dict[str, str] = {}
-    if os.path.isdir(path):
-        root, listed = path, filetree.LocalTree(path).walk("", skipped)
-        present = sorted(os.path.join(path, name) for name in listed)
-    else:
-        root = os.path.dirname(path)
-        present = sorted(name for name in _matching(path) if os.path.isfile(name))
-    files = [file for file in present if file.lower().endswith(".tar")]
-    packed = [file for file in present if _COMPRESSED.search(file)]
-    if packed:
-        raise ValueError(
-            f"{packed[0]} is compressed and cannot be read in any order (images gain "
-            "nothing from it): unpack it to .tar"
-        )
-    if not files:
-        raise FileNotFoundError(
-            f"data.dir={dir!r}: no .tar file there; expected a folder of them, or a "
-            "pattern (a folder of images is read by data=folder)"
-        )
-    return root, files, base.skipped_entries(skipped)
+def _everything(
+    indices: dict[str, tar_index.Index], where: str
+) -> tuple[labelled.Images, np.ndarray]:
+    """Returns the images of all tar files, and their places `[N, 3]`, see `Tar`."""
+    rows = [
+        (number, *row)
+        for number, index in enumerate(indices.values())
+        for row in index.images
+    ]
+    names = [os.path.basename(file) for file in indices]
+    images = labelled.Images(
+        where,
+        [row[1] for row in rows],
+        lambda path: "which is no image there; expected the name of a member",
+        {f"{names[row[0]]}:{row[1]}": n for n, row in enumerate(rows)},
+    )
+    return images, np.array([(n, at, size) for n, _, at, size in rows], np.int64)
 
 
-def _matching(pattern: str) -> list[str]:
-    """Returns the files that match a pattern; `**` stands for folders at any depth."""
-    if "**" not in pattern:
-        return glob.glob(pattern)
-    parts = pattern.split(os.sep)
-    plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
-    top = os.sep.join(plain) or os.sep
-    # Not by `glob`, which lists folders that link to each other again and again.
-    listed = filetree.LocalTree(top).walk("") if os.path.isdir(top) else []
-    wanted = parts[len(plain) :]
-    names = [name for name in listed if _is_match(name.split("/"), wanted)]
-    return [os.path.join(top, name) for name in names]
+def _part(files: list[str], chosen: _Chosen, places: np.ndarray) -> labelled.Part:
+    """Returns the images of the chosen files by their numbers among all."""
+
+    def inside(group: Sequence[str]) -> np.ndarray:
+        numbers = [number for number, file in enumerate(files) if file in group]
+        return np.flatnonzero(np.isin(places[:, 0], numbers))
+
+    return labelled.Part(
+        inside(chosen.files),
+        training=inside(chosen.training) if chosen.training else None,
+        part=chosen.part,
+        notes=chosen.notes,
+        other_splits=chosen.other_splits,
+    )
 
 
-def _is_match(parts: list[str], pattern: list[str]) -> bool:
-    if not pattern:
-        return not parts
-    if pattern[0] == "**":
-        starts = range(len(parts) + 1)
-        return any(_is_match(parts[start:], pattern[1:]) for start in starts)
-    here = bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0])
-    return here and _is_match(parts[1:], pattern[1:])
-
-
-def _groups(
-    root: str, files: list[str]
-) -> tuple[dict[str | None, list[str]], list[str]]:
-    """Returns (split -> its files, unused files); None: no split is named.
-
-    The last part of a path that names a split says which it is. Beside files of a
-    training split, those that name none are not used; else they are to train on.
-    """
-    groups: dict[str | None, list[str]] = {}
-    for file in files:
-        parts = os.path.splitext(os.path.relpath(file, root))[0].split(os.sep)
-        words = [split_names.read(part).word for part in reversed(parts)]
-        groups.setdefault(next(filter(None, words), None), []).append(file)
-    if len(groups) == 1 or None not in groups:
-        return groups, []
-    unnamed = groups.pop(None)
-    if "train" in (split_names.read(str(split)).kind for split in groups):
-        return groups, unnamed
-    return groups | {"train": unnamed}, []
-
-
-def _below(split: str, root: str, files: list[str]) -> list[str]:
-    """Returns the files below a subfolder named like `split`."""
-    top = posixpath.normpath(split)
-    names = {file: os.path.relpath(file, root) for file in files}
-    return [f for f in files if top == "." or names[f].startswith(f"{top}{os.sep}")]
+def _unlabelled(
+    files: list[str], places: np.ndarray, names: Sequence[str], numbers: np.ndarray
+) -> Tar:
+    """Returns images `numbers` of those called `names`, of the files that have any."""
+    used, file = np.unique(places[:, 0], return_inverse=True)
+    return Tar(
+        [files[number] for number in used],
+        np.column_stack([file, places[:, 1:]]),
+        names=[names[number] for number in numbers],
+        labels=np.full(len(numbers), -1, np.int32),
+        classes=[],
+    )
 
 
 def _names(files: Sequence[str]) -> str:
@@ -342,42 +374,3 @@ def _are_captions(texts: list[str]) -> bool:
     """Whether texts look like captions: names of classes would repeat."""
     several_words = any(" " in text for text in texts)
     return "" in texts or (several_words and 2 * len(set(texts)) > len(texts))
-
-
-def _number(label: str) -> int | None:
-    """Returns the class number in a label such as '9', '09' or '9.0'; None: a name."""
-    return int(match[1]) if (match := _NUMBER.fullmatch(label)) else None
-
-
-def _classes(splits: list[list[str]]) -> list[str]:
-    """Returns the classes of labels: numbers up to the largest, or sorted names.
-
-    Raises:
-      ValueError: one split has numbers and another one names, or a number is below -1.
-    """
-    given = [{x for x in labels if x and _number(x) != -1} for labels in splits]
-    numbers = [all(_number(x) is not None for x in group) for group in given if group]
-    named = set().union(*given)
-    if len(set(numbers)) > 1:
-        raise ValueError(
-            "labels of one split of the tar files are numbers, those of another names "
-            f"({base.first(sorted(named))}); expected the same in all"
-        )
-    if not all(numbers):
-        return sorted(named)
-    values = {_number(x) or 0 for x in named}
-    if min(values, default=0) < 0:
-        raise ValueError(
-            f"labels of the tar files are numbers from {min(values)} to {max(values)}; "
-            "expected class numbers from 0 on, -1 for an image without label"
-        )
-    return [str(number) for number in range(max(values, default=-1) + 1)]
-
-
-def _encode(labels: list[str], classes: list[str]) -> np.ndarray:
-    """Encodes labels as int32 [N] indices into `classes`; -1 for none."""
-    number_of = {name: number for number, name in enumerate(classes)} | {"": -1}
-    for label in set(labels) - number_of.keys():
-        number = _number(label)
-        number_of[label] = -1 if number == -1 else number_of[str(number)]
-    return np.array([number_of[x] for x in labels], np.int32)

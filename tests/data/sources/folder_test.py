@@ -104,7 +104,7 @@ def test_names_with_line_ends_and_escapes_are_spelled_out(fill):
 def test_labels_in_a_table_are_said_not_to_be_read(fill):
     source = folder.make(split="train", dir=fill("train/1.jpg", "train/metadata.jsonl"))
     assert source.summary().startswith("1 images, no labels;")
-    assert "1 metadata.jsonl (labels come from class folders alone)" in source.summary()
+    assert "1 metadata.jsonl (labels of a table are read with data" in source.summary()
 
 
 def test_images_in_other_kinds_of_files_are_pointed_to(fill):
