@@ -487,6 +487,24 @@ def evaluation(name, said):
     return config
 
 
+def of_pictures(name, said):
+    """As `evaluation`, of images that the field `images` names unless data are said."""
+    other = said["data"] or said["smoke"]
+    config = evaluation(name, said if other else said | {"data": "files"})
+    config.images = config.data.get_ref("dir")  # picture, folder, pattern, LIST.txt
+    if not other:
+        config.name = name
+        config.data.eval_split = "."
+    if said["data"] == "folder":
+        config.data.eval_split = "."  # all images, whatever their folders are called
+    if not is_embedded(config):
+        # As the model's own evaluations; None: the share that its run or file records.
+        config.data.eval_crop_fraction = config_dict.placeholder(float)
+    config.data.max_bad_fraction = 1.0  # what cannot be read has a row of its own
+    config.log.report = False
+    return config
+
+
 def small_model(config):
     """The quick start's encoder: 16 patches an image, 64 wide, 4 deep."""
     patch_size = {"digits": 2, "digit_scenes": 6}.get(config.data.source, 4)

@@ -32,9 +32,13 @@ def get_config(arg=None):
     config.pool = config_dict.placeholder(str)
     config.block = config_dict.placeholder(int)  # from 1; None: last, with final norm
     fields = {name: config.get_ref(name) for name in ("target", "pool", "block")}
+    fields["folder"] = config.data.get_ref("dir")  # the file records it
     config.evals.embed = {"name": "embed", "split": "eval", **fields}
     if said["data"] == "folder":
         config.data.eval_split = "."  # all images, whatever their folders are called
+    if not common.is_embedded(config):
+        # As the model's own evaluations; None: the share that its run or file records.
+        config.data.eval_crop_fraction = config_dict.placeholder(float)
     config.data.max_bad_fraction = 1.0  # what cannot be read has a column of its own
     config.log.report = False
     return config.lock()

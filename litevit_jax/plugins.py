@@ -32,7 +32,8 @@ from typing import Any, NamedTuple
 from litevit_jax import choices as names
 
 _PACKAGE = pathlib.Path(__file__).parent
-_HELPERS = ("base", "frozen", "health", "masking", "views")  # files without make
+# Files without make.
+_HELPERS = ("base", "frozen", "health", "masking", "parts", "views")
 VARIABLE = "LITEVIT_PLUGINS"
 GROUP = "litevit_jax.plugins"
 # Folder of the package -> folder of a plug-in.

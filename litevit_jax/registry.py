@@ -178,6 +178,8 @@ _BOUNDS: dict[str, Bound] = {
         (_POSITIVE, "evals.*.scales"),
         (_COUNT_OR_NONE, "evals.*.images"),
         (_COUNT_OR_NONE, "maps.images reconstruction.images rows study.depths"),
+        (_COUNT, "top evals.*.top"),
+        (_COUNT_OR_NONE, "sheet_images"),
         (Bound(whole=True), "maps.layers"),
         (_COUNT, "maps.heads"),
         (_PART, "study.rich study.poor"),
@@ -194,6 +196,7 @@ _PATTERNS = ("init_load", "init_load_if_there", "init_skip", "init_donor_load")
 _PATTERNS += ("optimizer.freeze", "optimizer.no_decay")
 _WORDS = ("init_rename", "*.features", "study.kinds", "maps.queries")
 _WORDS += ("data.joint.annotations",)
+_NAMES = ("images",)  # how many images in one recipe, and which ones in another
 
 
 def bound_of(name: str) -> Bound | None:
@@ -229,6 +232,8 @@ def check_fields(config: Any, prefix: str = "") -> None:
 
 
 def _check_number(name: str, value: Any) -> None:
+    if name in _NAMES and isinstance(value, str):
+        return
     bound, each = bound_of(name), flat(value)
     if bound is None:
         bound, each = Bound(), [x for x in each if isinstance(x, float)]

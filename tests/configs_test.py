@@ -77,6 +77,7 @@ def test_the_package_reads_only_fields_that_recipes_declare(path):
         "embed",
         "evaluate",
         "layer_study",
+        "predict",
         "sweep",
         "transfer",
     ):
@@ -405,9 +406,10 @@ LIKE = {
     "mae_small": "mae_tiny",
     "mae_tiny_distill": "mae_small_distill",
 }
-# An evaluation does not train: tests/jobs/evaluate_test.py, tests/analysis. The smoke
-# form of mae_tiny is the run above.
-NOT_HERE = ("analysis", "embed", "evaluate", "layer_probe", "mae_tiny", *LIKE)
+# An evaluation does not train: tests/jobs/evaluate_test.py and
+# pictures_test.py, tests/analysis. The smoke form of mae_tiny is the run above.
+NOT_HERE = ("analysis", "embed", "evaluate", "layer_probe", "mae_tiny", "predict")
+NOT_HERE = (*NOT_HERE, *LIKE)
 SMOKE = [(name, "smoke") for name in RECIPES if name not in NOT_HERE]
 
 

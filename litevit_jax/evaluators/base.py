@@ -41,6 +41,9 @@ class Context:
       size: rows and columns of the images that the model reads.
       kept: batches of earlier passes that stay on the devices, if any do.
       images: how images are read and prepared, as text; '' if they have annotations.
+      crop: share of the shorter side that is kept of an image.
+      names: of the classes that the model tells apart, by number; () if it records
+        none.
     """
 
     predict: Callable[..., dict[str, jax.Array]]
@@ -57,6 +60,8 @@ class Context:
     size: tuple[int, int] = (0, 0)
     kept: Kept | None = None
     images: str = ""
+    crop: float = 1.0
+    names: tuple[str, ...] = ()
 
     def over(
         self,
@@ -124,7 +129,9 @@ def _only(
 @dataclasses.dataclass(frozen=True)
 class Evaluator(abc.ABC):
     """Turns a state into numbers. Subclasses are frozen dataclasses; `reads` names what
-    they need of the objective's predictions; `best` is the number to maximise.
+    they need of the objective's predictions; `best` is the number to maximise. One with
+    an `own_file` writes it for images of any classes, or of none, and its results are
+    not kept; `advice` says what to do where its predictions are missing.
 
     >>> class Spread(litevit_jax.Evaluator):
     ...     reads = ("features",)
@@ -139,6 +146,8 @@ class Evaluator(abc.ABC):
     best: ClassVar[str | None] = None
     labelled: ClassVar[bool] = False
     same_classes: ClassVar[bool] = False
+    own_file: ClassVar[bool] = False
+    advice: ClassVar[str] = ""
 
     @property
     @abc.abstractmethod
@@ -227,6 +236,7 @@ def check(name: str, evaluator: Evaluator, predicted: dict[str, Any], by: str) -
         raise ValueError(
             f"evaluator {name!r} reads {', '.join(map(repr, missing))}, objective "
             f"{by!r} predicts {', '.join(sorted(predicted))}"
+            + (f"; {evaluator.advice}" if evaluator.advice else "")
         )
     if evaluator.labelled and not evaluator.context.num_classes:
         raise ValueError(

@@ -20,8 +20,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import distributed, paths, sharding, terminal
+from litevit_jax.analysis.images import CROP
 from litevit_jax.data import settings, split_names, splits
-from litevit_jax.jobs import summary
+from litevit_jax.jobs import pictures, summary
 from litevit_jax.train import batch_shapes, eval_runner, eval_setup, log, resolve
 from litevit_jax.train import start as starts
 from litevit_jax.train import state as states
@@ -74,12 +75,18 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, 
     runner.run(job.create(), job.step, list(job.evaluators))
     writer.close()
     workdirs.close_run(job.workdir)
+    if "sheet_images" in job.config:
+        evaluator, _ = job.evaluators["predict"]
+        numbers = runner.results["predict"]["last"]
+        pictures.show(job.config, evaluator, numbers, line.say)
     return runner.results
 
 
 def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     """Runs the job and prints its results; raises as `run`."""
     results, say = run(config, workdir), terminal.ConsoleLine().say
+    if "sheet_images" in config:  # the rows are printed
+        return summary.Ending(config)
     say(summary.results_table(results))
     if config.log.report:
         summary.report_at_end(workdir, command)
@@ -96,6 +103,9 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     config = resolve.copy(config)
     asked = config.objective.to_dict()
     _check_named(config.init, config.like, config.name)
+    if "sheet_images" in config:
+        target = config.target if config.sheet_images else None
+        pictures.check(config.name, config.images, config.data.source, target)
     average, asked_grid = bool(config.init_ema), config.init_grid
     loaded = _read(config.init, config.like, asked["encoder"], average, asked_grid)
     data, normalize = config.data, config.augment.normalize
@@ -110,14 +120,15 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     _take_asked(config.objective, asked, config.init)
     view = images.spec_of(f"--config.init={config.init}", loaded)
     images.take(view, data, normalize)
+    resolve.fill_open(data, {"eval_crop_fraction": _crop(loaded)})
     starts.take_fallback(data, normalize, config.fallback)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, mesh)
     source = _source(data)
     classes = source("eval").classes
     derived = {"num_classes": len(classes), "classes": classes}
-    kept = loaded.config.get("optimizer", {}).get("ema_decay")
-    if kept is not None and config.init != "random":
+    average_of = loaded.config.get("optimizer", {}).get("ema_decay")
+    if average_of is not None and config.init != "random":
         derived["parameters"] = "average" if average else "last"
     resolve.assign(config, {"derived": derived})
     objective = predictor.make(config.objective.to_dict())
@@ -133,7 +144,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         grid = images.grid(data, config.objective.encoder)
         create = _loaded_state(variables, loaded, config.init, grid, mesh)
     plain = workdirs.plain(config.to_dict())
-    workdirs.open_run(workdir, plain)
+    workdirs.open_run(workdir, plain, free=_free(workdir, config.name, evaluators))
     notes = [
         *images.which_encoder(config.init, config.like, loaded),
         *images.notes(data, normalize, config.objective.encoder, [view]),
@@ -163,6 +174,26 @@ def _read(
     if init != "random":
         return read.read_flag("init", init, encoder, average=average, grid=grid)
     return read.Checkpoint({}, read.run_config(like), 0, pathlib.Path(like))
+
+
+def _free(
+    workdir: pathlib.Path, name: str, evaluators: eval_setup.Evaluators
+) -> tuple[str, ...]:
+    """Returns which fields may differ from those of the last command in `workdir`.
+
+    All may, of the same recipe, if the results are in files of their own.
+    """
+    if not all(evaluator.own_file for evaluator, _ in evaluators.values()):
+        return ()
+    last = workdirs.read_config(workdir)
+    return ("*",) if last is not None and last.get("name") == name else ()
+
+
+def _crop(loaded: read.Checkpoint) -> float:
+    """Returns the share of an image that evaluations of the model keep."""
+    data = loaded.config.get("data")
+    crop = loaded.config.get("crop") if data is None else data["eval_crop_fraction"]
+    return float(crop or CROP)
 
 
 def _source(data: ConfigDict) -> Callable[[str], Any]:

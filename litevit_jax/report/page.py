@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 _FOLDER = pathlib.Path(__file__).parent
 _WIDEST = 1200  # pixels of a photograph inside the page
+_TILE = 144  # pixels of a small image's longer side
+_FOOTER = (
+    "Rounded numbers show all their digits under the pointer; report.json has them, "
+    "and a PNG of every figure lies beside this page."
+)
 
 
 class Number(NamedTuple):
@@ -110,6 +115,29 @@ class Figures:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tile:
+    """A small image with its name, and lines of text under it.
+
+    A line is (text, share from 0 to 1 that a bar shows, or None for no bar). Without a
+    `photo`, an address as `thumbnail` returns it, `note` says why.
+    """
+
+    name: str
+    photo: str | None
+    lines: Sequence[tuple[str, float | None]] = ()
+    note: str = ""
+    first: bool = False  # it is set apart from those behind it
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Small images beside each other, as many as fit."""
+
+    kind: ClassVar = "tiles"
+    tiles: Sequence[Tile]
+
+
+@dataclasses.dataclass(frozen=True)
 class Folded:
     """Another part, folded up until it is asked for."""
 
@@ -126,10 +154,14 @@ class Section(NamedTuple):
     parts: Sequence[Any]
 
 
-def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
+def render(
+    title: str, subtitle: str, sections: Sequence[Section], footer: str = _FOOTER
+) -> str:
     """Returns the page; whatever it is given is escaped, but for figures' SVG."""
     template = _environment().get_template("report.html.j2")
-    return template.render(title=title, subtitle=subtitle, sections=sections)
+    return template.render(
+        title=title, subtitle=subtitle, sections=sections, footer=footer
+    )
 
 
 def rounded(value: float | int | None) -> str:
@@ -149,10 +181,22 @@ def photograph(pixels: Any) -> tuple[str, int]:
     if picture.width > _WIDEST:
         height = round(picture.height * _WIDEST / picture.width)
         picture = picture.resize((_WIDEST, height), Image.Resampling.LANCZOS)
+    return _address(picture, 88), picture.width
+
+
+def thumbnail(picture: Image.Image) -> str:
+    """Returns a small copy of a picture as a data address; tiny ones are enlarged."""
+    ratio = _TILE / max(picture.size)
+    way = Image.Resampling.LANCZOS if ratio < 1 else Image.Resampling.NEAREST
+    width, height = (max(round(ratio * side), 1) for side in picture.size)
+    return _address(picture.convert("RGB").resize((width, height), way), 80)
+
+
+def _address(picture: Image.Image, quality: int) -> str:
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=88)
+    picture.save(file, "JPEG", quality=quality)
     data = base64.b64encode(file.getvalue()).decode()
-    return f"data:image/jpeg;base64,{data}", picture.width
+    return f"data:image/jpeg;base64,{data}"
 
 
 def _environment() -> jinja2.Environment:

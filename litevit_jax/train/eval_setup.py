@@ -189,6 +189,8 @@ class _Builder:
             size=settings.image_size(data),
             kept=self.kept,
             images=_images(data),
+            crop=data["eval_crop_fraction"],
+            names=tuple(self.known.names),
         )
         evaluator = registry.make("evaluators", name, context=context, **kwargs)
         predicted = self._predicted(title, data)
@@ -197,6 +199,8 @@ class _Builder:
             hint = _leave_out(title, config.evals[title], config.job)
             refuses = unmatched == "refuse"
             evaluator = _matched(title, evaluator, self.known, refuses, hint)
+        elif evaluator.own_file:  # whatever the classes of its images
+            pass
         elif "logits" in evaluator.reads or evaluator.same_classes:
             names = list(source(getattr(evaluator, "split", "eval")).classes)
             if classes != self.known.count:

@@ -113,7 +113,8 @@ def open_run(
     Args:
       workdir: of the run.
       config: as it will be saved.
-      free: keys that may differ from the saved config's, besides FREE_TO_CHANGE.
+      free: patterns of keys that may differ from the saved config's, besides
+        FREE_TO_CHANGE.
 
     Raises:
       ValueError: it holds another run, or files that are not a run's; another process
@@ -160,8 +161,7 @@ def _begin_or_resume(
     refused = [
         (key, *values)
         for key, *values in changed
-        if key not in free
-        and not _may_change(key)
+        if not _may_change(key, free)
         and not (values[0] is None and values[1] == _NOT_RECORDED.get(key))
     ]
     if refused:
@@ -200,9 +200,9 @@ def _check_removed(path: pathlib.Path, config: dict[str, Any]) -> None:
             )
 
 
-def _may_change(key: str) -> bool:
+def _may_change(key: str, free: tuple[str, ...]) -> bool:
     return key in choices.REMOVED or any(
-        fnmatch.fnmatchcase(key, pattern) for pattern in FREE_TO_CHANGE
+        fnmatch.fnmatchcase(key, pattern) for pattern in (*FREE_TO_CHANGE, *free)
     )
 
 

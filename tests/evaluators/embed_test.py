@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from litevit_jax.data import decode, pipeline
-from litevit_jax.evaluators import embed
+from litevit_jax.evaluators import embed, parts
 from tests.evaluators import common
 
 COUNT, WIDTH = 21, 5
@@ -95,7 +95,7 @@ def read(path):
 @pytest.fixture
 def small_parts(monkeypatch):
     """A part holds no more than one batch."""
-    monkeypatch.setattr(embed, "_PART_BYTES", 1)
+    monkeypatch.setattr(parts, "PART_BYTES", 1)
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".npz", ".npy", ".csv"])
@@ -145,7 +145,7 @@ def test_a_stopped_embedding_goes_on_and_ends_with_the_same_bytes(
     tmp_path, small_parts, monkeypatch
 ):
     run(whole := tmp_path / "whole.csv")
-    path, save, saved = tmp_path / "a.csv", embed._save, []
+    path, save, saved = tmp_path / "a.csv", parts._save, []
 
     def stops(folder, first, rows):
         if len(saved) == 1:
@@ -153,12 +153,12 @@ def test_a_stopped_embedding_goes_on_and_ends_with_the_same_bytes(
         saved.append(first)
         save(folder, first, rows)
 
-    monkeypatch.setattr(embed, "_save", stops)
+    monkeypatch.setattr(parts, "_save", stops)
     with pytest.raises(KeyboardInterrupt):
         run(path)
     assert not path.exists() and (tmp_path / "a.csv.parts").is_dir()
     monkeypatch.setattr(
-        embed, "_save", lambda *args: (saved.append(args[1]), save(*args))
+        parts, "_save", lambda *args: (saved.append(args[1]), save(*args))
     )
     run(path)
     assert saved == [0, 8, 16]  # none twice
@@ -193,7 +193,7 @@ def test_an_interrupted_writing_is_made_again_from_the_parts(
     def never(*_):
         raise AssertionError("nothing is left to predict")
 
-    monkeypatch.setattr(embed, "_save", never)
+    monkeypatch.setattr(parts, "_save", never)
     run(tmp_path / "a.csv")
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 

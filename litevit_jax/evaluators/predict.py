@@ -1,0 +1,152 @@
+"""The likeliest classes of every image, with their probabilities, written to a file."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from litevit_jax.evaluators import base, parts
+from litevit_jax.evaluators.parts import Table, Written, partial
+
+
+def make(
+    *,
+    context: base.Context,
+    target: str | None = None,
+    split: str = "eval",
+    top: int = 5,
+) -> Predict:
+    """Builds the evaluator.
+
+    Args:
+      context: see base; its `names` are written, or numbers if it has none.
+      target: new file; its ending says how: .csv or .jsonl. None: predictions.csv in
+        the run directory, where it replaces the last one.
+      split: the images.
+      top: classes of each image, the likeliest first; all if there are fewer.
+
+    Raises:
+      ValueError: an unknown ending, or no class.
+      FileExistsError: the target is there already.
+    """
+    if top < 1:
+        raise ValueError(f"predict: top={top}; expected 1 class or more")
+    if target is None:
+        return Predict(context, split, context.outdir.parent / "predictions.csv", top)
+    path = pathlib.Path(target)
+    parts.check_target("predict", path, _WRITERS, [path])
+    return Predict(context, split, path, top)
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict(base.Evaluator):
+    """Writes the `top` likeliest classes of every image of a split to `path`."""
+
+    split: str
+    path: pathlib.Path
+    top: int
+    own_file: ClassVar[bool] = True
+    advice: ClassVar[str] = (
+        "it has no head that tells classes apart. Train one on its encoder with "
+        "configs/linear_probe.py or configs/finetune.py (--config.init=), or compare "
+        "images by its features: configs/neighbours.py, configs/embed.py"
+    )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The logits of the objective."""
+        return ("logits",)
+
+    def run(self, state: Any, *, step: int) -> dict[str, Any]:
+        """Returns n, the images, `unreadable` among them, and the file."""
+        del step
+        about = {"top": self.top, "names": list(self.context.names)}
+        file = parts.Parts(self.context, self.split, self.path, self.reads, about)
+        numbers = file.write(state, self._likeliest, _WRITERS[self.path.suffix])
+        del numbers["width"]
+        return numbers
+
+    def _likeliest(self, out: base.Rows) -> np.ndarray:
+        """Returns numbers of classes and their probabilities, float64 [B, top, 2]."""
+        logits = out["logits"].astype(np.float64)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probability = odds / odds.sum(axis=1, keepdims=True)
+        order = np.argsort(-logits, axis=1, kind="stable")[:, : self.top]
+        rows = np.stack([order, np.take_along_axis(probability, order, 1)], axis=-1)
+        rows[~np.isfinite(logits).all(axis=1)] = np.nan
+        return rows
+
+
+class Prediction(NamedTuple):
+    """A row of the file.
+
+    Attributes:
+      path: of the image.
+      label: its class by the data, '' if that is not known.
+      error: why it could not be read, or ''.
+      top: (class, probability), the likeliest first.
+    """
+
+    path: str
+    label: str
+    error: str
+    top: list[tuple[str, float]]
+
+
+def read(path: pathlib.Path, limit: int) -> list[Prediction]:
+    """Reads the first `limit` rows of a file of predictions."""
+    rows = []
+    with path.open(newline="", encoding="utf-8") as file:
+        if path.suffix == ".jsonl":
+            for line in itertools.islice(file, limit):
+                row = json.loads(line)
+                text = [row[name] or "" for name in parts.TEXT]
+                pairs = [(x["class"], x["probability"]) for x in row["top"]]
+                rows.append(Prediction(text[0], text[1], text[2], pairs))
+            return rows
+        for row in itertools.islice(csv.reader(file), 1, limit + 1):
+            pairs = zip(row[3::2], row[4::2], strict=True)
+            top = [(name, float(share)) for name, share in pairs if share]
+            rows.append(Prediction(row[0], row[1], row[2], top))
+    return rows
+
+
+def _rows(table: Table) -> Iterator[tuple[list[Any], list[tuple[str, float]]]]:
+    """Yields (path, label and error, pairs of class and probability) of each image."""
+    names = table.about["names"]
+    for numbers, columns in table.parts():
+        text = zip(*(columns[name] for name in parts.TEXT), strict=True)
+        for row, pairs in zip(text, numbers, strict=True):
+            known = [(int(k), float(p)) for k, p in pairs if not np.isnan(p)]
+            yield list(row), [(names[k] if names else str(k), p) for k, p in known]
+
+
+def _write_csv(path: pathlib.Path, table: Table) -> Written:
+    top = table.shape[0]
+    with partial(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        head = ([f"class_{i}", f"probability_{i}"] for i in range(1, top + 1))
+        writer.writerow([*parts.TEXT, *itertools.chain(*head)])
+        for text, pairs in _rows(table):
+            cells = [cell for name, p in pairs for cell in (name, f"{p:.9g}")]
+            writer.writerow([*text, *cells, *[""] * (2 * top - len(cells))])
+    return [(partial(path), path)]
+
+
+def _write_jsonl(path: pathlib.Path, table: Table) -> Written:
+    with partial(path).open("w", encoding="utf-8") as file:
+        for text, pairs in _rows(table):
+            row = dict(zip(parts.TEXT, text, strict=True))
+            top = [{"class": name, "probability": p} for name, p in pairs]
+            file.write(json.dumps({**row, "top": top}, ensure_ascii=False) + "\n")
+    return [(partial(path), path)]
+
+
+_WRITERS: dict[str, parts.Writer] = {".csv": _write_csv, ".jsonl": _write_jsonl}
