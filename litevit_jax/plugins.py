@@ -33,7 +33,8 @@ from litevit_jax import choices as names
 
 _PACKAGE = pathlib.Path(__file__).parent
 # Files without make.
-_HELPERS = ("base", "frozen", "health", "masking", "parts", "views")
+_HELPERS = ("base", "frozen", "health", "masking", "parts")
+_HELPERS += ("stored", "views")
 VARIABLE = "LITEVIT_PLUGINS"
 GROUP = "litevit_jax.plugins"
 # Folder of the package -> folder of a plug-in.
