@@ -5,6 +5,7 @@ It lies beside the file, or below ~/.cache/litevit_jax where one cannot write th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,8 +30,8 @@ def read(
     """
     status = os.stat(file)
     stamp = [status.st_size, status.st_mtime_ns, *key]
-    candidates = folders(file)
-    for path in candidates:
+    possible = candidates(file)
+    for path in possible:
         try:
             kept = json.loads(path.read_text())
             if kept.pop("stamp") == stamp:
@@ -38,7 +39,7 @@ def read(
         except (OSError, ValueError, KeyError, TypeError):  # not there, or cut short
             continue
     index = scan()
-    for path in candidates:
+    for path in possible:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -50,7 +51,7 @@ def read(
     return index
 
 
-def folders(file: str) -> list[pathlib.Path]:
+def candidates(file: str) -> list[pathlib.Path]:
     """Returns where the index of a file may be kept, the first choice first."""
     path = pathlib.Path(file)
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -59,3 +60,10 @@ def folders(file: str) -> list[pathlib.Path]:
         path.parent / FOLDER / f"{path.name}.json",
         home / "litevit_jax" / f"{unique}.json",
     ]
+
+
+def forget(file: str) -> None:
+    """Removes the index of a file where that is allowed."""
+    for path in candidates(file):
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -285,6 +285,11 @@ def _classes(match: Match, training: np.ndarray) -> list[str]:
     return in_order({label for row in rows for label in row.labels})
 
 
+def all_classes(match: Match) -> list[str]:
+    """Returns the classes of all images that have a row."""
+    return _classes(match, np.arange(len(match.rows)))
+
+
 def _encode(
     table: tables.Table, rows: np.ndarray, classes: Sequence[str]
 ) -> np.ndarray:

@@ -12,6 +12,8 @@ import numpy as np
 from litevit_jax.data import filetree, layout
 from litevit_jax.data.sources import base
 
+# Tables of labels beside the images of a split.
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # What to do with other files where images are expected.
 _HINTS = {
     "array_record": "packed images are read by data=packed",
@@ -19,7 +21,7 @@ _HINTS = {
     "gz": "unpack archives first",
     "npy": "arrays are read by data=arrays,path=FILE",
     "npz": "arrays are read by data=arrays,path=FILE",
-    "parquet": "export their images to files, one subfolder per class",
+    "parquet": "Parquet files are read from a folder without other images",
     "tar": "tar files of images are read by data=tar",
     "tfrecord": "TFDS data sets are read by data.source=tfds",
     "tgz": "unpack archives first",
@@ -57,7 +59,7 @@ class Listing:
         for file in root.walk(top, skipped, barred):
             if layout.is_image(file):
                 names.append(layout.join(top, file))
-            else:
+            elif file not in METADATA:  # in a folder below, it is not read
                 unread[_kind_of(file)] += 1
         if not names:
             raise ValueError(_no_images(root.path_of(top), unread, skipped))

@@ -222,14 +222,14 @@ def _table(source: str, labels: str | None, unlisted: str | None) -> dict[str, A
     Raises:
       ValueError: there is a table, and the source takes none.
     """
-    if not labels:
-        return {}
-    if "labels" not in registry.defaults("data.sources", source):
+    known = registry.defaults("data.sources", source)
+    if labels and "labels" not in known:
         raise ValueError(
             f"data.labels={labels}: source {source!r} takes no table of labels; leave "
             "it out, or read a folder, tar files or packed images"
         )
-    return {"labels": labels, "unlisted": unlisted or "refuse"}
+    given = {"labels": labels or None, "unlisted": unlisted}
+    return {k: v for k, v in given.items() if v is not None and k in known}
 
 
 def _check_channels(source: sources_base.Source, data: Any) -> None:

@@ -93,11 +93,16 @@ def read(file: str) -> Table:
             f"data.labels={file!r} does not exist, or is no regular file; expected a "
             "table with a row for each image (its path is not relative to data.dir)"
         )
-    return parse(str(path), path.read_bytes())
+    table = parse(str(path), path.read_bytes())
+    assert table is not None
+    return table
 
 
-def parse(file: str, content: bytes) -> Table:
-    """Returns the table that `content` of the file called `file` holds; see `read`."""
+def parse(file: str, content: bytes, *, optional: bool = False) -> Table | None:
+    """Returns the table that `content` of the file called `file` holds; see `read`.
+
+    `optional`: without columns for paths and labels it is None.
+    """
     from litevit_jax.data import imagenet_tables
 
     kind = file.rpartition(".")[2].lower()
@@ -114,6 +119,9 @@ def parse(file: str, content: bytes) -> Table:
         raise ValueError(f"{file}: got no row; {_EXPECTED}, and a row for each image")
     if imagenet_tables.is_kaggle(columns):
         return imagenet_tables.kaggle(file, records)
+    lacking = not (set(_PATH) & set(columns) and set(_LABEL) & set(columns))
+    if lacking and optional:
+        return None
     return _table(file, columns, records)
 
 
@@ -134,7 +142,7 @@ def _table(file: str, columns: Sequence[str], records: Sequence[Record]) -> Tabl
                 Row(
                     number,
                     _one("path", record.get(path)),
-                    _labels(label[0], record.get(label[0])),
+                    labels_of(label[0], record.get(label[0])),
                     _one("split", record.get("split")) if divided else "",
                 )
             )
@@ -163,7 +171,7 @@ def _one(what: str, value: Any) -> str:
     return text
 
 
-def _labels(column: str, value: Any) -> tuple[str, ...]:
+def labels_of(column: str, value: Any) -> tuple[str, ...]:
     """Returns the labels of a cell; () for none.
 
     Raises:

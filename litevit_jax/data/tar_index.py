@@ -204,7 +204,7 @@ def _number(label: str) -> int | None:
     return int(match[1]) if (match := _NUMBER.fullmatch(label)) else None
 
 
-def classes(splits: list[list[str]]) -> list[str]:
+def classes(splits: list[list[str]], where: str) -> list[str]:
     """Returns the classes of labels: numbers up to the largest, or sorted names.
 
     Raises:
@@ -215,7 +215,7 @@ def classes(splits: list[list[str]]) -> list[str]:
     named = set().union(*given)
     if len(set(numbers)) > 1:
         raise ValueError(
-            "labels of one split of the tar files are numbers, those of another names "
+            f"labels of one split of {where} are numbers, those of another names "
             f"({base.first(sorted(named))}); expected the same in all"
         )
     if not all(numbers):
@@ -223,7 +223,7 @@ def classes(splits: list[list[str]]) -> list[str]:
     values = {_number(x) or 0 for x in named}
     if min(values, default=0) < 0:
         raise ValueError(
-            f"labels of the tar files are numbers from {min(values)} to {max(values)}; "
+            f"labels of {where} are numbers from {min(values)} to {max(values)}; "
             "expected class numbers from 0 on, -1 for an image without label"
         )
     return [str(number) for number in range(max(values, default=-1) + 1)]

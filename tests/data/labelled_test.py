@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
+from scipy.io import savemat
 
 from litevit_jax import recipes
 from litevit_jax.data import pack, splits, tables
@@ -370,3 +371,64 @@ def test_a_variant_names_the_table_and_a_run_reads_it(fill, write):
     ):
         recipes.get("finetune", "digits,labels=x.csv")
     assert "labels" not in ConfigDict({}) and tables.EXTENSIONS[0] == "csv"
+
+
+def devkit(folder, numbers, names):
+    """The development kit's files: a line for each image, and meta.mat."""
+    folder.mkdir()
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O")]
+    synsets = np.array(list(enumerate(names, start=1)), dtype=kinds)
+    savemat(folder / "meta.mat", {"synsets": synsets})
+    path = folder / "ILSVRC2012_validation_ground_truth.txt"
+    path.write_text("".join(f"{number}\n" for number in numbers))
+    return path
+
+
+VAL = [f"val/ILSVRC2012_val_{n:08d}.JPEG" for n in (1, 2, 3)]
+TRAIN = ["train/n01/n01_5.JPEG", "train/n02/n02_7.JPEG"]
+
+
+def test_imagenets_validation_images_are_labelled_by_its_own_kit(fill, tmp_path):
+    dir = fill(*VAL, *TRAIN)
+    table = str(devkit(tmp_path / "data", [2, 1, 2], ["n02", "n01"]))
+    train, test = make(dir, table), make(dir, table, "test")
+    assert rows_of(train) == list(zip(TRAIN, ["n01", "n02"], strict=True))
+    assert rows_of(test) == list(zip(VAL, ["n01", "n02", "n01"], strict=True))
+    assert train.classes == test.classes == ["n01", "n02"]
+    alone = make(f"{dir}/val", table)
+    assert [label for _, label in rows_of(alone)] == ["n01", "n02", "n01"]
+
+
+def test_imagenets_validation_images_are_labelled_by_kaggles_table(fill, write):
+    dir = fill(*VAL, *TRAIN, "test/ILSVRC2012_test_00000001.JPEG")
+    table = write(
+        "ImageId,PredictionString\n"
+        "ILSVRC2012_val_00000003,n02 85 1 499 272 \n"
+        "ILSVRC2012_val_00000001,n01 1 2 3 4 n01 5 6 7 8 \n"
+        "ILSVRC2012_val_00000002,n02 1 2 3 4\n",
+        "LOC_val_solution.csv",
+    )
+    test = make(dir, table, "val")
+    assert rows_of(test) == list(zip(VAL, ["n01", "n02", "n02"], strict=True))
+    assert make(dir, table).classes == test.classes == ["n01", "n02"]
+    with pytest.raises(ValueError, match=r"no row for 1 of 1 images .*_test_00000001"):
+        make(dir, table, "test")
+
+
+def test_a_damaged_development_kit_is_refused(fill, tmp_path):
+    dir = fill(*VAL)
+    path = devkit(tmp_path / "data", [2, 9, 2], ["n02", "n01"])
+    with pytest.raises(ValueError, match=r"row 2: got class 9; expected 1 to 2, "):
+        make(dir, str(path))
+    path.write_text("1\nx\n")
+    with pytest.raises(ValueError, match=r"row 2: got 'x'; expected the number"):
+        make(dir, str(path))
+    path.write_text("1\n" * 4)
+    with pytest.raises(ValueError, match=r"row 4: got 'ILSVRC2012_val_00000004'"):
+        make(f"{dir}/val", str(path))
+    (tmp_path / "data" / "meta.mat").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"meta\.mat is damaged"):
+        make(dir, str(path))
+    (tmp_path / "data" / "meta.mat").unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected their names in .*meta\.mat"):
+        make(dir, str(path))

@@ -3,14 +3,17 @@
     DIR/a.jpg                     unlabelled, all of it 'train'
     DIR/cat/a.jpg                 a class per subfolder, all of it 'train'
     DIR/train/... DIR/val/...     splits, each flat or in class folders
+    DIR/train/metadata.jsonl      (or .csv, .parquet) labels of the images beside it
+    DIR/data/train-*.parquet      rows with images and labels, see `parquet_files`
 
 A subfolder that names a split (`train`, `Training`, `valid`, `test2017`, `seg_test`...,
 see `split_names`) is never a class; what lies beside a training split is not used
 unless a split names it. A split may also be any subfolder (`extra`, `a/train`, `./b`),
 or '.' for the whole folder with a class per subfolder, whatever its name.
 
-A table of labels may take the place of the class folders, and with a column of splits
-that of the splits, too: see `tables` and `labelled`.
+A table of labels (`labels`, or metadata.jsonl with a column `label`) takes the place of
+the class folders, and with a column of splits that of the splits, too: see `tables` and
+`labelled`. If one folder alone holds images, and class folders in it, those are meant.
 
 Without a split for testing, `holdout` keeps a share of the images as 'test'. 'test' and
 'val' stand in for each other where only one of them exists. Hidden files are ignored,
@@ -20,9 +23,7 @@ of the sorted relative paths; classes that are all numbers are in the order of t
 
 from __future__ import annotations
 
-import functools
 import itertools
-import logging
 import os
 import posixpath
 from collections.abc import Sequence
@@ -31,12 +32,17 @@ from typing import Any
 import numpy as np
 
 from litevit_jax import paths
-from litevit_jax.data import filetree, labelled, layout, tables
+from litevit_jax.data import (
+    class_folders,
+    filetree,
+    labelled,
+    layout,
+    parquet_files,
+    tables,
+)
 from litevit_jax.data.chosen import Chosen, choose
-from litevit_jax.data.listing import Listed, Listing, in_order
+from litevit_jax.data.listing import METADATA, Listed, Listing
 from litevit_jax.data.sources import base
-
-_log = logging.getLogger(__name__)
 
 
 class Folder(Listed):
@@ -101,7 +107,7 @@ def make(
     Args:
       split: 'train', 'test' (also 'val', 'validation'...), or a subfolder.
       dir: the folder.
-      name: ignored.
+      name: column of labels in Parquet files, else ignored.
       holdout: share of the images kept as 'test', chosen by a hash of the
         relative path, where the folder has no split for testing.
       labels: a table of labels, see `tables`; None: class folders are the labels.
@@ -111,25 +117,83 @@ def make(
       FileNotFoundError, NotADirectoryError: `dir` is not a folder, or no such table.
       ValueError: no image there, no such split, an ambiguous layout, or a wrong row.
     """
-    del name
     base.check_holdout(holdout)
     table = tables.read(labels) if labels else None
     root = open_root(dir, "configs/mae_tiny.py:data=folder")
-    if table is not None:
-        return _by_table(root, table, split, holdout=holdout, unlisted=unlisted)
-    return _by_folders(root, choose(root, split, holdout), holdout)
+    if parquet_files.are_below(root):
+        return _by_rows(root, split, labels=labels, column=name or "", holdout=holdout)
+    top, notes = "", []
+    if table is None:
+        table, notes = _metadata(root, top)
+    chosen = None if table and table.divided else choose(root, split, holdout)
+    if chosen and not table and chosen.listing.top:
+        top = chosen.listing.top
+        table, more = _metadata(root, top)
+        notes += more
+    if table is None:
+        assert chosen is not None
+        source = _by_folders(root, chosen, holdout)
+        source.notes = [*source.notes, *notes]
+        return source
+    how = {"split": split, "holdout": holdout, "unlisted": unlisted}
+    return _by_table(root, table, top, chosen, **how)
+
+
+def _metadata(root: filetree.Tree, top: str) -> tuple[tables.Table | None, list[str]]:
+    """Returns the table of labels called metadata in a folder, and notes on another.
+
+    Raises:
+      ValueError: there are several, or a row is wrong.
+    """
+    files = [name for name in root.files(top) if name in METADATA]
+    if len(files) > 1:
+        raise ValueError(
+            f"{root.path_of(top)} holds {' and '.join(sorted(files))}; which one has "
+            "the labels? Keep one of them, or name it: data.labels=FILE"
+        )
+    if not files:
+        return None, []
+    name = layout.join(top, files[0])
+    table = tables.parse(root.path_of(name), root.read(name), optional=True)
+    note = f"{files[0]} is not read: it has no columns file_name and label"
+    return table, [note] * (table is None)
+
+
+def _by_rows(
+    root: filetree.Tree, split: str, *, labels: str | None, column: str, holdout: float
+) -> base.Source:
+    """Reads the Parquet files of a folder.
+
+    Raises:
+      ValueError: they are in a store, or a table of labels is given as well.
+    """
+    if labels:
+        raise ValueError(
+            f"data.labels={labels}: the images of {root} are rows of Parquet files, "
+            "which have their labels beside them; leave it out (another column: "
+            "--config.data.name=COLUMN)"
+        )
+    if not paths.is_local(str(root)):
+        raise ValueError(
+            f"data.dir={root}: Parquet files are read from a local folder; copy them "
+            "to each host or mount the bucket (gcsfuse)"
+        )
+    return parquet_files.make(str(root), split, label=column, holdout=holdout)
 
 
 def _by_folders(root: filetree.Tree, chosen: Chosen, holdout: float) -> Folder:
     """Labels the images of a split by their class folders."""
     listing, splits = chosen.listing, chosen.splits
-    labels, classes = _labels_of(listing, divisible=chosen.divisible)
+    known = _training_classes(root, chosen) if chosen.training else []
+    labels, classes = class_folders.labels_of(
+        listing, known, divisible=chosen.divisible
+    )
     name = posixpath.basename(chosen.folder or "")
     if name in splits.kinds:
         layout.check_split(root, splits, name, classes)
-    if chosen.training is not None:
-        known = _training_classes(root, chosen)
-        labels = _renumber(listing, labels, classes, known, chosen.training)
+    if chosen.training:
+        training = chosen.training
+        labels = class_folders.renumber(listing, labels, classes, known, training)
         classes = known
     keys = map(os.fsencode, listing.names)
     keep = base.part_of(keys, chosen.part, holdout, f"folder {root}")
@@ -147,59 +211,81 @@ def _training_classes(root: filetree.Tree, chosen: Chosen) -> list[str]:
     """Returns the class folders of the training split."""
     training = str(chosen.training)
     barred = chosen.splits.opposite(posixpath.basename(training))
-    return _class_folders(root, layout.descend(root, training), barred)
+    return class_folders.training_classes(root, layout.descend(root, training), barred)
 
 
 def _by_table(
     root: filetree.Tree,
     table: tables.Table,
-    split: str,
+    top: str,
+    chosen: Chosen | None,
     *,
+    split: str,
     holdout: float,
     unlisted: str,
 ) -> base.Source:
-    """Labels the images of a split by a table.
+    """Labels the images of a split by a table, whose paths are relative to `top`.
 
     A split without any row keeps the labels of its class folders, as the training split
     of ImageNet, of which the validation images alone have a table.
     """
-    names = Listing.read(root, "", layout.Layout(), None).names
-    chosen = None if table.divided else choose(root, split, holdout)
-    if chosen is not None:  # through a link they may have other names
-        names = list(dict.fromkeys([*names, *chosen.listing.names]))
-    explain = functools.partial(layout.why_no_image, root)
-    images = labelled.Images(f"folder {root}", names, explain)
-    match = labelled.match(table, images)
+    match, full = _match(root, table, top, chosen)
     if chosen is None:
         part = labelled.divide(match, split, holdout)
     else:
-        part = _images_of(root, chosen, match)
+        part = _images_of(root, chosen, match, full)
         if (match.rows[part.images] < 0).all():
             source = _by_folders(root, chosen, holdout)
-            if source.classes:
+            if source.labelled:
                 note = f"labels from class folders, as {table.file} has none of them"
                 source.notes = [*source.notes, note]
                 return source
 
     def read(numbers: np.ndarray) -> Folder:
         labels = np.full(len(numbers), -1, np.int32)
-        return Folder(root, [names[n] for n in numbers], labels=labels, classes=[])
+        return Folder(root, [full[n] for n in numbers], labels=labels, classes=[])
 
     return labelled.make(match, part, read, holdout=holdout, unlisted=unlisted)
 
 
+def _match(
+    root: filetree.Tree, table: tables.Table, top: str, chosen: Chosen | None
+) -> tuple[labelled.Match, list[str]]:
+    """Matches a table with all images below `top`; returns their full names, too."""
+    names = Listing.read(root, top, layout.Layout(), None).names
+    if chosen is not None:  # through a link they may have other names
+        names = list(dict.fromkeys([*names, *chosen.listing.names]))
+    start = len(layout.join(top, ""))
+    images = labelled.Images(
+        f"folder {root.path_of(top)}",
+        [name[start:] for name in names],
+        lambda path: layout.why_no_image(root, layout.join(top, path)),
+    )
+    return labelled.match(table, images), names
+
+
 def _images_of(
-    root: filetree.Tree, chosen: Chosen, match: labelled.Match
+    root: filetree.Tree, chosen: Chosen, match: labelled.Match, names: Sequence[str]
 ) -> labelled.Part:
-    """Returns the images of a split by their numbers among all of the folder."""
-    number_of = {name: number for number, name in enumerate(match.images.names)}
+    """Returns the images of a split by their numbers among all `names`.
+
+    The classes are those of the training split: of its rows, of a table of its own, or
+    of its class folders.
+    """
+    number_of = {name: number for number, name in enumerate(names)}
     training, classes = None, []
     if chosen.training is not None:
-        top = layout.join(layout.descend(root, chosen.training), "")
-        below = [n for name, n in number_of.items() if name.startswith(top)]
+        top = layout.descend(root, chosen.training)
+        start = layout.join(top, "")
+        below = [n for name, n in number_of.items() if name.startswith(start)]
         training = np.array(below, np.int64)
         if (match.rows[training] < 0).all():
-            classes = _training_classes(root, chosen)
+            own, _ = _metadata(root, top)
+            classes = (
+                _training_classes(root, chosen)
+                if own is None
+                else labelled.all_classes(_match(root, own, top, None)[0])
+            )
     return labelled.Part(
         np.array([number_of[name] for name in chosen.listing.names], np.int64),
         training=training,
@@ -229,92 +315,3 @@ def open_root(dir: str | None, command: str) -> filetree.Tree:
             "file is read by data.source=arrays; an archive must be unpacked first)"
         )
     return filetree.open_tree(root)
-
-
-def _renumber(
-    listing: Listing,
-    labels: np.ndarray,
-    classes: list[str],
-    known: list[str],
-    training: str,
-) -> np.ndarray:
-    """Renumbers labels of `classes` by the classes of the training split."""
-    if not classes:
-        return labels
-    unknown = sorted(set(classes) - set(known))
-    if unknown:
-        path_of = listing.root.path_of
-        raise ValueError(
-            f"{path_of(listing.top)} has classes that {path_of(training)} has not: "
-            f"{base.first(unknown, 10)} ({len(unknown)} of {len(classes)}); the "
-            "class folders of the splits must have the same names"
-        )
-    return np.array([known.index(name) for name in classes], np.int32)[labels]
-
-
-def _labels_of(
-    listing: Listing, *, divisible: bool = True
-) -> tuple[np.ndarray, list[str]]:
-    """Returns labels int32 [N] and class names, from each name's folder below `top`.
-
-    Raises:
-      ValueError: some images are in class folders and some are not, or (if
-        `divisible`) a class folder holds splits.
-    """
-    root, top, names = listing.root, listing.top, listing.names
-    depth = top.count("/") + 1 if top else 0
-    owners = [_part(name, depth) for name in names]
-    loose = [name for name, owner in zip(names, owners, strict=True) if not owner]
-    if len(loose) == len(names):
-        return np.full(len(names), -1, np.int32), []
-    if loose:
-        inside = next(name for name, owner in zip(names, owners, strict=True) if owner)
-        raise ValueError(
-            f"{root.path_of(top)} holds images directly ({loose[0]!r}, {len(loose)} in "
-            f"all) and in subfolders ({inside!r}): with labels or without? Move all of "
-            "them into class folders, or the class folders elsewhere"
-        )
-    classes = in_order(set(owners))
-    if divisible:
-        inside = layout.subfolders(names, top)
-        layout.check_classes(root, top, inside)
-        folders = [layout.join(top, name) for name in classes]
-        listing.notes.extend(
-            _doubtful_classes({name: inside[name] for name in folders})
-        )
-    empty = sorted(set(root.folders(top)) - set(classes))
-    if empty:
-        named, folder = ", ".join(empty), root.path_of(top)
-        _log.warning("folders of %s without images, ignored: %s", folder, named)
-    number = {name: label for label, name in enumerate(classes)}
-    return np.array([number[owner] for owner in owners], np.int32), classes
-
-
-def _doubtful_classes(inner: dict[str, set[str]]) -> list[str]:
-    """Returns a note if the folders below the class folders look like classes.
-
-    Args:
-      inner: class folder -> its subfolders that hold images; '' stands for itself.
-    """
-    below = sorted(next(iter(inner.values())))
-    if len(below) < 2 or any(sorted(other) != below for other in inner.values()):
-        return []
-    return [
-        f"each class folder holds the same subfolders ({base.first(below)}): if those "
-        "are the classes, name one folder to read, as in --config.data.train_split="
-        f"{sorted(inner)[0]}"
-    ]
-
-
-def _part(name: str, depth: int) -> str:
-    """Returns folder number `depth` of a relative file name; '' if it is the file."""
-    parts = name.split("/", depth + 1)
-    return parts[depth] if len(parts) > depth + 1 else ""
-
-
-def _class_folders(root: filetree.Tree, top: str, barred: Sequence[str]) -> list[str]:
-    """Returns class folders of `top` with an image; no link may enter `barred`."""
-    depth = top.count("/") + 1
-    files = root.walk(top, barred=barred)
-    images = (layout.join(top, name) for name in files if layout.is_image(name))
-    return in_order({_part(name, depth) for name in images} - {""})

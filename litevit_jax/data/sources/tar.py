@@ -43,6 +43,7 @@ class Tar(Listed):
     ):
         super().__init__(**about)
         self._files = files
+        self._shown = [os.path.basename(file) for file in files]
         self._places = places  # [N, 3]: number of the file, offset, size
         self._names = names
 
@@ -59,16 +60,16 @@ class Tar(Listed):
         with open(self._files[number], "rb", buffering=0) as file:
             image = os.pread(file.fileno(), size, offset)
         if len(image) != size:
-            raise OSError(f"{len(image)} of {size} bytes: the tar file was cut short")
+            raise OSError(f"{len(image)} of {size} bytes: the file was cut short")
         return {"image": image, "label": int(self._labels[index])}
 
     def name_of(self, index: int) -> str:
-        file = os.path.basename(self._files[int(self._places[index][0])])
+        file = self._shown[int(self._places[index][0])]
         return f"{file}:{self._names[index]}"
 
     def fingerprint(self) -> str:
         """Returns a digest of the tar files' names, members, offsets and labels."""
-        files = "\0".join(os.path.basename(file) for file in self._files)
+        files = "\0".join(self._shown)
         names = "\0".join(self._names)
         parts = [os.fsencode(files), os.fsencode(names)]
         parts += [self._places.astype("<i8").tobytes()]
@@ -184,7 +185,7 @@ def _by_members(
     contents = reader.read(chosen.files)
     # Classes are those of all splits, so that these agree on the numbers.
     others = [reader.labels(group)[1] for group in chosen.others]
-    classes = tar_index.classes([contents.labels, *others])
+    classes = tar_index.classes([contents.labels, *others], "the tar files")
     labels = tar_index.encode(contents.labels, classes)
     keep = base.part_of(map(os.fsencode, contents.names), chosen.part, holdout, where)
     return Tar(

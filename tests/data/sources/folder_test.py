@@ -101,15 +101,76 @@ def test_names_with_line_ends_and_escapes_are_spelled_out(fill):
         folder.make(split="test", dir=other)
 
 
-def test_labels_in_a_table_are_said_not_to_be_read(fill):
-    source = folder.make(split="train", dir=fill("train/1.jpg", "train/metadata.jsonl"))
-    assert source.summary().startswith("1 images, no labels;")
-    assert "1 metadata.jsonl (labels of a table are read with data" in source.summary()
+def test_tables_that_are_not_read_are_named(fill, tmp_path):
+    dir = fill("train/1.jpg", "train/list.csv")
+    table = tmp_path / "train" / "metadata.jsonl"
+    table.write_text('{"file_name": "1.jpg", "text": "a cat"}\n')
+    summary = folder.make(split="train", dir=dir).summary()
+    assert summary.startswith("1 images, no labels;")
+    assert "1 .csv (labels of a table are read with data.labels=FILE)" in summary
+    assert "metadata.jsonl is not read: it has no columns file_name and lab" in summary
 
 
 def test_images_in_other_kinds_of_files_are_pointed_to(fill):
-    with pytest.raises(ValueError, match=r"found 1 \.parquet.*export their images"):
-        folder.make(split="train", dir=fill("data/train-0.parquet"))
+    with pytest.raises(ValueError, match=r"found 1 \.arrow.*export their images"):
+        folder.make(split="train", dir=fill("data/train-0.arrow"))
+
+
+def _metadata(tmp_path, text, *split, name="metadata.jsonl"):
+    path = tmp_path.joinpath(*split, name)
+    path.write_text(text)
+    return path
+
+
+def _lines(**labels):
+    return "".join(
+        f'{{"file_name": "{name}.jpg", "label": "{label}"}}\n'
+        for name, label in labels.items()
+    )
+
+
+def test_metadata_beside_the_images_of_a_split_labels_them(fill, tmp_path):
+    dir = fill("train/a.jpg", "train/b.jpg", "train/x/c.jpg", "val/d.jpg")
+    more = _lines(**{"x/c": "dog"})
+    _metadata(tmp_path, _lines(a="owl", b="dog") + more, "train")
+    _metadata(tmp_path, _lines(d="owl"), "val")
+    train, test = (folder.make(split=s, dir=dir) for s in ("train", "test"))
+    assert _names(train) == ["train/a.jpg", "train/b.jpg", "train/x/c.jpg"]
+    assert (_labels(train), _labels(test)) == ([1, 0, 0], [1])
+    assert train.classes == test.classes == ["dog", "owl"]
+    assert "metadata.jsonl (" not in train.summary()
+    _metadata(tmp_path, _lines(d="cow"), "val")
+    with pytest.raises(ValueError, match=r"metadata\.jsonl, row 1: got class 'cow'"):
+        folder.make(split="test", dir=dir)
+    _metadata(tmp_path, _lines(a="owl"), "train")
+    with pytest.raises(ValueError, match=r"has no row for 2 of 3 images of folder"):
+        folder.make(split="train", dir=dir)
+
+
+def test_metadata_at_the_top_labels_all_splits_or_divides_the_images(fill, tmp_path):
+    dir = fill("train/a.jpg", "test/b.jpg")
+    table = "file_name,label,extra\ntrain/a.jpg,2,x\ntest/b.jpg,2,y\n"
+    path = _metadata(tmp_path, table, name="metadata.csv")
+    for split, name in (("train", "train/a.jpg"), ("test", "test/b.jpg")):
+        source = folder.make(split=split, dir=dir)
+        assert (_names(source), source.classes) == ([name], ["2"])
+    path.write_text("file_name,label,split\ntrain/a.jpg,2,val\ntest/b.jpg,2,train\n")
+    assert _names(folder.make(split="test", dir=dir)) == ["train/a.jpg"]
+    _metadata(tmp_path, _lines(a="owl"))
+    with pytest.raises(ValueError, match=r"metadata\.csv and metadata\.jsonl; which o"):
+        folder.make(split="train", dir=dir)
+
+
+def test_a_lone_folder_around_the_class_folders_is_no_class(fill):
+    names = ["set/x/cat/1.jpg", "set/x/dog/2.jpg"]
+    source = folder.make(split="train", dir=fill(*names, "set/readme.txt"))
+    assert (_names(source), source.classes) == (names, ["cat", "dog"])
+    assert "class folders are those of" in source.summary()
+    assert folder.make(split="./set", dir=fill()).classes == ["cat", "dog"]
+    dir = fill("S/train/in/cat/1.jpg", "S/train/in/dog/2.jpg", "S/test/cat/a/3.jpg",
+        "S/test/cat/b/4.jpg")  # fmt: skip
+    test = folder.make(split="test", dir=f"{dir}/S")
+    assert (_labels(test), test.classes) == ([0, 0], ["cat", "dog"])
 
 
 def test_class_unknown_in_train_is_named(fill):
