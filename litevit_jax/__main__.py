@@ -10,6 +10,8 @@
     python main.py --config=configs/layer_study.py --config.init=RUN_OR_FILE
     python main.py --config=configs/convert.py --config.source=RUN_OR_FILE \\
         --config.target=OUT.safetensors
+    python main.py check DIR
+    python main.py stats DIR
 
 --config names a recipe, from any directory and without its folder if you like
 (--config=mae_tiny:digits), with a variant behind a colon; --config.a.b=value overrides

@@ -14,9 +14,9 @@ from typing import Any
 
 from absl import flags, logging
 
-from litevit_jax import exits, preemption
+from litevit_jax import commandline, exits, preemption, subcommands
 from litevit_jax.arguments import config_path, with_variant
-from litevit_jax.commandline import MISSING, command, flags_for, parse, usage
+from litevit_jax.commandline import MISSING, command, flags_for, usage
 from litevit_jax.commandline import define as define
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = exits.OK, exits.FAILED, exits.USAGE
@@ -28,6 +28,16 @@ _ANALYSES = ("advise", "analyse", "layers", "report")
 _IDLE = ("advise", "report")  # they compute nothing
 _SHARED = ("evaluate", "sweep", "train", "transfer")  # several processes share them
 _JOBS = (*_ANALYSES, "convert", *_SHARED)
+
+
+def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Runs the subcommand that `argv` names, or parses its flags into `values`.
+
+    Raises:
+      SystemExit: a subcommand ran, or see `commandline.parse`.
+    """
+    subcommands.run(argv)
+    return commandline.parse(argv, values)
 
 
 def run(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> int:

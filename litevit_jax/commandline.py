@@ -159,8 +159,8 @@ def _as_started(text: str) -> str:
     start = command()
     if start == "python main.py":
         return text
-    recipe = r"python main\.py --config=configs/(\w+)\.py"
-    return re.sub(recipe, lambda match: f"{start} --config={match[1]}", text)
+    text = re.sub(r"(?<=--config=)configs/(\w+)\.py", r"\1", text)
+    return text.replace("python main.py", start)
 
 
 def usage(text: str) -> int:

@@ -25,7 +25,7 @@ RINGS = [
     {"analysis", "warm_start", "weights"},
     {
         *("arguments", "commandline", "configs", "evaluator_flags", "exits", "jobs"),
-        *("plan", "recipes", "report"),
+        *("plan", "recipes", "report", "subcommands"),
     },
     {"__init__", "__main__", "api", "cli", "encoder"},
 ]

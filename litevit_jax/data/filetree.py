@@ -25,6 +25,8 @@ _LEFTOVERS = frozenset(["$RECYCLE.BIN", "@eaDir", "__MACOSX", "lost+found"])
 _FILE, _FOLDER = "file", "folder"
 _LISTED = "link to a folder that is listed already"
 _BARRED = "link into another split"
+# Reasons to skip a name whose files are read by another name, or rightly not.
+HARMLESS = (_LISTED, _BARRED)
 _BROKEN = {
     errno.ENOENT: "broken link",
     errno.ENOTDIR: "broken link",

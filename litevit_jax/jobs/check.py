@@ -1,0 +1,249 @@
+"""Reads every image of a data set once, and lists what is wrong with it.
+
+    litevit check DIR
+    litevit check DIR --labels=FILE.csv
+    litevit check DIR --source=tar
+
+It prints kinds and sizes of the images, the classes of each split, equal images (the
+same bytes), and at the end every file that cannot be read, with the reason.
+The exit code is 1 if there is any, or if the layout or the labels are refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import hashlib
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from litevit_jax import exits
+from litevit_jax.data import decode, examples, filetree, layout
+from litevit_jax.data.sources import base, folder
+
+_SHOWN = 20  # classes, and groups of equal images; bad files are all shown
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Look:
+    """One image: its kind, as 'JPEG RGB', size, digest of its content, or the error."""
+
+    kind: str = ""
+    width: int = 0
+    height: int = 0
+    bytes: int = 0
+    digest: bytes = b""
+    error: str = ""
+
+
+@dataclasses.dataclass
+class Report:
+    """The findings.
+
+    Attributes:
+      images: how many were looked at.
+      looks: name -> of each image that can be read.
+      bad: (name, reason) of each that cannot.
+      others: extension -> number of files that are no images.
+      splits: what each split is, and its images by class.
+      refused: why the layout or the labels are refused; '' if they are not.
+      split_of: name -> split of each image that is in one.
+    """
+
+    images: int = 0
+    looks: dict[str, Look] = dataclasses.field(default_factory=dict)
+    bad: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    others: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    splits: list[tuple[str, dict[str, int]]] = dataclasses.field(default_factory=list)
+    refused: str = ""
+    split_of: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything is wrong."""
+        return bool(self.bad or self.refused or not self.images)
+
+    def same(self) -> list[list[str]]:
+        """Returns the names of images with the same content, in groups."""
+        groups = collections.defaultdict(list)
+        for name, look in self.looks.items():
+            groups[look.digest].append(name)
+        return [names for names in groups.values() if len(names) > 1]
+
+
+def look_at(image: Any, max_pixels: int = decode.DEFAULT_MAX_PIXELS) -> Look:
+    """Decodes an image, bytes or an array; an error becomes part of the result."""
+    try:
+        if isinstance(image, np.ndarray):
+            channels = image.shape[2] if image.ndim == 3 else 1
+            decode.Decode(channels, max_pixels, "auto_each")(image)
+            content = np.ascontiguousarray(image).tobytes()
+            kind = f"array of {image.dtype}, {channels} channels"
+            height, width = image.shape[:2]
+        else:
+            with decode.open_image(image) as opened:
+                kind, (width, height) = f"{opened.format} {opened.mode}", opened.size
+            decode.Decode(3, max_pixels, "auto_each")(image)
+            content = image
+    except (OSError, ValueError) as error:
+        return Look(error=examples.reason(error))
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    return Look(kind, width, height, len(content), digest)
+
+
+def check(args: argparse.Namespace) -> Report:
+    """Looks at all images that a command is about.
+
+    Raises:
+      ValueError, OSError: there is no such place.
+    """
+    report = Report()
+    if args.source == "folder":
+        names, read = _files(folder.open_root(args.dir, "NAME:data=folder"), report)
+        if names:
+            _look(report, names, read, args.threads)
+    rows: list[tuple[str, Callable[[int], Any], Sequence[str]]] = []
+    try:
+        for split in examples.splits(args):
+            source = split.source
+            names = [source.name_of(n) for n in range(len(source))]
+            report.split_of |= dict.fromkeys(names, split.name)
+            text = f"{split.name}: {source.summary()}"
+            report.splits.append((text, _by_class(source)))
+            rows.append((split.name, source.__getitem__, names))
+    except ValueError as error:
+        report.refused = str(error)
+    if not report.images:  # those of a folder are files, whatever split has them
+        for _, read_row, names in rows:
+            _look(report, names, lambda n, r=read_row: r(n)["image"], args.threads)
+    return report
+
+
+def _files(
+    root: filetree.Tree, report: Report
+) -> tuple[list[str], Callable[[int], bytes]]:
+    """Returns the image files below a folder; notes what else there is."""
+    skipped: dict[str, str] = {}
+    names = []
+    for name in root.walk("", skipped):
+        if layout.is_image(name):
+            names.append(name)
+        else:
+            report.others[f".{layout.extension(name)}"] += 1
+    broken = (pair for pair in skipped.items() if pair[1] not in filetree.HARMLESS)
+    report.bad += [(name, why) for name, why in broken if layout.is_image(name)]
+    names.sort()
+    return names, lambda n: root.read(names[n])
+
+
+def _look(
+    report: Report, names: Sequence[str], read: Callable[[int], Any], threads: int
+) -> None:
+    def one(number: int) -> Look:
+        try:
+            return look_at(read(number))
+        except Exception as error:  # whatever a file system or a format may raise
+            return Look(error=examples.reason(error))
+
+    for number, look in examples.read_all(one, len(names), threads):
+        report.images += 1
+        if look.error:
+            report.bad.append((names[number], look.error))
+        else:
+            report.looks[names[number]] = look
+
+
+def _by_class(source: base.Source) -> dict[str, int]:
+    """Counts the images of each class; '' are those without a label."""
+    counts = collections.Counter(source.label_of(n) for n in range(len(source)))
+    named = {name: counts.pop(n, 0) for n, name in enumerate(source.classes)}
+    return {**named, "": sum(counts.values())}
+
+
+def lines(report: Report) -> Iterator[str]:
+    """Yields the text of a report."""
+    looks = list(report.looks.values())
+    size = sum(look.bytes for look in looks) / 2**20
+    yield f"{report.images:,} images, {len(looks):,} of them readable, {size:,.1f} MiB"
+    kinds = collections.Counter(look.kind for look in looks).most_common()
+    if looks:
+        yield "kinds: " + ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+        yield f"sizes: {_sizes(looks)}"
+    if report.others:
+        others = ", ".join(f"{n:,} {kind}" for kind, n in report.others.most_common())
+        yield f"no images: {others}"
+    for text, counts in report.splits:
+        yield text
+        if any(name for name in counts):
+            yield f"  images by class: {_counts(counts)}"
+    yield from _duplicates(report)
+    if report.refused:
+        yield f"refused: {report.refused}"
+    yield f"bad: {len(report.bad):,} of {report.images:,} images"
+    for name, why in sorted(report.bad):
+        yield f"  {base.printable(name)}: {why}"
+
+
+def _sizes(looks: Sequence[Look]) -> str:
+    area = sorted(looks, key=lambda look: look.width * look.height)
+    ends = " to ".join(f"{look.width}x{look.height}" for look in (area[0], area[-1]))
+    median = (
+        f"{statistics.median(values):g}"
+        for values in ([x.width for x in looks], [x.height for x in looks])
+    )
+    different = len({(look.width, look.height) for look in looks})
+    return f"{ends}, median {'x'.join(median)} (width x height), {different:,} in all"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    classes = [(name, n) for name, n in counts.items() if name]
+    shown = [f"{base.printable(name)} {n:,}" for name, n in classes[:_SHOWN]]
+    more = len(classes) - _SHOWN
+    values = [n for _, n in classes]
+    shown += [f"... ({more:,} more; {min(values):,} to {max(values):,})"] * (more > 0)
+    shown += [f"no label {counts['']:,}"] * bool(counts[""])
+    return ", ".join(shown)
+
+
+def _duplicates(report: Report) -> Iterator[str]:
+    """Yields groups of equal images, those in several splits first."""
+    groups = report.same()
+    across = {id(g): {report.split_of[n] for n in g if n in report.split_of}
+              for g in groups}  # fmt: skip
+    leaks = sum(len(splits) > 1 for splits in across.values())
+    extra = sum(len(group) - 1 for group in groups)
+    yield (
+        f"duplicates by content: {extra:,} in {len(groups):,} groups"
+        + f"; {leaks:,} of these are in several splits" * bool(leaks)
+    )
+    groups.sort(key=lambda group: (-len(across[id(group)]), group))
+    for group in groups[:_SHOWN]:
+        where = sorted(across[id(group)])
+        more = f" (in {' and '.join(where)})" * (len(where) > 1)
+        names = [*map(base.printable, group[:5]), *["..."] * (len(group) > 5)]
+        yield f"  {' = '.join(names)}{more}"
+    if len(groups) > _SHOWN:
+        yield f"  ... ({len(groups) - _SHOWN:,} groups more)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 1 if anything is bad."""
+    args = examples.parser("check", __doc__ or "").parse_args(argv)
+    try:
+        examples.positive(args.threads)
+        report = check(args)
+    except (ValueError, OSError, ImportError) as error:
+        return exits.report(error, begun=False)
+    print("\n".join(lines(report)), flush=True)
+    return exits.FAILED if report.failed else exits.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
