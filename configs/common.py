@@ -495,7 +495,7 @@ def of_pictures(name, said):
     if not other:
         config.name = name
         config.data.eval_split = "."
-    if said["data"] == "folder":
+    elif said["data"] in ("files", "folder"):
         config.data.eval_split = "."  # all images, whatever their folders are called
     if not is_embedded(config):
         # As the model's own evaluations; None: the share that its run or file records.

@@ -34,7 +34,7 @@ def get_config(arg=None):
     fields = {name: config.get_ref(name) for name in ("target", "pool", "block")}
     fields["folder"] = config.data.get_ref("dir")  # the file records it
     config.evals.embed = {"name": "embed", "split": "eval", **fields}
-    if said["data"] == "folder":
+    if said["data"] in ("files", "folder"):
         config.data.eval_split = "."  # all images, whatever their folders are called
     if not common.is_embedded(config):
         # As the model's own evaluations; None: the share that its run or file records.

@@ -77,6 +77,7 @@ def test_the_package_reads_only_fields_that_recipes_declare(path):
         "embed",
         "evaluate",
         "layer_study",
+        "neighbours",
         "predict",
         "sweep",
         "transfer",
@@ -409,7 +410,7 @@ LIKE = {
 # An evaluation does not train: tests/jobs/evaluate_test.py and
 # pictures_test.py, tests/analysis. The smoke form of mae_tiny is the run above.
 NOT_HERE = ("analysis", "embed", "evaluate", "layer_probe", "mae_tiny", "predict")
-NOT_HERE = (*NOT_HERE, *LIKE)
+NOT_HERE = (*NOT_HERE, "neighbours", *LIKE)
 SMOKE = [(name, "smoke") for name in RECIPES if name not in NOT_HERE]
 
 

@@ -11,11 +11,12 @@ import dataclasses
 import json
 import pathlib
 import zipfile
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from litevit_jax import choices, paths
+from litevit_jax import checkpoint, choices, paths, trees
 from litevit_jax.evaluators import base, parts
 from litevit_jax.evaluators.parts import Table, Written, partial
 
@@ -98,12 +99,25 @@ class Embed(base.Evaluator):
     def run(self, state: Any, *, step: int) -> dict[str, Any]:
         """Returns n, the images, `unreadable` among them, `width` and the file."""
         del step
+        return self.parts(state).write(state, self.features, _WRITERS[self.path.suffix])
+
+    def parts(self, state: Any) -> parts.Parts:
+        """Returns the features on their way into the file."""
         folder = self.folder
         if folder is not None and paths.is_local(folder):
             folder = str(pathlib.Path(folder).expanduser().absolute())
-        about = {"block": self.block, "folder": folder}
-        file = parts.Parts(self.context, self.split, self.path, self.reads, about)
-        return file.write(state, self.features, _WRITERS[self.path.suffix])
+        about = {"folder": folder, **self.about(state)}
+        return parts.Parts(self.context, self.split, self.path, self.reads, about)
+
+    def about(self, state: Any) -> dict[str, Any]:
+        """Describes what two files must share for their features to be compared."""
+        params = {k: x for k, x in state.params.items() if k in ("encoder", "head")}
+        params = trees.flatten(params or state.params)
+        read = {k: x for k, x in params.items() if not k.startswith("head/fc/")}
+        of_head = any(name.startswith("head/") for name in read)
+        model_state = state.model_state if of_head else {}
+        model = SimpleNamespace(params=read, model_state=model_state)
+        return {"encoder": checkpoint.fingerprint(model), "block": self.block}
 
     def features(self, out: base.Rows) -> np.ndarray:
         """Features [B, ...] of a batch, float32."""
@@ -116,6 +130,66 @@ class Embed(base.Evaluator):
                 )
             columns = [x[:, self.block - 1] for x in columns]
         return np.concatenate(columns, axis=-1)
+
+
+class Embedding(NamedTuple):
+    """The content of an embedding's file.
+
+    Attributes:
+      features: float32 [n, D]; not-a-number where an image could not be read.
+      path, label: of each image, '' where there is no label.
+      about: what the features depend on.
+    """
+
+    features: np.ndarray
+    path: list[str]
+    label: list[str]
+    about: dict[str, Any]
+
+
+READABLE = (".parquet", ".npz")
+
+
+def read_about(path: pathlib.Path) -> dict[str, Any]:
+    """Reads what the features of a file depend on.
+
+    Raises:
+      ValueError: it is no embedding, or one that records nothing of that.
+    """
+    try:
+        if path.suffix == ".parquet":
+            notes = _parquet().parquet.read_schema(path).metadata or {}
+            text = notes[b"about"]
+        else:
+            with np.load(path) as file:
+                text = file["about"].item()
+        about: dict[str, Any] = json.loads(text)
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} does not say of which encoder it is ({error}); expected a "
+            f"{' or '.join(READABLE)} file that configs/embed.py has written: embed "
+            "the images again"
+        ) from None
+    return about
+
+
+def read(path: pathlib.Path) -> Embedding:
+    """Reads a .parquet or .npz file that `Embed` has written.
+
+    Raises:
+      ValueError: see `read_about`.
+    """
+    about = read_about(path)
+    if path.suffix == ".parquet":
+        table = _parquet().parquet.read_table(path)
+        flat = table["features"].combine_chunks().flatten().to_numpy()
+        features = flat.reshape(len(table), -1)
+        text = [[x or "" for x in table[k].to_pylist()] for k in ("path", "label")]
+    else:
+        with np.load(path) as file:
+            features = file["features"]
+            text = [file[name].tolist() for name in ("path", "label")]
+    return Embedding(features, text[0], text[1], about)
 
 
 def _parquet() -> Any:

@@ -92,20 +92,24 @@ class Parts:
           numbers: predictions of a batch -> numbers [B, ...].
           writer: writes the table to files, which get their names afterwards.
         """
-        source = self.context.source(self.split)
-        about = {
-            "params": checkpoint.fingerprint(state),
-            "images": source.fingerprint(),
-            **of_images(self.context),
-            "reads": list(self.reads),
-            **self.about,
-        }
+        source, about = self.context.source(self.split), self.described(state)
         begun = functools.partial(_begin, self.folder, about)
         done = distributed.run_on_primary(begun)
         for rows, number in self._rows(state, numbers, done):
             _on_primary(functools.partial(_save, self.folder, number, rows))
         finish = functools.partial(self._finish, source, about, writer)
         return {**distributed.run_on_primary(finish), "file": str(self.path)}
+
+    def described(self, state: Any) -> dict[str, Any]:
+        """Returns what the numbers depend on, as JSON gives it back."""
+        about = {
+            "params": checkpoint.fingerprint(state),
+            "images": self.context.source(self.split).fingerprint(),
+            **of_images(self.context),
+            "reads": self.reads,
+            **self.about,
+        }
+        return json.loads(json.dumps(about))
 
     @property
     def folder(self) -> pathlib.Path:
@@ -152,10 +156,10 @@ class Parts:
 def of_images(context: base.Context) -> dict[str, Any]:
     """Returns how images are prepared, as far as numbers depend on it."""
     return {
-        "size": list(context.size),
+        "size": context.size,
         "crop": context.crop,
-        "mean": list(context.mean),
-        "std": list(context.std),
+        "mean": context.mean,
+        "std": context.std,
     }
 
 
@@ -239,19 +243,23 @@ class Table:
                 numbers,
                 {
                     "path": [self._source.name_of(row) for row in rows],
-                    "label": [self._label(row) for row in rows],
-                    "error": [
-                        self._why(row) if bad else None
-                        for row, bad in zip(rows, broken, strict=True)
-                    ],
+                    "label": list(map(self._label, rows, broken)),
+                    "error": list(map(self._why, rows, broken)),
                 },
             )
 
-    def _label(self, row: int) -> str | None:
-        label, classes = self._source.label_of(row), self._source.classes
+    def _label(self, row: int, broken: bool) -> str | None:
+        try:
+            label, classes = self._source.label_of(row), self._source.classes
+        except Exception:  # a source that reads the image for it
+            if broken:
+                return None
+            raise
         return str(classes[label]) if 0 <= label < len(classes) else None
 
-    def _why(self, row: int) -> str:
+    def _why(self, row: int, broken: bool) -> str | None:
+        if not broken:
+            return None
         try:
             self._decode(self._source[row]["image"])
         except Exception as error:

@@ -76,9 +76,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, 
     writer.close()
     workdirs.close_run(job.workdir)
     if "sheet_images" in job.config:
-        evaluator, _ = job.evaluators["predict"]
-        numbers = runner.results["predict"]["last"]
-        pictures.show(job.config, evaluator, numbers, line.say)
+        pictures.show(job.config, job.evaluators, runner.results, line.say)
     return runner.results
 
 
@@ -104,8 +102,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     asked = config.objective.to_dict()
     _check_named(config.init, config.like, config.name)
     if "sheet_images" in config:
-        target = config.target if config.sheet_images else None
-        pictures.check(config.name, config.images, config.data.source, target)
+        pictures.check(config.name, config.data.source, dict(config.items()))
     average, asked_grid = bool(config.init_ema), config.init_grid
     loaded = _read(config.init, config.like, asked["encoder"], average, asked_grid)
     data, normalize = config.data, config.augment.normalize

@@ -2,76 +2,113 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import os
 import pathlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from litevit_jax import distributed, terminal
-from litevit_jax.evaluators import predict
+from litevit_jax.evaluators import neighbours, predict
 from litevit_jax.jobs import summary
 from litevit_jax.report import page, sheet
 
 _SHOWN = 20  # rows that are printed
 
 
-def check(name: str, images: str | None, source: str, page_of: str | None) -> None:
+def check(name: str, source: str, fields: dict[str, Any]) -> None:
     """Checks what such a recipe needs before a model is read.
 
     Args:
       name: of the recipe.
-      images: which it looks at.
       source: of the data.
-      page_of: the file beside which a page is written, if there is one.
+      fields: of the config; `images` and `among` say what is looked at, a page with
+        `sheet_images` lies beside the `target`.
 
     Raises:
-      ValueError: nothing says which images.
+      ValueError: nothing says which images, or a field has no effect.
       FileExistsError: the page would replace a file.
     """
-    if source == "files" and not images:
+    data = f"or data as --config={name}:digits or :data=folder,path=DIR"
+    ways = "a picture, a folder, a pattern ('DIR/*.jpg') or a list of paths (LIST.txt)"
+    if source == "files" and not fields["images"]:
         raise ValueError(
-            f"{name}: which images? Give a picture, a folder, a pattern ('DIR/*.jpg') "
-            "or a list of paths (LIST.txt) with --config.images=, or data as "
-            f"--config={name}:data=folder,path=DIR"
+            f"{name}: which images? Give {ways} with --config.images=, {data}"
         )
-    path = None if page_of is None else _page_beside(pathlib.Path(page_of))
-    if path is not None and path.exists():
+    if "among" in fields:
+        file = neighbours.embedding_of(fields["among"])
+        if source == "files" and not fields["among"]:
+            raise ValueError(
+                f"{name}: among which images? Give {ways}, or an embedding of them, "
+                f"with --config.among=, {data}"
+            )
+        if source != "files" and fields["among"] and file is None:
+            raise ValueError(
+                f"--config.among={fields['among']}: images are searched among those of "
+                f"{source!r}, its training split; leave it out, give an embedding, or "
+                "name both with --config.images= and --config.among= and no data"
+            )
+    if fields["target"] is None or not fields["sheet_images"]:
+        return
+    path = _page_beside(pathlib.Path(fields["target"]))
+    if path.exists():
         raise FileExistsError(
             f"{path}, the page beside the target, is there already; remove it, name "
             "another target, or leave the page out with --config.sheet_images=0"
         )
 
 
+class _Look(NamedTuple):
+    """The part of a file that is shown.
+
+    Attributes:
+      title: of the page.
+      column: heading of the table's second column.
+      rows: path, error and cells of each image.
+      notes: for the table and the page.
+      parts: of the page.
+    """
+
+    title: str
+    column: str
+    rows: list[tuple[str, str, list[str]]]
+    notes: list[str]
+    parts: Callable[[], list[Any]]
+
+
 def show(
-    config: dict[str, Any], evaluator: Any, result: dict[str, Any], say: Any
+    config: dict[str, Any],
+    evaluators: dict[str, tuple[Any, int]],
+    results: dict[str, dict[str, Any]],
+    say: Callable[[str], None],
 ) -> None:
-    """Prints the first rows of a file of predictions, and draws the page.
+    """Prints the first rows of a file of pictures, and draws the page.
 
     Args:
       config: of the job.
-      evaluator: that has written the file.
-      result: its numbers.
+      evaluators: title -> (evaluator, every_steps), of which one has written it.
+      results: title -> its result.
       say: prints a line.
     """
+    [title] = [title for title in _LOOKS if title in evaluators]
     if not distributed.is_primary():
         return
-    images = config["sheet_images"]
-    rows = predict.read(evaluator.path, max(_SHOWN, images))
-    say(_table(rows[:_SHOWN], result["n"]))
-    notes = [*_unnamed(evaluator.context.names, config["init"]), *_unread(result)]
+    evaluator, images = evaluators[title][0], config["sheet_images"]
+    result = results[title]["last"]
+    look = _LOOKS[title](evaluator, config, max(_SHOWN, images))
+    say(_table(look.rows[:_SHOWN], look.column, result["n"]))
+    notes = [*look.notes, *_unread(result)]
     for text in notes:
         say(text)
     say(f"done: all rows are in {evaluator.path}")
     if not images:
         return
-    tiles = _tiles(rows[:images], evaluator, config["data"])
-    parts = [page.Tiles(tiles), *_left_out(len(tiles), result["n"])]
-    path = _page_beside(evaluator.path)
-    sheet.write(
-        path,
-        f"The {config['top']} likeliest classes",
-        "; ".join([f"by {config['init']}", *notes]),
-        [page.Section("images", "Images", parts)],
-    )
+    shown = min(images, len(look.rows))
+    parts = [*look.parts(), *_left_out(shown, result["n"])]
+    path, about = _page_beside(evaluator.path), f"by {config['init']}"
+    sections = [page.Section("images", "Images", parts)]
+    sheet.write(path, look.title, "; ".join([about, *notes]), sections)
     say(f"page: {path}")
 
 
@@ -94,49 +131,123 @@ def _left_out(shown: int, images: int) -> list[page.Note]:
     return [page.Note(text)] if shown < images else []
 
 
+def _table(rows: list[tuple[str, str, list[str]]], column: str, images: int) -> str:
+    """Formats (path, error, cells) of the first rows of a file of `images`."""
+    most = max((len(cells) for _, _, cells in rows), default=0)
+    lines = [["image", *[column] * (most > 0), *[""] * (most - 1)]]
+    lines += [[path, *cells, *[""] * (most - len(cells))] for path, _, cells in rows]
+    text = summary.columns(lines).splitlines()
+    wide = max(len(line[0]) for line in lines)
+    for number, (path, error, _) in enumerate(rows, start=1):
+        if error:
+            text[number] = f"{path:{wide}}  not read: {error}"
+    if images > len(rows):
+        text.append(f"... and {images - len(rows):,} more")
+    return "\n".join(text)
+
+
 def _image_of(source: Any, number: int) -> Any:
     """Returns the bytes or pixels of an image."""
     return source[number]["image"]
 
 
-def _unnamed(names: tuple[str, ...], init: str) -> list[str]:
-    why = f"classes are numbers: {init} records no names of its classes"
-    return [] if names else [why]
-
-
-def _table(rows: list[predict.Prediction], images: int) -> str:
-    """Formats rows: in each column a class and its probability in percent."""
-    most = max((len(row.top) for row in rows), default=0)
-    cells = [["image", "classes"[: 7 * most], *[""] * (most - 1)]]
-    for row in rows:
-        top = [f"{name} {_percent(share)}" for name, share in row.top]
-        cells.append([row.path, *top, *[""] * (most - len(top))])
-    lines = summary.columns(cells).splitlines()
-    wide = max(len(row.path) for row in rows)
-    for number, row in enumerate(rows, start=1):
-        if row.error:
-            lines[number] = f"{row.path:{wide}}  not read: {row.error}"
-    if images > len(rows):
-        lines.append(f"... and {images - len(rows):,} more")
-    return "\n".join(lines)
+def _predictions(evaluator: Any, config: dict[str, Any], limit: int) -> _Look:
+    rows = predict.read(evaluator.path, limit)
+    top = [[f"{name} {_percent(p)}" for name, p in row.top] for row in rows]
+    why = f"classes are numbers: {config['init']} records no names of its classes"
+    return _Look(
+        f"The {config['top']} likeliest classes",
+        "classes",
+        [(row.path, row.error, cells) for row, cells in zip(rows, top, strict=True)],
+        [] if evaluator.context.names else [why],
+        functools.partial(_predicted, rows, evaluator, config),
+    )
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def _tiles(
-    rows: list[predict.Prediction], evaluator: predict.Predict, data: Any
-) -> list[page.Tile]:
+def _predicted(
+    rows: list[predict.Prediction], evaluator: Any, config: dict[str, Any]
+) -> list[page.Tiles]:
     source = evaluator.context.source(evaluator.split)
-    small, tiles = sheet.Thumbnails(data), []
-    for number, row in enumerate(rows):
+    small, tiles = sheet.Thumbnails(config["data"]), []
+    for number, row in enumerate(rows[: config["sheet_images"]]):
         lines: list[tuple[str, float | None]] = []
         if row.label:
             wrong = bool(row.top) and row.label != row.top[0][0]
             lines.append((f"label: {row.label}{' (another)' * wrong}", None))
         lines += [(f"{name} {_percent(share)}", share) for name, share in row.top]
-        note = {"note": f"not read: {row.error}"} if row.error else {}
         read = functools.partial(_image_of, source, number)
-        tiles.append(small.tile(row.path, read, lines=lines, **note))
-    return tiles
+        tiles.append(small.tile(row.path, read, lines=lines, **_note(row.error)))
+    return [page.Tiles(tiles)]
+
+
+def _note(error: str) -> dict[str, str]:
+    return {"note": f"not read: {error}"} if error else {}
+
+
+def _neighbours(evaluator: Any, config: dict[str, Any], limit: int) -> _Look:
+    rows = neighbours.read(evaluator.path, limit)
+    near = [[f"{path} {cosine:.4f}" for path, _, cosine in x.nearest] for x in rows]
+    return _Look(
+        f"The {config['top']} nearest images",
+        "neighbours",
+        [(row.path, row.error, cells) for row, cells in zip(rows, near, strict=True)],
+        [],
+        functools.partial(_near, rows, evaluator, config),
+    )
+
+
+def _near(
+    rows: list[neighbours.Row], evaluator: Any, config: dict[str, Any]
+) -> list[page.Tiles]:
+    """Returns a line of tiles for each image: the image, then its neighbours."""
+    rows = rows[: config["sheet_images"]]
+    source = evaluator.context.source(evaluator.split)
+    small, lines = sheet.Thumbnails(config["data"]), []
+    read = _reader(evaluator, {name for row in rows for name, _, _ in row.nearest})
+    photos: dict[str, page.Tile] = {}
+    for number, row in enumerate(rows):
+        own = functools.partial(_image_of, source, number)
+        label = [(f"label: {row.label}", None)] if row.label else []
+        note = _note(row.error)
+        tiles = [small.tile(row.path, own, lines=label, first=True, **note)]
+        for name, of, cosine in row.nearest:
+            if name not in photos:
+                photos[name] = small.tile(name, functools.partial(read, name))
+            about: list[tuple[str, float | None]] = [(f"cosine {cosine:.4f}", None)]
+            about += [(f"label: {of}", None)] if of else []
+            tiles.append(dataclasses.replace(photos[name], lines=about))
+        lines.append(page.Tiles(tiles))
+    return lines
+
+
+def _reader(evaluator: Any, names: set[str]) -> Callable[[str], Any]:
+    """Returns what reads the images called `names` of the set that was searched."""
+    if evaluator.among is None:
+        source = evaluator.context.source(evaluator.features.split)
+        numbers = {}
+        for number in range(len(source)):
+            if (name := source.name_of(number)) in names:
+                numbers.setdefault(name, number)
+        return lambda name: _image_of(source, numbers[name])
+    folder = neighbours.folder_of(evaluator.among)
+    return lambda name: _bytes_of(name, folder, evaluator.among)
+
+
+def _bytes_of(name: str, folder: str | None, file: pathlib.Path) -> bytes:
+    """Reads an image of an embedding.
+
+    Raises:
+      FileNotFoundError: nobody knows where it is.
+    """
+    starts = [] if folder is None else [folder, os.path.dirname(folder), ""]
+    for path in (pathlib.Path(start) / name for start in starts):
+        if path.is_file():
+            return path.read_bytes()
+    raise FileNotFoundError(f"not in {folder}, as {file.name} has it")
+
+
+_LOOKS = {"neighbours": _neighbours, "predict": _predictions}

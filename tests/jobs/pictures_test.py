@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import litevit_jax
-from litevit_jax.evaluators import predict
+from litevit_jax.evaluators import neighbours, predict
 from litevit_jax.jobs import evaluate
 from tests import jobs
 from tests.report import examples
@@ -127,3 +127,64 @@ def test_another_run_is_not_overwritten(classifier, pictures):
     fields = {"init": str(classifier), "images": str(pictures), "workdir": classifier}
     refused("holds a run with another config", **fields)
     assert (classifier / "config.json").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A pre-training run, at its start."""
+    folder = tmp_path_factory.mktemp("run") / "e"
+    return jobs.saved_run(folder, jobs.tiny(), noise=True)
+
+
+def test_neighbours_are_those_of_the_features_anew_and_from_a_file(
+    encoder, pictures, tmp_path, capsys
+):
+    query, target = pictures / "in", tmp_path / "near.jsonl"
+    fields = {"init": str(encoder), "images": str(query), "target": str(target)}
+    fields |= {"pool": "avg", "top": 3}
+    main("neighbours", None, tmp_path / "w", **fields, among=str(pictures))
+    rows = neighbours.read(target, 99)
+    assert [row.path for row in rows] == ["4.png", "5.png"]
+    read = [f"{i}.png" for i in (0, 1, 3)] + IN
+    model = litevit_jax.load(encoder)
+    unit = litevit_jax.features(model, [pictures / x for x in read], "avg").astype(
+        float
+    )
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    for row, own in zip(rows, unit[3:], strict=True):
+        order = np.argsort(-(unit @ own))[:3]
+        assert [name for name, *_ in row.nearest] == [read[i] for i in order]
+        cosines = [cosine for *_, cosine in row.nearest]
+        np.testing.assert_allclose(cosines, (unit @ own)[order], atol=1e-6)
+        assert row.nearest[0][0] == f"in/{row.path}"  # it is in the folder itself
+    assert "in/4.png 1.0000" in capsys.readouterr().out
+    page = target.with_suffix(".html").read_text()
+    assert page.count("<img") == 8 and page.count('class="tile first"') == 2
+    # From a file, whose pictures are those of the folder that it records.
+    target.rename(tmp_path / "before.jsonl")
+    target.with_suffix(".html").unlink()
+    file = str(tmp_path / "set.parquet")
+    made = importlib.import_module("litevit_jax.configs.embed")
+    made = made.get_config(f"data=files,path={pictures}")
+    with made.unlocked():
+        made.init, made.target, made.pool = str(encoder), file, "avg"
+    evaluate.run(made, tmp_path / "e")
+    main("neighbours", None, tmp_path / "w", **fields, among=file)
+    assert target.read_bytes() == (tmp_path / "before.jsonl").read_bytes()
+    assert target.with_suffix(".html").read_text() == page
+
+
+def test_neighbours_in_a_data_set_are_training_images(encoder, tmp_path):
+    fields = {"init": str(encoder), "sheet_images": 3, "top": 2}
+    main("neighbours", "digits", tmp_path / "w", **fields)
+    [row, *_] = neighbours.read(tmp_path / "w/neighbours.csv", 1)
+    assert row.label in set("0123456789") and "train" in row.nearest[0][0]
+    assert (tmp_path / "w/neighbours.html").read_text().count("<img") == 9
+
+
+def test_what_is_searched_must_be_named_and_have_an_effect(tmp_path, pictures):
+    common = {"workdir": tmp_path / "w", "init": "nowhere", "name": "neighbours"}
+    refused("among which images", images=str(pictures), **common)
+    message = "--config.among=x: images are searched among those of 'digits'"
+    refused(message, arg="digits", among="x", **common)
+    refused("which images", among="x", **common)
