@@ -12,6 +12,10 @@
         --config.target=OUT.safetensors
     python main.py check DIR
     python main.py stats DIR
+    python main.py runs DIR
+    python main.py recipes
+    python main.py fields RECIPE
+    python main.py completion bash
 
 --config names a recipe, from any directory and without its folder if you like
 (--config=mae_tiny:digits), with a variant behind a colon; --config.a.b=value overrides

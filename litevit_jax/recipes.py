@@ -5,13 +5,14 @@ Only the recipe that is asked for is imported, so help is quick.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
 import io
 import itertools
 import pathlib
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from litevit_jax import choices, configs
@@ -99,6 +100,16 @@ def overview() -> str:
     return "\n".join(
         f"  {name:{wide}}  {text.partition(chr(10))[0]}" for name, text in lines
     )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints all recipes; the command `litevit recipes`."""
+    parser = argparse.ArgumentParser(
+        "litevit recipes", description="Lists the recipes, which --config= names."
+    )
+    parser.parse_args(argv)
+    print(overview())
+    return 0
 
 
 def describe(path: str | pathlib.Path, config: Any) -> str:

@@ -13,6 +13,10 @@ from litevit_jax import choices, exits
 
 MODULES = {
     "check": "litevit_jax.jobs.check",
+    "completion": "litevit_jax.jobs.completion",
+    "fields": "litevit_jax.jobs.fields",
+    "recipes": "litevit_jax.recipes",
+    "runs": "litevit_jax.jobs.runs",
     "stats": "litevit_jax.jobs.stats",
 }
 

@@ -17,6 +17,7 @@ from litevit_jax import distributed, paths, terminal
 from litevit_jax.train import lock
 from litevit_jax.train import workdir as workdirs
 
+PLANNED = "planned"  # entry of the file: how many parts a command has asked for
 _LOOK_S = 5.0  # between looks at what other processes have finished
 
 
@@ -46,7 +47,7 @@ class Parts:
         content = distributed.run_on_primary(self._read)
         if content is not None:
             self.rows = {row["name"]: row for row in content["points"]}
-            known = {"points", *about}
+            known = {"points", PLANNED, *about}
             self.rest = {k: v for k, v in content.items() if k not in known}
 
     def __contains__(self, name: str) -> bool:
@@ -72,6 +73,7 @@ class Parts:
             they give up is taken over.
         """
         say, waited_for = terminal.ConsoleLine().say, 0
+        self._about[PLANNED] = len(planned)
         while True:
             others = 0
             for number, part in enumerate(planned, start=1):

@@ -101,7 +101,7 @@ def read(name: str, directory: pathlib.Path) -> Run:
         config=config,
         steps=steps,
         events=events,
-        results=_results(directory, notes),
+        results=results(directory, notes),
         starts=_rows(directory / "environment.jsonl", []),
         pictures=_pictures(directory, notes),
         analysis=_analysis(directory, notes),
@@ -201,14 +201,15 @@ def _number(value: Any) -> float | None:
     return value
 
 
-def _results(directory: pathlib.Path, notes: list[str]) -> dict[str, dict[str, Any]]:
-    results = {}
+def results(directory: pathlib.Path, notes: list[str]) -> dict[str, dict[str, Any]]:
+    """Reads title -> result.json of a run; what cannot be read is noted."""
+    content = {}
     for path in sorted((directory / "evals").glob("*/result.json")):
         try:
-            results[path.parent.name] = _result(json.loads(path.read_text()))
+            content[path.parent.name] = _result(json.loads(path.read_text()))
         except _DAMAGED:
             notes.append(f"evals/{path.parent.name}/result.json cannot be read.")
-    return results
+    return content
 
 
 def _result(content: Any) -> dict[str, Any]:
