@@ -628,6 +628,18 @@ def use_finetuning(config):
         "split": "eval",  # eval, train or select
         "every_steps": 12_510,  # 0: at the end
     }
+    config.evals.confusion = confusion()
+
+
+def confusion():
+    """The evaluator of each class, and of which is taken for which."""
+    return {
+        "name": "confusion",
+        "split": "eval",
+        "k": 10,  # pairs in the table
+        "images": 5,  # of each pair in the picture; 0: no picture
+        "every_steps": 0,
+    }
 
 
 def use_finetuning_data(config, said, *, at_random=False):

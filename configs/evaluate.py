@@ -22,8 +22,8 @@ Other data are matched with the classifier by the names of the classes. They may
 some; one that the classifier does not know is refused, or its images are left out and
 counted (`--config.evals.classification.unmatched=leave_out`).
 
-What is measured: the evaluators said as variants, `classification`, `knn`,
-`reconstruction`, `segmentation`; if none is said, those of the run (of a file:
+What is measured: the evaluators said as variants, `classification`, `confusion`,
+`knn`, `reconstruction`, `segmentation`; if none is said, those of the run (of a file:
 classification if it has a head, else k-NN). `label_maps` measures nothing: it writes
 what a run of configs/segment.py predicts for all images of a folder as PNG files, into
 pictures/label_maps. `real=FILE` adds accuracy by the label sets of ImageNet-ReaL,
@@ -42,7 +42,8 @@ from ml_collections.config_dict import placeholder
 from litevit_jax.configs import common
 
 EVALUATORS = (
-    *("classification", "knn", "label_maps", "reconstruction", "segmentation"),
+    *("classification", "confusion", "knn", "label_maps", "reconstruction"),
+    "segmentation",
 )
 
 
@@ -66,7 +67,9 @@ def get_config(arg=None):
 
 
 def _block(name, **fields):
-    if name == "classification":
+    if name == "confusion":
+        fields |= {"k": 10, "images": 5}  # pairs in the table, images of each drawn
+    if name in ("classification", "confusion"):
         fields["unmatched"] = "refuse"  # or leave_out
     if name in ("label_maps", "segmentation"):
         fields["stride"] = placeholder(int)  # of windows; None: 2/3 of one

@@ -65,6 +65,7 @@ def get_config(arg=None):
     config.optimizer.no_decay = ()
     config.evals.test = {"name": "classification", "split": "eval", "every_steps": 0}
     config.evals.knn = {"name": "knn", "split": "eval", "every_steps": 0}
+    config.evals.confusion = common.confusion()
     if said["grid"]:
         _grid(config, protocol)
     if said["data"] or said["smoke"]:
@@ -137,6 +138,7 @@ def _grid(config, protocol):
     config.optimizer.update(freeze=("encoder/.*",))
     config.optimizer.lr_factors = lrs  # of the heads, as objective.lrs
     config.data.holdout.select = 0.1
+    del config.evals.confusion  # there are as many answers as heads
     config.evals.test = {
         "name": "probe_grid",
         "split": "eval",

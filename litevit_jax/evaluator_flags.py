@@ -130,7 +130,7 @@ def _fields(name: str) -> dict[str, Any]:
     for argument, default in pairs:
         if argument.arg != "context":
             fields[argument.arg] = _value(argument, default)
-    if name == "classification":
+    if name in ("classification", "confusion"):
         fields["unmatched"] = "refuse"  # or leave_out
     return fields
 

@@ -113,7 +113,7 @@ def test_the_fields_are_the_keywords_of_make():
         block = evaluator_flags.named([("evals.x.name", name)], {})["x"].to_dict()
         keywords = inspect.signature(plugins.load("evaluators", name).make).parameters
         expected = set(keywords) - {"context"} | {"name", "every_steps"}
-        extra = {"unmatched"} if name == "classification" else set()
+        extra = {"unmatched"} if name in ("classification", "confusion") else set()
         assert set(block) == expected | extra, name
         for key, default in registry.defaults("evaluators", name).items():
             assert block[key] in (default, None), f"{name}.{key}"

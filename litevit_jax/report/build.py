@@ -33,6 +33,7 @@ _SECTIONS = (
     ("curves", "Training", "What was logged, point by point, in updates."),
     ("probes", "Evaluations over time", ""),
     ("blocks", "What every block knows", "Classifiers that read one block alone."),
+    ("classes", "Classes", "Lines are classes, columns what they are called."),
     ("speed", "Speed", "Between logged updates; the first interval compiles."),
     ("pictures", "Pictures", ""),
     (

@@ -33,6 +33,7 @@ WIDTH, HEIGHT = 440, 280
 _LEFT, _RIGHT, _BOTTOM, _TOP = 84, 14, 48, 12
 _LEGEND_ROW, _LEGEND_HANDLE = 19, 37
 _LETTER = 0.65  # width of a usual letter, of its size
+_NAMES = 92  # points beside and below a matrix, for names of its classes
 _MOST_MARKED = 16  # points of a curve that each get a marker
 _MOST_WRITTEN = 9  # rows and columns of a heat map whose cells have their number
 
@@ -187,6 +188,40 @@ def heatmap(
     return figure
 
 
+def matrix(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], unit: str
+) -> Figure:
+    """Draws percentages `[R, C]` with a name for each row, from the top, and column.
+
+    The cells of a small matrix have their numbers written in them; NaN is drawn grey.
+    """
+    side = min(40.0, 280 / max(values.shape))
+    height, width = (side * count for count in values.shape)
+    size = min(render.SMALL, 0.9 * side)
+    with render.style():
+        figure = Figure(figsize=(WIDTH / 72, (height + _TOP + _NAMES) / 72))
+        plot = _add_axes(figure, _NAMES, _NAMES, width, height)
+        colors = matplotlib.colormaps[_RAMP].with_extremes(bad="#c8c8c8")
+        picture = plot.imshow(
+            values, cmap=colors, vmin=0, vmax=100, aspect="auto", interpolation="none"
+        )
+        for axis, names in ((plot.xaxis, columns), (plot.yaxis, rows)):
+            short = [x if len(x) <= 16 else f"{x[:15]}…" for x in names]
+            axis.set_ticks(range(len(names)), labels=short, fontsize=size)
+        plot.tick_params(length=0)
+        plot.tick_params(axis="x", rotation=90)
+        plot.spines[:].set_visible(True)
+        beside = _add_axes(figure, _NAMES + width + 14, _NAMES, 12, height)
+        bar = figure.colorbar(picture, cax=beside)
+        bar.set_label(unit, fontsize=_fitting(unit, height + 2 * _TOP))
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=0)
+        bar.set_ticks([0, 50, 100])
+        if max(values.shape) <= _MOST_WRITTEN:
+            _write_cells(plot, values, (0, 100), min(render.SMALL, side / 3), "{:.0f}")
+    return figure
+
+
 def widened(low: float, high: float, share: float) -> tuple[float, float]:
     """Returns a range that has a `share` of itself around `low` and `high`."""
     if high > low:
@@ -335,11 +370,15 @@ def _fitting(name: str, room: float) -> float:
 
 
 def _write_cells(
-    plot: Any, values: np.ndarray, span: tuple[float, float], size: float
+    plot: Any,
+    values: np.ndarray,
+    span: tuple[float, float],
+    size: float,
+    form: str = "{:.2f}",
 ) -> None:
     middle = sum(span) / 2
     for (row, column), value in np.ndenumerate(values):
         if math.isfinite(value):
             color = render.INK if value > middle else "#ffffff"
-            text, at = f"{value:.2f}", {"ha": "center", "va": "center"}
+            text, at = form.format(value), {"ha": "center", "va": "center"}
             plot.text(column, row, text, color=color, fontsize=size, **at)

@@ -33,20 +33,23 @@ def _classes(run: run_record.Run, *, several: bool) -> list[page.Folded]:
     """Returns the tables of classes that evaluations recorded, folded up."""
     parts = []
     for title, result in run.results.items():
-        table = result["last"].get("table") or [{}]
-        if "class" not in table[0]:
-            continue
-        rows = [
-            [
-                page.Number(v, f"result.json {run.name}/{title} last.table.{i}.{k}")
-                if v is None or isinstance(v, int | float)
-                else v
-                for k, v in row.items()
+        for key in ("table", "classes"):
+            table = result["last"].get(key) or [{}]
+            if "class" not in table[0]:
+                continue
+            where = f"result.json {run.name}/{title} last.{key}"
+            rows = [
+                [
+                    page.Number(v, f"{where}.{i}.{k}")
+                    if v is None or isinstance(v, int | float)
+                    else v
+                    for k, v in row.items()
+                ]
+                for i, row in enumerate(table)
             ]
-            for i, row in enumerate(table)
-        ]
-        heading = f"{run.name}: " * several + f"{title}, by class"
-        parts.append(page.Folded(heading, page.Table([*table[0]], rows)))
+            what = "most confused pairs" if "percent" in table[0] else "by class"
+            heading = f"{run.name}: " * several + f"{title}, {what}"
+            parts.append(page.Folded(heading, page.Table([*table[0]], rows)))
     return parts
 
 

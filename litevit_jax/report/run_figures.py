@@ -29,6 +29,7 @@ _UNITS = {
 # Endings of metrics.
 _PERCENT = ("top1", "top5", "mean_per_class", "miou", "aacc", "macc", "pixel_acc")
 _SPEED = ("images_per_s", "data_wait", "step_s")
+_MOST_CLASSES = 40  # of a matrix that is drawn
 _TITLES = {
     "loss": "Loss",
     "mae_loss": "Reconstruction loss",
@@ -56,8 +57,8 @@ class Figure:
 
     Attributes:
       name: of its file, without ending.
-      section: of the page: 'curves', 'probes', 'blocks', 'speed', 'pictures',
-        'attention', 'maps', 'cka', 'features' or 'layers'.
+      section: of the page: 'curves', 'probes', 'blocks', 'classes', 'speed',
+        'pictures', 'attention', 'maps', 'cka', 'features' or 'layers'.
       title, caption: what it shows.
       data: the numbers it is drawn from, as JSON takes them.
       plot: the drawn numbers, or None.
@@ -141,6 +142,9 @@ def of_runs(
         blocks = functools.partial(_block, runs, title)
         draw(f"the blocks of evaluation {title}", blocks)
     for run in runs:
+        for title in run.results:
+            matrix = functools.partial(_confusion, run, title, len(runs) > 1)
+            draw(f"the confusion matrix of {title} of {run.name}", matrix)
         for path in _chosen(run, len(runs) > 1):
             shown = functools.partial(_picture, run, path)
             draw(f"pictures/{path.name} of {run.name}", shown)
@@ -281,6 +285,30 @@ def of_blocks(title: str, tables: dict[str, list], source: str) -> Figure:
         data={"source": source, "series": data},
         plot=plots.curves(drawn, plots.Axes("block", with_unit("top1"), whole_x=True)),
     )
+
+
+def _confusion(run: run_record.Run, title: str, several: bool) -> list[Figure]:
+    """Draws the confusion matrix of evaluation `title`, if it has a small one."""
+    rows = run.results[title]["last"].get("matrix", [])
+    names = [row["class"] for row in rows]
+    called = list(
+        dict.fromkeys([*names, *(name for x in rows for name in x["called"])])
+    )
+    if not 2 <= len(called) <= _MOST_CLASSES:
+        return []
+    counts = np.array([[row["called"].get(x, 0) for x in called] for row in rows])
+    images = counts.sum(axis=1, keepdims=True)
+    shares = np.where(images > 0, 100 * counts / np.maximum(images, 1), np.nan)
+    source = f"evals/{title}/result.json"
+    figure = Figure(
+        name=f"confusion-{file_name(run.name)}-{file_name(title)}",
+        section="classes",
+        title=f"{run.name}: " * several + f"{title}, what each class is called",
+        caption=f"percent of the images of a line's class; last.matrix in {source}",
+        data={"source": source, "run": run.name, "matrix": rows},
+        plot=plots.matrix(shares, names, called, "% of the images of a class"),
+    )
+    return [figure]
 
 
 def of_study(

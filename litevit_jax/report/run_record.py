@@ -25,6 +25,8 @@ _OF_ANALYSIS = {
 
 # Evaluators that draw, by the names of their files, and what a picture shows.
 PICTURES = {
+    "confusion": "the most confused pairs of classes: images of the one that the model "
+    "calls the other",
     "reconstruction": "original, masked, reconstructed; visible patches are the "
     "original's",
     "segmentation": "image, label map, prediction; a colour for each class, white "

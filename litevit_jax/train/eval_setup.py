@@ -334,7 +334,7 @@ def _not_known(
 def _leave_out(title: str, block: ConfigDict, job: str) -> str:
     """Says how the command line leaves out images of unknown classes; maybe ''."""
     field = f"evals.{title}.unmatched"
-    if block["name"] != "classification":
+    if block["name"] not in ("classification", "confusion"):
         return ""
     text = ", or leave their images out with "
     if "unmatched" in block:

@@ -346,7 +346,7 @@ def test_without_a_variant_the_hint_names_the_one_that_leaves_images_out(
         evaluate.prepare(made, tmp_path / "evaluated")
     made.data.eval_split = "."
     hint = r"evaluate.py:classification,... --config.evals.classification.unmatched=lea"
-    with pytest.raises(ValueError, match=rf"evals.test: 'zcat'.*{hint}ve_out$"):
+    with pytest.raises(ValueError, match=rf"evals.confusion: 'zcat'.*{hint}ve_out$"):
         evaluate.prepare(made, tmp_path / "evaluated")
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from litevit_jax.report import run_figures, run_record
+from litevit_jax.report import page, results, run_figures, run_record
+from litevit_jax.train import eval_runner
 from tests.report import examples
 
 
@@ -74,6 +75,50 @@ def test_accuracy_over_blocks_counts_from_one():
     assert linear.get_xydata().tolist() == [[1, 50.0], [2, 51.0], [3, 52.0]]
     assert knn.get_ydata().tolist() == [40.0, 39.0, 38.0]
     assert [line.get_label() for line in (linear, knn)] == ["linear", "k-NN"]
+
+
+def _confusions(directory, matrix):
+    """What the evaluator `confusion` leaves in the directory of a run."""
+    classes = [{"class": row["class"], "images": 4, "recall": 75.0} for row in matrix]
+    table = [{"class": "cat", "called": "dog", "count": 3, "percent": 25.0}]
+    row = {"top1": 50.0, "n": 4, "step": 40, "params": "abc", "time": 1.0}
+    row |= {"table": table, "classes": classes, "matrix": matrix}
+    about = {"name": "confusion", "metric": "top1"}
+    eval_runner.record_result(directory, "confusion", row, None, about)
+    return run_record.read("one", directory)
+
+
+def test_a_confusion_matrix_has_a_line_for_each_class_with_its_name(tmp_path):
+    matrix = [
+        {"class": "cat", "called": {"cat": 1, "dog": 3}},
+        {"class": "dog", "called": {"dog": 5, "not a number": 5}},
+        {"class": "a very long name of a class", "called": {}},
+    ]
+    run = _confusions(examples.write_run(tmp_path / "run"), matrix)
+    notes = []
+    shown = {f.name: f for f in run_figures.of_runs([run], {"one": "#000000"}, notes)}
+    figure = shown["confusion-one-confusion"]
+    cells, bar = figure.plot.axes
+    drawn = cells.get_images()[0].get_array().filled(-1)
+    assert drawn[0].tolist() == [25.0, 75.0, 0.0, 0.0]
+    assert drawn[1].tolist() == [0.0, 50.0, 0.0, 50.0] and (drawn[2] == -1).all()
+    names = [text.get_text() for text in cells.get_yticklabels()]
+    assert names == ["cat", "dog", "a very long nam…"]
+    assert [text.get_text() for text in cells.get_xticklabels()][-1] == "not a number"
+    assert cells.yaxis_inverted() and "images" in bar.get_ylabel()
+    assert figure.section == "classes" and not notes and figure.png()
+    parts = [x for x in results.tables([run]) if isinstance(x, page.Folded)]
+    assert [part.title for part in parts] == [
+        "confusion, most confused pairs",
+        "confusion, by class",
+    ]
+
+
+def test_a_matrix_of_many_classes_is_not_drawn(tmp_path):
+    many = [{"class": str(k), "called": {str(k): 1}} for k in range(41)]
+    run = _confusions(examples.write_run(tmp_path / "run"), many)
+    shown = run_figures.of_runs([run], {"one": "#000000"}, [])
+    assert not [figure for figure in shown if figure.section == "classes"]
 
 
 def test_pictures_of_each_kind_are_shown_first_and_last(tmp_path):
