@@ -24,7 +24,7 @@ EXIT_PREEMPTED = preemption.PREEMPTED
 EXIT_INTERRUPTED = preemption.INTERRUPTED
 
 # What a recipe's field `job` may name.
-_ANALYSES = ("advise", "analyse", "layers", "report")
+_ANALYSES = ("advise", "analyse", "choose", "layers", "report")
 _IDLE = ("advise", "report")  # they compute nothing
 _SHARED = ("evaluate", "sweep", "train", "transfer")  # several processes share them
 _JOBS = (*_ANALYSES, "convert", *_SHARED)

@@ -119,7 +119,7 @@ _BOUNDS: dict[str, Bound] = {
         # JAX repeats its keys from 2^32 on.
         (Bound(0, 2**32 - 1, whole=True), "seed *.seed data.subset_seed"),
         (_COUNT, "batch_size auto_batch.at_most auto_batch.lr_batch"),
-        (_COUNT, "epochs steps images log.every_steps checkpoint.*"),
+        (_COUNT, "epochs steps seeds images log.every_steps checkpoint.*"),
         (_COUNT_OR_NONE, "*.steps_at_least evals.*.every_steps log.report_images"),
         (_COUNT, "nonfinite.max_in_a_row"),
         (_POSITIVE, "watchdog.*"),
@@ -182,8 +182,8 @@ _BOUNDS: dict[str, Bound] = {
         (_COUNT_OR_NONE, "sheet_images"),
         (Bound(whole=True), "maps.layers"),
         (_COUNT, "maps.heads"),
-        (_PART, "study.rich study.poor"),
-        (_POSITIVE, "sweep.lr_base sweep.epochs tolerance"),
+        (_PART, "study.rich study.poor labels fractions"),
+        (_POSITIVE, "sweep.lr_base sweep.epochs tolerance minutes"),
         (_PART, "sweep.layer_decay"),
         (_NOT_NEGATIVE, "sweep.warmup_epochs"),
     )
@@ -194,7 +194,7 @@ _BOUNDS: dict[str, Bound] = {
 # Fields that hold text: patterns of parameters' paths, and other words.
 _PATTERNS = ("init_load", "init_load_if_there", "init_skip", "init_donor_load")
 _PATTERNS += ("optimizer.freeze", "optimizer.no_decay")
-_WORDS = ("init_rename", "*.features", "study.kinds", "maps.queries")
+_WORDS = ("init_rename", "*.features", "study.kinds", "maps.queries", "methods")
 _WORDS += ("data.joint.annotations",)
 _NAMES = ("images",)  # how many images in one recipe, and which ones in another
 

@@ -73,6 +73,7 @@ def test_the_package_reads_only_fields_that_recipes_declare(path):
     declared = set(common.base("x")) | {"derived", "lr", "objective", "optimizer"}
     for job in (
         "analysis",
+        "choose",
         "convert",
         "embed",
         "evaluate",
@@ -123,7 +124,7 @@ def test_a_comma_in_a_place_is_explained():
         module("mae_tiny").get_config("path='/a,b")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [x for x in RECIPES if x != "choose"])  # draws itself
 def test_parts_of_the_training_images_can_be_drawn_in_every_recipe(name):
     data = jobs.config(name, "digits").data
     whole, counts = len(splits.open_split(data, "train")), []
@@ -408,9 +409,10 @@ LIKE = {
     "mae_tiny_distill": "mae_small_distill",
 }
 # An evaluation does not train: tests/jobs/evaluate_test.py and
-# pictures_test.py, tests/analysis. The smoke form of mae_tiny is the run above.
-NOT_HERE = ("analysis", "embed", "evaluate", "layer_probe", "mae_tiny", "predict")
-NOT_HERE = (*NOT_HERE, "neighbours", *LIKE)
+# pictures_test.py, tests/analysis. The parts of choose do: tests/jobs/choose_test.py.
+# The smoke form of mae_tiny is the run above.
+NOT_HERE = ("analysis", "choose", "embed", "evaluate", "layer_probe", "mae_tiny")
+NOT_HERE = (*NOT_HERE, "neighbours", "predict", *LIKE)
 SMOKE = [(name, "smoke") for name in RECIPES if name not in NOT_HERE]
 
 

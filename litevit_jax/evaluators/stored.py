@@ -166,7 +166,9 @@ def _write(path: pathlib.Path, about: str, computed: Gathered) -> None:
         say(f"{size:,} bytes of features are not kept in {path.parent}: too many")
         return
     buffer = io.BytesIO()
-    np.savez(buffer, about=np.array(about), **dict(zip(_NAMES, computed, strict=True)))
+    features, label, index = computed
+    text = np.array(about)
+    np.savez(buffer, about=text, features=features, label=label, index=index)
     # Other processes may write the same one.
     temporary = path.with_name(f".{path.stem}-{os.getpid()}.tmp")
     try:

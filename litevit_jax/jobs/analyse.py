@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from litevit_jax import recipes, terminal
 from litevit_jax.analysis import measure, models
-from litevit_jax.jobs import layer_study, summary
+from litevit_jax.jobs import choose, layer_study, summary
 from litevit_jax.report import advice, page, run_record
 from litevit_jax.train import resolve
 from litevit_jax.train import workdir as workdirs
@@ -25,7 +25,7 @@ class Outcome:
 
 
 def run(name: str, config: ConfigDict, workdir: str | None) -> Outcome:
-    """Runs job 'advise', 'analyse', 'layers' or 'report'.
+    """Runs job 'advise', 'analyse', 'choose', 'layers' or 'report'.
 
     Args:
       name: of the job.
@@ -45,6 +45,9 @@ def run(name: str, config: ConfigDict, workdir: str | None) -> Outcome:
         job = measure.prepare(config, pathlib.Path(directory))
         page = analyse(job)
         return Outcome(f"report: {page}\nall numbers: {directory}/analysis.json")
+    if name == "choose":
+        chosen = choose.run(config.to_dict(), directory)
+        return Outcome(chosen.text, chosen.signal)
     outcome = layer_study.Study(config, pathlib.Path(directory)).run()
     text = (
         f"{outcome.table}\nreport: {outcome.page}\nall parts: {directory}/layers.json"

@@ -65,6 +65,8 @@ def _beside(recipe: str, flag: str, *_: str) -> list[str]:
 def _next(config: Any, result: str) -> list[tuple[str, str, str]]:
     """Returns (purpose, recipe, its flag) of each job that can follow."""
     job = config.job
+    if job == "choose":  # what it prints has the commands
+        return []
     if job == "train" and config.objective.name == "segmentation":
         draw = ("label images of yours", "evaluate:label_maps,data=folder,path=DIR")
         return [(*draw, f"init={result}")]

@@ -47,6 +47,7 @@ class Axes:
       log_y: whether y is drawn by its logarithm.
       y_range: of y; None: what the numbers need.
       whole_x: whether x counts something, so that only whole numbers are marked.
+      ticks: what stands at x = 0, 1, 2, ... in place of numbers.
     """
 
     x: str
@@ -54,6 +55,7 @@ class Axes:
     log_y: bool = False
     y_range: tuple[float, float] | None = None
     whole_x: bool = False
+    ticks: tuple[str, ...] = ()
 
 
 def color_of(number: int) -> str:
@@ -67,11 +69,16 @@ def ramp_color(value: float) -> str:
 
 
 def curves(
-    series: Series, axes: Axes, *, colors: Sequence[str] | None = None
+    series: Series,
+    axes: Axes,
+    *,
+    colors: Sequence[str] | None = None,
+    errors: dict[str, Sequence[float]] | None = None,
 ) -> Figure:
     """Draws a line for each series (x, y); a y that is None or not finite is a gap.
 
-    Series of the same colour differ by their dashes.
+    Series of the same colour differ by their dashes. `errors` are half the lengths of
+    bars around the points.
     """
     colors = colors or [color_of(i) for i in range(len(series))]
     values = {name: _drawable(y, axes.log_y) for name, (_, y) in series.items()}
@@ -79,6 +86,9 @@ def curves(
     steps = [np.asarray(x) for x, _ in series.values()]
     xs = [v for x, k in zip(steps, known, strict=True) for v in x[k]]
     ys = [v for y, k in zip(values.values(), known, strict=True) for v in y[k]]
+    for name, bars in (errors or {}).items():
+        ends = np.array([values[name] - bars, values[name] + bars])
+        ys += ends[np.isfinite(ends)].tolist()
     used: collections.Counter[str] = collections.Counter()
     with render.style():
         columns = _legend_columns(list(series))
@@ -99,6 +109,9 @@ def curves(
                 label=name,
             )
             used[color] += 1
+            if errors:
+                bars = {"yerr": errors[name], "fmt": "none", "ecolor": color}
+                plot.errorbar(x, values[name], **bars, elinewidth=1, capsize=3)
         if rows:
             _legend(plot, columns)
     return figure
@@ -255,7 +268,11 @@ def _frame(
     plot.set_axisbelow(True)
     plot.tick_params(axis="y", length=0)
     plot.set_xlim(*widened(min(xs, default=0), max(xs, default=1), 0))
-    _scale_x(plot, axes.whole_x)
+    if axes.ticks:
+        plot.set_xlim(-0.3, len(axes.ticks) - 0.7)
+        plot.set_xticks(range(len(axes.ticks)), labels=axes.ticks)
+    else:
+        _scale_x(plot, axes.whole_x)
     _scale_y(plot, axes, ys)
     if not ys:
         plot.text(0.5, 0.5, "no numbers", ha="center", transform=plot.transAxes)
@@ -347,7 +364,7 @@ def _legend_columns(names: list[str]) -> int:
 
 
 def _legend(plot: Any, columns: int) -> None:
-    lines = plot.get_lines()
+    lines = [line for line in plot.get_lines() if line.get_label() != "_nolegend_"]
     plot.legend(
         lines,
         [_shown(line.get_label()) for line in lines],

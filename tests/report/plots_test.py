@@ -42,6 +42,20 @@ def test_every_point_of_a_series_is_on_its_line():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
 
 
+def test_bars_of_errors_are_inside_the_plot_and_x_has_names():
+    series = {"a": ([0, 1], [10.0, 20.0]), "b": ([1], [30.0])}
+    axes = plots.Axes("share", "%", ticks=("1 %", "all"))
+    drawn = plots.curves(series, axes, errors={"a": [2.0, 25.0], "b": [1.0]})
+    (plot,) = drawn.axes
+    low, high = plot.get_ylim()
+    assert low < -5 and high > 45
+    assert [text.get_text() for text in plot.get_xticklabels()] == ["1 %", "all"]
+    names = [text.get_text() for text in plot.get_legend().get_texts()]
+    assert names == ["a", "b"]
+    ends = [bar.get_segments() for bar in plot.collections]
+    assert ends[0][1][:, 1].tolist() == [-5.0, 45.0]
+
+
 def test_a_single_series_needs_no_legend():
     assert axes_of(plots.curves({"a": ([1], [2.0])}, AXES)).get_legend() is None
 
