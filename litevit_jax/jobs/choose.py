@@ -73,15 +73,8 @@ class Choice:
             config["data"], normalize, config["encoder"], batch, images
         )
         self.counts = choose_input.counts(config["labels"], images, self._say)
-        least = choose_plan.least_minutes(self._all_parts())
-        if config["minutes"] < least:
-            raise ValueError(
-                f"--config.minutes={config['minutes']:g}: these {self._number()} runs "
-                f"take more than {least:g} minutes on any machine. Give more, or fewer "
-                "--config.seeds, --config.methods, --config.labels or "
-                "--config.fractions"
-            )
         if not (workdir / "choose.json").exists():
+            self._check_minutes()
             self._check_given()
         derived = {"train_fingerprint": images.fingerprint()}
         plain = workdirs.plain({**config, "derived": derived})
@@ -321,6 +314,18 @@ class Choice:
     def _probing(self, init: str, shares: Mapping[float, int], seed: int) -> ConfigDict:
         like = str(self._workdir / "measure" / "finetune") if init == "random" else None
         return self._setting.probing(init, shares, seed, like)
+
+    def _check_minutes(self) -> None:
+        """Raises ValueError for minutes that no machine could do with."""
+        least = choose_plan.least_minutes(self._all_parts())
+        minutes = self._config["minutes"]
+        if minutes < least:
+            raise ValueError(
+                f"--config.minutes={minutes:g}: these {self._number()} "
+                f"runs take more than {least:g} minutes on any machine. Give more, or "
+                "fewer --config.seeds, --config.methods, --config.labels or "
+                "--config.fractions"
+            )
 
     def _check_given(self) -> None:
         """Raises ValueError for encoders that do not fit, before any compile."""

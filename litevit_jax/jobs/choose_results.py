@@ -93,7 +93,8 @@ class Results:
         """Says what is recommended, why, and what the full run takes."""
         tuned = self.scores("finetune")
         name, best, kept = choice.recommended(tuned), self.best(), 0
-        notes = [f"Recommended: {name}.", *choice.of_methods(tuned, self.counts)]
+        notes = [choice.of_choice(name, tuned)]
+        notes += choice.of_methods(tuned, self.counts)
         notes.append(choice.of_baseline(name, tuned))
         if best is not None:
             sentence, fewest = self._of_blocks(best)

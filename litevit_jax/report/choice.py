@@ -69,6 +69,28 @@ def recommended(scores: Scores) -> str:
     )
 
 
+def of_choice(name: str, scores: Scores) -> str:
+    """Names the recommended encoder, and those that no share tells from it."""
+    same = [
+        other
+        for other, by_share in scores.items()
+        if other != name and not any(_differ(scores[name], by_share))
+    ]
+    text = f"Recommended: {name}, by the mean of fine-tuning over the shares of labels"
+    if not same:
+        return f"{text}."
+    return f"{text}; with none of them is there a difference to {', '.join(same)}."
+
+
+def _differ(one: Mapping[float, Score], other: Mapping[float, Score]) -> list[bool]:
+    """Tells for each share that both have whether one of them is above the other."""
+    shares = [share for share in one if share in other]
+    return [
+        apart(one[share], other[share]) or apart(other[share], one[share])
+        for share in shares
+    ]
+
+
 def of_methods(scores: Scores, counts: Mapping[float, int]) -> list[str]:
     """Says for each share of the labels which encoder is best after fine-tuning.
 
@@ -182,16 +204,18 @@ def of_images(name: str, curve: Mapping[float, Score], images: int) -> str:
     low, high = curve[shares[0]], curve[shares[-1]]
     if not apart(high, low):
         return f"{text} {SAME.capitalize()}: that more would help does not show."
-    before = curve[shares[-2]]
-    gain, times = high.mean - before.mean, shares[-1] / shares[-2]
+    before, times = curve[shares[-2]], shares[-1] / shares[-2]
+    last = (
+        f"the last step, {times:g} times as many, brought {high.mean - before.mean:.1f}"
+    )
     if apart(high, before):
         return (
-            f"{text} The last {times:g} times as many brought {gain:.1f} points; "
-            f"{times:g} times as many again may bring about as much, rather less."
+            f"{text} More images help: {last} points, and {times:g} times as many "
+            "again may bring about as much, rather less."
         )
     return (
-        f"{text} The last {times:g} times as many brought {gain:.1f} points, within "
-        f"the error of {margin(high, before):.1f}: expect little of more images."
+        f"{text} More images helped, but {last} points, within the error of "
+        f"{margin(high, before):.1f}: expect little of still more."
     )
 
 

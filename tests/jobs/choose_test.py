@@ -175,13 +175,14 @@ def test_it_recommends_with_numbers_errors_and_commands(runs, tmp_path):
     made["methods"], made["encoder"]["depth"] = ("mae", "moco", "random"), 2
     outcome, saved = run(made, tmp_path / "c")
     text, notes = outcome.text, saved["result"]["notes"]
-    assert notes[0] == "Recommended: mae."
+    assert notes[0].startswith("Recommended: mae, by the mean of fine-tuning")
+    assert notes[0].endswith("with none of them is there a difference to moco.")
     assert "mae is highest: 90.0 ± 1.9 %, above random (70.0 ± 2.9)" in text
     assert f"to moco (89.0 ± 2.0) {choice.SAME}" in text
     assert "gains 20.0 points over random parameters with 10 % of the labels" in text
     # Two blocks kept lose; one does not.
     assert "Tuning the head and the last block of mae is enough" in text
-    assert choice.SAME.capitalize() in text  # of more images
+    assert f"575: 90.0 ± 1.9 %, 1,150: 90.0 ± 1.9 %. {choice.SAME.capitalize()}" in text
     assert "From 116 to 1,150 labels mae goes from 70.0" in text
     assert outcome.page.is_file() and (tmp_path / "c/report/report.json").is_file()
     row = saved["result"]["scores"]["finetune"]["mae"][0]
@@ -326,3 +327,37 @@ def test_a_folder_of_a_dozen_images_is_compared_from_end_to_end(
             assert row["result"]["n"] == 2
     assert "of 2 images held out of training, mean of 1 seed" in outcome.text
     assert outcome.page.is_file() and "± " in capsys.readouterr().out + outcome.text
+
+
+def test_given_encoders_are_compared_with_their_own_images(tmp_path, monkeypatch):
+    sizes = {"objective__encoder__width": 32, "objective__encoder__num_heads": 2}
+    run_of = jobs.saved_run(tmp_path / "outside", jobs.tiny(steps=1, **sizes))
+    made = settings(minutes=60.0, init=str(run_of), methods=("random",))
+    same = {"finetune": 24, "finetune outside": 24}
+    monkeypatch.setattr(choose_plan, "updates", lambda *_, **__: same)
+    with jobs.given_starts():
+        outcome, saved = run(made, tmp_path / "c")
+    assert set(saved["times"]) == {"finetune", "again", "evaluate", "finetune outside"}
+    kept = json.loads(
+        (tmp_path / "c/parts/finetune-outside-seed0-kept1/config.json").read_text()
+    )
+    assert kept["init"] == str(run_of) and kept["optimizer"]["freeze"]
+    assert kept["lr"]["base"] == 4e-3 and kept["data"]["image_size"] == 8
+    assert set(saved["result"]["scores"]["probe"]) == {"outside", "random"}
+    assert (
+        f"--config.init={run_of}" in outcome.text
+        or "--config.init=random" in outcome.text
+    )
+    assert "Full run" not in outcome.text  # there is nothing to pre-train
+
+
+def test_a_table_gives_the_labels(tmp_path):
+    folder = images(tmp_path / "images", (".",), 12)
+    rows = [f"{n}.png,{'ab'[n % 2]}" for n in range(12)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    variant = f"data=folder,path={folder},labels={tmp_path / 'labels.csv'}"
+    made = settings(variant, minutes=600.0, data__image_size=8, labels=(1.0, 0.4))
+    chosen = choose.Choice(made, tmp_path / "c")
+    assert chosen.counts == {1.0: 10, 0.4: 4}
+    config = chosen._probing("random", chosen.counts, 0)
+    assert config.evals.cls_40.data.labels == str(tmp_path / "labels.csv")
