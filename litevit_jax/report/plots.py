@@ -87,8 +87,7 @@ def curves(
     xs = [v for x, k in zip(steps, known, strict=True) for v in x[k]]
     ys = [v for y, k in zip(values.values(), known, strict=True) for v in y[k]]
     for name, bars in (errors or {}).items():
-        ends = np.array([values[name] - bars, values[name] + bars])
-        ys += ends[np.isfinite(ends)].tolist()
+        ys += [*(values[name] - bars), *(values[name] + bars)]
     used: collections.Counter[str] = collections.Counter()
     with render.style():
         columns = _legend_columns(list(series))
@@ -110,8 +109,8 @@ def curves(
             )
             used[color] += 1
             if errors:
-                bars = {"yerr": errors[name], "fmt": "none", "ecolor": color}
-                plot.errorbar(x, values[name], **bars, elinewidth=1, capsize=3)
+                bars = {"yerr": errors[name], "ecolor": color, "capsize": 3}
+                plot.errorbar(x, values[name], fmt="none", elinewidth=1, **bars)
         if rows:
             _legend(plot, columns)
     return figure
