@@ -10,6 +10,7 @@ follows from its ending unless `format` is given:
     .safetensors  timm (default), mae (with the decoder), vitdet, mmseg
     .onnx         onnx, opset 17, any batch size
     .stablehlo    stablehlo, any batch size, on CPU, GPU and TPU
+    DIR/          a folder for timm and hubs: config.json, model.safetensors, README.md
 
 A timm or mae file is what --config.init of other recipes accepts. Before the target
 appears, it is read back and its outputs on a fixed input are compared with those of
@@ -29,7 +30,7 @@ def get_config(arg=None):
     config.name = "convert"
     config.job = "convert"
     config.source = config_dict.placeholder(str)  # run, step in it, or file
-    config.target = config_dict.placeholder(str)  # file to be written
+    config.target = config_dict.placeholder(str)  # file to be written, or DIR/
     config.format = config_dict.placeholder(str)  # None: from the target's ending
     config.part = "all"  # 'encoder' leaves a classifier's last layer out
     config.num_heads = config_dict.placeholder(int)  # where a file does not tell
@@ -38,6 +39,7 @@ def get_config(arg=None):
     config.act = config_dict.placeholder(str)  # gelu, or it is refused
     config.norm = config_dict.placeholder(str)  # layernorm, or it is refused
     config.branch = config_dict.placeholder(str)  # of MoCo: or 'momentum_encoder'
+    config.licence = config_dict.placeholder(str)  # of the weights, as apache-2.0
     config.ema = False  # a run's average of its parameters, not the last ones
     config.allow_half = False  # takes float16 and bfloat16 files
     config.image_size = config_dict.placeholder(int)  # other: positions are resized

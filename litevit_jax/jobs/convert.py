@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from litevit_jax import choices, paths, terminal, weights
-from litevit_jax.jobs import summary
+from litevit_jax.jobs import hub_folder, summary
 from litevit_jax.models import mae_decoder, vit
 from litevit_jax.warm_start import read
 from litevit_jax.weights import export, latency, names
@@ -22,8 +22,10 @@ from litevit_jax.weights import exportable as models
 
 PARTS = ("all", "encoder")
 _SIZES = ("variant", "width", "depth", "num_heads", "patch_size", "mlp_ratio")
-_KEPT = ("mean", "std", "range", "crop", names.CLASSES)  # of what a file of ours says
+# What is kept of what a file of ours says.
+_KEPT = ("mean", "std", "range", "crop", names.CLASSES, names.LICENCE)
 _NON_COMMERCIAL = ("mae", "moco_v3")  # sources, as `weights.read` names them
+_FOLDER = "model.safetensors"  # in a folder for timm
 
 
 def run(config: ConfigDict) -> str:
@@ -42,16 +44,26 @@ def run(config: ConfigDict) -> str:
                 "or FILE, and --config.target=FILE.safetensors (or .onnx, .stablehlo)"
             )
     choices.check("part", config.part, list(PARTS))
-    target = pathlib.Path(config.target)
+    target, folder = pathlib.Path(config.target), None
+    if config.target.endswith("/"):
+        folder = hub_folder.check_new(target, config.format)
+        target = folder / _FOLDER
     kind = _check_format(target, config.format)
     how = Reading(**{name: config[name] for name in Reading._fields})
     model, source = read_model(
         config.source, how, part=config.part, image_size=config.image_size
     )
+    if config.licence:
+        model.notes[names.LICENCE] = config.licence
+    beside = (
+        {} if folder is None else hub_folder.texts(folder.name, model, source.results)
+    )
     decoder = {k: v for k, v in source.params.items() if k.startswith("decoder/")}
     written, difference = write(
         model, target, kind, decoder=decoder, tolerance=config.tolerance
     )
+    for name, text in beside.items():
+        paths.replace_text(target.with_name(name), text)
     lines = [
         *source.remarks,
         f"{target}: {kind}, {len(written.data):,} bytes, output {model.output!r}",
@@ -61,6 +73,7 @@ def run(config: ConfigDict) -> str:
     left_out = (*written.left_out, *others)
     if left_out:
         lines.append(f"left out, as {kind!r} has no place: {_shortened(left_out)}")
+    lines += [f"beside it: {', '.join(beside)}"] * bool(beside)
     rows = _rows(model, kind, written.data, config.latency)
     return "\n".join([*lines, latency.table(rows)] if rows else lines)
 
@@ -161,6 +174,7 @@ class Source:
       notes: text that goes with the exported file.
       pool: 'avg' or 'cls' where it is known, see `weights.Weights`.
       remarks: lines for the user.
+      results: of the run at that step.
     """
 
     params: models.Arrays
@@ -169,6 +183,7 @@ class Source:
     notes: dict[str, str]
     pool: str | None = None
     remarks: tuple[str, ...] = ()
+    results: hub_folder.Results = ()
 
 
 class Reading(NamedTuple):
@@ -256,6 +271,7 @@ def _from_file(path: str, how: Reading) -> Source:
     if model.unused:
         remarks.append(f"not read: {_shortened(model.unused)}")
     if model.source in _NON_COMMERCIAL:
+        notes.setdefault(names.LICENCE, "cc-by-nc-4.0")
         remarks.append(
             "the weights that MAE's and MoCo v3's authors publish are under CC BY-NC "
             "4.0, and so is what is made of them"
@@ -304,7 +320,9 @@ def _from_run(path: str, how: Reading, part: str) -> Source:
         heads = mae_decoder.make_decoder(**block).num_heads
         notes[names.DECODER_NUM_HEADS] = str(heads)
     width = data["image_size"] if data["image_width"] is None else data["image_width"]
-    return Source(loaded.params, encoder, (data["image_size"], width), notes)
+    size = (data["image_size"], width)
+    results = hub_folder.results_of(loaded, average=how.ema)
+    return Source(loaded.params, encoder, size, notes, results=results)
 
 
 def _sizes(block: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ StableHLO files hold the computation too.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -105,7 +106,11 @@ def write(model: models.Model, kind: str, *, decoder: models.Arrays) -> Written:
 
 def metadata(model: models.Model) -> dict[str, str]:
     """Returns, as text, the facts that the shapes of the arrays do not give."""
-    encoder = model.encoder
+    encoder, crop = model.encoder, model.notes.get("crop")
+    prepared = {}
+    if crop:
+        sides = (math.floor(side / float(crop)) for side in model.image_size)
+        prepared = {"resize": "{}x{}".format(*sides), "interpolation": "bicubic"}
     return {
         "format": "pt",  # other readers of safetensors ask for the framework
         names.WRITER: names.PACKAGE,
@@ -116,6 +121,7 @@ def metadata(model: models.Model) -> dict[str, str]:
         "pos_embed": encoder.pos_embed,
         "output": model.output,
         "pool": model.pool or "none",
+        **prepared,
         **model.notes,
     }
 

@@ -22,6 +22,7 @@ NUM_HEADS = "num_heads"
 DECODER_NUM_HEADS = "decoder_num_heads"
 GRID = "grid"  # rows and columns of patches, '14x14'
 CLASSES = "classes"  # names of the classes by number, a JSON list
+LICENCE = "licence"  # of the weights, by its SPDX identifier if it has one
 
 _TOP = {
     "cls_token": "encoder/cls_token",

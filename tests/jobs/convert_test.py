@@ -1,20 +1,23 @@
 """The job 'convert': from runs and files to files, and back."""
 
+import dataclasses
 import json
 import pathlib
+import shutil
 import sys
 
 import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
+import yaml
 
 from litevit_jax import checkpoint, cli, commandline, trees, weights
 from litevit_jax.jobs import convert
 from litevit_jax.models import layers
 from litevit_jax.train import job
 from litevit_jax.warm_start import read
-from litevit_jax.weights import safetensors
+from litevit_jax.weights import safetensors, timm_folder
 from tests import jobs
 from tests.weights import export_test, reader_test
 
@@ -46,7 +49,12 @@ def saved_classifier(workdir, *, head):
     config = {
         "name": "finetune",
         "objective": {"encoder": dict(export_test.SIZES), "head": head},
-        "data": {"image_size": 16, "image_width": None, "range": "0,4095"},
+        "data": {
+            "image_size": 16,
+            "image_width": None,
+            "range": "0,4095",
+            "eval_crop_fraction": 0.9,
+        },
         "derived": {"classes": CLASSES},
         "augment": {"normalize": {"mean": [0.5] * 3, "std": [0.25] * 3}},
     }
@@ -151,6 +159,134 @@ def test_a_file_keeps_what_it_says_of_classes_and_images(classifier, tmp_path):
     converted(classifier, tmp_path / "d.safetensors", format="vitdet")
     about = safetensors.load((tmp_path / "d.safetensors").read_bytes())[1]
     assert "classes" not in about  # nor has it a head
+
+
+# Fields of timm's PretrainedCfg that we fill; it takes no others.
+PRETRAINED = {
+    "custom_load": bool,
+    "input_size": list,
+    "fixed_input_size": bool,
+    "interpolation": str,
+    "crop_pct": float,
+    "crop_mode": str,
+    "mean": list,
+    "std": list,
+    "num_classes": int,
+    "label_names": list,
+    "pool_size": type(None),
+    "first_conv": str,
+    "classifier": str,
+    "license": str,
+    "description": str,
+}
+# Keywords of timm's VisionTransformer.
+ARGUMENTS = {
+    "img_size": [16, 16],
+    "patch_size": 4,
+    "in_chans": 3,
+    "embed_dim": 24,
+    "depth": 2,
+    "num_heads": 4,
+    "mlp_ratio": 4,
+}
+
+
+def folder_of(source, folder, **overrides):
+    """(text, config, card) of a conversion to a folder."""
+    text = converted(source, f"{folder}/", **overrides)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["README.md", "config.json", "model.safetensors"]
+    config = json.loads((folder / "config.json").read_text())
+    return text, config, (folder / "README.md").read_text()
+
+
+def test_a_folder_for_timm_has_its_schema_and_a_card(classifier, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(classifier, run)
+    result = {"metric": "top1", "last": {"step": 5, "top1": 81.25}}
+    other = {"metric": "top1", "last": {"step": 9, "top1": 12.5}}
+    for title, content in (("test", result), ("later", other)):
+        path = run / "evals" / title / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content))
+    folder = tmp_path / "new" / "model"
+    text, config, card = folder_of(run, folder, licence="apache-2.0")
+    assert "beside it: config.json, README.md" in text
+    about = config.pop("pretrained_cfg")
+    assert {key: type(value) for key, value in about.items()} == PRETRAINED
+    assert about["input_size"] == [3, 16, 16] and about["label_names"] == CLASSES
+    assert about["mean"] == [0.5] * 3 and about["std"] == [0.25] * 3
+    assert about["license"] == "apache-2.0" and about["num_classes"] == 10
+    assert about["crop_pct"] == 0.9 and about["interpolation"] == "bicubic"
+    assert about["description"] == "litevit_jax: finetune, step 5"
+    assert config == {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 10,
+        "num_features": 24,
+        "global_pool": "avg",
+        "model_args": {**ARGUMENTS, "global_pool": "avg", "fc_norm": True},
+    }
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "apache-2.0" and "image-classification" in front["tags"]
+    assert "| test | top1 | 81.25 |" in card and "later" not in card
+    assert 'timm.create_model("local-dir:model", pretrained=True)' in card
+    # Read again, with timm's config beside it, it is the same.
+    again = weights.read(str(folder / "model.safetensors"))
+    same(again.params, params_of(run))
+    assert again.classes == CLASSES and again.pool == "avg"
+    converted(folder / "model.safetensors", tmp_path / "back.safetensors")
+    notes = safetensors.load((tmp_path / "back.safetensors").read_bytes())[1]
+    assert notes["licence"] == "apache-2.0"
+    assert (notes["resize"], notes["interpolation"]) == ("17x17", "bicubic")
+    assert (notes["crop"], notes["pool"]) == ("0.9", "avg")
+
+
+@pytest.mark.parametrize(
+    ("kind", "pool", "arguments"),
+    [
+        ("tokens", "token", {"fc_norm": False}),
+        ("cls", "token", {"fc_norm": False}),
+        ("avg", "avg", {"fc_norm": True}),
+    ],
+)
+def test_a_folder_says_how_tokens_are_pooled(kind, pool, arguments):
+    config = timm_folder.config(export_test.model_of(kind))
+    assert config["global_pool"] == pool
+    assert config["model_args"] == {**ARGUMENTS, "global_pool": pool, **arguments}
+    assert config["num_classes"] == (0 if kind == "tokens" else 10)
+    # What nobody knows is left to timm, and no name is made up.
+    unknown = {"mean", "std", "crop_pct", "label_names", "license", "description"}
+    assert not unknown & config["pretrained_cfg"].keys()
+    card = timm_folder.card("x", export_test.model_of(kind), [])
+    assert "None were recorded" in card and "| licence | not stated |" in card
+
+
+def test_other_channels_and_encoders_without_a_norm_are_as_timm_needs_them(mae):
+    model, _ = convert.read_model(
+        str(mae), convert.Reading(), part="all", image_size=None
+    )
+    config = timm_folder.config(model)
+    assert config["pretrained_cfg"]["first_conv"] is None  # timm would change it
+    assert config["pretrained_cfg"]["input_size"] == [1, 8, 8]
+    params = {k: x for k, x in model.params.items() if "encoder/norm/" not in k}
+    bare = dataclasses.replace(model, params=params)
+    assert timm_folder.config(bare)["model_args"]["final_norm"] is False
+
+
+def test_a_folder_is_never_overwritten_and_has_one_format(classifier, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(
+        FileExistsError, match=r"full/ is there already, and not an emp"
+    ):
+        converted(classifier, f"{tmp_path}/full/")
+    with pytest.raises(
+        ValueError, match=r"is a folder for timm, --config.format=mmseg"
+    ):
+        converted(classifier, f"{tmp_path}/new/", format="mmseg")
+    with pytest.raises(ValueError, match=r"has no place for tables of relative pos"):
+        timm_folder.config(export_test.dense_model())
+    assert not (tmp_path / "new").exists()
 
 
 def test_positions_are_resized_for_another_image_size(mae, classifier, tmp_path):
