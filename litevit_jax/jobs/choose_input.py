@@ -142,8 +142,8 @@ def images(data: Mapping[str, Any]) -> tuple[Any, Any]:
     source = splits.open_splits(ConfigDict({**data, **_WHOLE}))
     learning, held_out = source("train"), source("eval")
     try:
-        base.check_labels(learning, "choose: the images to learn from", 2)
-        base.check_labels(held_out, "choose: the images held out to compare by", 1)
+        base.check_labels(learning, "choose: the training split", 2)
+        base.check_labels(held_out, "choose: what is held out of it", 1)
     except ValueError as error:
         raise ValueError(
             f"{error}. Encoders are compared by labels; images without any can be "

@@ -96,6 +96,7 @@ class Results:
         notes = [choice.of_choice(name, tuned)]
         notes += choice.of_methods(tuned, self.counts)
         notes.append(choice.of_baseline(name, tuned))
+        notes.append(choice.of_probe(name, tuned[name], self.scores("probe")))
         if best is not None:
             sentence, fewest = self._of_blocks(best)
             notes.append(sentence)
@@ -118,6 +119,8 @@ class Results:
         kept = sorted({0, *(row["kept"] for row in self.rows.values())})
         by_kept = {k: self.scores("finetune", kept=k).get(name, {}) for k in kept}
         known = {k: scores for k, scores in by_kept.items() if scores}
+        if len(known) < 2:
+            return "", 0
         return choice.of_blocks(name, known, self.depth(name))
 
     def _curve(self, method: str | None) -> dict[float, choice.Score]:
@@ -165,7 +168,9 @@ class Results:
 
         head, *rows = self.table()
         figures = [
-            choice.figure(f"{title.capitalize()} by labels", name, self.scores(name))
+            choice.figure(
+                f"{title[0].upper()}{title[1:]} by labels", name, self.scores(name)
+            )
             for name, title in EVALUATIONS.items()
         ]
         boxes: list[page.Note | page.Table] = [page.Note(note) for note in notes]

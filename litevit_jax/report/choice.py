@@ -111,7 +111,7 @@ def of_methods(scores: Scores, counts: Mapping[float, int]) -> list[str]:
         if below:
             text += f", above {_listed(below, here)}"
         if near:
-            text += f"{'; and' if below else ','} to {_listed(near, here)} {SAME}"
+            text += f"; to {_listed(near, here)} {SAME}"
         sentences.append(f"{text}.")
     return sentences
 
@@ -133,6 +133,21 @@ def of_baseline(name: str, scores: Scores) -> str:
         f"Starting from {name} gains {gain:.1f} points over random parameters with "
         f"{_percent(share)} of the labels, where two standard errors of the "
         f"difference are {margin(scores[name][share], random[share]):.1f}."
+    )
+
+
+def of_probe(name: str, tuned: Mapping[float, Score], probed: Scores) -> str:
+    """Says where fine-tuning is below a linear probe of the same encoder."""
+    both = [share for share in tuned if share in probed.get(name, {})]
+    below = [share for share in both if apart(probed[name][share], tuned[share])]
+    if not below:
+        return ""
+    share = max(below)
+    return (
+        f"Fine-tuning {name} is below its linear probe ({tuned[share].text} against "
+        f"{probed[name][share].text} % with {_percent(share)} of the labels): it had "
+        "too few updates in these minutes. Give more before you rely on its order, and "
+        "see that of the linear probe."
     )
 
 
@@ -162,9 +177,9 @@ def of_blocks(
     ]
     most = max(fits)
     share = max(whole)
+    names = {kept: _tuned(depth - kept) if kept else "all blocks" for kept in by_kept}
     numbers = "; ".join(
-        f"{_tuned(depth - kept)} {by_kept[kept][share].text} %"
-        for kept in sorted(by_kept)
+        f"{names[kept]} {by_kept[kept][share].text} %" for kept in sorted(by_kept)
     )
     numbers = f"with {_percent(share)} of the labels: {numbers}"
     gains = [k for k in fits if k and apart(by_kept[k][share], whole[share])]

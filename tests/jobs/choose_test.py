@@ -210,6 +210,39 @@ def test_the_test_split_is_never_read(runs, tmp_path, monkeypatch):
     assert set(opened) == {"train"}
 
 
+def test_fine_tuning_that_was_too_short_is_named():
+    tuned = {1.0: choice.Score((50.0, 52.0), 300)}
+    probed = {"mae": {1.0: choice.Score((89.0, 90.0), 300)}}
+    text = choice.of_probe("mae", tuned, probed)
+    assert "(51.0 ± 5.8 against 89.5 ± 3.5 % with 100 % of the labels)" in text
+    assert choice.of_probe("mae", probed["mae"], probed) == ""
+
+
+def test_the_error_is_of_the_seeds_or_of_the_images_whichever_is_larger():
+    same, far = choice.Score((80.0, 80.0), 100), choice.Score((70.0, 90.0), 100)
+    assert same.error == pytest.approx(4.0) and far.error == pytest.approx(10.0)
+    assert choice.Score((80.0,), 100).error == same.error
+    assert choice.apart(choice.Score((92.0,), 100), same)
+    assert not choice.apart(choice.Score((89.0,), 100), same)
+
+
+def test_more_images_and_more_blocks_are_judged_by_their_errors():
+    def scores(*means):
+        return [choice.Score((mean, mean), 1000) for mean in means]
+
+    low, middle, high = scores(70.0, 80.0, 90.0)
+    text = choice.of_images("mae", {0.25: low, 0.5: middle, 1.0: high}, 400)
+    assert "100: 70.0 ± 2.9 %, 200: 80.0" in text and "brought 10.0 points, and" in text
+    (near,) = scores(89.0)
+    text = choice.of_images("mae", {0.25: low, 0.5: near, 1.0: high}, 400)
+    assert "within the error of 2.7: expect little of still more" in text
+    sentence, kept = choice.of_blocks("mae", {0: {1.0: low}, 2: {1.0: high}}, 4)
+    assert kept == 2 and "the last 2 blocks of mae, which is better" in sentence
+    sentence, kept = choice.of_blocks("mae", {0: {1.0: high}, 4: {1.0: low}}, 4)
+    assert kept == 0 and "Tune all 4 blocks of mae: fewer lose" in sentence
+    assert "all blocks 90.0 ± 1.9 %; the head alone 70.0 ± 2.9 %" in sentence
+
+
 def test_a_share_with_fewer_images_than_classes_is_left_out(capsys):
     source = digits.make(split="train")
     kept = choose_input.counts((0.005, 1.0, 0.1), source, print)
@@ -270,7 +303,11 @@ def images(folder, classes, each):
 @pytest.mark.parametrize(
     ("classes", "each", "message"),
     [
-        ((".",), 12, r"needs labels.*\. Encoders are compared by labels; .*mae_tiny"),
+        (
+            (".",),
+            12,
+            r"split needs labels.*\. Encoders are compared by labels; .*mae_tiny",
+        ),
         (("a",), 12, r"all images are of one class, 'a'"),
         (("a",), 1, r"data\.holdout\.eval=0\.2 of 1 training examples"),
     ],

@@ -234,6 +234,21 @@ def test_points_that_need_the_same_features_encode_once(
     assert top1 == alone["knn"]["last"]["top1"]
 
 
+def test_linear_probes_of_one_encoder_share_what_their_k_nn_reads(
+    checkpoints, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train, "folder_of_programs", lambda: None)
+    grid = f"lr.base=0.1,0.2; steps=1; init={checkpoints / '0'}"
+    run(config(recipe="linear_probe:smoke", grid=grid), tmp_path / "s")
+    heads = [
+        json.loads((tmp_path / f"s/points/base{lr}/evals/knn/result.json").read_text())
+        for lr in ("0.1", "0.2")
+    ]
+    assert heads[0]["params"] != heads[1]["params"]  # the classifiers differ
+    assert heads[0]["last"]["top1"] == heads[1]["last"]["top1"]
+    assert len(list((tmp_path / "s/features").glob("*.npz"))) == 2
+
+
 def _fields(made):
     return made.recipe, made.grid, made.shard
 
