@@ -256,6 +256,7 @@ def _flags(recipe: str, variant: str, **fields: Any) -> tuple[str, ...]:
         f"--config=configs/{recipe}.py{':' if variant else ''}{variant}",
         "--config.log.tensorboard=False",
         "--config.log.report=False",
+        "--config.data.cache=off",  # as the tables of docs/results.md were made
         *(f"--config.{name}={value}" for name, value in given.items()),
     )
 

@@ -280,7 +280,7 @@ def imagenet():
     data.max_bad_fraction = 0.001  # more unreadable files than that end the run
     data.decoder = "auto"  # fast (libjpeg-turbo, OpenCV) if installed, else pillow
     # Small sets are decoded once and kept: device (cropped there), host, off, or auto:
-    # on GPUs and TPUs the device, if they fit (docs/input.md).
+    # the device, if they fit and nothing needs the host (docs/input.md).
     data.cache = "auto"
     data.cache_gib = 8.0  # memory in GiB that cached images may take
     data.workers = config_dict.placeholder(int)  # processes; None: by the cores

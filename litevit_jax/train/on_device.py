@@ -180,7 +180,7 @@ def open_set(
     """
     setting, most = cache.setting(data), steps_per_call
     at_most = _updates(most)
-    host = _why_host(setting, data, mesh, workdir)
+    host = _why_host(setting, data, workdir)
     if host is not None:
         if most != "auto" and at_most > 1:
             raise ValueError(
@@ -230,14 +230,10 @@ def _updates(setting: int | str) -> int:
     )
 
 
-def _why_host(
-    setting: str, data: ConfigDict, mesh: Mesh, workdir: pathlib.Path
-) -> str | None:
+def _why_host(setting: str, data: ConfigDict, workdir: pathlib.Path) -> str | None:
     """Says why the host crops the images ('': it was asked to); None: devices do.
 
-    'auto' stays with what the run in `workdir` began with, if there is one; else it
-    takes accelerators alone. On CPUs `device` has to be asked for: its pixels differ
-    from those of the host's resampling by rounding, and recorded results with them.
+    'auto' stays with what the run in `workdir` began with, if there is one.
     """
     why_not = resident.why_not(data)
     if setting == "device":
@@ -250,14 +246,7 @@ def _why_host(
     if setting != "auto" or why_not:
         return why_not if setting == "auto" else ""
     recorded = distributed.run_on_primary(functools.partial(_recorded, workdir))
-    if recorded is not None:
-        return None if recorded == "device" else "the run began so"
-    if mesh.devices.flat[0].platform != "cpu":
-        return None
-    return (
-        "data.cache=auto takes GPUs and TPUs alone (--config.data.cache=device is "
-        "quicker for a small set here, too)"
-    )
+    return "the run began so" if recorded == "host" else None
 
 
 def _recorded(workdir: pathlib.Path) -> str | None:

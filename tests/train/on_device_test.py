@@ -201,10 +201,14 @@ def test_a_set_that_does_not_fit_is_cropped_on_the_host_and_that_is_said(tmp_pat
     assert job.config["derived"]["cropped_on"] == "host"
 
 
-def test_auto_on_cpus_keeps_the_results_of_the_host(tmp_path):
+@pytest.mark.parametrize(("layers", "where"), [(0, "device"), (2, "host")])
+def test_auto_takes_the_device_unless_something_needs_the_host(layers, where, tmp_path):
+    made = tiny(data__cache="auto", data__randaugment__layers=layers)
     with jobs.without_steps():
-        job = train.prepare(tiny(data__cache="auto"), tmp_path)
-    assert job.config["derived"]["cropped_on"] == "host"
+        job = train.prepare(made, tmp_path)
+    assert job.config["derived"]["cropped_on"] == where
+    if where == "host":
+        assert "RandAugment" in "".join(job.notes)
 
 
 def test_a_run_stays_with_its_way_of_cropping(whole, tmp_path):
