@@ -32,31 +32,20 @@ def read(name):
     return nbformat.read(ROOT / "colabs" / f"{name}.ipynb", as_version=4)
 
 
-# Models of two narrow blocks in place of four, since most of the time is tracing them,
-# and commands that start as forks of one process.
+# Two narrow blocks and no metrics of health, since most of the time is tracing, and
+# commands that start as forks of one process.
 PRELUDE = """
 %reset -f
-import os, pathlib, tempfile, types
+import types
 from colabs import notebook
 from tests import processes
 
-class Popen(processes.Fork):
-    def __init__(self, command, env, **_):
-        pipe = pathlib.Path(tempfile.mkdtemp(), "pipe")
-        os.mkfifo(pipe)
-        super().__init__(command[1:], pipe, **env)
-        self.stdout = open(pipe)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.wait()
-
-notebook.subprocess = types.SimpleNamespace(Popen=Popen, PIPE=None, STDOUT=None)
+notebook.subprocess = types.SimpleNamespace(
+    Popen=processes.start, PIPE=None, STDOUT=None
+)
 sizes = ("depth=2", "width=16", "num_heads=2")
 small = tuple(f"--config.objective.encoder.{size}" for size in sizes)
-notebook.FEW_STEPS = notebook.FEW_STEPS[:4] + small
+notebook.FEW_STEPS = (*notebook.FEW_STEPS[:4], *small, "--config.log.health=False")
 """
 
 

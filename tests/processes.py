@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -90,6 +91,39 @@ class Fork:
     def kill(self):
         """Ends it at once."""
         self.send_signal(signal.SIGKILL)
+
+
+def start(command, env=None, **_):
+    """As subprocess.Popen of `python PROGRAM ...` whose output and errors are `stdout`;
+    a `Fork` on Linux."""
+    if sys.platform == "linux":
+        return _Piped(command[1:], env or {})
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, **output)
+
+
+class _Piped(Fork):
+    """A fork whose output can be read."""
+
+    def __init__(self, arguments, environment):
+        with tempfile.TemporaryDirectory() as folder:
+            os.mkfifo(pipe := pathlib.Path(folder, "pipe"))
+            super().__init__(arguments, pipe, **environment)
+            # This waits until the fork has opened it.
+            self.stdout = os.fdopen(os.open(pipe, os.O_RDONLY))
+
+    def communicate(self, timeout=PATIENCE_S):
+        """What it prints until it ends, and nothing of errors."""
+        output = self.stdout.read()
+        self.wait(timeout)
+        return output, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.wait()
+        self.stdout.close()
 
 
 _ADOPT_ORPHANS = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)

@@ -71,7 +71,7 @@ def one_by_one(crop, positions, seed, views, bad):
 )
 def test_crops_are_those_that_are_drawn_one_by_one(how, views):
     crop = transforms.RandomResizedCrop((8, 8), **how)
-    positions = np.concatenate([np.arange(300), [2**33 + 5, 2**40]])
+    positions = np.concatenate([np.arange(100), [2**33 + 5, 2**40]])
     bad, seed = (2, 5), 2**32 - 7
     readable = ~np.isin(np.arange(len(SIZES)), bad)
     drawn = draws.Draws(crop, SIZES, readable, seed, views)
