@@ -12,6 +12,7 @@ Runs on whatever JAX finds, in these parts:
     peers      the same steps in plain PyTorch, eager and compiled, in turn with ours
     attention  every way to compute attention, at the sizes of ViT-Tiny and -Base
     inputs     images/s of the host by threads, and the waiting of a real run
+    small      sets that live on the device: what a run reaches of the bare step
     profile    the operations of five steps by time
     learning   a run of minutes with a probe, on --data or on the embedded digits
 

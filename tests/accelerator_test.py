@@ -20,6 +20,7 @@ from benchmarks.parts import (
     numerics,
     peers,
     profile,
+    small,
     steps,
 )
 from tests import processes
@@ -129,6 +130,22 @@ def test_every_part_runs_in_its_small_form(
     text = common.write_tables(tmp_path)
     assert name in text
     assert ("](learning-loss.png)" in text) == (name == "learning")
+
+
+def test_a_small_set_must_reach_its_share_of_the_bare_step():
+    share = {"median": 0.96, "min": 0.9, "max": 1.0}
+    figures = {
+        "images/s": {"bare": {}},
+        "ratios": {"device/bare": share, "host/bare": share},
+        "wait %": {"device": {"median": 1.0}},
+        "updates": 4,
+    }
+    row = small.row("cifar", figures)
+    assert row["ok"] and row["device of bare"] is share
+    for other in ({"ratios": {"device/bare": {"median": 0.94}}},
+                  {"wait %": {"device": {"median": 3.5}}}):  # fmt: skip
+        assert not small.row("cifar", figures | other)["ok"]
+    assert "ok" not in small.row("short", figures)
 
 
 def test_a_wrong_value_is_not_ok(monkeypatch):
@@ -354,7 +371,7 @@ STARTING = """
 import pathlib, subprocess, sys, time
 from jax._src import xla_bridge
 from benchmarks import sides
-from benchmarks.parts import common, inputs, learning, numerics, peers
+from benchmarks.parts import common, inputs, learning, numerics, peers, small
 
 seen = []
 
@@ -366,9 +383,9 @@ def side(self, *arguments, **options):
     start(self)
     raise RuntimeError
 
-common.Part.run_main, sides.Side.__init__ = start, side
+common.Part.run, sides.Side.__init__ = start, side
 numerics._in_process, numerics._interrupted = lambda part: {}, lambda *_: 42
-for module in (inputs, learning, numerics, peers):
+for module in (inputs, learning, numerics, peers, small):
     out, name = pathlib.Path(sys.argv[1]), module.__name__.rpartition(".")[2]
     module.run(common.Part(name, out, time.time() + 600, "yes"))
 print(len(seen), any(seen))
@@ -377,7 +394,7 @@ print(len(seen), any(seen))
 
 def test_parts_leave_the_device_to_the_programs_that_they_start(tmp_path):
     done = run_script(STARTING, tmp_path)
-    assert done.stdout.split() == ["8", "False"], done.stderr
+    assert done.stdout.split() == ["9", "False"], done.stderr
 
 
 def test_pytorchs_side_needs_no_other_package():

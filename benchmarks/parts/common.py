@@ -23,6 +23,7 @@ PARTS = {
     "peers": 1.6,
     "attention": 1.0,
     "inputs": 0.6,
+    "small": 1.0,
     "profile": 0.6,
     "learning": 1.2,
 }
@@ -147,21 +148,25 @@ class Part:
         store(self.out, self.name, self._state)
 
     def run_main(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs main.py with `arguments`, and returns its exit code and output.
+        """Runs main.py with `arguments`, as `run`."""
+        return self.run("main.py", *arguments)
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Runs a program with its arguments; returns its exit code and output.
 
         On an accelerator this process must not have started JAX: a TPU belongs to one
         process, and of a GPU JAX takes most of the memory.
 
         Raises:
-          OutOfTime: the part's time is over; main.py is killed.
+          OutOfTime: the part's time is over; the program is killed.
         """
-        command = [sys.executable, "main.py", *arguments]
-        with process(command, cwd=ROOT, stdout=subprocess.PIPE) as child:
+        arguments = [sys.executable, *command]
+        with process(arguments, cwd=ROOT, stdout=subprocess.PIPE) as child:
             try:
                 output, _ = child.communicate(timeout=max(self.left, 1))
             except subprocess.TimeoutExpired:
                 raise OutOfTime from None
-        return subprocess.CompletedProcess(command, child.returncode, output)
+        return subprocess.CompletedProcess(arguments, child.returncode, output)
 
 
 def load(out: pathlib.Path, name: str) -> dict[str, Any]:
