@@ -12,6 +12,7 @@ def get_config(arg=None):
         encoder = config.objective.encoder.to_dict()
         config.objective = {"name": "linear", "encoder": encoder | {"width": 8}}
         config.evals = {}
+    config.data.cache = "off"  # a step from bytes takes longer to compile
     config.checkpoint.every_steps = 2
     config.log.update(tensorboard=False, health=False, report=False)
     return config.lock()
