@@ -19,7 +19,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     *("Encoder", "Evaluator", "Objective", "RunOutcome", "Source", "evaluate"),
-    *("features", "load", "recipes", "save", "train"),
+    *("features", "load", "predict", "recipes", "save", "train"),
 ]
 
 # epath would read gs:// through TensorFlow wherever that is installed. It asks once,

@@ -5,25 +5,22 @@ The names are used as `litevit_jax.load` and so on; docs/python.md has the whole
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import functools
 import json
 import os
 import pathlib
 import warnings
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import PIL.Image
 from ml_collections import ConfigDict
 
 from litevit_jax import choices, cli, compilation, cpu, recipes, registry, trees
 from litevit_jax.analysis import images as analysis_images
 from litevit_jax.data.sources.base import Source as Source
-from litevit_jax.encoder import Encoder
+from litevit_jax.encoder import Encoder, batches
+from litevit_jax.evaluators import predict as prediction
 from litevit_jax.evaluators.base import Evaluator as Evaluator
 from litevit_jax.jobs import convert
 from litevit_jax.jobs import evaluate as evaluate_job
@@ -38,7 +35,6 @@ from litevit_jax.weights import exportable, names
 
 POOLS = ("avg", "cls")
 _CALLS = {"train": "litevit_jax.train", "evaluate": "litevit_jax.evaluate"}
-_ROWS = 32  # images whose features are computed at once
 _SIZES = ("width", "depth", "num_heads", "patch_size", "mlp_ratio", "pos_embed")
 
 
@@ -202,51 +198,42 @@ def features(
     _check_encoder("features", encoder)
     if pool is not None:
         choices.check("pool", pool, POOLS)
-    items = _listed(images_or_paths)
-    if not items:
-        raise ValueError("features of no images: expected at least one image or path")
-    for item in items:
-        if isinstance(item, PIL.Image.Image):
-            item.load()  # here: threads would read one file at a time in turns
-    # The last rows are filled up: one shape compiles once.
-    rows, parts = min(_ROWS, len(items)), []
-    shape = (*encoder.image_size, encoder.channels)
-    with concurrent.futures.ThreadPoolExecutor() as pool_of_threads:
-        prepare = functools.partial(_prepared, encoder)
-        for start in range(0, len(items), rows):
-            part = items[start : start + rows]
-            batch = np.zeros((rows, *shape), np.float32)
-            batch[: len(part)] = np.stack(list(pool_of_threads.map(prepare, part)))
-            parts.append(encoder.features(batch, pool)[: len(part)])
-    return np.concatenate(parts)
+    parts = batches(encoder, "features", images_or_paths)
+    return np.concatenate([encoder.features(x, pool)[:n] for x, n in parts])
 
 
-def _prepared(encoder: Encoder, image: Any) -> Any:
-    if hasattr(image, "dtype") and np.issubdtype(image.dtype, np.floating):
-        array = np.asarray(image)
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"got an image {array.dtype}{list(array.shape)} with numbers that are "
-                "not finite; expected what encoder.preprocess(image) returns"
-            )
-        return encoder.checked(array[None])[0]
-    return encoder.preprocess(image)
+def predict(
+    encoder: Encoder, images_or_paths: Any, top: int = 5
+) -> list[list[tuple[str, float]]]:
+    """Tells the likeliest classes of each image, as the recipe `predict` does.
 
+    >>> encoder = litevit_jax.load("runs/deit_tiny-smoke")
+    >>> [pairs] = litevit_jax.predict(encoder, np.zeros((8, 8), np.uint8), top=2)
+    >>> [type(name).__name__ for name, probability in pairs]
+    ['str', 'str']
 
-def _listed(images: Any) -> list[Any]:
-    """Lists images; a single one becomes a list of one."""
-    if isinstance(images, str | os.PathLike | PIL.Image.Image):
-        return [images]
-    if hasattr(images, "ndim") and hasattr(images, "dtype"):
-        if images.dtype.kind == "U":  # an array of paths
-            return [str(path) for path in images.ravel()]
-        return list(images) if images.ndim == 4 else [images]
-    if isinstance(images, Iterable) and not isinstance(images, Mapping | bytes):
-        return list(images)
-    raise ValueError(
-        f"features: got {type(images).__name__}, expected paths, PIL images or arrays "
-        "of bytes: one, a list of them, or an array [B, H, W, C]"
-    )
+    Args:
+      encoder: of a classifier: a fine-tuned run, a probe or a file with a head.
+      images_or_paths: as for `features`.
+      top: classes of each image; all if there are fewer.
+
+    Returns:
+      (name, probability) of the likeliest classes of each image, the likeliest first.
+      A model that records no names says numbers.
+
+    Raises:
+      ValueError: no head, no images, or one that cannot be read.
+    """
+    _check_encoder("predict", encoder)
+    if not isinstance(top, int) or isinstance(top, bool) or top < 1:
+        raise ValueError(f"predict: got top={top!r}, expected 1 class or more")
+    rows = []
+    for batch, count in batches(encoder, "predict", images_or_paths):
+        for likeliest in prediction.likeliest(encoder.logits(batch)[:count], top):
+            numbers = ((int(k), float(p)) for k, p in likeliest)
+            names = encoder.classes
+            rows.append([(names[k] if names else str(k), p) for k, p in numbers])
+    return rows
 
 
 def save(encoder: Encoder, path: str | os.PathLike[str]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ import PIL.Image
 from litevit_jax import augment, paths
 from litevit_jax.data import transforms
 from litevit_jax.models import vit
+
+_ROWS = 32  # images that are computed at once
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,9 +163,24 @@ class Encoder:
 
     def features(self, images: Any, pool: str | None = None) -> np.ndarray:
         """Computes features `[B, D]` of preprocessed images, see `api.features`."""
-        params = {"encoder": self.params, **self.others}
-        given = (params, self.model_state, self.checked(images))
-        return np.asarray(_features(self.objective, self.module, pool, *given))
+        given = (self._whole, self.model_state, self.checked(images))
+        if pool is not None:
+            return np.asarray(_pooled(self.module, pool, *given))
+        return np.asarray(_predicted(self.objective, "features", *given))
+
+    def logits(self, images: Any) -> np.ndarray:
+        """Computes logits `[B, K]` of preprocessed images; see `api.predict`.
+
+        Raises:
+          ValueError: the model has no head that tells classes apart.
+        """
+        given = (self._whole, self.model_state, self.checked(images))
+        return np.asarray(_predicted(self.objective, "logits", *given))
+
+    @property
+    def _whole(self) -> dict[str, Any]:
+        """The parameters of all parts."""
+        return {"encoder": self.params, **self.others}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -176,28 +194,98 @@ def _normalized(mean: Any, std: Any, images: jax.Array) -> jax.Array:
     return augment.apply(ops, jax.random.key(0), {"image": images})["image"]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _features(
-    objective: Any,
-    module: vit.Encoder,
-    pool: str | None,
-    params: Any,
-    model_state: Any,
-    images: jax.Array,
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _pooled(
+    module: vit.Encoder, pool: str, params: Any, model_state: Any, images: jax.Array
 ) -> jax.Array:
-    if pool is not None:
-        tokens, _ = module.apply({"params": params["encoder"]}, images)
-        return vit.pool_tokens(tokens, pool)
+    del model_state
+    tokens, _ = module.apply({"params": params["encoder"]}, images)
+    return vit.pool_tokens(tokens, pool)
+
+
+# What to do where a prediction is missing.
+_LACKING = {
+    "features": "give pool='avg' or pool='cls'",
+    "logits": "load a classifier: a probe or a fine-tuned run of this encoder, or a "
+    "file with a head",
+}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _predicted(
+    objective: Any, name: str, params: Any, model_state: Any, images: jax.Array
+) -> jax.Array:
+    """Returns a prediction `[B, ...]` of the objective by its name."""
     count = len(images)  # a batch as evaluators have it
     batch = {"image": images, "index": jnp.arange(count), "mask": jnp.ones(count)}
     batch["label"] = jnp.zeros(count, jnp.int32)
     predicted = objective.predict(params, model_state, batch)
-    if "features" not in predicted:
+    if name not in predicted:
         raise ValueError(
-            f"the objective predicts no 'features' ({', '.join(sorted(predicted))}); "
-            "give pool='avg' or pool='cls'"
+            f"the objective predicts no {name!r} ({', '.join(sorted(predicted))}); "
+            f"{_LACKING[name]}"
         )
-    return predicted["features"]
+    return predicted[name]
+
+
+def batches(
+    encoder: Encoder, what: str, images: Any
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields preprocessed images float32 `[B, H, W, C]`, and how many are real.
+
+    The last rows are filled up: one shape compiles once.
+
+    Args:
+      encoder: prepares them.
+      what: name of the caller, for messages.
+      images: one or several, as `api.features` takes them.
+
+    Raises:
+      ValueError: no images, or one that cannot be read.
+    """
+    items = _listed(what, images)
+    if not items:
+        raise ValueError(f"{what} of no images: expected at least one image or path")
+    for item in items:
+        if isinstance(item, PIL.Image.Image):
+            item.load()  # here: threads would read one file at a time in turns
+    rows = min(_ROWS, len(items))
+    shape = (*encoder.image_size, encoder.channels)
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        prepare = functools.partial(_prepared, encoder)
+        for start in range(0, len(items), rows):
+            part = items[start : start + rows]
+            batch = np.zeros((rows, *shape), np.float32)
+            batch[: len(part)] = np.stack(list(threads.map(prepare, part)))
+            yield batch, len(part)
+
+
+def _prepared(encoder: Encoder, image: Any) -> Any:
+    if hasattr(image, "dtype") and np.issubdtype(image.dtype, np.floating):
+        array = np.asarray(image)
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"got an image {array.dtype}{list(array.shape)} with numbers that are "
+                "not finite; expected what encoder.preprocess(image) returns"
+            )
+        return encoder.checked(array[None])[0]
+    return encoder.preprocess(image)
+
+
+def _listed(what: str, images: Any) -> list[Any]:
+    """Lists images; a single one becomes a list of one."""
+    if isinstance(images, str | os.PathLike | PIL.Image.Image):
+        return [images]
+    if hasattr(images, "ndim") and hasattr(images, "dtype"):
+        if images.dtype.kind == "U":  # an array of paths
+            return [str(path) for path in images.ravel()]
+        return list(images) if images.ndim == 4 else [images]
+    if isinstance(images, Iterable) and not isinstance(images, Mapping | bytes):
+        return list(images)
+    raise ValueError(
+        f"{what}: got {type(images).__name__}, expected paths, PIL images or arrays "
+        "of bytes: one, a list of them, or an array [B, H, W, C]"
+    )
 
 
 def _raw(image: Any) -> tuple[str, Any]:

@@ -57,6 +57,7 @@ def trained(tmp_path_factory):
         patch.chdir(folder)
         with jobs.given_starts():
             ended = example("train")
+        jobs.saved_run(folder / "runs/deit_tiny-smoke", jobs.tiny("deit_tiny"))
         yield folder, ended
 
 
@@ -180,7 +181,7 @@ def test_features_are_those_that_the_nearest_neighbours_see(encoder, tmp_path):
 def test_many_images_are_encoded_in_parts(encoder, monkeypatch):
     images = np.random.default_rng(0).integers(0, 255, (7, 8, 8, 1), dtype=np.uint8)
     whole = litevit_jax.features(encoder, images)
-    monkeypatch.setattr(litevit_jax.api, "_ROWS", 3)
+    monkeypatch.setattr("litevit_jax.encoder._ROWS", 3)
     np.testing.assert_allclose(litevit_jax.features(encoder, images), whole, atol=1e-5)
 
 
@@ -395,3 +396,35 @@ def test_a_public_name_that_is_misspelt_is_suggested():
 def test_a_list_gives_numbers_for_each_channel(encoder):
     listed = dataclasses.replace(encoder, mean=list(encoder.mean), std=[0.5])
     assert listed.mean == encoder.mean and listed.std == (0.5,)
+
+
+def test_predictions_are_the_softmax_of_the_classifiers_logits(classifier):
+    path, model = classifier
+    encoder = dataclasses.replace(litevit_jax.load(path), classes=tuple("abcdefghij"))
+    images = np.random.default_rng(0).normal(size=(35, 16, 16, 3)).astype("f4")
+    odds = np.exp(np.asarray(jax.jit(model.apply)(images), float))
+    share = odds / odds.sum(axis=1, keepdims=True)
+    got = litevit_jax.predict(encoder, images, top=3)  # more than one batch
+    assert len(got) == 35
+    for pairs, row in zip(got, share, strict=True):
+        order = np.argsort(-row)[:3]
+        assert [name for name, _ in pairs] == ["abcdefghij"[k] for k in order]
+        np.testing.assert_allclose([p for _, p in pairs], row[order], rtol=1e-4)
+    unnamed = dataclasses.replace(encoder, classes=())
+    [pairs] = litevit_jax.predict(unnamed, images[0], top=99)
+    assert {name for name, _ in pairs} == set("0123456789")
+    assert sum(p for _, p in pairs) == pytest.approx(1)
+
+
+def test_predictions_need_a_head_and_a_number_of_classes(encoder):
+    image = np.zeros((8, 8), np.uint8)
+    with pytest.raises(
+        ValueError, match=r"predicts no 'logits' .*load a classifier: a"
+    ):
+        litevit_jax.predict(encoder, image)
+    with pytest.raises(ValueError, match=r"predict: got top=0, expected 1"):
+        litevit_jax.predict(encoder, image, top=0)
+    with pytest.raises(ValueError, match=r"predict: got str as the encoder"):
+        litevit_jax.predict("runs", image)
+    with pytest.raises(ValueError, match=r"predict of no images"):
+        litevit_jax.predict(encoder, [])

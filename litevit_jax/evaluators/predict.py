@@ -74,14 +74,23 @@ class Predict(base.Evaluator):
         return numbers
 
     def _likeliest(self, out: base.Rows) -> np.ndarray:
-        """Returns numbers of classes and their probabilities, float64 [B, top, 2]."""
-        logits = out["logits"].astype(np.float64)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probability = odds / odds.sum(axis=1, keepdims=True)
-        order = np.argsort(-logits, axis=1, kind="stable")[:, : self.top]
-        rows = np.stack([order, np.take_along_axis(probability, order, 1)], axis=-1)
-        rows[~np.isfinite(logits).all(axis=1)] = np.nan
-        return rows
+        return likeliest(out["logits"], self.top)
+
+
+def likeliest(logits: np.ndarray, top: int) -> np.ndarray:
+    """Finds the likeliest classes by logits [B, K], the lower number first of equals.
+
+    Returns:
+      Numbers of classes and their probabilities, float64 [B, top, 2]; not-a-number for
+      logits that are not finite.
+    """
+    logits = logits.astype(np.float64)
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probability = odds / odds.sum(axis=1, keepdims=True)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :top]
+    rows = np.stack([order, np.take_along_axis(probability, order, 1)], axis=-1)
+    rows[~np.isfinite(logits).all(axis=1)] = np.nan
+    return rows
 
 
 class Prediction(NamedTuple):
