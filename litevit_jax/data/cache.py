@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jax.sharding import Mesh
 
-from litevit_jax import choices, cpu, distributed, sharding
+from litevit_jax import choices, cpu, distributed, sharding, terminal
 from litevit_jax.data import wrapped
 from litevit_jax.data.decode import Decode, DecodeError
 from litevit_jax.data.sources import base
@@ -21,6 +21,7 @@ _SHARE = 0.2  # of a device's memory, which a set may take
 # host's memory.
 SETTINGS = ("auto", "device", "host", "off")
 _OLDER = {"True": "host", "False": "off", "None": "off"}  # of runs that had two values
+_MANY = 2_000  # images whose decoding takes more than a moment
 _AT_ONCE = 256  # images decoded before their size is counted
 _CHUNK = 16  # images that a thread reads before it hands them over
 
@@ -78,6 +79,8 @@ def threads_of(data: Any) -> int:
 
 def read_all(read: Callable[[int], T], count: int, threads: int) -> Iterator[list[T]]:
     """Yields read(0), read(1), ... up to `count`, many at a time, by `threads`."""
+    doing = f"decoding {terminal.counted(count, 'image')}"
+    terminal.ConsoleLine().begin(doing, quiet=count < _MANY, begun=False)
 
     def chunk(start: int) -> list[T]:
         return [read(index) for index in range(start, min(start + _CHUNK, count))]

@@ -64,3 +64,11 @@ def test_labels_are_known_without_images_also_of_bad_files(image_folder):
 def test_the_bound_is_kept(source):
     with pytest.raises(ValueError, match=r"more than data\.cache_gib=1e-06"):
         _keep(source, gib=1e-6)
+
+
+def test_many_images_are_announced(source, monkeypatch, capsys):
+    _keep(source)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(cache, "_MANY", 7)
+    _keep(source)
+    assert capsys.readouterr().out == "decoding 8 images ...\n"
