@@ -165,13 +165,24 @@ class Neighbours(base.Evaluator):
             _check_same(self.among, about, self.features.about(state))
             return self.among
         own = self.features
-        if own.path.exists():
-            if embed.read_about(own.path) == own.parts(state).described(state):
-                return own.path
-            if distributed.is_primary():
-                own.path.unlink()
-        own.run(state, step=step)
+        about = own.parts(state).described(state)
+        if not distributed.run_on_primary(functools.partial(_kept, own.path, about)):
+            own.run(state, step=step)
         return own.path
+
+
+def _kept(path: pathlib.Path, about: dict[str, Any]) -> bool:
+    """Whether the features that an earlier command left are those that are asked for.
+
+    Others are removed.
+    """
+    try:
+        if path.exists() and embed.read_about(path) == about:
+            return True
+    except ValueError:  # damaged: it is made again
+        pass
+    path.unlink(missing_ok=True)
+    return False
 
 
 def nearest(features: np.ndarray, unit: np.ndarray, top: int) -> np.ndarray:

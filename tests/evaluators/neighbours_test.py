@@ -110,6 +110,9 @@ def test_features_are_kept_for_the_next_command_and_made_again_for_another_model
     assert len(calls) == 1 and neighbours.read(made.path, 99) == before
     run(tmp_path, 3.0)
     assert len(calls) == 2 and neighbours.read(made.path, 99) != before
+    (tmp_path / "w/among.npz").write_text("cut off")
+    run(tmp_path, 3.0)
+    assert len(calls) == 3
 
 
 @pytest.fixture(params=[".npz", ".parquet"])
