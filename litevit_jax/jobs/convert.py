@@ -6,9 +6,10 @@ A target appears only after its outputs agreed with the source's.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -26,6 +27,8 @@ _SIZES = ("variant", "width", "depth", "num_heads", "patch_size", "mlp_ratio")
 _KEPT = ("mean", "std", "range", "crop", names.CLASSES, names.LICENCE)
 _NON_COMMERCIAL = ("mae", "moco_v3")  # sources, as `weights.read` names them
 _FOLDER = "model.safetensors"  # in a folder for timm
+# Tolerance where the file resizes images: of their levels, a few are rounded otherwise.
+_PREPARED = 1e-2
 
 
 def run(config: ConfigDict) -> str:
@@ -60,7 +63,12 @@ def run(config: ConfigDict) -> str:
     )
     decoder = {k: v for k, v in source.params.items() if k.startswith("decoder/")}
     written, difference = write(
-        model, target, kind, decoder=decoder, tolerance=config.tolerance
+        model,
+        target,
+        kind,
+        decoder=decoder,
+        tolerance=config.tolerance,
+        preprocess=config.preprocess,
     )
     for name, text in beside.items():
         paths.replace_text(target.with_name(name), text)
@@ -74,7 +82,8 @@ def run(config: ConfigDict) -> str:
     if left_out:
         lines.append(f"left out, as {kind!r} has no place: {_shortened(left_out)}")
     lines += [f"beside it: {', '.join(beside)}"] * bool(beside)
-    rows = _rows(model, kind, written.data, config.latency)
+    timed = "" if config.preprocess else kind
+    rows = _rows(model, timed, written.data, config.latency)
     return "\n".join([*lines, latency.table(rows)] if rows else lines)
 
 
@@ -136,6 +145,7 @@ def write(
     *,
     decoder: models.Arrays,
     tolerance: float,
+    preprocess: bool = False,
 ) -> tuple[export.Written, export.Difference]:
     """Writes `model` to `target` and compares what the file computes with it.
 
@@ -145,14 +155,23 @@ def write(
       kind: its format.
       decoder: parameters of a decoder; most formats leave them out.
       tolerance: the largest relative difference of outputs.
+      preprocess: whether the file prepares images itself.
 
     Raises:
+      ValueError: the format cannot hold the model, or no preparation.
       OSError: the target cannot be written.
       RuntimeError: a package of the format is missing, or the file computes something
         else; nothing is left at the target then.
     """
-    written = export.write(model, kind, decoder=decoder)
-    difference = _write(target, written.data, model, kind, tolerance)
+    try:
+        written = export.write(model, kind, decoder=decoder, preprocess=preprocess)
+    except ValueError as error:
+        hint = "--config." * str(error).startswith("preprocess=")
+        raise ValueError(f"{hint}{error}") from None
+    if preprocess:
+        tolerance = max(tolerance, _PREPARED)
+    compare = functools.partial(export.compare, kind=kind, preprocess=preprocess)
+    difference = _write(target, written.data, model, compare, tolerance)
     if written.beside is not None:
         _beside(target).write_text(json.dumps(written.beside, indent=1) + "\n")
     return written, difference
@@ -332,7 +351,11 @@ def _sizes(block: Any) -> dict[str, Any]:
 
 
 def _write(
-    target: pathlib.Path, data: bytes, model: models.Model, kind: str, tolerance: float
+    target: pathlib.Path,
+    data: bytes,
+    model: models.Model,
+    compare: Callable[..., export.Difference],
+    tolerance: float,
 ) -> export.Difference:
     """Writes `data` to `target` if, read back, it computes what `model` does."""
     partial = target.with_name(f".{target.name}.partial")
@@ -346,7 +369,7 @@ def _write(
             f"{target} cannot be written: {error.strerror}; name another target"
         ) from None
     try:
-        difference = export.compare(model, partial.read_bytes(), kind)
+        difference = compare(model, partial.read_bytes())
         if not difference.relative <= tolerance:  # not a number fails too
             raise RuntimeError(
                 f"{target} was not written: the file computes something else than its "

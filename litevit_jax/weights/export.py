@@ -7,6 +7,7 @@ StableHLO files hold the computation too.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -21,6 +22,7 @@ from litevit_jax.weights import (
     names,
     numpy_vit,
     onnx_graph,
+    onnx_images,
     safetensors,
     stablehlo,
 )
@@ -75,7 +77,13 @@ class Difference:
         )
 
 
-def write(model: models.Model, kind: str, *, decoder: models.Arrays) -> Written:
+def write(
+    model: models.Model,
+    kind: str,
+    *,
+    decoder: models.Arrays,
+    preprocess: bool = False,
+) -> Written:
     """The contents of a file of format `kind`.
 
     Args:
@@ -83,6 +91,7 @@ def write(model: models.Model, kind: str, *, decoder: models.Arrays) -> Written:
       kind: one of `FORMATS`.
       decoder: parameters of a pixel decoder by our names, or {}; only 'mae' can hold
         them.
+      preprocess: whether the file prepares images itself, which 'onnx' alone can.
 
     Raises:
       ValueError: an unknown format, or a model that it cannot hold.
@@ -90,6 +99,11 @@ def write(model: models.Model, kind: str, *, decoder: models.Arrays) -> Written:
     """
     choices.check("format", kind, FORMATS)
     about = metadata(model)
+    if preprocess and kind != "onnx":
+        raise ValueError(
+            f"preprocess=True: a file of format {kind!r} holds no preparation of "
+            "images; leave it out, or write an .onnx file"
+        )
     if kind != "mae":
         about.pop(names.DECODER_NUM_HEADS, None)
     if kind in _BACKBONES:
@@ -100,7 +114,9 @@ def write(model: models.Model, kind: str, *, decoder: models.Arrays) -> Written:
         return Written(safetensors.write(arrays, about), layout.left_out)
     if kind == "onnx":
         layouts.check_plain(model, kind)
-        return Written(onnx_graph.write(model, about), tuple(decoder))
+        about |= {"input": "uint8 [B, H, W, C] of any size"} if preprocess else {}
+        data = onnx_graph.write(model, about, preprocess=preprocess)
+        return Written(data, tuple(decoder))
     return Written(stablehlo.write(model), tuple(decoder), beside=about)
 
 
@@ -126,14 +142,20 @@ def metadata(model: models.Model) -> dict[str, str]:
     }
 
 
-def compare(model: models.Model, data: bytes, kind: str) -> Difference:
-    """Compares the outputs of a file's contents and of `model` for two fixed images.
+def compare(
+    model: models.Model, data: bytes, kind: str, *, preprocess: bool = False
+) -> Difference:
+    """Compares the outputs of a file's contents and of `model` for fixed images.
 
     Args:
       model: the exported model.
       data: the bytes of the file.
       kind: its format.
+      preprocess: whether the file prepares images itself: then they are bytes of
+        several sizes, and the other side is an evaluation's preparation.
     """
+    if preprocess:
+        return _compare_prepared(model, data)
     image = models.fixed_images(model)
     if kind in _BACKBONES:
         model = model.without_head()
@@ -145,6 +167,25 @@ def compare(model: models.Model, data: bytes, kind: str) -> Difference:
         scale=float(abs(source_outputs).max()),
         shape=source_outputs.shape,
         what=f"{_READERS[kind]} on the file, JAX on the source",
+    )
+
+
+def _compare_prepared(model: models.Model, data: bytes) -> Difference:
+    call = onnx_graph.read(data, preprocess=True)
+    mean, std = (np.array(json.loads(model.notes[k])) for k in ("mean", "std"))
+    outputs, wanted = [], []
+    for images in onnx_images.examples(model):
+        pixels = onnx_images.prepared(model, images)
+        normal = ((pixels / 255 - mean) / std).astype(np.float32)
+        with jax.default_matmul_precision("float32"):
+            wanted.append(np.asarray(jax.jit(model.with_params)(model.params, normal)))
+        outputs.append(call(images))
+    source = np.concatenate(wanted)
+    return Difference(
+        largest=float(abs(source - np.concatenate(outputs)).max()),
+        scale=float(abs(source).max()),
+        shape=source.shape,
+        what="onnxruntime on bytes of three sizes, evaluation and JAX on the source",
     )
 
 

@@ -1,7 +1,8 @@
 """A vision transformer as an ONNX graph (opset 17), written node by node.
 
-Input 'image' `[B, C, H, W]`, normalised float32, any B; `exportable.Model.output` has
-the name and shape of the output. Tracing JAX instead would need a converter that brings
+Input 'image' `[B, C, H, W]`, normalised float32, any B, or with `preprocess` bytes
+`[B, H, W, C]` of any size (`onnx_images`); `exportable.Model.output` has the name and
+shape of the output. Tracing JAX instead would need a converter that brings
 two dozen packages and holds Orbax back. The graph of a plain transformer is known, and
 nodes written by hand are those that runtimes fuse.
 """
@@ -16,16 +17,20 @@ import numpy as np
 from litevit_jax import trees
 from litevit_jax.models import ops
 from litevit_jax.weights import exportable as models
+from litevit_jax.weights import onnx_images
 
 OPSET, IR_VERSION = 17, 8  # of one generation: ONNX 1.12
 _LIMIT = 2**31 - 2**20  # protobuf's for one file, with room for the nodes
 
 
-def write(model: models.Model, metadata: dict[str, str]) -> bytes:
+def write(
+    model: models.Model, metadata: dict[str, str], *, preprocess: bool = False
+) -> bytes:
     """The file's contents, checked by the `onnx` package.
 
     Raises:
-      ValueError: the parameters do not fit into one ONNX file.
+      ValueError: the parameters do not fit into one ONNX file, or nobody knows how
+        images are prepared.
       RuntimeError: the package is not installed.
     """
     size = 4 * model.num_parameters
@@ -34,11 +39,13 @@ def write(model: models.Model, metadata: dict[str, str]) -> bytes:
             f"{model.num_parameters:,} parameters are {size / 2**30:.1f} GiB, an ONNX "
             "file holds 2 GiB; export to StableHLO (--config.format=stablehlo)"
         )
+    if preprocess:
+        onnx_images.check(model)
     onnx = models.require("onnx")
     # An ONNX file keeps the names that it always had.
     params = {trees.to_dotted(name): x for name, x in model.params.items()}
-    graph = _Graph(onnx, params)
-    x = _embed(graph, model)
+    graph = _Graph(onnx, params, onnx_images.OPSET if preprocess else OPSET)
+    x = _embed(graph, model, onnx_images.add(graph, model) if preprocess else "image")
     for i in range(model.encoder.depth):
         x = _block(graph, x, f"encoder.blocks_{i}", model.encoder.num_heads)
     if model.encoder.final_norm:
@@ -46,18 +53,20 @@ def write(model: models.Model, metadata: dict[str, str]) -> bytes:
     if model.pool is not None:
         x = _head(graph, x, model.pool)
     graph.add("Identity", x, output=model.output)
-    proto = graph.finish(model)
+    proto = graph.finish(model, preprocess=preprocess)
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
     return proto.SerializeToString()
 
 
-def read(data: bytes) -> Any:
+def read(data: bytes, *, preprocess: bool = False) -> Any:
     """image `[B, H, W, C]` -> output, as onnxruntime computes it on the CPU."""
     runtime = models.require("onnxruntime")
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
 
     def call(image: np.ndarray) -> np.ndarray:
+        if preprocess:
+            return session.run(None, {"image": image})[0]
         nchw = np.ascontiguousarray(image.transpose(0, 3, 1, 2))
         return session.run(None, {"image": nchw})[0]
 
@@ -67,8 +76,8 @@ def read(data: bytes) -> Any:
 class _Graph:
     """Nodes and constants of a graph, in the order in which they are added."""
 
-    def __init__(self, onnx: Any, params: models.Arrays) -> None:
-        self.onnx, self.params = onnx, params
+    def __init__(self, onnx: Any, params: models.Arrays, opset: int = OPSET) -> None:
+        self.onnx, self.params, self.opset = onnx, params, opset
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
 
@@ -97,7 +106,13 @@ class _Graph:
         affine = self.param(f"{name}.scale"), self.param(f"{name}.bias")
         return self.add("LayerNormalization", x, *affine, axis=-1, epsilon=ops.EPSILON)
 
-    def finish(self, model: models.Model) -> Any:
+    def mean(self, x: str) -> str:
+        """The mean over axis 1, which an operator set names in its own way."""
+        if self.opset < 18:
+            return self.add("ReduceMean", x, axes=[1], keepdims=0)
+        return self.add("ReduceMean", x, self.constant([1]), keepdims=0)
+
+    def finish(self, model: models.Model, *, preprocess: bool = False) -> Any:
         helper, kind = self.onnx.helper, self.onnx.TensorProto.FLOAT
         width, tokens = model.encoder.width, 1 + math.prod(model.grid)
         sizes = {"tokens": (tokens, width), "features": (width,)}
@@ -105,6 +120,10 @@ class _Graph:
         image = helper.make_tensor_value_info(
             "image", kind, ["B", model.channels, *model.image_size]
         )
+        if preprocess:
+            of_bytes = self.onnx.TensorProto.UINT8
+            sides = ["B", "H", "W", model.channels]
+            image = helper.make_tensor_value_info("image", of_bytes, sides)
         graph = helper.make_graph(
             self.nodes,
             "vision_transformer",
@@ -118,12 +137,12 @@ class _Graph:
         return helper.make_model(
             graph,
             producer_name="litevit_jax",
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid("", self.opset)],
             ir_version=IR_VERSION,
         )
 
 
-def _embed(graph: _Graph, model: models.Model) -> str:
+def _embed(graph: _Graph, model: models.Model, image: str) -> str:
     """Tokens `[B, T, D]` with positions added, the class token first."""
     side, width = model.encoder.patch_size, model.encoder.width
     name = "encoder.patch_embed"
@@ -131,7 +150,7 @@ def _embed(graph: _Graph, model: models.Model) -> str:
     kernel = kernel.reshape(side, side, model.channels, width).transpose(3, 2, 0, 1)
     x = graph.add(
         "Conv",
-        "image",
+        image,
         graph.constant(kernel, f"{name}.kernel"),
         graph.param(f"{name}.bias"),
         kernel_shape=[side, side],
@@ -182,7 +201,7 @@ def _head(graph: _Graph, x: str, pool: str) -> str:
     if pool == "avg":
         patches = [graph.constant([n]) for n in (1, np.iinfo(np.int64).max, 1)]
         x = graph.add("Slice", x, *patches)
-        x = graph.add("ReduceMean", x, axes=[1], keepdims=0)
+        x = graph.mean(x)
     else:
         x = graph.add("Gather", x, graph.constant([0]), axis=1)
         x = graph.add("Squeeze", x, graph.constant([1]))

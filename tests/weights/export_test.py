@@ -7,6 +7,7 @@ import json
 
 import jax
 import numpy as np
+import onnx
 import pytest
 
 from litevit_jax import trees, weights
@@ -16,6 +17,7 @@ from litevit_jax.weights import (
     layouts,
     numpy_vit,
     onnx_graph,
+    onnx_images,
     positions,
     safetensors,
 )
@@ -379,3 +381,54 @@ def test_a_plain_backbone_of_mmsegmentation_comes_back_bit_for_bit(tmp_path):
     got = weights.read(path)
     for name, value in model.params.items():
         np.testing.assert_array_equal(got.params[name], value, err_msg=name)
+
+
+@functools.cache
+def prepared_model(crop="0.9"):
+    notes = {"mean": "[0.5, 0.4, 0.3]", "std": "[0.2, 0.3, 0.25]", "crop": crop}
+    return dataclasses.replace(model_of("avg", (16, 12)), notes=notes)
+
+
+def test_an_onnx_file_may_take_bytes_of_any_size_as_evaluations_do():
+    model = prepared_model()
+    data = export.write(model, "onnx", decoder={}, preprocess=True).data
+    difference = export.compare(model, data, "onnx", preprocess=True)
+    assert difference.shape == (6, 10) and difference.relative < 1e-2
+    proto = onnx.load_from_string(data)
+    assert proto.opset_import[0].version == 18
+    about = {p.key: p.value for p in proto.metadata_props}
+    assert about["input"] == "uint8 [B, H, W, C] of any size"
+    # Another crop is another function, and is noticed.
+    other = export.compare(prepared_model("0.5"), data, "onnx", preprocess=True)
+    assert other.relative > 0.05
+
+
+def test_levels_of_an_onnx_file_are_those_of_an_evaluation():
+    model = prepared_model()
+    graph = onnx_graph._Graph(onnx, {}, onnx_images.OPSET)
+    graph.add("Identity", onnx_images.add(graph, model), output=model.output)
+    proto = graph.finish(model, preprocess=True)
+    proto.graph.output[0].CopyFrom(
+        onnx.helper.make_tensor_value_info(
+            model.output, onnx.TensorProto.FLOAT, ["B", 3, 16, 12]
+        )
+    )
+    call = onnx_graph.read(proto.SerializeToString(), preprocess=True)
+    mean, std = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.3, 0.25])
+    large = np.random.default_rng(1).integers(0, 256, (1, 75, 100, 3), dtype=np.uint8)
+    for images in [*onnx_images.examples(model), large]:
+        levels = 255 * (call(images).transpose(0, 2, 3, 1) * std + mean)
+        away = abs(levels - onnx_images.prepared(model, images))
+        assert away.max() < 1.01 and (away > 0.01).mean() < 2e-3
+
+
+def test_what_has_no_preparation_of_bytes_is_refused():
+    model = prepared_model()
+    for change, kind, message in (
+        ({}, "timm", "format 'timm' holds no preparation of images"),
+        ({"notes": {"crop": "1"}}, "onnx", "does not say mean, std of its images"),
+        ({"notes": model.notes | {"range": "0,9"}}, "onnx", "images have range=0,9"),
+    ):
+        changed = dataclasses.replace(model, **change)
+        with pytest.raises(ValueError, match=message):
+            export.write(changed, kind, decoder={}, preprocess=True)
