@@ -44,6 +44,7 @@ def get_config(arg=None):
     config.allow_half = False  # takes float16 and bfloat16 files
     config.image_size = config_dict.placeholder(int)  # other: positions are resized
     config.preprocess = False  # of .onnx: it takes images of bytes, of any size
+    config.half = False  # of .onnx: weights of 16 bits, in half of the space
     config.tolerance = 2e-5  # largest difference of outputs, relative above 1
     # Times of the model as it is, and with so many heads instead; () measures nothing.
     config.latency = {"heads": (12, 3), "repeats": 30}

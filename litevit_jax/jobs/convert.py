@@ -27,8 +27,6 @@ _SIZES = ("variant", "width", "depth", "num_heads", "patch_size", "mlp_ratio")
 _KEPT = ("mean", "std", "range", "crop", names.CLASSES, names.LICENCE)
 _NON_COMMERCIAL = ("mae", "moco_v3")  # sources, as `weights.read` names them
 _FOLDER = "model.safetensors"  # in a folder for timm
-# Tolerance where the file resizes images: of their levels, a few are rounded otherwise.
-_PREPARED = 1e-2
 
 
 def run(config: ConfigDict) -> str:
@@ -69,6 +67,7 @@ def run(config: ConfigDict) -> str:
         decoder=decoder,
         tolerance=config.tolerance,
         preprocess=config.preprocess,
+        half=config.half,
     )
     for name, text in beside.items():
         paths.replace_text(target.with_name(name), text)
@@ -82,8 +81,8 @@ def run(config: ConfigDict) -> str:
     if left_out:
         lines.append(f"left out, as {kind!r} has no place: {_shortened(left_out)}")
     lines += [f"beside it: {', '.join(beside)}"] * bool(beside)
-    timed = "" if config.preprocess else kind
-    rows = _rows(model, timed, written.data, config.latency)
+    as_usual = not (config.preprocess or config.half)
+    rows = _rows(model, kind * as_usual, written.data, config.latency)
     return "\n".join([*lines, latency.table(rows)] if rows else lines)
 
 
@@ -146,6 +145,7 @@ def write(
     decoder: models.Arrays,
     tolerance: float,
     preprocess: bool = False,
+    half: bool = False,
 ) -> tuple[export.Written, export.Difference]:
     """Writes `model` to `target` and compares what the file computes with it.
 
@@ -155,7 +155,7 @@ def write(
       kind: its format.
       decoder: parameters of a decoder; most formats leave them out.
       tolerance: the largest relative difference of outputs.
-      preprocess: whether the file prepares images itself.
+      preprocess, half: see `export.write`.
 
     Raises:
       ValueError: the format cannot hold the model, or no preparation.
@@ -163,13 +163,11 @@ def write(
       RuntimeError: a package of the format is missing, or the file computes something
         else; nothing is left at the target then.
     """
-    try:
-        written = export.write(model, kind, decoder=decoder, preprocess=preprocess)
-    except ValueError as error:
-        hint = "--config." * str(error).startswith("preprocess=")
-        raise ValueError(f"{hint}{error}") from None
-    if preprocess:
-        tolerance = max(tolerance, _PREPARED)
+    written = export.write(
+        model, kind, decoder=decoder, preprocess=preprocess, half=half
+    )
+    if preprocess or half:
+        tolerance = max(tolerance, export.ROUNDED)
     compare = functools.partial(export.compare, kind=kind, preprocess=preprocess)
     difference = _write(target, written.data, model, compare, tolerance)
     if written.beside is not None:

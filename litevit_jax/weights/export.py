@@ -34,6 +34,9 @@ ENDINGS = {
     ".stablehlo": ("stablehlo",),
 }
 FORMATS = tuple(kind for kinds in ENDINGS.values() for kind in kinds)
+# Tolerance where a file resizes images, of whose levels a few are rounded otherwise, or
+# has weights of 16 bits.
+ROUNDED = 1e-2
 _BACKBONES = ("vitdet", "mmseg")  # they cannot hold a head
 
 
@@ -83,6 +86,7 @@ def write(
     *,
     decoder: models.Arrays,
     preprocess: bool = False,
+    half: bool = False,
 ) -> Written:
     """The contents of a file of format `kind`.
 
@@ -92,6 +96,7 @@ def write(
       decoder: parameters of a pixel decoder by our names, or {}; only 'mae' can hold
         them.
       preprocess: whether the file prepares images itself, which 'onnx' alone can.
+      half: whether it has weights of 16 bits, to compute in 32; 'onnx' too.
 
     Raises:
       ValueError: an unknown format, or a model that it cannot hold.
@@ -99,10 +104,11 @@ def write(
     """
     choices.check("format", kind, FORMATS)
     about = metadata(model)
-    if preprocess and kind != "onnx":
+    if (preprocess or half) and kind != "onnx":
+        name = "preprocess" if preprocess else "half"
         raise ValueError(
-            f"preprocess=True: a file of format {kind!r} holds no preparation of "
-            "images; leave it out, or write an .onnx file"
+            f"--config.{name}=True is of .onnx files, this one has format {kind!r}; "
+            "leave it out, or write an .onnx file"
         )
     if kind != "mae":
         about.pop(names.DECODER_NUM_HEADS, None)
@@ -115,7 +121,7 @@ def write(
     if kind == "onnx":
         layouts.check_plain(model, kind)
         about |= {"input": "uint8 [B, H, W, C] of any size"} if preprocess else {}
-        data = onnx_graph.write(model, about, preprocess=preprocess)
+        data = onnx_graph.write(model, about, preprocess=preprocess, half=half)
         return Written(data, tuple(decoder))
     return Written(stablehlo.write(model), tuple(decoder), beside=about)
 

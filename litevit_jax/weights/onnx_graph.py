@@ -20,20 +20,27 @@ from litevit_jax.weights import exportable as models
 from litevit_jax.weights import onnx_images
 
 OPSET, IR_VERSION = 17, 8  # of one generation: ONNX 1.12
+_FEW = 256  # numbers, of which half would be saved: they stay exact
 _LIMIT = 2**31 - 2**20  # protobuf's for one file, with room for the nodes
 
 
 def write(
-    model: models.Model, metadata: dict[str, str], *, preprocess: bool = False
+    model: models.Model,
+    metadata: dict[str, str],
+    *,
+    preprocess: bool = False,
+    half: bool = False,
 ) -> bytes:
     """The file's contents, checked by the `onnx` package.
+
+    With `half` weights are stored as float16, and widened when the file is loaded.
 
     Raises:
       ValueError: the parameters do not fit into one ONNX file, or nobody knows how
         images are prepared.
       RuntimeError: the package is not installed.
     """
-    size = 4 * model.num_parameters
+    size = (2 if half else 4) * model.num_parameters
     if size > _LIMIT:
         raise ValueError(
             f"{model.num_parameters:,} parameters are {size / 2**30:.1f} GiB, an ONNX "
@@ -44,7 +51,8 @@ def write(
     onnx = models.require("onnx")
     # An ONNX file keeps the names that it always had.
     params = {trees.to_dotted(name): x for name, x in model.params.items()}
-    graph = _Graph(onnx, params, onnx_images.OPSET if preprocess else OPSET)
+    opset = onnx_images.OPSET if preprocess else OPSET
+    graph = _Graph(onnx, params, opset, half=half)
     x = _embed(graph, model, onnx_images.add(graph, model) if preprocess else "image")
     for i in range(model.encoder.depth):
         x = _block(graph, x, f"encoder.blocks_{i}", model.encoder.num_heads)
@@ -76,8 +84,15 @@ def read(data: bytes, *, preprocess: bool = False) -> Any:
 class _Graph:
     """Nodes and constants of a graph, in the order in which they are added."""
 
-    def __init__(self, onnx: Any, params: models.Arrays, opset: int = OPSET) -> None:
-        self.onnx, self.params, self.opset = onnx, params, opset
+    def __init__(
+        self,
+        onnx: Any,
+        params: models.Arrays,
+        opset: int = OPSET,
+        *,
+        half: bool = False,
+    ) -> None:
+        self.onnx, self.params, self.opset, self.half = onnx, params, opset, half
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
 
@@ -86,7 +101,12 @@ class _Graph:
         name = name or f"constant_{len(self.constants)}"
         kind = np.int64 if isinstance(value, list) else np.float32
         self.constants[name] = np.ascontiguousarray(np.asarray(value, kind))
-        return name
+        if not self.half or self.constants[name].size < _FEW:
+            return name
+        self.constants[f"{name}.half"] = self.constants.pop(name).astype(np.float16)
+        return self.add(
+            "Cast", f"{name}.half", output=name, to=self.onnx.TensorProto.FLOAT
+        )
 
     def param(self, name: str) -> str:
         return self.constant(self.params[name], name)

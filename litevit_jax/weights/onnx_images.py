@@ -25,12 +25,12 @@ def check(model: models.Model) -> None:
     lacking = [k for k in ("mean", "std", "crop") if k not in model.notes]
     if lacking:
         raise ValueError(
-            f"preprocess=True: the source does not say {', '.join(lacking)} of its "
-            "images; export a run, or leave preprocess out"
+            f"--config.preprocess=True: the source does not say {', '.join(lacking)} "
+            "of its images; export a run, or leave preprocess out"
         )
     if model.notes.get("range", "full") != "full":
         raise ValueError(
-            f"preprocess=True takes bytes, and the images have range="
+            f"--config.preprocess=True takes bytes, and the images have range="
             f"{model.notes['range']}; leave preprocess out"
         )
 

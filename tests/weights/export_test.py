@@ -403,6 +403,22 @@ def test_an_onnx_file_may_take_bytes_of_any_size_as_evaluations_do():
     assert other.relative > 0.05
 
 
+@pytest.mark.parametrize("what", ["tokens", "avg", "cls"])
+def test_an_onnx_file_of_half_precision_is_half_as_large_and_nearly_the_same(what):
+    model = model_of(what)
+    whole, data = (
+        export.write(model, "onnx", decoder={}, half=half).data for half in (0, 1)
+    )
+    kinds = [x.data_type for x in onnx.load_from_string(data).graph.initializer]
+    assert onnx.TensorProto.FLOAT16 in kinds
+    weights = 4 * sum(x.size for x in model.params.values() if x.ndim > 1)
+    assert len(whole) - len(data) > 0.4 * weights
+    difference = export.compare(model, data, "onnx")
+    assert TOLERANCE < difference.relative < export.ROUNDED
+    with pytest.raises(ValueError, match=r"half=True is of .onnx files, this one has"):
+        export.write(model, "timm", decoder={}, half=True)
+
+
 def test_levels_of_an_onnx_file_are_those_of_an_evaluation():
     model = prepared_model()
     graph = onnx_graph._Graph(onnx, {}, onnx_images.OPSET)
@@ -425,7 +441,7 @@ def test_levels_of_an_onnx_file_are_those_of_an_evaluation():
 def test_what_has_no_preparation_of_bytes_is_refused():
     model = prepared_model()
     for change, kind, message in (
-        ({}, "timm", "format 'timm' holds no preparation of images"),
+        ({}, "timm", "preprocess=True is of .onnx files"),
         ({"notes": {"crop": "1"}}, "onnx", "does not say mean, std of its images"),
         ({"notes": model.notes | {"range": "0,9"}}, "onnx", "images have range=0,9"),
     ):
