@@ -30,8 +30,8 @@ how many updates each part has; choose.json keeps it, and a stopped command goes
 it was planned. Methods get equal time, not equal updates. The size of images (where
 `data.image_size` is None: 32 pixels, or 64 if most images are larger than 48) and the
 encoder are small, so that minutes suffice: what wins here need not win with a larger
-one. It takes the minutes given, of which five methods and three seeds need about ten on
-two idle CPU cores; not timed by us on accelerators.
+one. It takes about the minutes given, longer where the machine gets busier after the
+measurement; not timed by us on accelerators.
 """
 
 import ml_collections

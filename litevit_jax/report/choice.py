@@ -13,6 +13,7 @@ from litevit_jax.report import advice
 if TYPE_CHECKING:
     from litevit_jax.report import run_figures
 
+CLOSE = 5.0  # points of error up to which what shows no difference is as good
 SAME = "no difference that these numbers can show"
 
 
@@ -189,8 +190,13 @@ def of_blocks(
             f"Tune {_tuned(depth - most)} of {name}, which is better ({numbers})."
         )
         return sentence, most
+    if most and margin(whole[share], by_kept[most][share]) > CLOSE:
+        return (
+            f"How many blocks of {name} to tune does not show, so tune all: there is "
+            f"{SAME}, but their errors are large ({numbers})."
+        ), 0
     if not most:
-        return f"Tune all {depth} blocks of {name}: fewer lose ({numbers}).", 0
+        return f"Tune all blocks of {name}: fewer lose ({numbers}).", 0
     return (
         f"Tuning {_tuned(depth - most)} of {name} is enough: against tuning all there "
         f"is {SAME} ({numbers})."

@@ -238,8 +238,11 @@ def test_more_images_and_more_blocks_are_judged_by_their_errors():
     assert "within the error of 2.7: expect little of still more" in text
     sentence, kept = choice.of_blocks("mae", {0: {1.0: low}, 2: {1.0: high}}, 4)
     assert kept == 2 and "the last 2 blocks of mae, which is better" in sentence
+    wide = choice.Score((60.0, 80.0), 1000)
+    sentence, kept = choice.of_blocks("mae", {0: {1.0: low}, 2: {1.0: wide}}, 4)
+    assert kept == 0 and "How many blocks of mae to tune does not show" in sentence
     sentence, kept = choice.of_blocks("mae", {0: {1.0: high}, 4: {1.0: low}}, 4)
-    assert kept == 0 and "Tune all 4 blocks of mae: fewer lose" in sentence
+    assert kept == 0 and "Tune all blocks of mae: fewer lose" in sentence
     assert "all blocks 90.0 ± 1.9 %; the head alone 70.0 ± 2.9 %" in sentence
 
 
