@@ -253,6 +253,8 @@ def imagenet():
     # Table of labels: .csv, .tsv, .jsonl or .parquet (docs/input.md).
     data.labels = config_dict.placeholder(str)
     data.unlisted = "refuse"  # images without a row in it: refuse or leave_out
+    # How many classes images have that may be of several; the data say it.
+    data.multi_hot = config_dict.placeholder(int)
     data.required = False  # False: a missing default location may start the digits
     data.train_split = "train"  # 'a+b' joins splits
     data.eval_split = "validation"  # what evaluations read
@@ -593,6 +595,7 @@ def use_finetuning(config):
         "head": "linear",  # how the classifier starts, and what is before it
         "num_classes": config_dict.placeholder(int),  # None: the data's
         "label_smoothing": 0.0,  # share of the label given to all classes
+        "loss": "softmax",  # over the classes; bce: each class by itself
         "drop_path": 0.0,  # of the last block; less before
         "dtype": "auto",  # bfloat16 on accelerators, float32 on CPUs
     }
@@ -629,6 +632,19 @@ def use_finetuning(config):
         "every_steps": 12_510,  # 0: at the end
     }
     config.evals.confusion = confusion()
+
+
+def use_multi_label(config):
+    """Images of several labels: each class by itself, told by average precision."""
+    config.name = f"{config.name}-multi_label"
+    config.objective.loss = "bce"
+    if "label_smoothing" in config.objective:
+        config.objective.label_smoothing = 0.0
+    every = config.evals.test.every_steps
+    for name in ("test", "confusion", "knn"):  # they tell one class an image
+        if name in config.evals:
+            del config.evals[name]
+    config.evals.test = {"name": "multi_label", "split": "eval", "every_steps": every}
 
 
 def confusion():

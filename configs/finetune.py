@@ -37,14 +37,15 @@ from ml_collections.config_dict import placeholder
 
 from litevit_jax.configs import common
 
-FLAGS = ("plain", "small", "scratch", "distill", "copy_norm")
+FLAGS = ("plain", "small", "scratch", "distill", "copy_norm", "multi_label")
 
 
 def get_config(arg=None):
-    """`arg`: plain, small, scratch, distill, copy_norm, shots=K; imagenet2012, digits,
-    smoke, data=folder,path=DIR."""
+    """`arg`: plain, small, scratch, distill, copy_norm, multi_label, shots=K;
+    imagenet2012, digits, smoke, data=folder,path=DIR."""
     said = common.parse_arg(arg, flags=FLAGS, values=("shots",))
-    config = common.base("-".join(["finetune", *(f for f in FLAGS if said[f])]))
+    named = (f for f in FLAGS if said[f] and f != "multi_label")
+    config = common.base("-".join(["finetune", *named]))
     common.use_finetuning(config)
     config.objective.encoder.pos_embed = "learned_sincos"
     config.init_required = True  # or random, to begin anew
@@ -58,6 +59,8 @@ def get_config(arg=None):
         config.optimizer.layer_decay = 0.75
     if said["copy_norm"]:
         _copy_norm(config, said)
+    if said["multi_label"]:
+        common.use_multi_label(config)
     common.use_finetuning_data(config, said, at_random=said["scratch"])
     if said["shots"]:
         config.data.shots = _number("shots", said["shots"])

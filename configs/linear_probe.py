@@ -36,9 +36,9 @@ from litevit_jax.configs import common
 
 
 def get_config(arg=None):
-    """`arg`: grid, protocol=mae|moco, imagenet2012, digits, smoke,
+    """`arg`: grid, multi_label, protocol=mae|moco, imagenet2012, digits, smoke,
     data=folder,path=DIR."""
-    said = common.parse_arg(arg, flags=("grid",), values=("protocol",))
+    said = common.parse_arg(arg, flags=("grid", "multi_label"), values=("protocol",))
     protocol = said["protocol"] or "mae"
     if protocol not in _PROTOCOLS:
         raise ValueError(common.unknown("protocol", protocol, list(_PROTOCOLS)))
@@ -66,8 +66,12 @@ def get_config(arg=None):
     config.evals.test = {"name": "classification", "split": "eval", "every_steps": 0}
     config.evals.knn = {"name": "knn", "split": "eval", "every_steps": 0}
     config.evals.confusion = common.confusion()
+    if said["grid"] and said["multi_label"]:
+        raise ValueError("variants grid and multi_label: give one of them")
     if said["grid"]:
         _grid(config, protocol)
+    if said["multi_label"]:
+        common.use_multi_label(config)
     if said["data"] or said["smoke"]:
         common.use_data(config, said)
     else:

@@ -272,3 +272,37 @@ def test_an_odd_batch_is_refused_before_anything_is_compiled(tmp_path):
         ValueError, match=r"batch_size=33 is odd.*--config.batch_size=34"
     ):
         train.prepare(made, tmp_path / "run")
+
+
+def several(tmp_path, **arrays):
+    """A file of arrays whose images have several labels."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
+    labels = (rng.random((16, 3)) < 0.5).astype(np.uint8)
+    parts = {"train_image": images, "train_label": labels}
+    parts |= {"test_image": images[:5], "test_label": labels[:5]}
+    np.savez(tmp_path / "a.npz", **{**parts, **arrays})
+    return f"data=arrays,path={tmp_path / 'a.npz'}"
+
+
+@pytest.mark.parametrize("name", ["finetune", "linear_probe"])
+def test_the_variant_multi_label_learns_each_class_by_itself(name, tmp_path):
+    arg = f"multi_label,smoke,{several(tmp_path)}"
+    made = config(arg, name)
+    assert (made.objective.loss, set(made.evals)) == ("bce", {"test"})
+    job, _ = prepared(tmp_path / "run", arg, name, init="random")
+    assert job.objective.multi_label and job.config["data"]["multi_hot"] == 3
+    evaluator, _ = job.evaluators["test"]
+    assert type(evaluator).__name__ == "MultiLabel"
+
+
+def test_kinds_of_labels_and_loss_have_to_agree(tmp_path):
+    arg = f"smoke,{several(tmp_path)}"
+    with pytest.raises(ValueError, match=r"needs one label an image.*\.loss=bce"):
+        prepared(tmp_path / "run", arg)
+    train_label, test_label = (np.eye(3)[np.arange(n) % 3] for n in (16, 5))
+    one = several(tmp_path, train_label=train_label, test_label=test_label)
+    with pytest.raises(ValueError, match=r"needs several labels an image"):
+        prepared(tmp_path / "run", f"multi_label,smoke,{one}")
+    with pytest.raises(ValueError, match=r"grid and multi_label: give one"):
+        config("grid,multi_label,digits", "linear_probe")

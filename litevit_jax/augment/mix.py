@@ -41,7 +41,8 @@ class Mix:
         """Mixes `image`, float [B, H, W, C].
 
         Adds `partner_label [B]` and `label_share [B]`, the part of `label` in the
-        target; `partner_label` has the rest.
+        target; `partner_label` has the rest. Of images with several labels,
+        `labels [B, K]`, it adds `partner_labels [B, K]`, too.
 
         Raises:
           ValueError: an odd batch: its middle example would be its own partner.
@@ -58,9 +59,13 @@ class Mix:
                 f"batch; try --config.batch_size={size + 1}"
             )
         weight, share = self.weights(key, height, width)
+        labels = {}
+        if "labels" in batch:
+            labels["partner_labels"] = batch["labels"][::-1]
         weight = weight[:, :, None].astype(image.dtype)
         return {
             **batch,
+            **labels,
             "image": weight * image + (1 - weight) * image[::-1],
             "partner_label": batch["label"][::-1],
             "label_share": jnp.full(size, share),

@@ -81,7 +81,9 @@ class Part:
 
 
 class Labelled(wrapped.Wrapped):
-    """The examples of `source`, with labels int32 `[N]` of `classes` in place of its.
+    """The examples of `source`, with labels of `classes` in place of its.
+
+    Labels are int32 `[N]`; or uint8 `[N, K]` if images may have several.
 
     Attributes:
       notes, other_splits: see `base.Source`.
@@ -97,6 +99,7 @@ class Labelled(wrapped.Wrapped):
         other_splits: Sequence[str],
     ):
         super().__init__(source)
+        self.multi_label = labels.ndim == 2
         self._labels = labels
         self._classes = list(classes)
         self.notes = notes
@@ -111,17 +114,23 @@ class Labelled(wrapped.Wrapped):
         return "fill the column label of data.labels"
 
     @property
+    def channels(self) -> int | None:
+        return self._source.channels
+
+    @property
     def labelled(self) -> bool:
-        return bool((self._labels >= 0).any())
+        return bool((self._labels >= 1 - self.multi_label).any())
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self._source[index], "label": int(self._labels[index])}
+        example = {**self._source[index], "label": self.label_of(index)}
+        return example | ({"labels": self._labels[index]} if self.multi_label else {})
 
     def label_of(self, index: int) -> int:
-        return int(self._labels[index])
+        return -1 if self.multi_label else int(self._labels[index])
 
     def fingerprint(self) -> str:
-        labels = self._labels.astype("<i4").tobytes()
+        kind = "u1" if self.multi_label else "<i4"
+        labels = self._labels.astype(kind).tobytes()
         names = (name.encode() for name in self._classes)
         return base.digest([self._source.fingerprint().encode(), labels, *names])
 
@@ -144,8 +153,8 @@ def make(
       unlisted: what becomes of images without a row, one of `UNLISTED`.
 
     Raises:
-      ValueError: an image without a row, a class that the images to train on have not,
-        or several labels of an image.
+      ValueError: an image without a row, or a class that the images to train on have
+        not.
     """
     choices.check("data.unlisted", unlisted, list(UNLISTED))
     notes = _check_listed(match, part, unlisted)
@@ -157,6 +166,9 @@ def make(
     keys = (os.fsencode(names[number]) for number in images)
     keep = base.part_of(keys, part.part, holdout, where)
     table = match.table
+    if table.several:
+        mean = labels.sum() / len(labels)
+        notes.append(f"several labels an image, {mean:.2g} on average")
     unread = [f"columns not read: {base.first(table.unread)}"] * bool(table.unread)
     return Labelled(
         source(images[keep]),
@@ -295,11 +307,15 @@ def _encode(
 ) -> np.ndarray:
     """Returns the labels of rows as int32 `[N]`, -1 for none.
 
+    If the table has rows with several labels, they are uint8 `[N, K]`.
+
     Raises:
-      ValueError: a class that the images to train on have not, or several of a row.
+      ValueError: a class that the images to train on have not.
     """
     number_of = {name: number for number, name in enumerate(classes)}
     labels, wrong = np.full(len(rows), -1, np.int32), []
+    if table.several:
+        labels = np.zeros((len(rows), len(classes)), np.uint8)
     for position, number in enumerate(rows):
         row = table.rows[number]
         unknown = [label for label in row.labels if label not in number_of]
@@ -309,9 +325,8 @@ def _encode(
                 (row.number, f"got class {unknown[0]!r}, which the images to train on "
                  f"have not; {hint}expected one of {base.first(classes, 10)}")
             )  # fmt: skip
-        elif len(row.labels) > 1:
-            several = f"got {len(row.labels)} labels, {', '.join(row.labels)}"
-            wrong.append((row.number, f"{several}; expected one"))
+        elif table.several:
+            labels[position, [number_of[label] for label in row.labels]] = 1
         elif row.labels:
             labels[position] = number_of[row.labels[0]]
     if wrong:

@@ -100,6 +100,15 @@ def pack(
     return written
 
 
+def _check_labels(source: base.Source) -> None:
+    """Raises ValueError for labels that packed images cannot keep."""
+    if source.multi_label:
+        raise ValueError(
+            "images of several labels keep none of them when they are packed; pack "
+            "them without, and give the table when they are read: data.labels=FILE"
+        )
+
+
 def _describe(path: pathlib.Path, about: dict[str, Any]) -> None:
     """Writes the manifest of a split, or checks that it is the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -294,6 +303,7 @@ def _pack_splits(args: argparse.Namespace) -> None:
         # A folder's path is a split's name too: 'a/train'.
         name = split.strip("./").replace("/", "-") or "train"
         print(f"{name}: {source.summary()}", flush=True)
+        _check_labels(source)
         _settle_range(args, source)
         for line in survey.check(source, channels=None, range=args.range):
             line = line.replace("--config.data.range", "--range")

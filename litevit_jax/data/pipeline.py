@@ -21,7 +21,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from litevit_jax.data import handover, worker_journal
+from litevit_jax.data import handover, multi_hot, worker_journal
 from litevit_jax.data.order import (
     MAX_REPLACEMENTS,
     BatchBuffers,
@@ -82,10 +82,12 @@ def train_batches(
 
     Yields:
       `image` uint8 [B, H, W, C] (or `views` [B, V, H, W, C]), `label` int32 [B],
-      `index` int32 [B] into the source, and the transform's extras. A file that
-      cannot be read is replaced by another one.
+      `index` int32 [B] into the source, and the transform's extras. If images have
+      several labels, `labels` uint8 [B, K] is among these. A file that cannot be
+      read is replaced by another one.
     """
     _check_filled(source)
+    transform = multi_hot.with_labels(source, transform)
     shard = HostShard(batch_size, process_index, process_count, first_step=start_step)
     examples = TrainExamples(source, transform, shard, seed)
     limit = BadLimit(max_bad_fraction, len(source))
@@ -113,6 +115,7 @@ def eval_batches(
       number of batches.
     """
     _check_filled(source)
+    transform = multi_hot.with_labels(source, transform)
     shard = HostShard(batch_size, process_index, process_count)
     examples = EvalExamples(source, transform, shard)
     limit = BadLimit(max_bad_fraction, len(source))

@@ -58,8 +58,9 @@ def _joint(data: Any) -> dict[str, Any]:
 
 def extras(data: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Returns name -> (shape, type) of what an example has beside image and label."""
-    names = annotations_of(data)
-    return extras_of(names, image_size(data)) if names else {}
+    names, classes = annotations_of(data), data.get("multi_hot")
+    labels = {"labels": ((classes,), np.uint8)} if classes else {}
+    return (extras_of(names, image_size(data)) if names else {}) | labels
 
 
 def extras_of(

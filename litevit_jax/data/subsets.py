@@ -41,6 +41,7 @@ class ConcatSource(base.Source):
     def __init__(self, sources: list[base.Source]):
         self._sources = sources
         self.annotations = sources[0].annotations
+        self.multi_label = sources[0].multi_label
         self.stored_range = sources[0].stored_range
         self._ends = np.cumsum([len(source) for source in sources])
 

@@ -5,7 +5,8 @@
     FILE.parquet              columns of the same names
 
 `file_name` is `path`, and `labels` may hold several labels: a list, or a text with |
-between them. An empty label is none. Rows are counted as the lines of a text, with its
+between them: one row with several makes it a table of several labels an image.
+An empty label is none. Rows are counted as the lines of a text, with its
 header; those of a Parquet file from 1. Of ImageNet, also its own files are read:
 
     LOC_val_solution.csv                           Kaggle's ImageId,PredictionString
@@ -59,6 +60,11 @@ class Table:
     divided: bool = False
     stems: bool = False
     unread: Sequence[str] = ()
+
+    @property
+    def several(self) -> bool:
+        """Whether a row has several labels."""
+        return any(len(row.labels) > 1 for row in self.rows)
 
     def error(self, wrong: Sequence[tuple[int, str]]) -> ValueError:
         """Returns an error that tells what is wrong with rows: (number, what)."""

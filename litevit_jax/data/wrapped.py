@@ -11,13 +11,14 @@ class Wrapped(base.Source):
     """The examples of `source`, all of them as they are; subclasses change some of it.
 
     Attributes:
-      stored_range, annotations: those of `source`.
+      stored_range, annotations, multi_label: those of `source`.
     """
 
     def __init__(self, source: base.Source):
         self._source = source
         self.stored_range = source.stored_range
         self.annotations = source.annotations
+        self.multi_label = source.multi_label
 
     @property
     def classes(self) -> list[str]:

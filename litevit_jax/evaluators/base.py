@@ -179,6 +179,12 @@ def check_labels(source: Any, what: str, least: int = 2) -> None:
 
     No more labels are read than it takes to find them.
     """
+    if source.multi_label:
+        raise ValueError(
+            f"{what} needs one label an image, but these have several: learn from them "
+            "with objective.loss=bce and tell them with the evaluator multi_label, as "
+            "--config=finetune:multi_label,... does"
+        )
     if not source.classes:
         raise ValueError(
             f"{what} needs labels, but the data has none: {source.label_advice}"
@@ -198,6 +204,17 @@ def check_labels(source: Any, what: str, least: int = 2) -> None:
         f"{what}: all images are of one class, {source.classes[min(classes)]!r}; there "
         "is nothing to tell apart: expected two classes or more"
     )
+
+
+def check_multi_label(source: Any, what: str) -> None:
+    """Raises ValueError unless images of a data source may have several labels."""
+    if not source.multi_label:
+        raise ValueError(
+            f"{what} needs several labels an image, but no image has more than one: "
+            "give a table with a column labels (data.labels=FILE) or multi-hot arrays; "
+            "for one label an image: --config.objective.loss=softmax, or leave the "
+            "variant multi_label out"
+        )
 
 
 def check_annotations(
@@ -225,7 +242,9 @@ def check_annotations(
             f"{', no '.join(lacking)}; choose a source that has: segfolder, "
             "digit_scenes, or what was packed from them"
         )
-    if classes and not objective.annotations:
+    if objective.multi_label:
+        check_multi_label(data, f"objective {name!r} with loss=bce, split 'train'")
+    elif classes and not objective.annotations:
         check_labels(data, f"objective {name!r}, split 'train'")
 
 

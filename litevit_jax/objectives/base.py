@@ -148,6 +148,11 @@ class Objective(abc.ABC):
         return ()
 
     @property
+    def multi_label(self) -> bool:
+        """Whether the loss reads `labels [B, K]`, 1 for each class of an image."""
+        return False
+
+    @property
     def num_views(self) -> int:
         """V: 1 reads `image [B, H, W, C]`, more read `views [V, B, H, W, C]`."""
         return 1

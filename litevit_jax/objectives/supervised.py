@@ -30,6 +30,7 @@ def make(
     pool: str = "avg",
     head: str = "linear",
     label_smoothing: float = 0.0,
+    loss: str = "softmax",
     frozen_encoder: bool = False,
     drop_path: float = 0.0,
     teacher: dict[str, Any] | None = None,
@@ -45,6 +46,8 @@ def make(
       pool: 'avg' or 'cls'.
       head: 'linear', 'probe' or 'probe_bn'.
       label_smoothing: share of the target spread evenly over all classes.
+      loss: 'softmax' over the classes; or 'bce', binary cross-entropy of each class by
+        itself, for images with several labels.
       frozen_encoder: whether no gradient passes the encoder's tokens.
       drop_path: rate of the encoder's last block.
       teacher: arguments like `encoder` for the classifier to imitate, and its `pool`
@@ -57,10 +60,7 @@ def make(
       ValueError: a value out of range, or an unknown choice.
     """
     choices.check("pool", pool, ("avg", "cls"))
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(
-            f"supervised: label_smoothing={label_smoothing}, expected 0 <= value < 1"
-        )
+    _check_loss(loss, label_smoothing, distill)
     distillation = None
     if teacher is not None or distill is not None:
         _check_distillation(teacher, distill, pool, head)
@@ -74,9 +74,24 @@ def make(
         head=heads.make_head(head=head, num_classes=num_classes, fc_norm=fc_norm),
         pool=pool,
         label_smoothing=label_smoothing,
+        multi_label=loss == "bce",
         frozen_encoder=frozen_encoder,
         distill=distillation,
     )
+
+
+def _check_loss(loss, label_smoothing, distill):
+    """Raises ValueError for settings that contradict each other."""
+    choices.check("objective.loss", loss, ("softmax", "bce"))
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(
+            f"supervised: label_smoothing={label_smoothing}, expected 0 <= value < 1"
+        )
+    if loss == "bce" and (label_smoothing or distill is not None):
+        raise ValueError(
+            f"supervised: loss='bce' with label_smoothing={label_smoothing} and "
+            f"{distill=}; both are for one class an image: expected 0 and None"
+        )
 
 
 def _encoder(block, pool, dtype, **defaults):
@@ -191,9 +206,27 @@ def _cross_entropy(logits, target):
     return -(target * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
 
 
+def _labels(batch):
+    """The target of each class `[B, K]`, mixed as the images are."""
+    labels = batch["labels"].astype(jnp.float32)
+    if "partner_labels" not in batch:
+        return labels
+    share = batch["label_share"][:, None]
+    return share * labels + (1 - share) * batch["partner_labels"]
+
+
+def _binary(logits, target):
+    """Mean binary cross-entropy of logits and targets `[B, K]`, and its metrics."""
+    loss = jnp.logaddexp(0, logits) - target * logits
+    right = (logits > 0) == (target > 0.5)
+    return loss.mean(), {"label_acc": 100 * right.mean()}
+
+
 @dataclasses.dataclass(frozen=True)
 class Supervised(base.Objective):
-    """Softmax cross-entropy of an encoder with a classification head.
+    """Cross-entropy of an encoder with a classification head.
+
+    That of a softmax over the classes; with `multi_label` of each class by itself.
 
     With `distill` a second head of the same kind reads the class token, learns from
     the teacher, and the mean of both logits is the prediction.
@@ -203,6 +236,7 @@ class Supervised(base.Objective):
     head: heads.Classifier
     pool: str = "avg"
     label_smoothing: float = 0.0
+    multi_label: bool = False
     frozen_encoder: bool = False
     distill: Distillation | None = None
 
@@ -235,15 +269,20 @@ class Supervised(base.Objective):
         return base.Variables(params, state, self.distill.init(teacher_key, image))
 
     def loss(self, params, model_state, teacher, batch, key):
-        """Softmax cross-entropy; see `base.Objective`.
+        """Softmax or binary cross-entropy; see `base.Objective`.
 
         `label` is `[B]` int, or `[B, K]` if the target is a mix of classes; with
         `partner_label [B]` and `label_share [B]` the target is mixed here. 'top1', the
         share of examples whose likeliest target class is predicted, is in percent.
+        With `multi_label` the target is `labels [B, K]`, mixed with `partner_labels`,
+        and 'label_acc' the share of them, in percent, on whose side the logit is.
         """
         drop_keys = base.example_keys(key, batch)
         tokens = self._encode(params, batch["image"], drop_keys)
         logits, _, model_state = self._classify(params, model_state, tokens, True)
+        if self.multi_label:
+            loss, metrics = _binary(logits, _labels(batch))
+            return loss, ({"loss": loss} | metrics, model_state)
         target = self._target(batch)
         loss = _cross_entropy(logits, target)
         hits = logits.argmax(axis=-1) == target.argmax(axis=-1)

@@ -286,7 +286,8 @@ def _objective(
     fields, classes = resolve.objective(block, derived)
     name = fields.pop("name")
     if classes is not None:
-        if not images.annotations:  # those may have the labels
+        several = fields.get("loss") == "bce"
+        if not (images.annotations or several):  # those may have the labels
             base.check_labels(images, f"objective {name!r}, split 'train'")
         if fields[classes] < derived.num_classes:
             raise ValueError(

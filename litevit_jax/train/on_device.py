@@ -190,6 +190,8 @@ def open_set(
             )
         return None, [f"images are cropped on the host: {host}"] if host else []
     images, most_each = source("train"), cache.most_on_device(mesh, data.cache_gib)
+    if images.multi_label:
+        return None, [_several_labels(setting)]
     try:
         read = resident.load(images, data, most_each * mesh.size)
     except resident.TooLargeError as error:
@@ -215,6 +217,16 @@ def open_set(
         "divided over the devices" if sharded and mesh.size > 1 else "on each device"
     )
     return held, [f"images are cropped on the device: {read.note}, {where}"]
+
+
+def _several_labels(setting: str) -> str:
+    """Says why the host crops images of several labels; an error if devices must."""
+    if setting == "device":
+        raise ValueError(
+            "data.cache=device keeps one label an image, and these have several; leave "
+            "the setting out, or use --config.data.cache=host"
+        )
+    return "images are cropped on the host: they have several labels each"
 
 
 def _updates(setting: int | str) -> int:

@@ -77,6 +77,7 @@ def derive(
         config.batch_size = microbatch.choose_batch_size(len(images), at_most)
         lr_batch = config.auto_batch.lr_batch or config.batch_size
         steps_at_least = config.auto_batch.steps_at_least
+    config.data.multi_hot = len(images.classes) if images.multi_label else None
     length = _length(
         len(images),
         steps=config.steps,

@@ -70,6 +70,7 @@ _NOT_RECORDED = {
     "init_donor_load": [],
     "init_required": False,
     "lr.decay": "cosine",
+    "objective.loss": "softmax",
 }
 
 # Of a checkpoint, for names, shapes and half-filled blocks of the disk.

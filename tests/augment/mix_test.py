@@ -88,6 +88,18 @@ def test_cutmix_is_chosen_by_the_switch():
         np.testing.assert_allclose(weight.mean(axis=(1, 2)), share, rtol=1e-5)
 
 
+def test_several_labels_of_an_image_are_mixed_as_its_pixels():
+    rng = np.random.default_rng(1)
+    batch = BATCH | {"labels": (rng.random((8, 3)) < 0.5).astype(np.uint8)}
+    out = run(batch=batch, mixup=0.8)
+    np.testing.assert_array_equal(out["labels"], batch["labels"])
+    np.testing.assert_array_equal(out["partner_labels"], batch["labels"][::-1])
+    share = out["label_share"][0]
+    want = share * batch["labels"] + (1 - share) * batch["labels"][::-1]
+    np.testing.assert_allclose(supervised._labels(out), want, rtol=1e-6)
+    assert "partner_labels" not in run(mixup=0.8)
+
+
 def test_both_alphas_zero_change_nothing():
     out = run(mixup=0.0, cutmix=0.0)
     assert out.keys() == BATCH.keys()

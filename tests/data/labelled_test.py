@@ -1,5 +1,6 @@
 """A table of labels takes the place of class folders, and its mistakes are rows."""
 
+import contextlib
 import json
 import pickle
 import tarfile
@@ -13,7 +14,15 @@ from PIL import Image
 from scipy.io import savemat
 
 from litevit_jax import recipes
-from litevit_jax.data import pack, splits, tables
+from litevit_jax.data import (
+    pack,
+    pipeline,
+    settings,
+    splits,
+    subsets,
+    tables,
+    transforms,
+)
 from litevit_jax.data.sources import folder, packed, tar
 
 NAMES = ["a/1.jpg", "a/2.jpg", "b/1.png", "b/2.png"]
@@ -235,7 +244,6 @@ def test_a_class_that_training_lacks_and_a_row_without_a_split_are_refused(fill,
         ("path\na/1.jpg\n", r"got the columns path; expected columns path and label"),
         ("path,label,labels\na/1.jpg,x,y\n", r"got columns label and labels; expe"),
         ("path,label,Label\na/1.jpg,x,y\n", r"got several columns label; expected one"),
-        ("path,labels\na/1.jpg,x|y\n", r"row 2: got 2 labels, x, y; expected one"),
         ("path,labels\na/1.jpg,x|x\n", r"row 2: got the labels x, x; expected each"),
     ],
 )  # fmt: skip
@@ -302,6 +310,72 @@ def test_hints_of_tables_name_rows_of_other_systems(fill, write):
     table = write(csv_of(["a\\1.jpg"], ["x"]))
     with pytest.raises(ValueError, match=r"did you mean a/1\.jpg\?"):
         make(fill("a/1.jpg"), table)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_row_with_several_labels_makes_all_of_them_multi_hot(kind, fill, tmp_path):
+    path = tmp_path / f"t.{kind}"
+    labels = [["cat", "dog"], ["dog"], [], ["owl", "cat"]]
+    rows = [{"path": x, "labels": y} for x, y in zip(NAMES, labels, strict=True)]
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        lines = [f"{row['path']},{'|'.join(row['labels'])}\n" for row in rows]
+        path.write_text("path,labels\n" + "".join(lines))
+    source = make(fill(*NAMES), str(path))
+    assert source.multi_label and source.labelled and source.label_of(0) == -1
+    assert source.classes == ["cat", "dog", "owl"]
+    hot = [source[i]["labels"].tolist() for i in range(4)]
+    assert hot == [[1, 1, 0], [0, 1, 0], [0, 0, 0], [1, 0, 1]]
+    assert "several labels an image, 1.2 on average" in source.summary()
+    half = subsets.Subset(source, np.array([3, 0]))
+    assert half.multi_label and half[0]["labels"].tolist() == [1, 0, 1]
+
+
+def test_batches_bring_the_labels_of_each_image(fill, tmp_path):
+    for number, name in enumerate(NAMES):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 60 * number, np.uint8)).save(path)
+    (tmp_path / "t.csv").write_text(
+        "path,labels\n" + "".join(f"{n},{x}\n" for n, x in zip(
+            NAMES, ["a|b", "b", "", "c"], strict=True))
+    )  # fmt: skip
+    source = make(str(tmp_path / "images"), str(tmp_path / "t.csv"))
+    hot = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0], [0, 0, 1]])
+    data = recipes.get("finetune", f"data=folder,path={tmp_path},scratch").data
+    data.update(image_size=8, channels=3)
+    how = settings.image_settings(data)
+    with contextlib.closing(
+        pipeline.eval_batches(
+            source, transforms.eval_ops(**how), batch_size=3, workers=0
+        )
+    ) as stream:
+        batches = list(stream)
+    labels = np.concatenate([batch["labels"] for batch in batches])
+    assert labels.dtype == np.uint8 and labels[:4].tolist() == hot.tolist()
+    assert not labels[4:].any()  # padding
+    for workers in (0, 1):
+        with contextlib.closing(
+            pipeline.train_batches(
+                source,
+                transforms.train_ops(**how),
+                batch_size=4,
+                seed=0,
+                workers=workers,
+            )
+        ) as stream:
+            batch = next(stream)
+        assert batch["labels"].tolist() == hot[batch["index"]].tolist()
+
+
+def test_images_of_several_labels_are_not_packed(fill, write, tmp_path, capsys):
+    table = write("path,labels\n1.jpg,a|b\n")
+    arguments = [fill("1.jpg"), str(tmp_path / "packed"), f"--option=labels={table}"]
+    assert pack.main(arguments) == 2
+    assert "several labels keep none" in capsys.readouterr().err
 
 
 @pytest.fixture

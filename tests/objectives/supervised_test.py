@@ -408,3 +408,40 @@ def test_no_gradient_reaches_the_teacher(student):
 def test_errors_say_what_to_do(kwargs, message):
     with pytest.raises(ValueError, match=message):
         make(**kwargs)
+
+
+def test_binary_cross_entropy_is_that_of_each_class_by_itself():
+    logits = np.array([[2.0, -1.0, 0.5], [-30.0, 30.0, 0.0]], np.float32)
+    target = np.array([[1.0, 0.0, 0.25], [0.0, 1.0, 1.0]], np.float32)
+    chance = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    each = target * np.log(chance) + (1 - target) * np.log1p(-chance)
+    loss, metrics = supervised._binary(jnp.asarray(logits), jnp.asarray(target))
+    np.testing.assert_allclose(loss, -np.mean(each), rtol=1e-5)
+    np.testing.assert_allclose(metrics["label_acc"], 100 * 4 / 6, rtol=1e-6)
+
+
+def test_loss_of_several_labels_reads_them_and_not_the_label():
+    objective = make(loss="bce")
+    assert objective.multi_label and not make().multi_label
+    variables = start(objective)
+    labels = np.eye(6, 5, dtype=np.uint8) | np.eye(6, 5, 1, dtype=np.uint8)
+
+    def loss(batch):
+        arguments = (variables.params, variables.model_state, {}, batch, KEY)
+        return compiled(objective, "loss")(*arguments)[0]
+
+    batch = BATCH | {"labels": labels, "index": np.arange(6), "slot": np.arange(6)}
+    out = objective.predict(variables.params, variables.model_state, batch)
+    want, _ = supervised._binary(out["logits"], labels.astype(np.float32))
+    np.testing.assert_allclose(loss(batch), want, rtol=1e-5)
+    np.testing.assert_array_equal(loss(batch), loss(batch | {"label": np.full(6, -1)}))
+    assert loss(batch) != loss(batch | {"labels": 1 - labels})
+
+
+def test_settings_for_one_label_an_image_are_refused_with_several():
+    with pytest.raises(ValueError, match=r"loss='bce' with label_smoothing=0\.1"):
+        make(loss="bce", label_smoothing=0.1)
+    with pytest.raises(
+        ValueError, match=r"objective\.loss 'bec' unknown; did you mean"
+    ):
+        make(loss="bec")

@@ -7,7 +7,8 @@
 
 Also accepted: `images`, `x` for `image`; `labels`, `y` for `label`; the prefix may
 follow instead (`x_train`), in any case, and may be any name that a split asks for.
-Labels are numbers [N], or one-hot [N, K]. Without a split to test on, `holdout` keeps a
+Labels are numbers [N], or one-hot [N, K]; rows with several ones, or none, in any split
+are multi-hot: several labels an image. Without a split to test on, `holdout` keeps a
 share of the examples as 'test'. `data.range` says how numbers of more than 8 bits
 become bytes. Only names, numbers and shapes are read: no pickled objects.
 """
@@ -26,12 +27,13 @@ from typing import Any
 import numpy as np
 
 from litevit_jax import paths
-from litevit_jax.data import local_copy, split_names
+from litevit_jax.data import labelled, local_copy, split_names
 from litevit_jax.data.sources import base
 
 _IMAGE = ("image", "images", "x")
 _LABEL = ("label", "labels", "y")
 _MOST_CLASSES = 1_000_000
+_AS_OTHERS = "several labels an image in other splits, one here"
 _CHANNELS = (1, 2, 3, 4)  # lengths of an axis that is hardly height or width
 
 _Key = tuple[pathlib.Path, str]  # a file, and an array's name in it
@@ -115,7 +117,7 @@ def make(
     dir: str | None = None,
     name: str | None = None,
     holdout: float = 0.0,
-) -> Arrays:
+) -> base.Source:
     """One split of the file or folder `dir`; see the module for the layouts.
 
     Args:
@@ -139,16 +141,22 @@ def make(
     count = _check_images(images)
     labels = _read_labels(key, count)
     keep = base.part_of((b"%d" % row for row in range(count)), part, holdout, where)
-    notes = [f"from {path}", *labels.notes]
+    every = _every(layout, [s for s in kinds if kinds[s] != "other"], chosen)
+    several = any(each.several for each in every)
+    kind = labels.notes if labels.several or not several else [_AS_OTHERS]
+    notes = [f"from {path}", *kind]
     notes += [*_unused(path, layout), *split_names.unused_holdout(kinds, holdout)]
-    return Arrays(
-        images,
-        labels.numbers,
-        rows=np.flatnonzero(keep),
-        classes=_classes(layout, [s for s in kinds if kinds[s] != "other"], chosen),
-        notes=notes,
-        other_splits=[s for s in kinds if s != chosen],
-    )
+    about = {
+        "classes": [str(k) for k in range(max((x.classes for x in every), default=0))],
+        "notes": notes,
+        "other_splits": [s for s in kinds if s != chosen],
+    }
+    rows = np.flatnonzero(keep)
+    if not several:
+        return Arrays(images, labels.numbers, rows=rows, **about)
+    none = np.full(count, -1, np.int32)
+    plain = Arrays(images, none, rows=rows, classes=[])
+    return labelled.Labelled(plain, _hot(labels, every, key)[rows], **about)
 
 
 def _check_path(dir: str | None) -> pathlib.Path:
@@ -307,11 +315,18 @@ def _channels_first(a: int, b: int, c: int) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Labels:
-    """Returns labels int32 [N], -1 for none, of `classes` classes."""
+    """Labels int32 [N], -1 for none, of `classes` classes.
+
+    Attributes:
+      hot: uint8 [N, K] as they are in the file, if they are one-hot or multi-hot.
+      several: whether an image has several labels, or none of the classes.
+    """
 
     numbers: np.ndarray
     classes: int = 0
     notes: Sequence[str] = ()
+    hot: np.ndarray | None = None
+    several: bool = False
 
 
 def _read_labels(key: _Key | None, count: int | None = None) -> _Labels:
@@ -325,14 +340,18 @@ def _read_labels(key: _Key | None, count: int | None = None) -> _Labels:
     if labels.ndim == 0 or len(labels) != size:
         raise ValueError(f"{what}; {expected}")
     if labels.ndim == 2 and labels.shape[1] > 1:
-        if not _one_hot(labels):
+        if not _is_binary(labels):
             raise ValueError(
-                f"{what}, and rows have several classes or none (multi-hot); "
-                f"{expected}, or one-hot rows. Images of several classes are read "
-                "without labels: save the images alone"
+                f"{what}, and their rows are neither one-hot nor multi-hot (0 and 1, "
+                f"some 1); {expected}, or such rows"
             )
-        note = f"one-hot labels read as numbers of {labels.shape[1]} classes"
-        return _Labels(labels.argmax(1).astype(np.int32), labels.shape[1], [note])
+        hot, classes = labels.astype(np.uint8), labels.shape[1]
+        if (hot.sum(1) != 1).any():
+            note = f"several labels an image, {hot.sum(1).mean():.2g} on average"
+            none = np.full(len(hot), -1, np.int32)
+            return _Labels(none, classes, [note], hot, several=True)
+        note = f"one-hot labels read as numbers of {classes} classes"
+        return _Labels(hot.argmax(1).astype(np.int32), classes, [note], hot)
     if labels.dtype.kind not in "iu" or labels.size != size or not size:
         raise ValueError(
             f"{what}; {expected} (names: np.unique(y, return_inverse=True))"
@@ -346,17 +365,32 @@ def _read_labels(key: _Key | None, count: int | None = None) -> _Labels:
     return _Labels(labels.reshape(-1).astype(np.int32), high + 1)
 
 
-def _one_hot(labels: np.ndarray) -> bool:
-    """Whether each row has a single 1 among zeros."""
+def _is_binary(labels: np.ndarray) -> bool:
+    """Whether labels are 0 and 1, and some are 1."""
     if labels.dtype.kind not in "biuf":
         return False
-    return bool((((labels == 0) | (labels == 1)).all(1) & (labels.sum(1) == 1)).all())
+    return bool(((labels == 0) | (labels == 1)).all() and labels.any())
 
 
-def _classes(
+def _every(
     layout: _Layout, splits: Sequence[str | None], chosen: str | None
-) -> list[str]:
-    """Returns '0', '1', ... up to the largest label of any split."""
+) -> list[_Labels]:
+    """Reads the labels of all splits: their classes go up to the largest of any."""
     keys = [layout[s][1] for s in ({*splits, chosen} if splits else layout)]
-    count = max((_read_labels(key).classes for key in keys if key), default=0)
-    return [str(label) for label in range(count)]
+    return [_read_labels(key) for key in keys if key]
+
+
+def _hot(labels: _Labels, every: list[_Labels], key: _Key | None) -> np.ndarray:
+    """Returns the labels uint8 [N, K] of a split, where some split has several.
+
+    Raises:
+      ValueError: other splits have labels of other kinds or of other classes.
+    """
+    widths = {None if x.hot is None else x.hot.shape[1] for x in [labels, *every]}
+    if labels.hot is None or len(widths) > 1:
+        raise ValueError(
+            f"labels {'missing' if key is None else _position(key)}: some splits have "
+            "several labels an image, others not, or of other classes; expected "
+            "multi-hot labels [N, K] with the same K in all"
+        )
+    return labels.hot

@@ -30,6 +30,8 @@ class Source(abc.ABC):
     Attributes:
       annotations: names of what examples have beside image and label, and what moves
         with the pixels: 'label_map'.
+      multi_label: whether an image may have several labels: an example then has
+        `labels`, uint8 `[K]`, 1 for its classes, and its label is -1.
       notes: what else there is to know of them, for `summary`.
       other_splits: names of the splits beside this one.
       stored_range: by which pixels of more than 8 bits became the bytes that are
@@ -51,6 +53,7 @@ class Source(abc.ABC):
     """
 
     annotations: Sequence[str] = ()
+    multi_label: bool = False
     notes: Sequence[str] = ()
     other_splits: Sequence[str] = ()
     stored_range: str | None = None

@@ -192,7 +192,7 @@ def test_fingerprint_follows_the_content(save):
         ),
         ({"image": _images(2, (3, 8, 9))}, "channels first"),
         ({"image": _images(2, (12, 32, 32))}, "channels first"),
-        ({"image": _images(2), "label": np.ones((2, 5), int)}, r"\(2, 5\).*multi-hot"),
+        ({"image": _images(2), "label": np.full((2, 5), 2)}, r"\(2, 5\).*multi-hot"),
         ({"image": _images(2), "label": np.zeros((2, 5), int)}, "multi-hot"),
         ({"image": _images(2), "label": np.eye(2, 5) / 2}, "multi-hot"),
         ({"image": _images(2), "label": np.zeros((2, 2, 2), int)}, "expected integers"),
@@ -216,3 +216,21 @@ def test_wrong_places_are_explained(tmp_path):
         arrays.make(split="train", dir=str(tmp_path / "x.csv"))
     with pytest.raises(ValueError, match=r"needs data\.dir"):
         arrays.make(split="train")
+
+
+def test_multi_hot_labels_are_several_of_an_image_in_all_splits(save):
+    hot = np.array([[1, 1, 0], [0, 0, 0], [0, 0, 1]])
+    arrays_ = {"train_image": _images(3), "train_label": hot}
+    arrays_ |= {"test_image": _images(2), "test_label": np.eye(3)[:2]}
+    path = save(**arrays_)
+    train, test = (arrays.make(split=s, dir=path) for s in ("train", "test"))
+    assert train.multi_label and test.multi_label and train.labelled
+    assert train.classes == test.classes == ["0", "1", "2"]
+    assert [train[i]["labels"].tolist() for i in range(3)] == hot.tolist()
+    assert [test[i]["labels"].tolist() for i in range(2)] == [[1, 0, 0], [0, 1, 0]]
+    assert train.label_of(0) == -1 and train.channels == test.channels
+    assert "several labels an image, 1 on average" in train.summary()
+    assert train.fingerprint() != arrays.make(split="test", dir=path).fingerprint()
+    path = save(**arrays_ | {"test_label": np.array([0, 1])})
+    with pytest.raises(ValueError, match=r"some splits have several labels an ima"):
+        arrays.make(split="test", dir=path)
