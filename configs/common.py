@@ -263,6 +263,8 @@ def imagenet():
     data.fraction = 1.0  # of the training images, over all classes
     data.fraction_of = config_dict.placeholder(str)  # or balanced, classes
     data.long_tail = config_dict.placeholder(float)  # most frequent over rarest class
+    # images: training reads each as often; classes: it reads each class as often.
+    data.sampling = "images"
     data.subset_seed = 0  # seed of drawing subsets: shots, fraction, holdout...
     data.image_size = 224  # pixels, height; None: as the model was trained
     data.image_width = config_dict.placeholder(int)  # pixels; None: as the height
@@ -596,6 +598,8 @@ def use_finetuning(config):
         "num_classes": config_dict.placeholder(int),  # None: the data's
         "label_smoothing": 0.0,  # share of the label given to all classes
         "loss": "softmax",  # over the classes; bce: each class by itself
+        # balanced: rare classes weigh more; None: all images alike.
+        "class_weights": config_dict.placeholder(str),
         "drop_path": 0.0,  # of the last block; less before
         "dtype": "auto",  # bfloat16 on accelerators, float32 on CPUs
     }

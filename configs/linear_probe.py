@@ -54,6 +54,7 @@ def get_config(arg=None):
         "encoder": common.encoder_block(),
         "pool": "cls",
         "num_classes": placeholder(int),
+        "class_weights": placeholder(str),
         "dtype": "auto",
     }
     config.objective.encoder.pos_embed = placeholder(str)

@@ -26,7 +26,7 @@ _DATA: dict[str, Any] = {
     **dict.fromkeys(("shots", "subset_seed", "image_size", "image_width"), int),
     **dict.fromkeys(("fraction", "long_tail", "eval_crop_fraction"), float),
     **{"max_bad_fraction": float, "train_split": str, "eval_split": str},
-    **{"labels": str, "unlisted": str},
+    **{"labels": str, "unlisted": str, "sampling": str},
 }
 _HOLDOUT = {"test": float, "eval": float, "select": float, "select_at_most": int}
 

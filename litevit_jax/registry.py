@@ -169,6 +169,7 @@ _BOUNDS: dict[str, Bound] = {
         (_RATE, "objective.momentum objective.distill.alpha"),
         (_COUNT, "objective.momentum_steps objective.num_classes"),
         (_COUNT, "objective.decoupled objective.channels"),
+        (_COUNT_OR_NONE, "objective.class_counts"),
         (Bound(whole=True), "objective.out_blocks"),
         (_NOT_NEGATIVE, "objective.weight objective.pairs objective.lrs"),
         # Evaluations and analyses.

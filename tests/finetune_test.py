@@ -306,3 +306,12 @@ def test_kinds_of_labels_and_loss_have_to_agree(tmp_path):
         prepared(tmp_path / "run", f"multi_label,smoke,{one}")
     with pytest.raises(ValueError, match=r"grid and multi_label: give one"):
         config("grid,multi_label,digits", "linear_probe")
+
+
+def test_balanced_weights_are_of_the_training_images(tmp_path):
+    arg, how = f"multi_label,smoke,{several(tmp_path)}", {"init": "random"}
+    how["objective__class_weights"] = "balanced"
+    job, _ = prepared(tmp_path / "run", arg, **how)
+    labels = np.load(tmp_path / "a.npz")["train_label"].sum(0)
+    assert job.config["derived"]["class_counts"] == labels.tolist()
+    np.testing.assert_allclose(job.objective.weights, labels.mean() / labels)

@@ -33,6 +33,7 @@ class Cached(wrapped.Wrapped):
 
     def __init__(self, source: base.Source):
         super().__init__(source)
+        self.sampling = source.sampling
         self._images: list[np.ndarray | Exception] = []
         self._rest: list[dict[str, Any]] = []  # label and annotations
 

@@ -35,6 +35,7 @@ class Draws:
       readable: [N], whether there is an image at all.
       seed: of the run.
       views: crops of each example.
+      sampling: see `Source`.
     """
 
     crop: RandomResizedCrop
@@ -42,6 +43,7 @@ class Draws:
     readable: np.ndarray
     seed: int
     views: int = 1
+    sampling: np.ndarray | None = None
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the examples at `positions` [n] of the run, and their crops.
@@ -54,7 +56,9 @@ class Draws:
           ValueError: many examples in a row have no image.
         """
         count = len(self.sizes)
-        rows = (order.index_at(self.seed, int(p), count) for p in positions)
+        rows = (
+            order.example_at(self.seed, int(p), count, self.sampling) for p in positions
+        )
         index = np.fromiter(rows, np.int32, len(positions))
         boxes = np.zeros((len(positions), self.views, 5), np.float32)
         missing = ~self.readable[index]

@@ -128,6 +128,9 @@ class Labelled(wrapped.Wrapped):
     def label_of(self, index: int) -> int:
         return -1 if self.multi_label else int(self._labels[index])
 
+    def labels_of(self, index: int) -> np.ndarray:
+        return self._labels[index] if self.multi_label else super().labels_of(index)
+
     def fingerprint(self) -> str:
         kind = "u1" if self.multi_label else "<i4"
         labels = self._labels.astype(kind).tobytes()

@@ -146,6 +146,7 @@ class TrainExamples(Examples):
     """The endless, shuffled stream."""
 
     seed: int
+    sampling: np.ndarray | None = None  # see `Source`
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**64:
@@ -157,7 +158,8 @@ class TrainExamples(Examples):
     def read(self, number: int, out: np.ndarray | None) -> dict[str, Any]:
         position = self.shard.position(number)
         rng = generator(self.seed, position)
-        chosen, bad = index_at(self.seed, position, len(self.source)), []
+        count = len(self.source)
+        chosen, bad = example_at(self.seed, position, count, self.sampling), []
         for _ in range(MAX_REPLACEMENTS):
             example = self._read(chosen, rng, out)
             bad += example["bad"]
@@ -232,6 +234,15 @@ def index_at(seed: int, position: int, count: int) -> int:
     return grain.experimental.index_shuffle(
         row, max_index=count - 1, seed=_epoch_seed(seed, epoch), rounds=4
     )
+
+
+def example_at(
+    seed: int, position: int, count: int, sampling: np.ndarray | None
+) -> int:
+    """Returns which of `count` examples is at `position`, permuted as `sampling`."""
+    if sampling is None:
+        return index_at(seed, position, count)
+    return int(sampling[index_at(seed, position, len(sampling))])
 
 
 @functools.lru_cache(maxsize=4)

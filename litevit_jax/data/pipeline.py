@@ -89,7 +89,7 @@ def train_batches(
     _check_filled(source)
     transform = multi_hot.with_labels(source, transform)
     shard = HostShard(batch_size, process_index, process_count, first_step=start_step)
-    examples = TrainExamples(source, transform, shard, seed)
+    examples = TrainExamples(source, transform, shard, seed, source.sampling)
     limit = BadLimit(max_bad_fraction, len(source))
     reading = _Reading(shard.size, *reading_counts(source, workers, threads), 2)
     return Stream(examples, masked=False, limit=limit, reading=reading)

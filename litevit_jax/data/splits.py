@@ -41,6 +41,7 @@ _WHICH: dict[str, Any] = {
     "fraction": 1.0,
     "fraction_of": None,
     "long_tail": None,
+    "sampling": "images",
     "subset_seed": 0,
 }
 _SETTLED = (
@@ -186,9 +187,11 @@ def _training_parts(data: Any) -> tuple[Any, Any]:
         long_tail=data["long_tail"],
     )
     share, most = holdout["select"], holdout["select_at_most"]
-    if not share:
-        return whole, None
-    return subsets.split_selection(whole, share=share, at_most=most, seed=seed)
+    parts = whole, None
+    if share:
+        parts = subsets.split_selection(whole, share=share, at_most=most, seed=seed)
+    sampling = data.get("sampling") or "images"
+    return subsets.sampled(parts[0], sampling, seed), parts[1]
 
 
 def _open(data: Any, splits: str) -> sources_base.Source:

@@ -27,6 +27,9 @@ class Subset(wrapped.Wrapped):
     def label_of(self, index: int) -> int:
         return self._source.label_of(int(self._rows[index]))
 
+    def labels_of(self, index: int) -> np.ndarray:
+        return self._source.labels_of(int(self._rows[index]))
+
     def name_of(self, index: int) -> str:
         return self._source.name_of(int(self._rows[index]))
 
@@ -64,6 +67,10 @@ class ConcatSource(base.Source):
         source, row = self._locate(index)
         return source.label_of(row)
 
+    def labels_of(self, index: int) -> np.ndarray:
+        source, row = self._locate(index)
+        return source.labels_of(row)
+
     def name_of(self, index: int) -> str:
         source, row = self._locate(index)
         return source.name_of(row)
@@ -76,6 +83,18 @@ class ConcatSource(base.Source):
         number = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[number - 1]) if number else 0
         return self._sources[number], index - start
+
+
+class Sampled(wrapped.Wrapped):
+    """All examples of `source`, read in training as `sampling` says."""
+
+    def __init__(self, source: base.Source, sampling: np.ndarray):
+        super().__init__(source)
+        self.sampling = sampling
+
+    def fingerprint(self) -> str:
+        rows = self.sampling.astype("<i8").tobytes()
+        return base.digest([self._source.fingerprint().encode(), rows])
 
 
 def join(sources: list[base.Source]) -> base.Source:
@@ -184,6 +203,10 @@ def by_class(source: base.Source, seed: int, what: str) -> list[np.ndarray]:
     Raises:
       ValueError: there are no classes; `what`, the setting that needs them, is named.
     """
+    if source.multi_label:
+        raise ValueError(
+            f"{what} needs one label an image, but these have several; leave it out"
+        )
     if not source.classes:
         raise ValueError(
             f"{what} needs labels, but the data has no classes; leave it out, or "
@@ -192,6 +215,35 @@ def by_class(source: base.Source, seed: int, what: str) -> list[np.ndarray]:
     order = np.random.default_rng(seed).permutation(len(source))
     labels = np.array([source.label_of(int(row)) for row in order])
     return [order[labels == k] for k in range(len(source.classes))]
+
+
+SAMPLING = ("images", "classes")
+
+
+def sampled(source: base.Source, sampling: str, seed: int) -> base.Source:
+    """Returns the images to train on, drawn as the config's `data.sampling` says.
+
+    Args:
+      source: the images.
+      sampling: 'images', each of them once; or 'classes', each class as often as the
+        largest: images of the others come up again, all of them about as often.
+      seed: of drawing those that come up once more.
+
+    Raises:
+      ValueError: another setting, no labels, or images without one.
+    """
+    choices.check("data.sampling", sampling, list(SAMPLING))
+    if sampling == "images":
+        return source
+    rows = [x for x in by_class(source, seed, "data.sampling=classes") if len(x)]
+    lacking = len(source) - sum(map(len, rows))
+    if lacking or not rows:
+        raise ValueError(
+            f"data.sampling=classes: {lacking:,} of {len(source):,} images have no "
+            "label, so they would never be read; leave them out or give them one"
+        )
+    most = max(map(len, rows))
+    return Sampled(source, np.concatenate([np.resize(x, most) for x in rows]))
 
 
 def _balanced(source: base.Source, fraction: float, seed: int) -> np.ndarray:

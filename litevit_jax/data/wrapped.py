@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from litevit_jax.data.sources import base
 
 
@@ -40,6 +42,11 @@ class Wrapped(base.Source):
 
     def label_of(self, index: int) -> int:
         return self._source.label_of(index)
+
+    def labels_of(self, index: int) -> np.ndarray:
+        if not self.multi_label:
+            return super().labels_of(index)
+        return self._source.labels_of(index)
 
     def name_of(self, index: int) -> str:
         return self._source.name_of(index)

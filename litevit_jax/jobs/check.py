@@ -162,9 +162,13 @@ def _look(
 
 def _by_class(source: base.Source) -> dict[str, int]:
     """Counts the images of each class; '' are those without a label."""
-    counts = collections.Counter(source.label_of(n) for n in range(len(source)))
-    named = {name: counts.pop(n, 0) for n, name in enumerate(source.classes)}
-    return {**named, "": sum(counts.values())}
+    counts = np.zeros(len(source.classes), np.int64)
+    lacking = 0
+    for row in range(len(source)) if source.classes else ():
+        labels = source.labels_of(row)
+        counts += labels
+        lacking += not labels.any()
+    return {**dict(zip(source.classes, map(int, counts), strict=True)), "": lacking}
 
 
 def lines(report: Report) -> Iterator[str]:

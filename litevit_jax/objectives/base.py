@@ -45,6 +45,7 @@ class FromRun(NamedTuple):
 
 
 NUM_CLASSES: Any = FromRun("num_classes")  # of the images, which then need labels
+CLASS_COUNTS: Any = FromRun("class_counts")  # images of each class, or None
 TOTAL_STEPS: Any = FromRun("total_steps")  # the run's number of updates
 
 
@@ -59,7 +60,7 @@ def complete(block: dict[str, Any], derived: Any) -> dict[str, Any]:
       ValueError: no such objective.
     """
     from_run = _from_run(block["name"]).items()
-    return {k: derived[v.name] for k, v in from_run if k not in block} | block
+    return {k: derived.get(v.name) for k, v in from_run if k not in block} | block
 
 
 def classes_field(name: str) -> str | None:

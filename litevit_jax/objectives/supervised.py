@@ -31,6 +31,8 @@ def make(
     head: str = "linear",
     label_smoothing: float = 0.0,
     loss: str = "softmax",
+    class_weights: str | None = None,
+    class_counts: tuple[int, ...] | None = base.CLASS_COUNTS,
     frozen_encoder: bool = False,
     drop_path: float = 0.0,
     teacher: dict[str, Any] | None = None,
@@ -46,8 +48,9 @@ def make(
       pool: 'avg' or 'cls'.
       head: 'linear', 'probe' or 'probe_bn'.
       label_smoothing: share of the target spread evenly over all classes.
-      loss: 'softmax' over the classes; or 'bce', binary cross-entropy of each class by
-        itself, for images with several labels.
+      loss: 'softmax' over the classes, or 'bce' of each by itself, for several labels.
+      class_weights: 'balanced' weighs each class by the inverse of its count of images.
+      class_counts: the training images of each class.
       frozen_encoder: whether no gradient passes the encoder's tokens.
       drop_path: rate of the encoder's last block.
       teacher: arguments like `encoder` for the classifier to imitate, and its `pool`
@@ -75,6 +78,7 @@ def make(
         pool=pool,
         label_smoothing=label_smoothing,
         multi_label=loss == "bce",
+        weights=_weights(class_weights, class_counts),
         frozen_encoder=frozen_encoder,
         distill=distillation,
     )
@@ -215,9 +219,28 @@ def _labels(batch):
     return share * labels + (1 - share) * batch["partner_labels"]
 
 
-def _binary(logits, target):
-    """Mean binary cross-entropy of logits and targets `[B, K]`, and its metrics."""
-    loss = jnp.logaddexp(0, logits) - target * logits
+def _weights(kind, counts):
+    """Returns a weight for each class, 1 on average over the images; None for none.
+
+    Classes without images have the weight 1.
+    """
+    if kind is None:
+        return None
+    choices.check("objective.class_weights", kind, ["balanced"])
+    if counts is None:  # a model that only predicts
+        return None
+    images = [count for count in counts if count]
+    return tuple(sum(images) / len(images) / n if n else 1.0 for n in counts)
+
+
+def _binary(logits, target, weights=None):
+    """Mean binary cross-entropy of logits and targets `[B, K]`, and its metrics.
+
+    `weights` are of the classes, where an image has them.
+    """
+    positive = target * jnp.asarray(weights or 1.0)
+    loss = (1 - target) * jnp.logaddexp(0, logits)
+    loss += positive * jnp.logaddexp(0, -logits)
     right = (logits > 0) == (target > 0.5)
     return loss.mean(), {"label_acc": 100 * right.mean()}
 
@@ -237,6 +260,7 @@ class Supervised(base.Objective):
     pool: str = "avg"
     label_smoothing: float = 0.0
     multi_label: bool = False
+    weights: tuple[float, ...] | None = None  # of the classes
     frozen_encoder: bool = False
     distill: Distillation | None = None
 
@@ -281,10 +305,10 @@ class Supervised(base.Objective):
         tokens = self._encode(params, batch["image"], drop_keys)
         logits, _, model_state = self._classify(params, model_state, tokens, True)
         if self.multi_label:
-            loss, metrics = _binary(logits, _labels(batch))
+            loss, metrics = _binary(logits, _labels(batch), self.weights)
             return loss, ({"loss": loss} | metrics, model_state)
         target = self._target(batch)
-        loss = _cross_entropy(logits, target)
+        loss = _cross_entropy(logits, target * jnp.asarray(self.weights or 1.0))
         hits = logits.argmax(axis=-1) == target.argmax(axis=-1)
         metrics = {"top1": 100 * hits.mean()}
         if self.distill is not None:

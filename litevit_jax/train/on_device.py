@@ -205,9 +205,7 @@ def open_set(
     sharded = read.columns.nbytes > most_each
     held = Held(
         *_put(read, mesh, sharded=sharded),
-        drawn=draws.Draws(
-            resident.crop_of(data), read.sizes, read.readable, seed, data.views
-        ),
+        drawn=_drawn(read, images, data, seed),
         scales=read.scales,
         size=settings.image_size(data),
         mesh=mesh,
@@ -217,6 +215,14 @@ def open_set(
         "divided over the devices" if sharded and mesh.size > 1 else "on each device"
     )
     return held, [f"images are cropped on the device: {read.note}, {where}"]
+
+
+def _drawn(
+    read: resident.Resident, images: Source, data: ConfigDict, seed: int
+) -> draws.Draws:
+    """Returns which of the images are cropped where."""
+    crop, sampling = resident.crop_of(data), images.sampling
+    return draws.Draws(crop, read.sizes, read.readable, seed, data.views, sampling)
 
 
 def _several_labels(setting: str) -> str:

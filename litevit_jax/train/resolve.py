@@ -91,12 +91,20 @@ def derive(
         "train_fingerprint": images.fingerprint(),
         "num_classes": len(images.classes),
         "classes": list(images.classes),
+        "class_counts": _class_counts(images, config.objective.get("class_weights")),
         "cropped_on": cropped_on,
         **length,
         "peak_lr": config.lr.base * lr_batch / 256,
     }
     if config.data.channels != 3:
         _leave_colors_out(config.augment, config.data.channels)
+
+
+def _class_counts(images: Source, weights: str | None) -> tuple[int, ...] | None:
+    """Counts the images of each class if `objective.class_weights` needs it."""
+    if not weights:
+        return None
+    return tuple(int(x) for x in sum(map(images.labels_of, range(len(images)))))
 
 
 def _leave_colors_out(ops: ConfigDict, channels: int) -> None:

@@ -62,6 +62,7 @@ _NOT_RECORDED = {
         "short_side": 512,
     },
     "data.options": {},
+    "data.sampling": "images",
     "data.unlisted": "refuse",
     "auto_batch": {"at_most": 4096, "lr_batch": None, "steps_at_least": 0},
     "derived.cropped_on": "host",

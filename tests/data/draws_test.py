@@ -48,11 +48,11 @@ class Record:
         return np.array([*box, name == "bicubic"], np.uint8).reshape(1, 5, 1)
 
 
-def one_by_one(crop, positions, seed, views, bad):
+def one_by_one(crop, positions, seed, views, bad, sampling=None):
     """Index and boxes as the host's path draws them."""
     how = transforms.Transform(decode.Decode(1), (Record(crop),), (1, 5), views)
     shard = order.HostShard(1, 0, 1)
-    examples = order.TrainExamples(Images(bad), how, shard, seed)
+    examples = order.TrainExamples(Images(bad), how, shard, seed, sampling)
     read = [examples.read(int(position), None) for position in positions]
     boxes = np.stack([r["image"].reshape(views, 5) for r in read])
     return np.array([r["index"] for r in read]), boxes
@@ -79,6 +79,18 @@ def test_crops_are_those_that_are_drawn_one_by_one(how, views):
     want_index, want_boxes = one_by_one(crop, positions, seed, views, bad)
     np.testing.assert_array_equal(index, want_index)
     np.testing.assert_array_equal(boxes, want_boxes)
+
+
+def test_images_that_come_up_again_are_those_of_the_host():
+    crop, positions = transforms.RandomResizedCrop((8, 8)), np.arange(100)
+    sampling = np.array([0, 1, 1, 1, 3, 3, 4], np.int64)
+    readable = np.arange(len(SIZES)) != 3
+    drawn = draws.Draws(crop, SIZES, readable, 5, 1, sampling)
+    index, boxes = drawn.at(positions)
+    want_index, want_boxes = one_by_one(crop, positions, 5, 1, (3,), sampling)
+    np.testing.assert_array_equal(index, want_index)
+    np.testing.assert_array_equal(boxes, want_boxes)
+    assert 30 < (index == 1).sum() < 60
 
 
 def test_an_integer_that_numpy_draws_again_is_marked():

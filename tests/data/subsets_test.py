@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from litevit_jax.data import subsets
+from litevit_jax.data import order, subsets
 from litevit_jax.data.sources import arrays, base, digits, folder
 
 
@@ -316,3 +316,50 @@ def test_a_long_tail_asks_no_class_for_more_than_the_smallest_has():
 def test_parts_by_class_need_classes(more):
     with pytest.raises(ValueError, match="needs labels, but the data has no classes"):
         take(Counted(classes=()), **more)
+
+
+def drawn_classes(source, count, **how):
+    """The labels of the first examples that training reads."""
+    labels = [source.label_of(n) for n in range(len(source))]
+    rows = (order.example_at(0, p, len(source), source.sampling) for p in range(count))
+    return np.bincount([labels[row] for row in rows], minlength=3)
+
+
+def test_sampling_by_classes_reads_each_as_often_and_changes_no_image():
+    source = subsets.sampled(Counted(), "classes", seed=0)
+    assert len(source) == 12 and rows(source) == list(range(12))  # as k-NN looks it up
+    assert drawn_classes(source, 18).tolist() == [6, 6, 6]
+    assert drawn_classes(source, 18 * 5).tolist() == [30, 30, 30]
+    times = np.bincount(source.sampling, minlength=12)
+    assert [sorted(times[np.array(Counted.labels) == k]) for k in range(3)] == [
+        [1] * 6, [1, 1, 2, 2], [3, 3]]  # fmt: skip
+    assert drawn_classes(Counted(), 12).tolist() == [6, 4, 2]
+    assert subsets.sampled(plain := Counted(), "images", seed=0) is plain
+
+
+def test_the_seed_of_sampling_is_part_of_the_fingerprint():
+    made = [subsets.sampled(Counted(), "classes", seed) for seed in (0, 0, 1)]
+    prints = [source.fingerprint() for source in made]
+    assert prints[0] == prints[1] != prints[2] and prints[0] != "counted"
+
+
+def test_sampling_by_classes_needs_one_label_for_each_image():
+    class Lacking(Counted):
+        labels = (0, 1, -1)
+
+    with pytest.raises(ValueError, match=r"sampling=classes: 1 of 3 images have no la"):
+        subsets.sampled(Lacking(), "classes", 0)
+    with pytest.raises(ValueError, match=r"data\.sampling=classes needs labels"):
+        subsets.sampled(Counted(classes=()), "classes", 0)
+    several = Counted()
+    several.multi_label = True
+    with pytest.raises(ValueError, match=r"needs one label an image, but these have"):
+        subsets.sampled(several, "classes", 0)
+    with pytest.raises(ValueError, match=r"data\.sampling 'class' unknown; did you me"):
+        subsets.sampled(Counted(), "class", 0)
+
+
+def test_labels_of_an_example_are_one_for_its_class_alone():
+    source = take(shots=2)
+    for n in range(len(source)):
+        assert source.labels_of(n).tolist() == np.eye(3)[source.label_of(n)].tolist()

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn import utils
 
 from litevit_jax import trees
 from litevit_jax.models import layers, vit
@@ -445,3 +446,35 @@ def test_settings_for_one_label_an_image_are_refused_with_several():
         ValueError, match=r"objective\.loss 'bec' unknown; did you mean"
     ):
         make(loss="bec")
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    counts = (6, 3, 0, 1)
+    labels = np.repeat(np.arange(4), counts)
+    want = utils.compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    weights = supervised._weights("balanced", counts)
+    np.testing.assert_allclose(np.array(weights)[[0, 1, 3]], want)
+    assert weights[2] == 1.0 and supervised._weights(None, counts) is None
+    assert supervised._weights("balanced", None) is None  # a model that only predicts
+    with pytest.raises(ValueError, match=r"class_weights 'balance' unknown; did you m"):
+        supervised._weights("balance", counts)
+
+
+def test_a_class_weighs_in_the_loss_as_its_weight_says():
+    objective = make(class_weights="balanced", class_counts=(6, 3, 2, 1, 4))
+    plain, weights = make(), np.array(objective.weights)
+    variables = start(objective)
+    batch = BATCH | {"index": np.arange(6), "slot": np.arange(6)}
+    arguments = (variables.params, variables.model_state)
+    logits = plain.predict(*arguments, batch)["logits"]
+    each = -jax.nn.log_softmax(logits)[np.arange(6), BATCH["label"]]
+    loss = compiled(objective, "loss")(*arguments, {}, batch, KEY)[0]
+    np.testing.assert_allclose(loss, (weights[BATCH["label"]] * each).mean(), rtol=1e-5)
+
+
+def test_binary_cross_entropy_weighs_a_class_where_an_image_has_it():
+    logits, target = jnp.array([[0.3, -0.7]]), jnp.array([[1.0, 0.0]])
+    for weights, want in ((None, 1.0), ((3.0, 5.0), 3.0)):
+        loss, _ = supervised._binary(logits, target, weights)
+        own, other = np.log1p(np.exp(-0.3)), np.log1p(np.exp(-0.7))
+        np.testing.assert_allclose(loss, (want * own + other) / 2, rtol=1e-6)

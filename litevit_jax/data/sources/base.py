@@ -32,6 +32,8 @@ class Source(abc.ABC):
         with the pixels: 'label_map'.
       multi_label: whether an image may have several labels: an example then has
         `labels`, uint8 `[K]`, 1 for its classes, and its label is -1.
+      sampling: examples in whose permutations training reads, some of them several
+        times, int64 `[n]`; None: each of them once.
       notes: what else there is to know of them, for `summary`.
       other_splits: names of the splits beside this one.
       stored_range: by which pixels of more than 8 bits became the bytes that are
@@ -54,6 +56,7 @@ class Source(abc.ABC):
 
     annotations: Sequence[str] = ()
     multi_label: bool = False
+    sampling: np.ndarray | None = None
     notes: Sequence[str] = ()
     other_splits: Sequence[str] = ()
     stored_range: str | None = None
@@ -96,6 +99,13 @@ class Source(abc.ABC):
     def label_of(self, index: int) -> int:
         """Returns the label of example `index`, or -1; reads no image if possible."""
         return int(self[index]["label"])
+
+    def labels_of(self, index: int) -> np.ndarray:
+        """Returns the labels uint8 `[K]` of example `index`, 1 for its classes."""
+        if self.multi_label:
+            return np.asarray(self[index]["labels"])
+        label = self.label_of(index)
+        return np.eye(1, len(self.classes), label, np.uint8)[0] * (label >= 0)
 
     def label_map(self, index: int) -> Any:
         """Returns the label map uint8 [h, w] of example `index`, never resized."""
