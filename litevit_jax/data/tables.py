@@ -162,10 +162,12 @@ def _table(file: str, columns: Sequence[str], records: Sequence[Record]) -> Tabl
 
 def _missing_column(file: str, columns: Sequence[str]) -> ValueError:
     """Returns the error of a table that lacks a column."""
-    hints = [choices.hint(name, columns) for name in ("path", "label")]
+    hint = "".join(choices.hint(name, columns) for name in ("path", "label"))
+    advice = f"{hint}rename them in the first line"
+    if len(columns) == 1 and any(mark in columns[0] for mark in ",;\t"):
+        advice = "separate fields by commas (in .tsv by tabs)"
     return ValueError(
-        f"{file}: got the columns {', '.join(columns) or 'none'}; {_EXPECTED}; "
-        f"{''.join(hints)}rename them in the first line"
+        f"{file}: got the columns {', '.join(columns) or 'none'}; {_EXPECTED}; {advice}"
     )
 
 
@@ -183,6 +185,8 @@ def labels_of(column: str, value: Any) -> tuple[str, ...]:
     Raises:
       ValueError: a list in a column for one label, or no text and no whole number.
     """
+    if value != value:  # a missing one, among numbers
+        value = None
     if isinstance(value, list | tuple):
         if column == "label":
             raise ValueError(

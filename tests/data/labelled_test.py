@@ -110,6 +110,13 @@ def test_the_order_is_that_of_the_source_and_numbers_are_in_the_order_of_numbers
     assert rows_of(source) == list(zip(NAMES, ["9", "10", "9", "10"], strict=True))
 
 
+def test_a_missing_number_is_no_label(fill, tmp_path):
+    table = pyarrow.table({"path": NAMES[:2], "label": [float("nan"), 7.0]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    source = make(fill(*NAMES[:2]), str(tmp_path / "t.parquet"))
+    assert rows_of(source) == [(NAMES[0], ""), (NAMES[1], "7")]
+
+
 def test_quotes_byte_order_marks_and_endings_of_spreadsheets_are_read(fill, write):
     dir = fill("x,y.jpg", "é.jpg")
     table = write('\ufeffPath,Label\r\n"x,y.jpg", big cat\r\n\r\n./é.jpg,dog\r\n')
@@ -242,6 +249,7 @@ def test_a_class_that_training_lacks_and_a_row_without_a_split_are_refused(fill,
         ("image_path,lable\nx,y\n", r"got the columns image_path, lable; expected .*di"
          r"d you mean image_path\? did you mean lable\?"),
         ("path\na/1.jpg\n", r"got the columns path; expected columns path and label"),
+        ("path;label\na/1.jpg;x\n", r"got the columns path;label; .*fields by commas"),
         ("path,label,labels\na/1.jpg,x,y\n", r"got columns label and labels; expe"),
         ("path,label,Label\na/1.jpg,x,y\n", r"got several columns label; expected one"),
         ("path,labels\na/1.jpg,x|x\n", r"row 2: got the labels x, x; expected each"),
