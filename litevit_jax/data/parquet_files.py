@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from litevit_jax.data import filetree, layout, parquet_index, split_names
+from litevit_jax.data import filetree, labelled, layout, parquet_index, split_names
 from litevit_jax.data import tar_files as files_by_split
 from litevit_jax.data import tar_index as members
 from litevit_jax.data.sources import base
@@ -56,7 +56,7 @@ def are_below(root: filetree.Tree) -> bool:
     return parquet
 
 
-def make(root: str, split: str, *, label: str, holdout: float) -> Rows:
+def make(root: str, split: str, *, label: str, holdout: float) -> base.Source:
     """One split of the Parquet files below `root`.
 
     Args:
@@ -88,27 +88,49 @@ def make(root: str, split: str, *, label: str, holdout: float) -> Rows:
     ]
     classes = _classes([indices, *others], where)
     names = [name for index in indices for name in index.names]
-    labels = [text for index in indices for text in index.labels]
     rows = [(n, *row) for n, index in enumerate(indices) for row in index.places]
-    keys = (
-        os.fsencode(f"{os.path.basename(file)}:{name}")
-        for file, index in zip(group, indices, strict=True)
-        for name in index.names
-    )
-    keep = base.part_of(keys, part, holdout, where)
-    return Rows(
+    keep = base.part_of(_keys(group, indices), part, holdout, where)
+    labels = [each for index in indices for each in index.labels]
+    several = any(index.several for each in [indices, *others] for index in each)
+    first = [each[0] if each and not several else "" for each in labels]
+    about = {
+        "classes": classes,
+        "notes": [
+            *_notes(root, group, unused, indices),
+            *split_names.unused_holdout(kinds, holdout),
+        ],
+        "other_splits": [s for s in kinds if s != chosen],
+    }
+    source = Rows(
         [index.file for index in indices],
         np.array(rows, np.int64)[keep],
         rows_of=group,
         names=list(itertools.compress(names, keep)),
-        labels=members.encode(labels, classes)[keep],
-        classes=classes,
-        notes=[
-            *_notes(root, group, unused, indices),
-            *split_names.unused_holdout(kinds, holdout),
-        ],
-        other_splits=[s for s in kinds if s != chosen],
+        labels=members.encode(first, classes)[keep],
+        **about,
     )
+    if not several:
+        return source
+    return labelled.Labelled(source, _hot(labels, classes)[keep], **about)
+
+
+def _keys(
+    files: Sequence[str], indices: Sequence[parquet_index.Index]
+) -> Iterator[bytes]:
+    """Yields the name of each image by which it is held out or not."""
+    for file, index in zip(files, indices, strict=True):
+        for name in index.names:
+            yield os.fsencode(f"{os.path.basename(file)}:{name}")
+
+
+def _hot(labels: list[list[str]], classes: list[str]) -> np.ndarray:
+    """Encodes lists of labels as uint8 [N, K], 1 for each class of an image."""
+    names = sorted({name for each in labels for name in each})
+    number_of = dict(zip(names, members.encode(names, classes), strict=True))
+    hot = np.zeros((len(labels), len(classes)), np.uint8)
+    for row, each in zip(hot, labels, strict=True):
+        row[[number_of[name] for name in each]] = 1
+    return hot
 
 
 def _check_one_folder(files: Sequence[str]) -> None:
@@ -136,7 +158,11 @@ def _classes(splits: Sequence[Sequence[parquet_index.Index]], where: str) -> lis
     if names:
         return list(names)
     return members.classes(
-        [[text for index in split for text in index.labels] for split in splits], where
+        [
+            [name for index in split for each in index.labels for name in each]
+            for split in splits
+        ],
+        where,
     )
 
 

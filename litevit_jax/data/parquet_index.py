@@ -19,7 +19,7 @@ from typing import Any
 from litevit_jax import choices, paths
 from litevit_jax.data import index_cache, tables
 
-_VERSION = 1
+_VERSION = 2
 _BATCH = 64  # rows that are decoded at once
 _IMAGES = ("image", "img", "picture", "photo", "jpg", "png")
 _LABELS = ("label", "labels")
@@ -36,7 +36,8 @@ class Index:
       size: of `file`, in bytes.
       places: [offset, size] of each image; [0, 0] where there is none.
       names: of each: its row, and its path if that is recorded.
-      labels: of each as text, '' for none.
+      labels: of each the names or numbers of its classes.
+      several: whether the column of labels has lists.
       classes: names by label, if they are recorded.
       columns: name of the image's column, and of the label's, '' for none.
       unread: names of the others.
@@ -46,7 +47,8 @@ class Index:
     size: int
     places: list[list[int]]
     names: list[str]
-    labels: list[str]
+    labels: list[list[str]]
+    several: bool
     classes: list[str]
     columns: list[str]
     unread: list[str]
@@ -92,6 +94,7 @@ def _scan(file: str, label: str) -> dict[str, Any]:
         places=places,
         names=names,
         labels=labels,
+        several=columns.several,
         classes=columns.classes,
         columns=[columns.image, columns.label],
         unread=columns.unread,
@@ -101,12 +104,16 @@ def _scan(file: str, label: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Columns:
-    """The columns that are read: of the bytes and path of an image, and its label."""
+    """The columns that are read: of the bytes and path of an image, and its label.
+
+    `several`: whether labels are lists.
+    """
 
     image: str
     bytes: str
     path: str
     label: str
+    several: bool
     classes: list[str]
     unread: list[str]
 
@@ -144,7 +151,8 @@ def _columns(file: str, schema: Any, asked: str) -> _Columns:
         f"{image}.bytes" if inside else image,
         f"{image}.path" if "path" in inside else "",
         label or "",
-        list(features.get(label or "", {}).get("names", [])),
+        bool(label) and arrow.types.is_list(schema.field(label).type),
+        _class_names(features.get(label or "", {})),
         [name for name in schema.names if name not in (image, label)],
     )
 
@@ -180,19 +188,27 @@ def _features(schema: Any) -> dict[str, Any]:
         return {}
 
 
-def _labels(opened: Any, columns: _Columns, file: str) -> list[str]:
+def _class_names(feature: dict[str, Any]) -> list[str]:
+    """Returns the recorded names of a column of classes, or of lists of them."""
+    inner = feature.get("feature", feature)
+    return list(inner.get("names", [])) if isinstance(inner, dict) else []
+
+
+def _labels(opened: Any, columns: _Columns, file: str) -> list[list[str]]:
     """Reads the labels as text.
 
     Raises:
       ValueError: a value is no label, or a number without a name.
     """
     if not columns.label:
-        return [""] * opened.metadata.num_rows
-    values = opened.read(columns=[columns.label]).column(0).to_pylist()
+        return [[] for _ in range(opened.metadata.num_rows)]
+    column = opened.read(columns=[columns.label]).column(0).to_pylist()
     labels, wrong = [], []
-    for number, value in enumerate(values, start=1):
+    for number, value in enumerate(column, start=1):
         try:
-            labels.append(_label(value, columns))
+            values = value or [] if columns.several else [value]
+            names = (_label(each, columns) for each in values)
+            labels.append([name for name in names if name])
         except ValueError as error:
             wrong.append((number, str(error)))
     if wrong:

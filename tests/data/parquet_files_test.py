@@ -116,6 +116,20 @@ def test_labels_may_be_numbers_names_or_another_column(write, tmp_path):
         read(dir, name="urk")
 
 
+def test_lists_of_labels_are_several_of_an_image_in_all_splits(tmp_path):
+    record = {"labels": {"feature": {"names": NAMES, "_type": "ClassLabel"}}}
+    record = {"huggingface": json.dumps({"info": {"features": record}})}
+    for split, labels in (("train", [[2, 0], [], [1]]), ("test", [[1]])):
+        columns = {"image": [image(n) for n in range(len(labels))], "labels": labels}
+        table = pyarrow.table(columns).replace_schema_metadata(record)
+        pyarrow.parquet.write_table(table, tmp_path / f"{split}.parquet")
+    train, test = (folder.make(split=s, dir=str(tmp_path)) for s in ("train", "test"))
+    assert train.multi_label and test.multi_label and train.classes == NAMES
+    hot = [train[n]["labels"].tolist() for n in range(3)]
+    assert hot == [[1, 0, 1], [0, 0, 0], [0, 1, 0]] and train[1]["image"] == image(1)
+    assert test[0]["labels"].tolist() == [0, 1, 0] and test.label_of(0) == -1
+
+
 def test_equal_images_of_several_rows_are_all_read(tmp_path):
     rows = [{"image": image(n % 2), "label": n} for n in range(4)]
     for kind in ("none", "snappy"):
