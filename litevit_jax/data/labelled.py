@@ -317,7 +317,8 @@ def _encode(
     """
     number_of = {name: number for number, name in enumerate(classes)}
     labels, wrong = np.full(len(rows), -1, np.int32), []
-    if table.several:
+    several = table.several  # which looks at every row
+    if several:
         labels = np.zeros((len(rows), len(classes)), np.uint8)
     for position, number in enumerate(rows):
         row = table.rows[number]
@@ -328,7 +329,7 @@ def _encode(
                 (row.number, f"got class {unknown[0]!r}, which the images to train on "
                  f"have not; {hint}expected one of {base.first(classes, 10)}")
             )  # fmt: skip
-        elif table.several:
+        elif several:
             labels[position, [number_of[label] for label in row.labels]] = 1
         elif row.labels:
             labels[position] = number_of[row.labels[0]]
