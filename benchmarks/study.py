@@ -16,6 +16,15 @@ table in Markdown and writes every figure to results.json in --out.
 fine-tunes the same encoders, and a random one, on all, 10 % and 1 % of the labels;
 writes labels.json, and the curves of the test images as labels.png.
 
+    python benchmarks/study.py --data=DIR --out=runs/claim --table=claim
+
+asks what the paper claims, in miniature: patches of 4 pixels, a student of 1.2 million
+parameters, a teacher of 6.3. Which signal of the teacher helps (attention, hidden
+states, relations; of the last or a middle layer; of a teacher that was trained less),
+with all, 10 % and 1 % of the labels, and on another task with 10 images a class: the
+four vehicles, for which the supervised row has learned the six animals. About ten hours
+of two cores; `--scale=0.1` trains a tenth of the epochs.
+
     python benchmarks/study.py --data=digits --out=runs/check --check
 
 repeats the cheapest row, random parameters (or those of `--rows=mae,...`), and compares
@@ -52,7 +61,22 @@ METHODS = {
     "mae": "MAE",
     "distill": "D-MAE",
     "distill_d2": "D2-MAE",
+    "distill_hidden": "D-MAE of hidden states",
+    "distill_relations": "D-MAE of relations",
+    "distill_middle": "D-MAE of a middle layer",
+    "distill_weak": "D-MAE of a weaker teacher",
 }
+# Table -> its rows. An encoder trained on all labels says nothing about fewer labels.
+ROWS = {
+    "methods": ("random", "supervised", "mocov3", "mae", "distill", "distill_d2"),
+    "labels": ("random", "mocov3", "mae", "distill", "distill_d2"),
+    "claim": (
+        *("random", "supervised", "mae", "distill", "distill_hidden"),
+        *("distill_relations", "distill_middle", "distill_weak"),
+    ),
+}
+# Evaluations that a row leaves out: the supervised one of `claim` knows these labels.
+LEFT_OUT = {("claim", "supervised"): ("all", "tenth", "hundredth")}
 # Table -> evaluation -> (evaluator whose last top-1 counts, column).
 COLUMNS = {
     "methods": {
@@ -64,9 +88,13 @@ COLUMNS = {
         "tenth": (("test", "10 %"),),
         "hundredth": (("test", "1 %"),),
     },
+    "claim": {
+        "all": (("test", "all labels"),),
+        "tenth": (("test", "10 %"),),
+        "hundredth": (("test", "1 %"),),
+        "other": (("test", "another task, 10 images a class"),),
+    },
 }
-# An encoder trained on all labels says nothing about fewer labels.
-LEFT_OUT = {"methods": (), "labels": ("supervised",)}
 # Table -> data set -> its heading in docs/results.md.
 HEADINGS = {
     "methods": {"digits": "Digits", "cifar": "CIFAR-10"},
@@ -86,6 +114,7 @@ class Setting:
       encoder: fields of the encoder; {} takes those of the recipes.
       methods: pre-training run -> its own fields.
       evaluations: evaluation -> its own fields.
+      variants: run -> its own variant, if it is another one.
     """
 
     variant: str
@@ -93,8 +122,10 @@ class Setting:
     encoder: Fields
     methods: dict[str, Fields]
     evaluations: dict[str, Fields]
+    variants: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+_HOST = {"data.cache": "off"}  # as the tables of docs/results.md were made
 # MAE's protocol at its peak of 6.4, on whole images: 1500 updates of 64.
 _PROBE = {
     "batch_size": 64,
@@ -110,7 +141,7 @@ def digits() -> Setting:
     """The recipes' own small forms; the more expensive methods see fewer images."""
     return Setting(
         variant="digits",
-        common={},
+        common=_HOST,
         encoder={},
         methods={
             "teacher": {"epochs": 100},
@@ -122,6 +153,14 @@ def digits() -> Setting:
         },
         evaluations={"probe": _PROBE, "shots": {}},
     )
+
+
+_CIFAR = {
+    "data.image_size": 32,
+    "data.eval_crop_fraction": 1.0,
+    "data.crop_scale": "0.2,1.0",
+    "data.threads": 2,
+}
 
 
 def cifar(folder: str) -> Setting:
@@ -150,12 +189,7 @@ def cifar(folder: str) -> Setting:
     }
     return Setting(
         variant=f"data=folder,path={folder}",
-        common={
-            "data.image_size": 32,
-            "data.eval_crop_fraction": 1.0,
-            "data.crop_scale": "0.2,1.0",
-            "data.threads": 2,
-        },
+        common=_CIFAR | _HOST,
         encoder={
             "objective.encoder.patch_size": 8,
             "objective.encoder.width": 64,
@@ -185,6 +219,86 @@ def cifar(folder: str) -> Setting:
     )
 
 
+def claim(folder: str, out: pathlib.Path, scale: float = 1.0) -> Setting:
+    """CIFAR-10 in patches of 4 pixels, and a teacher five times the student's size."""
+
+    def epochs(number: int) -> int:
+        return max(round(number * scale), 1)
+
+    student = {
+        "objective.decoder.width": 64,
+        "objective.decoder.num_heads": 4,
+        "evals.reconstruction.every_steps": 0,
+        "lr.base": 1e-3,
+        "lr.warmup_epochs": 2.0 * scale,
+        "epochs": epochs(20),
+    }
+    large = {
+        "objective.encoder.width": 256,
+        "objective.encoder.depth": 8,
+        "objective.encoder.num_heads": 8,
+    }
+    # Attention layers count from 1, hidden states from 0: the last of either side.
+    distilled = student | {"objective.pairs": "((6,8),)"}
+    labels = {
+        "lr.base": 1e-3,
+        "lr.warmup_epochs": 2.0 * scale,
+        "optimizer.layer_decay": 1.0,
+        "data.randaugment.layers": 0,
+        "epochs": epochs(20),
+    }
+    shots = {"batch_size": 40, "steps": 200, "lr.base": 5e-3}
+    shots |= {"data.randaugment.layers": 0, "evals.test.every_steps": 0}
+    some = f"data=folder,path={folder},labels={out}"
+    return Setting(
+        variant=f"data=folder,path={folder}",
+        common=_CIFAR,
+        encoder={
+            "objective.encoder.patch_size": 4,
+            "objective.encoder.width": 128,
+            "objective.encoder.depth": 6,
+            "objective.encoder.num_heads": 4,
+        },
+        methods={
+            "teacher": student | large | {"epochs": epochs(30)},
+            "teacher_weak": student | large | {"epochs": epochs(5)},
+            "mae": student,
+            "distill": distilled,
+            "distill_hidden": distilled | {"objective.target": "hidden"},
+            "distill_relations": distilled | {"objective.target": "relations"},
+            "distill_middle": distilled | {"objective.pairs": "((3,4),)"},
+            "distill_weak": distilled,
+            "supervised": labels | _LISTED,
+        },
+        evaluations=_shares(
+            {"all": (1.0, 1170), "tenth": (0.1, 585), "hundredth": (0.01, 240)}
+        )
+        | {"other": shots | _LISTED},
+        variants={
+            "supervised": f"{some}/animals.csv",
+            "other": f"{some}/vehicles.csv,shots=10",
+        },
+    )
+
+
+_LISTED = {"data.unlisted": "leave_out"}
+VEHICLES = ("airplane", "automobile", "ship", "truck")
+
+
+def write_tasks(folder: str, out: pathlib.Path) -> None:
+    """Writes the tables of the animals and the vehicles of CIFAR-10 into `out`."""
+    rows: dict[str, list[str]] = {"animals": [], "vehicles": []}
+    for path in sorted(pathlib.Path(folder).glob("*/*/*")):
+        split, label, name = path.parts[-3:]
+        kind = "vehicles" if label in VEHICLES else "animals"
+        rows[kind].append(f"{split}/{label}/{name},{label},{split}")
+    if not all(rows.values()):
+        sys.exit(f"--data={folder}: expected train/CLASS/*.jpg and test/CLASS/*.jpg")
+    for kind, lines in rows.items():
+        text = "\n".join(["path,label,split", *lines, ""])
+        (out / f"{kind}.csv").write_text(text)
+
+
 def _shares(steps: dict[str, tuple[float, int]]) -> dict[str, Fields]:
     """Fine-tuning on a share of the labels: evaluation -> (share, updates)."""
     return {
@@ -211,6 +325,19 @@ _RECIPES = {
     "distill_d2": "mae_tiny_distill_d2",
     "supervised": "deit_tiny",
 }
+_TEACHERS = {"distill_weak": "teacher_weak"}
+
+
+def _recipe_of(method: str) -> str:
+    kind = method if method in _RECIPES else method.partition("_")[0]
+    return _RECIPES[kind]
+
+
+def _teacher_of(method: str) -> str | None:
+    """Returns the run whose encoder a method follows."""
+    if not method.startswith("distill"):
+        return None
+    return _TEACHERS.get(method, "teacher")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +351,7 @@ class Run:
 
 def methods_of(table: str, asked: list[str] | None = None) -> list[str]:
     """The rows of a table, or only those that were asked for."""
-    known = [method for method in METHODS if method not in LEFT_OUT[table]]
+    known = list(ROWS[table])
     if unknown := sorted(set(asked or ()) - set(known)):
         sys.exit(f"--rows={','.join(unknown)}: expected some of {', '.join(known)}")
     return [method for method in known if not asked or method in asked]
@@ -237,15 +364,17 @@ def plan(
     runs = []
     if "random" in methods:
         runs.append(_shape(setting, out))
-    if any(method.startswith("distill") for method in methods):
-        runs.append(_pretraining(setting, "teacher", 0, out))
+    teachers = dict.fromkeys(filter(None, map(_teacher_of, methods)))
+    runs += [_pretraining(setting, teacher, 0, out) for teacher in teachers]
     for seed in range(seeds):
         trained = [method for method in methods if method != "random"]
         runs += [_pretraining(setting, method, seed, out) for method in trained]
     for seed in range(seeds):
         for method in methods:
             runs += [
-                _evaluation(setting, name, method, seed, out) for name in COLUMNS[table]
+                _evaluation(setting, name, method, seed, out)
+                for name in COLUMNS[table]
+                if name not in LEFT_OUT.get((table, method), ())
             ]
     return runs
 
@@ -256,17 +385,18 @@ def _flags(recipe: str, variant: str, **fields: Any) -> tuple[str, ...]:
         f"--config=configs/{recipe}.py{':' if variant else ''}{variant}",
         "--config.log.tensorboard=False",
         "--config.log.report=False",
-        "--config.data.cache=off",  # as the tables of docs/results.md were made
         *(f"--config.{name}={value}" for name, value in given.items()),
     )
 
 
 def _pretraining(setting: Setting, method: str, seed: int, out: pathlib.Path) -> Run:
     fields = setting.common | setting.encoder | setting.methods[method]
-    after = ("teacher-0",) if method.startswith("distill") else ()
+    teacher = _teacher_of(method)
+    after = (f"{teacher}-0",) if teacher else ()
     if after:
         fields["teacher"] = out / after[0]
-    arguments = _flags(_RECIPES[method], setting.variant, seed=seed, **fields)
+    variant = setting.variants.get(method, setting.variant)
+    arguments = _flags(_recipe_of(method), variant, seed=seed, **fields)
     return Run(f"{method}-{seed}", arguments, after)
 
 
@@ -286,7 +416,7 @@ def _evaluation(
         fields |= {"init": "random", "like": out / before}
     else:
         fields["init"] = out / before
-    recipe, variant = "finetune", setting.variant
+    recipe, variant = "finetune", setting.variants.get(name, setting.variant)
     if name == "probe":
         recipe = "linear_probe"
         fields["objective.pool"] = "avg"
@@ -365,6 +495,9 @@ def collect(
         rows[method] = row = {}
         for name, columns in COLUMNS[table].items():
             for evaluator, column in columns:
+                if name in LEFT_OUT.get((table, method), ()):
+                    row[column] = []
+                    continue
                 paths = (
                     out / f"{name}-{method}-{s}/evals/{evaluator}/result.json"
                     for s in range(seeds)
@@ -378,7 +511,7 @@ def describe(table: dict[str, Any]) -> str:
     columns = list(next(iter(table.values())))
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for method, row in table.items():
-        cells = [_cell(*_spread(values)) for values in row.values()]
+        cells = [_cell(*_spread(x)) if x else "" for x in row.values()]
         lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -481,14 +614,23 @@ def define_flags() -> None:
     flags.DEFINE_boolean("check", False, "Compare with docs/results.md.")
     # An image of the digits' test split is 0.28 points; other CPUs round otherwise.
     flags.DEFINE_float("tolerance", 0.3, "Largest difference for --check, in points.")
+    flags.DEFINE_float("scale", 1.0, "Of the epochs of --table=claim.", lower_bound=0)
     flags.DEFINE_integer("jobs", 2, "Runs at the same time.")
     flags.DEFINE_boolean("dry_run", False, "Print the commands, run nothing.")
 
 
+def setting_of(table: str, data: str, out: pathlib.Path, scale: float) -> Setting:
+    """Returns the settings for a table on the digits or on a folder."""
+    if data == "digits":
+        return digits()
+    folder = str(pathlib.Path(data).absolute())
+    return claim(folder, out, scale) if table == "claim" else cifar(data)
+
+
 def main(_: list[str]) -> None:
     out = pathlib.Path(FLAGS.out).absolute()
-    setting = digits() if FLAGS.data == "digits" else cifar(FLAGS.data)
     table = FLAGS.table
+    setting = setting_of(table, FLAGS.data, out, FLAGS.scale)
     if absent := [n for n in COLUMNS[table] if n not in setting.evaluations]:
         sys.exit(f"--table={table} --data={FLAGS.data}: has no {', '.join(absent)}")
     methods = methods_of(table, FLAGS.rows or (["random"] if FLAGS.check else None))
@@ -510,6 +652,8 @@ def main(_: list[str]) -> None:
     if FLAGS.check and all((out / f"{run.name}.seconds").exists() for run in runs):
         sys.exit(f"--out={out}: its runs are finished already; give a new directory")
     out.mkdir(parents=True, exist_ok=True)
+    if table == "claim":
+        write_tasks(FLAGS.data, out)
     runner = Runner(runs, out, FLAGS.jobs)
     runner.run()
     if runner.failed:

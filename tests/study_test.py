@@ -72,12 +72,13 @@ def test_the_cheapest_row_trains_no_method(tmp_path):
 EVALUATIONS = ("probe", "shots")
 
 
-@pytest.mark.parametrize("table", study.HEADINGS)
+@pytest.mark.parametrize("table", study.COLUMNS)
 def test_every_run_comes_after_those_it_needs_and_has_fields_of_its_recipe(
     table, tmp_path
 ):
     methods = study.methods_of(table)
-    for setting in (study.digits(), study.cifar("DIR")):
+    for data in ("digits", "DIR"):
+        setting = study.setting_of(table, data, tmp_path, 1.0)
         if set(study.COLUMNS[table]) <= set(setting.evaluations):
             runs = planned(setting, table, methods, tmp_path)
             for i, run in enumerate(runs):
@@ -96,6 +97,41 @@ def check_fields(run):
         for key in blocks:
             block = block[key]
         assert name in block, f"{run.name}: {field}"
+
+
+def test_the_claims_teachers_and_tasks_are_those_of_their_rows(tmp_path):
+    setting = study.claim("DIR", tmp_path, scale=0.5)
+    rows = ["supervised", "distill", "distill_weak"]
+    runs = {run.name: run for run in planned(setting, "claim", rows, tmp_path)}
+    evaluated = {name for name in runs if name.endswith("-supervised-0")}
+    assert evaluated == {"other-supervised-0"}
+    for method, teacher in (("distill", "teacher"), ("distill_weak", "teacher_weak")):
+        assert runs[f"{method}-1"].after == (f"{teacher}-0",)
+        assert f"--config.teacher={tmp_path / f'{teacher}-0'}" in (
+            runs[f"{method}-1"].arguments
+        )
+    assert "--config.epochs=2" in runs["teacher_weak-0"].arguments
+    assert runs["supervised-0"].arguments[0].endswith("animals.csv")
+    assert runs["other-distill-0"].arguments[0].endswith("vehicles.csv,shots=10")
+
+
+def test_tasks_list_the_images_of_their_classes(tmp_path):
+    for path in ("train/ship/1.jpg", "train/cat/2.jpg", "test/cat/3.jpg"):
+        (tmp_path / "data" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / path).touch()
+    study.write_tasks(str(tmp_path / "data"), tmp_path)
+    assert (tmp_path / "vehicles.csv").read_text().splitlines() == [
+        "path,label,split",
+        "train/ship/1.jpg,ship,train",
+    ]
+    animals = (tmp_path / "animals.csv").read_text().splitlines()
+    assert animals[1:] == ["test/cat/3.jpg,cat,test", "train/cat/2.jpg,cat,train"]
+
+
+def test_cells_that_a_row_leaves_out_are_empty():
+    assert "| supervised |  | 1.0 (1.0..1.0) |" in study.describe(
+        {"supervised": {"all": [], "other": [1.0]}}
+    )
 
 
 def test_rows_that_no_table_has_are_named():

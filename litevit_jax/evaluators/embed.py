@@ -11,7 +11,6 @@ import dataclasses
 import json
 import pathlib
 import zipfile
-from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -116,7 +115,7 @@ class Embed(base.Evaluator):
         read = {k: x for k, x in params.items() if not k.startswith("head/fc/")}
         of_head = any(name.startswith("head/") for name in read)
         model_state = state.model_state if of_head else {}
-        model = SimpleNamespace(params=read, model_state=model_state)
+        model = base.Model(params=read, model_state=model_state)
         return {"encoder": checkpoint.fingerprint(model), "block": self.block}
 
     def features(self, out: base.Rows) -> np.ndarray:

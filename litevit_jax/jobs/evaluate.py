@@ -12,7 +12,6 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from ml_collections import ConfigDict
 from litevit_jax import distributed, paths, sharding, terminal
 from litevit_jax.analysis.images import CROP
 from litevit_jax.data import settings, split_names, splits
+from litevit_jax.evaluators import base
 from litevit_jax.jobs import pictures, summary
 from litevit_jax.train import batch_shapes, eval_runner, eval_setup, log, resolve
 from litevit_jax.train import start as starts
@@ -263,11 +263,11 @@ def _batch(data: ConfigDict, batch_size: int, objective: Any) -> batch_shapes.Sh
     return batch
 
 
-def _on_mesh(params: Any, model_state: Any, mesh: Mesh) -> Any:
-    """Puts a model on the mesh; the result has `params` and `model_state`."""
+def _on_mesh(params: Any, model_state: Any, mesh: Mesh) -> base.Model:
+    """Puts a model on the mesh."""
     model = {"params": params, "model_state": model_state}
     placed = sharding.put(model, sharding.tree_sharding(mesh, model))
-    return SimpleNamespace(**placed)
+    return base.Model(**placed)
 
 
 def _loaded_state(

@@ -153,6 +153,11 @@ class _Builder:
             return None
         return Kept(cache.most_on_device(self.mesh, config.data.cache_gib))
 
+    @functools.cached_property
+    def last(self) -> base.LastPass:
+        """Remembers predictions, which several evaluators may need."""
+        return base.LastPass()
+
     def make(self, title: str) -> tuple[base.Evaluator, int]:
         """Builds (evaluator, every_steps) of block `title`."""
         config = self.config
@@ -188,6 +193,7 @@ class _Builder:
             rows=splits.evaluation_rows(data, self.mesh),
             size=settings.image_size(data),
             kept=self.kept,
+            last=self.last,
             images=_images(data),
             crop=data["eval_crop_fraction"],
             names=tuple(self.known.names),

@@ -1,5 +1,9 @@
 """A pass over a split: every example once, on any size; what evaluators need."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,3 +61,47 @@ def test_reconstruction_needs_no_labels():
     made = reconstruction.make(context=common.context(None, num_classes=0))
     assert not made.labelled
     base.check("r", made, dict.fromkeys(made.reads), "mae")
+
+
+def test_predictions_are_remembered_as_long_as_all_that_they_follow_from():
+    calls = []
+
+    def predict(params, model_state, batch):
+        jax.debug.callback(lambda: calls.append(1))
+        return {"features": jnp.asarray(params)[batch["index"]]}
+
+    images = common.Images(list(range(12)), 12)
+    plain = common.context(predict, eval=images)
+    context = dataclasses.replace(plain, last=base.LastPass())
+    state = common.state(np.arange(24.0).reshape(12, 2))
+
+    def features(of, *, limit=None):
+        pairs = context.over(of, "eval", ("features",), limit=limit)
+        made = np.concatenate([out["features"] for _, out in pairs])
+        jax.effects_barrier()
+        return made
+
+    first = features(state)
+    count = len(calls)
+    np.testing.assert_array_equal(features(state), first)
+    assert len(calls) == count > 0
+    features(state, limit=8)  # other images
+    assert len(calls) > count
+    np.testing.assert_array_equal(features(common.state(-state.params)), -first)
+    count = len(calls)
+    features(state)  # it is the last pass no more
+    assert len(calls) > count
+    del state
+    assert not context.last._pairs
+
+
+def test_a_pass_that_is_too_large_or_cut_short_is_not_remembered(monkeypatch):
+    images = common.Images(list(range(12)), 12)
+    plain = common.context(common.look_up("features"), eval=images)
+    context = dataclasses.replace(plain, last=base.LastPass())
+    state = common.state(np.zeros((12, 2)))
+    next(context.over(state, "eval", ("features",)))
+    assert not context.last._pairs
+    monkeypatch.setattr(base.LastPass, "MOST", 200)
+    assert len([*context.over(state, "eval", ("features",))]) == 2
+    assert not context.last._pairs

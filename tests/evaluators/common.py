@@ -1,7 +1,6 @@
 """A tiny labelled set and predictions that are looked up, for the evaluators' tests."""
 
 import functools
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -78,4 +77,4 @@ def look_up(name):
 
 def state(table):
     """A state whose parameters are `table`."""
-    return SimpleNamespace(params=table, model_state={})
+    return base.Model(table, {})
