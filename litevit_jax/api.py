@@ -227,9 +227,10 @@ def predict(
     _check_encoder("predict", encoder)
     if not isinstance(top, int) or isinstance(top, bool) or top < 1:
         raise ValueError(f"predict: got top={top!r}, expected 1 class or more")
-    rows = []
+    rows, alone = [], encoder.objective.multi_label
     for batch, count in batches(encoder, "predict", images_or_paths):
-        for likeliest in prediction.likeliest(encoder.logits(batch)[:count], top):
+        logits = encoder.logits(batch)[:count]
+        for likeliest in prediction.likeliest(logits, top, alone=alone):
             numbers = ((int(k), float(p)) for k, p in likeliest)
             names = encoder.classes
             rows.append([(names[k] if names else str(k), p) for k, p in numbers])

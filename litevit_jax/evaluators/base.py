@@ -46,6 +46,7 @@ class Context:
       crop: share of the shorter side that is kept of an image.
       names: of the classes that the model tells apart, by number; () if it records
         none.
+      multi_label: whether the model answers for each class alone.
     """
 
     predict: Callable[..., dict[str, jax.Array]]
@@ -65,6 +66,7 @@ class Context:
     images: str = ""
     crop: float = 1.0
     names: tuple[str, ...] = ()
+    multi_label: bool = False
 
     def over(
         self,

@@ -68,25 +68,32 @@ class Predict(base.Evaluator):
         """Returns n, the images, `unreadable` among them, and the file."""
         del step
         about = {"top": self.top, "names": list(self.context.names)}
+        about["alone"] = self.context.multi_label
         file = parts.Parts(self.context, self.split, self.path, self.reads, about)
         numbers = file.write(state, self._likeliest, _WRITERS[self.path.suffix])
         del numbers["width"]
         return numbers
 
     def _likeliest(self, out: base.Rows) -> np.ndarray:
-        return likeliest(out["logits"], self.top)
+        return likeliest(out["logits"], self.top, alone=self.context.multi_label)
 
 
-def likeliest(logits: np.ndarray, top: int) -> np.ndarray:
+def likeliest(logits: np.ndarray, top: int, *, alone: bool = False) -> np.ndarray:
     """Finds the likeliest classes by logits [B, K], the lower number first of equals.
+
+    `alone`: each class has a probability of its own, the sigmoid of its logit, as a
+    model of several labels an image learns it; else all of them sum to 1.
 
     Returns:
       Numbers of classes and their probabilities, float64 [B, top, 2]; not-a-number for
       logits that are not finite.
     """
     logits = logits.astype(np.float64)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probability = odds / odds.sum(axis=1, keepdims=True)
+    if alone:
+        probability = np.exp(-np.logaddexp(0.0, -logits))
+    else:
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probability = odds / odds.sum(axis=1, keepdims=True)
     order = np.argsort(-logits, axis=1, kind="stable")[:, :top]
     rows = np.stack([order, np.take_along_axis(probability, order, 1)], axis=-1)
     rows[~np.isfinite(logits).all(axis=1)] = np.nan

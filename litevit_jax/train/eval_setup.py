@@ -197,6 +197,7 @@ class _Builder:
             images=_images(data),
             crop=data["eval_crop_fraction"],
             names=tuple(self.known.names),
+            multi_label=self.objective.multi_label,
         )
         evaluator = registry.make("evaluators", name, context=context, **kwargs)
         predicted = self._predicted(title, data)

@@ -67,6 +67,7 @@ class Encoder:
     encoder: vit.Encoder
     pool: str | None = None
     num_views: ClassVar[int] = 1
+    multi_label: ClassVar[bool] = False
 
     def init(self, key: jax.Array, batch: dict[str, Any]) -> objectives.Variables:
         """Creates the parameters 'encoder' and, with `pool`, 'head': {'fc_norm'}."""

@@ -97,3 +97,15 @@ def test_what_cannot_be_written_or_predicted_is_refused_first(tmp_path):
     made = predict.make(context=embed_test.context(), target=str(tmp_path / "a.csv"))
     with pytest.raises(ValueError, match=r"predicts features; it has no head .* Train"):
         base.check("predict", made, {"features": None}, "mae")
+
+
+def test_a_model_of_several_labels_answers_for_each_class_alone(tmp_path):
+    context = dataclasses.replace(embed_test.context(), names=NAMES, multi_label=True)
+    path = tmp_path / "a.csv"
+    evaluator = predict.make(context=context, target=str(path), top=3)
+    evaluator.run(common.state({"logits": logits()}), step=0)
+    for number, row in enumerate(predict.read(path, 1000)):
+        if number not in embed_test.Images.broken:
+            own = 1 / (1 + np.exp(-logits()[number].astype(float)))
+            want = [own[NAMES.index(name)] for name, _ in row.top]
+            np.testing.assert_allclose([p for _, p in row.top], want, rtol=1e-6)
