@@ -231,7 +231,7 @@ def test_a_test_split_without_labels_is_refused(refuse, image_folder):
     for name in "ab":
         (root / "test" / name).rmdir()
     made = jobs.tiny("deit_tiny", f"smoke,data=folder,path={root}", batch_size=8)
-    message = r"evals.test: split 'eval' needs labels, but none of its 4 .*000"
+    message = r"evals.confusion: split 'eval' needs labels, but none of its 4 .*000"
     refuse(made, message)
 
 
