@@ -157,6 +157,5 @@ def _comparable(run: run_record.Run, measured: bool) -> dict[str, Any]:
 
 def _matters(field: str) -> bool:
     quiet = ("name", "init", "seed", "log.", "checkpoint.", "mesh.", "evals.", "like")
-    return not field.startswith(
-        (*quiet, "data.dir", "data.threads", "data.workers", "data.required")
-    )
+    machine = ("dir", "threads", "workers", "required", "cache")
+    return not field.startswith((*quiet, *(f"data.{name}" for name in machine)))

@@ -13,7 +13,7 @@ from tests import jobs
 
 def write_run(directory, *, logged=40, total=40, name="mae_tiny", arg=None, **config):
     """A run's directory with what a run of `name:arg` writes, and no parameters."""
-    saved = jobs.config(name, arg, **config).to_dict()
+    saved = jobs.config(name, arg, **{"data__cache": "auto", **config}).to_dict()
     for key, value in saved["fallback"].items():  # as a run settles it
         if key == "encoder" or value is None:
             continue
