@@ -10,6 +10,9 @@ DOCS := .venv-docs
 # Versions that were tested together, one file per Python generation.
 CONSTRAINTS := $(shell $(PYTHON) -c "import sys; print('constraints/' + \
   ('py311.txt' if sys.version_info < (3, 12) else 'py312.txt'))" 2>/dev/null)
+PROCESSES = $(shell $(PYTHON) -c "import os; cores = os.cpu_count() or 1; \
+  memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'); \
+  print(max(1, min(4, cores + 1, memory // 4_000_000_000)))")
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .PHONY: demo test lint docs clean
@@ -17,9 +20,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 demo: $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m launch.demo
 
-# A process for each core, at most four: each compiles for itself and needs 5 GB.
+# A process for each core and one more, as tests also wait; four at most, of 4 GB each.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
