@@ -194,7 +194,9 @@ def evaluate(recipe: str, arg: str, fields: dict[str, Any]) -> dict[str, Any]:
             config.evals = {"knn": {"name": "knn"}}
         job = train.prepare(config, folder)
         evaluator: Any = job.evaluators["knn"][0]
-        state, context = job.create(), evaluator.context
+        # Each pass computes its predictions, though they are those of the last one.
+        state = job.create()
+        context = dataclasses.replace(evaluator.context, last=None)
         host = dataclasses.replace(context, kept=None)
         batches = [*host.over(state, "train", (name,), images=True, limit=1)]
         batch = sharding.global_batch(batches[0][0], job.mesh)

@@ -15,11 +15,12 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RUNS = pathlib.Path("runs/demo")
 # On whole images: a crop of 8 pixels can cost a digit its meaning.
-PROBE = ["--config=configs/linear_probe.py", "--config.steps=2000",
+PROBE = ["--config=configs/linear_probe.py", "--config.steps=1000",
          "--config.data.crop_scale=1.0,1.0",
-         "--config.data.crop_ratio=1.0,1.0"]  # fmt: skip
+         "--config.data.crop_ratio=1.0,1.0",
+         "--config.log.report=False"]  # fmt: skip
 STAGES = {
-    "mae": ["--config=configs/mae_tiny.py:digits"],
+    "mae": ["--config=configs/mae_tiny.py:digits", "--config.epochs=60"],
     "probe": [*PROBE, f"--config.init={RUNS}/mae"],
     "probe-random": [*PROBE, "--config.init=random", f"--config.like={RUNS}/mae"],
 }
