@@ -9,8 +9,10 @@ import pytest
 from litevit_jax import checkpoint
 from litevit_jax.jobs import train
 from litevit_jax.models import layers
+from litevit_jax.train import resolve
 from litevit_jax.warm_start import read
 from tests import jobs
+from tests.evaluators import common
 
 pytestmark = pytest.mark.usefixtures("no_steps", "one_device")
 
@@ -315,3 +317,8 @@ def test_balanced_weights_are_of_the_training_images(tmp_path):
     labels = np.load(tmp_path / "a.npz")["train_label"].sum(0)
     assert job.config["derived"]["class_counts"] == labels.tolist()
     np.testing.assert_allclose(job.objective.weights, labels.mean() / labels)
+
+
+def test_classes_of_more_than_255_images_are_counted():
+    images = common.Images([0] * 300 + [1], 2)
+    assert resolve._class_counts(images, "balanced") == (300, 1)

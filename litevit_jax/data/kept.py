@@ -44,7 +44,7 @@ class Kept:
             self._left -= size
             # Some evaluators make a source for one pass; with it goes what was kept.
             end = weakref.finalize(source, self._drop, id(source), size)
-            end.atexit = False
+            end.atexit = False  # pyrefly: ignore
 
     def _drop(self, key: int, size: int) -> None:
         del self._passes[key]

@@ -91,10 +91,10 @@ class Sampled(wrapped.Wrapped):
     def __init__(self, source: base.Source, sampling: np.ndarray):
         super().__init__(source)
         self.sampling = sampling
+        self._read = sampling.astype("<i8").tobytes()
 
     def fingerprint(self) -> str:
-        rows = self.sampling.astype("<i8").tobytes()
-        return base.digest([self._source.fingerprint().encode(), rows])
+        return base.digest([self._source.fingerprint().encode(), self._read])
 
 
 def join(sources: list[base.Source]) -> base.Source:

@@ -36,7 +36,7 @@ class Look:
     kind: str = ""
     width: int = 0
     height: int = 0
-    bytes: int = 0
+    size: int = 0  # bytes
     digest: bytes = b""
     error: str = ""
 
@@ -174,7 +174,7 @@ def _by_class(source: base.Source) -> dict[str, int]:
 def lines(report: Report) -> Iterator[str]:
     """Yields the text of a report."""
     looks = list(report.looks.values())
-    size = sum(look.bytes for look in looks) / 2**20
+    size = sum(look.size for look in looks) / 2**20
     yield f"{report.images:,} images, {len(looks):,} of them readable, {size:,.1f} MiB"
     kinds = collections.Counter(look.kind for look in looks).most_common()
     if looks:

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -104,7 +105,10 @@ def _class_counts(images: Source, weights: str | None) -> tuple[int, ...] | None
     """Counts the images of each class if `objective.class_weights` needs it."""
     if not weights:
         return None
-    return tuple(int(x) for x in sum(map(images.labels_of, range(len(images)))))
+    counts = np.zeros(len(images.classes), np.int64)  # labels may be bytes
+    for row in range(len(images)):
+        counts += images.labels_of(row)
+    return tuple(map(int, counts))
 
 
 def _leave_colors_out(ops: ConfigDict, channels: int) -> None:

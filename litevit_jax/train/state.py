@@ -28,6 +28,9 @@ class Predictor(Protocol):
     @property
     def num_views(self) -> int: ...
 
+    @property
+    def multi_label(self) -> bool: ...
+
     def init(self, key: jax.Array, batch: dict[str, jax.Array]) -> Variables: ...
 
     def predict(

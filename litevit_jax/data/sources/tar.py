@@ -211,7 +211,7 @@ def _everything(
     names = [os.path.basename(file) for file in indices]
     images = labelled.Images(
         where,
-        [row[1] for row in rows],
+        [str(row[1]) for row in rows],
         lambda path: "which is no image there; expected the name of a member",
         {f"{names[row[0]]}:{row[1]}": n for n, row in enumerate(rows)},
     )
