@@ -89,13 +89,25 @@ def list_runs(root: Any) -> list[Listed]:
 
 def _runs(folder: Any) -> Iterator[Any]:
     """Yields the directories of runs in `folder` and below; `folder` may be one."""
-    is_run = (folder / "config.json").is_file()
+    is_run = _is_run(folder)
     if is_run:
         yield folder
     for entry in folder.iterdir():
         inside = is_run and entry.name in _INSIDE
         if not inside and not entry.name.startswith(".") and entry.is_dir():
             yield from _runs(entry)
+
+
+def _is_run(folder: Any) -> bool:
+    """Whether a folder has a config of a run; one of another program has no `name`."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return False
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError):  # damaged: it is named in the list
+        return True
+    return not isinstance(config, dict) or not config or "name" in config
 
 
 def _owner(directory: Any) -> dict[str, Any] | None:

@@ -176,3 +176,10 @@ def test_the_commands_print_their_lists(write, tmp_path, capsys, monkeypatch):
     assert {"top", "data.dir"} <= set(capsys.readouterr().out.split())
     assert run("fields", "predic") == 2
     assert "did you mean predict?" in capsys.readouterr().err
+
+
+def test_a_config_of_another_program_is_no_run(write, tmp_path):
+    write("mine")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text('{"hidden_size": 32}')
+    assert [row.name for row in runs.list_runs(tmp_path)] == ["mine"]
