@@ -322,3 +322,11 @@ def test_balanced_weights_are_of_the_training_images(tmp_path):
 def test_classes_of_more_than_255_images_are_counted():
     images = common.Images([0] * 300 + [1], 2)
     assert resolve._class_counts(images, "balanced") == (300, 1)
+
+
+def test_several_labels_stay_on_the_host_and_what_is_ignored_is_named(tmp_path):
+    arg, how = f"multi_label,smoke,{several(tmp_path)}", {"init": "random"}
+    how |= {"data__cache": "auto", "steps_per_call": "4"}
+    job, _ = prepared(tmp_path / "run", arg, "linear_probe", **how)
+    (line,) = [note for note in job.notes if "cropped" in note]
+    assert "several labels each; steps_per_call=4 has no effect" in line

@@ -28,7 +28,7 @@ _SEVERAL = -2  # in place of an image's number: its name is that of several
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """All images of a source.
+    """The images of a source, by the names that a table may give them.
 
     Attributes:
       where: what holds them, for messages.

@@ -86,7 +86,7 @@ class ConcatSource(base.Source):
 
 
 class Sampled(wrapped.Wrapped):
-    """All examples of `source`, read in training as `sampling` says."""
+    """A source that training reads in the order of `sampling`."""
 
     def __init__(self, source: base.Source, sampling: np.ndarray):
         super().__init__(source)

@@ -190,13 +190,13 @@ def open_set(
             )
         return None, [f"images are cropped on the host: {host}"] if host else []
     images, most_each = source("train"), cache.most_on_device(mesh, data.cache_gib)
+    ignored = f"; steps_per_call={most} has no effect" if most != "auto" else ""
     if images.multi_label:
-        return None, [_several_labels(setting)]
+        return None, [_several_labels(setting) + ignored]
     try:
         read = resident.load(images, data, most_each * mesh.size)
     except resident.TooLargeError as error:
         kept = f"{mesh.size} x {most_each / cache.GIB:.3g}"
-        ignored = f"; steps_per_call={most} has no effect" if most != "auto" else ""
         return None, [
             f"images are cropped on the host: {error} GiB on all devices ({kept}, a "
             f"fifth of their memory and at most data.cache_gib={data.cache_gib})"
