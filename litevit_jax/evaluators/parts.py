@@ -126,7 +126,9 @@ class Parts:
         length = len(self.context.source(self.split))
         if start >= length:
             return
-        left = frozen.part(self.context, self.split, np.arange(start, length))
+        # Nothing is remembered: memory stays the same however many images there are.
+        context = dataclasses.replace(self.context, last=None)
+        left = frozen.part(context, self.split, np.arange(start, length))
         gathered: list[np.ndarray] = []
         size, first = 0, start
         for batch, out in left.over(state, self.split, self.reads):

@@ -109,3 +109,12 @@ def test_a_model_of_several_labels_answers_for_each_class_alone(tmp_path):
             own = 1 / (1 + np.exp(-logits()[number].astype(float)))
             want = [own[NAMES.index(name)] for name, _ in row.top]
             np.testing.assert_allclose([p for _, p in row.top], want, rtol=1e-6)
+
+
+def test_no_prediction_is_remembered_so_that_memory_stays_the_same(
+    tmp_path, monkeypatch
+):
+    made = dataclasses.replace(embed_test.context(), names=NAMES, last=base.LastPass())
+    monkeypatch.setattr(base.LastPass, "over", lambda *_: pytest.fail("remembered"))
+    evaluator = predict.make(context=made, target=str(tmp_path / "a.csv"))
+    assert evaluator.run(common.state({"logits": logits()}), step=0)["n"] == COUNT
