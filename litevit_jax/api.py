@@ -269,8 +269,8 @@ def save(encoder: Encoder, path: str | os.PathLike[str]) -> None:
     notes |= {"crop": str(encoder.crop), "source": encoder.path}
     if encoder.range != "full":
         notes["range"] = encoder.range
-    if encoder.classes and "head/fc/kernel" in params:
-        notes[names.CLASSES] = json.dumps(list(encoder.classes))
+    if "head/fc/kernel" in params:
+        notes |= names.of_head(encoder.classes, encoder.objective.multi_label)
     try:
         model = exportable.make(
             {name: np.asarray(x) for name, x in params.items()},

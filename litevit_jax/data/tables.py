@@ -28,6 +28,7 @@ from litevit_jax import choices, paths
 EXTENSIONS = ("csv", "tsv", "jsonl", "parquet", "txt")
 _PATH = ("path", "file_name")
 _LABEL = ("label", "labels")
+SEVERAL = "|"  # between labels of an image
 _EXPECTED = "expected columns path and label (or labels), and maybe split"
 
 Record = tuple[int, dict[str, Any]]  # row number, column -> value
@@ -196,7 +197,7 @@ def labels_of(column: str, value: Any) -> tuple[str, ...]:
         cells = [_text_of(column, each) for each in value]
     else:
         text = "" if value is None else _text_of(column, value)
-        cells = text.split("|") if column == "labels" else [text]
+        cells = text.split(SEVERAL) if column == "labels" else [text]
     names = [cell.strip() for cell in cells if cell.strip()]
     if len(set(names)) < len(names):
         raise ValueError(f"got the labels {', '.join(names)}; expected each once")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from litevit_jax import checkpoint, distributed, paths
-from litevit_jax.data import decode
+from litevit_jax.data import decode, tables
 from litevit_jax.evaluators import base, frozen
 
 TEXT = ("path", "label", "error")  # the columns beside the numbers
@@ -162,6 +162,7 @@ def of_images(context: base.Context) -> dict[str, Any]:
         "crop": context.crop,
         "mean": context.mean,
         "std": context.std,
+        "range": json.loads(context.images or "{}").get("range") or "full",
     }
 
 
@@ -251,13 +252,15 @@ class Table:
             )
 
     def _label(self, row: int, broken: bool) -> str | None:
+        """Returns the name of an image's class, several as in tables of labels."""
+        classes = self._source.classes
         try:
-            label, classes = self._source.label_of(row), self._source.classes
+            own = self._source.labels_of(row) if classes else np.zeros(0)
         except Exception:  # a source that reads the image for it
             if broken:
                 return None
             raise
-        return str(classes[label]) if 0 <= label < len(classes) else None
+        return tables.SEVERAL.join(str(classes[k]) for k in np.flatnonzero(own)) or None
 
     def _why(self, row: int, broken: bool) -> str | None:
         if not broken:

@@ -24,7 +24,8 @@ from litevit_jax.weights import exportable as models
 PARTS = ("all", "encoder")
 _SIZES = ("variant", "width", "depth", "num_heads", "patch_size", "mlp_ratio")
 # What is kept of what a file of ours says.
-_KEPT = ("mean", "std", "range", "crop", names.CLASSES, names.LICENCE)
+_OF_HEAD = (names.CLASSES, names.PROBABILITIES)
+_KEPT = ("mean", "std", "range", "crop", names.LICENCE, *_OF_HEAD)
 _NON_COMMERCIAL = ("mae", "moco_v3")  # sources, as `weights.read` names them
 _FOLDER = "model.safetensors"  # in a folder for timm
 
@@ -242,7 +243,8 @@ def read_model(
         params = source.params
         if part == "encoder":
             params = {k: v for k, v in params.items() if not k.startswith("head/fc/")}
-            source.notes.pop(names.CLASSES, None)
+            for key in _OF_HEAD:
+                source.notes.pop(key, None)
         elif any(k.startswith("head_dist/") for k in params):
             raise ValueError(
                 "a distilled classifier predicts the mean of two heads, for which "
@@ -324,8 +326,8 @@ def _from_run(path: str, how: Reading, part: str) -> Source:
     normalize = loaded.config["augment"]["normalize"]
     notes = {k: json.dumps(v) for k, v in normalize.items()}
     classes = loaded.config.get("derived", {}).get("classes")
-    if classes and "head/fc/kernel" in loaded.params:
-        notes[names.CLASSES] = json.dumps(classes)
+    if "head/fc/kernel" in loaded.params:
+        notes |= names.of_head(classes, objective.get("loss") == "bce")
     averaged = ", averaged parameters" if how.ema else ""
     if data.get("range") not in (None, "full"):
         notes["range"] = data["range"]

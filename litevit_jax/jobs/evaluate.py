@@ -234,7 +234,8 @@ def _of_file(loaded: read.Checkpoint) -> Model:
     """Returns a model that fits a file's parameters, and an evaluator of it."""
     objective = predictor.block_of_file(loaded.config, loaded.params)
     count = objective.get("num_classes", 0)
-    name = "classification" if count else "knn"
+    several = objective.get("loss") == "bce"
+    name = ("multi_label" if several else "classification") if count else "knn"
     evaluator = {"name": name, "split": "eval", "every_steps": 0}
     names = loaded.config["classes"]
     known = eval_setup.Known(count, names if len(names) == count else [])

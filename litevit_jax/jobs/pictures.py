@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from litevit_jax import distributed, terminal
+from litevit_jax.data import tables
 from litevit_jax.evaluators import neighbours, predict
 from litevit_jax.jobs import summary
 from litevit_jax.report import page, sheet
@@ -176,7 +177,8 @@ def _predicted(
     for number, row in enumerate(rows[: config["sheet_images"]]):
         lines: list[tuple[str, float | None]] = []
         if row.label:
-            wrong = bool(row.top) and row.label != row.top[0][0]
+            own = {row.label, *row.label.split(tables.SEVERAL)}
+            wrong = bool(row.top) and row.top[0][0] not in own
             lines.append((f"label: {row.label}{' (another)' * wrong}", None))
         lines += [(f"{name} {_percent(share)}", share) for name, share in row.top]
         read = functools.partial(_image_of, source, number)

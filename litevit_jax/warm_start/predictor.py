@@ -41,6 +41,7 @@ def block_of_file(config: dict[str, Any], params: dict[str, Any]) -> dict[str, A
     kernel = params.get(_HEAD)
     if kernel is not None:
         objective |= {"name": "supervised", "num_classes": kernel.shape[1]}
+        objective["loss"] = config["objective"]["loss"]
     if any(name.startswith("head_dist/") for name in params):
         # Two heads are read with the second one's teacher; none of it is loaded.
         objective |= {"teacher": dict(encoder), "distill": {}}

@@ -110,9 +110,10 @@ def read(
 ) -> Checkpoint:
     """Reads parameters and config of a run, of a step in it, or of a file of weights.
 
-    The config of a file has `objective.encoder` (with the `grid` of patches) and
-    `objective.pool`, see `weights.Weights`; `classes`, the names of its head's classes,
-    and `normalize`, both possibly empty. What is assumed about the file is printed.
+    The config of a file has `objective.encoder` (with the `grid` of patches),
+    `objective.pool` and `objective.loss`, see `weights.Weights`; `classes`, the names
+    of its head's classes, and `normalize`, both possibly empty. What is assumed about
+    the file is printed.
 
     Args:
       path: of a run directory, a step inside it, or a file.
@@ -139,7 +140,8 @@ def read(
     for note in model.notes if distributed.is_primary() else ():
         print(f"{path}: {note}", flush=True)
     encoder = {**model.encoder, "grid": model.grid}
-    config: dict[str, Any] = {"objective": {"encoder": encoder, "pool": model.pool}}
+    head = {"pool": model.pool, "loss": model.loss}
+    config: dict[str, Any] = {"objective": {"encoder": encoder, **head}}
     config |= {"classes": model.classes, "normalize": model.normalize}
     config |= {key: model.metadata.get(key) for key in ("range", "crop")}
     return Checkpoint(model.params, config, 0, pathlib.Path(path))

@@ -114,6 +114,7 @@ def write(
         about.pop(names.DECODER_NUM_HEADS, None)
     if kind in _BACKBONES:
         about.pop(names.CLASSES, None)
+        about.pop(names.PROBABILITIES, None)
     if kind in layouts.LAYOUTS:
         layout = layouts.LAYOUTS[kind](model, decoder)
         arrays = {k: np.asarray(v, np.float32) for k, v in layout.arrays.items()}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,10 @@ NUM_HEADS = "num_heads"
 DECODER_NUM_HEADS = "decoder_num_heads"
 GRID = "grid"  # rows and columns of patches, '14x14'
 CLASSES = "classes"  # names of the classes by number, a JSON list
+# What a classifier's logits become: a key of PROBABILITIES_OF.
+PROBABILITIES = "probabilities"
+# Of all classes together, or of each alone -> our loss that learns them.
+PROBABILITIES_OF = {"softmax": "softmax", "sigmoid": "bce"}
 LICENCE = "licence"  # of the weights, by its SPDX identifier if it has one
 
 _TOP = {
@@ -125,6 +130,12 @@ def array_to_timm(name: str, array: np.ndarray, *, patch_size: int) -> np.ndarra
     elif name.endswith("/kernel"):
         array = array.T
     return np.ascontiguousarray(array)
+
+
+def of_head(classes: Sequence[str] | None, multi_label: bool) -> dict[str, str]:
+    """Returns the metadata of a classifier's head: its probabilities and classes."""
+    about = {PROBABILITIES: "sigmoid" if multi_label else "softmax"}
+    return about | ({CLASSES: json.dumps(list(classes))} if classes else {})
 
 
 def parse_list(text: str | None) -> list[Any]:

@@ -43,7 +43,7 @@ class Weights:
       unused: names in the file that were left out, all of them expected.
       notes: facts that a user should know.
       metadata: the text metadata of a file that this package wrote; of another
-        program's file, mean and std if it records them.
+        program's file, mean, std, crop and classes if it records them.
     """
 
     params: dict[str, np.ndarray]
@@ -64,6 +64,12 @@ class Weights:
             k: names.parse_list(self.metadata.get(k)) for k in ("mean", "std")
         }
         return {k: tuple(map(float, v)) for k, v in statistics.items() if v}
+
+    @property
+    def loss(self) -> str:
+        """The loss that its head learned by, as in `objective.loss`."""
+        kind = self.metadata.get(names.PROBABILITIES, "softmax")
+        return names.PROBABILITIES_OF[kind]
 
     @property
     def classes(self) -> list[str]:
@@ -155,15 +161,16 @@ def _measure(
         width = infer.width(source.entries)
         metadata = recorded.metadata(metadata, width)
         config, notes = recorded.config_beside(path, width)
-    about = recorded.statistics(source.entries, config, metadata)
     if names.GRID not in metadata:
         grid = recorded.grid(source.entries, config, metadata)
         metadata |= {names.GRID: "{}x{}".format(*grid)} if grid else {}
     model = infer.measure(source, metadata=metadata, config=config, **sizes_given)
     records = {"metadata": metadata, "config.json": config}
     pool, assumed = recorded.function(source.name, source.entries, records, given)
-    kept_metadata = metadata if metadata.get(names.WRITER) == names.PACKAGE else about
-    return source, model, pool, (*notes, *assumed), kept_metadata
+    if metadata.get(names.WRITER) != names.PACKAGE:
+        metadata = recorded.of_images(source.entries, config, metadata)
+    notes += recorded.check(metadata)
+    return source, model, pool, (*notes, *assumed), metadata
 
 
 def _open(path: pathlib.Path) -> tuple[dict[str, Entry], str | None, dict[str, str]]:

@@ -17,6 +17,8 @@ from litevit_jax.weights.base import Entry, WeightsError, short
 
 # The functions that this package computes, by timm's names; files must agree.
 COMPUTED = {"act": "gelu", "norm": "layernorm"}
+_INTERPOLATION = "bicubic"
+_OWN_WORDS = ("crop", "interpolation", names.CLASSES)
 _ABOUT = {"gelu": "by the error function", "layernorm": "with epsilon 1e-6"}
 POOLS = {"avg": "avg", "cls": "cls", "token": "cls"}
 _TIMM_KEYS = {"pool": "global_pool", "act": "act_layer", "norm": "norm_layer"}
@@ -34,8 +36,9 @@ def config_beside(path: pathlib.Path, width: int) -> tuple[dict[str, Any], list[
     """Reads timm's `config.json` in the file's folder; returns facts and notes.
 
     Returns:
-      `num_attention_heads`, `image_size`, `pool`, `act`, `norm`, `mean` and `std` where
-      recorded; {} without such a file, or with that of another model.
+      `num_attention_heads`, `image_size`, `pool`, `act`, `norm`, `mean`, `std`, `crop`,
+      `interpolation` and `classes` where recorded; {} without such a file, or with that
+      of another model.
 
     Raises:
       WeightsError: it is damaged, or its mean or std is not usable.
@@ -76,7 +79,14 @@ def metadata(text: dict[str, str], width: int) -> dict[str, str]:
     if "image_size" in facts:
         texts["image_size"] = "{}x{}".format(*facts["image_size"])
     texts |= {key: json.dumps(facts[key]) for key in ("mean", "std") if key in facts}
+    # Other writers may mean something else by these words.
+    text = {key: value for key, value in text.items() if key not in _OWN_WORDS}
+    texts |= {key: _text(facts[key]) for key in _OWN_WORDS if key in facts}
     return {**texts, **text}
+
+
+def _text(fact: Any) -> str:
+    return fact if isinstance(fact, str) else json.dumps(fact)
 
 
 def _facts(config: dict[str, Any], width: int) -> dict[str, Any]:
@@ -97,6 +107,10 @@ def _facts(config: dict[str, Any], width: int) -> dict[str, Any]:
     given = arguments.get("num_heads") if isinstance(arguments, dict) else None
     facts["num_attention_heads"] = given or (heads if standard == width else None)
     facts["image_size"] = _sides(look("img_size") or look("input_size"))
+    facts["crop"], facts["interpolation"] = look("crop_pct"), look("interpolation")
+    labels = look("label_names")
+    whole = isinstance(labels, list) and all(isinstance(x, str) for x in labels)
+    facts[names.CLASSES] = labels if whole else None
     for key in ("mean", "std"):
         values = (block.get(key) for block in blocks)
         # Text is a file's own metadata, which is not timm's.
@@ -122,10 +136,58 @@ def _statistics(key: str, values: Any) -> list[float] | None:
     return list(map(float, values))
 
 
-def statistics(
+def check(text: dict[str, str]) -> list[str]:
+    """Checks what metadata says of images and head; returns notes.
+
+    Raises:
+      WeightsError: a crop or kind of probabilities that nothing here can use.
+    """
+    kind, crop = text.get(names.PROBABILITIES), text.get("crop")
+    if kind not in (None, *names.PROBABILITIES_OF):
+        raise WeightsError(
+            f"its metadata say {names.PROBABILITIES}={short(kind)}; expected "
+            f"{' or '.join(names.PROBABILITIES_OF)}"
+        )
+    try:
+        usable = crop is None or 0 < float(crop) <= 1
+    except ValueError:
+        usable = False
+    if not usable:
+        raise WeightsError(
+            f"its metadata say crop={short(crop)}; expected the share of the shorter "
+            "side that evaluations keep, above 0 and at most 1"
+        )
+    method = text.get("interpolation", _INTERPOLATION)
+    return [_other_interpolation(method)] if method != _INTERPOLATION else []
+
+
+def _other_interpolation(method: str) -> str:
+    return (
+        f"its images were resized by {short(method)} interpolation, here they are by "
+        f"{_INTERPOLATION}: numbers differ a little"
+    )
+
+
+def of_images(
     entries: dict[str, Entry], config: dict[str, Any], text: dict[str, str]
 ) -> dict[str, str]:
-    """Returns mean and std as text, if both have a number for each channel."""
+    """Returns what is recorded of images and classes, as text.
+
+    Mean and std are among it if both have a number for each channel, classes if the
+    head has as many.
+    """
+    texts = {k: _text(config[k]) for k in _OWN_WORDS if k in config}
+    texts = {k: text[k] for k in _OWN_WORDS if k in text} | texts
+    head = entries.get("head.weight")
+    count = len(names.parse_list(texts.get(names.CLASSES)))
+    if head is None or head.shape[0] != count:
+        texts.pop(names.CLASSES, None)
+    return texts | _statistics_of(entries, config, text)
+
+
+def _statistics_of(
+    entries: dict[str, Entry], config: dict[str, Any], text: dict[str, str]
+) -> dict[str, str]:
     kernel = entries.get("patch_embed.proj.weight")
     known = {key: json.dumps(config[key]) for key in ("mean", "std") if key in config}
     known = {key: text.get(key, known.get(key)) for key in ("mean", "std")}

@@ -63,8 +63,10 @@ def config(model: models.Model) -> dict[str, Any]:
         about["license"] = notes[names.LICENCE]
     if "source" in notes:
         about["description"] = f"litevit_jax: {notes['source']}"
+    probabilities = {names.PROBABILITIES: notes.get(names.PROBABILITIES)}
     return {
         "architecture": ARCHITECTURE,
+        **(probabilities if classes and any(probabilities.values()) else {}),
         "num_classes": classes,
         "num_features": encoder.width,
         "global_pool": pool,
@@ -105,6 +107,7 @@ def card(
         ("output", model.output),
         ("pooling", model.pool or "none"),
         ("classes", f"{model.num_classes:,}" * bool(model.num_classes)),
+        ("probabilities", notes.get(names.PROBABILITIES, "") * bool(model.num_classes)),
         ("licence", licence or "not stated"),
         ("source", notes.get("source", "")),
     ]

@@ -33,6 +33,26 @@ class Images(common.Images):
         return f"folder, of {index}/ä.png"
 
 
+class Several(Images):
+    """The same, of which each has the class of its number and the last one."""
+
+    multi_label = True
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"labels": self.labels_of(index)}
+
+    def label_of(self, index):
+        return -1
+
+    def labels_of(self, index):
+        return np.eye(3, dtype=np.uint8)[index % 3] | np.uint8([0, 0, 1])
+
+
+def test_several_labels_stand_side_by_side(tmp_path):
+    run(tmp_path / "a.npz", made=context(Several(LABELS, 3)))
+    assert list(np.load(tmp_path / "a.npz")["label"][:4]) == ["0|2", "1|2", "2", "0|2"]
+
+
 def table(*shape):
     shape = (COUNT, *(shape or (WIDTH,)))
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)

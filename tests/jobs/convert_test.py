@@ -12,8 +12,9 @@ import onnx
 import pytest
 import yaml
 
+import litevit_jax
 from litevit_jax import checkpoint, cli, commandline, trees, weights
-from litevit_jax.jobs import convert
+from litevit_jax.jobs import convert, evaluate
 from litevit_jax.models import layers
 from litevit_jax.train import job
 from litevit_jax.warm_start import read
@@ -41,14 +42,14 @@ def classifier(tmp_path_factory):
     return saved_classifier(tmp_path_factory.mktemp("classifier"), head="linear")
 
 
-def saved_classifier(workdir, *, head):
+def saved_classifier(workdir, *, head, **fields):
     model = export_test.model_of("avg")
     params = trees.nest(model.params)
     empty = {"model_state": {}, "teacher": {}, "opt_state": {}}
     saved = job.TrainState(step=jnp.int32(5), params=params, **empty)
     config = {
         "name": "finetune",
-        "objective": {"encoder": dict(export_test.SIZES), "head": head},
+        "objective": {"encoder": dict(export_test.SIZES), "head": head, **fields},
         "data": {
             "image_size": 16,
             "image_width": None,
@@ -161,6 +162,52 @@ def test_a_file_keeps_what_it_says_of_classes_and_images(classifier, tmp_path):
     assert "classes" not in about  # nor has it a head
 
 
+def test_a_file_says_whether_each_class_has_a_probability_alone(classifier, tmp_path):
+    several = saved_classifier(tmp_path / "run", head="linear", loss="bce")
+    for run, kind, loss, name in (
+        (several, "sigmoid", "bce", "multi_label"),
+        (classifier, "softmax", "softmax", "classification"),
+    ):
+        one, folder = tmp_path / f"{kind}.safetensors", tmp_path / kind
+        converted(run, one)
+        _, config, card = folder_of(one, folder)  # what a file says is kept
+        assert config["probabilities"] == kind and f"| {kind} |" in card
+        for path in (one, folder / "model.safetensors"):
+            model = evaluate._of_file(read.read(str(path)))
+            assert model.objective["loss"] == loss
+            assert model.evals["test"]["name"] == name
+            encoder = litevit_jax.load(path)
+            assert encoder.objective.multi_label == (loss == "bce")
+            assert encoder.classes == tuple(CLASSES) and encoder.crop == 0.9
+        litevit_jax.save(encoder, tmp_path / f"{kind}2.safetensors")
+        again = weights.read(tmp_path / f"{kind}2.safetensors")
+        assert (again.loss, again.classes) == (loss, CLASSES)
+        converted(run, folder.with_suffix(".onnx"))
+        props = onnx.load(str(folder.with_suffix(".onnx"))).metadata_props
+        assert {e.key: e.value for e in props}["probabilities"] == kind
+    image = np.zeros((1, 16, 16, 3), np.float32)
+    several = litevit_jax.load(tmp_path / "sigmoid.safetensors")
+    [pairs] = litevit_jax.predict(several, image, top=10)
+    odds = np.sort(1 / (1 + np.exp(-several.logits(image)[0].astype(float))))[::-1]
+    np.testing.assert_allclose([p for _, p in pairs], odds, rtol=1e-6)
+    converted(several.path, tmp_path / "e.safetensors", part="encoder")
+    about = safetensors.load((tmp_path / "e.safetensors").read_bytes())[1]
+    assert "probabilities" not in about
+
+
+def test_what_a_file_says_wrongly_is_refused(classifier, tmp_path):
+    converted(classifier, tmp_path / "a.safetensors")
+    arrays, about = safetensors.load((tmp_path / "a.safetensors").read_bytes())
+    for key, value in (("probabilities", "max"), ("crop", "0"), ("crop", "center")):
+        data = safetensors.write(arrays, {**about, key: value})
+        (tmp_path / "b.safetensors").write_bytes(data)
+        with pytest.raises(weights.WeightsError, match=f"metadata say {key}='?{value}"):
+            weights.read(tmp_path / "b.safetensors")
+    other = safetensors.write(arrays, {**about, "interpolation": "bilinear"})
+    (tmp_path / "c.safetensors").write_bytes(other)
+    assert "resized by 'bilinear'" in weights.read(tmp_path / "c.safetensors").notes[0]
+
+
 # Fields of timm's PretrainedCfg that we fill; it takes no others.
 PRETRAINED = {
     "custom_load": bool,
@@ -221,6 +268,7 @@ def test_a_folder_for_timm_has_its_schema_and_a_card(classifier, tmp_path):
     assert about["description"] == "litevit_jax: finetune, step 5"
     assert config == {
         "architecture": "vit_tiny_patch16_224",
+        "probabilities": "softmax",
         "num_classes": 10,
         "num_features": 24,
         "global_pool": "avg",

@@ -474,6 +474,13 @@ def test_means_and_deviations_that_timm_recorded_are_read(tmp_path, place):
     found = read(mean=mean, std=std)
     assert found.normalize == {"mean": mean, "std": std}
     assert set(found.metadata) == {"mean", "std"}
+    images = {"crop_pct": 0.9, "interpolation": "bilinear", "label_names": list("abcd")}
+    said = read(**images)  # names of four of its five classes: of another head
+    assert said.metadata == {"crop": "0.9", "interpolation": "bilinear"}
+    assert any("by 'bilinear' interpolation, here" in note for note in said.notes)
+    assert read(label_names=list("abcde")).classes == list("abcde")
+    with pytest.raises(weights.WeightsError, match=r"metadata say crop='1\.5'; exp"):
+        read(crop_pct=1.5)
     assert read(mean=[0.5], std=[0.5]).normalize == {}  # of one channel
     assert read(mean=mean).normalize == read().normalize == {}
     for wrong in (
