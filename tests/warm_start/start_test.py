@@ -54,7 +54,12 @@ def file_of(monkeypatch, tmp_path):
             sizes = encoder | {"num_heads": heads}
             known = {"classes": [], "normalize": {}, "metadata": {}, "notes": ()}
             return types.SimpleNamespace(
-                params=run.params, encoder=sizes, grid=grid, pool=None, **known
+                params=run.params,
+                encoder=sizes,
+                grid=grid,
+                pool=None,
+                loss="softmax",
+                **known,
             )
 
         monkeypatch.setattr(weights, "read", fake_read)
