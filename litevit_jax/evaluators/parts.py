@@ -21,6 +21,7 @@ import numpy as np
 
 from litevit_jax import checkpoint, distributed, paths
 from litevit_jax.data import decode, tables
+from litevit_jax.data.sources import base as sources
 from litevit_jax.evaluators import base, frozen
 
 TEXT = ("path", "label", "error")  # the columns beside the numbers
@@ -147,12 +148,19 @@ class Parts:
         self, source: Any, about: dict[str, Any], writer: Writer
     ) -> dict[str, int]:
         """Writes the file from its parts, which are removed."""
-        table = Table(self.folder, source, len(self.context.mean), about)
+        table = Table(self.folder, source, _decoder(self.context), about)
         paths.make_folder(self.path.parent)
         for written, path in writer(self.path, table):
             paths.rename(written, path)
         shutil.rmtree(self.folder)
         return {"n": len(source), "unreadable": table.unreadable, "width": table.width}
+
+
+def _decoder(context: base.Context) -> decode.Decode:
+    """Returns what reads images as the evaluation does, to learn why it could not."""
+    how = json.loads(context.images or "{}")
+    how = {key: how[key] for key in ("max_pixels", "range") if key in how}
+    return decode.Decode(channels=len(context.mean), **how)
 
 
 def of_images(context: base.Context) -> dict[str, Any]:
@@ -216,12 +224,12 @@ class Table:
         self,
         folder: pathlib.Path,
         source: Any,
-        channels: int,
+        decoder: decode.Decode,
         about: dict[str, Any],
     ) -> None:
         self._files = sorted(folder.glob("*.npy"))
         self._source = source
-        self._decode = decode.Decode(channels=channels)
+        self._decode = decoder
         self.shape = np.load(self._files[0], mmap_mode="r").shape[1:]
         self.about = about
         self.unreadable = 0
@@ -245,7 +253,7 @@ class Table:
             yield (
                 numbers,
                 {
-                    "path": [self._source.name_of(row) for row in rows],
+                    "path": [sources.utf8(self._source.name_of(row)) for row in rows],
                     "label": list(map(self._label, rows, broken)),
                     "error": list(map(self._why, rows, broken)),
                 },
@@ -260,7 +268,8 @@ class Table:
             if broken:
                 return None
             raise
-        return tables.SEVERAL.join(str(classes[k]) for k in np.flatnonzero(own)) or None
+        text = tables.SEVERAL.join(str(classes[k]) for k in np.flatnonzero(own))
+        return sources.utf8(text) or None
 
     def _why(self, row: int, broken: bool) -> str | None:
         if not broken:
@@ -268,5 +277,5 @@ class Table:
         try:
             self._decode(self._source[row]["image"])
         except Exception as error:
-            return str(error)
+            return sources.utf8(str(error))
         return "what the model computes of it are no numbers"

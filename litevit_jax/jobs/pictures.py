@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from litevit_jax import distributed, terminal
 from litevit_jax.data import tables
+from litevit_jax.data.sources import base as sources
 from litevit_jax.evaluators import neighbours, predict
 from litevit_jax.jobs import summary
 from litevit_jax.report import page, sheet
@@ -134,17 +135,19 @@ def _left_out(shown: int, images: int) -> list[page.Note]:
 
 def _table(rows: list[tuple[str, str, list[str]]], column: str, images: int) -> str:
     """Formats (path, error, cells) of the first rows of a file of `images`."""
+    text = sources.printable
+    rows = [(text(path), text(why), [*map(text, cells)]) for path, why, cells in rows]
     most = max((len(cells) for _, _, cells in rows), default=0)
     lines = [["image", *[column] * (most > 0), *[""] * (most - 1)]]
     lines += [[path, *cells, *[""] * (most - len(cells))] for path, _, cells in rows]
-    text = summary.columns(lines).splitlines()
+    printed = summary.columns(lines).splitlines()
     wide = max(len(line[0]) for line in lines)
     for number, (path, error, _) in enumerate(rows, start=1):
         if error:
-            text[number] = f"{path:{wide}}  not read: {error}"
+            printed[number] = f"{path:{wide}}  not read: {error}"
     if images > len(rows):
-        text.append(f"... and {images - len(rows):,} more")
-    return "\n".join(text)
+        printed.append(f"... and {images - len(rows):,} more")
+    return "\n".join(printed)
 
 
 def _image_of(source: Any, number: int) -> Any:
@@ -232,7 +235,7 @@ def _reader(evaluator: Any, names: set[str]) -> Callable[[str], Any]:
         source = evaluator.context.source(evaluator.features.split)
         numbers = {}
         for number in range(len(source)):
-            if (name := source.name_of(number)) in names:
+            if (name := sources.utf8(source.name_of(number))) in names:
                 numbers.setdefault(name, number)
         return lambda name: _image_of(source, numbers[name])
     folder = neighbours.folder_of(evaluator.among)

@@ -53,6 +53,31 @@ def test_several_labels_stand_side_by_side(tmp_path):
     assert list(np.load(tmp_path / "a.npz")["label"][:4]) == ["0|2", "1|2", "2", "0|2"]
 
 
+class Named(Images):
+    """Images whose names are no UTF-8, in classes of such a name."""
+
+    @property
+    def classes(self):
+        return ["a\udcff", "b", "half \ud800"]
+
+    def name_of(self, index):
+        return f"{index}\udcff.png"
+
+
+@pytest.mark.parametrize("ending", embed._WRITERS)
+def test_names_that_are_no_utf8_are_spelled_out(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    run(path, made=context(Named(LABELS, 3)))
+    if ending == ".npy":
+        path, ending = path.with_name("a.npy.csv"), ".csv"
+    if ending == ".csv":
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+        assert (rows[0]["path"], rows[0]["label"]) == (r"0\xff.png", r"a\xff")
+        return
+    found = embed.read(path)
+    assert (found.path[2], found.label[2]) == (r"2\xff.png", r"half \ud800")
+
+
 def table(*shape):
     shape = (COUNT, *(shape or (WIDTH,)))
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)

@@ -86,6 +86,25 @@ def test_pictures_are_classified_as_evaluations_prepare_them(
 IN = ["in/4.png", "in/5.png"]
 
 
+def test_whatever_files_are_called_they_are_names_alone(encoder, tmp_path, capsys):
+    pixels, root = np.arange(192, dtype=np.uint8).reshape(8, 8, 3), tmp_path / "in"
+    names = ["<img src=x>.png", "a\nb.png", "c\udcff.png", 'ä & \U0001f600, ".png']
+    root.mkdir()
+    for name in names:
+        Image.fromarray(pixels).save(path := root / "0.png")
+        path.rename(root / name)
+    fields = {"init": str(encoder), "images": str(root), "among": str(root), "top": 4}
+    main("neighbours", None, tmp_path / "w", **fields)
+    rows = neighbours.read(tmp_path / "w/neighbours.csv", 9)
+    shown = [*names[:2], r"c\xff.png", names[3]]
+    assert [row.path for row in rows] == shown
+    assert [name for name, *_ in rows[0].nearest] == shown  # equally near, all read
+    printed, page = capsys.readouterr().out, tmp_path / "w/neighbours.html"
+    assert "a\\nb.png " in printed and r"c\xff.png 1.0000" in printed
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<img") == 4 * 5 and "&lt;img src=x&gt;" in text
+
+
 def test_labels_of_data_stand_beside_the_predictions_and_a_page_is_cut_off(
     classifier, tmp_path, capsys
 ):

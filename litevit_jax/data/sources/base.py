@@ -141,14 +141,21 @@ class Source(abc.ABC):
         """Returns a short hex digest of the data's content, the same in any folder."""
 
 
+def utf8(name: str) -> str:
+    """Returns `name` as any file can hold it: bytes that are no UTF-8 as \\xff."""
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a letter, of no file's name
+        return name.encode("utf-8", "backslashreplace").decode()
+
+
 def printable(name: str) -> str:
     """Returns `name` on one line that any log can hold.
 
     Bytes that are no UTF-8, ends of lines and control characters are spelled out.
     """
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(
-        x.encode("unicode_escape").decode() if _is_control(x) else x for x in text
+        x.encode("unicode_escape").decode() if _is_control(x) else x for x in utf8(name)
     )
 
 
