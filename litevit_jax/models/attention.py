@@ -28,6 +28,7 @@ def attend(
     """Computes softmax(scale q k^T + bias) v: `[B, A, S, E]`.
 
     q is `[B, A, S, E]`, k and v are `[B, A, T, E]`; the softmax is taken in float32.
+    Values may have another number of channels than queries and keys.
     `bias` `[A, S, T]`, float32, is the same for every example and has a gradient; None
     adds nothing and costs nothing. `kernel` names an entry of `KERNELS`; 'auto' takes
     the fastest for the platform and these shapes.
@@ -39,26 +40,27 @@ def attend(
 
 
 def _attend_forward(q, k, v, scale, bias, kernel):
-    ways = _ways(0, kernel, scale, q, k, bias)
+    ways = _ways(0, kernel, scale, q, k, bias, v)
     out, saved = jax.lax.platform_dependent(q, k, v, bias, **ways)
     return out, (saved, bias)
 
 
 def _attend_backward(scale, kernel, saved, grad):
-    (q, k, *_), bias = saved
-    ways = _ways(1, kernel, scale, q, k, bias)
+    (q, k, v, *_), bias = saved
+    ways = _ways(1, kernel, scale, q, k, bias, v)
     return jax.lax.platform_dependent(*saved, grad, **ways)
 
 
-def _ways(which, kernel, scale, q, k, bias):
+def _ways(which, kernel, scale, q, k, bias, v=None):
     """Maps each platform to its forward (0) or backward (1) function."""
+    why_not = "" if v is None else _why_not_for(q, v)
     if kernel == "auto":
         names = {"cpu": "deferred", "default": "plain"}
         # JAX traces every entry, so cuDNN's is named only where it can be traced.
-        if k.shape[2] >= _FUSED_FROM and not _why_not_cudnn(q, bias):
+        if k.shape[2] >= _FUSED_FROM and not (why_not or _why_not_cudnn(q, bias)):
             names["cuda"] = "cudnn"
     else:
-        if kernel == "cudnn" and (reason := _why_not_cudnn(q, bias)):
+        if kernel == "cudnn" and (reason := why_not or _why_not_cudnn(q, bias)):
             raise ValueError(
                 f"attention=cudnn cannot compute queries {q.dtype.name}{list(q.shape)}:"
                 f" {reason}; --config.attention=auto takes it where it can be used"
@@ -147,6 +149,13 @@ def _cudnn_forward(scale, q, k, v, bias):
 def _cudnn_backward(scale, saved, bias, grad):
     q, k, v, *_ = saved
     return *jax.vjp(functools.partial(_fused, scale), q, k, v)[1](grad), None
+
+
+def _why_not_for(q, v):
+    """Says why cuDNN cannot take these values; '' if it can."""
+    if q.shape[3] == v.shape[3]:
+        return ""
+    return f"values have {v.shape[3]} channels and queries {q.shape[3]}"
 
 
 def _why_not_cudnn(q, bias):

@@ -334,6 +334,7 @@ class Block(nn.Module):
       block: its number in the encoder, from 0, on which initial values may depend.
       fused_bias, grid: as of `Attention`; `attention` is its `kernel`.
       layer_scale: initial factor of each channel in both branches; None: no factor.
+      make_attention: what takes the place of `Attention`, and its arguments.
     """
 
     num_heads: int
@@ -346,6 +347,7 @@ class Block(nn.Module):
     grid: tuple[int, int] | None = None
     layer_scale: float | None = None
     attention: str = "auto"
+    make_attention: Callable[..., nn.Module] = Attention
 
     @nn.compact
     def __call__(
@@ -364,16 +366,9 @@ class Block(nn.Module):
         """
         intermediates = {"in": x}
         intermediates["norm1"] = LayerNorm(self.dtype, name="norm1")(x)
-        attention = Attention(
-            self.num_heads,
-            self.init_style,
-            self.dtype,
-            self.block,
-            self.fused_bias,
-            self.grid,
-            self.attention,
-            name="attn",
-        )
+        sizes = (self.num_heads, self.init_style, self.dtype, self.block)
+        how = (self.fused_bias, self.grid, self.attention)
+        attention = self.make_attention(*sizes, *how, name="attn")
         branch, inside = attention(intermediates["norm1"], first_query)
         branch = self._scaled("gamma_1", branch)
         intermediates |= inside | {"attn": branch}

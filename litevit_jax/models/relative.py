@@ -75,8 +75,12 @@ def expand(table: jax.Array, grid: tuple[int, int]) -> jax.Array:
     count, heads = rows * cols, table.shape[1]
     offsets = table[:-_OF_CLS].reshape(2 * rows - 1, 2 * cols - 1, heads)
     # [R, R, 2R - 1], [2R - 1, 2C - 1, A] -> [R, R, 2C - 1, A] -> [A, R, C, R, C]
-    bias = jnp.einsum("rsm,mna->rsna", _chosen(rows), offsets, precision="highest")
-    bias = jnp.einsum("cdn,rsna->arcsd", _chosen(cols), bias, precision="highest")
+    bias = jnp.einsum(
+        "rsm,mna->rsna", one_hot_offsets(rows), offsets, precision="highest"
+    )
+    bias = jnp.einsum(
+        "cdn,rsna->arcsd", one_hot_offsets(cols), bias, precision="highest"
+    )
     bias = bias.reshape(heads, count, count)
     to_patch, to_cls, own = table[-_OF_CLS:, :, None, None]
     first = jnp.broadcast_to(to_patch, (heads, 1, count))
@@ -85,7 +89,7 @@ def expand(table: jax.Array, grid: tuple[int, int]) -> jax.Array:
     return jnp.concatenate([first, jnp.concatenate([column, bias], axis=2)], axis=1)
 
 
-def _chosen(length: int) -> np.ndarray:
+def one_hot_offsets(length: int) -> np.ndarray:
     """One-hot offsets `[i, j, m]`: 1 where query `i` and key `j` have offset `m`."""
     position = np.arange(length)
     offset = position[:, None] - position[None] + length - 1

@@ -8,6 +8,7 @@ batch, in float32; convolutions compute in `dtype`.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from litevit_jax import choices
-from litevit_jax.models import heads, layers, ops
+from litevit_jax.models import convolutions, heads, layers, ops
 
 HEADS = ("linear", "linear_each", "linear_ms", "sem_fpn")
 _LAST_BLOCKS = 4  # that 'linear_ms' reads
@@ -146,12 +147,11 @@ class Neck(nn.Module):
                 "numbers: give images whose sides are multiples of two patches "
                 "(--config.data.image_size)"
             )
-        x = _Enlarge(self.channels, self.dtype, name="up4_first")(first)
-        x = _normed(x, "up4_norm", self.dtype, train)
-        x = _Enlarge(self.channels, self.dtype, name="up4_last")(ops.gelu(x))
+        enlarge = functools.partial(convolutions.Enlarge, self.channels, self.dtype)
+        x = _normed(enlarge(name="up4_first")(first), "up4_norm", self.dtype, train)
         return [
-            x,
-            _Enlarge(self.channels, self.dtype, name="up2")(second),
+            enlarge(name="up4_last")(ops.gelu(x)),
+            enlarge(name="up2")(second),
             self._linear("same", third),
             nn.max_pool(self._linear("down2", last), (2, 2), (2, 2)),
         ]
@@ -159,26 +159,6 @@ class Neck(nn.Module):
     def _linear(self, name, x):
         init = layers.uniform(1 / math.sqrt(x.shape[-1]))
         return layers.Linear(self.channels, self.dtype, init, init, name=name)(x)
-
-
-class _Enlarge(nn.Module):
-    """A transposed convolution of 2 x 2 pixels with stride 2."""
-
-    features: int
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps `[B, h, w, D]` to `[B, 2h, 2w, C]`."""
-        batch, rows, cols, width = x.shape
-        count = self.features
-        init = layers.uniform(1 / math.sqrt(4 * count))  # PyTorch's fan of a transpose
-        kernel = self.param("kernel", init, (width, 2, 2, count))
-        bias = self.param("bias", init, (count,))
-        kernel = kernel.reshape(width, 4 * count)
-        x = ops.linear(x.astype(self.dtype), kernel, jnp.tile(bias, 4))
-        x = x.reshape(batch, rows, cols, 2, 2, count).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(batch, 2 * rows, 2 * cols, count)
 
 
 class SemanticFpn(nn.Module):

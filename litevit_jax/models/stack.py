@@ -30,18 +30,20 @@ def run(
     rates: Any = None,
     drop_keys: jax.Array | None = None,
     last_query: int = 0,
+    kinds: tuple[dict[str, Any], ...] = (),
     remat: bool = False,
 ) -> tuple[jax.Array, layers.Intermediates]:
     """Applies blocks `blocks_0` to `blocks_<count - 1>` to tokens `[B, T, D]`.
 
     Args:
       module: the parent of the blocks; call this from its compact method.
-      make_block: (class, block=, drop_rate=, name=, parent=) -> a block.
+      make_block: (class, block=, drop_rate=, name=, parent=, **kind) -> a block.
       count: number of blocks.
       x: tokens.
       rates: rate of drop path in each block; None: 0.
       drop_keys: one typed key per example `[B]`, or None.
       last_query: `first_query` of the last block.
+      kinds: further fields of each block, where they differ; (): of none.
       remat: see above.
 
     Returns:
@@ -51,14 +53,15 @@ def run(
     intermediates: layers.Intermediates = {}
     for i in range(count):
         first = last_query if i == count - 1 else 0
+        kind = kinds[i] if kinds else {}
         params = module.get_variable("params", f"blocks_{i}")
         if params is None:  # creates them, or else Flax says which are missing
-            block = make_block(layers.Block, block=i, name=f"blocks_{i}")
+            block = make_block(layers.Block, block=i, name=f"blocks_{i}", **kind)
             x, of_block = block(x, None, first)
         else:
             rate = 0.0 if drop_keys is None else rates[i]
-            # Its number is for initial values alone: all blocks are equal here.
-            block = make_block(layers.Block, drop_rate=rate, parent=None)
+            # Its number is for initial values alone: blocks of a kind are equal here.
+            block = make_block(layers.Block, drop_rate=rate, parent=None, **kind)
             apply = functools.partial(_apply, block, first)
             apply = jax.checkpoint(apply) if remat else apply
             x, of_block = apply(params, x, _keys(drop_keys, i))

@@ -71,6 +71,8 @@ _RELATIVE = {
     "attn.q_bias": "attn/q_bias",
     "attn.v_bias": "attn/v_bias",
     "attn.relative_position_bias_table": "attn/relative_position_bias_table",
+    "attn.rel_pos_h": "attn/rel_pos_h",  # of detectron2's ViTDet
+    "attn.rel_pos_w": "attn/rel_pos_w",
     "gamma_1": "gamma_1",
     "gamma_2": "gamma_2",
 }

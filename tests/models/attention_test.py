@@ -222,6 +222,14 @@ def test_cudnn_by_name_is_refused_where_it_does_not_apply(
         attention.attend(x, x, x, 1.0, kernel="cudnn")
 
 
+def test_cudnn_is_not_taken_where_values_have_other_channels(no_card):
+    q, v = jnp.zeros((2, 2, 64, 24), jnp.bfloat16), jnp.zeros((2, 2, 64, 8), "bfloat16")
+    with pytest.raises(ValueError, match="values have 8 channels and queries 24"):
+        attention.attend(q, q, v, 1.0, kernel="cudnn")
+    assert "cuda" in attention._ways(0, "auto", 1.0, q, q, None)
+    assert "cuda" not in attention._ways(0, "auto", 1.0, q, q, None, v)
+
+
 def test_features_are_computed_by_the_platforms_own_attention():
     encoder = vit.make_encoder(variant="tiny", dtype="bfloat16", attention="cudnn")
     assert encoder.in_float32() == vit.make_encoder(variant="tiny")

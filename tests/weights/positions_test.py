@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from litevit_jax.models import interpolate
 from litevit_jax.weights import positions
 from tests import dense_golden as golden
 
@@ -41,7 +42,7 @@ def test_the_same_grid_changes_no_bit():
 
 def test_weights_of_a_row_sum_to_one():
     for sizes in ((4, 9), (9, 4), (1, 5), (14, 16)):
-        np.testing.assert_allclose(positions.cubic_matrix(*sizes).sum(axis=1), 1)
+        np.testing.assert_allclose(interpolate.cubic_matrix(*sizes).sum(axis=1), 1)
 
 
 def test_a_table_of_another_grid_is_refused():
