@@ -58,23 +58,7 @@ def make_encoder(
     depth = sizes["depth"]
     usual = {max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)}
     blocks = tuple(global_blocks) or tuple(sorted(usual))
-    if not all(1 <= block <= depth for block in blocks):
-        raise ValueError(
-            f"encoder: global_blocks={blocks}, expected numbers from 1 to {depth}, or "
-            "() for the last block of each quarter"
-        )
-    if window < 1 or not 0 <= drop_path < 1 or min(*grid, *pos_grid) < 1:
-        raise ValueError(
-            f"encoder: window={window}, drop_path={drop_path}, grid={tuple(grid)}, "
-            f"pos_grid={tuple(pos_grid)}; expected window and grids of at least 1 "
-            "patch, and 0 <= drop_path < 1"
-        )
-    if sizes["width"] % 4:
-        raise ValueError(
-            f"encoder: width={sizes['width']} is not a multiple of 4, which its table "
-            "of positions starts from"
-        )
-    return Encoder(
+    encoder = Encoder(
         **sizes,
         grid=tuple(grid),
         mlp_ratio=mlp_ratio,
@@ -86,6 +70,31 @@ def make_encoder(
         attention=attention,
         remat=remat,
     )
+    _check(encoder)
+    return encoder
+
+
+def _check(encoder):
+    depth, grids = encoder.depth, (encoder.grid, encoder.pos_grid)
+    if not all(1 <= block <= depth for block in encoder.global_blocks):
+        raise ValueError(
+            f"encoder: global_blocks={encoder.global_blocks}, expected numbers from 1 "
+            f"to {depth}, or () for the last block of each quarter"
+        )
+    if encoder.window < 1 or min(*grids[0], *grids[1]) < 1:
+        raise ValueError(
+            f"encoder: window={encoder.window}, grid={grids[0]}, pos_grid={grids[1]}; "
+            "expected at least 1 patch"
+        )
+    if not 0 <= encoder.drop_path < 1:
+        raise ValueError(
+            f"encoder: drop_path={encoder.drop_path}, expected 0 <= rate < 1"
+        )
+    if encoder.width % 4:
+        raise ValueError(
+            f"encoder: width={encoder.width} is not a multiple of 4, which its table "
+            "of positions starts from"
+        )
 
 
 class Encoder(nn.Module):
