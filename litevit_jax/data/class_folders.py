@@ -126,7 +126,7 @@ def _part(name: str, depth: int) -> str:
 def training_classes(root: filetree.Tree, top: str, barred: Sequence[str]) -> list[str]:
     """Returns class folders of `top` with an image; no link may enter `barred`."""
     files = root.walk(top, barred=barred)
-    images = [layout.join(top, name) for name in files if layout.is_image(name)]
+    images = [layout.join(top, name) for name in files if layout.is_image(root, name)]
     top = unwrapped(layout.subfolders(images, top), top)
     depth = top.count("/") + 1
     return in_order({_part(name, depth) for name in images} - {""})

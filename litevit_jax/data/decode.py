@@ -1,8 +1,8 @@
 """Decodes bytes or raw arrays into images with a given number of channels.
 
 An image is a PIL image of mode RGB (3 channels) or L (1 channel); with any other
-number of channels, which only arrays have, it is a uint8 array [H, W, C]. Pixels of
-more than 8 bits become bytes as `data.levels` describes.
+number of channels, which arrays and the files of `data.rasters` have, it is a uint8
+array [H, W, C]. Pixels of more than 8 bits become bytes as `data.levels` describes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from litevit_jax.data import levels
+from litevit_jax.data import levels, rasters
+from litevit_jax.data.rasters import DecodeError as DecodeError
 from litevit_jax.data.sources.base import AnnotationError
 
 Image = PIL.Image.Image | np.ndarray
@@ -50,10 +51,6 @@ _UNDO_ORIENTATION = {
 }
 
 
-class DecodeError(ValueError):
-    """An error of bytes or an array that are not a usable image."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Decode:
     """Decodes bytes, a PIL image or an array [H, W] or [H, W, C] into an image.
@@ -62,13 +59,15 @@ class Decode:
     the first frame is taken.
 
     Attributes:
-      channels: 3 (RGB) or 1 (grey); arrays may have any other number.
+      channels: 3 (RGB) or 1 (grey); arrays, and the files of `rasters`, may have any
+        other number.
       max_pixels: an image with more is refused from its header alone.
       range: of the pixels of more than 8 bits, see `levels.parse`.
 
     Raises (when called):
       DecodeError: damaged, truncated, too large, or not an image; or its pixels have
-        no range.
+        no range, or other channels.
+      ModuleNotFoundError: a package that reads such files is not installed.
     """
 
     channels: int = 3
@@ -80,11 +79,16 @@ class Decode:
 
     def __call__(self, image: bytes | Image) -> Image:
         if isinstance(image, np.ndarray):
-            return self._from_array(image)
+            return self._from_numbers(levels.of_array(image))
+        if isinstance(image, bytes):
+            raster = rasters.read(image, self.channels, self.check_pixels)
+            if raster is not None:
+                return self._from_numbers(raster.deep, bands=raster.bands)
         if self.channels not in (1, 3):
             raise DecodeError(
                 f"an encoded image cannot be decoded to {self.channels} channels; "
-                "expected data.channels 1 or 3 (arrays may have any number)"
+                "expected data.channels 1 or 3 (arrays, .npy files and TIFF files of "
+                "several bands or pages may have any number)"
             )
         if isinstance(image, PIL.Image.Image):
             return self._from_opened(image)
@@ -114,7 +118,9 @@ class Decode:
         except ValueError as error:
             raise DecodeError(str(error)) from error
 
-    def _from_array(self, image: np.ndarray) -> Image:
+    def _from_numbers(self, deep: levels.Deep, *, bands: bool = False) -> Image:
+        """Makes an image of numbers; of `bands`, three are no colours."""
+        image = deep.values
         if image.dtype.kind not in "iuf" or image.ndim not in (2, 3):
             raise DecodeError(
                 f"array of {image.dtype} {image.shape}; expected numbers [H, W] or "
@@ -125,13 +131,17 @@ class Decode:
         image = image.reshape(*image.shape[:2], -1)
         height, width, channels = image.shape
         self.check_pixels(width, height)
-        if channels != self.channels and {channels, self.channels} != {1, 3}:
+        if not fits(channels, self.channels, bands=bands):
+            of_bands = ", bands or pages only from 1 to 3" * bands
             raise DecodeError(
-                f"array with {channels} channels; expected data.channels="
-                f"{self.channels} (only 1 and 3 are converted to each other)"
+                f"array {list(deep.values.shape)} with {channels} channels; expected "
+                f"data.channels={self.channels} (only 1 and 3 are converted to each "
+                f"other{of_bands})"
             )
         if image.dtype != np.uint8:
-            image = self._to_bytes(levels.of_array(image))
+            image = self._to_bytes(deep._replace(values=image))
+        elif deep.inverted:
+            image = 255 - image
         if self.channels not in (1, 3):
             return image
         pixels = PIL.Image.fromarray(image if channels == 3 else image[:, :, 0])
@@ -145,6 +155,16 @@ class Decode:
                 f"data.max_pixels={self.max_pixels}; raise it with "
                 "--config.data.max_pixels= if the image is genuine"
             )
+
+
+def fits(channels: int, wanted: int, *, bands: bool = False) -> bool:
+    """Whether an image of so many channels can become one of those that are wanted.
+
+    Grey becomes three equal channels, and colours their luminance; bands have none.
+    """
+    if channels == wanted or (channels, wanted) == (1, 3):
+        return True
+    return (channels, wanted) == (3, 1) and not bands
 
 
 @contextlib.contextmanager
@@ -162,7 +182,7 @@ def open_image(encoded: bytes) -> Iterator[PIL.Image.Image]:
     except PIL.UnidentifiedImageError as error:
         raise DecodeError(
             f"{len(encoded)} bytes that are no image; expected one of "
-            f"{', '.join(_FORMATS)}"
+            f"{', '.join(_FORMATS)}, NumPy, DICOM"
         ) from error
     except Exception as error:  # PIL's plug-ins raise any kind
         reason = f"{type(error).__name__}: {error}"

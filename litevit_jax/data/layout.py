@@ -6,6 +6,7 @@ A split is never read as a class. Where names leave a doubt, the user is asked.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,6 +15,9 @@ from litevit_jax.data import filetree, split_names
 EXTENSIONS = frozenset(
     ["bmp", "gif", "jfif", "jpe", "jpeg", "jpg", "png", "tif", "tiff", "webp"]
 )
+# Arrays beside pictures are their masks, features or labels as a rule, and DICOM files
+# their originals: they are images where there are no pictures.
+ALONE = frozenset(["dcm", "npy"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +53,32 @@ def extension(name: str) -> str:
     return name.rpartition("/")[2].rpartition(".")[2].lower()
 
 
-def is_image(name: str) -> bool:
+def is_picture(name: str) -> bool:
     return extension(name) in EXTENSIONS
+
+
+def is_image(root: filetree.Tree, name: str) -> bool:
+    """Whether a file of `root` is read: a picture, or one of `ALONE` without any."""
+    kind = extension(name)
+    return kind in EXTENSIONS or (kind in ALONE and first_picture(root) is None)
+
+
+@functools.lru_cache(maxsize=8)
+def first_picture(root: filetree.Tree) -> str | None:
+    """Returns the name of some picture below `root`, or None."""
+    return next((name for name in root.walk("") if is_picture(name)), None)
+
+
+def expected(root: filetree.Tree | None = None) -> str:
+    """Lists the extensions of images, for messages."""
+    alone = ALONE if root is None or first_picture(root) is None else frozenset()
+    return ", ".join(f".{extension}" for extension in sorted(EXTENSIONS | alone))
 
 
 def why_no_image(root: filetree.Tree, path: str) -> str:
     """Tells why a path is no image of a folder, and what is expected; '' if it is."""
-    if not is_image(path):
-        known = ", ".join(f".{extension}" for extension in sorted(EXTENSIONS))
-        return f"not an image; expected one of {known}"
+    if not is_image(root, path):
+        return f"not an image; expected one of {expected(root)}{beside(root, path)}"
     try:
         root.size(path)
     except filetree.NoRegularFile as error:
@@ -65,6 +86,18 @@ def why_no_image(root: filetree.Tree, path: str) -> str:
     except (OSError, KeyError):
         return f"which does not exist; expected an image at {root.path_of(path)}"
     return ""
+
+
+def beside(root: filetree.Tree, *names: str) -> str:
+    """Says why arrays or DICOM files among `names` are not read; '' without any."""
+    kinds = sorted({extension(name) for name in names} & ALONE)
+    picture = first_picture(root) if kinds else None
+    if picture is None:
+        return ""
+    return (
+        f"; {' and '.join(f'.{kind}' for kind in kinds)} files are images where no "
+        f"pictures are, but here is {root.path_of(picture)}"
+    )
 
 
 def join(top: str, name: str) -> str:
@@ -269,11 +302,11 @@ def _own_splits(
 
 def _count_loose(root: filetree.Tree, top: str) -> int:
     """Counts the images directly in `top`."""
-    return sum(is_image(name) for name in root.files(top))
+    return sum(is_image(root, name) for name in root.files(top))
 
 
 def _has_image(root: filetree.Tree, top: str) -> bool:
-    return any(is_image(name) for name in root.walk(top))
+    return any(is_image(root, name) for name in root.walk(top))
 
 
 def _is_nested(root: filetree.Tree, top: str) -> bool:

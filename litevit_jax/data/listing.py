@@ -19,7 +19,6 @@ _HINTS = {
     "array_record": "packed images are read by data=packed",
     "arrow": "export their images to files",
     "gz": "unpack archives first",
-    "npy": "arrays are read by data=arrays,path=FILE",
     "npz": "arrays are read by data=arrays,path=FILE",
     "parquet": "Parquet files are read from a folder without other images",
     "tar": "tar files of images are read by data=tar",
@@ -57,14 +56,14 @@ class Listing:
         names, unread, skipped = [], collections.Counter(), {}
         barred = splits.opposite(name) if split else []
         for file in root.walk(top, skipped, barred):
-            if layout.is_image(file):
+            if layout.is_image(root, file):
                 names.append(layout.join(top, file))
             elif file not in METADATA:  # in a folder below, it is not read
                 unread[_kind_of(file)] += 1
         if not names:
-            raise ValueError(_no_images(root.path_of(top), unread, skipped))
+            raise ValueError(_no_images(root, top, unread, skipped))
         notes = [f"from {root.path_of(top)}"]
-        notes += _beside(splits, name) + _not_read(unread, skipped)
+        notes += _beside(splits, name) + _not_read(root, unread, skipped)
         others = [other for other in splits.kinds if other != name]
         return cls(root, top, sorted(names), notes, others)
 
@@ -76,13 +75,15 @@ def _beside(splits: layout.Layout, name: str) -> list[str]:
     return [f"not used: {base.first(unused)}"] * bool(unused)
 
 
-def _not_read(others: collections.Counter[str], skipped: dict[str, str]) -> list[str]:
+def _not_read(
+    root: filetree.Tree, others: collections.Counter[str], skipped: dict[str, str]
+) -> list[str]:
     """Returns notes on files that are no images, or no regular files."""
     notes = []
     if others:
         tables = any(kind.startswith("metadata.") or kind == ".csv" for kind in others)
         why = " (labels of a table are read with data.labels=FILE)" * tables
-        notes.append(f"not read: {_count(others)}{why}")
+        notes.append(f"not read: {_count(others)}{why}{layout.beside(root, *others)}")
     return notes + base.skipped_entries(skipped)
 
 
@@ -97,13 +98,16 @@ def _count(kinds: collections.Counter[str]) -> str:
 
 
 def _no_images(
-    top: str, others: collections.Counter[str], skipped: dict[str, str]
+    root: filetree.Tree,
+    top: str,
+    others: collections.Counter[str],
+    skipped: dict[str, str],
 ) -> str:
     counted = _count(others + collections.Counter(skipped.values()))
     hints = {_HINTS[kind[1:]] for kind in others if kind[1:] in _HINTS}
     return (
-        f"no image below {top}; found {counted or 'no file at all'}, expected one of "
-        + ", ".join(f".{extension}" for extension in sorted(layout.EXTENSIONS))
+        f"no image below {root.path_of(top)}; found {counted or 'no file at all'}, "
+        f"expected one of {layout.expected(root)}{layout.beside(root, *others)}"
         + "".join(f"; {hint}" for hint in sorted(hints))
     )
 

@@ -49,7 +49,7 @@ def are_below(root: filetree.Tree) -> bool:
     """Whether there are Parquet files of data below `root`, and no image."""
     parquet = False
     for name in root.walk(""):
-        if layout.is_image(name):
+        if layout.is_image(root, name):
             return False
         table = name.rpartition("/")[2].startswith("metadata.")
         parquet |= layout.extension(name) == "parquet" and not table

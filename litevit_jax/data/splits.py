@@ -126,7 +126,9 @@ def pixel_range(data: Any, split: str) -> str | None:
         return stored
     if not auto:
         return text
-    pair = survey.percentiles(images, max_pixels=data["max_pixels"])
+    pair = survey.percentiles(
+        images, channels=data["channels"], max_pixels=data["max_pixels"]
+    )
     chosen = "full" if pair is None else levels.spell(pair)
     why = "no image looked at has more than 8 bits" if pair is None else _SETTLED
     _warn(f"data.range=auto is {chosen} (split {split!r}): {why}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from litevit_jax.data import decode, joint, levels, turbo
+from litevit_jax.data import decode, joint, levels, rasters, turbo
 from litevit_jax.data.sources import base
 
 IMAGES = 64  # spread evenly over the source
@@ -34,17 +35,12 @@ def check(
       max_pixels: larger images are passed over.
 
     Raises:
-      ValueError: the images have other channels, or no range.
+      ValueError: half of the images or more have other channels, or all files of
+        numbers are damaged; or some have no range.
+      ModuleNotFoundError: a package that reads such files is not installed.
     """
-    looked_at, deep, narrow, labels = 0, 0, [], set()
-    for name, image, label_map in _examples(source):
-        looked_at += 1
-        labels |= set(np.unique(label_map).tolist())
-        if channels is not None:
-            _check_channels(name, image, channels)
-        pixels = _pixels(image, max_pixels)
-        if pixels is None:
-            continue
+    findings, deep, narrow = _Findings(), 0, []
+    for name, pixels in _usable(source, channels, max_pixels, findings):
         pair = pixels.full
         if _is_deep(pixels):
             deep += 1
@@ -53,7 +49,9 @@ def check(
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         narrow += _narrow(name, pixels, pair)
-    lines = _labels(labels, looked_at, source.classes)
+    looked_at = findings.looked_at
+    lines = _labels(findings.labels, looked_at, source.classes)
+    lines += _unfit(findings)
     if narrow:
         lines.append(
             f"{len(narrow)} of {looked_at} images looked at use less than a sixteenth "
@@ -68,17 +66,73 @@ def check(
     return lines
 
 
+@dataclasses.dataclass
+class _Findings:
+    """The findings of a look at some images.
+
+    Attributes:
+      looked_at: how many they are.
+      labels: in their label maps.
+      others, damaged: why images cannot have the channels, or be read.
+      alpha: names of those of which a sample is left out, as alpha.
+    """
+
+    looked_at: int = 0
+    labels: set[int] = dataclasses.field(default_factory=set)
+    others: list[str] = dataclasses.field(default_factory=list)
+    damaged: list[str] = dataclasses.field(default_factory=list)
+    alpha: list[str] = dataclasses.field(default_factory=list)
+
+
+def _usable(
+    source: base.Source, channels: int | None, max_pixels: int, findings: _Findings
+) -> Iterator[tuple[str, levels.Deep]]:
+    """Yields names and pixels of images whose range matters; notes what else there is.
+
+    Raises:
+      ModuleNotFoundError: a package that reads such files is not installed.
+    """
+    for name, image, label_map in _examples(source):
+        findings.looked_at += 1
+        findings.labels |= set(np.unique(label_map).tolist())
+        try:
+            raster = raster_of(image, channels, max_pixels)
+        except decode.DecodeError as error:
+            findings.damaged.append(f"{name}: {error}")
+            continue
+        other = channels and _other_channels(name, image, raster, channels)
+        if other:
+            findings.others.append(other)
+            continue
+        if _leaves_alpha_out(image, raster):
+            findings.alpha.append(name)
+        pixels = raster.deep if raster else _pixels(image, max_pixels)
+        if pixels is not None:
+            yield name, pixels
+
+
 def percentiles(
-    source: base.Source, *, max_pixels: int = decode.DEFAULT_MAX_PIXELS
+    source: base.Source,
+    *,
+    channels: int | None = None,
+    max_pixels: int = decode.DEFAULT_MAX_PIXELS,
 ) -> levels.Pair | None:
     """Returns the range of data.range=auto; None: no image has more than 8 bits.
+
+    `channels` and `max_pixels` are as in `check`.
 
     Raises:
       ValueError: pixels that are no numbers, or all the same.
     """
     values = []
     for name, image, _ in _examples(source):
-        pixels = _pixels(image, max_pixels)
+        try:
+            raster = raster_of(image, channels, max_pixels)
+        except decode.DecodeError:  # named when it is read
+            continue
+        if raster and channels and _other_channels(name, image, raster, channels):
+            continue
+        pixels = raster.deep if raster else _pixels(image, max_pixels)
         if pixels is not None and _is_deep(pixels):
             flat = pixels.values.reshape(-1)
             flat = flat[:: math.ceil(flat.size / _PIXELS)].astype(np.float64)
@@ -130,32 +184,99 @@ def _examples(source: base.Source) -> Iterator[tuple[str, Any, np.ndarray]]:
         yield name, example["image"], label_map
 
 
-def _check_channels(name: str, image: Any, channels: int) -> None:
+def raster_of(
+    image: Any, channels: int | None, max_pixels: int
+) -> rasters.Raster | None:
+    """Returns the pixels of an array or of a file of numbers; None of other files.
+
+    Raises:
+      DecodeError: the file is damaged, or too large.
+      ModuleNotFoundError: a package that reads such files is not installed.
+    """
     if not isinstance(image, np.ndarray):
-        if channels not in (1, 3):
-            raise ValueError(
-                f"data.channels={channels}, but {name} is an encoded image, which is "
-                "decoded to grey (1) or RGB (3): set --config.data.channels=3 or 1; "
-                "images of more channels are given as arrays (data.source=arrays)"
-            )
-        return
-    own = image.shape[2] if image.ndim == 3 else 1
-    if own != channels and {own, channels} != {1, 3}:
-        raise ValueError(
-            f"{name} is an array {list(image.shape)}, [H, W, C], of {own} channels, "
-            f"but data.channels={channels}; set --config.data.channels={own} with as "
-            "many means and deviations in augment.normalize (only 1 and 3 are "
-            "converted to each other)"
+        decoded = decode.Decode(channels or 3, max_pixels)
+        return rasters.read(image, channels, decoded.check_pixels)
+    if image.dtype.kind not in "iuf" or image.ndim not in (2, 3) or not image.size:
+        raise decode.DecodeError(f"array of {image.dtype} {image.shape}")
+    return rasters.Raster("array", levels.of_array(image))
+
+
+def _other_channels(
+    name: str, image: Any, raster: rasters.Raster | None, channels: int
+) -> str:
+    """Describes an image that cannot have `channels`; '' if it can."""
+    if raster is None:
+        if channels in (1, 3):
+            return ""
+        return (
+            f"data.channels={channels}, but {name} is an encoded image, which is "
+            "decoded to grey (1) or RGB (3): set --config.data.channels=3 or 1; "
+            "images of more channels are .npy files, TIFF files of several bands or "
+            "pages, or arrays (data.source=arrays)"
         )
+    own = raster.channels
+    if decode.fits(own, channels, bands=raster.bands):
+        return ""
+    what = f"{name} is an array" if raster.kind == "array" else f"{name}: {raster.kind}"
+    shape, order = raster.deep.values.shape, "[H, W, C]"
+    if raster.kind == "NumPy" and len(shape) == 3 and rasters.channels_first(shape):
+        own, order = shape[0], "which looks like [C, H, W]"
+    return (
+        f"{what} {list(shape)}, {order}, of {own} channels, "
+        f"but data.channels={channels}; set --config.data.channels={own} with as "
+        "many means and deviations in augment.normalize, which litevit stats DIR "
+        "computes (only 1 and 3 are converted to each other)"
+    )
+
+
+def _unfit(findings: _Findings) -> list[str]:
+    """Tells of a few images that cannot be used, which a run names, and of alpha.
+
+    Raises:
+      ValueError: they are the rule.
+    """
+    looked_at, others = findings.looked_at, findings.others
+    damaged, alpha = findings.damaged, findings.alpha
+    if 2 * len(others) >= looked_at - len(damaged) > 0:
+        several = f" ({len(others)} of {looked_at} images looked at)"
+        raise ValueError(others[0] + several)
+    if damaged and len(damaged) == looked_at:
+        raise ValueError(
+            f"none of {looked_at} images looked at can be read; {damaged[0]}"
+        )
+    lines = []
+    if others:
+        lines.append(
+            f"{len(others)} of {looked_at} images looked at have other channels, and "
+            f"count as unreadable: {others[0]}"
+        )
+    if alpha:
+        lines.append(
+            f"{len(alpha)} of {looked_at} images looked at are TIFF files with a last "
+            f"sample marked as alpha, which is left out: {alpha[0]}. If it is a band, "
+            "count it: --config.data.channels=4 for red, green, blue and this one"
+        )
+    return lines
+
+
+def _leaves_alpha_out(image: Any, raster: rasters.Raster | None) -> bool:
+    """Whether a sample of a TIFF is left out, as alpha."""
+    if raster is not None:
+        return raster.alpha_left_out
+    if not rasters.is_tiff(image):
+        return False
+    try:
+        with decode.open_image(image) as opened:
+            return opened.mode in ("RGBA", "LA")
+    except decode.DecodeError:
+        return False
 
 
 def _pixels(image: Any, max_pixels: int) -> levels.Deep | None:
-    """Returns the pixels whose range matters: of arrays, and of more than 8 bits.
+    """Returns the pixels of an encoded image of more than 8 bits.
 
-    Files of 8 bits are left out: they look in any viewer as they do to a model.
+    Others are left out: they look in any viewer as they do to a model.
     """
-    if isinstance(image, np.ndarray):
-        return levels.of_array(image) if image.dtype.kind in "iuf" else None
     if turbo.read_header(image) is not None:
         return None
     try:

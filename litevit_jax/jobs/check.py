@@ -5,7 +5,9 @@
     litevit check DIR --source=tar
 
 It prints kinds and sizes of the images, the classes of each split, equal images (the
-same bytes), and at the end every file that cannot be read, with the reason.
+same bytes), and at the end every file that cannot be read, with the reason. Of files
+with any number of channels (.npy, TIFF of several bands or pages) those are bad that
+have others than most.
 The exit code is 1 if there is any, or if the layout or the labels are refused.
 """
 
@@ -22,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from litevit_jax import exits
-from litevit_jax.data import decode, examples, filetree, layout
+from litevit_jax import exits, terminal
+from litevit_jax.data import decode, examples, filetree, layout, survey
 from litevit_jax.data.sources import base, folder
 
 _SHOWN = 20  # classes, and groups of equal images; bad files are all shown
@@ -39,6 +41,7 @@ class Look:
     size: int = 0  # bytes
     digest: bytes = b""
     error: str = ""
+    channels: int = 0  # of files that may have any number; 0 of others
 
 
 @dataclasses.dataclass
@@ -81,12 +84,16 @@ class Report:
 def look_at(image: Any, max_pixels: int = decode.DEFAULT_MAX_PIXELS) -> Look:
     """Decodes an image, bytes or an array; an error becomes part of the result."""
     try:
-        if isinstance(image, np.ndarray):
-            channels = image.shape[2] if image.ndim == 3 else 1
-            decode.Decode(channels, max_pixels, "auto_each")(image)
-            content = np.ascontiguousarray(image).tobytes()
-            kind = f"array of {image.dtype}, {channels} channels"
-            height, width = image.shape[:2]
+        raster, channels = survey.raster_of(image, None, max_pixels), 0
+        if raster is not None:
+            values, channels = raster.deep.values, raster.channels
+            decode.Decode(channels, max_pixels, "auto_each")(values)
+            named = terminal.counted(channels, "channel")
+            kind = f"{raster.kind} of {values.dtype}, {named}"
+            content = image
+            if isinstance(image, np.ndarray):
+                content = np.ascontiguousarray(image).tobytes()
+            height, width = values.shape[:2]
         else:
             with decode.open_image(image) as opened:
                 kind, (width, height) = f"{opened.format} {opened.mode}", opened.size
@@ -95,7 +102,7 @@ def look_at(image: Any, max_pixels: int = decode.DEFAULT_MAX_PIXELS) -> Look:
     except (OSError, ValueError) as error:
         return Look(error=examples.reason(error))
     digest = hashlib.blake2b(content, digest_size=16).digest()
-    return Look(kind, width, height, len(content), digest)
+    return Look(kind, width, height, len(content), digest, channels=channels)
 
 
 def check(args: argparse.Namespace) -> Report:
@@ -133,12 +140,12 @@ def _files(
     skipped: dict[str, str] = {}
     names = []
     for name in root.walk("", skipped):
-        if layout.is_image(name):
+        if layout.is_image(root, name):
             names.append(name)
         else:
             report.others[f".{layout.extension(name)}"] += 1
     broken = (pair for pair in skipped.items() if pair[1] not in filetree.HARMLESS)
-    report.bad += [(name, why) for name, why in broken if layout.is_image(name)]
+    report.bad += [(name, why) for name, why in broken if layout.is_image(root, name)]
     names.sort()
     return names, lambda n: root.read(names[n])
 
@@ -149,6 +156,8 @@ def _look(
     def one(number: int) -> Look:
         try:
             return look_at(read(number))
+        except ModuleNotFoundError:  # of all files alike
+            raise
         except Exception as error:  # whatever a file system or a format may raise
             return Look(error=examples.reason(error))
 
@@ -158,6 +167,21 @@ def _look(
             report.bad.append((names[number], look.error))
         else:
             report.looks[names[number]] = look
+    _check_channels(report)
+
+
+def _check_channels(report: Report) -> None:
+    """Calls images bad that no run could read together with most of the others."""
+    each = collections.Counter(look.channels for look in report.looks.values())
+    most = each.most_common(1)[0][0] if each else 0
+    if not most:
+        return
+    for name, look in list(report.looks.items()):
+        own = look.channels or 3
+        if not decode.fits(own, most):
+            has = terminal.counted(own, "channel")
+            report.bad.append((name, f"{has}; most images have {most}"))
+            del report.looks[name]
 
 
 def _by_class(source: base.Source) -> dict[str, int]:

@@ -2,16 +2,19 @@
 
     litevit stats DIR
     litevit stats DIR --split=train --channels=1
+    litevit stats DIR --channels=12
     litevit stats FILE.npy --source=arrays
 
 Every image of the split is read once, at its own size; each pixel counts once. Values
 are those that a model gets before they are normalised, in 0..1. If pixels have more
-than 8 bits, their percentiles are proposed as data.range, unless --range says another.
+than 8 bits, their percentiles are proposed as data.range, one range of all channels,
+unless --range says another. Channels are those that .npy and TIFF files have.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,6 +39,7 @@ class Stats:
       range: as data.range has it.
       proposed: whether that was chosen here.
       images: how many were read.
+      notes: what a run would say of the images.
       bad: (name, reason) of each that was not.
     """
 
@@ -43,6 +47,7 @@ class Stats:
     range: str
     proposed: bool
     images: int = 0
+    notes: Sequence[str] = ()
     bad: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
     @property
@@ -75,15 +80,17 @@ def compute(
     channels = channels or _channels(source)
     proposed = range is None or levels.parse(range) == "auto"
     if range is None or proposed:
-        pair = survey.percentiles(source)
+        pair = survey.percentiles(source, channels=channels)
         range = "full" if pair is None else levels.spell(pair)
-    survey.check(source, channels=channels, range=range)
-    stats = Stats(np.zeros((channels, 256), np.int64), range, proposed)
+    noted = survey.check(source, channels=channels, range=range)
+    stats = Stats(np.zeros((channels, 256), np.int64), range, proposed, notes=noted)
     decoded = decode.Decode(channels, range=range)
 
     def one(number: int) -> np.ndarray | str:
         try:
             pixels = np.asarray(decoded(source[number]["image"]))
+        except ModuleNotFoundError:
+            raise
         except Exception as error:  # whatever a file system or a format may raise
             return examples.reason(error)
         each = pixels.reshape(-1, channels).T
@@ -96,33 +103,54 @@ def compute(
             stats.counts += counts
             stats.images += 1
     if not stats.images:
-        name, why = stats.bad[0]
-        raise ValueError(f"none of {len(source):,} images can be read; {name}: {why}")
+        raise _unreadable(source, *stats.bad[0])
     return stats
 
 
+def _unreadable(source: base.Source, name: str, why: str) -> ValueError:
+    return ValueError(f"none of {len(source):,} images can be read; {name}: {why}")
+
+
 def _channels(source: base.Source) -> int:
-    """Returns 1 if all images looked at are grey, else 3; or those of arrays."""
+    """Returns what most of the images looked at have: 1 if all are grey, else 3.
+
+    Raises:
+      ModuleNotFoundError: a package that reads such files is not installed.
+      ValueError: none can be read.
+    """
     if source.channels is not None:
         return source.channels
     rows = np.linspace(0, len(source) - 1, min(len(source), survey.IMAGES))
-    modes = {_mode(source, int(row)) for row in rows} - {""}
-    grey = all(mode in _GREY or mode.startswith("I;") for mode in modes)
-    return 1 if modes and grey else 3
+    each: collections.Counter[int] = collections.Counter()
+    reasons = []
+    for row in map(int, rows):
+        try:
+            each[_channels_of(source[row]["image"])] += 1
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # whatever a file system or a format may raise
+            reasons.append((source.name_of(row), examples.reason(error)))
+    if not each:
+        raise _unreadable(source, *reasons[0])
+    if set(each) <= {1, 3}:
+        return 1 if set(each) == {1} else 3
+    return each.most_common(1)[0][0]
 
 
-def _mode(source: base.Source, row: int) -> str:
-    try:
-        with decode.open_image(source[row]["image"]) as image:
-            return image.mode
-    except Exception:  # it is named later
-        return ""
+def _channels_of(image: Any) -> int:
+    """Returns the channels of an image, of an encoded one 1 (grey) or 3."""
+    raster = survey.raster_of(image, None, decode.DEFAULT_MAX_PIXELS)
+    if raster is not None:
+        return raster.channels
+    with decode.open_image(image) as opened:
+        return 1 if opened.mode in _GREY or opened.mode.startswith("I;") else 3
 
 
 def lines(stats: Stats, summary: str) -> Iterator[str]:
     """Yields the text of the result; its last line are the flags."""
     yield summary
     yield f"{stats.images:,} images, {int(stats.counts[0].sum()):,} pixels"
+    yield from stats.notes
     if stats.bad:
         names = [name for name, _ in stats.bad]
         yield f"left out, as they cannot be read: {len(names):,} ({base.first(names)})"
@@ -148,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = examples.parser("stats", __doc__ or "")
     parser.add_argument("--split", default="train", help="of the images")
-    parser.add_argument("--channels", type=int, help="as data.channels: 1 or 3")
+    parser.add_argument("--channels", type=int, help="as data.channels: 3, 1 or any")
     parser.add_argument("--range", help="as data.range; default: percentiles")
     args = parser.parse_args(argv)
     try:

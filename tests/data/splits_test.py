@@ -65,3 +65,22 @@ def test_channels_that_arrays_do_not_have_are_refused(block, tmp_path):
     assert len(splits.open_split(block("arrays", channels=12), "train")) == 4
     np.save(tmp_path / "train.npy", np.ones((4, 8, 8), np.uint8))
     assert len(splits.open_split(block("arrays"), "train")) == 4
+
+
+def test_files_whose_channels_are_not_the_runs_are_refused(block, tmp_path):
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.ones((8, 8, 12), np.uint16))
+    message = (
+        r"0\.npy: NumPy \[8, 8, 12\], .*of 12 channels, but data\.channels=3; set "
+        r"--config\.data\.channels=12 .*litevit stats DIR .*4 of 4 images"
+    )
+    with pytest.raises(ValueError, match=message):
+        splits.open_split(block("folder"), "train")
+    np.save(tmp_path / "0.npy", np.ones((12, 20, 20), np.uint16))
+    with pytest.raises(ValueError, match=r"looks like \[C, H, W\], of 12 channels"):
+        splits.open_split(block("folder"), "train")
+    twelve = block("folder", channels=12)
+    assert len(splits.open_split(twelve, "train")) == 4
+    np.save(tmp_path / "0.npy", np.full((8, 8, 12), np.nan, np.float32))
+    with pytest.raises(ValueError, match=r"0\.npy: 768 of 768 pixels .* no numbers"):
+        splits.open_split(twelve, "train")

@@ -152,3 +152,23 @@ def test_an_error_while_reading_is_a_reason():
     check._look(report, ["0.jpg", "1.jpg"], read, threads=2)
     assert [name for name, _ in report.bad] == ["0.jpg", "1.jpg"]
     assert "Permission denied" in report.bad[1][1] and report.failed
+
+
+def test_files_of_numbers_are_told_by_kind_and_other_channels_are_bad(run, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(3):
+        image = np.full((8, 6, 12), number, np.uint16)
+        np.save(folder / f"{number}.npy", image)
+    code, lines = run()
+    assert code == 0 and "kinds: 3 NumPy of uint16, 12 channels" in lines
+    assert line_of(lines, "sizes: ").startswith("sizes: 6x8 to 6x8")
+    np.save(folder / "few.npy", image[..., :4])
+    np.save(folder / "no.npy", np.full((8, 6, 12), np.nan))
+    (folder / "cut.npy").write_bytes((folder / "0.npy").read_bytes()[:-3])
+    code, lines = run()
+    start = lines.index("bad: 3 of 6 images")
+    reasons = dict(line.strip().split(": ", 1) for line in lines[start + 1 :])
+    assert code == 1 and reasons["few.npy"] == "4 channels; most images have 12"
+    assert "takes 1152 bytes, the file has 1149" in reasons["cut.npy"]
+    assert "576 of 576 pixels" in reasons["no.npy"]

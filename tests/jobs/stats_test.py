@@ -87,3 +87,32 @@ def test_what_cannot_be_read_is_left_out_by_name_or_refused_if_it_is_all(run, tm
     code, lines = run()
     assert code == 0 and "left out, as they cannot be read: 1 (bad.png)" in lines
     assert run("--split=tset")[0] == run("--channels=0")[0] == run("--range=x")[0] == 2
+
+
+def test_files_of_any_number_of_channels_are_counted(run, tmp_path):
+    rng, pixels = np.random.default_rng(0), []
+    for number, (height, width) in enumerate([(5, 9), (30, 20), (8, 8), (9, 9)]):
+        image = rng.integers(100, (500, 2000, 3000, 999, 700), (height, width, 5))
+        image = image.astype((np.uint16, np.int16)[number % 2])
+        if number < 2:
+            np.save(tmp_path / f"{number}.npy", image)
+        else:
+            planes = np.moveaxis(image, -1, 0)
+            np.save(tmp_path / f"{number}.npy", planes)
+        pixels.append(image.reshape(-1, 5))
+    np.save(tmp_path / "7.npy", rng.integers(0, 9, (8, 8, 2)))
+    assert fields(run()[1][-1])[0] == 5  # as most that tell
+    code, lines = run("--channels=5", "--range=0,4000")
+    channels, value_range, mean, std = fields(lines[-1])
+    whole = np.concatenate(pixels) / 4000
+    assert code == 0 and (channels, value_range) == (5, "0,4000")
+    np.testing.assert_allclose(mean, whole.mean(0), atol=1e-3)
+    np.testing.assert_allclose(std, whole.std(0), atol=1e-3)
+    assert any("1 of 5 images looked at have other channels" in x for x in lines)
+    assert "left out, as they cannot be read: 1 (7.npy)" in lines
+    proposed = fields(run("--channels=5")[1][-1])[1].split(",")
+    assert 90 < float(proposed[0]) < 120 and 2500 < float(proposed[1]) < 3000
+    for number in (0, 1, 7):
+        (tmp_path / f"{number}.npy").unlink()
+    code, lines = run()
+    assert code == 2 and "2.npy: an array [5, 8, 8] looks like [C, H, W]" in lines[0]

@@ -27,14 +27,13 @@ from typing import Any
 import numpy as np
 
 from litevit_jax import paths
-from litevit_jax.data import labelled, local_copy, split_names
+from litevit_jax.data import labelled, local_copy, rasters, split_names
 from litevit_jax.data.sources import base
 
 _IMAGE = ("image", "images", "x")
 _LABEL = ("label", "labels", "y")
 _MOST_CLASSES = 1_000_000
 _AS_OTHERS = "several labels an image in other splits, one here"
-_CHANNELS = (1, 2, 3, 4)  # lengths of an axis that is hardly height or width
 
 _Key = tuple[pathlib.Path, str]  # a file, and an array's name in it
 _Layout = dict[str | None, tuple[_Key, _Key | None]]  # split -> images, labels
@@ -295,7 +294,7 @@ def _check_images(key: _Key) -> int:
             f"{what}; expected numbers [N, H, W] or [N, H, W, C]: bytes, or others "
             "with --config.data.range=LOW,HIGH"
         )
-    if images.ndim == 4 and _channels_first(*images.shape[1:]):
+    if images.ndim == 4 and rasters.channels_first(images.shape[1:]):
         raise ValueError(
             f"{what}, which looks like channels first [N, C, H, W]; expected "
             "[N, H, W, C]: save np.moveaxis(x, 1, -1)"
@@ -306,11 +305,6 @@ def _check_images(key: _Key) -> int:
 def _position(key: _Key) -> str:
     """Names an array's file for messages: 'train_image of FILE'."""
     return f"{key[1]} of {key[0]}" if key[1] else f"of {key[0]}"
-
-
-def _channels_first(a: int, b: int, c: int) -> bool:
-    """Whether [a, b, c] looks like [C, H, W] instead of [H, W, C]."""
-    return c not in _CHANNELS and (a in _CHANNELS or (b == c and a < b))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -193,7 +193,7 @@ class _Files(NamedTuple):
     def _list(cls, tree: filetree.Tree, top: str) -> _Files | None:
         names: dict[str, str] = {}
         for file in sorted(tree.walk(top)):
-            if not layout.is_image(file) or not _may_be(top, file):
+            if not layout.is_picture(file) or not _may_be(top, file):
                 continue
             stem = posixpath.splitext(file)[0]
             if stem in names:
@@ -272,7 +272,7 @@ class _Splits(NamedTuple):
 
 def _stem(line: str, images: _Files) -> str:
     """Returns a line of a list without the extension of a picture."""
-    return posixpath.splitext(line)[0] if layout.is_image(line) else line
+    return posixpath.splitext(line)[0] if layout.is_picture(line) else line
 
 
 def _files(tree: filetree.Tree, top: str) -> list[str]:

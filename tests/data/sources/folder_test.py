@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+import re
 
 import pytest
 
@@ -244,8 +245,21 @@ def test_mixed_layout_is_questioned(fill):
 
 
 def test_folder_without_images_says_what_is_there(fill):
-    with pytest.raises(ValueError, match=r"found 2 .txt, 1 .npy, expected one of .bmp"):
-        folder.make(split="train", dir=fill("a.txt", "b/c.txt", "d.npy"))
+    with pytest.raises(ValueError, match=r"found 2 .txt, 1 .npz, expected one of .bmp"):
+        folder.make(split="train", dir=fill("a.txt", "b/c.txt", "d.npz"))
+
+
+@pytest.mark.parametrize("kind", ["npy", "dcm"])
+def test_arrays_and_dicom_files_are_images_where_no_pictures_are(fill, kind):
+    alone = folder.make(split="train", dir=fill(f"cat/1.{kind}", f"dog/2.{kind}"))
+    assert alone.classes == ["cat", "dog"] and len(alone) == 2
+    mixed = fill("cat/3.jpg", f"fish/4.{kind}")
+    source = folder.make(split="train", dir=mixed)
+    assert source.classes == ["cat"] and [source.name_of(0)] == ["cat/3.jpg"]
+    note = rf"not read: 3 .{kind}; .{kind} files are images where no pictures .*3.jpg"
+    assert re.search(note, source.summary())
+    with pytest.raises(ValueError, match=rf"1 .{kind}, expected one of .bmp.*3.jpg"):
+        folder.make(split="./fish", dir=mixed)
 
 
 def test_empty_folder_is_explained(tmp_path):
