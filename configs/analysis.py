@@ -76,7 +76,7 @@ def get_config(arg=None):
     # Images of maps and reconstructions by number in the split; none: the first drawn.
     config.rows = ()
     config.maps = {
-        "images": 4,  # 0: no attention maps
+        "images": 4,  # of attention maps and patch tokens; 0: none
         "layers": (-1,),  # from 1; -1 is the last
         "heads": (),  # from 1; none: all
         "queries": ("cls", "center"),  # or 'ROW/COLUMN' of a patch, from 0

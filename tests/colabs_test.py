@@ -174,6 +174,7 @@ def test_looking_inside_compares_the_run_with_its_finetuning_and_its_start(
     for ident, count in [
         ("maps-cls", 6),
         ("maps-center", 6),
+        ("patches", 3),
         ("distance", 3),
         ("cka", 3),
     ]:

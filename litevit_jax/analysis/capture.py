@@ -144,22 +144,28 @@ def _in_chunks(function: Callable[[jax.Array], Any], image: jax.Array, mesh: Mes
     return jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), out)
 
 
-def attention_rows(
+def look(
     model: models.Model, images: np.ndarray, queries: Sequence[int]
-) -> np.ndarray:
-    """Attention from tokens to the patches, in every block: `[L, B, A, Q, N]`.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes what pictures of a few images show.
 
     Args:
       model: the encoder to run.
       images: uint8 `[B, H, W, C]`.
       queries: Q tokens; 0 is the class token, 1 the first patch.
+
+    Returns:
+      Attention from these tokens to the patches, in every block: `[L, B, A, Q, N]`;
+      and the patches' tokens after the last norm `[B, N, D]`.
     """
 
-    def rows(params: Any, image: jax.Array) -> jax.Array:
-        _, inside = tokens_of(model, params, pixels_to_input(model, image), "stream")
+    def rows(params: Any, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        pixels = pixels_to_input(model, image)
+        states, inside = tokens_of(model, params, pixels, "norm1")
         names = [f"block_{i:02d}/attn_probs" for i in range(model.encoder.depth)]
-        asked = jnp.asarray(queries)
-        return jnp.stack([inside[name][:, :, asked, 1:] for name in names])
+        asked = jnp.asarray(queries, int)
+        attended = jnp.stack([inside[name][:, :, asked, 1:] for name in names])
+        return attended, states[-1][:, 1:]
 
     return jax.device_get(jax.jit(rows)(model.params, images))
 

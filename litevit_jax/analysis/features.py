@@ -22,6 +22,33 @@ def token_similarity(tokens: jax.Array) -> jax.Array:
     return (jnp.square(total).sum(axis=-1) - n) / max(n * (n - 1), 1)
 
 
+def principal(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Projects tokens onto their first three principal components.
+
+    The largest weight of a component is positive, so that signs do not depend on the
+    machine.
+
+    Args:
+      tokens: of several images together, `[B, N, D]`.
+
+    Returns:
+      float64 `[B, N, 3]`, and the share of the variance that each explains `[3]`;
+      zeros beyond the rank of the tokens.
+    """
+    rows = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
+    rows = rows - rows.mean(axis=0)
+    values, vectors = np.linalg.eigh(rows.T @ rows)
+    axes, variance = vectors.T[:-4:-1], np.maximum(values[:-4:-1], 0)
+    largest = np.abs(axes).argmax(axis=1)[:, None]
+    axes = axes * np.sign(np.take_along_axis(axes, largest, 1))
+    # Float32 tokens: below this a component is rounding.
+    axes[variance <= variance[0] * np.finfo(np.float32).eps ** 2] = 0
+    missing = 3 - len(axes)
+    scores = np.pad(rows @ axes.T, [(0, 0), (0, missing)])
+    share = np.pad(variance, (0, missing)) / max(np.maximum(values, 0).sum(), 1e-300)
+    return scores.reshape(*tokens.shape[:2], 3), share
+
+
 class Moments:
     """Sums of features and of their products, from which a spectrum follows.
 

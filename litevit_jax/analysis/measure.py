@@ -61,7 +61,7 @@ def run(job: Job) -> dict[str, Any]:
     with_models = f"with {terminal.counted(len(job.models), 'model')}"
     line.begin(f"report: looking at {shown} {with_models}")
     results = measure(job)
-    line.begin("report: drawing attention maps and reconstructions")
+    line.begin("report: drawing attention maps, patch tokens and reconstructions")
     results |= draw(job)
     workdirs.write_json(job.workdir / "analysis.json", results)
     return results

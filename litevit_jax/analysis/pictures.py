@@ -1,4 +1,4 @@
-"""Draws sheets of images: attention maps, and reconstructions of masked images."""
+"""Draws sheets of images: attention, patch tokens, reconstructions of masked images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageFont
 
 from litevit_jax import choices
-from litevit_jax.analysis import capture, images, models
+from litevit_jax.analysis import capture, features, images, models
 from litevit_jax.data import subsets
 from litevit_jax.evaluators import reconstruction
 
@@ -27,22 +27,23 @@ def draw_all(
     maps: ConfigDict,
     reconstructions: int,
 ) -> dict[str, Any]:
-    """Draws attention maps and reconstructions of the first images into `workdir`.
+    """Draws attention, patch tokens and reconstructions of the first images.
 
     Args:
       loaded: the models.
       source: the images.
-      workdir: of the analysis.
+      workdir: of the analysis, where the pictures go.
       data: how the images are read.
       maps: `config.maps`, for how many images, and which maps.
       reconstructions: for how many images.
 
     Returns:
-      'maps' and 'reconstructions', a dict for each sheet with its 'file'; and
-      'picture_notes', why others were not drawn.
+      'maps', 'patches' and 'reconstructions', a dict for each sheet with its 'file';
+      and 'picture_notes', why others were not drawn.
     """
     few, many = maps.images, reconstructions
-    drawn: dict[str, list] = {"maps": [], "reconstructions": [], "picture_notes": []}
+    kinds = ("maps", "patches", "reconstructions", "picture_notes")
+    drawn: dict[str, list] = {kind: [] for kind in kinds}
     if not max(few, many):
         return drawn
     (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,11 @@ def draw_all(
     for model in loaded:
         rows = shown[model.name]
         if few:
-            drawn["maps"] += _maps(maps, model, rows["image"][:few], workdir)
+            part = rows["image"][:few]
+            tokens = [_query(query, model.grid) for query in maps.queries]
+            attended, patches = capture.look(model, part, tokens)
+            drawn["maps"] += _maps(maps, model, part, attended, workdir)
+            drawn["patches"].append(_patches(model, part, patches, workdir))
         if many and model.painter is None:
             drawn["picture_notes"].append(
                 f"{model.name}: no reconstructions, as {_why_none(model)}."
@@ -111,13 +116,18 @@ def _query(query: str, grid: tuple[int, int]) -> int:
 
 
 def _maps(
-    maps: ConfigDict, model: models.Model, shown: np.ndarray, workdir: pathlib.Path
+    maps: ConfigDict,
+    model: models.Model,
+    shown: np.ndarray,
+    rows: np.ndarray,
+    workdir: pathlib.Path,
 ) -> list[dict[str, Any]]:
-    """Draws a sheet for each query and layer: a row per image, a column per head."""
+    """Draws a sheet for each query and layer: a row per image, a column per head.
+
+    `rows` are attention `[L, B, A, Q, N]`, see `capture.look`.
+    """
     sheets = []
     heads = list(maps.heads) or [*range(1, model.encoder.num_heads + 1)]
-    tokens = [_query(query, model.grid) for query in maps.queries]
-    rows = capture.attention_rows(model, shown, tokens)
     for index, query in enumerate(maps.queries):
         for layer in maps.layers:
             number = layer if layer > 0 else model.encoder.depth + 1 + layer
@@ -126,7 +136,7 @@ def _maps(
                 rows[number - 1, :, :, index],
                 model.grid,
                 heads=heads,
-                token=tokens[index],
+                token=_query(query, model.grid),
             )
             name = f"{FOLDER}/attention-{model.name}-layer{number}-"
             name += f"{str(query).replace('/', '_')}.png"
@@ -161,21 +171,74 @@ def attention_sheet(
       heads: the heads to draw, counted from 1.
       token: the query; 0 is the class token, a patch gets a white frame.
     """
-    titles = ["image", "mean", *(f"head {head}" for head in heads)]
-    size = (len(titles) * (_TILE + _GAP), _HEAD + len(shown) * (_TILE + _GAP))
+    lines = []
+    for image, row in zip(shown, rows, strict=True):
+        tile = _tile(image)
+        maps = [row.mean(axis=0), *(row[head - 1] for head in heads)]
+        tiles = [tile, *(_overlay(tile, x.reshape(grid)) for x in maps)]
+        for picture in tiles if token else ():
+            _frame(picture, token - 1, grid)
+        lines.append(tiles)
+    return _lined(["image", "mean", *(f"head {head}" for head in heads)], lines)
+
+
+def _patches(
+    model: models.Model, shown: np.ndarray, tokens: np.ndarray, workdir: pathlib.Path
+) -> dict[str, Any]:
+    """Draws the principal components of patch tokens `[B, N, D]`, a row per image."""
+    scores, share = features.principal(tokens)
+    name = f"{FOLDER}/patches-{model.name}.png"
+    sheet = patch_sheet(shown, scores, model.grid)
+    Image.fromarray(sheet).save(workdir / name, optimize=True)
+    return {
+        "model": model.name,
+        "images": len(shown),
+        "share": share.tolist(),
+        "file": name,
+    }
+
+
+def patch_sheet(
+    shown: np.ndarray, scores: np.ndarray, grid: tuple[int, int]
+) -> np.ndarray:
+    """Draws a uint8 picture: each image, three components as RGB, then each in grey.
+
+    The range of a component is that of all images, so that a colour means the same in
+    each.
+
+    Args:
+      shown: uint8 `[B, H, W, C]`.
+      scores: components of the patch tokens `[B, N, 3]`.
+      grid: rows and columns of patches.
+    """
+    low, high = scores.min(axis=(0, 1)), scores.max(axis=(0, 1))
+    share = (scores - low) / np.where(high > low, high - low, 1)
+    levels = np.where(high > low, np.round(255 * share), 128).astype(np.uint8)
+    lines = []
+    for image, level in zip(shown, levels, strict=True):
+        colors = level.reshape(*grid, 3)
+        tiles = [colors, *np.moveaxis(colors, 2, 0)]
+        lines.append([_tile(image), *map(_upsampled, tiles)])
+    return _lined(["image", "1 to 3", "first", "second", "third"], lines)
+
+
+def _upsampled(levels: np.ndarray) -> Image.Image:
+    """Enlarges uint8 `[R, C]` or `[R, C, 3]` smoothly to a tile."""
+    way = Image.Resampling.BICUBIC
+    return Image.fromarray(levels).resize((_TILE, _TILE), way).convert("RGB")
+
+
+def _lined(titles: list[str], lines: list[list[Image.Image]]) -> np.ndarray:
+    """Puts lines of tiles below their titles."""
+    size = (len(titles) * (_TILE + _GAP), _HEAD + len(lines) * (_TILE + _GAP))
     sheet, font = Image.new("RGB", size, "white"), ImageFont.load_default(17)
     for column, title in enumerate(titles):
         at = (column * (_TILE + _GAP) + 2, 17)
         ImageDraw.Draw(sheet).text(at, title, "#1c2530", font, anchor="ls")
-    for line, (image, row) in enumerate(zip(shown, rows, strict=True)):
-        tile = _tile(image)
-        maps = [row.mean(axis=0), *(row[head - 1] for head in heads)]
-        tiles = [tile, *(_overlay(tile, x.reshape(grid)) for x in maps)]
-        for column, picture in enumerate(tiles):
-            if token:
-                _frame(picture, token - 1, grid)
+    for line, tiles in enumerate(lines):
+        for column, tile in enumerate(tiles):
             at = (column * (_TILE + _GAP), _HEAD + line * (_TILE + _GAP))
-            sheet.paste(picture, at)
+            sheet.paste(tile, at)
     return np.asarray(sheet)
 
 

@@ -21,14 +21,18 @@ class NoTestSplit(ValueError):
 
     Attributes:
       where: what holds the data.
-      whole: the split that is all of it.
+      whole: the split that is all of it, but for `splits`.
     """
 
-    def __init__(self, where: str, whole: str) -> None:
+    def __init__(self, where: str, whole: str, splits: Sequence[str] = ()) -> None:
         self.where, self.whole = where, whole
+        there, name = "all of it is 'train'", ""
+        if len(splits) > 1:
+            there = f"its splits are {', '.join(splits)}"
+            name = "Name one of them with --config.data.eval_split=. "
         super().__init__(
-            f"{where} has no 'test' split: all of it is 'train'. Keep a share of it "
-            "for testing with --config.data.holdout.test=0.1, or provide a test split"
+            f"{where} has no 'test' split: {there}. {name}Keep a share of it for "
+            "testing with --config.data.holdout.test=0.1, or provide a test split"
         )
 
 
@@ -181,7 +185,7 @@ def resolve(
         return choose(split, {}, also, where), None
     if part == "test" and holdout == 0:
         folder = where.startswith("folder ") and not kinds
-        raise NoTestSplit(where, "." if folder else "train")
+        raise NoTestSplit(where, "." if folder else "train", sorted(kinds))
     parts = ["test", "train"] if holdout > 0 else ["train"]
     base.check_split(part, [*parts, *also[:20]], where)
     return choose("train", kinds, (), where) if kinds else None, part

@@ -35,7 +35,8 @@ def of_analysis(
         ("the figures of features", lambda: _features(analysis, colors)),
     ):
         figures += attempts.attempt(what, notes, make, [])
-    for kind, make_sheet in (("maps", _map), ("reconstructions", _reconstruction)):
+    sheets = {"maps": _map, "patches": _patches, "reconstructions": _reconstruction}
+    for kind, make_sheet in sheets.items():
         for one in analysis.get(kind, []):
             what = f"{one.get('file')}, a picture of the analysis,"
             make = functools.partial(make_sheet, one, directory)
@@ -84,6 +85,21 @@ def _map(one: dict[str, Any], directory: pathlib.Path) -> list[run_figures.Figur
         section="maps",
         title=f"{model}, block {one['layer']}: what {query} looks at",
         caption="The brightest patch of each map is its largest weight.",
+        data=one,
+        pixels=run_figures.read_pixels(directory / one["file"]),
+    )
+    return [figure]
+
+
+def _patches(one: dict[str, Any], directory: pathlib.Path) -> list[run_figures.Figure]:
+    """Shows a sheet of principal components of patch tokens."""
+    model, share = one["model"], [f"{100 * x:.0f}" for x in one["share"]]
+    figure = run_figures.Figure(
+        name=f"patches-{run_figures.file_name(model)}",
+        section="patches",
+        title=f"{model}, after the last block: what is alike",
+        caption=f"The components have {', '.join(share[:-1])} and {share[-1]} % of the "
+        "variance.",
         data=one,
         pixels=run_figures.read_pixels(directory / one["file"]),
     )

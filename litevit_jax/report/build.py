@@ -44,6 +44,12 @@ _SECTIONS = (
     ),
     ("maps", "Attention maps", ""),
     (
+        "patches",
+        "Patch tokens",
+        "Their first three principal components, of all images shown together, as red, "
+        "green and blue. Patches of one colour are alike to the encoder.",
+    ),
+    (
         "cka",
         "Similarity of layers",
         "Linear CKA: 1 where two layers say the same of the images up to rotation and "

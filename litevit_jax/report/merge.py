@@ -9,6 +9,7 @@ from typing import Any
 from litevit_jax.report import run_record
 
 _SETTINGS = ("attention_compat", "features_of")
+_PICTURES = ("maps", "patches", "reconstructions")
 
 
 def of_runs(runs: Sequence[run_record.Run]) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def _renamed(analysis: dict[str, Any], name: str) -> dict[str, Any]:
     for key in ("models", "attention", "features"):
         if key in analysis:
             renamed[key] = {new[o]: value for o, value in analysis[key].items()}
-    for key in ("maps", "reconstructions"):
+    for key in _PICTURES:
         renamed[key] = [{**x, "model": new[x["model"]]} for x in analysis.get(key, [])]
     renamed["notes"] = [f"{name}: {note}" for note in analysis.get("notes", [])]
     renamed["picture_notes"] = []
@@ -72,7 +73,7 @@ def _with_whole_paths(analysis: dict[str, Any]) -> dict[str, Any]:
     """Makes paths of pictures absolute, as the report lies in another directory."""
     directory = pathlib.Path(analysis["directory"]).absolute()
     copy = dict(analysis)
-    for key in ("maps", "reconstructions"):
+    for key in _PICTURES:
         rows = analysis.get(key, [])
         copy[key] = [{**x, "file": str(directory / x["file"])} for x in rows]
     for key in ("notes", "picture_notes"):
@@ -84,7 +85,7 @@ def _both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     merged = {**other, **one}
     for key in ("models", "attention", "features"):
         merged[key] = {**one.get(key, {}), **other.get(key, {})}
-    for key in ("maps", "reconstructions", "notes", "picture_notes"):
+    for key in (*_PICTURES, "notes", "picture_notes"):
         merged[key] = [*one[key], *other[key]]
     if "cka" in one and "cka" in other:
         merged["cka"] = {

@@ -58,7 +58,7 @@ class Figure:
     Attributes:
       name: of its file, without ending.
       section: of the page: 'curves', 'probes', 'blocks', 'classes', 'speed',
-        'pictures', 'attention', 'maps', 'cka', 'features' or 'layers'.
+        'pictures', 'attention', 'maps', 'patches', 'cka', 'features' or 'layers'.
       title, caption: what it shows.
       data: the numbers it is drawn from, as JSON takes them.
       plot: the drawn numbers, or None.

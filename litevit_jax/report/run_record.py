@@ -20,7 +20,8 @@ _LAST_STEP = 2**53
 _DAMAGED = (OSError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
 _OF_ANALYSIS = {
     **dict.fromkeys(("attention", "cka", "features", "features_of", "models"), dict),
-    **dict.fromkeys(("maps", "notes", "picture_notes", "reconstructions"), list),
+    **dict.fromkeys(("maps", "notes", "patches", "picture_notes"), list),
+    "reconstructions": list,
 }
 
 # Evaluators that draw, by the names of their files, and what a picture shows.

@@ -59,3 +59,27 @@ def test_tokens_that_are_alike_have_one_and_orthogonal_ones_none():
     np.testing.assert_allclose(features.token_similarity(alike), 1, rtol=1e-6)
     apart = jnp.eye(4)[None]
     np.testing.assert_allclose(features.token_similarity(apart), 0, atol=1e-7)
+
+
+def test_components_are_the_principal_ones_with_signs_of_their_own():
+    rng = np.random.default_rng(1)
+    axes = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    parts = rng.normal(size=(2, 40, 6)) * [9, 5, 2, 0.1, 0.1, 0.1]
+    tokens = (parts @ axes + 3).astype(np.float32)
+    scores, share = features.principal(tokens)
+    rows = tokens.reshape(-1, 6).astype(float)
+    _, sizes, vectors = np.linalg.svd(rows - rows.mean(axis=0))
+    np.testing.assert_allclose(share, (sizes**2 / sum(sizes**2))[:3], rtol=1e-6)
+    for k in range(3):
+        sign = np.sign(vectors[k][np.abs(vectors[k]).argmax()])
+        want = (rows - rows.mean(axis=0)) @ vectors[k] * sign
+        np.testing.assert_allclose(scores[..., k].ravel(), want, atol=1e-5)
+
+
+def test_there_are_no_more_components_than_dimensions():
+    tokens = np.arange(8, dtype=np.float32).reshape(1, 4, 2)
+    scores, share = features.principal(tokens)
+    assert scores.shape == (1, 4, 3) and not scores[..., 1:].any()
+    np.testing.assert_allclose(share, [1, 0, 0], atol=1e-12)
+    same, none = features.principal(np.ones((2, 3, 5), np.float32))
+    assert not same.any() and not none.any()

@@ -176,7 +176,10 @@ def test_the_command_writes_numbers_pictures_and_a_page(runs, tmp_path):
     layers = [(m["model"], m["layer"], m["query"]) for m in results["maps"]]
     assert layers.count(("deit", 1, "1/2")) == 2  # 1 is its last as well
     assert ("mae", 2, "cls") in layers and ("mae", 1, "cls") in layers
-    for drawn in [*results["maps"], *results["reconstructions"]]:
+    assert [r["model"] for r in results["patches"]] == ["mae", "deit"]
+    assert all(0 < sum(r["share"]) <= 1 for r in results["patches"])
+    sheets = ("maps", "patches", "reconstructions")
+    for drawn in [one for kind in sheets for one in results[kind]]:
         with Image.open(tmp_path / "out" / drawn["file"]) as picture:
             assert min(picture.size) > 100
     assert [r["model"] for r in results["reconstructions"]] == ["mae"]
@@ -184,6 +187,7 @@ def test_the_command_writes_numbers_pictures_and_a_page(runs, tmp_path):
     text = page.read_text()
     assert "deit: no reconstructions, as its checkpoint has no decoder." in text
     assert text.count("<svg") >= 4 and "Attention maps" in text
+    assert "Patch tokens" in text and "deit, after the last block" in text
 
 
 def test_a_model_at_random_is_the_run_before_training(runs):

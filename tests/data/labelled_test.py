@@ -135,6 +135,9 @@ def test_a_column_of_splits_divides_the_images_in_any_case(fill, write):
     assert train.other_splits == ["VAL"]
     with pytest.raises(ValueError, match=r"labels\.csv has no 'test' split"):
         make(dir, write(csv_of(NAMES, LABELS, split=["train"] * 4)), "test")
+    typo = write(csv_of(NAMES, LABELS, split=["train"] * 3 + ["tset"]))
+    with pytest.raises(ValueError, match=r"its splits are train, tset\. Name one of"):
+        make(dir, typo, "test")
 
 
 def test_splits_of_the_folder_stay_and_class_folders_do_not_count(fill, write):

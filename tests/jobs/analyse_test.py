@@ -28,7 +28,8 @@ def test_a_run_ends_with_a_report_of_all_that_it_is(ended):
     found = json.loads((page.parent / "report.json").read_text())
     sections = {figure["section"] for figure in found["figures"]}
     assert sections == {
-        "curves", "speed", "pictures", "attention", "maps", "cka", "features",
+        "curves", "speed", "pictures", "attention", "maps", "patches", "cka",
+        "features",
     }  # fmt: skip
     analysis = json.loads((workdir / "analysis" / "analysis.json").read_text())
     assert analysis["images"] == 16 and list(analysis["models"]) == ["mae_run"]
