@@ -26,12 +26,12 @@ class NoTestSplit(ValueError):
 
     def __init__(self, where: str, whole: str, splits: Sequence[str] = ()) -> None:
         self.where, self.whole = where, whole
-        there, name = "all of it is 'train'", ""
+        which, name = "all of it is 'train'", ""
         if len(splits) > 1:
-            there = f"its splits are {', '.join(splits)}"
+            which = f"its splits are {', '.join(splits)}"
             name = "Name one of them with --config.data.eval_split=. "
         super().__init__(
-            f"{where} has no 'test' split: {there}. {name}Keep a share of it for "
+            f"{where} has no 'test' split: {which}. {name}Keep a share of it for "
             "testing with --config.data.holdout.test=0.1, or provide a test split"
         )
 
