@@ -190,6 +190,9 @@ def base(name):
     config.like = config_dict.placeholder(str)  # run to take encoder and data from
     config.init_ema = False  # its average of the parameters, not the last ones
     config.init_grid = config_dict.placeholder(str)  # of a file: patches, as 14x10
+    # How its patch embedding is adapted to images of another number of channels: mean,
+    # repeat or rgb (docs/weights.md).
+    config.init_channels = config_dict.placeholder(str)
     config.init_rename = ()  # of its entries, as 'encoder/norm/=head/fc_norm/'
     config.init_load = (".*",)  # parameters that `init` must provide
     config.init_load_if_there = ()  # taken from `init` where it has them

@@ -164,6 +164,35 @@ def test_an_mae_gives_its_encoder_and_nothing_else(mae, tmp_path):
     assert (encoder["num_heads"], encoder["pos_embed"]) == (2, "learned_sincos")
 
 
+THREE = {
+    "data__channels": 3,
+    "augment__normalize__mean": (0.1, 0.2, 0.3),
+    "augment__normalize__std": (0.4, 0.5, 0.6),
+}
+
+
+def test_images_of_other_channels_need_a_rule_and_have_it_told(mae, tmp_path):
+    with pytest.raises(ValueError, match=r"normalize.mean .* 3 channels .*stats DIR"):
+        prepared(tmp_path / "run", "digits", init=str(mae), data__channels=3)
+    message = r"init=.*reads 1 channels, the images have 3 .*--config\.init_channels="
+    with pytest.raises(ValueError, match=message):
+        prepared(tmp_path / "run", "digits", init=str(mae), **THREE)
+    fields = {"init": str(mae), "init_channels": "mean", **THREE}
+    job, got = prepared(tmp_path / "run", "digits", **fields)
+    kernel = read.read_params(str(mae)).params["encoder/patch_embed/kernel"]
+    third = np.repeat(kernel[:, None] / 3, 3, axis=1).reshape(-1, kernel.shape[-1])
+    np.testing.assert_allclose(got["encoder/patch_embed/kernel"], third, rtol=1e-6)
+    told = [line for line in job.notes if "becomes one of 3" in line]
+    assert len(told) == 1 and "init_channels=mean" in told[0]
+
+
+def test_a_decoder_is_not_adapted_to_other_channels(mae, tmp_path):
+    fields = {"init": str(mae), "init_channels": "mean", **THREE}
+    message = r"decoder/pred/.*predicts the pixels of each channel, is not adapted"
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        train.prepare(jobs.tiny(**fields), tmp_path / "run")
+
+
 FRESH = {  # and what of the checkpoint's blocks stays unused
     "fused": {"attn/relative_position_bias_table"},
     "qv_bias": {"attn/relative_position_bias_table", "attn/q_bias", "attn/v_bias"},

@@ -48,7 +48,8 @@ def host(data: ConfigDict, normalize: ConfigDict, batch_size: int) -> Shapes:
     if channels != data.channels:
         raise ValueError(
             f"augment.normalize has {channels} means, data.channels is "
-            f"{data.channels}; give one mean and std per channel"
+            f"{data.channels}; give one mean and std per channel, as litevit stats DIR "
+            "prints them"
         )
     image = (*settings.image_size(data), channels)
     if data.views == 1:

@@ -22,7 +22,7 @@ from litevit_jax.trees import PyTree
 
 # Fields that name a checkpoint, or say how one is read.
 ABOUT_CHECKPOINTS = ("init", "init_donor", "init_ema", "init_grid", "init_required")
-ABOUT_CHECKPOINTS += ("like", "teacher")
+ABOUT_CHECKPOINTS += ("init_channels", "like", "teacher")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,8 @@ def take_fallback(
         if len(fallback[name] or ()) != channels:
             raise ValueError(
                 f"augment.normalize.{name} of images of {channels} channels is not "
-                f"known: give a number for each with --config.augment.normalize.{name}="
+                f"known: give a number for each, as litevit stats DIR prints them: "
+                f"--config.augment.normalize.{name}="
             )
         resolve.assign(normalize, {name: tuple(fallback[name])})
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from litevit_jax import checkpoint, trees
 from litevit_jax.models import layers, vit
-from litevit_jax.warm_start import images, match, read
+from litevit_jax.warm_start import channels, images, match, read
 from litevit_jax.weights import positions
 
 
@@ -80,6 +80,8 @@ def fill_params(
     grid: match.Grid,
     classes: list[str],
     names: Names,
+    patch_size: int,
+    init_channels: str | None = None,
 ) -> Any:
     """Replaces the leaves of `params` that `names` chooses by those of `init`.
 
@@ -90,6 +92,8 @@ def fill_params(
       grid: rows and columns of patches of the run.
       classes: names of the run's classes.
       names: of what is taken.
+      patch_size: of the run's encoder.
+      init_channels: how a patch embedding of other channels is adapted, see `channels`.
 
     Raises:
       ValueError: the checkpoint does not fit.
@@ -97,6 +101,9 @@ def fill_params(
     try:
         arrays = match_positions(params, loaded, grid)
         arrays = match.rename_params(arrays, names.rename)
+        arrays = channels.match(
+            params, arrays, patch_size=patch_size, rule=init_channels, load=names.load
+        )
         optional = [
             re.escape(name)
             for name in arrays
@@ -107,10 +114,21 @@ def fill_params(
         return fill_leaves(params, arrays, load=load, skip=names.skip)
     except ValueError as error:
         text = f"{error}{match.norm_advice(loaded.params, str(error))}"
+        if "decoder/pred" in text and init_channels:
+            text += (
+                "\nthe decoder, which predicts the pixels of each channel, is not "
+                "adapted: leave it out with --config.init_load='(\"encoder/.*\",)' and "
+                "--config.init_skip='(\"decoder/.*\",)'"
+            )
         raise ValueError(f"--config.init={path}: {text}") from None
 
 
-def fill_all(shapes: Any, loaded: read.Checkpoint, path: str, grid: match.Grid) -> Any:
+def fill_all(
+    shapes: Any,
+    loaded: read.Checkpoint,
+    path: str,
+    grid: match.Grid,
+) -> Any:
     """Fills every leaf of `shapes`, on the host, from `init`, which `path` names.
 
     `grid` are the rows and columns of patches of the images to come.
@@ -121,6 +139,11 @@ def fill_all(shapes: Any, loaded: read.Checkpoint, path: str, grid: match.Grid) 
     """
     try:
         arrays = match_positions(shapes, loaded, grid)
+        side = vit.of_block(read.encoder_of(loaded.config)).patch_size
+        advice = "fine-tune from it, with --config.init_channels=mean, repeat or rgb"
+        arrays = channels.match(
+            shapes, arrays, patch_size=side, rule=None, advice=advice
+        )
         # Those of the data are matched with these by `train.eval_setup`.
         known = match.classes_of(loaded.config)
         _check_meaning(match.shapes(shapes, arrays, (".*",)), loaded, grid, known)

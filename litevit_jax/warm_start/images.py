@@ -150,7 +150,8 @@ def take(spec: ImageSpec, data: ConfigDict, normalize: ConfigDict) -> None:
         known["image_size"] = height
         known["image_width"] = None if width == height else width
     resolve.fill_open(data, known)
-    resolve.fill_open(normalize, {"mean": spec.mean, "std": spec.std})
+    if spec.channels == data.channels:  # else a number for each channel is missing
+        resolve.fill_open(normalize, {"mean": spec.mean, "std": spec.std})
 
 
 def notes(

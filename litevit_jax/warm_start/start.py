@@ -20,7 +20,7 @@ from litevit_jax.train import resolve
 from litevit_jax.train import start as starts
 from litevit_jax.train.job import TrainState
 from litevit_jax.train.optimizer import Optimizer
-from litevit_jax.warm_start import Checkpoint, images, match
+from litevit_jax.warm_start import Checkpoint, channels, images, match
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,8 @@ class WarmStart(starts.Start):
                 config.init_skip,
                 config.init_rename,
             ),
+            patch_size=vit.of_block(config.objective.encoder).patch_size,
+            init_channels=config.init_channels,
         )
 
     def state(
@@ -127,6 +129,9 @@ def warm_start(config: ConfigDict) -> WarmStart:
     init = init_checkpoint(config)
     teacher = teacher_checkpoint(config.teacher, config.objective)
     notes = images.settle(config, init, teacher)
+    if init is not None:
+        old, new = images.spec_of("", init).channels, config.data.channels
+        notes += channels.note(config.init, old, new, config.init_channels)
     seed, objective = config.seed, config.objective.name
     return WarmStart(seed, objective, notes, config, init, teacher)
 
@@ -147,7 +152,8 @@ def init_checkpoint(config: ConfigDict) -> Checkpoint | None:
             "with --config.init=RUN_DIR (or a step in it, RUN_DIR/checkpoints/STEP, or "
             "a file of weights), or --config.init=random for one that never learned"
         )
-    unread = [name for name in ("init_donor", "init_ema", "init_grid") if config[name]]
+    reads = ("init_donor", "init_ema", "init_grid", "init_channels")
+    unread = [name for name in reads if config[name]]
     if unread and not config.init:
         raise ValueError(
             f"--config.{unread[0]}={config[unread[0]]} goes with --config.init=, which "

@@ -141,6 +141,7 @@ def metadata(model: models.Model) -> dict[str, str]:
         names.NUM_HEADS: str(encoder.num_heads),
         names.GRID: "{}x{}".format(*model.grid),
         "image_size": "{}x{}".format(*model.image_size),
+        "channels": str(model.channels),
         "pos_embed": encoder.pos_embed,
         "output": model.output,
         "pool": model.pool or "none",

@@ -120,7 +120,7 @@ def saved_run(workdir, made, *, noise=False):
 _ELSEWHERE = (
     *("checkpoint", "evals", "name", "watchdog", "log"),
     *("like", "init", "init_donor", "init_ema", "init_grid", "init_load"),
-    *("init_load_if_there", "init_rename", "init_skip", "teacher"),
+    *("init_channels", "init_load_if_there", "init_rename", "init_skip", "teacher"),
 )
 _OF_LOADING = ("dir", "threads", "workers", "cache", "max_bad_fraction")
 
