@@ -6,9 +6,9 @@ it computes nothing, so JAX has started none.
 
     python -m tests.fork_server    (tests/processes.py starts it)
 
-Requests come as lines of JSON on stdin: `arguments`, `environment`, `log`. The answer
-is the id of a process that is no child of the server's, but of the nearest process
-above it that adopts orphans.
+Requests come as lines of JSON on stdin: `arguments`, `environment`, `directory`, where
+it runs, and `log`. The answer is the id of a process that is no child of the server's,
+but of the nearest process above it that adopts orphans.
 """
 
 import importlib
@@ -67,6 +67,7 @@ def _become(request, before):
     os.close(log)
     os.close(nothing)
     sys.stdout.reconfigure(line_buffering=True)
+    os.chdir(request["directory"])
     _use_environment(request["environment"], before)
     sys.argv = request["arguments"]
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))

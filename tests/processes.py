@@ -47,7 +47,7 @@ class Fork:
     (tests/fork_server.py), which saves seconds of CPU time. Elsewhere it is a new one.
     """
 
-    def __init__(self, arguments, log, **environment):
+    def __init__(self, arguments, log, *, directory=ROOT, **environment):
         environment = {**os.environ, **environment}
         arguments = list(map(str, arguments))
         if not os.path.exists(log):  # it may be a pipe
@@ -55,12 +55,13 @@ class Fork:
         self.returncode, self._process = None, None
         if sys.platform == "linux":
             request = {"arguments": arguments, "log": str(log)}
-            self.pid = _fork(request | {"environment": environment})
+            request |= {"environment": environment, "directory": str(directory)}
+            self.pid = _fork(request)
             return
         with open(log, "a") as out:
             command = [sys.executable, *arguments]
             self._process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=out, stderr=out
+                command, cwd=directory, env=environment, stdout=out, stderr=out
             )
             self.pid = self._process.pid
 
