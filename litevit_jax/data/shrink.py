@@ -6,9 +6,10 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import PIL.Image
 
-from litevit_jax.data import canvases, label_maps, turbo
+from litevit_jax.data import canvases, label_maps, rasters, transforms, turbo
 from litevit_jax.data import decode as decoding
 from litevit_jax.data.sources import packed
 
@@ -24,39 +25,51 @@ def shrink(
     """Encodes an image as an upright JPEG, its shorter side at most `short_side`.
 
     `value_range` is of pixels of more than 8 bits, as in `levels.parse`. The `kind` of
-    file may be another one.
+    file may be another one. Bands, and images of other than 1 or 3 channels, are an
+    array of bytes [H, W, C], as np.save writes it: JPEG would mix them.
 
     Raises:
       decode.DecodeError: damaged, too large, or no image.
     """
     header = None if not isinstance(image, bytes) else turbo.read_header(image)
-    decode = decoding.Decode(channels=_channels(image), range=value_range)
+    channels, bands = _channels(image)
+    decode = decoding.Decode(channels=channels, range=value_range)
     decoded: Any = decode(image)
-    width, height = decoded.size
+    if bands and channels == 3:
+        decoded = np.asarray(decoded)
+    channels_last = isinstance(decoded, np.ndarray)
+    width, height = decoded.shape[1::-1] if channels_last else decoded.size
     short = min(width, height)
     if header is not None and header.orientation == 1 and short <= short_side:
         return image
     if short > short_side:
-        size = tuple(
+        width, height = (
             max(round(side * short_side / short), short_side)
             for side in (width, height)
         )
-        decoded = decoded.resize(size, PIL.Image.Resampling.BICUBIC)
+        bicubic = PIL.Image.Resampling.BICUBIC
+        decoded = transforms.resize(decoded, (height, width), bicubic)
     file = io.BytesIO()
-    decoded.save(file, kind, quality=quality)
+    if channels_last:
+        np.save(file, decoded, allow_pickle=False)
+    else:
+        decoded.save(file, kind, quality=quality)
     return file.getvalue()
 
 
-def _channels(image: bytes | Any) -> int:
-    """1 for grey, else 3."""
+def _channels(image: bytes | Any) -> tuple[int, bool]:
+    """1 for grey, else 3, or those of numbers; and whether they are bands."""
     if not isinstance(image, bytes):
-        return 1 if image.ndim == 2 or image.shape[2] == 1 else 3
+        return rasters.channels_of(image), False
+    raster = rasters.read(image, None, decoding.Decode().check_pixels)
+    if raster is not None:
+        return raster.channels, raster.bands
     try:
         with PIL.Image.open(io.BytesIO(image)) as opened:
             grey = opened.mode in ("1", "L", "LA") or opened.mode[0] in "FI"
-            return 1 if grey else 3
+            return (1 if grey else 3), False
     except Exception:  # Decode says what is wrong
-        return 3
+        return 3, False
 
 
 def content(

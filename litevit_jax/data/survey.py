@@ -248,7 +248,7 @@ def _unfit(findings: _Findings) -> list[str]:
     if others:
         lines.append(
             f"{len(others)} of {looked_at} images looked at have other channels, and "
-            f"count as unreadable: {others[0]}"
+            f"count as unreadable: {others[0].partition('; set')[0]}"
         )
     if alpha:
         lines.append(

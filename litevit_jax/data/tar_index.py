@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from litevit_jax.data import index_cache, split_names
-from litevit_jax.data.layout import EXTENSIONS
+from litevit_jax.data.layout import ALONE, EXTENSIONS
 from litevit_jax.data.sources import base
 
 # Members that may hold a label, in the order in which they are asked.
@@ -26,7 +26,7 @@ LABELS = ("cls", "target.cls", "json", "txt")
 # Keys of a .json member that are a label, if the user names no other.
 JSON_KEYS = ("label", "cls")
 
-_VERSION = 4
+_VERSION = 5
 _LONGEST = 100  # characters of a label; captions are longer
 _LARGEST = 1 << 20  # bytes of a member that may hold one
 _NUMBER = re.compile(r"(-?0*[0-9]{1,6})(\.0*)?")
@@ -114,13 +114,17 @@ class _Scan:
         self._json_keys: list[str] = []
 
     def index(self) -> Index:
-        # Beside KEY.jpg, KEY.mask.png is another field of the same example.
-        whole = {key for key, extension, _ in self._images if extension in EXTENSIONS}
+        # Beside pictures, arrays are no images. Beside KEY.jpg, KEY.mask.png is another
+        # field of the same example.
+        kinds = {extension.rpartition(".")[2] for _, extension, _ in self._images}
+        kinds = kinds & EXTENSIONS or ALONE
+        whole = {key for key, extension, _ in self._images if extension in kinds}
         images = []
         for key, extension, row in self._images:
-            read = extension in EXTENSIONS or key not in whole
+            last = extension.rpartition(".")[2]
+            read = last in kinds and (extension in kinds or key not in whole)
             images += [(key, row)] * read
-            self._members[extension.rpartition(".")[2] if read else extension] += 1
+            self._members[last if read else extension] += 1
         labels = {
             kind: [self._labels.get((key, kind)) for key, _ in images]
             for kind in LABELS
@@ -146,7 +150,7 @@ class _Scan:
             self._members["link or device"] += 1
             return
         key, last = f"{folder}/{stem}", extension.rpartition(".")[2]
-        if last in EXTENSIONS:
+        if last in EXTENSIONS | ALONE:
             # JSON has no place for bytes that are no text: escaped as Python does.
             row = [member.name, member.offset_data, member.size]
             self._images.append((key, extension, row))

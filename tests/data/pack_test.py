@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import PIL.Image
 import pytest
+import tifffile
 
 from litevit_jax.data import (
     decode,
@@ -43,6 +44,27 @@ def photos(tmp_path):
 
 def _pack(photos, target, *arguments):
     return pack.main([str(photos), str(target), "--short-side=64", *arguments])
+
+
+@pytest.mark.parametrize("bands", [3, 5])
+def test_bands_are_packed_as_arrays_of_bytes(bands, tmp_path):
+    root, rng = tmp_path / "bands", np.random.default_rng(0)
+    root.mkdir()
+    for number, size in enumerate([(40, 30), (90, 80)]):
+        values = rng.integers(0, 4000, (bands, *size)).astype(np.uint16)
+        tifffile.imwrite(root / f"{number}.tif", values, photometric="minisblack")
+    target = tmp_path / "packed"
+    assert _pack(root, target, "--range=0,4000") == 0
+    ours = packed.make(split="train", dir=str(target))
+    assert ours.stored_range == "0,4000" and len(ours) == 2
+    read = decode.Decode(bands, range="0,4000")
+    small, large = (np.asarray(read(ours[n]["image"])) for n in range(2))
+    theirs = folder.make(split="train", dir=str(root))
+    whole = np.asarray(read(theirs[0]["image"]))
+    assert np.array_equal(small, whole) and small.shape == (40, 30, bands)
+    plane = PIL.Image.fromarray(np.asarray(read(theirs[1]["image"]))[..., 1])
+    want = plane.resize((64, 72), PIL.Image.Resampling.BICUBIC)
+    assert np.array_equal(large[..., 1], want)
 
 
 def _files(target):

@@ -2,6 +2,7 @@
 
     KEY.jpg (or .png, .webp ...)   the image; KEY may contain folders, but no dot;
                                    beside it KEY.mask.png is not read
+    KEY.npy, KEY.dcm               the image, in a tar file without pictures
     KEY.cls, KEY.target.cls        its label: a number (-1: none), or a class's name
     KEY.json                       or this one's `label` or `cls` (data.name: another
                                    key, `a.b` for one inside another)
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from litevit_jax.data import labelled, split_names, tables, tar_files, tar_index
-from litevit_jax.data.layout import EXTENSIONS
+from litevit_jax.data.layout import ALONE, EXTENSIONS, expected
 from litevit_jax.data.listing import Listed
 from litevit_jax.data.sources import base
 
@@ -327,7 +328,7 @@ class _Reader:
             raise ValueError(
                 f"no image in {files[0]} and the {len(files) - 1} tar files beside it: "
                 f"their members are {_counted(members) or 'none'}; expected some "
-                f"ending in {', '.join(sorted(EXTENSIONS))}"
+                f"ending in {expected()}"
             )
         tar_index.check_folders((row[0] for _, row in rows), files[0])
         kind, labels = self.labels(files)
@@ -348,7 +349,8 @@ class _Reader:
     def _notes(self, members: collections.Counter[str], kind: str | None) -> list[str]:
         """Describes which members are read as images and labels, which not, and why."""
         rest = collections.Counter(members)
-        images = collections.Counter({k: rest.pop(k) for k in EXTENSIONS & rest.keys()})
+        kinds = EXTENSIONS & rest.keys() or ALONE & rest.keys()
+        images = collections.Counter({k: rest.pop(k) for k in kinds})
         labels = f" and {rest.pop(kind, 0)} .{kind} as labels" if kind else ""
         labels += f" (key {self._key or ' or '.join(tar_index.JSON_KEYS)})" * (
             kind == "json"

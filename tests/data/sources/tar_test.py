@@ -216,6 +216,18 @@ def test_members_that_are_no_labels_are_named(tmp_path, name):
     assert re.search(message, source.summary())
 
 
+def test_arrays_are_images_where_no_pictures_are(tmp_path):
+    content = {f"{n}.npy": b"\x93NUMPY%d" % n for n in range(3)}
+    content |= {f"{n}.cls": b"%d" % n for n in range(3)}
+    content |= {f"{n}.features.npy": b"" for n in range(3)}
+    source = tar.make(split="train", dir=write_one(tmp_path, content))
+    assert [source[n]["image"] for n in range(3)] == [
+        b"\x93NUMPY%d" % n for n in range(3)
+    ]
+    assert "3 .npy read as images and 3 .cls as labels" in source.summary()
+    assert "members not read: 3 .features.npy" in source.summary()
+
+
 def test_the_first_kind_of_label_that_all_images_have_is_read(tmp_path):
     content = members(lambda v: b"%d" % v, "cls")
     content |= members(lambda v: b'{"label": %d}' % (v % 2), "json")
