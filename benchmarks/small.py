@@ -87,7 +87,7 @@ _SIDES = {
     "device": {"data.cache": "device"},
     "single": {"data.cache": "device", "steps_per_call": "1"},
 }
-_FOREVER = {"steps": 10**8, "log.tensorboard": False, "checkpoint.every_steps": 10**6}
+_FOREVER = {"steps": 10**8, "log.writers": ("jsonl",), "checkpoint.every_steps": 10**6}
 
 
 def config_of(recipe: str, arg: str, fields: dict[str, Any]) -> Any:

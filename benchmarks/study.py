@@ -384,7 +384,7 @@ def _flags(recipe: str, variant: str, **fields: Any) -> tuple[str, ...]:
     given = {name: value for name, value in fields.items() if value is not None}
     return (
         f"--config=configs/{recipe}.py{':' if variant else ''}{variant}",
-        "--config.log.tensorboard=False",
+        "--config.log.writers=('jsonl',)",
         "--config.log.report=False",
         *(f"--config.{name}={value}" for name, value in given.items()),
     )

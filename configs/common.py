@@ -186,6 +186,7 @@ def base(name):
     config.remat = False
     config.epochs = 400  # passes over the images; ImageNet's are whole batches
     config.steps = config_dict.placeholder(int)  # overrides epochs
+    config.extend_to = config_dict.placeholder(int)  # epochs: a run goes on up to them
     config.init = config_dict.placeholder(str)  # run, step in it, weights, random
     config.like = config_dict.placeholder(str)  # run to take encoder and data from
     config.init_ema = False  # its average of the parameters, not the last ones
@@ -214,10 +215,18 @@ def base(name):
     config.checkpoint = {
         "every_steps": 1000,  # updates; and at the end
         "keep": 3,  # the last ones
+        # EVALUATOR.METRIC whose best step is kept, too; on validation images.
+        "keep_best": config_dict.placeholder(str),
+    }
+    config.stop = {
+        # Evaluations without a better `checkpoint.keep_best` that end the run.
+        "patience": config_dict.placeholder(int),
     }
     config.log = {
         "every_steps": 50,  # updates from line to line
-        "tensorboard": True,  # writes its events beside metrics.jsonl
+        # Besides metrics.jsonl: tensorboard, wandb, mlflow, trackio.
+        "writers": ("jsonl", "tensorboard"),
+        "project": "litevit",  # of wandb, mlflow and trackio
         "health": True,  # statistics of the features, with every logged step
         "report": True,  # drawn at the end
         "report_images": 256,  # that the report's analysis looks at; 0: no analysis

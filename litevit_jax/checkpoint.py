@@ -64,7 +64,7 @@ class Checkpoints:
     ) -> None:
         self._fixed = fixed or {}
         self.directory = paths.absolute(paths.path(workdir)) / "checkpoints"
-        self._keep = keep
+        self._keep, self._best = keep, None
         if self.directory.is_file():
             raise ValueError(
                 f"{self.directory} is a file, expected the folder of checkpoints; move "
@@ -76,7 +76,7 @@ class Checkpoints:
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         ocp = _orbax()
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+        options = ocp.CheckpointManagerOptions(preservation_policy=self, create=True)
         return ocp.CheckpointManager(self.directory, options=options)
 
     @property
@@ -89,15 +89,32 @@ class Checkpoints:
             return []
         return sorted(self._manager.all_steps())
 
-    def save(self, state: Any, *, config: dict[str, Any], **meta: Any) -> None:
+    def should_preserve(self, checkpoints: Any, *, context: object) -> list[bool]:
+        """Tells Orbax which checkpoints to keep: the last ones, and the best."""
+        first = len(checkpoints) - self._keep
+        steps = [info.step for info in checkpoints]
+        return [i >= first or step == self._best for i, step in enumerate(steps)]
+
+    def save(
+        self,
+        state: Any,
+        *,
+        config: dict[str, Any],
+        best: dict[str, Any] | None = None,
+        **meta: Any,
+    ) -> None:
         """Starts writing `state` under its step; waits for the previous write.
+
+        `best` is recorded; its 'step' is kept beside the last ones.
 
         Raises:
           FloatingPointError: the state is not finite; nothing is written.
           RuntimeError: this or the previous write failed.
         """
         step, first = int(state.step), self._unused
+        self._best = None if best is None else best["step"]
         if step in self._manager.all_steps() and not first:
+            self._drop_old()
             return
         ocp, parts = _orbax(), self._parts(state)
         prints, bad = trees.inspect_parts(parts)
@@ -109,6 +126,7 @@ class Checkpoints:
             )
         meta = {
             **meta,
+            "best": best,
             "step": step,
             "config": config,
             "arrays": trees.describe(parts),
@@ -222,6 +240,14 @@ class Checkpoints:
                 )
             logging.warning("moved an incomplete step %d to corrupt/", step)
             self._set_aside(step)
+
+    def _drop_old(self) -> None:
+        """Deletes steps that are no longer kept, as another one became the best."""
+        old = [step for step in self.steps()[: -self._keep] if step != self._best]
+        if old:
+            self.wait()
+        for step in old:
+            self._manager.delete(step)
 
     def wait(self) -> None:
         """Blocks until the last save is on disk.

@@ -82,6 +82,12 @@ REMOVED = {
         instead="give --config.microbatch=N, how many images a device computes at once",
         matters=False,  # slices change rounding alone
     ),
+    "log.tensorboard": Removed(
+        off=False,
+        instead="name what writes the numbers, --config.log.writers=\"('jsonl', "
+        "'tensorboard')\", or jsonl alone",
+        matters=False,
+    ),
     "scan": Removed(
         off=False,
         instead="looping over one compiled block was slower and took more memory; to "

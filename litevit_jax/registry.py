@@ -119,9 +119,12 @@ _BOUNDS: dict[str, Bound] = {
         # JAX repeats its keys from 2^32 on.
         (Bound(0, 2**32 - 1, whole=True), "seed *.seed data.subset_seed"),
         (_COUNT, "batch_size auto_batch.at_most auto_batch.lr_batch"),
-        (_COUNT, "epochs steps seeds images log.every_steps checkpoint.*"),
+        (_COUNT, "epochs steps seeds images log.every_steps checkpoint.keep"),
         (_COUNT_OR_NONE, "*.steps_at_least evals.*.every_steps log.report_images"),
-        (_COUNT, "nonfinite.max_in_a_row"),
+        (
+            _COUNT,
+            "nonfinite.max_in_a_row checkpoint.every_steps stop.patience extend_to",
+        ),
         (_POSITIVE, "watchdog.*"),
         (_NOT_NEGATIVE, "lr.base lr.warmup_epochs lr.start lr.end"),
         (_BELOW_ONE, "optimizer.b1 optimizer.b2 optimizer.momentum"),
@@ -197,7 +200,7 @@ _BOUNDS: dict[str, Bound] = {
 _PATTERNS = ("init_load", "init_load_if_there", "init_skip", "init_donor_load")
 _PATTERNS += ("optimizer.freeze", "optimizer.no_decay")
 _WORDS = ("init_rename", "*.features", "study.kinds", "maps.queries", "methods")
-_WORDS += ("data.joint.annotations",)
+_WORDS += ("data.joint.annotations", "log.writers")
 _NAMES = ("images",)  # how many images in one recipe, and which ones in another
 
 

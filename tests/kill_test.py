@@ -14,6 +14,12 @@ from tests import checkpoint_test, processes
 
 STEPS = 20  # of the recipe
 COMMAND = ["main.py", "--config=tests/smallest/recipe.py"]
+BEST, ENDS = 8, 16  # the best step, and that which patience leads to
+CHOICE = [
+    *("--config.evals.peak.name=peak", "--config.evals.peak.every_steps=2"),
+    *("--config.data.holdout.eval=0.1", "--config.checkpoint.keep_best=peak.height"),
+    *("--config.checkpoint.keep=1", "--config.stop.patience=4"),
+]
 PLUGINS = str(processes.ROOT / "tests" / "smallest")
 
 
@@ -54,11 +60,12 @@ def saving(workdir):
 
 def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(tmp_path):
     whole, workdir = tmp_path / "whole", tmp_path / "run"
-    uninterrupted = Process([*COMMAND, f"--workdir={whole}"], tmp_path / "whole.txt")
+    command = [*COMMAND, *CHOICE]
+    uninterrupted = Process([*command, f"--workdir={whole}"], tmp_path / "whole.txt")
     assert uninterrupted.end() == 0, uninterrupted.log.read_text()
 
     def start(number):
-        return Process([*COMMAND, f"--workdir={workdir}"], tmp_path / f"{number}.txt")
+        return Process([*command, f"--workdir={workdir}"], tmp_path / f"{number}.txt")
 
     run = start(1)  # killed in the middle of training
     run.until(lambda: (workdir / "checkpoints/2").exists() and len(rows(workdir)) > 2)
@@ -77,7 +84,7 @@ def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(tmp_path):
     said = run.log.read_text()
     assert "stopped by SIGTERM; saved step" in said and "Traceback" not in said
     stopped = int(said.rpartition("saved step ")[2])
-    assert 0 < stopped < STEPS
+    assert 0 < stopped < ENDS
     assert read.read_params(str(workdir)).step == stopped
 
     run = start(4)
@@ -85,7 +92,7 @@ def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(tmp_path):
     assert f"resuming at step {stopped} of {STEPS}" in run.log.read_text()
     assert not saving(workdir)
     got, want = (read.read_params(str(path)) for path in (workdir, whole))
-    assert got.step == want.step == STEPS
+    assert got.step == want.step == ENDS
     assert got.params.keys() == want.params.keys()
     for name, value in want.params.items():
         np.testing.assert_array_equal(got.params[name], value, err_msg=name)
@@ -93,6 +100,16 @@ def test_a_run_that_is_killed_and_stopped_ends_with_the_same_bits(tmp_path):
         {r["step"]: r["loss"] for r in rows(p) if "loss" in r} for p in (workdir, whole)
     )
     assert next(losses) == next(losses)
+    kept = [
+        sorted(p.name for p in (x / "checkpoints").iterdir()) for x in (workdir, whole)
+    ]
+    assert kept[0] == kept[1] == sorted(map(str, (BEST, ENDS)))
+    results = (x / "evals/peak/result.json" for x in (workdir, whole))
+    one, other = (json.loads(path.read_text())["keep_best"] for path in results)
+    assert one == other and (one["step"], one["waited"]) == (BEST, 4)
+    last = run.log.read_text()
+    assert f"stopped early at step {ENDS}" in last and f"done: step {ENDS}" in last
+    assert f"best by peak.height: 0 at step {BEST}, chosen on validation im" in last
 
 
 def state(step):

@@ -11,7 +11,7 @@ import pytest
 from litevit_jax import paths
 from litevit_jax.data.sources import arrays, folder
 from litevit_jax.jobs import train
-from litevit_jax.train import eval_runner, log
+from litevit_jax.train import eval_runner, writers
 from litevit_jax.train import workdir as workdirs
 from litevit_jax.warm_start import read
 from tests import bucket, jobs
@@ -63,7 +63,9 @@ def test_lines_and_results_are_added(place):
 def test_metrics_and_events_arrive(place):
     workdirs.open_run(place, {})
     for first in (0, 2):  # a second start adds to what is there
-        writer = log.Writer(place, tensorboard=True)
+        writer = writers.open_writer(
+            place, {"log": {"writers": ["tensorboard"]}}, resumes=False
+        )
         writer.write(first + 1, {"loss": 1.0})
         writer.write(first + 2, {"loss": float("nan")})
         writer.close()
@@ -130,7 +132,7 @@ def test_sources_of_local_files_refuse_a_bucket(tmp_path, gs):
 
 def test_a_run_in_a_bucket_resumes_and_teaches(gs, tmp_path):
     here, there = tmp_path / "run", "gs://bucket/whole"
-    made = {"log__tensorboard": True, "checkpoint__keep": 1}
+    made = {"log__writers": ("jsonl", "tensorboard"), "checkpoint__keep": 1}
     train.run(jobs.tiny(steps=4, **made), here)
     train.run(jobs.tiny(steps=4, **made), there)
     found, wanted = (read.read_params(str(p)) for p in (there, here))

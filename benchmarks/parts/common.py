@@ -36,7 +36,7 @@ SMALL_MODEL = (
     "--config.objective.decoder.num_heads=2",
     "--config.log.health=False",
     "--config.log.report_images=0",  # draws the run, and analyses nothing
-    "--config.log.tensorboard=False",
+    "--config.log.writers=('jsonl',)",
 )
 # Exit code of a part's process whose next rows need a process that holds no device.
 AGAIN = 75

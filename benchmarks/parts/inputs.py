@@ -98,7 +98,7 @@ def _waiting(part: common.Part, kind: str, path: pathlib.Path) -> dict[str, Any]
             f"--config.steps={steps}",
             f"--config.log.every_steps={steps // 6 or 1}",
             "--config.log.report=False",
-            "--config.log.tensorboard=False",
+            "--config.log.writers=('jsonl',)",
             "--config.evals.reconstruction.every_steps=0",
             "--config.checkpoint.every_steps=1000",
         ]

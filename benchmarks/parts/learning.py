@@ -44,7 +44,8 @@ def _pretrain(part: common.Part) -> dict[str, Any]:
 def _probe(part: common.Part) -> dict[str, Any]:
     init = part.out / "learning" / "mae"
     fields = [f"init={init}"]
-    quick = [f"log.{name}=False" for name in ("health", "report", "tensorboard")]
+    quick = [f"log.{name}=False" for name in ("health", "report")]
+    quick.append("log.writers=('jsonl',)")
     fields += ["steps=6", "batch_size=16", *quick] if part.small else ["steps=2000"]
     row = _main(part, "linear_probe", part.out / "learning" / "probe", *fields)
     path = part.out / "learning" / "probe" / "evals" / "test" / "result.json"

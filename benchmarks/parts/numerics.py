@@ -223,7 +223,7 @@ def _arguments(folder: pathlib.Path, small: bool) -> list[str]:
         "--config.evals.reconstruction.every_steps=0",
         "--config.log.report=False",
         "--config.log.every_steps=1",
-        "--config.log.tensorboard=False",
+        "--config.log.writers=('jsonl',)",
     ]
 
 

@@ -205,6 +205,11 @@ class Evaluator(abc.ABC):
     advice: ClassVar[str] = ""
 
     @property
+    def metrics(self) -> dict[str, bool]:
+        """Number that a step may be chosen by -> whether a higher one is better."""
+        return {} if self.best is None else {self.best: True}
+
+    @property
     @abc.abstractmethod
     def reads(self) -> tuple[str, ...]:
         """The names of the predictions that the evaluator needs."""

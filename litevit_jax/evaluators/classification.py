@@ -40,6 +40,14 @@ class Classification(base.Evaluator):
     labelled: ClassVar[bool] = True
 
     @property
+    def metrics(self) -> dict[str, bool]:
+        """Accuracies, and the loss."""
+        shares = dict.fromkeys(
+            (*tops(self.context.num_classes), "mean_per_class"), True
+        )
+        return {**shares, "loss": False}
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The logits of the objective."""
         return ("logits",)

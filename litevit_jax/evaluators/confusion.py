@@ -48,6 +48,11 @@ class Confusion(base.Evaluator):
     labelled: ClassVar[bool] = True
 
     @property
+    def metrics(self) -> dict[str, bool]:
+        """Accuracy, and F1 of the classes."""
+        return {"top1": True, "macro_f1": True}
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The logits of the objective."""
         return ("logits",)

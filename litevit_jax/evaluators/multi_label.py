@@ -29,6 +29,11 @@ class MultiLabel(base.Evaluator):
     best: ClassVar[str | None] = "map"
 
     @property
+    def metrics(self) -> dict[str, bool]:
+        """Precision and F1, and the loss."""
+        return {"map": True, "macro_f1": True, "micro_f1": True, "loss": False}
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The logits of the objective."""
         return ("logits",)

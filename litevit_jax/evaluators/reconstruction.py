@@ -49,6 +49,11 @@ class Reconstruction(base.Evaluator):
     examples: int
 
     @property
+    def metrics(self) -> dict[str, bool]:
+        """The loss."""
+        return {"mae_loss": False}
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The loss of each example, and two pictures of it."""
         return ("mae_loss", "masked", "reconstruction")

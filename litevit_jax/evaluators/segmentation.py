@@ -65,6 +65,11 @@ class Segmentation(base.Evaluator):
     same_classes: ClassVar[bool] = True
 
     @property
+    def metrics(self) -> dict[str, bool]:
+        """Mean IoU, and accuracies."""
+        return {"miou": True, "aacc": True, "macc": True}
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The logits of the objective."""
         if self.each_block:

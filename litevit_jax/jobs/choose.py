@@ -308,7 +308,7 @@ class Choice:
         evals = {k: v for k, v in config.evals.to_dict().items() if k == "test"}
         more: dict[str, Any] = {"evals": evals, "log.every_steps": max(updates // 3, 1)}
         more |= {f"evals.{title}.every_steps": 0 for title in evals}
-        more |= dict.fromkeys(("log.tensorboard", "log.health", "log.report"), False)
+        more |= {"log.health": False, "log.report": False, "log.writers": ("jsonl",)}
         return resolve.changed(config, more | {"checkpoint.every_steps": 500})
 
     def _probing(self, init: str, shares: Mapping[float, int], seed: int) -> ConfigDict:

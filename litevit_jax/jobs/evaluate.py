@@ -23,7 +23,7 @@ from litevit_jax.analysis.images import CROP
 from litevit_jax.data import settings, split_names, splits
 from litevit_jax.evaluators import base
 from litevit_jax.jobs import pictures, summary
-from litevit_jax.train import batch_shapes, eval_runner, eval_setup, log, resolve
+from litevit_jax.train import batch_shapes, eval_runner, eval_setup, resolve, writers
 from litevit_jax.train import start as starts
 from litevit_jax.train import state as states
 from litevit_jax.train import workdir as workdirs
@@ -62,7 +62,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, dict[str, 
     distributed.heartbeat(doing, grace=True, begun=False)
     line.say(f"{doing} ...")
     job = prepare(config, paths.path(workdir))
-    writer = log.Writer(job.workdir, tensorboard=False)
+    writer = writers.Writer(job.workdir)
 
     def write(step: int, row: dict[str, Any]) -> None:
         if distributed.is_primary():

@@ -25,11 +25,12 @@ from typing import Any, NamedTuple
 from litevit_jax import exits, paths
 from litevit_jax.jobs import ledger, summary
 from litevit_jax.report import run_record
-from litevit_jax.train import lock
+from litevit_jax.train import best, lock
 from litevit_jax.train import workdir as workdirs
 
 # What a run's directory holds beside other runs.
 _INSIDE = ("analysis", "checkpoints", "evals", "pictures", "report", "tensorboard")
+_INSIDE += ("wandb",)
 _LEDGERS = ("layers.json", "sweep.json")  # of jobs of several runs
 _TAIL = 2**16  # bytes at the end of metrics.jsonl, where the last step is
 _SIGN_S = 12.0  # in which the owner of a lock on another host counts up
@@ -176,7 +177,14 @@ def _listed(root: Any, directory: Any, running: bool) -> Listed:
         return Listed(name, "-", "-", state, str(error).partition(";")[0])
     state = RUNNING if running else FINISHED if complete else STOPPED
     last = ", ".join(f"{title} {_number(x)}" for title, x in results.items())
+    last += _best(best.recorded(results))
     return Listed(name, str(config.get("name", "-")), step, state, last)
+
+
+def _best(record: dict[str, Any] | None) -> str:
+    if record is None or record["step"] is None:
+        return ""
+    return f"; best {record['by']} {record['value']:.4g} at step {record['step']:,}"
 
 
 def _number(result: dict[str, Any]) -> str:
@@ -197,6 +205,7 @@ def _progress(
             ended = "metric" not in content or "test" in content  # of a transfer
             return text, planned is not None and done >= planned and ended
     total = (config.get("derived") or {}).get("total_steps")
+    total = best.ended_at(config, results) or total
     evaluated = set(config.get("evals") or {}) <= set(results)
     if total is None:
         return "-", evaluated

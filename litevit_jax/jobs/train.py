@@ -76,6 +76,7 @@ def run(
 def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     """Runs the job and prints its results; raises as `run`."""
     from litevit_jax.jobs import summary
+    from litevit_jax.train import best
 
     outcome = run(config, workdir, keep=folder_of_programs())
     if outcome.signal is not None:
@@ -83,6 +84,8 @@ def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     say = terminal.ConsoleLine().say
     if outcome.results:
         say(summary.results_table(outcome.results))
+        if chosen := best.sentence(outcome.results, workdir):
+            say(chosen)
     if config.log.report:
         summary.report_at_end(workdir, command)
     say(f"done: step {outcome.step}, everything is in {workdir}")

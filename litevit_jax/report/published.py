@@ -76,10 +76,9 @@ def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
         plain = recipes.get(name)
     recipe = workdirs.plain(plain.copy_and_resolve_references().to_dict())
     _fill_images(recipe)
-    skipped = {"derived", *choices.REMOVED}
-    run = {key: value for key, value in config.items() if key not in skipped}
-    rows = workdirs.differences(recipe, run)
-    rows = [row for row in rows if row[0] != "data.required"]  # of the variant
+    run = {key: value for key, value in config.items() if key != "derived"}
+    skipped = {"data.required", *choices.REMOVED}  # the former is of the variant
+    rows = [r for r in workdirs.differences(recipe, run) if r[0] not in skipped]
     return [(k, a, b) for k, a, b in rows if b is not None or _has(run, k)]
 
 

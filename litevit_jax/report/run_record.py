@@ -9,6 +9,7 @@ import math
 import pathlib
 from typing import Any, TypeGuard
 
+from litevit_jax.train import best
 from litevit_jax.train import workdir as workdirs
 
 # Of evaluations' results: what says when and how, not how well.
@@ -110,7 +111,7 @@ def read(name: str, directory: pathlib.Path) -> Run:
         analysis=_analysis(directory, notes),
         notes=notes,
     )
-    notes += _state(run) + _gaps(run)
+    notes += _state(run) + _best(run) + _gaps(run)
     return run
 
 
@@ -286,12 +287,22 @@ def _state(run: Run) -> list[str]:
         return []
     if not run.last_step:
         return ["No update was logged yet: there are no curves."]
+    if best.ended_at(run.config, run.results) is not None:
+        return []
     if run.last_step < run.total_steps:
         return [
             f"Unfinished: {run.last_step:,} of {run.total_steps:,} updates are logged. "
             "The same command goes on; numbers are those so far."
         ]
     return []
+
+
+def _best(run: Run) -> list[str]:
+    """Notes which step was best, and whether the run ended early for it."""
+    text = best.sentence(run.results, run.directory)
+    step = best.ended_at(run.config, run.results)
+    end = f"The run ended early at update {step:,}." if step is not None else ""
+    return [x for x in (end, f"The {text}." if text else "") if x]
 
 
 def _gaps(run: Run) -> list[str]:

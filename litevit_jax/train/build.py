@@ -17,12 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from litevit_jax import (
-    augment,
-    distributed,
-    registry,
-    sharding,
-)
+from litevit_jax import augment, distributed, registry, sharding
 from litevit_jax.data import settings
 from litevit_jax.data.settings import Transform
 from litevit_jax.train import batch_shapes, microbatch, resolve
@@ -188,7 +183,7 @@ def build_job(
     Raises:
       ValueError, KeyError, OSError: the user's mistake, named in the message.
     """
-    from litevit_jax.train import eval_runner, eval_setup, on_device
+    from litevit_jax.train import beside, best, eval_setup, on_device, schedule
 
     distributed.heartbeat("listing images, designing the run", grace=True, begun=False)
     source, transform = _images(config.data)
@@ -203,8 +198,10 @@ def build_job(
     make = functools.partial(eval_setup.make, config, built.objective, built.variables)
     evaluators = make(source, mesh=mesh, workdir=workdir, eval_shape=built.eval_shape)
     size = states.saved_bytes(built.state, fixed)
-    workdirs.check_space(workdir, size, config.checkpoint.keep)
+    rule = best.rule(plain, evaluators)
+    workdirs.check_space(workdir, size, config.checkpoint.keep + bool(rule))
     stream, feed = _batches(held, config.data, plain, mesh, source("train"), transform)
+    longer = schedule.extension(config.lr.decay, config.derived)
     resumes = begin and workdirs.open_run(workdir, plain)  # last: the run is sound
     return Job(
         config=plain,
@@ -219,14 +216,9 @@ def build_job(
         step=built.step,
         stream=stream,
         feed=feed,
-        evaluators=evaluators,
-        eval_runner=functools.partial(
-            eval_runner.EvalRunner, evaluators, plain, workdir, built.optimizer
-        ),
-        release=functools.partial(workdirs.close_run, workdir),
-        resumes=resumes,
         total_steps=config.derived.total_steps,
-        notes=[*start.notes, *about, *eval_setup.notes(evaluators)],
+        notes=[*start.notes, *about, *longer, *eval_setup.notes(evaluators, rule)],
+        **beside.of_run(evaluators, rule, plain, workdir, built.optimizer, resumes),
     )
 
 
@@ -335,14 +327,7 @@ def _optimizer(
     """Builds the optimizer of `block` with the learning rates of `lr`."""
     from litevit_jax.train import schedule as schedules
 
-    schedule = schedules.warmcos(
-        peak=derived.peak_lr,
-        total_steps=derived.total_steps,
-        warmup_steps=derived.warmup_steps,
-        start=lr.start,
-        end=lr.end,
-        decay=lr.decay,
-    )
+    schedule = schedules.of_run(lr, derived)
     return optimizers.make(params, schedule, **block.to_dict())
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from litevit_jax import checkpoint, distributed, paths, preemption, terminal
+from litevit_jax.train import best
 from litevit_jax.train import workdir as workdirs
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class EvalRunner:
       optimizer: of the run, which may keep an average; None without training.
       write: (step, row) -> logs a row.
       line: where results are shown.
+      rule: by which the best step is told; None: there is none.
 
     Attributes:
       results: title -> content of its result.json, if it ran or was complete.
@@ -44,7 +46,9 @@ class EvalRunner:
         optimizer: Optimizer | None,
         write: Callable[[int, dict[str, Any]], None],
         line: terminal.ConsoleLine,
+        rule: best.Rule | None = None,
     ) -> None:
+        self._best = None if rule is None else best.Best(rule)
         self._evaluators = evaluators
         self._config, self._workdir = config, workdir
         self._optimizer = optimizer
@@ -52,6 +56,29 @@ class EvalRunner:
         self._start = time.perf_counter()
         self._spent = dict.fromkeys(evaluators, 0.0)
         self.results: dict[str, dict[str, Any]] = {}
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The record of the best step, to be saved with a checkpoint."""
+        return None if self._best is None else self._best.record
+
+    @property
+    def over(self) -> str:
+        """Says why the run ends early; '' while it goes on."""
+        return "" if self._best is None else self._best.over
+
+    def resume(self, step: int, record: dict[str, Any] | None) -> None:
+        """Goes on at a checkpoint with its record, and a result of the same step."""
+        if self._best is None:
+            return
+        self._best.resume(record)
+        rule = self._best.rule
+        read = functools.partial(read_result, self._workdir, rule.title)
+        last = (distributed.run_on_primary(read) or {"last": {}})["last"]
+        if last.get("step") == step and rule.metric in last:
+            self._best.update(step, last[rule.metric])
+        if self.over:
+            self._line.say(self.over)
 
     def due(self, step: int, *, last: bool) -> list[str]:
         """Returns the titles of the evaluators that run after update `step`."""
@@ -108,7 +135,7 @@ class EvalRunner:
             cost = self._cost(title, time.perf_counter() - start)
             stamp = {"params": params, "time": time.time()}
             row = {"step": step, **numbers, **cost, **stamp}
-            about = self._about(title, numbers)
+            about = self._about(title, numbers) | self._choice(title, step, numbers)
             record = functools.partial(
                 record_result, self._workdir, title, row, evaluator.best, about
             )
@@ -118,6 +145,8 @@ class EvalRunner:
             shown = ((k, v) for k, v in numbers.items() if not isinstance(v, list))
             text = "  ".join(f"{k} {_short(v)}" for k, v in shown)
             self._line.say(f"step {step}  {title}: {text}  ({cost['seconds']:.1f} s)")
+            if best.KEY in about and self.over:
+                self._line.say(self.over)
         from litevit_jax import cpu
 
         cpu.give_back_memory()
@@ -131,6 +160,19 @@ class EvalRunner:
         self._spent[title] += seconds
         percent = 100 * self._spent[title] / (time.perf_counter() - self._start)
         return {"seconds": seconds, "percent_of_run": percent}
+
+    def _choice(
+        self, title: str, step: int, numbers: dict[str, float]
+    ) -> dict[str, Any]:
+        """Counts the evaluation, if the best step is told by it; returns the record."""
+        if self._best is None or title != self._best.rule.title:
+            return {}
+        metric = self._best.rule.metric
+        _check_numbers(title, numbers, metric)
+        # All processes decide by the first one's number.
+        value = distributed.run_on_primary(lambda: float(numbers[metric]))
+        self._best.update(step, value)
+        return {best.KEY: self._best.record}
 
     def _about(self, title: str, numbers: dict[str, float]) -> dict[str, Any]:
         """Describes a result: what stands above all of its rows."""
@@ -171,7 +213,7 @@ def record_result(
     workdir: pathlib.Path,
     title: str,
     row: dict[str, Any],
-    best: str | None,
+    highest: str | None,
     about: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Saves `row` as the last result of `title`, and as the best if it is.
@@ -183,7 +225,7 @@ def record_result(
       workdir: of the run.
       title: of the evaluator.
       row: its numbers and the step they belong to.
-      best: the number to maximise, or None if there is no best.
+      highest: the number to maximise, or None if there is no best.
       about: what stands above the rows: metric, seed, config...
     """
     result = read_result(workdir, title) or {}
@@ -191,9 +233,9 @@ def record_result(
     history = [r for r in result.get("history", []) if r["step"] < row["step"]]
     last = {key: row[key] for key in ("n", "step", "params", "time") if key in row}
     result = {**(about or {}), **last, "last": row}
-    if best is not None:
-        result["best"] = max([*history, row], key=lambda r: r[best])
-    result["history"] = _thinned([*history, row], best)
+    if highest is not None:
+        result["best"] = max([*history, row], key=lambda r: r[highest])
+    result["history"] = _thinned([*history, row], highest)
     workdirs.write_json(workdir / "evals" / title / "result.json", result)
     return result
 

@@ -29,6 +29,7 @@ from litevit_jax.trees import PyTree
 if TYPE_CHECKING:
     from litevit_jax.data.sources.base import Source
     from litevit_jax.objectives.base import Variables
+    from litevit_jax.train import best
 
 Evaluators = dict[str, tuple[base.Evaluator, int]]
 _OF_A_HEAD = ("grid_", "logits")  # predictions about the classes that it knows
@@ -359,9 +360,9 @@ def _listed(names: list[str]) -> str:
     return shown + (f", ... ({len(names)})" if len(names) > 5 else "")
 
 
-def notes(evaluators: Evaluators) -> list[str]:
-    """Describes, in lines, classes of the data that differ from the model's."""
-    lines = []
+def notes(evaluators: Evaluators, rule: best.Rule | None = None) -> list[str]:
+    """Describes, in lines, unlike classes of data and model, and the best step."""
+    lines = [] if rule is None else [rule.note()]
     for title, (evaluator, _) in evaluators.items():
         context = evaluator.context
         if context.classes:

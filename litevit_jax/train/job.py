@@ -29,10 +29,28 @@ class TrainState:
     opt_state: PyTree
 
 
+class Writer(Protocol):
+    """Writes a run's rows, as `writers.Writer` does."""
+
+    def write(self, step: int, row: dict[str, Any]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class EvalRunner(Protocol):
     """Runs the evaluators of a run, as `eval_runner.EvalRunner` does."""
 
     results: dict[str, dict[str, Any]]
+
+    @property
+    def best(self) -> dict[str, Any] | None: ...
+
+    @property
+    def over(self) -> str: ...
+
+    def resume(self, step: int, record: dict[str, Any] | None) -> None: ...
 
     def due(self, step: int, *, last: bool) -> list[str]: ...
 
@@ -61,6 +79,7 @@ class Job:
       feed: start step -> endless calls of the step, on the mesh.
       evaluators: title -> (evaluator, every_steps).
       eval_runner: (write, line) -> EvalRunner of these evaluators.
+      writer: opens the Writer of metrics.jsonl and of `log.writers`.
       release: lets another process use the workdir.
       resumes: whether the workdir holds this run already.
       total_steps: of the run.
@@ -79,6 +98,7 @@ class Job:
     feed: Callable[[int], Generator[Fed, None, None]]
     evaluators: Mapping[str, tuple[object, int]]
     eval_runner: Callable[..., EvalRunner]
+    writer: Callable[[], Writer]
     release: Callable[[], None]
     resumes: bool
     total_steps: int

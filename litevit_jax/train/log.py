@@ -1,4 +1,4 @@
-"""Logs a run: metrics.jsonl, TensorBoard, the progress line, skipped updates.
+"""Shows a run: the progress line, its speed, skipped updates, the compiled step.
 
 `NonFiniteGuard` counts updates that were skipped because a loss or gradient was not
 finite, names the examples of their batch, and stops the run after too many in a row.
@@ -6,19 +6,14 @@ finite, names the examples of their batch, and stops the run after too many in a
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 import os
-import pathlib
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
 
-from litevit_jax import paths
 from litevit_jax.terminal import QUIET_S
 
 if TYPE_CHECKING:
@@ -26,95 +21,6 @@ if TYPE_CHECKING:
 
     from litevit_jax.terminal import ConsoleLine
     from litevit_jax.train.job import TrainState
-
-
-class Writer:
-    """Appends rows to metrics.jsonl and, if asked, TensorBoard events.
-
-    Object stores cannot append: both files are rewritten there, every half minute.
-    """
-
-    _STORE_EVERY_S = 30.0
-
-    def __init__(self, workdir: pathlib.Path, *, tensorboard: bool) -> None:
-        self._path = workdir / "metrics.jsonl"
-        self._local = paths.is_local(workdir)
-        self._rows: list[dict[str, Any]] = []  # not yet in the store
-        self._written = time.monotonic()
-        self._events = self._mirror = None
-        self._refused: Exception | None = None  # the first error of the events
-        if tensorboard:
-            import tensorboardX  # slow to import
-
-            folder = workdir / "tensorboard"
-            if not self._local:
-                self._mirror = paths.Mirror(folder)
-                folder = self._mirror.folder
-            self._events = events = tensorboardX.SummaryWriter(str(folder))
-            assert events.file_writer is not None
-            self._watch(events.file_writer.event_writer._ev_writer)
-
-    def _watch(self, file: Any) -> None:
-        """Keeps the first error of the events, for `write` to raise.
-
-        A thread writes them: an error would end it, and the next event would wait for
-        it for ever.
-        """
-        write, flush = file.write_event, file.flush
-
-        def noting(call: Callable[..., None], *args: object) -> None:
-            try:
-                with paths.named(file._file_name):
-                    call(*args)
-            except (OSError, ValueError) as error:
-                self._refused = self._refused or error
-
-        file.write_event = functools.partial(noting, write)
-        file.flush = functools.partial(noting, flush)
-
-    def write(self, step: int, row: dict[str, Any]) -> None:
-        """Appends one row at `step`; numbers also go to TensorBoard.
-
-        Raises:
-          OSError: this row, or an event before it, could not be written.
-        """
-        if self._refused is not None:
-            raise self._refused
-        # JSON has no NaN: a value that is not finite is written as its name.
-        safe = {k: _json_value(v) for k, v in row.items()}
-        if self._local:
-            paths.append_line(self._path, {"step": step, **safe})
-        else:
-            self._rows.append({"step": step, **safe})
-            if time.monotonic() - self._written > self._STORE_EVERY_S:
-                self.flush()
-        if self._events is not None:
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "time":
-                    self._events.add_scalar(name, value, step)
-
-    def flush(self) -> None:
-        """Writes the rows and events that an object store lacks."""
-        if self._rows:
-            lines = (json.dumps(row) + "\n" for row in self._rows)
-            paths.append(self._path, "".join(lines).encode())
-            self._rows.clear()
-        if self._mirror is not None and self._events is not None:
-            self._events.flush()
-            self._mirror.copy()
-        self._written = time.monotonic()
-
-    def close(self) -> None:
-        """Writes all that is left and closes the files."""
-        if self._events is not None:
-            self._events.close()
-        self.flush()
-
-
-def _json_value(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 class Throughput:

@@ -45,8 +45,7 @@ class Run:
         self.guard = log.NonFiniteGuard(**self.config["nonfinite"])
         keep, fixed = self.config["checkpoint"]["keep"], job.fixed
         self.checkpoints = checkpoint.Checkpoints(job.workdir, keep=keep, fixed=fixed)
-        tensorboard = self.config["log"]["tensorboard"] and distributed.is_primary()
-        self.writer = log.Writer(job.workdir, tensorboard=tensorboard)
+        self.writer = job.writer()
         self.evaluations = job.eval_runner(self.write, self.line)
         self.pending: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
 
@@ -59,7 +58,8 @@ class Run:
         self.guard.skipped = meta["skipped_steps"]
         step = int(state.step)
         self.line.say(f"resuming at step {step} of {self.job.total_steps}")
-        self.write(step, {"event": "resume"})
+        self.evaluations.resume(step, meta.get("best"))
+        self.write(step, {"event": "resume", "total_steps": self.job.total_steps})
         return state
 
     def write(self, step: int, row: dict[str, Any]) -> None:
@@ -72,8 +72,8 @@ class Run:
         self.flush()
         self.writer.flush()
         distributed.heartbeat("saving", grace=True)
-        skipped = self.guard.skipped
-        self.checkpoints.save(state, config=self.config, skipped_steps=skipped)
+        about = {"skipped_steps": self.guard.skipped, "best": self.evaluations.best}
+        self.checkpoints.save(state, config=self.config, **about)
 
     def flush(self) -> None:
         """Reads the metrics of the last dispatched updates, if not read yet."""
@@ -110,17 +110,20 @@ class Run:
         if titles:
             self.flush()
             self.evaluations.run(state, step, titles)
+            if (self.evaluations.best or {}).get("step") == step:
+                self.save(state)
             self.throughput.reset()
 
     def train(self, state: TrainState, stop: preemption.Preemption) -> TrainState:
         """Updates `state` until the run is complete or a signal came."""
         first = step = int(state.step)
         every = self.config["checkpoint"]["every_steps"]
+        total, evals, mesh = self.job.total_steps, self.evaluations, self.job.mesh
         try:
-            self.evaluate(state, step, self.evaluations.left_out(step))
+            self.evaluate(state, step, evals.left_out(step))
             with contextlib.closing(self.job.feed(step)) as feed:
                 self.throughput.reset()
-                while step < self.job.total_steps and not stop.requested(self.job.mesh):
+                while not (step >= total or evals.over or stop.requested(mesh)):
                     new = step < first + 2  # the step is compiled
                     distributed.heartbeat(f"data of step {step + 1}", grace=new)
                     with stop.at_once():
@@ -135,10 +138,9 @@ class Run:
                     self.pending = (step, metrics, fed.index.reshape(fed.updates, -1))
                     if step == first + 1:
                         self.flush()  # shown as soon as it is done
-                    if step % every == 0 or step == self.job.total_steps:
+                    if step % every == 0 or step == total:
                         self.save(state)
-                    last = step == self.job.total_steps
-                    self.evaluate(state, step, self.evaluations.due(step, last=last))
+                    self.evaluate(state, step, evals.due(step, last=step == total))
                 self.flush()
         except preemption.Stopped as error:  # between two steps
             stop.caught(error)
@@ -176,9 +178,8 @@ class Run:
 
     def outcome(self, signal: int | None) -> RunOutcome:
         """Describes how the closed run ended; prints a line if a signal stopped it."""
-        step = self.job.total_steps
+        step = max(self.checkpoints.steps(), default=0)
         if signal is not None:
-            step = max(self.checkpoints.steps(), default=0)
             saved = f"saved step {step}" if step else "nothing to save yet"
             self.line.say(f"{preemption.Stopped(signal)}; {saved}")
         return RunOutcome(step, self.evaluations.results, signal)

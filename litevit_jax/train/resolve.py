@@ -39,12 +39,15 @@ def settle(config: ConfigDict) -> ConfigDict:
     """Copies `config` for a run: numbers checked, the decoder that 'auto' means chosen.
 
     Raises:
-      ValueError: a number out of its bounds.
+      ValueError: a number out of its bounds, or an unknown writer.
+      ModuleNotFoundError: a writer's package is missing.
     """
     from litevit_jax.data import cache, turbo
+    from litevit_jax.train import services
 
     config = copy(config)
     distributed.check_joined()
+    services.check(config.log.writers)
     config.data.cache = cache.setting(config.data)
     config.data.decoder = turbo.choose(config.data.decoder)
     return config
@@ -86,6 +89,7 @@ def derive(
         warmup_epochs=config.lr.warmup_epochs,
         batch_size=config.batch_size,
         at_least=steps_at_least,
+        extend_to=config.extend_to,
     )
     config.derived = {
         "train_examples": len(images),
@@ -154,6 +158,7 @@ def _length(
     warmup_epochs: float,
     batch_size: int,
     at_least: int,
+    extend_to: int | None = None,
 ) -> dict[str, float]:
     """How many updates a run takes, and of them an epoch and the warm-up.
 
@@ -181,11 +186,16 @@ def _length(
             f"--config.lr.warmup_epochs={epochs / 10:g} (a tenth of the run), or train "
             "longer"
         )
-    return {
-        "steps_per_epoch": used / batch_size,
-        "total_steps": total,
-        "warmup_steps": warmup,
-    }
+    length = {"steps_per_epoch": used / batch_size, "warmup_steps": warmup}
+    if extend_to is None:
+        return {**length, "total_steps": total}
+    longer = round(extend_to * used / batch_size)
+    if longer <= total:
+        raise ValueError(
+            f"extend_to={extend_to} epochs are {longer:,} updates, and the run has "
+            f"{total:,} without it; give more epochs than it has"
+        )
+    return {**length, "total_steps": longer, "planned_steps": total}
 
 
 def assign(block: ConfigDict, values: dict[str, Any]) -> None:

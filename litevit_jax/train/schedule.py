@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +11,34 @@ from litevit_jax import choices
 from litevit_jax.train.optimizer import Schedule
 
 DECAYS = ("cosine", "linear")  # of the learning rate after its warm-up
+
+
+def of_run(lr: Any, derived: Any) -> Schedule:
+    """Returns the schedule of a run: its blocks `lr` and `derived` of the config."""
+    return warmcos(
+        peak=derived.peak_lr,
+        total_steps=derived.total_steps,
+        warmup_steps=derived.warmup_steps,
+        start=lr.start,
+        end=lr.end,
+        decay=lr.decay,
+    )
+
+
+def extension(decay: str, derived: Any) -> list[str]:
+    """Says by which rule a run goes on that was extended; [] for another."""
+    planned, total = derived.get("planned_steps"), derived.total_steps
+    if planned is None:
+        return []
+    warmup = derived.warmup_steps
+    left = f"({total:,} - k) / {total - warmup:,}"
+    c = left if decay == "linear" else f"sin^2(pi/2 {left})"
+    return [
+        f"extended to {total:,} updates (planned: {planned:,}): from the last "
+        "checkpoint on, the update after k others has the learning rate of a run of "
+        f"{total:,} with the same warm-up ({warmup:,}): "
+        f"lr(k) = peak c + end (1 - c), c = {c}"
+    ]
 
 
 def warmcos(

@@ -3,6 +3,7 @@
 config.json        the resolved config        environment.jsonl  a line per start
 metrics.jsonl      a line per logged step     parameters.txt     every array
 tensorboard/       the same as events         pictures/          grids of images
+writers.json       names of the run at services that show it (`writers`)
 checkpoints/STEP/  resumable states           evals/NAME/result.json
 report/            a page of all of it        analysis/          of the encoder, for it
 """
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from litevit_jax import choices, distributed, paths
@@ -47,6 +49,7 @@ FREE_TO_CHANGE = (
     "nonfinite.*",
     "remat",
     "steps_per_call",
+    "stop*",
     "teacher",  # its fingerprint is compared instead
     "watchdog*",
 )
@@ -72,6 +75,7 @@ _NOT_RECORDED = {
     "init_required": False,
     "lr.decay": "cosine",
     "objective.loss": "softmax",
+    "stop": {"patience": None},
 }
 
 # Of a checkpoint, for names, shapes and half-filled blocks of the disk.
@@ -154,6 +158,11 @@ def _begin_or_resume(
                 f"(no config.json; it holds {', '.join(sorted(strangers)[:5])}); give "
                 "a new directory"
             )
+        if epochs := _longer_epochs(config):
+            raise ValueError(
+                f"--workdir={workdir} has no run that extend_to={epochs} "
+                "could make longer; give that of a run, or set --config.epochs= alone"
+            )
         write_json(path, config)
         return False
     old = read_config(workdir)
@@ -163,7 +172,7 @@ def _begin_or_resume(
     refused = [
         (key, *values)
         for key, *values in changed
-        if not _may_change(key, free)
+        if not _may_change(key, (*free, *_longer(old, config)))
         and not (values[0] is None and values[1] == _NOT_RECORDED.get(key))
     ]
     if refused:
@@ -173,11 +182,33 @@ def _begin_or_resume(
         raise ValueError(
             f"--workdir={workdir} holds a run with another config; these keys differ "
             f"(saved -> now):\n{rows}\nresume it with the saved values, or start a new "
-            "run with another --workdir"
+            f"run with another --workdir{_how_to_extend(refused)}"
         )
     if changed:
         write_json(path, config)
     return True
+
+
+def _longer_epochs(new: Config) -> int | None:
+    """Returns `extend_to`; not every job has it."""
+    return new.get("extend_to")
+
+
+def _longer(old: Config, new: Config) -> tuple[str, ...]:
+    """Returns the keys that may differ because the run is extended."""
+    totals = [(x.get("derived") or {}).get("total_steps") or 0 for x in (old, new)]
+    if not _longer_epochs(new) or totals[1] <= totals[0]:
+        return ()
+    return ("extend_to", "derived.planned_steps", "derived.total_steps")
+
+
+def _how_to_extend(refused: Sequence[tuple[str, Any, Any]]) -> str:
+    """Says how to train longer if that is what differs."""
+    longer = any(
+        k in ("epochs", "steps") and (b or 0) > (a or 0) for k, a, b in refused
+    )
+    way = "; to train this one longer, give the saved values and --config.extend_to="
+    return f"{way}EPOCHS" if longer else ""
 
 
 def close_run(workdir: pathlib.Path) -> None:

@@ -34,7 +34,7 @@ def config(name="mae_tiny", arg="smoke", **overrides):
     made = importlib.import_module(module).get_config(arg)
     with made.unlocked():
         if "log" in made:
-            made.log.tensorboard = False
+            made.log.writers = ("jsonl",)
         if "data" in made and "cache" in made.data:
             made.data.cache = "off"
         for key, value in overrides.items():

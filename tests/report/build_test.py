@@ -199,10 +199,11 @@ def test_departures_from_the_recipe_are_counted_and_listed(tmp_path):
     listed = {r["field"]: (r["recipe"], r["this run"]) for r in rows if "recipe" in r}
     assert listed == {
         "epochs": ("400", "5"),
-        "log.tensorboard": ("true", "false"),
+        "log.writers": ('["jsonl", "tensorboard"]', '["jsonl"]'),
         "seed": ("0", "3"),
     }
-    config = read.config | {"log": read.config["log"] | {"tensorboard": True}}
+    log = read.config["log"] | {"writers": ["jsonl", "tensorboard"]}
+    config = read.config | {"log": log}
     workdirs.write_json(place / "config.json", config | {"epochs": 400, "seed": 0})
     read = run_record.read("own", place)
     text = build.run_report([read], tmp_path / "out", title="Own").read_text()

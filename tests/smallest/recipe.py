@@ -14,5 +14,5 @@ def get_config(arg=None):
         config.evals = {}
     config.data.cache = "off"  # a step from bytes takes longer to compile
     config.checkpoint.every_steps = 2
-    config.log.update(tensorboard=False, health=False, report=False)
+    config.log.update(writers=("jsonl",), health=False, report=False)
     return config.lock()

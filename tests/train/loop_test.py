@@ -100,7 +100,7 @@ def test_a_run_leaves_what_the_readme_says(whole):
 
 
 def test_tensorboard_events_are_written_when_asked_for(tmp_path):
-    train.run(tiny(log__tensorboard=True, evals={}), tmp_path)
+    train.run(tiny(log__writers=("jsonl", "tensorboard"), evals={}), tmp_path)
     assert list((tmp_path / "tensorboard").glob("events.out.*"))
 
 

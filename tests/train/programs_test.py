@@ -217,7 +217,7 @@ def test_another_process_loads_what_one_has_kept(tmp_path):
     # and a program that is only loaded would crash.
     command = [sys.executable, "main.py", "--config=configs/mae_tiny.py:smoke"]
     command += ["--config.steps=1", "--config.log.every_steps=1"]
-    command += ["--config.log.report=False", "--config.log.tensorboard=False"]
+    command += ["--config.log.report=False", "--config.log.writers=('jsonl',)"]
     for part, fields in (
         ("encoder", {"width": 24, "depth": 1, "num_heads": 2}),
         ("decoder", {"width": 16, "depth": 1, "num_heads": 2}),
