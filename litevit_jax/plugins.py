@@ -33,8 +33,8 @@ from litevit_jax import choices as names
 
 _PACKAGE = pathlib.Path(__file__).parent
 # Files without make.
-_HELPERS = ("base", "frozen", "health", "masking", "parts")
-_HELPERS += ("stored", "views")
+_HELPERS = ("base", "detection_losses", "frozen", "health", "instances", "masking")
+_HELPERS += ("parts", "stored", "views")
 VARIABLE = "LITEVIT_PLUGINS"
 GROUP = "litevit_jax.plugins"
 # Folder of the package -> folder of a plug-in.

@@ -1,7 +1,7 @@
-"""Values of mmsegmentation, and its parameters by our names.
+"""Values of mmsegmentation and detectron2, and the former's parameters by our names.
 
-Inputs, parameters and results were recorded with mmsegmentation, the authors' neck and
-PyTorch on CPU, in float32. Arrays are in PyTorch's layouts.
+Inputs, parameters and results were recorded with mmsegmentation, the authors' neck,
+detectron2, torchvision and PyTorch on CPU, in float32. Arrays are in PyTorch's layouts.
 """
 
 import functools
@@ -14,15 +14,17 @@ import numpy as np
 from litevit_jax import trees
 
 RTOL = ATOL = 1e-4
-_FILE = pathlib.Path(__file__).with_name("dense_goldens.npz")
+_FILES = ("dense_goldens.npz", "detect_goldens.npz")
 
 
 @functools.cache
 def group(name):
     """The arrays of one group by their names in it; JSON texts are decoded."""
-    with np.load(_FILE) as file:
-        names = [key for key in file.files if key.startswith(f"{name}/")]
-        arrays = {key.removeprefix(f"{name}/"): file[key] for key in names}
+    arrays = {}
+    for path in _FILES:
+        with np.load(pathlib.Path(__file__).with_name(path)) as file:
+            names = [key for key in file.files if key.startswith(f"{name}/")]
+            arrays |= {key.removeprefix(f"{name}/"): file[key] for key in names}
     return {
         key: json.loads(str(x)) if x.dtype.kind == "U" else x
         for key, x in arrays.items()
@@ -92,6 +94,7 @@ def maps(array):
     return array.transpose(0, 2, 3, 1)
 
 
-def close(actual, expected):
+def close(actual, expected, **kwargs):
     """Asserts agreement with recorded values to the tolerance of float32."""
-    np.testing.assert_allclose(actual, expected, rtol=RTOL, atol=ATOL)
+    given = {"rtol": RTOL, "atol": ATOL} | kwargs
+    np.testing.assert_allclose(actual, expected, **given)

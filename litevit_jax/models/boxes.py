@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 # Largest logarithm of a box's growth that is decoded: 16 pixels become at most 1000.
 _MOST_GROWTH = math.log(1000 / 16)
-_USUAL_SIDE, _USUAL_LEVEL = 224, 4  # a box of that side is pooled from that level
+_USUAL_LEVEL = 4  # that a box of the usual side is pooled from
 _EPSILON = 1e-8  # added to the ratio of sides, as the reference does
 
 
@@ -102,12 +102,16 @@ def has_area(boxes: jax.Array) -> jax.Array:
     return (boxes[..., 2:] > boxes[..., :2]).all(axis=-1)
 
 
-def level_of(boxes: jax.Array, first: int, last: int) -> jax.Array:
+def level_of(
+    boxes: jax.Array, first: int, last: int, usual_side: float = 224
+) -> jax.Array:
     """The level of the pyramid `[...]`, int32, that boxes `[..., 4]` are pooled from.
 
-    floor(4 + log2(side / 224)) between `first` and `last`, where the side is the root
-    of the area (arXiv 1612.03144). Comparisons give it exactly, on any platform.
+    floor(4 + log2(side / usual_side)) between `first` and `last`, where the side is the
+    root of the area (arXiv 1612.03144); 224 is usual where level 4 has a pixel for 16 x
+    16 of the image. Comparisons give it exactly, on any platform.
     """
-    ratio = jnp.sqrt(jnp.maximum(area(boxes), 0)) / _USUAL_SIDE + _EPSILON
+    ratio = jnp.sqrt(jnp.maximum(area(boxes), 0)) / usual_side + _EPSILON
     limits = [2.0 ** (level - _USUAL_LEVEL) for level in range(first + 1, last + 1)]
-    return first + sum((ratio >= x).astype(jnp.int32) for x in limits)
+    reached = ratio[..., None] >= jnp.asarray(limits, jnp.float32)
+    return first + reached.sum(axis=-1, dtype=jnp.int32)

@@ -14,6 +14,10 @@ import jax.numpy as jnp
 from litevit_jax.models import layers, ops
 
 HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# PyTorch takes a transposed convolution's inputs for outputs.
+HE_NORMAL_OF_ENLARGE = nn.initializers.variance_scaling(
+    2.0, "fan_out", "normal", in_axis=3, out_axis=0
+)
 
 
 def pytorch_uniform(fan_in: int) -> layers.Initializer:
@@ -63,11 +67,11 @@ class Enlarge(nn.Module):
         """Maps `[B, h, w, D]` to `[B, 2h, 2w, C]`."""
         batch, rows, cols, width = x.shape
         count = self.features
-        inits = (self.kernel_init, nn.initializers.zeros)
-        if self.kernel_init is None:
-            inits = (pytorch_uniform(4 * count),) * 2  # the fan of a transpose
-        kernel = self.param("kernel", inits[0], (width, 2, 2, count))
-        bias = self.param("bias", inits[1], (count,))
+        usual = pytorch_uniform(4 * count)  # the fan of a transpose
+        kernel_init = self.kernel_init or usual
+        bias_init = nn.initializers.zeros if self.kernel_init else usual
+        kernel = self.param("kernel", kernel_init, (width, 2, 2, count))
+        bias = self.param("bias", bias_init, (count,))
         kernel = kernel.reshape(width, 4 * count)
         x = ops.linear(x.astype(self.dtype), kernel, jnp.tile(bias, 4))
         x = x.reshape(batch, rows, cols, 2, 2, count).transpose(0, 1, 3, 2, 4, 5)

@@ -100,7 +100,7 @@ def _largest(mask, priority, count):
     return index, jnp.minimum(mask.sum(), count)
 
 
-def mask_of(sample: Sample, length: int) -> tuple[jax.Array, jax.Array]:
+def mask_of(sample: Sample, length: int) -> tuple[jax.Array, ...]:
     """A sample as two masks of N boxes, bool `[N]`: the positive ones, and all."""
     empty = jnp.zeros(length, bool)
     return tuple(

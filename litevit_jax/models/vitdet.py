@@ -55,8 +55,7 @@ def make_encoder(
     given |= {"num_heads": num_heads, "patch_size": patch_size}
     sizes = vit.sizes_of("encoder", vit.VARIANTS, variant, given)
     choices.check("attention", attention, attentions.CHOICES)
-    depth = sizes["depth"]
-    usual = {max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)}
+    usual = {max(1, round(sizes["depth"] * part / 4)) for part in (1, 2, 3, 4)}
     blocks = tuple(global_blocks) or tuple(sorted(usual))
     encoder = Encoder(
         **sizes,

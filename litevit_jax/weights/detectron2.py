@@ -25,6 +25,18 @@ _MODULES = {
         for step, name in enumerate(("project", "convolve"))
         for norm, suffix in (("", ""), (".norm", "_norm"))
     },
+    "proposal_generator.rpn_head.conv.conv#": "rpn/conv_#",
+    "proposal_generator.rpn_head.objectness_logits": "rpn/logits",
+    "proposal_generator.rpn_head.anchor_deltas": "rpn/offsets",
+    "roi_heads.box_head.conv#": "box_head/conv_#",
+    "roi_heads.box_head.conv#.norm": "box_head/conv_#_norm",
+    "roi_heads.box_head.fc1": "box_head/fc",
+    "roi_heads.box_predictor.cls_score": "box_head/logits",
+    "roi_heads.box_predictor.bbox_pred": "box_head/offsets",
+    "roi_heads.mask_head.mask_fcn#": "mask_head/conv_#",
+    "roi_heads.mask_head.mask_fcn#.norm": "mask_head/conv_#_norm",
+    "roi_heads.mask_head.deconv": "mask_head/up",
+    "roi_heads.mask_head.predictor": "mask_head/logits",
 }
 _MOST = 10  # names that an error lists
 
@@ -38,7 +50,7 @@ def from_detectron2(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     Raises:
       WeightsError: names that such a detector does not have.
     """
-    renamed = {key: _our_name(key) for key in arrays}
+    renamed = {key: our_name(key) for key in arrays}
     _check(renamed, "of detectron2's ViTDet Mask R-CNN")
     return {
         name: _array(name, arrays[key], out=False)
@@ -78,8 +90,8 @@ def _check(renamed, what):
         )
 
 
-def _our_name(key):
-    """Turns backbone.simfp_2.4.norm.weight into neck/p2/project_norm/scale."""
+def our_name(key):
+    """Turns backbone.simfp_2.4.norm.weight into neck/p2/project_norm/scale, or None."""
     if key.startswith(_ENCODER):
         return names.from_timm(key.removeprefix(_ENCODER))
     module, _, leaf = key.rpartition(".")

@@ -71,7 +71,7 @@ def test_the_pyramid_gives_the_recorded_maps():
 
 
 def test_names_of_detectron2_go_in_and_out_bit_for_bit():
-    weights = backbone()
+    weights = golden.weights()
     flat = detectron2.from_detectron2(weights)
     assert not flat.keys() & weights.keys()
     back = detectron2.to_detectron2(flat, patch_size=16)
