@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from litevit_jax.models import boxes as box_ops
-from litevit_jax.models import nms
+from litevit_jax.models import nms, ranking
 
 
 class Detections(NamedTuple):
@@ -61,7 +61,7 @@ def select(
     passing = (scores > min_score) & valid[:, None]
     ranked = jnp.where(passing, scores, -jnp.inf).reshape(-1)
     taken = min(candidates, len(ranked))
-    ranked, pair = jax.lax.top_k(ranked, taken)
+    ranked, pair = ranking.largest(ranked, taken)
     classes, rows = pair % num_classes, pair // num_classes
     boxes = box_ops.clip(boxes, size).reshape(-1, 4)[pair]
     keep = nms.kept(
@@ -71,10 +71,8 @@ def select(
         valid=ranked > -jnp.inf,
         groups=classes,
     )
-    best = jnp.where(keep, ranked, -jnp.inf)
-    best = jnp.pad(best, (0, max(count - taken, 0)), constant_values=-jnp.inf)
-    best, index = jax.lax.top_k(best, count)
-    index, valid = jnp.minimum(index, taken - 1), best > -jnp.inf
+    best, index = ranking.largest(jnp.where(keep, ranked, -jnp.inf), count)
+    valid = best > -jnp.inf
     return Detections(
         boxes=jnp.where(valid[:, None], boxes[index], 0),
         scores=jnp.where(valid, best, 0),

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from litevit_jax.models import ranking
+
 POSITIVE, NEGATIVE, NEITHER = 1, 0, -1
 
 
@@ -91,12 +93,7 @@ def sample(
 
 def _largest(mask, priority, count):
     """Indices `[count]` of the masked ones by falling priority, and their number."""
-    padding = max(count - len(mask), 0)
-    # Padded, so that fewer boxes than samples are no special case.
-    priority = jnp.where(mask, priority, -jnp.inf)
-    priority = jnp.pad(priority, (0, padding), constant_values=-jnp.inf)
-    _, index = jax.lax.top_k(priority, count)
-    index = jnp.minimum(index, len(mask) - 1).astype(jnp.int32)
+    _, index = ranking.largest(jnp.where(mask, priority, -jnp.inf), count)
     return index, jnp.minimum(mask.sum(), count)
 
 

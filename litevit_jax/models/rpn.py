@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from litevit_jax.models import boxes as box_ops
-from litevit_jax.models import convolutions, layers, nms
+from litevit_jax.models import convolutions, layers, nms, ranking
 
 RATIOS = (0.5, 1.0, 2.0)  # height over width of the anchors of one pixel, in this order
 _STD = 0.01  # of all initial kernels
@@ -122,7 +122,7 @@ def select(
     best = []
     for level_boxes, level_logits in zip(boxes, logits, strict=True):
         taken = min(most, len(level_logits))
-        score, index = jax.lax.top_k(level_logits, taken)
+        score, index = ranking.largest(level_logits, taken)
         clipped = box_ops.clip(level_boxes[index], size)
         padding = (0, most - taken)  # an empty box is not valid
         best.append((jnp.pad(clipped, (padding, (0, 0))), jnp.pad(score, padding)))
@@ -134,12 +134,8 @@ def select(
 
     kept = jax.vmap(keep)(stacked, scores, valid).reshape(-1)
     stacked, scores = stacked.reshape(-1, 4), scores.reshape(-1)
-    missing = max(count - len(scores), 0)
-    ranked = jnp.where(kept, scores, -jnp.inf)
-    ranked = jnp.pad(ranked, (0, missing), constant_values=-jnp.inf)
-    ranked, index = jax.lax.top_k(ranked, count)
+    ranked, index = ranking.largest(jnp.where(kept, scores, -jnp.inf), count)
     valid = ranked > -jnp.inf
-    chosen = stacked[jnp.minimum(index, len(stacked) - 1)]
     return Proposals(
-        jnp.where(valid[:, None], chosen, 0), jnp.where(valid, ranked, 0), valid
+        jnp.where(valid[:, None], stacked[index], 0), jnp.where(valid, ranked, 0), valid
     )
