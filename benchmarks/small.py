@@ -18,7 +18,11 @@ same with batches of 8 and a small model, whose steps are short; `cifar`, MAE on
 of 32 pixels with patches of 4; `probe`, a linear probe of that encoder. The images are
 those of --data (a folder, or a file of arrays, of 32-pixel images), or random ones.
 `evaluation`: passes over the training images that predict features, from the host, and
-from the device after the first pass, beside the prediction of one batch alone.
+from the device after the first pass, beside the prediction of one batch alone; `embed`
+also writes them to a .npy file, as configs/embed.py does. `--jobs=embed` measures
+nothing else, with ViT-Tiny's encoder on images of 96 pixels in patches of 16. Ratios
+marked CPU are of images per second of CPU time, of all threads: other programs on the
+machine disturb them less.
 """
 
 from __future__ import annotations
@@ -47,7 +51,7 @@ import jax
 import numpy as np
 
 from litevit_jax import cli, compilation, sharding
-from litevit_jax.evaluators import base
+from litevit_jax.evaluators import base, embed
 from litevit_jax.jobs import train
 
 JOBS = flags.DEFINE_list(
@@ -72,6 +76,12 @@ _CIFAR = {
     "objective.encoder.num_heads": 6,
     "objective.decoder.width": 48,
     "objective.decoder.num_heads": 3,
+}
+_EMBED = {
+    "batch_size": 128,
+    "data.image_size": 96,
+    "data.eval_crop_fraction": 1.0,
+    "lr.warmup_epochs": 0.0,
 }
 _SHORT = {
     "batch_size": 8,
@@ -210,26 +220,35 @@ def evaluate(recipe: str, arg: str, fields: dict[str, Any]) -> dict[str, Any]:
         def over(one: Any) -> int:
             return sum(1 for _ in one.over(state, "train", (name,)))
 
-        def seconds(run: Any, *args: Any) -> float:
-            start = time.perf_counter()
+        def written() -> None:
+            target = pathlib.Path(folder) / "features.npy"
+            embed.make(context=host, target=str(target), split="train").run(
+                state, step=0
+            )
+            for path in target.parent.glob("features.npy*"):
+                path.unlink()
+
+        def seconds(run: Any, *args: Any) -> np.ndarray:
+            start = np.array([time.perf_counter(), time.process_time()])
             run(*args)
-            return time.perf_counter() - start
+            return np.array([time.perf_counter(), time.process_time()]) - start
 
         passes = over(context)  # the first one, which the devices keep
         times = [
             {"bare": seconds(bare), "host": seconds(over, host)}
-            | {"device": seconds(over, context)}
+            | {"device": seconds(over, context), "embed": seconds(written)}
             for _ in range(ROUNDS.value + 1)
         ][1:]
         job.release()
     images = job.config["derived"]["train_examples"]
-    return {
-        "images/s": {k: spread([images / t[k] for t in times]) for k in times[0]},
-        "ratios": {
-            f"{k}/bare": spread([t["bare"] / t[k] for t in times])
-            for k in ("host", "device")
-        },
+    pairs = [(k, "bare") for k in ("host", "device", "embed")] + [("embed", "host")]
+    ratios = {
+        f"{k}/{of}{what}": spread([t[of][i] / t[k][i] for t in times])
+        for i, what in enumerate(("", " CPU"))
+        for k, of in pairs
     }
+    rates = {k: spread([images / t[k][0] for t in times]) for k in times[0]}
+    return {"images/s": rates, "ratios": ratios}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -273,6 +292,8 @@ def measure(job: str) -> dict[str, Any]:
             return compare("mae_tiny", "digits", {**_SHORT, **batch})
         if job == "cifar":
             return both("mae_tiny", arg, fields)
+        if job == "embed":
+            return evaluate("mae_tiny", arg, {**_EMBED, **batch})
         run, short = f"{folder}/run", {"steps": 1, "lr.warmup_epochs": 0.0}
         train.run(config_of("mae_tiny", arg, {**fields, **short}), run)
         return compare("linear_probe", "", {"init": run, **batch})
@@ -285,7 +306,7 @@ def describe(figures: dict[str, Any]) -> str:
         return "{median:.{d}f} ({min:.{d}f}..{max:.{d}f})".format(**values, d=digits)
 
     lines = [f"  {k:12} {text(v, 0)} images/s" for k, v in figures["images/s"].items()]
-    lines += [f"  {k:12} {text(v, 3)}" for k, v in figures["ratios"].items()]
+    lines += [f"  {k:14} {text(v, 3)}" for k, v in figures["ratios"].items()]
     waits = figures.get("wait %", {})
     lines += [f"  {k:12} waits {text(v, 1)} %" for k, v in waits.items()]
     if waits:

@@ -432,6 +432,7 @@ def leave_data_open(config):
     for name in OPEN_DATA:
         config.data[name] = config_dict.placeholder(type(config.data[name]))
     config.data.holdout.test = config_dict.placeholder(float)
+    config.data.unlisted = config_dict.placeholder(str)
     config.augment.normalize = open_normalize()
 
 

@@ -29,7 +29,8 @@ def data_of(run: dict[str, Any]) -> dict[str, Any]:
 
     Fields that draw a part of the images stay behind: they are that run's own.
     """
-    block = {k: v for k, v in run["data"].items() if k not in _DRAWN}
+    block = {"unlisted": "refuse"}  # older runs have not recorded it
+    block |= {k: v for k, v in run["data"].items() if k not in _DRAWN}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in block.items()}
 
 
