@@ -29,6 +29,11 @@ def parser(command: str, text: str) -> argparse.ArgumentParser:
     )
     parsed.add_argument("--labels", help="as data.labels: a table of labels")
     parsed.add_argument("--name", default="", help="as data.name")
+    parsed.add_argument(
+        "--channels",
+        type=int,
+        help="as data.channels; default: as they are",
+    )
     parsed.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parsed
 
@@ -80,8 +85,9 @@ def reason(error: BaseException) -> str:
     return base.printable(text)
 
 
-def positive(threads: int) -> None:
-    """Raises ValueError unless there is a thread at least."""
-    bound = registry.bound_of("data.threads")
-    if bound is not None and not bound.holds(threads):
-        raise ValueError(f"--threads={threads}; expected {bound.text(threads)}")
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raises ValueError unless there is a thread at least, and channels if any."""
+    for name in ("threads", "channels"):
+        value, bound = getattr(args, name), registry.bound_of(f"data.{name}")
+        if value is not None and bound is not None and not bound.holds(value):
+            raise ValueError(f"--{name}={value}; expected {bound.text(value)}")

@@ -380,7 +380,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(wrong) or f"{args.dst}: all checksums agree")
             return _EXIT_FAILED if wrong else 0
         _pack_splits(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         # Errors of the system have a number; ours tell what the user can mend.
         system = isinstance(error, OSError) and error.errno is not None

@@ -3,11 +3,12 @@
     litevit check DIR
     litevit check DIR --labels=FILE.csv
     litevit check DIR --source=tar
+    litevit check DIR --channels=12
 
 It prints kinds and sizes of the images, the classes of each split, equal images (the
 same bytes), and at the end every file that cannot be read, with the reason. Of files
 with any number of channels (.npy, TIFF of several bands or pages) those are bad that
-have others than most.
+have others than most, or than --channels.
 The exit code is 1 if there is any, or if the layout or the labels are refused.
 """
 
@@ -81,13 +82,17 @@ class Report:
         return [names for names in groups.values() if len(names) > 1]
 
 
-def look_at(image: Any, max_pixels: int = decode.DEFAULT_MAX_PIXELS) -> Look:
-    """Decodes an image, bytes or an array; an error becomes part of the result."""
+def look_at(image: Any, wanted: int | None = None) -> Look:
+    """Decodes an image, bytes or an array; an error becomes part of the result.
+
+    `wanted` are the channels that a run asks for.
+    """
+    max_pixels = decode.DEFAULT_MAX_PIXELS
     try:
-        raster, channels = survey.raster_of(image, None, max_pixels), 0
+        raster, channels = survey.raster_of(image, wanted, max_pixels), 0
         if raster is not None:
             values, channels = raster.deep.values, raster.channels
-            decode.Decode(channels, max_pixels, "auto_each")(values)
+            decode.Decode(wanted or channels, max_pixels, "auto_each")(image)
             named = terminal.counted(channels, "channel")
             kind = f"{raster.kind} of {values.dtype}, {named}"
             content = image
@@ -97,7 +102,7 @@ def look_at(image: Any, max_pixels: int = decode.DEFAULT_MAX_PIXELS) -> Look:
         else:
             with decode.open_image(image) as opened:
                 kind, (width, height) = f"{opened.format} {opened.mode}", opened.size
-            decode.Decode(3, max_pixels, "auto_each")(image)
+            decode.Decode(wanted or 3, max_pixels, "auto_each")(image)
             content = image
     except (OSError, ValueError) as error:
         return Look(error=examples.reason(error))
@@ -111,11 +116,11 @@ def check(args: argparse.Namespace) -> Report:
     Raises:
       ValueError, OSError: there is no such place.
     """
-    report = Report()
+    report, how = Report(), {"threads": args.threads, "wanted": args.channels}
     if args.source == "folder":
         names, read = _files(folder.open_root(args.dir, "NAME:data=folder"), report)
         if names:
-            _look(report, names, read, args.threads)
+            _look(report, names, read, **how)
     rows: list[tuple[str, Callable[[int], Any], Sequence[str]]] = []
     try:
         for split in examples.splits(args):
@@ -129,7 +134,7 @@ def check(args: argparse.Namespace) -> Report:
         report.refused = str(error)
     if not report.images:  # those of a folder are files, whatever split has them
         for _, read_row, names in rows:
-            _look(report, names, lambda n, r=read_row: r(n)["image"], args.threads)
+            _look(report, names, lambda n, r=read_row: r(n)["image"], **how)
     return report
 
 
@@ -151,11 +156,16 @@ def _files(
 
 
 def _look(
-    report: Report, names: Sequence[str], read: Callable[[int], Any], threads: int
+    report: Report,
+    names: Sequence[str],
+    read: Callable[[int], Any],
+    *,
+    threads: int,
+    wanted: int | None = None,
 ) -> None:
     def one(number: int) -> Look:
         try:
-            return look_at(read(number))
+            return look_at(read(number), wanted)
         except ModuleNotFoundError:  # of all files alike
             raise
         except Exception as error:  # whatever a file system or a format may raise
@@ -167,7 +177,8 @@ def _look(
             report.bad.append((names[number], look.error))
         else:
             report.looks[names[number]] = look
-    _check_channels(report)
+    if wanted is None:
+        _check_channels(report)
 
 
 def _check_channels(report: Report) -> None:
@@ -265,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code: 1 if anything is bad."""
     args = examples.parser("check", __doc__ or "").parse_args(argv)
     try:
-        examples.positive(args.threads)
+        examples.check_numbers(args)
         report = check(args)
     except (ValueError, OSError, ImportError) as error:
         return exits.report(error, begun=False)

@@ -13,7 +13,6 @@ unless --range says another. Channels are those that .npy and TIFF files have.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import dataclasses
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from litevit_jax import exits, registry
+from litevit_jax import exits
 from litevit_jax.data import decode, examples, levels, survey
 from litevit_jax.data.sources import base
 
@@ -176,11 +175,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = examples.parser("stats", __doc__ or "")
     parser.add_argument("--split", default="train", help="of the images")
-    parser.add_argument("--channels", type=int, help="as data.channels: 3, 1 or any")
     parser.add_argument("--range", help="as data.range; default: percentiles")
     args = parser.parse_args(argv)
     try:
-        _check(args)
+        examples.check_numbers(args)
         source = examples.open_source(args, args.split)
         stats = compute(
             source, channels=args.channels, range=args.range, threads=args.threads
@@ -189,15 +187,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exits.report(error, begun=False)
     print("\n".join(lines(stats, source.summary())), flush=True)
     return exits.OK
-
-
-def _check(args: argparse.Namespace) -> None:
-    examples.positive(args.threads)
-    bound: Any = registry.bound_of("data.channels")
-    if args.channels is not None and not bound.holds(args.channels):
-        raise ValueError(
-            f"--channels={args.channels}; expected {bound.text(args.channels)}"
-        )
 
 
 if __name__ == "__main__":

@@ -172,3 +172,7 @@ def test_files_of_numbers_are_told_by_kind_and_other_channels_are_bad(run, tmp_p
     assert code == 1 and reasons["few.npy"] == "4 channels; most images have 12"
     assert "takes 1152 bytes, the file has 1149" in reasons["cut.npy"]
     assert "576 of 576 pixels" in reasons["no.npy"]
+    code, lines = run("--channels=4")
+    start = lines.index("bad: 5 of 6 images")
+    assert "0.npy: array [8, 6, 12] with 12 channels; expected" in lines[start + 1]
+    assert run("--channels=0")[0] == 2
