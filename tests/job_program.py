@@ -66,6 +66,18 @@ def stopped(name, workdir, process, at_batch, **overrides):
         return train(name, workdir, **overrides)
 
 
+def early(name, workdir, **overrides):
+    """A run that patience ends; each process finds another step to be the best."""
+    made = config(name, data__holdout__eval=0.1, stop__patience=2, **overrides)
+    with made.unlocked():
+        made.checkpoint.update(keep=1, keep_best="peak.height")
+        at = 4 + 2 * distributed.process_index()
+        made.evals = {"peak": {"name": "peak", "every_steps": 2, "at": at}}
+    outcome = train_module.run(made, workdir)
+    result = outcome.results["peak"]["keep_best"]
+    return {"step": outcome.step, "best": result["step"]}
+
+
 def unshared(folder):
     """A workdir of each process's own: what it says."""
     shared_workdir._PATIENCE_S = 2.0

@@ -63,9 +63,7 @@ def test_lines_and_results_are_added(place):
 def test_metrics_and_events_arrive(place):
     workdirs.open_run(place, {})
     for first in (0, 2):  # a second start adds to what is there
-        writer = writers.open_writer(
-            place, {"log": {"writers": ["tensorboard"]}}, resumes=False
-        )
+        writer = writers.open_writer(place, {"log": {"writers": ["tensorboard"]}})
         writer.write(first + 1, {"loss": 1.0})
         writer.write(first + 2, {"loss": float("nan")})
         writer.close()

@@ -33,9 +33,7 @@ def of_run(
     return {
         "evaluators": evaluators,
         "eval_runner": functools.partial(eval_runner.EvalRunner, *about, rule=rule),
-        "writer": functools.partial(
-            writers.open_writer, workdir, config, resumes=resumes
-        ),
+        "writer": functools.partial(writers.open_writer, workdir, config),
         "release": functools.partial(workdirs.close_run, workdir),
         "resumes": resumes,
     }

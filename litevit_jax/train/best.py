@@ -200,7 +200,8 @@ class Best:
             return ""
         return (
             f"stopped early at step {record['at']}: {record['waited']} evaluations "
-            f"without a better {self.rule.by} (stop.patience={self.rule.patience})"
+            f"without a better {self.rule.by} "
+            f"(stop.patience={self.rule.patience}; raise it to go on)"
         )
 
 

@@ -28,6 +28,7 @@ PACKAGES = {
     "trackio": "trackio",
 }
 NAMES = ("jsonl", *PACKAGES)
+_MOST = 500  # letters of a parameter that every MLflow takes
 _OFFLINE = {
     "wandb": "set WANDB_API_KEY, or WANDB_MODE=offline to send it later",
     "mlflow": "see MLFLOW_TRACKING_URI",
@@ -211,7 +212,9 @@ class MLflow:
             experiment = self._experiment(config["log"]["project"])
             run = self._client.create_run(experiment, run_name=title)
             names = {"id": run.info.run_id, "uri": uri or mlflow.get_tracking_uri()}
-            params = [mlflow.entities.Param(k, str(v)) for k, v in _fields(config)]
+            params = [
+                mlflow.entities.Param(k, str(v)[:_MOST]) for k, v in _fields(config)
+            ]
             for first in range(0, len(params), 100):  # as many as a call may have
                 self._client.log_batch(names["id"], params=params[first : first + 100])
         else:

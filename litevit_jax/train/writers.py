@@ -162,24 +162,22 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
-def open_writer(
-    workdir: pathlib.Path, config: dict[str, Any], *, resumes: bool
-) -> Writer:
+def open_writer(workdir: pathlib.Path, config: dict[str, Any]) -> Writer:
     """Opens the writers of a run; on other processes than the first there are none.
 
     Args:
       workdir: of the run, which records its names at the services: a resumed run goes
         on in the same one there.
       config: of the run, as it is saved.
-      resumes: whether the run went on from `workdir`. A service that cannot be reached
-        is then left out; a new run ends.
 
     Raises:
-      ValueError: a service did not start.
+      ValueError: a service did not start, and nothing is logged yet. Later it would be
+        left out.
     """
     opened: list[Aside] = []
 
     def start() -> None:
+        begun = (workdir / "metrics.jsonl").exists()
         for name in services.asked(config["log"]["writers"]):
             try:
                 service, names = services.start(
@@ -190,15 +188,19 @@ def open_writer(
                     workdirs.write_json(workdir / RECORD, record)
             except Exception as error:  # libraries and networks may raise any
                 text = f"log.writers: {name} did not start ({_one_line(error)})"
-                if not resumes:
-                    for other in opened:
-                        other.close()
+                if not begun:
                     raise ValueError(f"{text}; {services.advice(name)}") from error
                 logging.warning("%s; the run goes on without it", text)
             else:
                 opened.append(Aside(name, service))
 
-    distributed.run_on_primary(start)
+    try:
+        distributed.run_on_primary(start)
+    except BaseException:
+        for other in opened:
+            other.close()
+        workdirs.close_run(workdir)  # there will be no run
+        raise
     return Writer(workdir, opened)
 
 

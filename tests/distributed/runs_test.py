@@ -109,6 +109,8 @@ def begun(tmp_path_factory):
     pieces["rows"] = ("rows", {"workdir": str(folder / "rows")})
     stop = {"name": SMALLEST, "process": 1, "at_batch": 5, **SHARDED}
     pieces["stopped"] = ("stopped", {"workdir": str(folder / "stopped"), **stop})
+    early = {"name": SMALLEST, "workdir": str(folder / "early")}
+    pieces["early"] = ("early", early | SHARDED)
     pieces["unshared"] = ("unshared", {"folder": str(folder)})
     pieces["bad"] = ("bad_data", {"workdir": str(folder / "bad"), **stop})
     job = launch(folder, folder=str(folder), pieces=pieces, limits=LIMITS, late_clock=1)
@@ -200,6 +202,12 @@ def test_sigterm_of_one_stops_all_at_a_step_that_one_process_goes_on_from(
     outcome = train.run(jobs.config(SMALLEST), workdir)
     assert outcome.signal is None
     assert_same_run(workdir, smallest, steps=STEPS)
+
+
+def test_the_first_process_decides_for_all_when_a_run_ends_early(pair):
+    assert found(pair, "early") == [{"step": 8, "best": 4}] * 2
+    names = sorted(p.name for p in (pair.folder / "early" / "checkpoints").iterdir())
+    assert names == ["4", "8"]
 
 
 def test_a_workdir_that_is_not_shared_is_refused_by_all(pair):

@@ -138,14 +138,14 @@ def config(*names):
     return {"name": "mae", "log": {"writers": names, "project": "litevit"}, **fields}
 
 
-def opened(workdir, *names, resumes=False):
-    return writers.open_writer(workdir, config(*names), resumes=resumes)
+def opened(workdir, *names):
+    return writers.open_writer(workdir, config(*names))
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
 def test_a_resumed_run_goes_on_in_the_same_run_of_a_service(name, library, tmp_path):
-    for first, resumes in ((1, False), (3, True)):
-        writer = opened(tmp_path, "jsonl", name, name, resumes=resumes)
+    for first in (1, 3):
+        writer = opened(tmp_path, "jsonl", name, name)
         row = {"loss": 0.5, "time": 9.0, "event": "x", "whole": True}
         writer.write(first, row)
         writer.write(first + 1, {"event": "y"})  # no number: nothing to show
@@ -210,11 +210,12 @@ def test_a_service_that_does_not_start_ends_a_new_run_and_not_a_resumed_one(
     library, tmp_path, caplog
 ):
     library.fails = True
-    with pytest.raises(
-        ValueError, match=r"wandb did not start \(Conn.*WANDB_MODE=offl"
-    ):
-        opened(tmp_path, "jsonl", "wandb")
-    opened(tmp_path, "jsonl", "wandb", resumes=True).close()
+    message = r"wandb did not start \(Conn.*WANDB_MODE=offline"
+    for _ in range(2):  # a directory alone is no run that could go on
+        with pytest.raises(ValueError, match=message):
+            opened(tmp_path, "jsonl", "wandb")
+    writers.Writer(tmp_path).write(1, {"loss": 1.0})
+    opened(tmp_path, "jsonl", "wandb").close()
     assert (
         "wandb did not start (ConnectionError: no route); the run goes" in caplog.text
     )
@@ -276,8 +277,8 @@ def real(name, workdir, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workdir}/mlflow.db")
     monkeypatch.setenv("TRACKIO_DIR", str(workdir / "trackio"))
-    for first, resumes in ((1, False), (3, True)):
-        writer = opened(workdir, name, resumes=resumes)
+    for first in (1, 3):
+        writer = opened(workdir, name)
         for step in (first, first + 1):
             writer.write(step, {"loss": 1 / step, "knn/top1": 50.0, "event": "x"})
         writer.close()
