@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,9 @@ import PIL.Image
 
 from litevit_jax.data import levels, rasters
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters is raised
+# What matters is raised, or tested here.
+for _name in ("tifffile", "PIL.TiffImagePlugin"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 # Tags.
 _KIND, _BITS, _PHOTOMETRIC, _DESCRIPTION = 254, 258, 262, 270
@@ -83,7 +86,7 @@ def read(encoded: bytes, channels: int | None, check: rasters.Check) -> rasters.
                 f"{channels}"
             )
         try:
-            layers = [_page(page) for page in pages]
+            layers = [_page(page, len(encoded)) for page in pages]
             layers = _stack(file, layers)
         except (ValueError, KeyError, TypeError) as error:
             if "imagecodecs" in str(error):
@@ -164,8 +167,19 @@ def _are_rows(pages: Sequence[Any], channels: int | None) -> bool:
     return channels == width
 
 
-def _page(page: Any) -> np.ndarray:
-    """Returns a page [H, W], or [H, W, C] of several samples."""
+def _page(page: Any, size: int) -> np.ndarray:
+    """Returns a page [H, W], or [H, W, C] of several samples, of a file of `size`.
+
+    Raises:
+      DecodeError: strips or tiles are missing, for which tifffile would put zeros.
+    """
+    parts = list(zip(page.dataoffsets, page.databytecounts, strict=False))
+    wanted = 1 if page.is_contiguous else math.prod(page.chunked)
+    if len(parts) < wanted or any(sum(part) > size for part in parts):
+        raise rasters.DecodeError(
+            f"a TIFF of {size} bytes whose page {list(page.shape)} has {len(parts)} of "
+            f"{wanted} strips or tiles, or some beyond its end: it was cut short"
+        )
     values = page.asarray(maxworkers=1)  # files are spread over threads already
     return np.moveaxis(values, 0, -1) if page.axes.startswith("S") else values
 

@@ -260,7 +260,7 @@ def test_reduced_copies_and_masks_are_no_bands():
             ),
             "PALETTE",
         ),
-        (pages(*[numbers(0)] * 2)[:-40], "cannot decode"),
+        (pages(*[numbers(0)] * 2)[:-40], "it was cut short"),
         (b"II*\0" + b"\xff" * 40, "without a page"),
     ],
 )
@@ -372,3 +372,14 @@ def test_one_file_of_other_channels_is_told_and_most_are_refused():
     with pytest.raises(ValueError, match=r"none of 2 images .*; image 0: .*3 frames"):
         frames = dicom(numbers(0), NumberOfFrames="3", PixelData=bytes(6 * H * W))
         survey.check(Images([frames, frames]), channels=1, range="full")
+
+
+@pytest.mark.parametrize("how", [{}, {"tile": (16, 16)}, {"rowsperstrip": 1}])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_tiff_that_was_cut_short_is_refused_wherever_it_ends(how, compression):
+    values = np.random.default_rng(0).integers(0, 3000, (40, 40, 5)).astype(np.uint16)
+    encoded = tiff(values, compression=compression, **BANDS, **how)
+    assert np.array_equal(decoded(encoded, 5), expected(values))
+    for kept in (0.99, 0.7, 0.3, 0.1):
+        with pytest.raises(decode.DecodeError):
+            decoded(encoded[: int(kept * len(encoded))], 5)
