@@ -288,6 +288,17 @@ def test_a_finished_run_trains_longer_by_the_rule_that_it_prints(
         train.prepare(longer, finished)
 
 
+def test_an_unfinished_run_trains_longer_from_its_last_checkpoint(finished):
+    shutil.rmtree(finished / "checkpoints" / "6")
+    before = {row["step"]: row["lr"] for row in rows(finished) if "lr" in row}
+    assert train.run(short(extend_to=2), finished).step == 9
+    rates = {row["step"]: row["lr"] for row in rows(finished) if "lr" in row}
+    assert rates[3] == before[3] and rates[4] > before[4]
+    assert rates[4] == pytest.approx(rates[1] * np.sin(np.pi / 2 * 6 / 9) ** 2)
+    resumed = [row for row in rows(finished) if row.get("event") == "resume"]
+    assert [(row["step"], row["total_steps"]) for row in resumed] == [(3, 9)]
+
+
 def test_a_larger_budget_alone_is_refused_with_what_extends_the_run(finished):
     with pytest.raises(ValueError, match=r"steps: 6 -> 9(?s:.)*--config.extend_to=EPO"):
         train.prepare(short(steps=9), finished)
