@@ -43,6 +43,9 @@ class Thumbnails:
         except Exception as error:  # whatever a file system or a format may raise
             about.setdefault("note", str(error))
             photo = None
+        if photo is not None and self._decode.channels not in (1, 3):
+            told = (f"shown: channel 1 of {self._decode.channels}", None)
+            about["lines"] = [*about.get("lines", ()), told]
         return page.Tile(name, photo, **about)
 
 

@@ -83,6 +83,8 @@ def test_files_are_predicted_and_embedded_as_their_arrays_are(trained, tmp_path)
     rows = {row.path.rpartition("/")[2]: row for row in predict.read(table, 9)}
     assert set(rows) == {"a.npy", "b.tif", "d.npy"}
     assert "with 3 channels; expected data.channels=5" in rows["d.npy"].error
+    sheet = table.with_suffix(".html").read_text()
+    assert sheet.count("shown: channel 1 of 5") == 2  # of two pictures and an error
     encoder = litevit_jax.load(run)
     assert encoder.channels == CHANNELS
     wanted = litevit_jax.predict(encoder, [images["a.npy"], images["b.tif"]])
