@@ -44,8 +44,8 @@ class Thumbnails:
             about.setdefault("note", str(error))
             photo = None
         if photo is not None and self._decode.channels not in (1, 3):
-            told = (f"shown: channel 1 of {self._decode.channels}", None)
-            about["lines"] = [*about.get("lines", ()), told]
+            line = (f"shown: channel 1 of {self._decode.channels}", None)
+            about["lines"] = [*about.get("lines", ()), line]
         return page.Tile(name, photo, **about)
 
 
