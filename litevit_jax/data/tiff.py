@@ -83,7 +83,8 @@ def read(encoded: bytes, channels: int | None, check: rasters.Check) -> rasters.
             # Told before many pages are read; of one page, `decode` compares.
             raise rasters.DecodeError(
                 f"a TIFF of {len(pages)} pages, a channel each; expected data.channels="
-                f"{channels}"
+                f"{channels}: set --config.data.channels={len(pages)}, with as many "
+                "means and deviations, if these are its channels"
             )
         try:
             layers = [_page(page, len(encoded)) for page in pages]
