@@ -21,10 +21,9 @@ writes labels.json, and the curves of the test images as labels.png.
 asks what the paper claims, in miniature: images of 24 pixels in patches of 4, a student
 of 1.2 million parameters, a teacher of 6.3. Which signal of the teacher helps
 (attention, hidden states, relations; of the last or a middle layer; of a teacher that
-was trained less),
-with all, 10 % and 1 % of the labels, and on another task with 10 images a class: the
-four vehicles, for which the supervised row has learned the six animals. About ten hours
-of two cores; `--scale=0.1` trains a tenth of the epochs.
+was trained less), with all, 10 % and 1 % of the labels, and on another task with 10
+images a class: the four vehicles, for which the supervised row has learned the six
+animals. About ten hours of two cores; `--scale=0.1` trains a tenth of the epochs.
 
     python benchmarks/study.py --data=digits --out=runs/check --check
 

@@ -427,6 +427,17 @@ def use_labelled(config, said):
     }
 
 
+def leave_length_open(config):
+    """Batch, epochs and warm-up follow from how many images there are to learn from.
+
+    The batch is one that a single machine can hold.
+    """
+    config.batch_size = config_dict.placeholder(int)
+    config.auto_batch.at_most = 256
+    config.epochs = config_dict.placeholder(int)
+    config.lr.warmup_epochs = config_dict.placeholder(float)  # a tenth of the epochs
+
+
 def leave_data_open(config):
     """Data and normalisation are those of the run named by `init` or `like`."""
     for name in OPEN_DATA:
@@ -547,7 +558,8 @@ def mae(name, size, arg):
         "name": "mae",  # a file of litevit_jax/objectives
         "encoder": encoder_block(size),
         "decoder": {
-            "variant": _text(size),
+            # As its encoder's recipe has it; half as wide beside sizes of your own.
+            "variant": _text("auto"),
             "width": config_dict.placeholder(int),
             "depth": config_dict.placeholder(int),
             "num_heads": config_dict.placeholder(int),
@@ -580,8 +592,7 @@ def mae(name, size, arg):
     }
     use_data(config, said)
     if is_placed(config):
-        # A folder is rarely a million images: a batch that one machine can hold.
-        config.update(batch_size=256)
+        leave_length_open(config)
         config.evals.reconstruction.update(split="train", every_steps=500)
     if is_embedded(config) or said["smoke"]:
         _small_mae(config)

@@ -60,8 +60,7 @@ def get_config(arg=None):
     _views(config.augment)
     common.use_data(config, said)
     if common.is_placed(config):
-        # A folder is rarely a million images: a batch that one machine can hold.
-        config.update(batch_size=256)
+        common.leave_length_open(config)
     if config.data.source == "digits":
         _digits(config)
     if common.is_embedded(config) or said["smoke"]:

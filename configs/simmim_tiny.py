@@ -47,7 +47,7 @@ def get_config(arg=None):
     config.evals.knn = {"name": "knn", "split": "eval", "every_steps": 0}
     common.use_data(config, said)
     if common.is_placed(config):
-        config.update(batch_size=256)
+        common.leave_length_open(config)
     if not common.has_classes(config):
         del config.evals.knn
     if common.is_embedded(config) or said["smoke"]:

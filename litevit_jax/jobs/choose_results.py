@@ -12,6 +12,7 @@ from litevit_jax.jobs import choose_runs, summary
 from litevit_jax.jobs.choose_input import Lineup
 from litevit_jax.jobs.choose_plan import Times
 from litevit_jax.report import choice
+from litevit_jax.train import auto
 
 EVALUATIONS = {
     "finetune": "fine-tuning",
@@ -153,7 +154,8 @@ class Results:
         """Returns the command of a method's full run, and what it takes here."""
         command = _full_run(self.setting.pretraining(method, teacher))
         recipe = command.changed(teacher="FILE") if teacher else command
-        epochs, images = recipe.config().epochs, self.images + self.held_out
+        images = self.images + self.held_out
+        epochs = recipe.config().epochs or auto.choose_epochs(images)
         per_s = self.setting.batch_size / times[method].step_s
         what = "the teacher" if method == "teacher" else method
         return (

@@ -104,14 +104,9 @@ class Setting:
         wide = 2 if method == "teacher" else 1
         fields: dict[str, Any] = {"batch_size": self.batch_size}
         fields |= self._sizes(wide)
-        if method in ("mae", "distill", "teacher"):
-            heads = self.encoder["num_heads"]
-            fields["objective.decoder.width"] = self.encoder["width"] // 2
-            fields["objective.decoder.depth"] = 1
-            fields["objective.decoder.num_heads"] = max(heads // 2, 1)
-        elif method == "moco":
+        if method == "moco":
             fields |= {"objective.mlp_dim": 256, "objective.embed_dim": 64}
-        else:
+        elif method == "supervised":
             fields["data.randaugment.layers"] = 0
         if teacher is not None:
             fields["teacher"] = teacher

@@ -94,7 +94,10 @@ def build_step(
     host = batch_shapes.host(data, config.augment.normalize, size)
     host = states.laid_out(host, sharding.batch_sharding(mesh))
     host = host if held is None else held.call(size)
-    kept = _kept(keep, config.to_dict() | {"call": str(host)}, mesh)
+    about = config.to_dict() | {"call": str(host)}
+    if held is not None:
+        del about["seed"]  # its program takes it as an argument
+    kept = _kept(keep, about, mesh)
     make = functools.partial(_optimizer, config.optimizer, config.lr, config.derived)
     count = functools.partial(
         microbatch.count_microbatches, config.microbatch, size, data, name=name
@@ -183,7 +186,7 @@ def build_job(
     Raises:
       ValueError, KeyError, OSError: the user's mistake, named in the message.
     """
-    from litevit_jax.train import beside, best, eval_setup, on_device, schedule
+    from litevit_jax.train import auto, beside, best, eval_setup, on_device, schedule
 
     distributed.heartbeat("listing images, designing the run", grace=True, begun=False)
     source, transform = _images(config.data)
@@ -192,6 +195,7 @@ def build_job(
     )
     how = {"steps_per_call": config.steps_per_call, "seed": config.seed}
     held, about = on_device.open_set(config.data, mesh, source, workdir, **how)
+    before = config.copy_and_resolve_references()
     built = build_step(config, mesh, source, keep=keep, held=held)
     fixed = _fixed(built, start, config.derived)
     plain = workdirs.plain(config.to_dict())
@@ -217,7 +221,13 @@ def build_job(
         stream=stream,
         feed=feed,
         total_steps=config.derived.total_steps,
-        notes=[*start.notes, *about, *longer, *eval_setup.notes(evaluators, rule)],
+        notes=[
+            *start.notes,
+            *auto.notes(before, config),
+            *about,
+            *longer,
+            *eval_setup.notes(evaluators, rule),
+        ],
         **beside.of_run(evaluators, rule, plain, workdir, built.optimizer, resumes),
     )
 

@@ -42,6 +42,7 @@ class Held:
       columns: uint8 `[N, w, h, C]` on each device, or `[D, N / D, w, h, C]`, divided
         over D of them.
       labels: int32 `[N]`.
+      seed: uint32, of the run; an argument of its program, which serves all seeds.
       drawn: which of them are cropped, and where.
       scales: as in `calls.Calls`.
       size: (H, W) of a crop.
@@ -51,6 +52,7 @@ class Held:
 
     columns: jax.Array
     labels: jax.Array
+    seed: jax.Array
     drawn: draws.Draws
     scales: np.ndarray
     size: tuple[int, int]
@@ -60,7 +62,7 @@ class Held:
     @property
     def arrays(self) -> dict[str, jax.Array]:
         """The arrays that a call brings along."""
-        return {"columns": self.columns, "labels": self.labels}
+        return {"columns": self.columns, "labels": self.labels, "seed": self.seed}
 
     def memory_left(self) -> int:
         """Returns how many bytes of a device's memory JAX may use besides."""
@@ -205,6 +207,7 @@ def open_set(
     sharded = read.columns.nbytes > most_each
     held = Held(
         *_put(read, mesh, sharded=sharded),
+        seed=sharding.put(np.uint32(seed), sharding.replicated(mesh)),
         drawn=_drawn(read, images, data, seed),
         scales=read.scales,
         size=settings.image_size(data),

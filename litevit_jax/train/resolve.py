@@ -14,7 +14,6 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from litevit_jax import distributed, registry
-from litevit_jax.train import microbatch
 
 if TYPE_CHECKING:
     from litevit_jax.data.sources.base import Source
@@ -67,18 +66,20 @@ def pixel_range(data: ConfigDict, split: str) -> None:
 def derive(
     config: ConfigDict, source: Callable[[str], Source], cropped_on: str = "host"
 ) -> None:
-    """Sets what follows from the data: the batch size if it is open, `derived`.
+    """Sets what follows from the data: fields that `auto` chooses, and `derived`.
 
     Augmentations that need red, green and blue are left out for other images.
 
     Raises:
       ValueError: a run without a step, or a warm-up that does not fit into it.
     """
+    from litevit_jax.train import auto
+
     lr_batch, steps_at_least = config.batch_size, 0
     images = source("train")
+    for name, value in auto.settings(config, len(images)).items():
+        _set(config, name, value)
     if lr_batch is None:
-        at_most = config.auto_batch.at_most
-        config.batch_size = microbatch.choose_batch_size(len(images), at_most)
         lr_batch = config.auto_batch.lr_batch or config.batch_size
         steps_at_least = config.auto_batch.steps_at_least
     config.data.multi_hot = len(images.classes) if images.multi_label else None
@@ -225,12 +226,16 @@ def changed(
     """
     copied = config.copy_and_resolve_references().unlock()
     for name, value in fields.items():
-        *blocks, last = name.split(".")
-        block = functools.reduce(lambda block, key: block[key], blocks, copied)
-        block[last] = value
+        _set(copied, name, value)
     for name in without:
         del copied[name]
     return copied
+
+
+def _set(config: ConfigDict, name: str, value: Any) -> None:
+    """Sets the field of a dotted name."""
+    *blocks, last = name.split(".")
+    functools.reduce(lambda block, key: block[key], blocks, config)[last] = value
 
 
 def without_none(block: dict[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def make_train_step(
     read = _as_it_is if held is None else held.read
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.key(seed if held is None else batch["seed"])
+        key = jax.random.fold_in(key, state.step)
         augment_key, loss_key = jax.random.split(key)
         batch, images = read(batch)
         augmentation = _Augmentation(ops, objective, images)

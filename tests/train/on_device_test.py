@@ -100,6 +100,22 @@ def test_a_run_logs_and_saves_where_it_always_does(whole):
     assert recorded(whole) == "device"
 
 
+def test_one_program_serves_all_seeds(tmp_path):
+    texts = set()
+    for seed in (0, 2**32 - 1):
+        job = train.prepare(tiny(seed=seed), tmp_path / str(seed))
+        with contextlib.closing(job.feed(0)) as feed:
+            texts.add(job.step.lower(job.state, next(feed).batch).as_text())
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1])
+def test_a_key_of_the_program_is_that_of_the_seed(seed):
+    inside = jax.jit(lambda number: jax.random.key_data(jax.random.key(number)))
+    outside = jax.random.key_data(jax.random.key(seed))
+    np.testing.assert_array_equal(inside(np.uint32(seed)), outside)
+
+
 def test_batches_are_those_of_the_host(job):
     stream = job.stream(0)
     for batch in images(job):
