@@ -1,73 +1,59 @@
-"""What a recipe leaves open for images of yours: batch, epochs, warm-up and decoder.
+"""The length of a run, and settings that a recipe leaves open for images of yours.
 
-The values follow from the number of training images and from the encoder, never from
-the devices, so that a run is the same run wherever it goes on. docs/settings.md has
-the measurements behind them.
+Batch, epochs, warm-up and decoder follow from the number of training images and from
+the encoder, never from the devices: a run is the same run wherever it goes on.
+docs/settings.md has the measurements behind them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from litevit_jax.terminal import counted
 from litevit_jax.train import microbatch
 
-# Of a decoder beside an encoder of sizes of your own: half as wide, one block, heads of
-# as many numbers as those of the recipes' decoders.
-_HEAD = 32
+# Training images of ImageNet-1k. The recipes' authors leave out what remains of each
+# epoch after its whole batches: 312 updates at a batch of 4096.
+_IMAGENET = 1_281_167
 # A run sees so many crops, unless that takes fewer or more passes than these.
 _CROPS = 8_000_000
 _EPOCHS = (400, 1600)
+# Of a decoder beside an encoder of sizes of your own: half as wide, one block, heads of
+# as many numbers as those of the recipes' decoders.
+_HEAD = 32
 
 
-def settings(config: ConfigDict, images: int) -> dict[str, Any]:
-    """Returns dotted name -> value of each open field of the run's length and decoder.
+def settings(
+    images: int,
+    *,
+    batch_size: int | None,
+    at_most: int,
+    epochs: float | None,
+    warmup_epochs: float | None,
+    objective: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Chooses what is None, and the decoder 'auto'; returns dotted name -> value.
 
     Args:
-      config: of a run; its encoder's sizes are known.
       images: to train on.
+      batch_size, epochs, warmup_epochs: of the config.
+      at_most: of a batch that is chosen.
+      objective: its block, of an encoder whose sizes are known.
     """
     chosen: dict[str, Any] = {}
-    if config.batch_size is None:
-        at_most = config.auto_batch.at_most
+    if batch_size is None:
         chosen["batch_size"] = microbatch.choose_batch_size(images, at_most)
-    if config.epochs is None:
-        chosen["epochs"] = choose_epochs(images)
-    if config.lr.warmup_epochs is None:
-        chosen["lr.warmup_epochs"] = chosen.get("epochs", config.epochs) / 10
-    decoder = config.objective.get("decoder")
-    if decoder is not None and decoder.get("variant") == "auto":
-        for name, value in decoder_sizes(config.objective.encoder).items():
+    if epochs is None:
+        chosen["epochs"] = epochs = choose_epochs(images)
+    if warmup_epochs is None:
+        chosen["lr.warmup_epochs"] = epochs / 10
+    decoder = objective.get("decoder") or {}
+    if decoder.get("variant") == "auto":
+        for name, value in decoder_sizes(objective["encoder"]).items():
             if name == "variant" or decoder[name] is None:
                 chosen[f"objective.decoder.{name}"] = value
     return chosen
-
-
-def notes(before: ConfigDict, after: ConfigDict) -> list[str]:
-    """Says what was chosen, in a line: fields that were open `before`."""
-    old, new = (_fields(config) for config in (before, after))
-    words = [
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in new.items()
-        if value != old[name] and value is not None
-    ]
-    if not words:
-        return []
-    count = counted(after.derived.train_examples, "image")
-    return [f"chosen for {count} and this encoder: {', '.join(words)}"]
-
-
-def _fields(config: ConfigDict) -> dict[str, Any]:
-    """Returns dotted name -> value of all that `settings` may set."""
-    decoder = config.objective.get("decoder") or {}
-    return {
-        "batch_size": config.batch_size,
-        "epochs": config.epochs,
-        "lr.warmup_epochs": config.lr.warmup_epochs,
-        **{f"objective.decoder.{name}": decoder[name] for name in sorted(decoder)},
-    }
 
 
 def choose_epochs(images: int) -> int:
@@ -75,15 +61,75 @@ def choose_epochs(images: int) -> int:
     return min(max(round(_CROPS / images), _EPOCHS[0]), _EPOCHS[1])
 
 
-def decoder_sizes(encoder: ConfigDict) -> dict[str, Any]:
+def decoder_sizes(encoder: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the sizes of MAE's decoder for the encoder of a config's block.
 
     A named encoder has the decoder of its recipe.
     """
     from litevit_jax.models import mae_decoder, vit
 
-    name = (encoder.variant or "").removesuffix("_std")
-    if name in mae_decoder.VARIANTS and encoder.width is None:
+    name = (encoder["variant"] or "").removesuffix("_std")
+    if name in mae_decoder.VARIANTS and encoder["width"] is None:
         return {"variant": name, "width": None, "depth": None, "num_heads": None}
     heads = max(vit.of_block(encoder).width // 2 // _HEAD, 1)
     return {"variant": None, "width": heads * _HEAD, "depth": 1, "num_heads": heads}
+
+
+def note(images: int, chosen: Mapping[str, Any]) -> list[str]:
+    """Says in a line what `settings` chose, but for what every such run has."""
+    words = [
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in chosen.items()
+        if value is not None and name != "objective.decoder.variant"
+    ]
+    if not words:
+        return []
+    return [f"chosen for {counted(images, 'image')}: {', '.join(words)}"]
+
+
+def length(
+    images: int,
+    *,
+    steps: int | None,
+    epochs: float,
+    warmup_epochs: float,
+    batch_size: int,
+    at_least: int,
+    extend_to: int | None = None,
+) -> dict[str, float]:
+    """How many updates a run takes, and of them an epoch and the warm-up.
+
+    An epoch is a pass over the images: images / batch_size updates, a fraction of one
+    if the batch is larger, for no image is dropped. Of ImageNet's images it is whole
+    batches, as the recipes count.
+
+    Raises:
+      ValueError: a run without a step, or a warm-up that does not fit into it.
+    """
+    if epochs <= 0 or (steps is not None and steps < 1):
+        raise ValueError(f"steps={steps}, epochs={epochs}: a run needs at least one")
+    used = images
+    if images == _IMAGENET and images >= batch_size:
+        used -= images % batch_size
+    by_epochs = max(round(epochs * used / batch_size), 1)
+    total = max(by_epochs, at_least) if steps is None else steps
+    warmup = round(warmup_epochs * used / batch_size)
+    if total != by_epochs:  # a run of another length keeps its proportions
+        warmup = round(total * warmup_epochs / epochs)
+    if warmup >= total:
+        raise ValueError(
+            f"a warm-up of {warmup} steps does not fit a run of {total}: "
+            f"lr.warmup_epochs={warmup_epochs:g}, epochs={epochs}; set "
+            f"--config.lr.warmup_epochs={epochs / 10:g} (a tenth of the run), or train "
+            "longer"
+        )
+    length = {"steps_per_epoch": used / batch_size, "warmup_steps": warmup}
+    if extend_to is None:
+        return {**length, "total_steps": total}
+    longer = round(extend_to * used / batch_size)
+    if longer <= total:
+        raise ValueError(
+            f"extend_to={extend_to} epochs are {longer:,} updates, and the run has "
+            f"{total:,} without it; give more epochs than it has"
+        )
+    return {**length, "total_steps": longer, "planned_steps": total}

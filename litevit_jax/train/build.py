@@ -48,6 +48,7 @@ class BuiltStep:
       batch: the host's, or a call, by shape; `step.lower(state, batch)` is the program.
       slices: equal parts in which a device computes its examples.
       eval_shape: as JAX's; may know results from an earlier start.
+      chosen: a line about the settings that were chosen.
     """
 
     objective: Objective
@@ -59,6 +60,7 @@ class BuiltStep:
     step: jax.stages.Wrapped
     slices: int
     eval_shape: Callable[..., Shapes]
+    chosen: list[str]
 
 
 def build_step(
@@ -83,7 +85,7 @@ def build_step(
     Raises:
       ValueError, KeyError: the user's mistake, named in the message.
     """
-    resolve.derive(config, source, "host" if held is None else "device")
+    chosen = resolve.derive(config, source, "host" if held is None else "device")
     microbatch.check(config.microbatch, config.batch_size, mesh)
     ops = augment.make(batch_shapes.augmentation(config.augment, config.data))
     name, data, size = config.objective.name, config.data, config.batch_size
@@ -92,12 +94,9 @@ def build_step(
     batch_shapes.check_batch(objective, name, size, mesh, views=data.views)
     batch = batch_shapes.training(data, config.augment, size, ops)
     host = batch_shapes.host(data, config.augment.normalize, size)
-    host = states.laid_out(host, sharding.batch_sharding(mesh))
-    host = host if held is None else held.call(size)
-    about = config.to_dict() | {"call": str(host)}
-    if held is not None:
-        del about["seed"]  # its program takes it as an argument
-    kept = _kept(keep, about, mesh)
+    layout = sharding.batch_sharding(mesh)
+    host = held.call(size) if held else states.laid_out(host, layout)
+    kept = _kept(keep, config.to_dict() | {"call": str(host)}, mesh)
     make = functools.partial(_optimizer, config.optimizer, config.lr, config.derived)
     count = functools.partial(
         microbatch.count_microbatches, config.microbatch, size, data, name=name
@@ -109,20 +108,20 @@ def build_step(
     about = objective, optimizer, ops, mesh, state, design.slices, config.seed
     step = _step(*about, config.log, config.derived.total_steps, held)
     if kept.design is None:
-        # Traces the whole step by shapes: a model that does not fit fails here. Of
-        # batches sharded as these are, jit keeps the trace for the run.
+        # A model that does not fit fails here; jit keeps the trace for the run.
         jax.eval_shape(step, state, host)
         kept.keep_design(design)
     return BuiltStep(
-        objective=objective,
-        optimizer=optimizer,
-        variables=design.variables,
-        state=state,
-        batch=host,
+        objective,
+        optimizer,
+        design.variables,
+        state,
+        host,
         create=kept.wrap("create", create),
         step=kept.wrap("step", step),
         slices=design.slices,
         eval_shape=kept.eval_shape,
+        chosen=chosen,
     )
 
 
@@ -134,7 +133,10 @@ def _kept(
         return states.Tracing()
     from litevit_jax.train import programs
 
-    return programs.find(folder, config, mesh)
+    # On devices the seed is an argument of the step.
+    apart = {"seed"} if config["derived"]["cropped_on"] == "device" else set()
+    about = {k: v for k, v in config.items() if k not in apart}
+    return programs.find(folder, about, mesh)
 
 
 def _design(
@@ -186,7 +188,7 @@ def build_job(
     Raises:
       ValueError, KeyError, OSError: the user's mistake, named in the message.
     """
-    from litevit_jax.train import auto, beside, best, eval_setup, on_device, schedule
+    from litevit_jax.train import beside, best, eval_setup, on_device, schedule
 
     distributed.heartbeat("listing images, designing the run", grace=True, begun=False)
     source, transform = _images(config.data)
@@ -195,7 +197,6 @@ def build_job(
     )
     how = {"steps_per_call": config.steps_per_call, "seed": config.seed}
     held, about = on_device.open_set(config.data, mesh, source, workdir, **how)
-    before = config.copy_and_resolve_references()
     built = build_step(config, mesh, source, keep=keep, held=held)
     fixed = _fixed(built, start, config.derived)
     plain = workdirs.plain(config.to_dict())
@@ -205,7 +206,8 @@ def build_job(
     rule = best.rule(plain, evaluators)
     workdirs.check_space(workdir, size, config.checkpoint.keep + bool(rule))
     stream, feed = _batches(held, config.data, plain, mesh, source("train"), transform)
-    longer = schedule.extension(config.lr.decay, config.derived)
+    notes = [*start.notes, *built.chosen, *about]
+    notes += schedule.extension(config.lr.decay, config.derived)
     resumes = begin and workdirs.open_run(workdir, plain)  # last: the run is sound
     return Job(
         config=plain,
@@ -221,13 +223,7 @@ def build_job(
         stream=stream,
         feed=feed,
         total_steps=config.derived.total_steps,
-        notes=[
-            *start.notes,
-            *auto.notes(before, config),
-            *about,
-            *longer,
-            *eval_setup.notes(evaluators, rule),
-        ],
+        notes=[*notes, *eval_setup.notes(evaluators, rule)],
         **beside.of_run(evaluators, rule, plain, workdir, built.optimizer, resumes),
     )
 

@@ -18,10 +18,6 @@ from litevit_jax import distributed, registry
 if TYPE_CHECKING:
     from litevit_jax.data.sources.base import Source
 
-# Training images of ImageNet-1k. The recipes' authors leave out what remains of each
-# epoch after its whole batches: 312 updates at a batch of 4096.
-_IMAGENET = 1_281_167
-
 
 def copy(config: ConfigDict) -> ConfigDict:
     """Copies `config` for a job to complete.
@@ -65,10 +61,11 @@ def pixel_range(data: ConfigDict, split: str) -> None:
 
 def derive(
     config: ConfigDict, source: Callable[[str], Source], cropped_on: str = "host"
-) -> None:
+) -> list[str]:
     """Sets what follows from the data: fields that `auto` chooses, and `derived`.
 
-    Augmentations that need red, green and blue are left out for other images.
+    Augmentations that need red, green and blue are left out for other images. Returns
+    a line about what was chosen, if anything was.
 
     Raises:
       ValueError: a run without a step, or a warm-up that does not fit into it.
@@ -77,13 +74,21 @@ def derive(
 
     lr_batch, steps_at_least = config.batch_size, 0
     images = source("train")
-    for name, value in auto.settings(config, len(images)).items():
+    chosen = auto.settings(
+        len(images),
+        batch_size=config.batch_size,
+        at_most=config.auto_batch.at_most,
+        epochs=config.epochs,
+        warmup_epochs=config.lr.warmup_epochs,
+        objective=config.objective,
+    )
+    for name, value in chosen.items():
         _set(config, name, value)
     if lr_batch is None:
         lr_batch = config.auto_batch.lr_batch or config.batch_size
         steps_at_least = config.auto_batch.steps_at_least
     config.data.multi_hot = len(images.classes) if images.multi_label else None
-    length = _length(
+    length = auto.length(
         len(images),
         steps=config.steps,
         epochs=config.epochs,
@@ -104,6 +109,7 @@ def derive(
     }
     if config.data.channels != 3:
         _leave_colors_out(config.augment, config.data.channels)
+    return auto.note(len(images), chosen)
 
 
 def _class_counts(images: Source, weights: str | None) -> tuple[int, ...] | None:
@@ -151,54 +157,6 @@ def objective(
     return fields, classes
 
 
-def _length(
-    images: int,
-    *,
-    steps: int | None,
-    epochs: float,
-    warmup_epochs: float,
-    batch_size: int,
-    at_least: int,
-    extend_to: int | None = None,
-) -> dict[str, float]:
-    """How many updates a run takes, and of them an epoch and the warm-up.
-
-    An epoch is a pass over the images: images / batch_size updates, a fraction of one
-    if the batch is larger, for no image is dropped. Of ImageNet's images it is whole
-    batches, as the recipes count.
-
-    Raises:
-      ValueError: a run without a step, or a warm-up that does not fit into it.
-    """
-    if epochs <= 0 or (steps is not None and steps < 1):
-        raise ValueError(f"steps={steps}, epochs={epochs}: a run needs at least one")
-    used = images
-    if images == _IMAGENET and images >= batch_size:
-        used -= images % batch_size
-    by_epochs = max(round(epochs * used / batch_size), 1)
-    total = max(by_epochs, at_least) if steps is None else steps
-    warmup = round(warmup_epochs * used / batch_size)
-    if total != by_epochs:  # a run of another length keeps its proportions
-        warmup = round(total * warmup_epochs / epochs)
-    if warmup >= total:
-        raise ValueError(
-            f"a warm-up of {warmup} steps does not fit a run of {total}: "
-            f"lr.warmup_epochs={warmup_epochs:g}, epochs={epochs}; set "
-            f"--config.lr.warmup_epochs={epochs / 10:g} (a tenth of the run), or train "
-            "longer"
-        )
-    length = {"steps_per_epoch": used / batch_size, "warmup_steps": warmup}
-    if extend_to is None:
-        return {**length, "total_steps": total}
-    longer = round(extend_to * used / batch_size)
-    if longer <= total:
-        raise ValueError(
-            f"extend_to={extend_to} epochs are {longer:,} updates, and the run has "
-            f"{total:,} without it; give more epochs than it has"
-        )
-    return {**length, "total_steps": longer, "planned_steps": total}
-
-
 def assign(block: ConfigDict, values: dict[str, Any]) -> None:
     """Sets fields of a config's block; a block in `values` replaces the old one."""
     for key, value in values.items():
@@ -232,10 +190,10 @@ def changed(
     return copied
 
 
-def _set(config: ConfigDict, name: str, value: Any) -> None:
+def _set(block: ConfigDict, name: str, value: Any) -> None:
     """Sets the field of a dotted name."""
     *blocks, last = name.split(".")
-    functools.reduce(lambda block, key: block[key], blocks, config)[last] = value
+    functools.reduce(lambda part, key: part[key], blocks, block)[last] = value
 
 
 def without_none(block: dict[str, Any]) -> dict[str, Any]:

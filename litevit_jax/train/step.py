@@ -52,8 +52,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.key(seed if held is None else batch["seed"])
-        key = jax.random.fold_in(key, state.step)
-        augment_key, loss_key = jax.random.split(key)
+        augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step))
         batch, images = read(batch)
         augmentation = _Augmentation(ops, objective, images)
         batch = augmentation.on_batch(augment_key, _arrange(batch, mesh))

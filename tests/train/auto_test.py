@@ -19,6 +19,17 @@ def test_few_images_are_seen_more_often(images, epochs):
     assert auto.choose_epochs(images) == epochs
 
 
+def choose(config, images):
+    return auto.settings(
+        images,
+        batch_size=config.batch_size,
+        at_most=config.auto_batch.at_most,
+        epochs=config.epochs,
+        warmup_epochs=config.lr.warmup_epochs,
+        objective=config.objective,
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "images", "expected"),
     [
@@ -31,7 +42,7 @@ def test_few_images_are_seen_more_often(images, epochs):
 def test_what_is_given_is_kept_and_the_rest_chosen(fields, images, expected):
     recipe = recipes.get("mae_tiny", "data=folder,path=.")
     config = resolve.changed(recipe, fields)
-    chosen = auto.settings(config, images)
+    chosen = choose(config, images)
     given = {
         "batch_size": config.batch_size,
         "epochs": config.epochs,
@@ -58,7 +69,7 @@ def test_a_decoder_suits_its_encoder(encoder, given, sizes):
         config.objective.encoder.update(encoder)
         config.objective.decoder.update(given)
     block = config.objective.decoder.to_dict()
-    for name, value in auto.settings(config, 1_000).items():
+    for name, value in choose(config, 1_000).items():
         if name.startswith("objective.decoder."):
             block[name.rpartition(".")[2]] = value
     block = {name: value for name, value in block.items() if value is not None}
@@ -92,7 +103,7 @@ def test_a_run_says_and_records_what_was_chosen(tmp_path):
         job = train.prepare(config, tmp_path / "run")
     (line,) = [note for note in job.notes if note.startswith("chosen")]
     assert line == (
-        "chosen for 40 images and this encoder: batch_size=2, epochs=1600, "
+        "chosen for 40 images: batch_size=2, epochs=1600, "
         "lr.warmup_epochs=160, objective.decoder.depth=1"
     )
     assert job.total_steps == 40 // 2 * 1600

@@ -8,14 +8,14 @@ from litevit_jax import sharding
 from litevit_jax.jobs import train
 from litevit_jax.models import attention
 from litevit_jax.plan import examples
-from litevit_jax.train import build, resolve
+from litevit_jax.train import auto, build
 from tests import jobs
 
 
 def length(images, recipe="mae_tiny", **fields):
     """(updates an epoch, of the run, of its warm-up) by `fields` of a recipe."""
     made = jobs.config(recipe, "", **fields)
-    found = resolve._length(
+    found = auto.length(
         images,
         steps=made.steps,
         epochs=made.epochs,
