@@ -19,9 +19,9 @@ _IMAGENET = 1_281_167
 # A run sees so many crops, unless that takes fewer or more passes than these.
 _CROPS = 8_000_000
 _EPOCHS = (400, 1600)
-# Of a decoder beside an encoder of sizes of your own: half as wide, one block, heads of
-# as many numbers as those of the recipes' decoders.
-_HEAD = 32
+# Of a decoder beside an encoder of sizes of your own: half as wide, but not narrower
+# than this, with heads of as many numbers as those of the recipes' decoders.
+_NARROWEST, _HEAD = 64, 32
 
 
 def settings(
@@ -71,7 +71,7 @@ def decoder_sizes(encoder: Mapping[str, Any]) -> dict[str, Any]:
     name = (encoder["variant"] or "").removesuffix("_std")
     if name in mae_decoder.VARIANTS and encoder["width"] is None:
         return {"variant": name, "width": None, "depth": None, "num_heads": None}
-    heads = max(vit.of_block(encoder).width // 2 // _HEAD, 1)
+    heads = max(vit.of_block(encoder).width // 2, _NARROWEST) // _HEAD
     return {"variant": None, "width": heads * _HEAD, "depth": 1, "num_heads": heads}
 
 

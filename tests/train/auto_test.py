@@ -59,8 +59,8 @@ def test_what_is_given_is_kept_and_the_rest_chosen(fields, images, expected):
         ({"variant": "base"}, {}, (512, 8, 16)),
         ({"variant": "tiny"}, {"width": 48}, (48, 1, 3)),
         ({"variant": "tiny", "width": 256, "num_heads": 8}, {}, (128, 1, 4)),
-        ({"variant": "tiny", "width": 24, "num_heads": 2}, {}, (32, 1, 1)),
-        ({"variant": "tiny", "width": 64, "num_heads": 4}, {"depth": 3}, (32, 3, 1)),
+        ({"variant": "tiny", "width": 24, "num_heads": 2}, {}, (64, 1, 2)),
+        ({"variant": "tiny", "width": 64, "num_heads": 4}, {"depth": 3}, (64, 3, 2)),
     ],
 )
 def test_a_decoder_suits_its_encoder(encoder, given, sizes):
