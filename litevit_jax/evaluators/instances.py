@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import numpy as np
 
 
@@ -53,3 +56,11 @@ def _weights(pixel, low, high, length):
     at = (pixel + np.float32(0.5) - low) / (high - low) * length - np.float32(0.5)
     distance = np.abs(at[:, None] - np.arange(length, dtype=np.float32))
     return np.maximum(1 - distance, 0).astype(np.float32)
+
+
+def encode(mask: np.ndarray) -> dict[str, Any]:
+    """Returns a mask, bool `[H, W]`, as COCO's compressed run lengths."""
+    code = importlib.import_module("pycocotools.mask").encode(
+        np.asfortranarray(mask, np.uint8)
+    )
+    return {"size": [*map(int, code["size"])], "counts": code["counts"].decode("ascii")}

@@ -1,0 +1,270 @@
+"""Average precision of boxes and masks by COCO's rules, as pycocotools computes it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from litevit_jax import distributed, paths
+from litevit_jax.data import rasters
+from litevit_jax.evaluators import base, instances
+
+# COCOeval's twelve numbers, in its order.
+_NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+_NAMES += ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
+_MODULES = ("pycocotools.coco", "pycocotools.cocoeval")
+_PREFIXES = {"bbox": "", "segm": "mask_"}
+_ALL, _MOST = 0, -1  # objects of any area; as many detections as are counted
+
+
+def make(
+    *,
+    context: base.Context,
+    split: str = "eval",
+    masks: bool = True,
+) -> Coco:
+    """Builds the evaluator.
+
+    Args:
+      context: see base.
+      split: 'eval' or 'train'.
+      masks: whether masks are scored, too.
+
+    Raises:
+      ModuleNotFoundError: pycocotools is not installed.
+    """
+    try:
+        for name in _MODULES:
+            importlib.import_module(name)
+    except ImportError as error:
+        install = '"litevit_jax[dense]"'
+        raise rasters.missing("pycocotools", "scores of objects", install) from error
+    return Coco(context, split, masks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coco(base.Evaluator):
+    """Detects the objects of every image, and scores them at the images' own size.
+
+    The detections of the last evaluation are in `detections.json` of the run's
+    directory, as COCO's servers and tools read them.
+    """
+
+    split: str
+    masks: bool
+
+    best: ClassVar[str | None] = "ap"
+    same_classes: ClassVar[bool] = True
+    advice: ClassVar[str] = (
+        "masks=False scores boxes alone, of a detector without a mask head"
+    )
+
+    @property
+    def metrics(self) -> dict[str, bool]:
+        """Average precisions."""
+        names = ("ap", "ap50", "ap75", "mask_ap", "mask_ap50", "mask_ap75")
+        return dict.fromkeys(names if self.masks else names[:3], True)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The detections of the objective."""
+        names = ("boxes", "scores", "classes", "valid", "left_out")
+        return (*names, "masks") if self.masks else names
+
+    def check_data(self) -> None:
+        """Raises ValueError if no image of the split has an object to detect."""
+        source = self.context.source(self.split)
+        if "objects" not in source.annotations:
+            raise ValueError(
+                f"split {self.split!r} needs objects with boxes, but its images have "
+                "none: give a source that has them, such as cocojson"
+            )
+        objects = (source.objects(index) for index in range(len(source)))
+        if all(each.crowd.all() for each in objects):
+            raise ValueError(
+                f"split {self.split!r}: none of its {len(source)} images has an "
+                "object, so there is nothing to detect"
+            )
+
+    def run(self, state: Any, *, step: int) -> dict[str, Any]:
+        """Returns average precisions and recalls, in percent.
+
+        Returns:
+          COCO's numbers 'ap', 'ap50', 'ap75', 'ap_small', 'ap_medium', 'ap_large',
+          'ar1', 'ar10', 'ar100', 'ar_small', 'ar_medium', 'ar_large', those of masks
+          with 'mask_' before them, and none of a size that no object has; 'n': images;
+          'detections' and 'left_out', the scores above the least one that were too many
+          to look at; 'table': for each class its 'ap', 'mask_ap' (None without an
+          object) and 'objects'.
+        """
+        del step
+        source, n, left_out = self.context.source(self.split), 0, 0
+        truth: list[dict[str, Any]] = []
+        detected: list[dict[str, Any]] = []
+        categories = category_ids(source)
+        for batch, out in self.context.over(state, self.split, self.reads):
+            for row in np.flatnonzero(batch["mask"] > 0):
+                image = truth_of(source, int(batch["index"][row]), categories)
+                size, original_size = (
+                    _pair(batch[name][row]) for name in ("size", "original_size")
+                )
+                one = {name: out[name][row] for name in self.reads}
+                detected += to_coco(one, size, original_size, image["id"], categories)
+                truth.append(image)
+                left_out += int(one["left_out"])
+                n += 1
+        if distributed.is_primary():
+            path = self.context.outdir.parent / "detections.json"
+            paths.make_folder(path.parent)
+            with path.open("w") as file:
+                json.dump(detected, file)
+        kinds = ("bbox", "segm") if self.masks else ("bbox",)
+        judged = {x: score(dataset(truth, categories), detected, x) for x in kinds}
+        counts = _objects(truth, categories)
+        table = [
+            {"class": str(name)}
+            | {f"{_PREFIXES[x]}ap": judged[x][1][number] for x in kinds}
+            | {"objects": counts[number]}
+            for number, name in enumerate(source.classes)
+        ]
+        numbers = {k: v for x in kinds for k, v in judged[x][0].items()}
+        totals = {"n": n, "detections": len(detected), "left_out": left_out}
+        return {"ap": 0.0, **numbers, **totals, "table": table}
+
+
+def _pair(size: np.ndarray) -> tuple[int, int]:
+    rows, columns = map(int, size)
+    return rows, columns
+
+
+def category_ids(source: Any) -> tuple[int, ...]:
+    """Returns the id of each class in COCO's files; 1 to K if a source has none."""
+    known = getattr(source, "class_ids", None)
+    return tuple(known or range(1, len(source.classes) + 1))
+
+
+def truth_of(source: Any, index: int, categories: Sequence[int]) -> dict[str, Any]:
+    """Returns an image as COCO's files have it, with its objects as 'annotations'."""
+    objects = source.objects(index)
+    height, width = objects.size
+    return {
+        "id": objects.image_id,
+        "height": height,
+        "width": width,
+        "annotations": objects.records(categories),
+    }
+
+
+def dataset(images: list[dict[str, Any]], categories: Sequence[int]) -> dict[str, Any]:
+    """Makes a COCO data set of images with their 'annotations'.
+
+    Annotations are numbered anew: pycocotools takes one with the id 0 for none.
+    """
+    every = [x for image in images for x in image["annotations"]]
+    return {
+        "images": [
+            {name: image[name] for name in ("id", "height", "width")}
+            for image in images
+        ],
+        "categories": [{"id": number, "name": str(number)} for number in categories],
+        "annotations": [x | {"id": number} for number, x in enumerate(every, start=1)],
+    }
+
+
+def to_coco(
+    out: dict[str, np.ndarray],
+    size: tuple[int, int],
+    original_size: tuple[int, int],
+    image_id: int | str,
+    categories: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Lists the detections of an image as COCO has them.
+
+    Args:
+      out: 'boxes' `[D, 4]`, 'scores', 'classes' and 'valid' `[D]`, and perhaps 'masks'
+        `[D, m, m]`; see `models.detector.Detector.detect`.
+      size: rows and columns of the image in the network's input.
+      original_size: rows and columns of the picture.
+      image_id: of the picture, as its truth has it.
+      categories: the id of each class.
+    """
+    boxes = instances.rescale(out["boxes"], size, original_size)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    keep = np.asarray(out["valid"]) & (sides > 0).all(axis=1)
+    rows = []
+    for row in np.flatnonzero(keep):
+        one: dict[str, Any] = {
+            "image_id": image_id,
+            "category_id": int(categories[int(out["classes"][row])]),
+            "bbox": [*map(float, boxes[row, :2]), *map(float, sides[row])],
+            "score": float(out["scores"][row]),
+        }
+        if "masks" in out:
+            mask = instances.paste(out["masks"][row], boxes[row], original_size)
+            one["segmentation"] = instances.encode(mask)
+        rows.append(one)
+    return rows
+
+
+def score(
+    truth: dict[str, Any], detected: list[dict[str, Any]], kind: str
+) -> tuple[dict[str, float], list[float | None]]:
+    """Scores detections, in percent.
+
+    Args:
+      truth: a COCO data set.
+      detected: as `to_coco` lists them, of its images.
+      kind: 'bbox' or 'segm'.
+
+    Returns:
+      COCO's numbers by name, without those that there is no object for, and the average
+      precision of each category, None for one without an object.
+    """
+    coco, cocoeval = map(importlib.import_module, _MODULES)
+    # With boxes, a mask would be small or large as its box is. It adds to copies.
+    hidden = "bbox" if kind == "segm" else "segmentation"
+    detected = [{k: v for k, v in x.items() if k != hidden} for x in detected]
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
+        known = _indexed(coco.COCO(), {"info": {}} | truth)
+        if detected:
+            other = known.loadRes(detected)
+        else:  # which `loadRes` does not take
+            other = _indexed(coco.COCO(), truth | {"annotations": []})
+        judge = cocoeval.COCOeval(known, other, kind)
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    pairs = zip(_NAMES, judge.stats, strict=True)
+    numbers = {_PREFIXES[kind] + k: 100 * float(x) for k, x in pairs if x > -1}
+    # [overlaps, recalls, categories, areas, most detections]
+    precision = judge.eval["precision"][..., _ALL, _MOST]
+    every = (precision[..., number] for number in range(precision.shape[-1]))
+    return numbers, [_mean(each) for each in every]
+
+
+def _indexed(data: Any, content: dict[str, Any]) -> Any:
+    data.dataset = content
+    data.createIndex()
+    return data
+
+
+def _mean(precision: np.ndarray) -> float | None:
+    """The mean in percent of what is known; None if nothing is."""
+    known = precision[precision > -1]
+    return 100 * float(known.mean()) if known.size else None
+
+
+def _objects(images: list[dict[str, Any]], categories: Sequence[int]) -> list[int]:
+    """Counts the objects of each category, without crowds."""
+    counts = dict.fromkeys(categories, 0)
+    for image in images:
+        for x in image["annotations"]:
+            counts[x["category_id"]] += not x["iscrowd"]
+    return list(counts.values())

@@ -1,0 +1,226 @@
+"""COCO's numbers, and perfect detections from the network's input to the result."""
+
+import dataclasses
+import functools
+import json
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from litevit_jax.data import decode, joint, pipeline
+from litevit_jax.data.sources import base as sources
+from litevit_jax.evaluators import coco, instances
+from tests import dense_golden as golden
+from tests.evaluators import common
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_numbers_are_the_recorded_ones(kind):
+    values = golden.group("coco")
+    truth, detected = values["ground_truth"], values["detections"]
+    before = json.dumps(detected)
+    numbers, each = coco.score(truth, detected, kind)
+    prefix = {"bbox": "", "segm": "mask_"}[kind]
+    recorded = dict(zip(coco._NAMES, values[f"{kind}_stats"], strict=True))
+    assert recorded["ap_large"] == -1
+    want = {f"{prefix}{k}": 100 * x for k, x in recorded.items() if x > -1}
+    assert numbers == pytest.approx(want, rel=1e-5)
+    *known, none = values[f"{kind}_ap_per_category"]
+    assert none == -1 and each[3] is None
+    assert each[:3] == pytest.approx([100 * x for x in known], rel=1e-5)
+    assert json.dumps(detected) == before
+
+
+def test_without_detections_numbers_are_zero_where_there_are_objects():
+    truth = golden.group("coco")["ground_truth"]
+    for kind in ("bbox", "segm"):
+        numbers, each = coco.score(truth, [], kind)
+        assert set(numbers.values()) == {0.0} and len(numbers) == 10
+        assert each == [0.0, 0.0, 0.0, None]
+
+
+IDS = (3, 7, 90)  # of the categories
+SIZES = [(40, 64), (64, 40), (100, 150), (33, 20), (64, 64), (21, 90)]
+
+
+class Objects:
+    """Ellipses in a picture, as sources give objects."""
+
+    def __init__(self, image_id, size, masks, with_masks, number):
+        self.image_id, self.size, self._with_masks = image_id, size, with_masks
+        self.masks, self.crowd = masks, np.zeros(len(masks), bool)
+        self.classes = [(number + n) % 3 for n in range(len(masks))]
+        self.boxes = [box_of(mask) for mask in masks]
+
+    def records(self, class_ids):
+        return [
+            {
+                "id": n,  # 0, too
+                "image_id": self.image_id,
+                "category_id": class_ids[self.classes[n]],
+                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                "area": float(mask.sum()),
+                "iscrowd": 0,
+                **(
+                    {"segmentation": instances.encode(mask)} if self._with_masks else {}
+                ),
+            }
+            for n, (box, mask) in enumerate(zip(self.boxes, self.masks, strict=True))
+        ]
+
+
+def box_of(mask):
+    (left, *_, right), (top, *_, bottom) = (
+        np.flatnonzero(mask.any(axis=axis)).tolist() for axis in (0, 1)
+    )
+    return [left, top, right + 1, bottom + 1]
+
+
+class Ellipses(sources.Source):
+    """Pictures of several sizes with ellipses of three classes, and one with none."""
+
+    annotations = ("objects",)
+    classes, class_ids = ("one", "two", "three"), IDS
+
+    def __init__(self, masks=True):
+        self._masks = masks
+
+    def __len__(self):
+        return len(SIZES)
+
+    def __getitem__(self, index):
+        image = np.full((*SIZES[index], 3), index, np.uint8)
+        return {"image": image, "label": -1, "objects": self.objects(index)}
+
+    def objects(self, index):
+        number = 0 if index == 4 else 2
+        masks = [self.mask(index, n) for n in range(number)]
+        return Objects(100 - index, SIZES[index], masks, self._masks, number=index)
+
+    def mask(self, index, number):
+        """An ellipse in the left or the right half of a picture, up to its edge."""
+        rows, columns = SIZES[index]
+        y, x = np.mgrid[:rows, :columns] + 0.5
+        centre = columns * (0.25 + 0.5 * number)
+        return ((y / rows - 0.5) / 0.5) ** 2 + ((x - centre) / columns / 0.25) ** 2 <= 1
+
+    def name_of(self, index):
+        return str(index)
+
+    def fingerprint(self):
+        return ""
+
+
+def perfect(source, side, bins=28):
+    """What a perfect detector predicts for each image of `side` pixels; one is padding.
+
+    Boxes are those of the resized images, masks the parts in them, `bins` on a side.
+    """
+    rows = {k: [] for k in ("boxes", "scores", "classes", "valid", "left_out", "masks")}
+    for index, size in enumerate(SIZES):
+        whole = np.zeros((3, 4), np.float32), np.zeros((3, bins, bins), np.float32)
+        classes, valid = np.zeros(3, np.int32), np.zeros(3, bool)
+        resized = joint.Settings(short_side=side, long_side=side).resized(size)
+        factor = np.divide(resized, size)
+        objects = source.objects(index)
+        for n, box in enumerate(objects.boxes):
+            whole[0][n] = box * np.tile(factor[::-1], 2)
+            whole[1][n] = _part(objects.masks[n], box, bins)
+            classes[n], valid[n] = objects.classes[n], True
+        scores = np.where(valid, np.float32([0.9, 0.8, 0.0]), 0).astype(np.float32)
+        values = (whole[0], scores, classes, valid, np.int32(index), whole[1])
+        for name, value in zip(rows, values, strict=True):
+            rows[name].append(value)
+    return {name: np.stack(values) for name, values in rows.items()}
+
+
+def _part(mask, box, bins):
+    """The share of each of `bins` x `bins` parts of a box that is the object's."""
+    part = mask[box[1] : box[3], box[0] : box[2]].astype(float)
+    for axis in (0, 1):
+        length = part.shape[axis]
+        edges = np.linspace(0, length, bins + 1)
+        low, high = edges[:-1, None], edges[1:, None]
+        pixel = np.arange(length)
+        weights = np.clip(np.minimum(high, pixel + 1) - np.maximum(low, pixel), 0, None)
+        part = np.moveaxis(np.tensordot(weights, part, (1, axis)), 0, axis)
+        part *= bins / length
+    return part
+
+
+def evaluator(tmp_path, source, side=96, **kwargs):
+    """The evaluator of a detector that looks its predictions up."""
+    how = joint.Settings(short_side=side, long_side=side)
+    transform = joint.Canvas(decode.Decode(), (side, side), how)
+
+    def predict(params, model_state, batch):
+        del model_state
+        return {name: jnp.asarray(x)[batch["index"]] for name, x in params.items()}
+
+    context = dataclasses.replace(
+        common.context(predict, tmp_path=tmp_path / "pictures", num_classes=3),
+        source={"eval": source}.__getitem__,
+        batches=functools.partial(
+            pipeline.eval_batches, transform=transform, batch_size=8, threads=2
+        ),
+        size=(side, side),
+    )
+    return coco.make(context=context, **kwargs)
+
+
+def test_perfect_detections_have_a_precision_of_one_hundred(tmp_path):
+    source = Ellipses()
+    test = evaluator(tmp_path, source)
+    test.check_data()
+    got = test.run(common.state(perfect(source, 96)), step=1)
+    assert got["ap"] == got["ap50"] == got["ar100"] == pytest.approx(100)
+    assert got["mask_ap"] == got["mask_ar100"] == pytest.approx(100)
+    assert got["n"] == 6 and got["detections"] == 10
+    assert got["left_out"] == sum(range(6))
+    assert [row["class"] for row in got["table"]] == ["one", "two", "three"]
+    assert sum(row["objects"] for row in got["table"]) == 10
+    assert all(row["ap"] == row["mask_ap"] == 100 for row in got["table"])
+    written = json.loads((tmp_path / "detections.json").read_text())
+    assert {x["image_id"] for x in written} == {100, 99, 98, 97, 95}
+    first = source.objects(0).records(IDS)[0]
+    assert written[0]["category_id"] == first["category_id"] == 3
+    np.testing.assert_allclose(written[0]["bbox"], first["bbox"], atol=1e-4)
+    names = ["image_id", "category_id", "bbox", "score", "segmentation"]
+    assert list(written[0]) == names
+
+
+def test_a_wrong_class_a_shift_and_a_padded_detection_count_as_they_should(tmp_path):
+    source = Ellipses(masks=False)
+    test = evaluator(tmp_path, source, masks=False)
+    table = perfect(source, 96)
+    table["classes"] = np.where(table["valid"], (table["classes"] + 1) % 3, 0)
+    got = test.run(common.state(table), step=1)
+    assert got["ap"] == 0 and "mask_ap" not in got
+    table = perfect(source, 96)
+    table["valid"][:] = False
+    got = test.run(common.state(table), step=1)
+    assert got["ap"] == 0 and got["detections"] == 0
+    assert json.loads((tmp_path / "detections.json").read_text()) == []
+    table = perfect(source, 96)
+    table["boxes"] += 12  # an eighth of the picture: some overlaps fall below
+    assert 0 < test.run(common.state(table), step=1)["ap"] < 60
+
+
+def test_data_without_objects_are_refused(tmp_path, monkeypatch):
+    source = Ellipses()
+    monkeypatch.setattr(source, "annotations", ("label_map",), raising=False)
+    with pytest.raises(ValueError, match=r"'eval' needs objects with boxes.*cocojson"):
+        evaluator(tmp_path, source).check_data()
+    empty = Ellipses()
+    monkeypatch.setattr(empty, "objects", lambda _: source.objects(4))
+    with pytest.raises(ValueError, match="none of its 6 images has an object"):
+        evaluator(tmp_path, empty).check_data()
+
+
+def test_without_pycocotools_the_error_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
+    with pytest.raises(ModuleNotFoundError, match=r"litevit_jax\[dense\]"):
+        evaluator(tmp_path, Ellipses())
