@@ -239,6 +239,9 @@ def base(name):
         "at_most": 4096,  # images of a batch that is chosen, as batch_size is None
         "lr_batch": config_dict.placeholder(int),  # lr.base times it; None: the batch
         "steps_at_least": 0,  # updates of a run whose batch is chosen
+        # An open lr.base is recipe_lr, times the root of recipe_batch / batch_size.
+        "recipe_batch": config_dict.placeholder(int),
+        "recipe_lr": config_dict.placeholder(float),
     }
     config.evals = ml_collections.ConfigDict()
     return config
@@ -428,12 +431,15 @@ def use_labelled(config, said):
 
 
 def leave_length_open(config):
-    """Batch, epochs and warm-up follow from how many images there are to learn from.
+    """Batch, epochs and learning rate follow from how many images there are.
 
     The batch is one that a single machine can hold.
     """
+    config.auto_batch.update(
+        at_most=256, recipe_batch=config.batch_size, recipe_lr=config.lr.base
+    )
     config.batch_size = config_dict.placeholder(int)
-    config.auto_batch.at_most = 256
+    config.lr.base = config_dict.placeholder(float)
     config.epochs = config_dict.placeholder(int)
     config.lr.warmup_epochs = config_dict.placeholder(float)  # a tenth of the epochs
 

@@ -118,7 +118,7 @@ _BOUNDS: dict[str, Bound] = {
     for bound, names in (
         # JAX repeats its keys from 2^32 on.
         (Bound(0, 2**32 - 1, whole=True), "seed *.seed data.subset_seed"),
-        (_COUNT, "batch_size auto_batch.at_most auto_batch.lr_batch"),
+        (_COUNT, "batch_size auto_batch.at_most auto_batch.*_batch"),
         (_COUNT, "epochs steps seeds images log.every_steps checkpoint.keep"),
         (_COUNT_OR_NONE, "*.steps_at_least evals.*.every_steps log.report_images"),
         (
@@ -126,7 +126,10 @@ _BOUNDS: dict[str, Bound] = {
             "nonfinite.max_in_a_row checkpoint.every_steps stop.patience extend_to",
         ),
         (_POSITIVE, "watchdog.*"),
-        (_NOT_NEGATIVE, "lr.base lr.warmup_epochs lr.start lr.end"),
+        (
+            _NOT_NEGATIVE,
+            "lr.base auto_batch.recipe_lr lr.warmup_epochs lr.start lr.end",
+        ),
         (_BELOW_ONE, "optimizer.b1 optimizer.b2 optimizer.momentum"),
         (_BELOW_ONE, "optimizer.ema_decay"),
         (_POSITIVE, "optimizer.eps optimizer.clip_norm optimizer.trust"),

@@ -7,6 +7,7 @@ docs/settings.md has the measurements behind them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,8 @@ def settings(
     images: int,
     *,
     batch_size: int | None,
-    at_most: int,
+    batch: Mapping[str, Any],
+    lr_base: float | None,
     epochs: float | None,
     warmup_epochs: float | None,
     objective: Mapping[str, Any],
@@ -37,13 +39,19 @@ def settings(
 
     Args:
       images: to train on.
-      batch_size, epochs, warmup_epochs: of the config.
-      at_most: of a batch that is chosen.
+      batch_size, lr_base, epochs, warmup_epochs: of the config.
+      batch: its block `auto_batch`.
       objective: its block, of an encoder whose sizes are known.
     """
     chosen: dict[str, Any] = {}
     if batch_size is None:
-        chosen["batch_size"] = microbatch.choose_batch_size(images, at_most)
+        batch_size = microbatch.choose_batch_size(images, batch["at_most"])
+        chosen["batch_size"] = batch_size
+    if lr_base is None:
+        # AdamW's steps are of one size, whatever the batch: their noise falls with its
+        # root, and the peak follows that.
+        root = math.sqrt(batch["recipe_batch"] / batch_size)
+        chosen["lr.base"] = float(f"{batch['recipe_lr'] * root:.3g}")
     if epochs is None:
         chosen["epochs"] = epochs = choose_epochs(images)
     if warmup_epochs is None:

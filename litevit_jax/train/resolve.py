@@ -77,7 +77,8 @@ def derive(
     chosen = auto.settings(
         len(images),
         batch_size=config.batch_size,
-        at_most=config.auto_batch.at_most,
+        batch=config.auto_batch,
+        lr_base=config.lr.base,
         epochs=config.epochs,
         warmup_epochs=config.lr.warmup_epochs,
         objective=config.objective,

@@ -67,7 +67,10 @@ _NOT_RECORDED = {
     "data.options": {},
     "data.sampling": "images",
     "data.unlisted": "refuse",
-    "auto_batch": {"at_most": 4096, "lr_batch": None, "steps_at_least": 0},
+    "auto_batch": {
+        **dict.fromkeys(("lr_batch", "recipe_batch", "recipe_lr")),
+        **{"at_most": 4096, "steps_at_least": 0},
+    },
     "derived.cropped_on": "host",
     "fallback": {**_OPEN, "encoder": {}},
     "fallback.encoder": {},

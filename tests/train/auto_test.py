@@ -23,7 +23,8 @@ def choose(config, images):
     return auto.settings(
         images,
         batch_size=config.batch_size,
-        at_most=config.auto_batch.at_most,
+        batch=config.auto_batch,
+        lr_base=config.lr.base,
         epochs=config.epochs,
         warmup_epochs=config.lr.warmup_epochs,
         objective=config.objective,
@@ -33,10 +34,10 @@ def choose(config, images):
 @pytest.mark.parametrize(
     ("fields", "images", "expected"),
     [
-        ({}, 1_000, (32, 1600, 160)),
-        ({}, 100_000, (256, 400, 40)),
-        ({"epochs": 30}, 1_000, (32, 30, 3)),
-        ({"batch_size": 8, "lr.warmup_epochs": 2.0}, 10_000, (8, 800, 2)),
+        ({}, 1_000, (32, 1600, 160, 1.7e-3)),
+        ({}, 100_000, (256, 400, 40, 6e-4)),
+        ({"epochs": 30, "lr.base": 1e-3}, 1_000, (32, 30, 3, 1e-3)),
+        ({"batch_size": 4096, "lr.warmup_epochs": 2.0}, 10_000, (4096, 800, 2, 1.5e-4)),
     ],
 )
 def test_what_is_given_is_kept_and_the_rest_chosen(fields, images, expected):
@@ -47,6 +48,7 @@ def test_what_is_given_is_kept_and_the_rest_chosen(fields, images, expected):
         "batch_size": config.batch_size,
         "epochs": config.epochs,
         "lr.warmup_epochs": config.lr.warmup_epochs,
+        "lr.base": config.lr.base,
     }
     assert tuple({**given, **chosen}[name] for name in given) == expected
 
@@ -103,9 +105,11 @@ def test_a_run_says_and_records_what_was_chosen(tmp_path):
         job = train.prepare(config, tmp_path / "run")
     (line,) = [note for note in job.notes if note.startswith("chosen")]
     assert line == (
-        "chosen for 40 images: batch_size=2, epochs=1600, "
+        "chosen for 40 images: batch_size=2, lr.base=0.00679, epochs=1600, "
         "lr.warmup_epochs=160, objective.decoder.depth=1"
     )
     assert job.total_steps == 40 // 2 * 1600
+    peak = 1.5e-4 * 4096 / 256 * (2 / 4096) ** 0.5  # the recipe's, by the root
+    assert job.config["derived"]["peak_lr"] == pytest.approx(peak, rel=1e-2)
     assert (job.config["epochs"], job.config["batch_size"]) == (1600, 2)
     assert job.config["objective"]["decoder"]["variant"] is None
