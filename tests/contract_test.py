@@ -102,7 +102,7 @@ def test_what_objectives_log_of_their_health_is_listed():
     known = {name for name, where in shared().items() if where == "`health`"}
     logged = {
         re.sub(r"\{.*\}", "NN", key.removeprefix("f").strip("'\""))
-        for key in keys("objectives", {"health", "describe"})
+        for key in keys("objectives", {"health", "describe", "of_features"})
     }
     assert known == logged
 

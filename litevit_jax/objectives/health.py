@@ -91,13 +91,25 @@ def of_encoder(
     return describe(vit.pool_tokens(tokens, pool), jnp.asarray(intermediates[last]))
 
 
+def of_maps(encoder: Any, params: base.Tree, batch: base.Batch) -> base.Metrics:
+    """Computes `of_features` of the mean token of an encoder without a class token."""
+    encoded: Any = encoder.apply({"params": params}, some_examples(batch)["image"])
+    return of_features(encoded[0].mean(axis=(1, 2)))
+
+
 def describe(features: jax.Array, attn_probs: jax.Array) -> base.Metrics:
     """Computes all statistics of features `[B, E]` and attention `[B, A, T, T]`.
 
     Heads are counted from 01.
     """
     entropy = attention_entropy(attn_probs)
+    heads = {f"attn_entropy/head_{a:02d}": x for a, x in enumerate(entropy, 1)}
+    return of_features(features) | heads
+
+
+def of_features(features: jax.Array) -> base.Metrics:
+    """Computes the statistics of features `[B, E]` alone."""
     return {
         "feature_std": feature_std(features),
         "effective_rank": effective_rank(features),
-    } | {f"attn_entropy/head_{a:02d}": x for a, x in enumerate(entropy, 1)}
+    }

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from litevit_jax import choices
 from litevit_jax.train.optimizer import Schedule
 
-DECAYS = ("cosine", "linear")  # of the learning rate after its warm-up
+DECAYS = ("cosine", "linear", "steps")  # of the learning rate after its warm-up
+_STEPS = ((8, 9), (26, 27))  # shares of a run, after which 'steps' takes a tenth
 
 
 def of_run(lr: Any, derived: Any) -> Schedule:
@@ -32,7 +33,12 @@ def extension(decay: str, derived: Any) -> list[str]:
         return []
     warmup = derived.warmup_steps
     left = f"({total:,} - k) / {total - warmup:,}"
-    c = left if decay == "linear" else f"sin^2(pi/2 {left})"
+    steps = " and ".join(f"k >= {_after(share, total):,}" for share in _STEPS)
+    c = {
+        "cosine": f"sin^2(pi/2 {left})",
+        "linear": left,
+        "steps": f"1, and a tenth of it from each of {steps} on",
+    }[decay]
     return [
         f"extended to {total:,} updates (planned: {planned:,}): from the last "
         "checkpoint on, the update after k others has the learning rate of a run of "
@@ -60,6 +66,9 @@ def warmcos(
     'linear' is mmsegmentation's: the warm-up's last update (k = W - 1) already has the
     peak, and then c falls in a line, so that the last update has lr = end.
 
+    'steps' is detectron2's: c is 1, a tenth after 8/9 and a hundredth after 26/27 of
+    all updates.
+
     Raises:
       ValueError: the warm-up is not shorter than the run, or an unknown decay.
     """
@@ -75,7 +84,15 @@ def warmcos(
     def lr(k: int | jax.Array) -> jax.Array:
         left = (total_steps - line - k) / jnp.float32(max(to_end, 1))
         c = left if line else jnp.sin(jnp.pi / 2 * left) ** 2
+        if decay == "steps":
+            tenths = (k >= _after(share, total_steps) for share in _STEPS)
+            c = 0.1 ** sum(jnp.float32(x) for x in tenths)
         warm = start + (peak - start) * (k / jnp.float32(max(to_peak, 1)))
         return jnp.where(k < warmup_steps, warm, peak * c + end * (1 - c))
 
     return lr
+
+
+def _after(share: tuple[int, int], total_steps: int) -> int:
+    """The number of updates in a share of a run, rounded down."""
+    return share[0] * total_steps // share[1]

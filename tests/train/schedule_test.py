@@ -105,7 +105,25 @@ def test_a_linear_decay_needs_no_warmup_and_ends_at_its_end():
     )
     got = [float(schedule(k)) for k in range(5)]
     np.testing.assert_allclose(got, np.linspace(1, 0.2, 5), rtol=1e-6)
-    with pytest.raises(ValueError, match=r"lr.decay 'poly' unknown.*cosine, linear"):
+    with pytest.raises(
+        ValueError, match=r"lr.decay 'poly' unknown.*cosine, linear, steps"
+    ):
         schedules.warmcos(
             peak=1, total_steps=5, warmup_steps=0, start=0, end=0, decay="poly"
         )
+
+
+def test_steps_are_those_of_the_papers_detector():
+    """100 epochs of 118,000 images in batches of 64 (arXiv 2205.14443's authors)."""
+    schedule = schedules.warmcos(
+        peak=1e-4,
+        total_steps=184_375,
+        warmup_steps=250,
+        start=1e-7,
+        end=0.0,
+        decay="steps",
+    )
+    want = {0: 1e-7, 125: 5.005e-5, 250: 1e-4, 163_887: 1e-4}
+    want |= {163_888: 1e-5, 177_545: 1e-5, 177_546: 1e-6, 184_374: 1e-6}
+    for step, lr in want.items():
+        assert float(schedule(jnp.int32(step))) == pytest.approx(lr, rel=1e-5), step
