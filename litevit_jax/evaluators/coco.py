@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from litevit_jax import distributed, paths
-from litevit_jax.data import rasters
-from litevit_jax.evaluators import base, instances
+from litevit_jax.data import decode, rasters
+from litevit_jax.evaluators import base, instances, reconstruction, segmentation
 
 # COCOeval's twelve numbers, in its order.
 _NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 _NAMES += ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
 _MODULES = ("pycocotools.coco", "pycocotools.cocoeval")
 _PREFIXES = {"bbox": "", "segm": "mask_"}
+_DRAWN = 0.5  # least score of a detection in a picture
 _ALL, _MOST = 0, -1  # objects of any area; as many detections as are counted
 
 
@@ -29,6 +31,7 @@ def make(
     context: base.Context,
     split: str = "eval",
     masks: bool = True,
+    images: int = 4,
 ) -> Coco:
     """Builds the evaluator.
 
@@ -36,6 +39,7 @@ def make(
       context: see base.
       split: 'eval' or 'train'.
       masks: whether masks are scored, too.
+      images: how many are drawn; 0: no picture.
 
     Raises:
       ModuleNotFoundError: pycocotools is not installed.
@@ -46,7 +50,7 @@ def make(
     except ImportError as error:
         install = '"litevit_jax[dense]"'
         raise rasters.missing("pycocotools", "scores of objects", install) from error
-    return Coco(context, split, masks)
+    return Coco(context, split, masks, images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +58,12 @@ class Coco(base.Evaluator):
     """Detects the objects of every image, and scores them at the images' own size.
 
     The detections of the last evaluation are in `detections.json` of the run's
-    directory, as COCO's servers and tools read them.
+    directory, as COCO's servers and tools read them; some are drawn into `pictures`.
     """
 
     split: str
     masks: bool
+    images: int
 
     best: ClassVar[str | None] = "ap"
     same_classes: ClassVar[bool] = True
@@ -104,27 +109,28 @@ class Coco(base.Evaluator):
           to look at; 'table': for each class its 'ap', 'mask_ap' (None without an
           object) and 'objects'.
         """
-        del step
         source, n, left_out = self.context.source(self.split), 0, 0
         truth: list[dict[str, Any]] = []
         detected: list[dict[str, Any]] = []
+        drawn: dict[int, tuple[Any, Any]] = {}
         categories = category_ids(source)
         for batch, out in self.context.over(state, self.split, self.reads):
             for row in np.flatnonzero(batch["mask"] > 0):
-                image = truth_of(source, int(batch["index"][row]), categories)
+                index = int(batch["index"][row])
+                image = truth_of(source, index, categories)
                 size, original_size = (
                     _pair(batch[name][row]) for name in ("size", "original_size")
                 )
                 one = {name: out[name][row] for name in self.reads}
-                detected += to_coco(one, size, original_size, image["id"], categories)
+                found = to_coco(one, size, original_size, image["id"], categories)
+                if index < self.images:
+                    drawn[index] = (image["annotations"], found)
+                detected += found
                 truth.append(image)
                 left_out += int(one["left_out"])
                 n += 1
         if distributed.is_primary():
-            path = self.context.outdir.parent / "detections.json"
-            paths.make_folder(path.parent)
-            with path.open("w") as file:
-                json.dump(detected, file)
+            self._write(step, detected, drawn, categories)
         kinds = ("bbox", "segm") if self.masks else ("bbox",)
         judged = {x: score(dataset(truth, categories), detected, x) for x in kinds}
         counts = _objects(truth, categories)
@@ -138,8 +144,62 @@ class Coco(base.Evaluator):
         totals = {"n": n, "detections": len(detected), "left_out": left_out}
         return {"ap": 0.0, **numbers, **totals, "table": table}
 
+    def _write(self, step, detected, drawn, categories):
+        """Writes all detections, and a picture of some images."""
+        path = self.context.outdir.parent / "detections.json"
+        paths.make_folder(path.parent)
+        with path.open("w") as file:
+            json.dump(detected, file)
+        if drawn:
+            source, channels = self.context.source(self.split), len(self.context.mean)
+            picture = _picture(source, drawn, channels, categories)
+            path = self.context.outdir / f"detections_{step:07d}.png"
+            paths.make_folder(path.parent)
+            with path.open("wb") as file:
+                Image.fromarray(picture).save(file, format="png")
 
-def _pair(size: np.ndarray) -> tuple[int, int]:
+
+def _picture(source, drawn, channels, categories):
+    """Draws the objects of each image beside its detections."""
+    decoded, rows = decode.Decode(channels=channels), []
+    for index, pair in sorted(drawn.items()):
+        image = np.asarray(decoded(source[index]["image"]))
+        image = reconstruction.rgb(image.reshape(*image.shape[:2], -1))
+        both = (outlined(image, objects, categories) for objects in pair)
+        rows.append([segmentation.tile(each) for each in both])
+    return reconstruction.grid(rows, columns=("truth", "detections"))
+
+
+def outlined(
+    image: np.ndarray, objects: list[dict[str, Any]], categories: Sequence[int]
+) -> np.ndarray:
+    """Draws boxes and masks on an image uint8 `[H, W, 3]`, in a colour of each class.
+
+    Args:
+      image: it stays as it is.
+      objects: as COCO has them; detections with a score below a half are left out.
+      categories: the id of each class.
+    """
+    colours = segmentation.palette(len(categories) + 1)[1:]
+    image, boxes = image.copy(), []
+    for each in objects:
+        if each.get("score", 1.0) < _DRAWN:
+            continue
+        colour = colours[list(categories).index(each["category_id"])]
+        if "segmentation" in each:
+            mask = instances.decode(each["segmentation"], _pair(image.shape[:2]))
+            image[mask] = (image[mask].astype(int) + colour) // 2
+        left, top, width, height = each["bbox"]
+        boxes.append(((left, top, left + width - 1, top + height - 1), colour))
+    picture = Image.fromarray(image)
+    draw, line = ImageDraw.Draw(picture), 1 + max(image.shape[:2]) // 160
+    for (left, top, right, bottom), colour in boxes:
+        ends = (left, top, max(left, right), max(top, bottom))
+        draw.rectangle(ends, outline=tuple(map(int, colour)), width=line)
+    return np.asarray(picture)
+
+
+def _pair(size: Any) -> tuple[int, int]:
     rows, columns = map(int, size)
     return rows, columns
 

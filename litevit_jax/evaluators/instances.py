@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -64,3 +65,15 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
         np.asfortranarray(mask, np.uint8)
     )
     return {"size": [*map(int, code["size"])], "counts": code["counts"].decode("ascii")}
+
+
+def decode(shape: Any, size: tuple[int, int]) -> np.ndarray:
+    """Returns the mask, bool `[H, W]`, of polygons or run lengths as COCO has them."""
+    masks = importlib.import_module("pycocotools.mask")
+    if isinstance(shape, list):
+        shape = masks.merge(masks.frPyObjects(shape, *size))
+    elif isinstance(shape["counts"], list):
+        shape = masks.frPyObjects(shape, *size)
+    with warnings.catch_warnings():  # NumPy 2's, of how pycocotools makes arrays
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return masks.decode(shape).astype(bool)

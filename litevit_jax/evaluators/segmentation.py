@@ -223,18 +223,18 @@ def _picture(source, drawn, channels):
         image = np.asarray(decoded(source[index]["image"]))
         image = reconstruction.rgb(image.reshape(*image.shape[:2], -1))
         maps = (coloured(x, count) for x in (label, called))
-        rows.append([_tile(x) for x in (image, *maps)])
+        rows.append([tile(x) for x in (image, *maps)])
     return reconstruction.grid(rows, columns=("image", "truth", "prediction"))
 
 
-def _tile(image):
+def tile(image: np.ndarray) -> np.ndarray:
     """Fits a picture into a square: white around it."""
     picture = Image.fromarray(image)
     scale = _TILE / max(picture.size)
     width, height = (max(1, round(scale * side)) for side in picture.size)
-    tile = Image.new("RGB", (_TILE, _TILE), "white")
-    tile.paste(picture.resize((width, height), Image.Resampling.NEAREST), (0, 0))
-    return np.asarray(tile)
+    square = Image.new("RGB", (_TILE, _TILE), "white")
+    square.paste(picture.resize((width, height), Image.Resampling.NEAREST), (0, 0))
+    return np.asarray(square)
 
 
 def _padded(size: int) -> int:
