@@ -122,10 +122,10 @@ class Coco(base.Evaluator):
                     _pair(batch[name][row]) for name in ("size", "original_size")
                 )
                 one = {name: out[name][row] for name in self.reads}
-                found = to_coco(one, size, original_size, image["id"], categories)
+                listed = to_coco(one, size, original_size, image["id"], categories)
                 if index < self.images:
-                    drawn[index] = (image["annotations"], found)
-                detected += found
+                    drawn[index] = (image["annotations"], listed)
+                detected += listed
                 truth.append(image)
                 left_out += int(one["left_out"])
                 n += 1
