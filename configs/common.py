@@ -318,13 +318,16 @@ def holdout():
 
 
 def joint():
-    """Images that are resized, cropped and flipped with their label maps."""
+    """Images that are resized, cropped and flipped with what is drawn on them."""
     return {
-        "annotations": (),  # what they bring along: label_map; (): images alone
+        "annotations": (),  # label_map, objects (masks and boxes), boxes; (): none
         "short_side": 512,  # pixels; an image is resized to fit both sides
         "long_side": 2048,  # pixels; an image is resized to fit both sides
         "ratio": (0.5, 2.0),  # of both, drawn for each training image
         "most_of_one_class": 0.75,  # share of a crop's labels; beyond, another is drawn
+        "crop_draws": 1,  # numbers that place a crop with objects: 1 for both axes, 2
+        "max_objects": 100,  # of an image; the largest are kept
+        "mask_size": 112,  # pixels on a side of an object's mask, laid over its box
     }
 
 

@@ -140,7 +140,7 @@ _BOUNDS: dict[str, Bound] = {
         (Bound(1, 2**14, whole=True), "*image_size *image_width"),
         (Bound(1, 2**12, whole=True), "data.channels fallback.channels"),
         (_BELOW_ONE, "*.holdout *.holdout.test *.holdout.eval *.holdout.select"),
-        (_COUNT, "data.multi_hot"),
+        (_COUNT, "data.multi_hot data.joint.max_* data.joint.crop_* data.joint.mask_*"),
         (_COUNT, "data.shots *.select_at_most data.max_pixels evals.*.shots"),
         (_PART, "*.fraction data.crop_scale *.eval_crop_fraction"),
         (Bound(1, 2**16, whole=True), "data.joint.short_side data.joint.long_side"),

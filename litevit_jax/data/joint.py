@@ -1,8 +1,9 @@
 """Resizes, crops and flips an image together with what is drawn on it.
 
 One draw serves the image and its annotations: a map of labels here, 255 where nothing
-is labelled. Where the image does not fill the result, labels are 255 and `size` says
-how much of it is image; normalising then puts the mean colour outside (docs/dense.md).
+is labelled (objects: see `jitter`). Where the image does not fill the result, labels
+are 255 and `size` says how much of it is image; normalising then puts the mean colour
+outside (docs/dense.md).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,10 @@ from litevit_jax.data.decode import Decode
 from litevit_jax.data.sources.base import AnnotationError
 
 IGNORED = 255  # the label of pixels that no loss and no metric counts
-ANNOTATIONS = ("label_map",)
+# Objects have masks; boxes do without.
+ANNOTATIONS = ("label_map", "objects", "boxes")
+# Annotation -> the field of an example that has it.
+FIELDS = {"label_map": "label_map", "objects": "objects", "boxes": "objects"}
 _REDRAWS = 10  # of a crop that one class fills
 _CANVAS_STEPS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # times the short side
 
@@ -35,10 +39,13 @@ class Settings:
     Attributes:
       annotations: what images bring along, of `ANNOTATIONS`; () for images alone.
       short_side, long_side: pixels; an image is resized, its ratio kept, to the
-        largest size within both.
+        largest size within both. With objects that is the image size instead.
       ratio: range of a factor of both, drawn for each training image.
       most_of_one_class: share of a crop's labelled pixels that one class may have; a
         crop with more, or with a single class, is drawn again up to 10 times.
+      crop_draws: numbers that place a crop with objects: 1 serves both axes.
+      max_objects: of an image; of more, the largest are kept.
+      mask_size: pixels on a side of an object's mask, laid over its box.
     """
 
     annotations: tuple[str, ...] = ()
@@ -46,10 +53,27 @@ class Settings:
     long_side: int = 2048
     ratio: tuple[float, float] = (0.5, 2.0)
     most_of_one_class: float = 0.75
+    crop_draws: int = 1
+    max_objects: int = 100
+    mask_size: int = 112
 
     def __post_init__(self):
         for name in self.annotations:
             choices.check("data.joint.annotations", name, list(ANNOTATIONS))
+        if len(self.annotations) > 1:
+            raise ValueError(
+                f"data.joint.annotations={self.annotations}; expected one of "
+                f"{', '.join(ANNOTATIONS)}: 'objects' has boxes, too"
+            )
+        if self.crop_draws not in (1, 2) or self.max_objects < 1:
+            raise ValueError(
+                f"data.joint.crop_draws={self.crop_draws}, max_objects="
+                f"{self.max_objects}; expected 1 or 2 draws and at least 1 object"
+            )
+        if self.mask_size < 8 or self.mask_size % 8:
+            raise ValueError(
+                f"data.joint.mask_size={self.mask_size}; expected a multiple of 8"
+            )
         if not 0 < self.short_side <= self.long_side:
             raise ValueError(
                 f"data.joint.short_side={self.short_side}, long_side={self.long_side}; "
@@ -148,7 +172,7 @@ class Crop:
           decode.DecodeError: the image is damaged, too large, or not an image.
           AnnotationError: the labels have another size.
         """
-        image = _pixels(self.decode, example["image"])
+        image = upright(self.decode, example["image"])
         label_map = example["label_map"]
         check_size(label_map.shape, image.shape[:2])
         geometry = self.draw(label_map, rng)
@@ -212,7 +236,7 @@ class Canvas:
         as it was decoded.
         """
         del rng
-        image = _pixels(self.decode, example["image"])
+        image = upright(self.decode, example["image"])
         resized = self.settings.resized(image.shape[:2])
         geometry = Geometry(resample.Window.whole(resized))
         out = np.empty(self.shape, np.uint8) if out is None else out
@@ -221,6 +245,28 @@ class Canvas:
             "size": np.array(resized, np.int32),
             "original_size": np.array(image.shape[:2], np.int32),
         }
+
+
+def has_objects(names: Sequence[str]) -> bool:
+    """Whether annotations are objects, or boxes alone."""
+    return bool({"objects", "boxes"} & set(names))
+
+
+def extras_of_objects(how: Settings) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Returns shapes and types of the objects of an image, and of `size [2]`.
+
+    Masks, of annotations named 'objects', are bits.
+    """
+    count, pixels = how.max_objects, how.mask_size
+    masks = {"masks": ((count, pixels * pixels // 8), np.uint8)}
+    return {
+        "boxes": ((count, 4), np.float32),
+        "classes": ((count,), np.int32),
+        "valid": ((count,), np.bool_),
+        **(masks if "objects" in how.annotations else {}),
+        "left_out": ((), np.int32),
+        "size": ((2,), np.int32),
+    }
 
 
 def canvas(size: Size, how: Settings, crop: Size) -> Size:
@@ -250,7 +296,7 @@ def check_size(
         )
 
 
-def _pixels(decode: Decode, image: Any) -> np.ndarray:
+def upright(decode: Decode, image: Any) -> np.ndarray:
     """Returns upright pixels uint8 [h, w, C]."""
     pixels = np.asarray(decode(image))
     return pixels.reshape(*pixels.shape[:2], decode.channels)

@@ -7,7 +7,7 @@
 
 SRC is what data.dir is for data.source=folder (or --source), or - for none. The shorter
 side of every image becomes --short-side, if it is longer; a JPEG that is small enough
-already keeps its bytes. Labels, label maps, class names and file names are kept. All
+already keeps its bytes. Labels, label maps, objects, class and file names are kept. All
 splits of SRC are packed, unless --split names some. A shard that is complete is not
 written again, so an interrupted command goes on where it stopped; the result depends on
 SRC and the settings alone. With --shard=I/N the I-th of N jobs (from 0) writes its
@@ -83,8 +83,8 @@ def pack(
         "range": value_range,
         "classes": source.classes,
         "source": source.fingerprint(),
+        **_kept(source),
     }
-    about |= {"annotations": [*source.annotations]} if source.annotations else {}
     _describe(target / f"{split}.json", about)
     written = 0
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -98,6 +98,12 @@ def pack(
             _write_shard(stem, images, limit)
             written += 1
     return written
+
+
+def _kept(source: base.Source) -> dict[str, Any]:
+    """Returns what else a manifest keeps of a source, where there is any."""
+    kept = {x: [*getattr(source, x)] for x in ("annotations", "class_ids")}
+    return {name: value for name, value in kept.items() if value}
 
 
 def _check_labels(source: base.Source) -> None:
@@ -249,7 +255,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("src", metavar="SRC")
     parser.add_argument("dst", metavar="DST", type=pathlib.Path)
-    parser.add_argument("--source", default="folder", help="folder, tfds, segfolder...")
+    parser.add_argument("--source", default="folder", help="folder, tfds, cocojson...")
     parser.add_argument(
         "--option",
         action="append",

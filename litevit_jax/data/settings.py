@@ -60,6 +60,10 @@ def extras(data: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Returns name -> (shape, type) of what an example has beside image and label."""
     names, classes = annotations_of(data), data.get("multi_hot")
     labels = {"labels": ((classes,), np.uint8)} if classes else {}
+    if {"objects", "boxes"} & set(names):
+        from litevit_jax.data import joint
+
+        return joint.extras_of_objects(joint.Settings(**_joint(data)))
     return (extras_of(names, image_size(data)) if names else {}) | labels
 
 

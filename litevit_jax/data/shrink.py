@@ -1,4 +1,4 @@
-"""Makes examples small for packing: the image a JPEG, the label map a PNG."""
+"""Makes examples small for packing: the image a JPEG, a label map a PNG."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from litevit_jax.data import canvases, label_maps, rasters, transforms, turbo
+from litevit_jax.data import (
+    canvases,
+    jitter,
+    label_maps,
+    objects,
+    rasters,
+    transforms,
+    turbo,
+)
 from litevit_jax.data import decode as decoding
 from litevit_jax.data.sources import packed
 
@@ -85,5 +93,13 @@ def content(
     if not annotations:
         return packed_image
     size = canvases.size_of(packed_image)
-    maps = (label_maps.resized(example[name], size) for name in annotations)
-    return packed.join([*map(label_maps.encode, maps)], packed_image)
+    fields = packed.fields_of(annotations)
+    return packed.join([_encoded(name, example, size) for name in fields], packed_image)
+
+
+def _encoded(name: str, example: dict[str, Any], size: tuple[int, int]) -> bytes:
+    """Encodes an annotation of an example for its image of `size` (H, W)."""
+    if name == "label_map":
+        return label_maps.encode(label_maps.resized(example[name], size))
+    jitter.check_size(example[name].size, canvases.size_of(example["image"]))
+    return objects.encode(example[name].resized(size))

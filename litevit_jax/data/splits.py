@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
@@ -92,8 +93,24 @@ def _survey(source: sources_base.Source, split: str, data: Any) -> None:
         range=data["range"] or "full",
         max_pixels=data["max_pixels"],
     )
-    for line in lines:
+    for line in [*lines, *_left_out(source, data)]:
         _warn(f"data {split!r}: {line}")
+
+
+def _left_out(source: sources_base.Source, data: Any) -> list[str]:
+    """Says which objects are too many, where training reads them."""
+    counts = np.array(source.object_counts, int)
+    if not joint.has_objects(settings.annotations_of(data)) or not len(counts):
+        return []
+    most = data["joint"]["max_objects"]
+    images, objects = (counts > most).sum(), np.maximum(counts - most, 0).sum()
+    if not images:
+        return []
+    return [
+        f"{images} of {len(counts)} images have more than data.joint.max_objects="
+        f"{most} objects (up to {counts.max()}): the largest are kept, and "
+        f"{objects} are no targets in training"
+    ]
 
 
 @functools.cache
@@ -307,9 +324,9 @@ def evaluation_batches(data: Any, batch_size: int, mesh: Mesh) -> Callable[..., 
     Batches have about `batch_size` images, at most 256, a multiple of
     `evaluation_rows`; with several processes exactly that many, since parts of larger
     batches would mix the order of the examples. Images with annotations are whole, on
-    canvases; all of a batch have one size. The function of these takes `scales`, too:
-    factors of the images' size, for each of which the batch follows, see
-    `canvases.batches`.
+    canvases; all of a batch have one size, with objects the image size. With label maps
+    the function takes `scales`, too: factors of the images' size, for each of which the
+    batch follows, see `canvases.batches`.
     """
     rows = evaluation_rows(data, mesh)
     many = min(batch_size, 256) // rows if distributed.process_count() == 1 else 1
@@ -326,6 +343,9 @@ def evaluation_batches(data: Any, batch_size: int, mesh: Mesh) -> Callable[..., 
     if not settings.annotations_of(data):
         transform = transforms.eval_ops(**images)
         return functools.partial(stream, transform=transform, max_bad_fraction=fraction)
+    if joint.has_objects(settings.annotations_of(data)):
+        canvas = transforms.canvas_op(settings.image_size(data), **images)
+        return functools.partial(stream, transform=canvas, max_bad_fraction=fraction)
     return _canvas_batches(data, images, stream)
 
 

@@ -17,6 +17,8 @@ class Subset(wrapped.Wrapped):
     def __init__(self, source: base.Source, rows: np.ndarray):
         super().__init__(source)
         self._rows = np.asarray(rows, np.int64)
+        counts = source.object_counts
+        self.object_counts = [counts[row] for row in self._rows] if counts else ()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -29,6 +31,9 @@ class Subset(wrapped.Wrapped):
 
     def labels_of(self, index: int) -> np.ndarray:
         return self._source.labels_of(int(self._rows[index]))
+
+    def objects(self, index: int) -> Any:
+        return self._source.objects(int(self._rows[index]))
 
     def name_of(self, index: int) -> str:
         return self._source.name_of(int(self._rows[index]))
@@ -44,6 +49,9 @@ class ConcatSource(base.Source):
     def __init__(self, sources: list[base.Source]):
         self._sources = sources
         self.annotations = sources[0].annotations
+        self.class_ids = sources[0].class_ids
+        counts = [source.object_counts for source in sources]
+        self.object_counts = [x for each in counts for x in each] if all(counts) else []
         self.multi_label = sources[0].multi_label
         self.stored_range = sources[0].stored_range
         self._ends = np.cumsum([len(source) for source in sources])
@@ -70,6 +78,10 @@ class ConcatSource(base.Source):
     def labels_of(self, index: int) -> np.ndarray:
         source, row = self._locate(index)
         return source.labels_of(row)
+
+    def objects(self, index: int) -> Any:
+        source, row = self._locate(index)
+        return source.objects(row)
 
     def name_of(self, index: int) -> str:
         source, row = self._locate(index)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import PIL.Image
 
-from litevit_jax.data import joint, turbo
+from litevit_jax.data import jitter, joint, turbo
 from litevit_jax.data.decode import Decode, DecodeError, Image
 from litevit_jax.data.image_settings import ImageSettings
 from litevit_jax.data.randaugment import RandAugment
@@ -281,12 +281,15 @@ def _run(ops: tuple[Any, ...], image: Any, rng: np.random.Generator) -> Any:
     return image
 
 
-def for_training(**data: Any) -> Transform | joint.Crop:
+def for_training(**data: Any) -> Transform | joint.Crop | jitter.Jitter:
     """Makes `train_ops`, or a crop of images together with their annotations."""
     settings = ImageSettings(**data)
     how = settings.joint_settings
     if not how.annotations:
         return train_ops(**data)
+    if joint.has_objects(how.annotations):
+        decode, size = _decode(settings), settings.image_size
+        return jitter.Jitter(decode, size, how, settings.flip)
     return joint.Crop(_decode(settings), settings.image_size, how, settings.flip)
 
 
@@ -315,9 +318,11 @@ def eval_ops(**data: Any) -> Transform:
     return _transform(settings, ResizeCenterCrop(size, settings.eval_crop_fraction))
 
 
-def canvas_op(size: tuple[int, int], **data: Any) -> joint.Canvas:
+def canvas_op(size: tuple[int, int], **data: Any) -> joint.Canvas | jitter.Canvas:
     """Resize to a canvas of `size`, from the fields of `ImageSettings`."""
     settings = ImageSettings(**data)
+    if joint.has_objects(settings.joint_settings.annotations):
+        return jitter.Canvas(_decode(settings), size)
     return joint.Canvas(_decode(settings), size, settings.joint_settings)
 
 

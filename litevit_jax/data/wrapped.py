@@ -13,13 +13,16 @@ class Wrapped(base.Source):
     """The examples of `source`, all of them as they are; subclasses change some of it.
 
     Attributes:
-      stored_range, annotations, multi_label: those of `source`.
+      stored_range, annotations, class_ids, object_counts, multi_label: those of
+        `source`.
     """
 
     def __init__(self, source: base.Source):
         self._source = source
         self.stored_range = source.stored_range
         self.annotations = source.annotations
+        self.class_ids = source.class_ids
+        self.object_counts = source.object_counts
         self.multi_label = source.multi_label
 
     @property
@@ -47,6 +50,9 @@ class Wrapped(base.Source):
         if not self.multi_label:
             return super().labels_of(index)
         return self._source.labels_of(index)
+
+    def objects(self, index: int) -> Any:
+        return self._source.objects(index)
 
     def name_of(self, index: int) -> str:
         return self._source.name_of(index)

@@ -296,10 +296,11 @@ def check_annotations(
             f"={read}; set it to {objective.annotations}"
         )
     lacking = [each for each in read if each not in data.annotations]
+    sources = "segfolder" if "label_map" in lacking else "cocojson"
     if lacking:
         raise ValueError(
             f"data.joint.annotations={read}, but the data ({data.summary()}) have no "
-            f"{', no '.join(lacking)}; choose a source that has: segfolder, "
+            f"{', no '.join(lacking)}; choose a source that has: {sources}, "
             "digit_scenes, or what was packed from them"
         )
     if objective.multi_label:

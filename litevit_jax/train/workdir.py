@@ -59,11 +59,17 @@ _OPEN = dict.fromkeys(("channels", "image_size", "mean", "std"))
 _NOT_RECORDED = {
     "data.joint": {
         "annotations": [],
+        "crop_draws": 1,
         "long_side": 2048,
+        "mask_size": 112,
+        "max_objects": 100,
         "most_of_one_class": 0.75,
         "ratio": [0.5, 2.0],
         "short_side": 512,
     },
+    "data.joint.crop_draws": 1,
+    "data.joint.mask_size": 112,
+    "data.joint.max_objects": 100,
     "data.options": {},
     "data.sampling": "images",
     "data.unlisted": "refuse",

@@ -389,3 +389,56 @@ def test_wrong_label_maps_end_the_packing(labelled, tmp_path, capsys):
     assert "labels/train/a.png: label 9 in 3000 of 3000" in capsys.readouterr().err
     assert _pack(labelled, tmp_path / "out", "--option=classes") == 2
     assert "--option=classes; expected NAME=VALUE" in capsys.readouterr().err
+
+
+def test_objects_are_packed_with_their_images(tmp_path):
+    target, annotated = str(tmp_path / "packed"), tmp_path / "data" / "train"
+    annotated.mkdir(parents=True)
+    shape = [[10, 10, 90, 10.5, 90, 70]]
+    box = {"bbox": [10, 10, 80, 60], "segmentation": shape, "area": 2400.0}
+    image = {"width": 120, "height": 80}
+    content = {
+        "images": [
+            {"id": 7, "file_name": "a.jpg", **image},
+            {"id": 4, "file_name": "b.jpg", **image},
+        ],
+        "categories": [{"id": 30, "name": "car"}],
+        "annotations": [
+            {"id": 2, "image_id": 7, "category_id": 30, **box},
+            {"id": 9, "image_id": 4, "category_id": 30, **box},
+        ],
+    }
+    (annotated / "_annotations.coco.json").write_text(json.dumps(content))
+    for name in "ab":
+        PIL.Image.new("RGB", (120, 80)).save(annotated / f"{name}.jpg")
+    flags = ["--source=cocojson", "--short-side=40", "--split=train"]
+    assert pack.main([str(annotated.parent), target, *flags]) == 0
+    ours = packed.make(split="train", dir=target)
+    assert list(ours.annotations) == ["objects", "boxes"] and ours.class_ids == [30]
+    assert "boxes and masks of objects of 1 class (car)" in ours.summary()
+    small = pickle.loads(pickle.dumps(ours)).objects(1)
+    assert small.image_id == 4 and small.ids == [9] and small.size == (40, 60)
+    assert small.shapes == [[[5, 5, 45, 5.25, 45, 35]]] and small.areas[0] == 600
+    np.testing.assert_array_equal(small.boxes, [(5, 5, 45, 35)])
+    assert decode.Decode()(ours[1]["image"]).size == (60, 40)
+
+
+def test_batches_of_packed_objects_are_those_of_the_scenes(tmp_path):
+    target = str(tmp_path / "packed")
+    options = ["--option=size=40", "--option=scenes=6", "--option=objects=True"]
+    arguments = ["-", target, "--source=digit_scenes", *options, "--split=train"]
+    assert pack.main(arguments) == 0
+    how = {"annotations": ("objects",), "mask_size": 16, "max_objects": 5}
+    transform = transforms.for_training(image_size=(32, 32), joint=how)
+    batches = []
+    for source in (
+        packed.make(split="train", dir=target),
+        digit_scenes.make(split="train", size=40, scenes=6, objects=True),
+    ):
+        stream = pipeline.train_batches(source, transform, batch_size=4, seed=1)
+        batches.append([next(stream) for _ in range(3)])
+        stream.close()
+    for one, two in zip(*batches, strict=True):
+        assert one["valid"].any() and one["masks"].shape == (4, 5, 32)
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name])

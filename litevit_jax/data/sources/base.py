@@ -29,7 +29,10 @@ class Source(abc.ABC):
 
     Attributes:
       annotations: names of what examples have beside image and label, and what moves
-        with the pixels: 'label_map'.
+        with the pixels: 'label_map'; or 'objects' and 'boxes', boxes alone.
+      object_counts: of images, how many objects are to be found; () if not known.
+      class_ids: of classes of objects, their numbers in the file; () where there is
+        none.
       multi_label: whether an image may have several labels: an example then has
         `labels`, uint8 `[K]`, 1 for its classes, and its label is -1.
       sampling: examples in whose permutations training reads, some of them several
@@ -55,6 +58,8 @@ class Source(abc.ABC):
     """
 
     annotations: Sequence[str] = ()
+    object_counts: Sequence[int] = ()
+    class_ids: Sequence[int] = ()
     multi_label: bool = False
     sampling: np.ndarray | None = None
     notes: Sequence[str] = ()
@@ -93,7 +98,8 @@ class Source(abc.ABC):
           `image`: encoded bytes, or numbers [H, W] or [H, W, C];
           `label`: int, -1 when the example has none;
           `label_map`, if that is among `annotations`: uint8 [h, w], the class of each
-            pixel of the upright image, 255 for none.
+            pixel of the upright image, 255 for none;
+          `objects`, if 'boxes' is among `annotations`: a `data.objects.Objects`.
         """
 
     def label_of(self, index: int) -> int:
@@ -111,6 +117,10 @@ class Source(abc.ABC):
         """Returns the label map uint8 [h, w] of example `index`, never resized."""
         return self[index]["label_map"]
 
+    def objects(self, index: int) -> Any:
+        """Returns the objects of example `index`, a `data.objects.Objects`."""
+        return self[index]["objects"]
+
     @property
     def labelled(self) -> bool:
         """Whether any example has a label; one of its pixels is none."""
@@ -124,6 +134,9 @@ class Source(abc.ABC):
         labels = "no labels"
         if "label_map" in self.annotations:
             labels = f"label maps of {kinds}"
+        elif "boxes" in self.annotations:
+            masks = " and masks" * ("objects" in self.annotations)
+            labels = f"boxes{masks} of objects of {kinds}"
         elif self.labelled:
             labels = f"labelled, {kinds}"
         elif classes:

@@ -1,9 +1,10 @@
-"""Scenes of real digits on real photographs, with the class of every pixel.
+"""Scenes of real digits on real photographs, with the class of every pixel or object.
 
 Scikit-learn's 1797 handwritten digits and two photographs, nothing to download. A
 scene is a darkened crop of a photograph with 1 to 4 digits in light colours, which do
 not touch. The label of a pixel is 0 for the background and 1 to 10 for the digits 0 to
-9. Splits 'train' and 'test' share no digit and no part of a photograph.
+9; as objects, digits have masks, boxes and ten classes. Splits 'train' and 'test' share
+no digit and no part of a photograph.
 
 A scene follows from (seed, split, number), so it is the same wherever it is drawn.
 """
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from litevit_jax.data import decode as decoding
-from litevit_jax.data import resample
+from litevit_jax.data import objects, resample
 from litevit_jax.data.sources import base, digits
 
 _SPLITS = ("train", "test")
@@ -59,10 +60,13 @@ class Scene:
 class DigitScenes(base.Source):
     """The scenes of one split, each drawn when it is first read."""
 
-    annotations = ("label_map",)
-
-    def __init__(self, split: str, *, size: int, scenes: int, seed: int):
+    def __init__(
+        self, split: str, *, size: int, scenes: int, seed: int, as_objects: bool = False
+    ):
         self._split, self._size, self._count, self._seed = split, size, scenes, seed
+        self._as_objects = as_objects
+        self.annotations = ("objects", "boxes") if as_objects else ("label_map",)
+        self.class_ids = range(10) if as_objects else ()
         self._kept: dict[int, dict[str, Any]] = {}
         self.other_splits = [other for other in _SPLITS if other != split]
 
@@ -71,7 +75,7 @@ class DigitScenes(base.Source):
 
     @property
     def classes(self) -> list[str]:
-        return ["background", *map(str, range(10))]
+        return ["background"] * (not self._as_objects) + [str(x) for x in range(10)]
 
     @property
     def channels(self) -> int:
@@ -87,10 +91,16 @@ class DigitScenes(base.Source):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self._count:
             raise IndexError(f"scene {index} of {self._count}")
-        example = self._kept.get(index)
+        example: dict[str, Any] | None = self._kept.get(index)
         if example is None:
             scene = self.scene(index)
-            example = {"image": scene.image, "label": -1, "label_map": scene.label_map}
+            example = {"image": scene.image, "label": -1}
+            if self._as_objects:
+                number = index + 1
+                those = objects.of_masks(scene.masks, scene.digits.tolist(), number)
+                example["objects"] = those
+            else:
+                example["label_map"] = scene.label_map
             if self._count * self._size**2 * 4 <= _KEEP:
                 self._kept[index] = example
         return dict(example)
@@ -108,6 +118,7 @@ class DigitScenes(base.Source):
 
     def fingerprint(self) -> str:
         numbers = f"{self._split} {self._size} {self._count} {self._seed}"
+        numbers += " objects" * self._as_objects
         content = [digits.table().tobytes(), *_files()]
         return base.digest([_VERSION.encode(), numbers.encode(), *content])
 
@@ -122,6 +133,7 @@ def make(
     scenes: int = 4000,
     test_scenes: int = 300,
     seed: int = 0,
+    objects: bool = False,
 ) -> DigitScenes:
     """The 'train' or 'test' split.
 
@@ -134,6 +146,7 @@ def make(
       scenes: number of scenes to train on.
       test_scenes: number of scenes to test on.
       seed: of the scenes.
+      objects: whether scenes have objects, in place of a class for each pixel.
     """
     del name, holdout
     base.check_split(split, _SPLITS, "digit_scenes")
@@ -152,7 +165,8 @@ def make(
             f"data.options: {count} scenes of {split!r}, seed={seed}; expected at "
             "least one scene and 0 <= seed < 2^32"
         )
-    return DigitScenes(split, size=size, scenes=count, seed=seed)
+    how = {"size": size, "scenes": count, "seed": seed}
+    return DigitScenes(split, **how, as_objects=bool(objects))
 
 
 # NumPy promises that RandomState's numbers never change.

@@ -6,8 +6,8 @@
 
 A record is the label (int32), the length of the name (uint16), the name, the JPEG;
 numbers are little-endian. If the manifest names annotations, each comes before the
-JPEG, a PNG with its length (uint32). Without a test split, `holdout` keeps a share of
-the examples, by their number, as 'test'.
+JPEG with its length (uint32): a label map as PNG, objects as packed JSON. Without a
+test split, `holdout` keeps a share of the examples, by their number, as 'test'.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ import numpy as np
 
 from litevit_jax.data import (
     index_cache,
+    joint,
     label_maps,
     labelled,
+    objects,
     split_names,
     subsets,
     tables,
@@ -54,6 +56,14 @@ def decode(record: bytes) -> tuple[int, str, bytes]:
     label, length = _HEAD.unpack_from(record)
     end = _HEAD.size + length
     return label, os.fsdecode(record[_HEAD.size : end]), record[end:]
+
+
+_DECODERS = {"label_map": label_maps.decode, "objects": objects.decode}
+
+
+def fields_of(annotations: Sequence[str]) -> list[str]:
+    """Returns the fields of an example that are packed beside its image."""
+    return list(dict.fromkeys(joint.FIELDS[name] for name in annotations))
 
 
 def join(annotations: Sequence[bytes], image: bytes) -> bytes:
@@ -90,6 +100,7 @@ class Packed(base.Source):
         checksums: list[str],
         stored_range: str | None = None,
         annotations: Sequence[str] = (),
+        class_ids: Sequence[int] = (),
     ):
         self._files = files
         self._labels = labels
@@ -98,6 +109,7 @@ class Packed(base.Source):
         self._checksums = checksums
         self.stored_range = stored_range
         self.annotations = annotations
+        self.class_ids = class_ids
 
     @functools.cached_property
     def _records(self) -> Any:
@@ -125,9 +137,10 @@ class Packed(base.Source):
         label, _, content = decode(self._records[row])
         if label != self._labels[row]:
             raise ValueError(f"label {label}; its manifest says {self._labels[row]}")
-        parts, image = split_off(content, len(self.annotations))
-        maps = map(label_maps.decode, parts)
-        beside = dict(zip(self.annotations, maps, strict=True))
+        fields = fields_of(self.annotations)
+        parts, image = split_off(content, len(fields))
+        pairs = zip(fields, parts, strict=True)
+        beside = {name: _DECODERS[name](part) for name, part in pairs}
         return {"image": image, "label": label, **beside}
 
     def names(self) -> list[str]:
@@ -334,6 +347,7 @@ def _read(
         checksums=[shard["sha256"] for shard in shards],
         stored_range=about.get("range"),
         annotations=about.get("annotations", ()),
+        class_ids=about.get("class_ids", ()),
     )
 
 

@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 from litevit_jax import registry
+from litevit_jax.data import objects
 from litevit_jax.data.sources import digit_scenes, digits
 
 
@@ -139,3 +140,26 @@ def test_the_source_says_what_it_is(train):
 def test_mistakes_are_explained(fields, message):
     with pytest.raises(ValueError, match=message):
         digit_scenes.make(**{"split": "train"} | fields)
+
+
+def test_digits_are_objects_if_asked_for(train):
+    made = digit_scenes.make(split="train", size=48, scenes=60, objects=True)
+    assert made.annotations == ("objects", "boxes") and len(made.classes) == 10
+    assert made.fingerprint() != train.fingerprint()
+    assert made.summary().startswith("60 images, boxes and masks of objects of 10 cla")
+    ids = []
+    for index in range(60):
+        scene, example = train.scene(index), made[index]
+        np.testing.assert_array_equal(example["image"], train[index]["image"])
+        those = example["objects"]
+        assert "label_map" not in example and those.image_id == index + 1
+        assert those.classes == scene.digits.tolist() and not those.crowd.any()
+        for i, mask in enumerate(scene.masks):
+            np.testing.assert_array_equal(objects.bitmap(those.shapes[i]), mask)
+            assert those.areas[i] == mask.sum()
+            x1, y1, x2, y2 = those.boxes[i].astype(int)
+            assert mask[y1:y2, x1:x2].sum() == mask.sum()
+            assert mask[[y1, y2 - 1], x1:x2].any(axis=1).all()
+            assert mask[y1:y2, [x1, x2 - 1]].any(axis=0).all()
+        ids += those.ids
+    assert len(set(ids)) == len(ids) and 0 not in ids

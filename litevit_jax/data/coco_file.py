@@ -1,0 +1,338 @@
+"""Reads COCO's JSON files of objects, and checks all that is in them.
+
+A file has `images` (id, file_name, height, width), `categories` (id, name) and
+`annotations` (id, image_id, category_id, bbox, and maybe segmentation, area, iscrowd).
+What contradicts itself is an error that names the annotation; what is merely empty is
+left out and counted.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from litevit_jax.data import coco_shapes as shapes
+from litevit_jax.data import objects
+from litevit_jax.data.sources import base
+
+_LISTS = ("images", "annotations", "categories")
+_APART = 2.0  # pixels by which a box may differ from its mask
+
+_BAD_POLYGON = (
+    "polygons of less than 3 points, an odd number of coordinates or no numbers"
+)
+_NO_POLYGON = "objects without a polygon that is one"
+_EMPTY = "objects that are empty or outside their image"
+_APART_NOTE = (
+    f"boxes more than {_APART:g} pixels from those of their masks, which count in "
+    "training"
+)
+_ZERO = "annotations of id 0, which got another one"
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """An image of a file, and the objects on it."""
+
+    name: str
+    objects: objects.Objects
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """The content of a file.
+
+    Attributes:
+      images: in the file's order.
+      classes: names of the classes, by rising id.
+      class_ids: the file's numbers of the classes.
+      notes: on what was left out or changed.
+    """
+
+    images: list[Image]
+    classes: list[str]
+    class_ids: list[int]
+    notes: list[str]
+
+
+def read(
+    content: Any, where: str, *, masks: bool, read_png: Callable[[str], np.ndarray]
+) -> File:
+    """Checks the content of a file.
+
+    Args:
+      content: what the JSON file holds.
+      where: its path, for messages.
+      masks: whether objects need masks; else shapes are left out.
+      read_png: name or data URI of a PNG -> its pixels, bool [h, w].
+
+    Raises:
+      ValueError: the content contradicts itself; the message names the file, and the
+        annotation and image.
+    """
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) for key in _LISTS
+    ):
+        got = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"{where} is no COCO file of objects: expected an object with the lists "
+            f"{', '.join(_LISTS)}; got {got}. Export the labels as 'COCO'"
+        )
+    class_ids, classes = _categories(content["categories"], where)
+    reader = _Reader(where, class_ids, masks, read_png)
+    images = reader.images(content["images"])
+    those = reader.annotations(content["annotations"])
+    return File(
+        [Image(name, _collect(key, size, those[key])) for key, name, size in images],
+        classes,
+        class_ids,
+        reader.notes(),
+    )
+
+
+def _categories(entries: list[Any], where: str) -> tuple[list[int], list[str]]:
+    """Returns ids and names of the classes, by rising id.
+
+    Raises:
+      ValueError: ids or names that are missing, or not of one class alone.
+    """
+    names: dict[int, str] = {}
+    for entry in entries:
+        key = entry.get("id") if isinstance(entry, dict) else None
+        if not shapes.is_whole(key) or not isinstance(entry.get("name"), str):
+            raise ValueError(
+                f"{where}: category {entry!r:.80}; expected a whole number as id and a "
+                "name"
+            )
+        if key in names or entry["name"] in names.values():
+            raise ValueError(
+                f"{where}: two categories with id {key} or name {entry['name']!r}; "
+                "expected another id and name for each"
+            )
+        names[key] = entry["name"]
+    above = {x.get("supercategory") for x in entries}
+    if len(names) > 1 and (top := _umbrella(entries, above)) is not None:
+        del names[top]
+    if not names:
+        raise ValueError(f"{where} has no categories; expected at least one")
+    ids = sorted(names)
+    return ids, [names[key] for key in ids]
+
+
+def _umbrella(entries: list[Any], above: set[Any]) -> int | None:
+    """Returns Roboflow's category 0 that only stands above all others, or None."""
+    first = next((x for x in entries if x["id"] == 0), None)
+    if first is None or first.get("supercategory") != "none":
+        return None
+    return 0 if above == {"none", first["name"]} else None
+
+
+@dataclasses.dataclass
+class _Object:
+    """An object that was read.
+
+    Attributes:
+      key: its id.
+      category: number of its class.
+      box: x1, y1, x2, y2.
+      crowd, area, shape: as in `objects.Objects`.
+    """
+
+    key: int
+    category: int
+    box: list[float]
+    crowd: bool
+    area: float
+    shape: Any
+
+
+def _collect(
+    key: int | str, size: objects.Size, those: Sequence[_Object]
+) -> objects.Objects:
+    return objects.Objects(
+        size=size,
+        image_id=key,
+        ids=[x.key for x in those],
+        classes=[x.category for x in those],
+        boxes=np.array([x.box for x in those], np.float64).reshape(-1, 4),
+        crowd=np.array([x.crowd for x in those], bool),
+        areas=np.array([x.area for x in those], np.float64),
+        shapes=[x.shape for x in those],
+    )
+
+
+class _Reader:
+    """Reads the entries of a file, and counts what is left out."""
+
+    def __init__(
+        self,
+        where: str,
+        class_ids: Sequence[int],
+        masks: bool,
+        read_png: Callable[[str], np.ndarray],
+    ):
+        self._where = where
+        self._number = {key: number for number, key in enumerate(class_ids)}
+        self._masks, self._read_png = masks, read_png
+        self._about: dict[int | str, tuple[str, objects.Size]] = {}
+        self._counts: dict[str, list[str]] = collections.defaultdict(list)
+
+    def notes(self) -> list[str]:
+        """Describes what was left out or changed: how many, and the first."""
+        return [
+            f"{what}: {len(names)} ({base.first(names, 3)})"
+            for what, names in self._counts.items()
+        ]
+
+    def images(self, entries: list[Any]) -> list[tuple[int | str, str, objects.Size]]:
+        """Returns id, file name and (h, w) of each image."""
+        for entry in entries:
+            entry = entry if isinstance(entry, dict) else {"id": entry}
+            key, name = entry.get("id"), entry.get("file_name")
+            sides: Any = entry.get("height"), entry.get("width")
+            if not (shapes.is_whole(key) or isinstance(key, str)):
+                raise self._error(f"image id {key!r}", "expected a whole number")
+            if not isinstance(name, str) or not name:
+                raise self._error(f"image {key} has no file_name", "expected one")
+            if not all(shapes.is_whole(side) and side > 0 for side in sides):
+                raise self._error(
+                    f"image {key} ({name!r}) has height {sides[0]!r} and width "
+                    f"{sides[1]!r}",
+                    "expected its size in pixels",
+                )
+            if key in self._about:
+                other = self._about[key][0]
+                raise self._error(
+                    f"two images have id {key}: {other!r} and {name!r}",
+                    "expected another id for each image",
+                )
+            self._about[key] = name, (sides[0], sides[1])
+        return [(key, *about) for key, about in self._about.items()]
+
+    def annotations(self, entries: list[Any]) -> dict[int | str, list[_Object]]:
+        """Returns the objects of each image, in the file's order."""
+        read: dict[int | str, list[_Object]] = collections.defaultdict(list)
+        ids: set[int] = set()
+        for entry in entries:
+            key = entry.get("id") if isinstance(entry, dict) else None
+            if not shapes.is_whole(key):
+                raise self._error(
+                    f"annotation {entry!r:.80} has id {key!r}",
+                    "expected a whole number",
+                )
+            if key in ids:
+                raise self._error(
+                    f"two annotations have id {key}", "expected another id for each"
+                )
+            ids.add(key)
+            one = self._annotation(key, entry)
+            if one is not None:
+                read[entry["image_id"]].append(one)
+        for one in (x for those in read.values() for x in those if x.key == 0):
+            # COCO's scoring takes a match with object 0 for none.
+            one.key = max(ids) + 1
+            self._count(_ZERO, f"now {one.key}")
+        return read
+
+    def _annotation(self, key: int, entry: dict[str, Any]) -> _Object | None:
+        """Returns an object; None if nothing is left of it."""
+        image, category = entry.get("image_id"), entry.get("category_id")
+        if not isinstance(image, (int, str)) or image not in self._about:
+            raise self._error(
+                f"annotation {key} is of image {image!r}", "which is not in 'images'"
+            )
+        name, size = self._about[image]
+        what = f"annotation {key} of image {image} ({name!r})"
+        if not isinstance(category, int) or category not in self._number:
+            raise self._error(
+                f"{what} has category_id {category!r}",
+                "which is not in 'categories': "
+                f"{base.first([*map(str, self._number)])}",
+            )
+        crowd = entry.get("iscrowd") or 0
+        if crowd not in (0, 1):
+            raise self._error(
+                f"{what} has iscrowd {entry['iscrowd']!r}", "expected 0 or 1"
+            )
+        raw, has_box = entry.get("segmentation"), entry.get("bbox") is not None
+        is_read = self._masks or not has_box
+        shape = self._shape(raw, size, what) if is_read else None
+        if shape == []:
+            self._count(_NO_POLYGON, what)
+            return None
+        box = self._box(entry.get("bbox"), shape, size, what)
+        if box is None:
+            self._count(_EMPTY, what)
+            return None
+        area = entry.get("area")
+        if not shapes.is_number(area):
+            area = shapes.area(shape, box)
+        return _Object(
+            key,
+            self._number[category],
+            box,
+            bool(crowd),
+            float(area),
+            shape if self._masks else None,
+        )
+
+    def _shape(self, raw: Any, size: objects.Size, what: str) -> Any:
+        """Returns polygons or runs; None without any, [] if no polygon is one."""
+        try:
+            shape, bad = shapes.read(raw, size, self._read_png)
+        except ValueError as error:
+            raise ValueError(
+                base.printable(f"{self._where}: {what} has {error}")
+            ) from None
+        if shape is None and self._masks:
+            raise self._error(
+                f"{what} has a box but no segmentation",
+                "expected polygons or runs of each object. To train on boxes alone, "
+                "without masks: --config.data.options.masks=False",
+            )
+        for _ in range(bad):
+            self._count(_BAD_POLYGON, what)
+        return shape
+
+    def _box(
+        self, raw: Any, shape: Any, size: objects.Size, what: str
+    ) -> list[float] | None:
+        """Returns the box, cut to the image; None if nothing is left.
+
+        An empty box gives way to that of the mask.
+        """
+        tight = None if shape is None else shapes.tight_box(shape, size)
+        if shape is not None and tight is None:
+            return None
+        if raw is None and tight is not None:
+            return tight
+        if (
+            not isinstance(raw, list)
+            or len(raw) != 4
+            or not all(map(shapes.is_number, raw))
+        ):
+            raise self._error(
+                f"{what} has bbox {raw!r:.60}",
+                "expected four finite numbers: x, y, width, height in pixels",
+            )
+        x, y, width, height = raw
+        ends = zip((x, y, x + width, y + height), (size[1], size[0]) * 2, strict=True)
+        box = [float(min(max(end, 0), limit)) for end, limit in ends]
+        is_empty = not (box[0] < box[2] and box[1] < box[3])
+        if tight is not None and (is_empty or _are_apart(box, tight)):
+            self._count(_APART_NOTE, what)
+        return tight if is_empty else box
+
+    def _count(self, kind: str, what: str) -> None:
+        self._counts[kind].append(what)
+
+    def _error(self, what: str, expected: str) -> ValueError:
+        return ValueError(base.printable(f"{self._where}: {what}; {expected}"))
+
+
+def _are_apart(box: Sequence[float], tight: Sequence[float]) -> bool:
+    return max(abs(a - b) for a, b in zip(box, tight, strict=True)) > _APART

@@ -1,0 +1,319 @@
+"""A folder of images and COCO's JSON files of the objects on them.
+
+    DIR/train2017/1.jpg      DIR/annotations/instances_train2017.json      COCO
+    DIR/train/a.jpg          DIR/train/_annotations.coco.json              Roboflow
+    DIR/images/a.jpg         DIR/annotations/instances_default.json        CVAT
+    DIR/images/a.jpg         DIR/result.json                               Label Studio
+
+A file whose name, or whose folder's, is that of a split holds that split; a single
+other file is undivided, and `holdout` keeps a share of its images as 'test'. `json` and
+`images` name a file and a folder that lie elsewhere. Masks are polygons, runs of pixels
+(RLE), or names of PNGs; see `coco_file` for what is an error and what is left out.
+
+Coordinates are pixels of the upright image. In training, images without objects are
+left out, and so are those with nothing but crowds; `keep_empty` says otherwise.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json as json_text
+import os
+import posixpath
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from litevit_jax.data import (
+    canvases,
+    coco_file,
+    coco_images,
+    decode,
+    filetree,
+    layout,
+    objects,
+    split_names,
+)
+from litevit_jax.data.sources import base, folder
+
+_COMMAND = "configs/detect.py:folder"
+_FOLDERS = ("", "annotations", "labels")  # that hold files, beside those of splits
+_USUAL = "instances_"  # how COCO's files of objects begin, beside those of captions
+_PNG = "data:image/png;base64,"
+
+
+class CocoJson(base.Source):
+    """Image files and the objects on them."""
+
+    def __init__(
+        self,
+        tree: filetree.Tree,
+        rows: list[tuple[str, objects.Objects]],
+        *,
+        file: coco_file.File,
+        masks: bool,
+        notes: Sequence[str],
+        other_splits: Sequence[str],
+    ):
+        self._tree = tree
+        self._names = folder.PackedNames([name for name, _ in rows])
+        self._objects = [objects.encode(those) for _, those in rows]
+        self._classes = file.classes
+        self.class_ids = file.class_ids
+        self.annotations = ("objects", "boxes") if masks else ("boxes",)
+        self.object_counts = [int((~those.crowd).sum()) for _, those in rows]
+        self.notes = notes
+        self.other_splits = other_splits
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, those = self._tree.read(self._names[index]), self.objects(index)
+        try:
+            size = canvases.size_of(image)
+        except decode.DecodeError:  # its reader says what is wrong
+            size = those.size
+        coco_images.check_size(self._tree, self._names[index], those, size)
+        return {"image": image, "label": -1, "objects": those}
+
+    def objects(self, index: int) -> objects.Objects:
+        return objects.decode(self._objects[index])
+
+    def label_of(self, index: int) -> int:
+        return -1
+
+    def name_of(self, index: int) -> str:
+        return self._names[index]
+
+    def fingerprint(self) -> str:
+        """Returns a digest of names, sizes of files, objects and classes."""
+        names = (self._names[i] for i in range(len(self)))
+        sizes = [coco_images.bytes_of(self._tree, name) for name in names]
+        how = [*self._classes, *map(str, self.class_ids), *self.annotations]
+        return base.digest(
+            [
+                self._names.blob,
+                np.array(sizes, "<i8").tobytes(),
+                *self._objects,
+                *(os.fsencode(text) for text in how),
+            ]
+        )
+
+
+def make(
+    *,
+    split: str,
+    dir: str | None = None,
+    name: str | None = None,
+    holdout: float = 0.0,
+    json: str | None = None,
+    images: str | None = None,
+    masks: bool = True,
+    keep_empty: bool | None = None,
+) -> CocoJson:
+    """One split of the images and objects below `dir`; see the module.
+
+    Args:
+      split: 'train', 'test' (also 'val', 'valid'...), or the name of one.
+      dir: the folder.
+      name: ignored.
+      holdout: share of the images kept as 'test', chosen by a hash of their names,
+        where nothing names a split for testing.
+      json: name in `dir` of the file to read, which is then undivided; None: those of
+        the module's table.
+      images: name in `dir` of the folder of images; None: they are looked for.
+      masks: whether objects have masks; False reads boxes alone.
+      keep_empty: whether images without objects stay; None: except in training.
+
+    Raises:
+      FileNotFoundError, NotADirectoryError: `dir` is not a folder.
+      ValueError: no such files, split or images, or a file contradicts itself.
+    """
+    del name
+    if masks:
+        objects.pycocotools()
+    tree = folder.open_root(dir, _COMMAND)
+    files = _Files.read(tree, json)
+    chosen, part = split_names.resolve(
+        split, files.kinds, holdout=holdout, where=f"folder {tree}"
+    )
+    path = files.paths[chosen or ""]
+    masks_of = _Pngs(tree, posixpath.dirname(path))
+    file = coco_file.read(
+        _parse(tree, path), tree.path_of(path), masks=masks, read_png=masks_of.read
+    )
+    rows, notes = coco_images.Lookup(tree, path, chosen or "", images).rows(file)
+    if part:
+        keys = (os.fsencode(row) for row, _ in rows)
+        keep = base.part_of(keys, part, holdout, f"folder {tree}")
+        rows = list(itertools.compress(rows, keep))
+    training = (part or files.kinds.get(chosen or "")) == "train"
+    rows, empty = _without_empty(rows, training, keep_empty, tree.path_of(path))
+    coco_images.check_sizes(tree, rows)
+    notes = [f"from {tree.path_of(path)}", *_counted(rows), *notes, *file.notes, *empty]
+    return CocoJson(
+        tree,
+        rows,
+        file=file,
+        masks=masks,
+        notes=notes + split_names.unused_holdout(files.kinds, holdout),
+        other_splits=[other for other in files.kinds if other != chosen],
+    )
+
+
+class _Files(NamedTuple):
+    """The JSON files of a folder.
+
+    Attributes:
+      kinds: split -> kind, see `split_names`; {}: undivided.
+      paths: split -> name of its file; '' stands for all images.
+    """
+
+    kinds: dict[str, str]
+    paths: dict[str, str]
+
+    @classmethod
+    def read(cls, tree: filetree.Tree, json: str | None) -> _Files:
+        """Looks for files whose names or folders name splits.
+
+        Raises:
+          ValueError: no file, or several that no split tells apart.
+        """
+        if json:
+            return cls({}, {"": layout.join("", json.strip("/"))})
+        by_folder = {
+            top: names
+            for top in tree.folders("")
+            if split_names.read(top).kind and (names := _json_in(tree, top))
+        }
+        if by_folder:
+            paths = {top: _only(tree, names) for top, names in by_folder.items()}
+            return cls(_kinds(paths), paths)
+        for top in _FOLDERS:
+            names = _json_in(tree, top)
+            named = {_split_of(name): name for name in names}
+            kinds = split_names.recognise(named)
+            if kinds:
+                return cls(kinds, {split: named[split] for split in kinds})
+            if names:
+                return cls({}, {"": _only(tree, names)})
+        raise ValueError(
+            f"{tree}: no JSON file of objects; expected DIR/annotations/*.json, "
+            "DIR/train/_annotations.coco.json or DIR/result.json, as docs/dense.md "
+            "shows, or --config.data.options.json=NAME"
+        )
+
+
+def _kinds(splits: Any) -> dict[str, str]:
+    return {split: split_names.read(split).kind or "other" for split in splits}
+
+
+def _json_in(tree: filetree.Tree, top: str) -> list[str]:
+    """Returns the JSON files directly in `top`; those named as of objects, if any."""
+    try:
+        files = sorted(name for name in tree.files(top) if name.endswith(".json"))
+    except FileNotFoundError:
+        return []
+    usual = [name for name in files if name.startswith(_USUAL)]
+    return [layout.join(top, name) for name in usual or files]
+
+
+def _split_of(name: str) -> str:
+    """Returns the name of a file without folder, ending, and how it usually begins."""
+    return posixpath.basename(name).removesuffix(".json").removeprefix(_USUAL)
+
+
+def _only(tree: filetree.Tree, names: Sequence[str]) -> str:
+    if len(names) > 1:
+        raise ValueError(
+            f"{tree}: {len(names)} JSON files that no split tells apart: "
+            f"{base.first(names)}; say which with --config.data.options.json=NAME, or "
+            "name them train.json and val.json"
+        )
+    return names[0]
+
+
+def _parse(tree: filetree.Tree, path: str) -> Any:
+    """Returns what a JSON file holds.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    try:
+        return json_text.loads(tree.read(path))
+    except (FileNotFoundError, KeyError):
+        raise ValueError(
+            f"{tree.path_of(path)} does not exist; expected a JSON file of objects "
+            "(data.options.json, a name in data.dir)"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{tree.path_of(path)} is no JSON: {error}; export it again"
+        ) from None
+
+
+class _Pngs(NamedTuple):
+    """Masks that are pictures, by names beside a file or in the whole folder."""
+
+    tree: filetree.Tree
+    top: str
+
+    def read(self, text: str) -> np.ndarray:
+        """Decodes a PNG, by name or as data URI: bool [h, w], where it is not 0."""
+        if text.startswith(_PNG):
+            encoded = base64.b64decode(text.removeprefix(_PNG), validate=True)
+        else:
+            encoded = self._file(coco_images.clean(text))
+        with PIL.Image.open(io.BytesIO(encoded)) as opened:
+            if opened.mode[0] not in "1LPI":
+                raise ValueError(f"colours, mode {opened.mode}")
+            return np.asarray(opened) != 0
+
+    def _file(self, name: str) -> bytes:
+        for top in (self.top, ""):
+            try:
+                return self.tree.read(layout.join(top, name))
+            except (FileNotFoundError, KeyError):
+                continue
+        raise FileNotFoundError("no such file")
+
+
+def _without_empty(
+    rows: list[tuple[str, objects.Objects]],
+    training: bool,
+    keep_empty: bool | None,
+    where: str,
+) -> tuple[list[tuple[str, objects.Objects]], list[str]]:
+    """Leaves out images without a target, if asked to or in training."""
+    empty = [name for name, those in rows if those.crowd.all()]
+    if not empty or (not training if keep_empty is None else keep_empty):
+        return rows, []
+    if len(empty) == len(rows):
+        raise ValueError(
+            f"{where}: none of its {len(rows)} images has an object to train on; "
+            "expected at least one"
+        )
+    dropped = set(empty)
+    listed = f"{len(empty)} ({base.first(empty, 3)})"
+    advice = "data.options.keep_empty=True keeps them"
+    kept = [row for row in rows if row[0] not in dropped]
+    return kept, [f"left out, as they have no objects: {listed}; {advice}"]
+
+
+def _counted(rows: list[tuple[str, objects.Objects]]) -> list[str]:
+    """Says how many objects there are, and how many of them are crowds."""
+    counts = [len(those) for _, those in rows]
+    crowds = sum(int(those.crowd.sum()) for _, those in rows)
+    return [
+        f"{sum(counts):,} objects, at most {max(counts, default=0)} of an image",
+        *[f"crowds, which are no targets: {crowds}"] * bool(crowds),
+    ]
