@@ -554,8 +554,8 @@ def test_a_wrong_label_map_is_refused(kind, refuse, tmp_path):
             r"reads label_map, but data\.joint",
         ),
         (
-            {"data__joint__annotations": ("label_maps",)},
-            "annotations 'label_maps' unknown; choose from label_map",
+            {"data__joint__annotations": ("polygons",)},
+            "annotations 'polygons' unknown; choose from label_map",
         ),
         ({"data__joint__short_side": 4096}, "0 < short_side <= long_side"),
         ({"data__joint__ratio": (0.0, 1.0)}, r"data\.joint\.ratio=\(0\.0, 1\.0\); exp"),
