@@ -302,10 +302,9 @@ def _without_empty(
             f"{where}: none of its {len(rows)} images has an object to train on; "
             "expected at least one"
         )
-    dropped = set(empty)
     listed = f"{len(empty)} ({base.first(empty, 3)})"
     advice = "data.options.keep_empty=True keeps them"
-    kept = [row for row in rows if row[0] not in dropped]
+    kept = [row for row in rows if not row[1].crowd.all()]
     return kept, [f"left out, as they have no objects: {listed}; {advice}"]
 
 

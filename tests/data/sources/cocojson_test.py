@@ -413,6 +413,12 @@ def test_parts_and_joined_splits_keep_their_objects(tmp_path):
     assert list(joined.object_counts) == [1, 1, 1]
 
 
+def test_a_picture_that_is_named_twice_keeps_the_entry_with_objects(tmp_path):
+    source = _make(_write(tmp_path, _content(_annotation(1, 2), names=("a.jpg",) * 2)))
+    assert len(source) == 1 and source.objects(0).image_id == 2
+    assert "named twice: 1 (images/a.jpg)" in source.summary()
+
+
 def test_the_fingerprint_follows_from_images_and_objects(tmp_path):
     one = _make(_write(tmp_path / "one", _content())).fingerprint()
     assert _make(_write(tmp_path / "two", _content())).fingerprint() == one
