@@ -376,6 +376,13 @@ def use_data(config, said):
             "classes": config_dict.placeholder(str),  # number, names, file; None: there
             "reduce_zero_label": config_dict.placeholder(bool),  # whether 0 is no class
         }
+    if kind == "cocojson":
+        config.data.options = {
+            "json": config_dict.placeholder(str),  # file of objects; None: looked for
+            "images": config_dict.placeholder(str),  # their folder; None: looked for
+            "masks": True,  # whether objects have masks, or boxes alone
+            "keep_empty": config_dict.placeholder(bool),  # images without objects
+        }
     if kind and kind != "imagenet2012":
         config.name = f"{config.name}-{kind}"
 

@@ -22,13 +22,14 @@ Other data are matched with the classifier by the names of the classes. They may
 some; one that the classifier does not know is refused, or its images are left out and
 counted (`--config.evals.classification.unmatched=leave_out`).
 
-What is measured: the evaluators said as variants, `classification`, `confusion`,
-`knn`, `reconstruction`, `segmentation`; if none is said, those of the run (of a file:
-classification if it has a head, else k-NN). `label_maps` measures nothing: it writes
-what a run of configs/segment.py predicts for all images of a folder as PNG files, into
-pictures/label_maps. `real=FILE` adds accuracy by the label sets of ImageNet-ReaL,
-a JSON list in the order of the validation images; `v2` adds ImageNet-V2, prepared as
-the TFDS data set imagenet_v2, or `v2=DIR` a folder of it (classes 0 to 999).
+What is measured: the evaluators said as variants, `classification`, `coco` (objects),
+`confusion`, `knn`, `reconstruction`, `segmentation`; if none is said, those of the run
+(of a file: classification if it has a head, else k-NN). `label_maps` measures nothing:
+it writes what a run of configs/segment.py predicts for all images of a folder as PNG
+files, into pictures/label_maps. `real=FILE` adds accuracy by the label sets of
+ImageNet-ReaL, a JSON list in the order of the validation images; `v2` adds ImageNet-V2,
+prepared as the TFDS data set imagenet_v2, or `v2=DIR` a folder of it (classes 0 to
+999).
 `--config.evals.NAME...` changes an evaluator that was said.
 
 ImageNet images are resized to 256, bicubic, and cropped to the central 224. A minute
@@ -42,7 +43,7 @@ from ml_collections.config_dict import placeholder
 from litevit_jax.configs import common
 
 EVALUATORS = (
-    *("classification", "confusion", "knn", "label_maps", "reconstruction"),
+    *("classification", "coco", "confusion", "knn", "label_maps", "reconstruction"),
     "segmentation",
 )
 
@@ -75,9 +76,11 @@ def _block(name, **fields):
         fields["stride"] = placeholder(int)  # of windows; None: 2/3 of one
         fields["scales"] = (1.0,)  # sizes at which each image is predicted
         fields["flip"] = False  # whether also swapped left and right
+    if name == "coco":
+        fields["masks"] = True  # whether masks are scored, too
     if name == "label_maps":
         fields["overlay"] = 0.5  # share of the classes' colours; 0: no such pictures
-    if name == "segmentation":
+    if name in ("coco", "segmentation"):
         fields["images"] = 4  # in a picture
     return {"name": name, "split": "eval", "every_steps": 0, **fields}
 

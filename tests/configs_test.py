@@ -1,6 +1,7 @@
 """Every recipe builds, takes overrides, and its smoke form runs from end to end."""
 
 import ast
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -17,6 +18,7 @@ from litevit_jax import checkpoint, cli, registry
 from litevit_jax.configs import common
 from litevit_jax.data import splits
 from litevit_jax.jobs import train
+from litevit_jax.models import detector
 from litevit_jax.warm_start import read
 from tests import jobs
 
@@ -228,6 +230,45 @@ LINEAR = {
     "optimizer.freeze": ("encoder/.*",),
     "objective.frozen_encoder": True,
 }
+
+
+COCO = {
+    "batch_size": 64,
+    "epochs": 100,
+    "steps": 184_375,
+    "lr.base": 1e-4 * 256 / 64,  # 1e-4 at batch 64
+    "lr.start": 1e-7,
+    "lr.decay": "steps",
+    "optimizer.name": "adamw",
+    "optimizer.b2": 0.999,
+    "optimizer.weight_decay": 0.05,
+    "optimizer.layer_decay": 1.0,
+    "optimizer.decay_1d": True,
+    "objective.masks": True,
+    "objective.encoder.window": 14,
+    "objective.channels": 256,
+    "objective.drop_path": 0.0,
+    "data.source": "cocojson",
+    "data.image_size": 640,
+    "data.flip": 0.5,
+    "data.joint.annotations": ("objects",),
+    "data.joint.ratio": (0.1, 2.0),
+    "data.joint.crop_draws": 1,
+    "data.joint.max_objects": 100,
+}
+
+
+def test_detection_of_coco_is_as_published():
+    made = module("detect").get_config("coco,path=DIR")
+    for path, value in COCO.items():
+        block = made
+        for key in path.split("."):
+            block = block[key]
+        assert block == value, path
+    rules = dataclasses.asdict(detector.Rules())
+    assert made.objective.rules.to_dict() == rules
+    # The reference warms up for 250 updates.
+    assert round(made.steps * made.lr.warmup_epochs / made.epochs) == 250
 
 
 @pytest.mark.parametrize(("arg", "values"), [("ade20k", ADE20K), ("linear", LINEAR)])

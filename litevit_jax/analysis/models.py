@@ -173,7 +173,7 @@ def _of_run(
     return _model(
         name,
         path,
-        objective.encoder,
+        _encoder(objective, config),
         params,
         step=loaded.step,
         view=view,
@@ -181,6 +181,18 @@ def _of_run(
         run=loaded.directory,
         config=config,
     )
+
+
+def _encoder(objective: Any, config: dict[str, Any]) -> vit.Encoder:
+    """Returns the encoder of an objective if it is one that can be looked into."""
+    encoder = getattr(objective, "encoder", None)
+    if not isinstance(encoder, vit.Encoder):
+        raise ValueError(
+            f"objective {config['objective']['name']!r}: its encoder attends within "
+            "windows and has no class token, and analyses look into plain encoders "
+            "alone; give the run that it started from"
+        )
+    return encoder
 
 
 def _painter(objective: Any, params: dict[str, Any], view: View) -> dict[str, Any]:
@@ -223,7 +235,7 @@ def _random(name: str, path: str, seed: int) -> Model:
     run = path.removeprefix("random:")
     config = reading.run_config(run)
     objective, view = predictor.objective_of(config), _view_of_run(config)
-    encoder = getattr(objective, "student", objective).encoder
+    encoder = _encoder(getattr(objective, "student", objective), config)
     image = jnp.zeros((1, *view.size, view.channels))
     fresh = jax.jit(encoder.init)(jax.random.key(seed), image)["params"]
     params = trees.flatten({"encoder": jax.device_get(fresh)})

@@ -70,6 +70,8 @@ def _next(config: Any, result: str) -> list[tuple[str, str, str]]:
     if job == "train" and config.objective.name == "segmentation":
         draw = ("label images of yours", "evaluate:label_maps,data=folder,path=DIR")
         return [(*draw, f"init={result}")]
+    if job == "train" and config.objective.name == "detect":
+        return [("evaluate it on other data", "evaluate", f"init={result}")]
     if job == "train" and config.data.source == "digit_scenes":
         return [("label every pixel", "segment:digit_scenes", f"init={result}")]
     if job == "train" and config.objective.name not in _CLASSIFIERS:

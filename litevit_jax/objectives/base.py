@@ -47,6 +47,7 @@ class FromRun(NamedTuple):
 NUM_CLASSES: Any = FromRun("num_classes")  # of the images, which then need labels
 CLASS_COUNTS: Any = FromRun("class_counts")  # images of each class, or None
 TOTAL_STEPS: Any = FromRun("total_steps")  # the run's number of updates
+IMAGE_SIZE: Any = FromRun("image_size")  # rows and columns of its images
 
 
 def complete(block: dict[str, Any], derived: Any) -> dict[str, Any]:
@@ -144,7 +145,8 @@ class Objective(abc.ABC):
         """Names of what the loss reads beside images and labels, as the source does.
 
         `label_map` comes as uint8 `[B, H, W]`, 255 where nothing is labelled, and with
-        it `size [B, 2]`, the rows and columns that are image.
+        it `size [B, 2]`, the rows and columns that are image; `objects`, or `boxes`
+        alone, as `objectives.detect` lists them.
         """
         return ()
 

@@ -14,6 +14,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from litevit_jax import distributed, registry
+from litevit_jax.data import settings
 
 if TYPE_CHECKING:
     from litevit_jax.data.sources.base import Source
@@ -103,6 +104,7 @@ def derive(
         "train_fingerprint": images.fingerprint(),
         "num_classes": len(images.classes),
         "classes": list(images.classes),
+        "image_size": list(settings.image_size(config.data)),
         "class_counts": _class_counts(images, config.objective.get("class_weights")),
         "cropped_on": cropped_on,
         **length,

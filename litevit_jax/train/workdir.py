@@ -41,6 +41,7 @@ FREE_TO_CHANGE = (
     "data.threads",
     "data.workers",
     "derived.classes",  # the fingerprint has the labels; older runs recorded no names
+    "derived.image_size",  # `data.image_size` is compared instead
     "derived.steps_per_epoch",  # what follows from it is compared instead
     "evals.*",
     "log.*",

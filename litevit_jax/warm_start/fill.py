@@ -190,7 +190,7 @@ def _check_meaning(
     the run.
     """
     match.check_classes(shapes, match.classes_of(loaded.config), names)
-    match.check_tables(shapes, _grid_of(loaded), grid)
+    match.check_tables(shapes, images.trained_grid(loaded.config), grid)
 
 
 def match_positions(
@@ -217,9 +217,11 @@ def match_positions(
         kind = read.encoder_of(loaded.config).get("pos_embed") or "sincos"
         if kind.startswith("learned"):
             return arrays  # `fill_leaves` names the missing array
-        table = layers.sincos_table(_grid_of(loaded), leaf.shape[-1], kind)[None]
+        table = layers.sincos_table(
+            images.trained_grid(loaded.config), leaf.shape[-1], kind
+        )[None]
     if table.shape[2:] == leaf.shape[2:]:
-        old_grid = _grid_of(loaded)
+        old_grid = images.trained_grid(loaded.config)
         table = table if old_grid == grid else positions.resize(table, old_grid, grid)
     return {**arrays, _POS_EMBED: np.asarray(table)}
 
@@ -236,7 +238,7 @@ def _match_blocks(
     arrays = dict(loaded.params)
     for name in leaves:
         if name.endswith(match.BIAS_TABLE) and name in arrays:
-            rows, cols = old_grid = _grid_of(loaded)
+            rows, cols = old_grid = images.trained_grid(loaded.config)
             if rows <= grid[0] and cols <= grid[1]:  # else `check_tables` refuses it
                 arrays[name] = positions.stretch_bias(arrays[name], old_grid, grid)
         parts = [name.replace("/qkv/bias", f"/{kind}_bias") for kind in "qv"]
@@ -245,13 +247,6 @@ def _match_blocks(
             zeros = np.zeros_like(queries)
             arrays[name] = np.concatenate([queries, zeros, values])
     return arrays
-
-
-def _grid_of(loaded: read.Checkpoint) -> tuple[int, int]:
-    """Rows and columns of patches of the checkpoint's encoder."""
-    if "data" in loaded.config:
-        return images.grid(loaded.config["data"], read.encoder_of(loaded.config))
-    return tuple(loaded.config["objective"]["encoder"]["grid"])
 
 
 _POS_EMBED = "encoder/pos_embed"

@@ -192,7 +192,18 @@ def _differences(own: ImageSpec, other: ImageSpec) -> list[str]:
 
 
 def grid(data: Any, block: Any) -> tuple[int, int]:
-    """Returns rows and columns of patches of an encoder on images of `data`."""
+    """Returns rows and columns of patches that an encoder has positions for.
+
+    They are those of images of `data`, or `pos_grid` where the encoder has that.
+    """
+    if block.get("pos_grid"):
+        return tuple(block["pos_grid"])
     height, width = settings.image_size(data)
     side = vit.of_block(block).patch_size
     return height // side, width // side
+
+
+def trained_grid(config: dict[str, Any]) -> tuple[int, int]:
+    """Returns `grid` of the encoder in the config of a run or of a file of weights."""
+    block = config["objective"]["encoder"]
+    return grid(config["data"], block) if "data" in config else tuple(block["grid"])

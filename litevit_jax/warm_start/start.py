@@ -175,6 +175,9 @@ def init_checkpoint(config: ConfigDict) -> Checkpoint | None:
 
         path = config.init or config.like
         _take_encoder("objective.encoder", encoder, read.encoder_of(like), path)
+        if "pos_grid" in encoder:  # its table is interpolated in every pass
+            grid = images.trained_grid(like)
+            resolve.fill_open(encoder, {"pos_grid": grid})
         if config.data.source is None:
             take_data(config.data, like, init=config.init, name=config.name)
     else:

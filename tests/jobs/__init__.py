@@ -71,6 +71,8 @@ def tiny(name="mae_tiny", arg="smoke", **overrides):
         sizes["teacher"] = overrides.pop("teacher", None) or teacher()
     if name == "segment" and "linear" not in arg:
         sizes["objective__channels"] = 8
+    if name == "detect":
+        sizes |= {"objective__channels": 8, "objective__box_hidden": 16}
     if name.endswith("d2"):
         sizes |= {
             "objective__encoder__depth": 2,
@@ -269,6 +271,7 @@ def prepare(workdir, made=None):
 # (tests/objectives/laws_test.py). A new objective needs a line here.
 RECIPES = {
     "byol": "byol_tiny",
+    "detect": "detect",
     "distill": "mae_tiny_distill",
     "feature": "feature_tiny",
     "mae": "mae_tiny",

@@ -221,7 +221,7 @@ def test_a_run_of_every_objective_can_be_evaluated(
     ]
     made = read.Checkpoint(arrays[0], job.config, 6, tmp_path, arrays[1])
     monkeypatch.setattr(read, "read_params", lambda _: made)
-    name = "segmentation" if objective == "segmentation" else "knn"
+    name = {"segmentation": "segmentation", "detect": "coco"}.get(objective, "knn")
     got = evaluate.prepare(config(name, init="RUN"), tmp_path / "evaluated")
     assert set(got.evaluators) == {name} and got.step == 6
     placed = got.create()

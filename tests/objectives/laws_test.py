@@ -23,7 +23,7 @@ STEPS = 3
 FIELDS: dict[str, Any] = {
     "steps": STEPS,
     "optimizer__eps": 1e-3,
-    "optimizer__freeze": ("encoder/cls_token",),
+    "optimizer__freeze": ("encoder/(cls_token|patch_embed/bias)",),
     "optimizer__no_decay": (),
     "lr__warmup_epochs": 0.0,
     "log__every_steps": STEPS,
@@ -147,7 +147,7 @@ def test_training_moves_what_is_not_frozen_and_compiles_once(name, train):
     moving = {k for k in before if k.startswith(("params/", "step/"))}
     patterns = run.job.config["optimizer"]["freeze"]
     frozen = {k for k in moving if any(re.fullmatch(p, _path(k)) for p in patterns)}
-    assert "params/encoder/cls_token" in frozen
+    assert "params/encoder/patch_embed/bias" in frozen
     still = STILL.get(name, set())
     assert set(same) & moving == frozen | still  # weight decay is on
 

@@ -201,8 +201,11 @@ def test_what_a_device_evaluates_at_once_follows_from_the_image_size_alone():
         assert splits.evaluation_rows({"image_size": size}, mesh) == rows
 
 
-# Segmentation predicts a class for each pixel, and no features.
-@pytest.mark.parametrize("objective", sorted({*jobs.RECIPES} - {"segmentation"}))
+# Neither classes of pixels nor objects are features.
+WITH_FEATURES = sorted({*jobs.RECIPES} - {"detect", "segmentation"})
+
+
+@pytest.mark.parametrize("objective", WITH_FEATURES)
 def test_features_are_computed_in_float32_whatever_trains(objective, tmp_path):
     arg = jobs.VARIANTS.get(objective, "smoke")
     fields = {"objective__dtype": "bfloat16"}

@@ -1,0 +1,107 @@
+"""A detection run as a whole: trained, resumed, evaluated."""
+
+import importlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from litevit_jax.analysis import models
+from litevit_jax.jobs import evaluate, train
+from litevit_jax.warm_start import read
+from tests import jobs
+
+pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
+
+
+def tiny():
+    made = jobs.tiny("detect", steps=4, checkpoint__every_steps=2, log__report=False)
+    with made.unlocked():
+        made.evals.test.every_steps = 2
+        made.objective.rules.min_score = 0.01
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny run of four steps, saved and evaluated at every second."""
+    workdir = tmp_path_factory.mktemp("detect") / "run"
+    train.run(tiny(), workdir)
+    return workdir
+
+
+def result_of(workdir):
+    return json.loads((workdir / "evals" / "test" / "result.json").read_text())
+
+
+def test_results_name_every_class_and_detections_are_written(trained):
+    last = result_of(trained)["last"]
+    assert [row["class"] for row in last["table"]] == list("0123456789")
+    assert 0 <= last["ap"] <= last["ap50"] <= 100 and 0 <= last["mask_ap"] <= 100
+    assert last["n"] == 16 and last["left_out"] == 0
+    rows = json.loads((trained / "detections.json").read_text())
+    assert len(rows) == last["detections"] > 0
+    assert {row["image_id"] for row in rows} <= set(range(1, 17))
+    assert {row["category_id"] for row in rows} <= set(range(10))
+    for row in rows:
+        left, top, width, height = row["bbox"]
+        assert 0 <= left < left + width <= 48.001 and 0 <= top < top + height <= 48.001
+        assert row["segmentation"]["size"] == [48, 48]
+
+
+def test_a_run_that_was_cut_goes_on_to_the_same_bits(trained, tmp_path):
+    cut = tmp_path / "cut"
+    shutil.copytree(trained, cut)
+    shutil.rmtree(cut / "checkpoints" / "4")
+    shutil.rmtree(cut / "evals")
+    (cut / "detections.json").unlink()
+    train.run(tiny(), cut)
+    one, other = (read.read_params(str(place)).params for place in (cut, trained))
+    assert one.keys() == other.keys()
+    for name, value in other.items():
+        np.testing.assert_array_equal(one[name], value, err_msg=name)
+    own = (trained / "detections.json").read_text()
+    assert (cut / "detections.json").read_text() == own
+
+
+def test_a_run_is_evaluated_as_it_was_in_training(trained, tmp_path):
+    made = importlib.import_module("litevit_jax.configs.evaluate").get_config()
+    with made.unlocked():
+        made.init = str(trained)
+    got = evaluate.run(made, tmp_path / "run")["test"]["last"]
+    own = result_of(trained)["last"]
+    for name in ("ap", "ap50", "mask_ap", "n", "table", "params", "step"):
+        assert got[name] == own[name], name
+
+
+def test_an_encoder_with_windows_is_not_analysed(trained):
+    with pytest.raises(
+        ValueError, match="'detect': its encoder attends within windows"
+    ):
+        models.read("run", str(trained), normalize={})
+
+
+def test_positions_have_the_grid_of_the_encoder_that_is_loaded(tmp_path):
+    """They are interpolated in every pass, not when they are loaded."""
+    made = jobs.tiny(data__image_size=4, objective__encoder__patch_size=1)
+    run = jobs.saved_run(tmp_path / "run", made, noise=True)
+    made = jobs.tiny("detect", init=str(run), data__channels=1)
+    with made.unlocked():
+        for name in ("width", "depth", "num_heads", "patch_size"):
+            made.objective.encoder[name] = None
+        made.data.image_size = 8
+    job = train.prepare(made, tmp_path / "detect")
+    encoder = job.objective.detector.encoder
+    assert encoder.pos_grid == (4, 4) and encoder.grid == (8, 8)
+    state = job.create()
+    loaded = read.read_params(str(run)).params
+    for name in ("patch_embed/kernel", "blocks_0/attn/qkv/kernel"):
+        part = state.params["encoder"]
+        for key in name.split("/"):
+            part = part[key]
+        np.testing.assert_array_equal(part, loaded[f"encoder/{name}"])
+    assert state.params["encoder"]["pos_embed"].shape == (1, 17, encoder.width)
+    assert not np.asarray(
+        state.params["encoder"]["blocks_0"]["attn"]["rel_pos_h"]
+    ).any()
