@@ -32,12 +32,12 @@ def steps():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where the page was followed: its last `export` counts, the smallest budget."""
-    place = tmp_path_factory.mktemp("page")
+    directory = tmp_path_factory.mktemp("page")
     for name in ("main.py", "configs"):
-        (place / name).symlink_to(ROOT / name)
+        (directory / name).symlink_to(ROOT / name)
     budget, names = {}, {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
+        patch.chdir(directory)
         todo = []
         for kind, text in steps():
             words = shlex.split(text) if kind == "shell" else []
@@ -51,41 +51,41 @@ def folder(tmp_path_factory):
                 continue
             words = [string.Template(word).substitute(budget) for word in words]
             assert words[:2] == ["python", "main.py"]
-            log = place / "log"
+            log = directory / "log"
             run = processes.Fork(
-                words[1:], log, directory=place, JAX_NUM_CPU_DEVICES="1"
+                words[1:], log, directory=directory, JAX_NUM_CPU_DEVICES="1"
             )
             assert run.wait() == 0, log.read_text()
     assert list(budget) == ["EPOCHS", "DEPTH", "STEPS"]
-    return place, names
+    return directory, names
 
 
 def test_every_picture_is_embedded_and_searched(folder):
-    place, _ = folder
-    with np.load(place / "photos.npz") as embedded:
+    directory, _ = folder
+    with np.load(directory / "photos.npz") as embedded:
         assert list(embedded["path"]) == [f"{n:04}.png" for n in range(1797)]
         assert np.isfinite(embedded["features"]).all()
-    rows = neighbours.read(place / "near.csv", 999)
+    rows = neighbours.read(directory / "near.csv", 999)
     assert [row.path for row in rows] == [f"photos/{n}.png" for n in range(1700, 1797)]
     assert all(row.nearest[0][0] == row.path[7:] for row in rows)  # itself
-    page = (place / "near.html").read_text()
+    page = (directory / "near.html").read_text()
     assert page.count("<img") == 50 * 6 and "not in" not in page
-    assert "1797" in (log := (place / "log").read_text()).replace(",", "")
+    assert "1797" in (log := (directory / "log").read_text()).replace(",", "")
     assert "unreadable 0" in log and "could not be drawn" not in log
 
 
 def test_names_are_learned_told_and_published(folder):
-    place, names = folder
-    result = json.loads((place / "runs/names/evals/knn/result.json").read_text())
+    directory, names = folder
+    result = json.loads((directory / "runs/names/evals/knn/result.json").read_text())
     assert result["last"]["top1"] > 30  # an epoch, and ten digits
     assert (result["last"]["bank_n"], result["last"]["n"]) == (396, 104)
-    rows = list(csv.DictReader((place / "names.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((directory / "names.csv").read_text().splitlines()))
     assert len(rows) == 1797 and not any(row["error"] for row in rows)
     assert {row["class_1"] for row in rows} <= set("0123456789")
-    assert (place / "names.html").read_text().count("<img") == 200
-    published = sorted(path.name for path in (place / "published").iterdir())
+    assert (directory / "names.html").read_text().count("<img") == 200
+    published = sorted(path.name for path in (directory / "published").iterdir())
     assert published == ["README.md", "config.json", "model.safetensors"]
-    card = (place / "published" / "README.md").read_text()
+    card = (directory / "published" / "README.md").read_text()
     assert "| licence | cc0-1.0 |" in card and "| test | top1 |" in card
     assert names["name"] == rows[-1]["class_1"]
     assert names["probability"] == pytest.approx(
