@@ -92,7 +92,7 @@ def test_every_source_of_ours_is_a_variant():
         if name not in ("digits", "digit_scenes"):  # which have no place
             made = recipes.get("mae_tiny", f"data={name},path=/a")
             assert (made.data.source, made.data.dir) == (name, "/a")
-            assert made.batch_size == (4096 if name == "tfds" else 256)
+            assert made.batch_size == (4096 if name == "tfds" else None)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

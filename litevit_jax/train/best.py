@@ -16,6 +16,7 @@ from typing import Any
 
 from litevit_jax import choices
 from litevit_jax.data import split_names
+from litevit_jax.terminal import counted
 
 KEY = "keep_best"  # of a result.json
 
@@ -48,7 +49,9 @@ class Rule:
         most = "highest" if self.highest else "lowest"
         text = f"the step with the {most} {self.by} is kept, chosen on {self.images}"
         if self.patience is not None:
-            text += f"; {self.patience} evaluations without a better one end the run"
+            text += (
+                f"; {counted(self.patience, 'evaluation')} without a better one end it"
+            )
         return text
 
 
@@ -199,8 +202,8 @@ class Best:
         if record is None or not is_over(record, self.rule.patience):
             return ""
         return (
-            f"stopped early at step {record['at']}: {record['waited']} evaluations "
-            f"without a better {self.rule.by} "
+            f"stopped early at step {record['at']}: "
+            f"{counted(record['waited'], 'evaluation')} without a better {self.rule.by} "
             f"(stop.patience={self.rule.patience}; raise it to go on)"
         )
 
