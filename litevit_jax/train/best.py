@@ -201,9 +201,10 @@ class Best:
         record = self.record
         if record is None or not is_over(record, self.rule.patience):
             return ""
+        waited = counted(record["waited"], "evaluation")
         return (
-            f"stopped early at step {record['at']}: "
-            f"{counted(record['waited'], 'evaluation')} without a better {self.rule.by} "
+            f"stopped early at step {record['at']}: {waited} without a better "
+            f"{self.rule.by} "
             f"(stop.patience={self.rule.patience}; raise it to go on)"
         )
 
