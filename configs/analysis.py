@@ -44,15 +44,15 @@ _JOBS = {"advice": "advise", "compare": "report", "report": "report"}
 def get_config(arg=None):
     """`arg`: report, compare, advice; compat=paper; imagenet2012, digits, smoke,
     data=folder,path=DIR."""
-    said = common.parse_arg(arg, flags=tuple(_JOBS), values=("compat",))
-    if said["compat"] not in (None, "exact", "paper"):
-        raise ValueError(common.unknown("compat", said["compat"], ("exact", "paper")))
-    config = common.evaluation("analysis", said)
+    given = common.parse_arg(arg, flags=tuple(_JOBS), values=("compat",))
+    if given["compat"] not in (None, "exact", "paper"):
+        raise ValueError(common.unknown("compat", given["compat"], ("exact", "paper")))
+    config = common.evaluation("analysis", given)
     for name in ("init", "like", "objective", "augment", "evals", "log"):
         del config[name]
-    if not (said["data"] or said["smoke"]):
+    if not (given["data"] or given["smoke"]):
         config.data.eval_crop_fraction = placeholder(float)
-    config.job = _job(config, said)
+    config.job = _job(config, given)
     config.models = placeholder(str)  # NAME=PATH,NAME=PATH
     # Of `advice`: layers or layers_avg; None: of each encoder the better one on the
     # training images that its probe held out.
@@ -82,21 +82,21 @@ def get_config(arg=None):
         "queries": ("cls", "center"),  # or 'ROW/COLUMN' of a patch, from 0
     }
     config.reconstruction = {"images": 8}  # 0: none
-    if said["compat"] == "paper":
+    if given["compat"] == "paper":
         config.update(order="first", images=1152, batch_size=128)
         config.attention.compat = "paper"
-    if said["smoke"]:
+    if given["smoke"]:
         config.update(images=48, batch_size=16)
         config.maps.images = 2
         config.reconstruction.images = 2
     return config.lock()
 
 
-def _job(config, said):
+def _job(config, given):
     """What is done; a comparison has a directory of its own."""
-    words = [word for word in _JOBS if said[word]]
+    words = [word for word in _JOBS if given[word]]
     if len(words) > 1:
         raise ValueError(f"variants {' and '.join(words)}: give one of them")
-    if said["compare"]:
+    if given["compare"]:
         config.name = "compare"
     return _JOBS[words[0]] if words else "analyse"

@@ -51,7 +51,7 @@ DATA = (
 
 def get_config(arg=None):
     """`arg`: imagenet2012, digits, smoke, data=folder,path=DIR; labels=FILE."""
-    said = common.parse_arg(arg)
+    given = common.parse_arg(arg)
     config = ml_collections.ConfigDict()
     config.name = "choose"
     config.job = "choose"
@@ -74,21 +74,21 @@ def get_config(arg=None):
     config.augment = {
         "normalize": {"mean": common.IMAGENET_MEAN, "std": common.IMAGENET_STD}
     }
-    _data(config, said)
+    _data(config, given)
     config.log = {"report": True}  # drawn at the end
     config.compilation_cache = common.COMPILATION_CACHE
-    if said["smoke"]:
+    if given["smoke"]:
         config.update(name=f"{config.name}-smoke", methods=("mae", "random"), seeds=1)
         config.update(labels=(1.0,), fractions=(), minutes=1.0)
         config.encoder.update(width=32, depth=1, num_heads=2)
     return config.lock()
 
 
-def _data(config, said):
+def _data(config, given):
     config.data = common.imagenet()
     config.data.image_size = placeholder(int)  # pixels, height; None: 32 or 64
-    common.use_data(config, said)
-    if not said["data"] and not said["smoke"]:
+    common.use_data(config, given)
+    if not given["data"] and not given["smoke"]:
         config.data.source = placeholder(str)  # a variant names the images
     config.data.holdout.eval = 0.2  # share of the training images to choose by
     for field in set(config.data) - set(DATA):

@@ -64,7 +64,7 @@ def is_embedded(config):
 
 
 def parse_arg(arg, flags=(), values=()):
-    """`digits,smoke` or `data=folder,path=DIR` -> dict of what was said.
+    """`digits,smoke` or `data=folder,path=DIR` -> dict of what was given.
 
     Quotes keep a comma in a value: `data=folder,path="A,B"`.
 
@@ -80,9 +80,9 @@ def parse_arg(arg, flags=(), values=()):
     data = data_variants()
     words = [*data, "smoke", *flags]
     names = ["data", "path", "labels", *values]
-    said: dict[str, Any] = dict.fromkeys(("data", "path", "labels"))
-    said["smoke"] = False
-    said.update(dict.fromkeys(flags, False) | dict.fromkeys(values))
+    given: dict[str, Any] = dict.fromkeys(("data", "path", "labels"))
+    given["smoke"] = False
+    given.update(dict.fromkeys(flags, False) | dict.fromkeys(values))
     before = ""  # the piece with a value that this one follows
     for piece in filter(None, _pieces(arg or "")):
         name, equals, value = piece.partition("=")
@@ -98,10 +98,10 @@ def parse_arg(arg, flags=(), values=()):
             name, value = "data", name
         elif not equals:
             value = True
-        if said[name] not in (None, False, value):
-            raise ValueError(f"variants {said[name]} and {value}: give one {name}")
-        said[name] = value
-    return _check_data(said)
+        if given[name] not in (None, False, value):
+            raise ValueError(f"variants {given[name]} and {value}: give one {name}")
+        given[name] = value
+    return _check_data(given)
 
 
 def _pieces(text):
@@ -143,10 +143,10 @@ def _unknown(variant, name, known, listed):
     return f"variant {variant} unknown; {hint}choose from {', '.join(listed)}"
 
 
-def _check_data(said):
-    data, path = said["data"], said["path"]
+def _check_data(given):
+    data, path = given["data"], given["path"]
     if path and not data:
-        said["data"] = data = "folder"
+        given["data"] = data = "folder"
     if data is not None and data not in data_variants():
         text = unknown("data", data, data_variants())
         raise ValueError(f"{text}; {plugins.HINT}")
@@ -158,12 +158,12 @@ def _check_data(said):
     if path and data in _OWN_PLACE:
         choices = ", ".join(f"data={name}" for name in PLACED)
         raise ValueError(f"variant path={path} goes with one of {choices}")
-    if said["labels"] and data not in TABLED:
+    if given["labels"] and data not in TABLED:
         choices = ", ".join(f"data={name}" for name in TABLED)
         raise ValueError(
-            f"variant labels={said['labels']} goes with one of {choices}, and path=DIR"
+            f"variant labels={given['labels']} goes with one of {choices}, and path=DIR"
         )
-    return said
+    return given
 
 
 def base(name):
@@ -341,10 +341,10 @@ def randaugment(layers=2, magnitude=10.0):
     }
 
 
-def use_data(config, said):
-    """Changes the data block (and what must go with it) to the variant said."""
-    kind, path = said["data"], said["path"]
-    if said["smoke"] and kind is None:
+def use_data(config, given):
+    """Changes the data block (and what must go with it) to the variant given."""
+    kind, path = given["data"], given["path"]
+    if given["smoke"] and kind is None:
         kind = "digits"
     if kind == "imagenet2012":
         config.data.required = True
@@ -354,7 +354,7 @@ def use_data(config, said):
         config.data.update(
             source=kind, name="", dir=path, required=True, eval_split="test"
         )
-        config.data.labels = said["labels"]
+        config.data.labels = given["labels"]
     elif kind == "digits":
         config.data.update(
             source="digits",
@@ -407,29 +407,29 @@ def _use_digit_scenes(config):
     }
 
 
-def use_labelled(config, said):
+def use_labelled(config, given):
     """`knn=...`: a k-NN vote during pre-training, on a labelled set of its own.
 
     `digits`, `imagenet2012`, or a folder with a subfolder for each class.
     """
-    place = said["knn"]
-    if place is None:
+    path = given["knn"]
+    if path is None:
         return
     data = {
         "source": "folder",
-        "name": config_dict.placeholder(str),
-        "dir": config_dict.placeholder(str),
+        "name": config_dict.pathholder(str),
+        "dir": config_dict.pathholder(str),
         "train_split": "train",  # that is learned from
         "eval_split": "test",  # what evaluations read
         "holdout": {"test": 0.0},  # share of data without a test split
-        "image_size": config_dict.placeholder(int),  # pixels; None: as the run trains
+        "image_size": config_dict.pathholder(int),  # pixels; None: as the run trains
     }
-    if place == "digits":
+    if path == "digits":
         data["source"] = "digits"
-    elif place == "imagenet2012":
-        data |= {"source": "tfds", "name": place, "eval_split": "validation"}
+    elif path == "imagenet2012":
+        data |= {"source": "tfds", "name": path, "eval_split": "validation"}
     else:
-        data["dir"] = place
+        data["dir"] = path
     every = 5000 if config.data.source == "tfds" else 500
     config.evals.knn = {
         "name": "knn",
@@ -482,7 +482,7 @@ def open_normalize():
     return {key: config_dict.placeholder(tuple) for key in ("mean", "std")}
 
 
-def evaluation(name, said):
+def evaluation(name, given):
     """The fields of recipes that evaluate and do not train: the job 'evaluate'."""
     config = ml_collections.ConfigDict()
     config.name = name
@@ -518,28 +518,28 @@ def evaluation(name, said):
     config.fallback = fallback(IMAGENET_MEAN, IMAGENET_STD)
     config.log = {"report": True}  # at the end
     config.evals = {}
-    if said["data"] or said["smoke"]:
-        use_data(config, said)
+    if given["data"] or given["smoke"]:
+        use_data(config, given)
         config.data.image_size = config_dict.placeholder(int)
         config.data.channels = config_dict.placeholder(int)
         config.augment.normalize = open_normalize()
     else:
         leave_data_open(config)
         config.data.update(flip=0.0, crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3))
-    if said["smoke"]:
+    if given["smoke"]:
         config.update(name=f"{config.name}-smoke", batch_size=32)
     return config
 
 
-def of_pictures(name, said):
-    """As `evaluation`, of images that the field `images` names unless data are said."""
-    other = said["data"] or said["smoke"]
-    config = evaluation(name, said if other else said | {"data": "files"})
+def of_pictures(name, given):
+    """As `evaluation`, of images that `images` names unless a variant names data."""
+    other = given["data"] or given["smoke"]
+    config = evaluation(name, given if other else given | {"data": "files"})
     config.images = config.data.get_ref("dir")  # picture, folder, pattern, LIST.txt
     if not other:
         config.name = name
         config.data.eval_split = "."
-    elif said["data"] in ("files", "folder"):
+    elif given["data"] in ("files", "folder"):
         config.data.eval_split = "."  # all images, whatever their folders are called
     if not is_embedded(config):
         # As the model's own evaluations; None: the share that its run or file records.
@@ -568,7 +568,7 @@ def use_smoke(config):
 
 def mae(name, size, arg):
     """The MAE recipe of the paper for an encoder `size` (recipes 2.1 and 2.2)."""
-    said = parse_arg(arg, values=("knn",))
+    given = parse_arg(arg, values=("knn",))
     config = base(name)
     config.objective = {
         "name": "mae",  # a file of litevit_jax/objectives
@@ -606,14 +606,14 @@ def mae(name, size, arg):
         "every_steps": 5000,  # 0: at the end
         "images": 8,  # in a picture
     }
-    use_data(config, said)
+    use_data(config, given)
     if is_placed(config):
         leave_length_open(config)
         config.evals.reconstruction.update(split="train", every_steps=500)
-    if is_embedded(config) or said["smoke"]:
+    if is_embedded(config) or given["smoke"]:
         _small_mae(config)
-    use_labelled(config, said)
-    if said["smoke"]:
+    use_labelled(config, given)
+    if given["smoke"]:
         use_smoke(config)
     return config.lock()
 
@@ -702,23 +702,23 @@ def confusion():
     }
 
 
-def use_finetuning_data(config, said, *, at_random=False):
+def use_finetuning_data(config, given, *, at_random=False):
     """As `use_data`; fine-tuning on data smaller than ImageNet has other sizes.
 
     Unless the encoder starts `at_random`, images are as it knows them; if no data are
-    said, they are those of `init`'s run, as is their preparation.
+    given, they are those of `init`'s run, as is their preparation.
     """
-    if said["smoke"] or at_random:
-        use_data(config, said)
-    elif said["data"]:
-        use_data(config, said)
+    if given["smoke"] or at_random:
+        use_data(config, given)
+    elif given["data"]:
+        use_data(config, given)
         leave_images_open(config)
     else:
         leave_data_open(config)
     if is_placed(config):
         config.update(batch_size=256)
         config.evals.test.every_steps = 500
-    if is_embedded(config) or said["smoke"]:
+    if is_embedded(config) or given["smoke"]:
         config.update(batch_size=64, epochs=50)
         config.lr.update(base=4e-3, warmup_epochs=5.0)
         config.data.randaugment.layers = 0

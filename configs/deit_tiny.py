@@ -18,13 +18,13 @@ from litevit_jax.configs import common
 
 def get_config(arg=None):
     """`arg`: imagenet2012, digits, smoke, or data=folder,path=DIR."""
-    said = common.parse_arg(arg)
+    given = common.parse_arg(arg)
     config = common.base("deit_tiny")
     common.use_finetuning(config)
     config.objective.encoder.update(variant="tiny", pos_embed="learned")
-    common.use_finetuning_data(config, said, at_random=True)
-    if common.is_embedded(config) or said["smoke"]:
+    common.use_finetuning_data(config, given, at_random=True)
+    if common.is_embedded(config) or given["smoke"]:
         config.objective.encoder.update(variant=None, **common.small_model(config))
-    if said["smoke"]:
+    if given["smoke"]:
         common.use_smoke(config)
     return config.lock()

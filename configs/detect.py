@@ -26,26 +26,26 @@ from litevit_jax.configs import common
 
 def get_config(arg=None):
     """`arg`: folder, coco or digit_scenes, smoke, path=DIR; boxes."""
-    said = common.parse_arg(arg, flags=("coco", "boxes"))
-    if said["smoke"] and said["data"] is None:
-        said["data"] = "digit_scenes"
-    config = common.base("detect-boxes" if said["boxes"] else "detect")
+    given = common.parse_arg(arg, flags=("coco", "boxes"))
+    if given["smoke"] and given["data"] is None:
+        given["data"] = "digit_scenes"
+    config = common.base("detect-boxes" if given["boxes"] else "detect")
     config.init_required = True  # nothing is pre-trained here; or random
     config.update(batch_size=64, epochs=100)
     _objective(config)
-    _data(config, said)
+    _data(config, given)
     config.fallback.update(
         channels=3, mean=common.IMAGENET_MEAN, std=common.IMAGENET_STD
     )
     config.fallback.encoder = {"variant": "tiny", "pos_grid": (14, 14)}
     config.augment.normalize = common.open_normalize()
     config.data.channels = placeholder(int)  # None: as the model was trained
-    if said["boxes"]:
+    if given["boxes"]:
         config.objective.masks = config.evals.test.masks = False
         config.data.joint.annotations = ("boxes",)
-    if common.is_embedded(config) or said["smoke"]:
+    if common.is_embedded(config) or given["smoke"]:
         _small(config)
-    if said["smoke"]:
+    if given["smoke"]:
         common.use_smoke(config)
         config.update(batch_size=8)
         if common.is_embedded(config):
@@ -125,18 +125,18 @@ def _objective(config):
     }
 
 
-def _data(config, said):
+def _data(config, given):
     """Images with objects; COCO's unless other data are named."""
-    if said["data"] in (None, "folder"):
-        said["data"] = "cocojson"
-        said["coco"] = said["coco"] or said["path"] is None
-    common.use_data(config, said)
-    config.name = config.name.replace("cocojson", "coco" if said["coco"] else "folder")
+    if given["data"] in (None, "folder"):
+        given["data"] = "cocojson"
+        given["coco"] = given["coco"] or given["path"] is None
+    common.use_data(config, given)
+    config.name = config.name.replace("cocojson", "coco" if given["coco"] else "folder")
     config.data.update(image_size=640, flip=0.5)
     config.data.joint.update(annotations=("objects",), ratio=(0.1, 2.0))
-    if said["data"] == "cocojson":
-        config.data.options.masks = not said["boxes"]
-    if said["coco"]:
+    if given["data"] == "cocojson":
+        config.data.options.masks = not given["boxes"]
+    if given["coco"]:
         config.steps = 184_375
 
 

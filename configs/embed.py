@@ -24,8 +24,8 @@ from litevit_jax.configs import common
 
 def get_config(arg=None):
     """`arg`: imagenet2012, digits, smoke, data=folder,path=DIR."""
-    said = common.parse_arg(arg)
-    config = common.evaluation("embed", said)
+    given = common.parse_arg(arg)
+    config = common.evaluation("embed", given)
     config.target = "embedding.npz"  # file that is written
     # cls, avg, cls_avg (side by side) or tokens; None: as the model's own evaluations
     # read it, the class token or what a classifier's head reads.
@@ -34,7 +34,7 @@ def get_config(arg=None):
     fields = {name: config.get_ref(name) for name in ("target", "pool", "block")}
     fields["folder"] = config.data.get_ref("dir")  # the file records it
     config.evals.embed = {"name": "embed", "split": "eval", **fields}
-    if said["data"] in ("files", "folder"):
+    if given["data"] in ("files", "folder"):
         config.data.eval_split = "."  # all images, whatever their folders are called
     if not common.is_embedded(config):
         # As the model's own evaluations; None: the share that its run or file records.

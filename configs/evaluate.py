@@ -22,15 +22,15 @@ Other data are matched with the classifier by the names of the classes. They may
 some; one that the classifier does not know is refused, or its images are left out and
 counted (`--config.evals.classification.unmatched=leave_out`).
 
-What is measured: the evaluators said as variants, `classification`, `coco` (objects),
-`confusion`, `knn`, `reconstruction`, `segmentation`; if none is said, those of the run
+What is measured: the evaluators given as variants, `classification`, `coco` (objects),
+`confusion`, `knn`, `reconstruction`, `segmentation`; if none is given, those of the run
 (of a file: classification if it has a head, else k-NN). `label_maps` measures nothing:
 it writes what a run of configs/segment.py predicts for all images of a folder as PNG
 files, into pictures/label_maps. `real=FILE` adds accuracy by the label sets of
 ImageNet-ReaL, a JSON list in the order of the validation images; `v2` adds ImageNet-V2,
 prepared as the TFDS data set imagenet_v2, or `v2=DIR` a folder of it (classes 0 to
 999).
-`--config.evals.NAME...` changes an evaluator that was said.
+`--config.evals.NAME...` changes an evaluator that was given.
 
 ImageNet images are resized to 256, bicubic, and cropped to the central 224. A minute
 for the digits on 2 CPU cores, most of it to compile; ImageNet was not timed by us. To
@@ -51,18 +51,18 @@ EVALUATORS = (
 def get_config(arg=None):
     """`arg`: evaluators; real=FILE, v2, v2=DIR; imagenet2012, digits, smoke,
     data=folder,path=DIR."""
-    said = common.parse_arg(arg, flags=(*EVALUATORS, "v2"), values=("real", "v2"))
-    config = common.evaluation("evaluate", said)
+    given = common.parse_arg(arg, flags=(*EVALUATORS, "v2"), values=("real", "v2"))
+    config = common.evaluation("evaluate", given)
     for name in EVALUATORS:
-        if said[name]:
+        if given[name]:
             config.evals[name] = _block(name)
-    if said["real"]:
-        config.evals.real = _block("real", labels=said["real"])
-    if said["v2"]:
-        config.evals.v2 = _block("classification", data=_imagenet_v2(said["v2"]))
-    if set(config.evals) == {"label_maps"} and said["data"] == "folder":
+    if given["real"]:
+        config.evals.real = _block("real", labels=given["real"])
+    if given["v2"]:
+        config.evals.v2 = _block("classification", data=_imagenet_v2(given["v2"]))
+    if set(config.evals) == {"label_maps"} and given["data"] == "folder":
         config.data.eval_split = "."  # all images, whatever their folders are called
-    if (said["real"] or said["v2"]) and not said["classification"]:
+    if (given["real"] or given["v2"]) and not given["classification"]:
         config.evals.test = _block("classification")
     return config.lock()
 
@@ -85,10 +85,10 @@ def _block(name, **fields):
     return {"name": name, "split": "eval", "every_steps": 0, **fields}
 
 
-def _imagenet_v2(place):
+def _imagenet_v2(path):
     """The data of an evaluator: TFDS' `imagenet_v2`, or a folder that is all of it."""
-    if place is True:
+    if path is True:
         name = "imagenet_v2/matched-frequency"
         dir = placeholder(str)
         return {"source": "tfds", "name": name, "dir": dir, "eval_split": "test"}
-    return {"source": "folder", "dir": place, "eval_split": "train"}
+    return {"source": "folder", "dir": path, "eval_split": "train"}

@@ -43,33 +43,33 @@ FLAGS = ("plain", "small", "scratch", "distill", "copy_norm", "multi_label")
 def get_config(arg=None):
     """`arg`: plain, small, scratch, distill, copy_norm, multi_label, shots=K;
     imagenet2012, digits, smoke, data=folder,path=DIR."""
-    said = common.parse_arg(arg, flags=FLAGS, values=("shots",))
-    named = (f for f in FLAGS if said[f] and f != "multi_label")
+    given = common.parse_arg(arg, flags=FLAGS, values=("shots",))
+    named = (f for f in FLAGS if given[f] and f != "multi_label")
     config = common.base("-".join(["finetune", *named]))
     common.use_finetuning(config)
     config.objective.encoder.pos_embed = "learned_sincos"
     config.init_required = True  # or random, to begin anew
     config.init_load = ("encoder/.*",)
     config.init_skip = ("(?!encoder/).*", "encoder/norm/.*")
-    if said["plain"] or said["distill"]:
+    if given["plain"] or given["distill"]:
         _plain(config)
-    if said["distill"]:
+    if given["distill"]:
         _distill(config)
-    if said["small"]:
+    if given["small"]:
         config.optimizer.layer_decay = 0.75
-    if said["copy_norm"]:
-        _copy_norm(config, said)
-    if said["multi_label"]:
+    if given["copy_norm"]:
+        _copy_norm(config, given)
+    if given["multi_label"]:
         common.use_multi_label(config)
-    common.use_finetuning_data(config, said, at_random=said["scratch"])
-    if said["shots"]:
-        config.data.shots = _number("shots", said["shots"])
-        config.name = f"{config.name}-{said['shots']}shots"
+    common.use_finetuning_data(config, given, at_random=given["scratch"])
+    if given["shots"]:
+        config.data.shots = _number("shots", given["shots"])
+        config.name = f"{config.name}-{given['shots']}shots"
         if config.data.source == "digits":  # too few for epochs to mean much
             config.steps = 400
-    if said["scratch"] or said["smoke"]:
-        _start_at_random(config, said)
-    if said["smoke"]:
+    if given["scratch"] or given["smoke"]:
+        _start_at_random(config, given)
+    if given["smoke"]:
         common.use_smoke(config)
     return config.lock()
 
@@ -96,23 +96,23 @@ def _distill(config):
     }
 
 
-def _copy_norm(config, said):
-    if said["scratch"]:
+def _copy_norm(config, given):
+    if given["scratch"]:
         raise ValueError("variant copy_norm needs a checkpoint; leave scratch out")
     config.init_rename = ("encoder/norm/=head/fc_norm/",)
     config.init_load = ("encoder/.*", "head/fc_norm/.*")
     config.init_skip = ("(?!encoder/|head/fc_norm/).*",)
 
 
-def _start_at_random(config, said):
+def _start_at_random(config, given):
     config.init = "random"
     encoder = config.objective.encoder
-    if said["scratch"]:
+    if given["scratch"]:
         encoder.pos_embed = "learned"
-    if common.is_embedded(config) or said["smoke"]:
+    if common.is_embedded(config) or given["smoke"]:
         encoder.update(common.small_model(config))
     else:
-        encoder.variant = "small" if said["small"] else "tiny"
+        encoder.variant = "small" if given["small"] else "tiny"
 
 
 def _number(name, value):

@@ -39,11 +39,11 @@ FRESH = {
 def get_config(arg=None):
     """`arg`: style=fused|qv_bias|v2023; imagenet2012, digits, smoke,
     data=folder,path=DIR."""
-    said = common.parse_arg(arg, values=("style",))
-    style = said["style"] or "fused"
+    given = common.parse_arg(arg, values=("style",))
+    style = given["style"] or "fused"
     if style not in FRESH:
         raise ValueError(common.unknown("style", style, list(FRESH)))
-    config = common.base("finetune_rpe" + (f"-{style}" if said["style"] else ""))
+    config = common.base("finetune_rpe" + (f"-{style}" if given["style"] else ""))
     common.use_finetuning(config)
     config.epochs = 1000
     config.objective.head = "linear_small"
@@ -55,8 +55,8 @@ def get_config(arg=None):
     config.init_skip = ("(?!encoder/).*", "encoder/norm/.*")
     if style != "fused":  # its third for the keys has no place here
         config.init_skip = (*config.init_skip, r"encoder/blocks_\d+/attn/qkv/bias")
-    common.use_finetuning_data(config, said)
-    if said["smoke"]:
+    common.use_finetuning_data(config, given)
+    if given["smoke"]:
         config.init = "random"
         config.objective.encoder.update(common.small_model(config))
         common.use_smoke(config)

@@ -29,8 +29,8 @@ from litevit_jax.configs import common
 
 def get_config(arg=None):
     """`arg`: imagenet2012, digits, smoke, data=folder,path=DIR."""
-    said = common.parse_arg(arg)
-    config = common.evaluation("layer_probe", said)
+    given = common.parse_arg(arg)
+    config = common.evaluation("layer_probe", given)
     config.evals.layers = _layers("cls")
     config.evals.layers_avg = _layers("avg")
     config.evals.fewshot = {

@@ -44,7 +44,7 @@ KINDS = ("probe", "keep_first", "keep_last", "freeze", "swap")
 
 def get_config(arg=None):
     """`arg`: imagenet2012, digits, smoke, data=folder,path=DIR."""
-    said = common.parse_arg(arg)
+    given = common.parse_arg(arg)
     config = common.base("layer_study")
     config.job = "layers"
     common.use_finetuning(config)
@@ -60,13 +60,13 @@ def get_config(arg=None):
         "poor": 0.1,  # share of the training images
         "metric": "top1",  # that the curves show
     }
-    common.use_finetuning_data(config, said)
+    common.use_finetuning_data(config, given)
     config.evals.test.every_steps = 0
     config.log.report = False  # of every part; the study draws its own
-    if common.is_embedded(config) or said["smoke"]:
+    if common.is_embedded(config) or given["smoke"]:
         config.update(epochs=10)
         config.lr.warmup_epochs = 1.0
-    if said["smoke"]:
+    if given["smoke"]:
         _smoke(config)
     return config.lock()
 

@@ -38,8 +38,8 @@ from litevit_jax.configs import common
 def get_config(arg=None):
     """`arg`: grid, multi_label, protocol=mae|moco, imagenet2012, digits, smoke,
     data=folder,path=DIR."""
-    said = common.parse_arg(arg, flags=("grid", "multi_label"), values=("protocol",))
-    protocol = said["protocol"] or "mae"
+    given = common.parse_arg(arg, flags=("grid", "multi_label"), values=("protocol",))
+    protocol = given["protocol"] or "mae"
     if protocol not in _PROTOCOLS:
         raise ValueError(common.unknown("protocol", protocol, list(_PROTOCOLS)))
     config = common.base("linear_probe")
@@ -67,28 +67,28 @@ def get_config(arg=None):
     config.evals.test = {"name": "classification", "split": "eval", "every_steps": 0}
     config.evals.knn = {"name": "knn", "split": "eval", "every_steps": 0}
     config.evals.confusion = common.confusion()
-    if said["grid"] and said["multi_label"]:
+    if given["grid"] and given["multi_label"]:
         raise ValueError("variants grid and multi_label: give one of them")
-    if said["grid"]:
+    if given["grid"]:
         _grid(config, protocol)
-    if said["multi_label"]:
+    if given["multi_label"]:
         common.use_multi_label(config)
-    if said["data"] or said["smoke"]:
-        common.use_data(config, said)
+    if given["data"] or given["smoke"]:
+        common.use_data(config, given)
     else:
         common.leave_data_open(config)
-    if said["data"] and not said["smoke"]:
+    if given["data"] and not given["smoke"]:
         common.leave_images_open(config)
-    config.fallback.encoder = _at_random(config, said)
-    if said["smoke"]:
+    config.fallback.encoder = _at_random(config, given)
+    if given["smoke"]:
         config.init = "random"
         common.use_smoke(config)
     return config.lock()
 
 
-def _at_random(config, said):
+def _at_random(config, given):
     """The encoder of a random start; with a checkpoint, its encoder is taken."""
-    if common.is_embedded(config) or said["smoke"]:
+    if common.is_embedded(config) or given["smoke"]:
         return {"pos_embed": "sincos", **common.small_model(config)}
     named = {"variant": "tiny"} if config.data.source == "tfds" else {}
     return {"pos_embed": "sincos", **named}

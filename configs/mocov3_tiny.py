@@ -25,7 +25,7 @@ from litevit_jax.configs import common
 
 def get_config(arg=None):
     """`arg`: imagenet2012, digits, smoke, data=folder,path=DIR; knn=LABELLED."""
-    said = common.parse_arg(arg, values=("knn",))
+    given = common.parse_arg(arg, values=("knn",))
     config = common.base("mocov3_tiny")
     config.update(batch_size=1024, epochs=400)
     config.objective = {
@@ -58,15 +58,15 @@ def get_config(arg=None):
     }
     config.data.update(views=2, interpolation="bilinear", flip=0.0)
     _views(config.augment)
-    common.use_data(config, said)
+    common.use_data(config, given)
     if common.is_placed(config):
         common.leave_length_open(config)
     if config.data.source == "digits":
         _digits(config)
-    if common.is_embedded(config) or said["smoke"]:
+    if common.is_embedded(config) or given["smoke"]:
         _small(config)
-    common.use_labelled(config, said)
-    if said["smoke"]:
+    common.use_labelled(config, given)
+    if given["smoke"]:
         common.use_smoke(config)
     return config.lock()
 

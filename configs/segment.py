@@ -31,27 +31,27 @@ _LINEAR = ("linear", "linear_each", "linear_ms")
 
 def get_config(arg=None):
     """`arg`: linear, linear_each, linear_ms; ade20k, digit_scenes, smoke, path=DIR."""
-    said = common.parse_arg(arg, flags=("ade20k", *_LINEAR))
-    heads = [name for name in _LINEAR if said[name]]
+    given = common.parse_arg(arg, flags=("ade20k", *_LINEAR))
+    heads = [name for name in _LINEAR if given[name]]
     if len(heads) > 1:
         raise ValueError(f"variants {' and '.join(heads)}: give one head")
     head = heads[0] if heads else "sem_fpn"
-    if said["smoke"] and said["data"] is None:
-        said["data"] = "digit_scenes"
+    if given["smoke"] and given["data"] is None:
+        given["data"] = "digit_scenes"
     config = common.base("-".join(["segment", *heads]))
     config.init_required = True  # nothing is pre-trained here; or random
     config.update(batch_size=16)
     _objective(config, head)
-    _data(config, said, head)
+    _data(config, given, head)
     config.fallback.update(
         channels=3, mean=common.IMAGENET_MEAN, std=common.IMAGENET_STD
     )
     config.fallback.encoder = {"variant": "tiny"}
     config.augment.normalize = common.open_normalize()
     config.data.channels = placeholder(int)  # None: as the model was trained
-    if common.is_embedded(config) or said["smoke"]:
+    if common.is_embedded(config) or given["smoke"]:
         _small(config, head)
-    if said["smoke"]:
+    if given["smoke"]:
         common.use_smoke(config)
         config.update(batch_size=8)
         if common.is_embedded(config):
@@ -117,24 +117,24 @@ def _objective(config, head):
     }
 
 
-def _data(config, said, head):
+def _data(config, given, head):
     """Images with label maps; ADE20K's unless other data are named."""
-    if said["data"] in (None, "folder"):
-        said["data"] = "segfolder"
-        said["ade20k"] = said["ade20k"] or said["path"] is None
-    common.use_data(config, said)
+    if given["data"] in (None, "folder"):
+        given["data"] = "segfolder"
+        given["ade20k"] = given["ade20k"] or given["path"] is None
+    common.use_data(config, given)
     config.name = config.name.replace(
-        "segfolder", "ade20k" if said["ade20k"] else "folder"
+        "segfolder", "ade20k" if given["ade20k"] else "folder"
     )
     config.data.update(image_size=512, crop_scale=(0.08, 1.0), flip=0.5)
     config.data.joint.annotations = ("label_map",)
-    if said["ade20k"]:
+    if given["ade20k"]:
         config.data.update(
             name="ade20k", train_split="training", eval_split="validation"
         )
         config.data.options.reduce_zero_label = True
         config.steps = 40_000 if head in _LINEAR else 160_000
-    if head == "sem_fpn" and said["data"] != "digit_scenes":
+    if head == "sem_fpn" and given["data"] != "digit_scenes":
         config.augment.photometric = {
             "brightness": 32.0,  # levels, at most
             "contrast": (0.5, 1.5),  # factor

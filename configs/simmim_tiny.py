@@ -17,7 +17,7 @@ from litevit_jax.configs import common
 
 def get_config(arg=None):
     """`arg`: imagenet2012, digits, smoke, data=folder,path=DIR; knn=LABELLED."""
-    said = common.parse_arg(arg, values=("knn",))
+    given = common.parse_arg(arg, values=("knn",))
     config = common.base("simmim_tiny")
     config.batch_size = 2048
     config.objective = {
@@ -45,18 +45,18 @@ def get_config(arg=None):
     }
     config.data.crop_scale = (0.67, 1.0)
     config.evals.knn = {"name": "knn", "split": "eval", "every_steps": 0}
-    common.use_data(config, said)
+    common.use_data(config, given)
     if common.is_placed(config):
         common.leave_length_open(config)
     if not common.has_classes(config):
         del config.evals.knn
-    if common.is_embedded(config) or said["smoke"]:
+    if common.is_embedded(config) or given["smoke"]:
         config.objective.update(mask_unit=1)
         config.objective.encoder.update(variant=None, **common.small_model(config))
         config.update(batch_size=128, epochs=100)
         config.lr.update(base=3e-3, warmup_epochs=5.0)
         config.checkpoint.every_steps = 500
-    common.use_labelled(config, said)
-    if said["smoke"]:
+    common.use_labelled(config, given)
+    if given["smoke"]:
         common.use_smoke(config)
     return config.lock()

@@ -6,7 +6,7 @@
     python main.py --config=configs/transfer.py:data=folder,path=DIR \\
         --config.init=RUN_DIR --config.sweep.lr_base="(0.015, 0.05)"
 
-Variants: cifar100 (also if nothing is said), cifar10, flowers102, pets, cars,
+Variants: cifar100 (also if nothing is given), cifar10, flowers102, pets, cars,
 aircraft, inat2018, imagenet2012, digits, or your own folder. All are read through TFDS,
 prepared as ImageNet is, but FGVC-Aircraft, which TFDS lacks: unpack its archive and
 give --config.data.dir. The training data are all that is not the test split, as in the
@@ -75,9 +75,9 @@ def get_config(arg=None):
     """`arg`: cifar100, cifar10, flowers102, pets, cars, aircraft, inat2018;
     imagenet2012, digits, smoke, data=folder,path=DIR."""
     names = tuple(name for name in DATA_SETS if name not in common.data_variants())
-    said = common.parse_arg(arg, flags=names)
-    chosen = [name for name in names if said[name]] + [said["data"]] * bool(
-        said["data"]
+    given = common.parse_arg(arg, flags=names)
+    chosen = [name for name in names if given[name]] + [given["data"]] * bool(
+        given["data"]
     )
     if len(chosen) > 1:
         raise ValueError(f"variants {', '.join(chosen)}: expected one data set")
@@ -85,15 +85,15 @@ def get_config(arg=None):
     config.job = "transfer"
     config.batch_size = 512
     _recipe(config)
-    if said["data"] or said["smoke"]:
-        common.use_data(config, said)
-    if said["data"] in (None, "imagenet2012") and not said["smoke"]:
+    if given["data"] or given["smoke"]:
+        common.use_data(config, given)
+    if given["data"] in (None, "imagenet2012") and not given["smoke"]:
         _use(config, chosen[0] if chosen else "cifar100", named=bool(chosen))
     if config.data.source in ("folder", "arrays"):
         config.batch_size = 256
-    if common.is_embedded(config) or said["smoke"]:
+    if common.is_embedded(config) or given["smoke"]:
         _small(config)
-    if said["smoke"]:
+    if given["smoke"]:
         _smoke(config)
     else:
         common.leave_images_open(config)
