@@ -224,7 +224,7 @@ MISTAKES = {
         r"mae_tiny.py:digit: variant 'digit' unknown; did you mean digits or "
         r"digit_scenes\? choose "
         r"from imagenet2012, digits, digit_scenes, folder, arrays, packed, tar, "
-        r"segfolder, csv_file, fgvc_aircraft, files, tfds, smoke"),
+        r"segfolder, cocojson, csv_file, fgvc_aircraft, files, tfds, smoke"),
     "value of a variant": ([f"--config={TINY}:data=foldr,path=DIR"],
         r"variant data='foldr' unknown; did you mean folder or segfolder\?"),
     "folder without path": ([f"--config={TINY}:data=folder"],
