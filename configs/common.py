@@ -417,12 +417,12 @@ def use_labelled(config, given):
         return
     data = {
         "source": "folder",
-        "name": config_dict.pathholder(str),
-        "dir": config_dict.pathholder(str),
+        "name": config_dict.placeholder(str),
+        "dir": config_dict.placeholder(str),
         "train_split": "train",  # that is learned from
         "eval_split": "test",  # what evaluations read
         "holdout": {"test": 0.0},  # share of data without a test split
-        "image_size": config_dict.pathholder(int),  # pixels; None: as the run trains
+        "image_size": config_dict.placeholder(int),  # pixels; None: as the run trains
     }
     if path == "digits":
         data["source"] = "digits"
