@@ -23,7 +23,8 @@ of 1.2 million parameters, a teacher of 6.3. Which signal of the teacher helps
 (attention, hidden states, relations; of the last or a middle layer; of a teacher that
 was trained less), with all, 10 % and 1 % of the labels, and on another task with 10
 images a class: the four vehicles, for which the supervised row has learned the six
-animals. About ten hours of two cores; `--scale=0.1` trains a tenth of the epochs.
+animals. By the speed of its first runs it takes about seven hours of two cores; it was
+not run to its end yet. `--scale=0.1` trains a tenth of the epochs.
 
     python benchmarks/study.py --data=digits --out=runs/check --check
 

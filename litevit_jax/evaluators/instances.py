@@ -27,10 +27,10 @@ def rescale(
 def paste(
     mask: np.ndarray, box: np.ndarray, original_size: tuple[int, int]
 ) -> np.ndarray:
-    """Which pixels of a picture are an object's, bool `[H, W]`.
+    """Returns which pixels of a picture belong to an object, bool `[H, W]`.
 
-    A pixel is if the mask, interpolated at its centre, is at least a half; beyond the
-    mask it falls to 0 over half a pixel of the mask.
+    A pixel belongs to it where the mask, interpolated at the pixel's centre, is at
+    least a half; beyond the mask it falls to 0 over half a pixel of the mask.
 
     Args:
       mask: probabilities `[m, m]`, laid over the box.

@@ -28,7 +28,7 @@ _POOLED_LEVELS = len(pyramid.LEVELS) - 1  # the last one is for proposals alone
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How many boxes each step takes, and by which overlaps; the paper's by default.
+    """Sets how many boxes each step takes, by which overlaps; by default the paper's.
 
     Attributes:
       train_per_level, test_per_level: boxes of a level that become proposals at most.

@@ -105,7 +105,7 @@ def length(
     at_least: int,
     extend_to: int | None = None,
 ) -> dict[str, float]:
-    """How many updates a run takes, and of them an epoch and the warm-up.
+    """Counts the updates of a run, and of them those of an epoch and of the warm-up.
 
     An epoch is a pass over the images: images / batch_size updates, a fraction of one
     if the batch is larger, for no image is dropped. Of ImageNet's images it is whole
