@@ -451,9 +451,10 @@ LIKE = {
 }
 # An evaluation does not train: tests/jobs/evaluate_test.py and
 # pictures_test.py, tests/analysis. The parts of choose do: tests/jobs/choose_test.py.
+# Trained, resumed and evaluated elsewhere: tests/detect_test.py, tests/segment_test.py.
 # The smoke form of mae_tiny is the run above.
-NOT_HERE = ("analysis", "choose", "embed", "evaluate", "layer_probe", "mae_tiny")
-NOT_HERE = (*NOT_HERE, "neighbours", "predict", *LIKE)
+NOT_HERE = ("analysis", "choose", "detect", "embed", "evaluate", "layer_probe")
+NOT_HERE = (*NOT_HERE, "mae_tiny", "neighbours", "predict", "segment", *LIKE)
 SMOKE = [(name, "smoke") for name in RECIPES if name not in NOT_HERE]
 
 

@@ -114,7 +114,7 @@ def _categories(entries: list[Any], where: str) -> tuple[list[int], list[str]]:
                 "expected another id and name for each"
             )
         names[key] = entry["name"]
-    above = {x.get("supercategory") for x in entries}
+    above = {str(x.get("supercategory")) for x in entries}
     if len(names) > 1 and (top := _umbrella(entries, above)) is not None:
         del names[top]
     if not names:
@@ -123,7 +123,7 @@ def _categories(entries: list[Any], where: str) -> tuple[list[int], list[str]]:
     return ids, [names[key] for key in ids]
 
 
-def _umbrella(entries: list[Any], above: set[Any]) -> int | None:
+def _umbrella(entries: list[Any], above: set[str]) -> int | None:
     """Returns Roboflow's category 0 that only stands above all others, or None."""
     first = next((x for x in entries if x["id"] == 0), None)
     if first is None or first.get("supercategory") != "none":

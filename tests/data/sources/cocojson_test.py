@@ -353,8 +353,9 @@ def test_the_umbrella_of_roboflow_is_no_class():
         for i, name in ((3, "car"), (17, "cat"))
     ]
     assert _read(_content(categories=entries)).classes == ["car", "cat"]
-    entries[1]["supercategory"] = "others"
-    assert len(_read(_content(categories=entries)).classes) == 3
+    for other in ("others", ["things"]):
+        entries[1]["supercategory"] = other
+        assert len(_read(_content(categories=entries)).classes) == 3
 
 
 @pytest.mark.parametrize(
