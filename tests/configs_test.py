@@ -19,8 +19,8 @@ from litevit_jax.configs import common
 from litevit_jax.data import splits
 from litevit_jax.jobs import train
 from litevit_jax.models import detector
-from litevit_jax.warm_start import read
 from tests import jobs
+from tests.records import params, same
 
 # On one device; the laws hold every objective to eight.
 pytestmark = pytest.mark.usefixtures("shared_designs", "one_device", "given_starts")
@@ -407,16 +407,6 @@ def test_every_field_can_be_overridden_from_the_command_line(name):
     assert got == wanted
     kinds = {type(value) for value in got.values()}
     assert kinds == set(OTHER)
-
-
-def params(workdir, step):
-    return read.read_params(str(workdir / "checkpoints" / str(step))).params
-
-
-def same(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
 def resumes_to_the_same_bits(workdir, config, *, total):

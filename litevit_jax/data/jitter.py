@@ -258,50 +258,16 @@ def _seen_runs(
     return box, mask[rows[:, None], columns]
 
 
-@dataclasses.dataclass(frozen=True)
-class Canvas:
-    """An example -> its whole image, resized, at the top left of `size` (H, W).
+def whole(example: Mapping[str, Any], before: Size, size: Size) -> Geometry:
+    """Returns how a whole image of (h, w) pixels is fitted into `size`.
 
-    Objects stay as they are, at their source: detections are enlarged to them.
+    Raises:
+      AnnotationError: the objects are of an image of another size.
     """
-
-    decode: Decode
-    size: Size
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of every image: (H, W, C)."""
-        return (*self.size, self.decode.channels)
-
-    @property
-    def extras(self) -> dict[str, Any]:
-        """Shapes and types of what comes beside the image."""
-        return dict.fromkeys(("size", "original_size"), ((2,), np.int32))
-
-    def __call__(
-        self,
-        example: Mapping[str, Any],
-        rng: np.random.Generator,
-        out: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:
-        """Returns `image` uint8 [H, W, C], and its sizes; nothing is drawn.
-
-        `size` int32 [2] is that of the image as it is now, `original_size` int32 [2]
-        as it was decoded.
-        """
-        del rng
-        image = joint.upright(self.decode, example["image"])
-        before = image.shape[:2]
-        if "objects" in example:
-            check_size(example["objects"].size, before)
-        size = fitted((before[0], before[1]), self.size)
-        geometry = Geometry((before[0], before[1]), size, 0, 0, size, False)
-        out = np.empty(self.shape, np.uint8) if out is None else out
-        return {
-            "image": geometry.pixels(image, out),
-            "size": np.array(size, np.int32),
-            "original_size": np.array(before, np.int32),
-        }
+    if "objects" in example:
+        check_size(example["objects"].size, before)
+    sides = fitted(before, size)
+    return Geometry(before, sides, 0, 0, sides, False)
 
 
 def fitted(before: Size, size: Size) -> Size:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -206,12 +206,18 @@ class Crop:
 class Canvas:
     """An example -> its whole image, resized, at the top left of `size` (H, W).
 
-    Label maps stay as they are, at their source: predictions are enlarged to them.
+    Label maps and objects stay as they are, at their source: predictions are enlarged
+    to them.
+
+    Attributes:
+      decode: what makes an image of the bytes.
+      size: (H, W) of the result.
+      fit: example, (h, w) of its image -> the geometry by which the image is resized.
     """
 
     decode: Decode
     size: Size
-    settings: Settings
+    fit: Callable[[Mapping[str, Any], Size], Any]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -221,8 +227,7 @@ class Canvas:
     @property
     def extras(self) -> dict[str, Any]:
         """Shapes and types of what comes beside the image."""
-        sizes = settings.extras_of((), self.size)
-        return sizes | {"original_size": sizes["size"]}
+        return dict.fromkeys(("size", "original_size"), ((2,), np.int32))
 
     def __call__(
         self,
@@ -237,14 +242,20 @@ class Canvas:
         """
         del rng
         image = upright(self.decode, example["image"])
-        resized = self.settings.resized(image.shape[:2])
-        geometry = Geometry(resample.Window.whole(resized))
+        height, width = image.shape[:2]
+        geometry = self.fit(example, (height, width))
         out = np.empty(self.shape, np.uint8) if out is None else out
         return {
             "image": geometry.pixels(image, out),
-            "size": np.array(resized, np.int32),
-            "original_size": np.array(image.shape[:2], np.int32),
+            "size": np.array(geometry.size, np.int32),
+            "original_size": np.array((height, width), np.int32),
         }
+
+
+def whole(example: Mapping[str, Any], before: Size, how: Settings) -> Geometry:
+    """Returns how a whole image of (h, w) pixels is resized."""
+    del example
+    return Geometry(resample.Window.whole(how.resized(before)))
 
 
 def has_objects(names: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ Ops are frozen dataclasses: `op(image) -> image`, and with `random = True`
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any, ClassVar
 
@@ -318,12 +319,14 @@ def eval_ops(**data: Any) -> Transform:
     return _transform(settings, ResizeCenterCrop(size, settings.eval_crop_fraction))
 
 
-def canvas_op(size: tuple[int, int], **data: Any) -> joint.Canvas | jitter.Canvas:
+def canvas_op(size: tuple[int, int], **data: Any) -> joint.Canvas:
     """Resize to a canvas of `size`, from the fields of `ImageSettings`."""
     settings = ImageSettings(**data)
-    if joint.has_objects(settings.joint_settings.annotations):
-        return jitter.Canvas(_decode(settings), size)
-    return joint.Canvas(_decode(settings), size, settings.joint_settings)
+    how = settings.joint_settings
+    fit: Any = functools.partial(joint.whole, how=how)
+    if joint.has_objects(how.annotations):
+        fit = functools.partial(jitter.whole, size=size)
+    return joint.Canvas(_decode(settings), size, fit)
 
 
 def _decode(settings: ImageSettings) -> Decode:

@@ -1,5 +1,6 @@
 """Large-scale jitter: one draw for the image and its objects, boxes tight again."""
 
+import functools
 import io
 import itertools
 import pickle
@@ -43,6 +44,11 @@ class Fixed:
 def _jitter(side=32, settings=SETTINGS, flip=0.5, **changes):
     how = joint.Settings(**{**vars(settings), **changes})
     return jitter.Jitter(decode.Decode(), (side, side), how, flip)
+
+
+def _canvas(example, size=(32, 32)):
+    fit = functools.partial(jitter.whole, size=size)
+    return joint.Canvas(decode.Decode(), size, fit)(example, None)
 
 
 def _scene(height=40, width=50, seed=0):
@@ -194,7 +200,7 @@ def test_images_of_any_ratio_are_padded(size):
         assert out["image"].shape == (32, 32, 3) and (out["size"] >= 1).all()
         height, width = out["size"]
         np.testing.assert_allclose(out["boxes"][0], (0, 0, width, height), atol=1e-5)
-    canvas = jitter.Canvas(decode.Decode(), (32, 32))(example, None)
+    canvas = _canvas(example)
     assert (canvas["size"] >= 1).all() and canvas["size"].max() == 32
 
 
@@ -221,7 +227,7 @@ def test_objects_of_another_size_name_the_usual_cause():
     with pytest.raises(AnnotationError, match="50 x 40 pixels, but the upright image "):
         _jitter()(example, Fixed(factor=1.0))
     with pytest.raises(AnnotationError, match="turned by its EXIF orientation"):
-        jitter.Canvas(decode.Decode(), (32, 32))(example, None)
+        _canvas(example)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """One draw moves an image and its labels alike; 255 stays 255."""
 
+import functools
 import io
 
 import numpy as np
@@ -196,7 +197,8 @@ def test_canvases_are_few_and_hold_a_crop(size, crop, expected):
 
 def test_an_evaluated_image_is_whole_at_the_top_left():
     example = _marked(40, 60)
-    canvas = joint.Canvas(decode.Decode(), (32, 64), SETTINGS)
+    fit = functools.partial(joint.whole, how=SETTINGS)
+    canvas = joint.Canvas(decode.Decode(), (32, 64), fit)
     out = canvas(example, np.random.default_rng(0))
     assert out.keys() == {"image", "size", "original_size"} == {"image", *canvas.extras}
     assert out["size"].tolist() == [32, 48]

@@ -5,18 +5,6 @@ import pytest
 from litevit_jax.data.sources import folder
 
 
-@pytest.fixture
-def fill(tmp_path):
-    def fill(*names):
-        for name in names:
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(name.encode())
-        return str(tmp_path)
-
-    return fill
-
-
 def read(dir, split, **kwargs):
     """(names of the images, classes) of a split."""
     source = folder.make(split=split, dir=dir, **kwargs)

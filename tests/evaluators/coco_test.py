@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from litevit_jax.data import decode, joint, pipeline
+from litevit_jax.data import decode, jitter, joint, pipeline
 from litevit_jax.data.sources import base as sources
 from litevit_jax.evaluators import coco, instances, segmentation
 from tests import dense_golden as golden
@@ -153,8 +153,8 @@ def _part(mask, box, bins):
 
 def evaluator(tmp_path, source, side=96, **kwargs):
     """The evaluator of a detector that looks its predictions up."""
-    how = joint.Settings(short_side=side, long_side=side)
-    transform = joint.Canvas(decode.Decode(), (side, side), how)
+    fit = functools.partial(jitter.whole, size=(side, side))
+    transform = joint.Canvas(decode.Decode(), (side, side), fit)
 
     def predict(params, model_state, batch):
         del model_state

@@ -20,6 +20,7 @@ from litevit_jax.train import job
 from litevit_jax.warm_start import read
 from litevit_jax.weights import safetensors, timm_folder
 from tests import jobs
+from tests.records import same
 from tests.weights import export_test, reader_test
 
 pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
@@ -76,12 +77,6 @@ def converted(source, target, **overrides):
 
 def params_of(run):
     return read.read_params(str(run)).params
-
-
-def same(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["timm", "mae"])

@@ -16,28 +16,32 @@ from tests.models import vitdet_test
 SIZES = np.int32([[84, 96], [96, 72]])  # of the recorded pictures, without padding
 
 
+HEADS = {
+    "num_classes": 3,
+    "channels": 8,
+    "box_convs": 2,
+    "box_hidden": 12,
+    "mask_convs": 2,
+    "anchor_sizes": (0.5, 1, 2, 4, 6),
+    "pooled": (4, 6),
+}
+RULES = {
+    "train_per_level": 40,
+    "test_per_level": 40,
+    "proposals": 30,
+    "anchor_samples": 32,
+    "anchor_positive": 16,
+    "box_samples": 24,
+    "box_positive": 6,
+    "min_score": 0.2,
+    "detections": 6,
+}
+
+
 def recorded(**kwargs):
     """The recorded detector."""
-    given = {
-        "encoder": {**vitdet_test.TINY, "global_blocks": (2, 4)},
-        "num_classes": 3,
-        "channels": 8,
-        "box_convs": 2,
-        "box_hidden": 12,
-        "mask_convs": 2,
-        "anchor_sizes": (0.5, 1, 2, 4, 6),
-        "pooled": (4, 6),
-        "train_per_level": 40,
-        "test_per_level": 40,
-        "proposals": 30,
-        "anchor_samples": 32,
-        "anchor_positive": 16,
-        "box_samples": 24,
-        "box_positive": 6,
-        "min_score": 0.2,
-        "detections": 6,
-    }
-    return detector.make(**given | kwargs)
+    encoder = {**vitdet_test.TINY, "global_blocks": (2, 4)}
+    return detector.make(**{"encoder": encoder, **HEADS, **RULES, **kwargs})
 
 
 @functools.cache

@@ -14,36 +14,14 @@ from tests.models import detector_test, vitdet_test
 from tests.objectives import detection_losses_test
 
 KEY = jax.random.key(0)
-RULES = {
-    "train_per_level": 40,
-    "test_per_level": 40,
-    "proposals": 30,
-    "anchor_samples": 32,
-    "anchor_positive": 16,
-    "box_samples": 24,
-    "box_positive": 6,
-    "min_score": 0.2,
-    "detections": 6,
-}
 
 
 def recorded(**kwargs):
     """The objective of the recorded detector."""
     encoder = {**vitdet_test.TINY, "global_blocks": (2, 4)}
     del encoder["grid"]
-    given = {
-        "encoder": encoder,
-        "num_classes": 3,
-        "image_size": (96, 96),
-        "channels": 8,
-        "box_convs": 2,
-        "box_hidden": 12,
-        "mask_convs": 2,
-        "anchor_sizes": (0.5, 1, 2, 4, 6),
-        "pooled": (4, 6),
-        "rules": RULES,
-    }
-    return detect.make(**given | kwargs)
+    given = {"encoder": encoder, "image_size": (96, 96), "rules": detector_test.RULES}
+    return detect.make(**given | detector_test.HEADS | kwargs)
 
 
 def batch():

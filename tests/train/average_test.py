@@ -12,6 +12,7 @@ from litevit_jax import checkpoint
 from litevit_jax.jobs import convert, train
 from litevit_jax.warm_start import read, start
 from tests import jobs
+from tests.records import same
 
 pytestmark = pytest.mark.usefixtures("shared_designs", "one_device", "given_starts")
 
@@ -34,12 +35,6 @@ def run(tmp_path_factory):
 def params_of(workdir, step=3, average=True):
     place = str(workdir / "checkpoints" / str(step))
     return read.read_params(place, average=average).params
-
-
-def same(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
 def test_checkpoints_hold_the_average_beside_the_parameters(run):

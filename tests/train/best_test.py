@@ -15,8 +15,8 @@ from litevit_jax.evaluators import reconstruction
 from litevit_jax.jobs import runs, train
 from litevit_jax.report import run_record
 from litevit_jax.train import best, log
-from litevit_jax.warm_start import read
 from tests import jobs
+from tests.records import params, rows
 
 pytestmark = pytest.mark.usefixtures("shared_designs", "one_device", "given_starts")
 
@@ -154,10 +154,6 @@ def steps(workdir):
     return checkpoint.Checkpoints(workdir, keep=9).steps()
 
 
-def params(workdir, step):
-    return read.read_params(str(workdir / "checkpoints" / str(step))).params
-
-
 def result(workdir):
     path = workdir / "evals/reconstruction/result.json"
     return json.loads(path.read_text())
@@ -239,11 +235,6 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def finished(whole, tmp_path):
     return pathlib.Path(shutil.copytree(whole, tmp_path / "finished"))
-
-
-def rows(workdir):
-    text = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in text]
 
 
 def test_a_finished_run_trains_longer_by_the_rule_that_it_prints(

@@ -14,15 +14,11 @@ from litevit_jax.jobs import train
 from litevit_jax.train import eval_runner, eval_setup
 from litevit_jax.warm_start import read
 from tests import jobs
+from tests.records import rows
 
 pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
 
 MAKE_MESH = sharding.make_mesh
-
-
-def rows(workdir):
-    text = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in text]
 
 
 def losses(workdir):
@@ -197,8 +193,8 @@ def test_features_are_the_same_bits_at_every_batch_and_on_every_mesh(encoder):
 def test_what_a_device_evaluates_at_once_follows_from_the_image_size_alone():
     mesh = MAKE_MESH(2, 1, jax.devices()[:2])
     sizes = {8: 64, 224: 64, 256: 32, 384: 16, 512: 8, 4096: 2}
-    for size, rows in sizes.items():
-        assert splits.evaluation_rows({"image_size": size}, mesh) == rows
+    for size, count in sizes.items():
+        assert splits.evaluation_rows({"image_size": size}, mesh) == count
 
 
 # Neither classes of pixels nor objects are features.

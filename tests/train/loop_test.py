@@ -19,8 +19,8 @@ from litevit_jax.data import device
 from litevit_jax.evaluators import base
 from litevit_jax.jobs import train
 from litevit_jax.train import build, lock, log, loop
-from litevit_jax.warm_start import read
 from tests import jobs
+from tests.records import losses, params, rows, same
 
 # On one device; tests/objectives/laws_test.py resumes every objective on eight.
 pytestmark = pytest.mark.usefixtures("shared_designs", "one_device", "given_starts")
@@ -29,25 +29,6 @@ pytestmark = pytest.mark.usefixtures("shared_designs", "one_device", "given_star
 def tiny(**overrides):
     """With the chance that the device deals out, too."""
     return jobs.tiny(data__flip=0.5, **overrides)
-
-
-def rows(workdir):
-    text = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in text]
-
-
-def losses(workdir):
-    return {r["step"]: r["loss"] for r in rows(workdir) if "loss" in r}
-
-
-def params(workdir, step=6):
-    return read.read_params(str(workdir / "checkpoints" / str(step))).params
-
-
-def same(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -173,10 +154,10 @@ def test_a_stop_in_an_evaluation_is_obeyed_and_the_evaluation_made_on_resuming(
     over = base.Context.over
 
     def signalled(self, *args, **kwargs):
-        for count, rows in enumerate(over(self, *args, **kwargs)):
+        for count, batch in enumerate(over(self, *args, **kwargs)):
             assert not count, "it goes on"
             signal.raise_signal(signal.SIGTERM)  # nohup would ignore SIGHUP
-            yield rows
+            yield batch
 
     def steps(workdir):
         path = workdir / "evals" / "reconstruction" / "result.json"

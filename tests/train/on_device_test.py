@@ -15,33 +15,14 @@ from litevit_jax import checkpoint
 from litevit_jax.data import cache, calls, pipeline
 from litevit_jax.jobs import train
 from litevit_jax.train import log, loop, on_device
-from litevit_jax.warm_start import read
 from tests import jobs
+from tests.records import losses, params, rows, same
 
 
 def tiny(name="mae_tiny", **overrides):
     """Digits on the devices, logged and saved every 3 of 6 updates."""
     fixed = {"data__cache": "device", "data__decoder": "pillow", "log__every_steps": 3}
     return jobs.tiny(name, **{**fixed, "data__flip": 0.5, "evals": {}, **overrides})
-
-
-def rows(workdir):
-    text = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in text]
-
-
-def losses(workdir):
-    return {r["step"]: r["loss"] for r in rows(workdir) if "loss" in r}
-
-
-def params(workdir, step=6):
-    return read.read_params(str(workdir / "checkpoints" / str(step))).params
-
-
-def same(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
 def recorded(workdir):

@@ -20,6 +20,7 @@ from litevit_jax.train import build, programs
 from litevit_jax.train import state as states
 from litevit_jax.warm_start import read
 from tests import jobs, processes
+from tests.records import same
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -64,12 +65,6 @@ def run(workdir, folder):
 
 def kinds(folder):
     return sorted(path.name.split("-")[1] for path in folder.iterdir())
-
-
-def same(one, other):
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
 def test_a_repeated_run_traces_nothing_and_learns_the_same(

@@ -9,18 +9,6 @@ import pytest
 from litevit_jax.data.sources import base, folder
 
 
-@pytest.fixture
-def fill(tmp_path):
-    def fill(*names):
-        for name in names:
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(name.encode())
-        return str(tmp_path)
-
-    return fill
-
-
 def _names(source):
     return [source.name_of(i) for i in range(len(source))]
 
