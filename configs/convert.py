@@ -7,7 +7,8 @@
 weights that the package reads (docs/weights.md lists them). The format of the target
 follows from its ending unless `format` is given:
 
-    .safetensors  timm (default), mae (with the decoder), vitdet, mmseg
+    .safetensors  timm (default), mae (with the decoder), vitdet, mmseg, detectron2
+    .pth          detectron2: a detector, as torch.save writes it
     .onnx         onnx, opset 17, any batch size
     .stablehlo    stablehlo, any batch size, on CPU, GPU and TPU
     DIR/          a folder for timm and hubs: config.json, model.safetensors, README.md

@@ -45,6 +45,7 @@ def get_config(arg=None):
     config.data.channels = placeholder(int)  # None: as the model was trained
     if given["boxes"]:
         config.objective.masks = config.evals.test.masks = False
+        config.init_load_if_there = config.init_load_if_there[:-1]  # no mask head
         config.data.joint.annotations = ("boxes",)
     if common.is_embedded(config) or given["smoke"]:
         _small(config)
@@ -118,10 +119,11 @@ def _objective(config):
         "freeze": (),
         "no_decay": (r"encoder/blocks_\d+/norm\d/.*", "encoder/pos_embed"),
     }
-    # Relative positions start anew, unless `init` is a detector.
+    # Relative positions and all else start anew, unless `init` is a detector.
     own = r"encoder/blocks_\d+/attn/rel_pos_[hw]"
+    heads = ("rpn/.*", "box_head/.*", "mask_head/.*")
     config.init_load = (f"(?!{own})encoder/.*",)
-    config.init_load_if_there = (own,)
+    config.init_load_if_there = (own, r"neck/p\d/.*", *heads)
     config.init_skip = ("(?!encoder/).*", "encoder/cls_token", "encoder/norm/.*")
     config.evals.test = {
         "name": "coco",
@@ -144,6 +146,7 @@ def _data(config, given):
     if given["data"] == "cocojson":
         config.data.options.masks = not given["boxes"]
     if given["coco"]:
+        config.data.update(name="coco", train_split="train2017", eval_split="val2017")
         config.steps = 184_375
 
 

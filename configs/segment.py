@@ -100,9 +100,10 @@ def _objective(config, head):
     }
     config.update(epochs=32 if frozen else 128)
     # Relative positions and scales of layers start anew where `init` has none.
-    own = "encoder/.*(relative_position_bias_table|gamma_[12])"
+    tables, scales = "encoder/.*relative_position_bias_table", "encoder/.*gamma_[12]"
+    own = f"({tables}|{scales})"
     config.init_load = ("encoder/.*",) if frozen else (f"(?!{own})encoder/.*",)
-    config.init_load_if_there = () if frozen else (own,)
+    config.init_load_if_there = () if frozen else (tables, scales)
     config.init_skip = ("(?!encoder/).*", *(() if frozen else ("encoder/norm/.*",)))
     config.evals.test = {
         "name": "segmentation",

@@ -55,15 +55,13 @@ def make_encoder(
     given |= {"num_heads": num_heads, "patch_size": patch_size}
     sizes = vit.sizes_of("encoder", vit.VARIANTS, variant, given)
     choices.check("attention", attention, attentions.CHOICES)
-    usual = {max(1, round(sizes["depth"] * part / 4)) for part in (1, 2, 3, 4)}
-    blocks = tuple(global_blocks) or tuple(sorted(usual))
     encoder = Encoder(
         **sizes,
         grid=tuple(grid),
         mlp_ratio=mlp_ratio,
         pos_grid=tuple(pos_grid),
         window=window,
-        global_blocks=blocks,
+        global_blocks=blocks_without_windows(sizes["depth"], global_blocks),
         drop_path=drop_path,
         dtype=str(dtype),
         attention=attention,
@@ -71,6 +69,12 @@ def make_encoder(
     )
     _check(encoder)
     return encoder
+
+
+def blocks_without_windows(depth: int, chosen: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the chosen blocks, or of none the last one of each quarter, from 1."""
+    usual = {max(1, round(depth * part / 4)) for part in (1, 2, 3, 4)}
+    return tuple(chosen) or tuple(sorted(usual))
 
 
 def _check(encoder):

@@ -13,6 +13,7 @@ _KNOWN = {
     ("ade20k", "training"): (20_210, 150),
     ("cifar10", "train"): (50_000, 10),
     ("cifar100", "train"): (50_000, 100),
+    ("coco", "train2017"): (117_266, 80),  # images with objects that are no crowd
     ("imagenet2012", "train"): (1_281_167, 1000),
     ("oxford_iiit_pet", "train"): (3_680, 37),
 }

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from litevit_jax import checkpoint, trees
-from litevit_jax.models import layers, vit
+from litevit_jax.models import layers, vit, vitdet
 from litevit_jax.warm_start import channels, images, match, read
 from litevit_jax.weights import positions
 
@@ -21,7 +21,8 @@ class Names(NamedTuple):
 
     Attributes:
       load: of the run, replaced by the checkpoint's.
-      if_there: of the run, replaced where the checkpoint has them.
+      if_there: of the run, each pattern replaced as a whole where the checkpoint has
+        one of its parameters; none of them may then stay unused.
       skip: of the checkpoint, which may stay unused.
       rename: rules that change the checkpoint's names, as 'old/=new/'.
     """
@@ -39,6 +40,7 @@ def check_encoder(path: str, block: ConfigDict, loaded: read.Checkpoint) -> None
     """
     checkpoint_block = read.encoder_of(loaded.config)
     check_heads("init", path, block, checkpoint_block)
+    _check_windows(path, block, loaded.config.get("windows"))
     table = checkpoint_block.get("pos_embed")
     if not match.agree("pos_embed", block.pos_embed, table):
         raise ValueError(
@@ -69,6 +71,26 @@ def check_heads(
             f"{path}: the checkpoint's encoder has {checkpoint_heads} heads, "
             f"{read.block_of(flag)} has {heads}; the shapes agree but the function "
             "does not: leave num_heads out to take the checkpoint's"
+        )
+
+
+def _check_windows(path: str, block: Any, windows: dict[str, Any] | None) -> None:
+    """Raises ValueError if the encoder of file `path` has other windows than the run's.
+
+    `block` is the run's encoder, which may have none; `windows` those of the file, see
+    `weights.Weights`, or None if it does not tell.
+    """
+    if windows is None or block.get("window") is None:
+        return
+    depth = vit.of_block(block).depth
+    own = vitdet.blocks_without_windows(depth, block.global_blocks)
+    if (block.window, own) != (windows["window"], windows["global_blocks"]):
+        raise ValueError(
+            f"{path}: its encoder has windows of {windows['window']} patches in all "
+            f"blocks but {windows['global_blocks']}, objective.encoder windows of "
+            f"{block.window} in all but {own}; give --config.objective.encoder.window="
+            f"{windows['window']} --config.objective.encoder.global_blocks="
+            f'"{windows["global_blocks"]}"'
         )
 
 
@@ -104,16 +126,15 @@ def fill_params(
         arrays = channels.match(
             params, arrays, patch_size=patch_size, rule=init_channels, load=names.load
         )
-        optional = [
-            re.escape(name)
-            for name in arrays
-            if any(re.fullmatch(p, name) for p in names.if_there)
-        ]
-        load = (*names.load, *optional)
+        wholes = [p for p in names.if_there if any(re.fullmatch(p, x) for x in arrays)]
+        load = (*names.load, *wholes)
         _check_meaning(match.shapes(params, arrays, load), loaded, grid, classes)
-        return fill_leaves(params, arrays, load=load, skip=names.skip)
+        unless = f"(?!(?:{'|'.join(wholes)})$)" if wholes else ""
+        skip = [f"{unless}{pattern}" for pattern in names.skip]
+        return fill_leaves(params, arrays, load=load, skip=skip)
     except ValueError as error:
         text = f"{error}{match.norm_advice(loaded.params, str(error))}"
+        text += _windows_advice(loaded.params, str(error))
         if "decoder/pred" in text and init_channels:
             text += (
                 "\nthe decoder, which predicts the pixels of each channel, is not "
@@ -121,6 +142,18 @@ def fill_params(
                 "--config.init_skip='(\"decoder/.*\",)'"
             )
         raise ValueError(f"--config.init={path}: {text}") from None
+
+
+def _windows_advice(arrays, problem):
+    """Says how a plain encoder takes what it can of a detector's."""
+    if "encoder/cls_token" in arrays or "encoder/cls_token" not in problem:
+        return ""
+    return (
+        "\nit is a detector's encoder, without class token and final norm; most of its "
+        "blocks see windows. Take its other parameters with "
+        "--config.init_load='(\"encoder/(?!cls_token|norm/).*\",)' "
+        '--config.init_skip=\'("(?!encoder/).*", "encoder/.*/rel_pos_[hw]")\''
+    )
 
 
 def fill_all(
@@ -231,12 +264,16 @@ def _match_blocks(
 ) -> dict[str, np.ndarray]:
     """Returns the checkpoint's arrays as the run's blocks hold them.
 
-    Tables of relative positions are stretched to a larger `grid`. Where queries and
+    Tables of relative positions are stretched to a larger `grid`, and those by rows and
+    by columns interpolated to the run's numbers of them. Where queries and
     values have a bias each and the run's block has one for all three, that is both,
     with 0 for the keys: the function stays the same.
     """
     arrays = dict(loaded.params)
-    for name in leaves:
+    for name, leaf in leaves.items():
+        offsets = arrays[name] if name in arrays and "/rel_pos_" in name else None
+        if offsets is not None and offsets.shape[1:] == leaf.shape[1:]:
+            arrays[name] = positions.resize_offsets(offsets, leaf.shape[0])
         if name.endswith(match.BIAS_TABLE) and name in arrays:
             rows, cols = old_grid = images.trained_grid(loaded.config)
             if rows <= grid[0] and cols <= grid[1]:  # else `check_tables` refuses it

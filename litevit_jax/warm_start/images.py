@@ -136,6 +136,8 @@ def spec_of(flag: str, loaded: Checkpoint) -> ImageSpec:
     side = block["patch_size"]
     rows, columns = block["grid"]
     channels = loaded.params[_KERNEL].shape[0] // side**2
+    if windows := loaded.config.get("windows"):  # positions are those of pre-training
+        rows, columns = windows["grid"]
     normalize = loaded.config.get("normalize", {})
     mean, std = normalize.get("mean"), normalize.get("std")
     size = rows * side, columns * side

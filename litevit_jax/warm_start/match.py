@@ -21,7 +21,8 @@ Grid = tuple[int, int]
 _DRAWN = ("fraction_of", "long_tail", "shots")
 IMAGES = ("channels", "image_size", "image_width")  # left to `images`
 BIAS_TABLE = "relative_position_bias_table"
-_CLASSES = re.compile(r"((decode_)?head|head_dist)/fc/kernel")
+_DETECTS = "box_head/logits/kernel"  # of the classes, and of background after them
+_CLASSES = re.compile(rf"((decode_)?head|head_dist)/fc/kernel|{_DETECTS}")
 
 
 def data_of(run: dict[str, Any]) -> dict[str, Any]:
@@ -110,13 +111,23 @@ def check_classes(
         if not _CLASSES.fullmatch(name):
             continue
         check_names(name, known, names)
-        if old[-1] != new[-1]:
+        if old[-1] == new[-1]:
+            continue
+        if name == _DETECTS:
+            count, run = old[-1] - 1, new[-1] - 1  # without background
             raise ValueError(
-                f"its {name} tells {old[-1]} classes apart, this run {new[-1]}; "
-                "leave the head out of --config.init_load (and name it in "
-                "--config.init_skip) for a fresh one, or set "
-                f"--config.objective.num_classes={old[-1]}"
+                f"its {name} tells {count} classes apart, this run {run}: "
+                "box_head/logits, box_head/offsets and mask_head/logits do not fit; "
+                "load the others with --config.init_load_if_there='"
+                '("encoder/.*/rel_pos_[hw]", "neck/p./.*", "rpn/.*", '
+                '"box_head/(conv_.*|fc/.*)", "mask_head/(conv_.*|up/.*)")\''
             )
+        raise ValueError(
+            f"its {name} tells {old[-1]} classes apart, this run {new[-1]}; "
+            "leave the head out of --config.init_load (and name it in "
+            "--config.init_skip) for a fresh one, or set "
+            f"--config.objective.num_classes={old[-1]}"
+        )
 
 
 def check_tables(

@@ -6,11 +6,12 @@ Arrays go in and out bit for bit: axes are permuted, nothing is computed.
 from __future__ import annotations
 
 import re
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from litevit_jax.weights import names
-from litevit_jax.weights.base import WeightsError
+from litevit_jax.weights.base import Entry, WeightsError
 
 _ENCODER = "backbone.net."  # timm's names follow
 # Modules of detectron2 -> ours; # is a number.
@@ -38,7 +39,118 @@ _MODULES = {
     "roi_heads.mask_head.deconv": "mask_head/up",
     "roi_heads.mask_head.predictor": "mask_head/logits",
 }
+# What detectron2 computes and some of its files hold.
+_COMPUTED = r"pixel_(mean|std)|proposal_generator\.anchor_generator\.cell_anchors\.\d"
+# Cascades have several box heads.
+_CASCADE = r"roi_heads\.(box_head|box_predictor)\.\d\..*"
+_TABLE = r"encoder/blocks_(\d+)/attn/rel_pos_([hw])"
 _MOST = 10  # names that an error lists
+
+
+class Parts(NamedTuple):
+    """The entries of a file with a ViTDet encoder.
+
+    Attributes:
+      encoder: under timm's names.
+      others: of pyramid and heads, under detectron2's.
+      unused: names in the file that are expected and not needed.
+      notes: facts that a user should know.
+    """
+
+    encoder: dict[str, Entry]
+    others: dict[str, Entry]
+    unused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def is_one(keys: Any) -> bool:
+    """Whether a file with entries of these names holds a ViTDet encoder."""
+    return any(key.startswith(_ENCODER) for key in keys)
+
+
+def split(entries: dict[str, Entry]) -> Parts:
+    """Splits the entries of a file; the heads of a cascade are left out."""
+    encoder, others, unused = {}, {}, []
+    cascade = any(re.fullmatch(_CASCADE, key) for key in entries)
+    for key, entry in entries.items():
+        if key.startswith(_ENCODER):
+            encoder[key.removeprefix(_ENCODER)] = entry
+        elif re.fullmatch(_COMPUTED, key) or (cascade and key.startswith("roi_heads.")):
+            unused.append(key)
+        else:
+            others[key] = entry
+    note = (
+        "its heads are a cascade's, several in a row, which this package's detector "
+        "has not: they are left out"
+    )
+    return Parts(encoder, others, tuple(unused), (note,) * cascade)
+
+
+def heads(entries: dict[str, Entry], width: int) -> int | None:
+    """The number of heads by the tables of an encoder; None without tables.
+
+    Args:
+      entries: under timm's names.
+      width: D.
+
+    Raises:
+      WeightsError: a table that no encoder of that width has.
+    """
+    counts = {}
+    for key, entry in entries.items():
+        if not re.fullmatch(_TABLE, names.from_timm(key) or ""):
+            continue
+        shape = entry.shape
+        if len(shape) != 2 or not shape[0] % 2 or not shape[1] or width % shape[1]:
+            raise WeightsError(
+                f"{key}: got shape {list(shape)}, expected [2 K - 1, {width} / heads] "
+                "of K rows or columns of patches"
+            )
+        counts.setdefault(width // shape[1], key)
+    if len(counts) > 1:
+        listed = ", ".join(f"{n} heads ({key})" for n, key in counts.items())
+        raise WeightsError(f"its tables of relative positions are of {listed}")
+    return next(iter(counts), None)
+
+
+def table_shapes(
+    entries: dict[str, Entry], depth: int, width: int
+) -> dict[str, tuple[int, ...]]:
+    """The tables by our names -> shapes; {} if the encoder has none, else all of them.
+
+    A table that is missing has the shape `[1, E]`.
+    """
+    count = heads(entries, width)
+    if count is None:
+        return {}
+    shapes = {
+        f"encoder/blocks_{i}/attn/rel_pos_{axis}": (1, width // count)
+        for i in range(depth)
+        for axis in "hw"
+    }
+    known = {names.from_timm(key): entry.shape for key, entry in entries.items()}
+    return {name: known.get(name, shape) for name, shape in shapes.items()}
+
+
+def windows(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """Tells windows and the whole grid apart, by the shapes of an encoder's tables.
+
+    Returns:
+      'window' and 'global_blocks' as `vitdet.make_encoder` takes them, and 'grid', rows
+      and columns of patches; None if all tables have one size, which tells nothing.
+    """
+    sides: dict[int, list[int]] = {}
+    for name, shape in shapes.items():
+        if match := re.fullmatch(_TABLE, name):
+            sides.setdefault(int(match[1]), []).append((shape[0] + 1) // 2)
+    kinds = {tuple(pair) for pair in sides.values()}
+    if len(kinds) != 2:
+        return None
+    window, grid = sorted(kinds)
+    if window[0] != window[1]:
+        return None
+    blocks = tuple(sorted(i + 1 for i, pair in sides.items() if tuple(pair) == grid))
+    return {"window": window[0], "global_blocks": blocks, "grid": grid}
 
 
 def from_detectron2(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

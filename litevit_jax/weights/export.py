@@ -27,13 +27,15 @@ from litevit_jax.weights import (
     stablehlo,
 )
 
+DETECTOR = "detectron2"  # the format of a detector, which `write` does not write
 # Ending of a file -> the formats that such a file can have, the usual one first.
 ENDINGS = {
-    ".safetensors": tuple(layouts.LAYOUTS),
+    ".safetensors": (*layouts.LAYOUTS, DETECTOR),
+    ".pth": (DETECTOR,),
     ".onnx": ("onnx",),
     ".stablehlo": ("stablehlo",),
 }
-FORMATS = tuple(kind for kinds in ENDINGS.values() for kind in kinds)
+FORMATS = tuple(dict.fromkeys(kind for kinds in ENDINGS.values() for kind in kinds))
 # Tolerance where a file resizes images, of whose levels a few are rounded otherwise, or
 # has weights of 16 bits.
 ROUNDED = 1e-2
@@ -103,6 +105,11 @@ def write(
       RuntimeError: a package that the format needs is not installed.
     """
     choices.check("format", kind, FORMATS)
+    if kind == DETECTOR:
+        raise ValueError(
+            f"format {kind!r} holds a detector, and this is none; format 'vitdet' "
+            "holds its encoder alone"
+        )
     about = metadata(model)
     if (preprocess or half) and kind != "onnx":
         name = "preprocess" if preprocess else "half"

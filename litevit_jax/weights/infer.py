@@ -16,7 +16,7 @@ import numpy as np
 
 from litevit_jax import trees
 from litevit_jax.models import mae_decoder, relative, vit
-from litevit_jax.weights import names, recognise
+from litevit_jax.weights import detectron2, names, recognise
 from litevit_jax.weights.base import Entry, WeightsError, short
 
 Shapes = dict[str, tuple[int, ...]]
@@ -75,13 +75,15 @@ def measure(
     recorded = _recorded(
         {"metadata": metadata.get(names.NUM_HEADS)},
         {"relative_position_bias_table": bias_heads},
+        {"rel_pos_h, rel_pos_w": detectron2.heads(entries, encoder["width"])},
         {"config.json": config.get("num_attention_heads")},
         {source.name: _known(recognise.HEADS.get(source.name, {}), encoder)},
     )
     encoder["num_heads"] = _heads("num_heads", encoder["width"], num_heads, recorded)
     if style is not None:
         encoder["rpe_style"] = style
-    kind = _pos_kind(entries, metadata, grid)
+    windowed = source.detector is not None
+    kind = "learned" if windowed else _pos_kind(entries, metadata, grid)
     encoder["pos_embed"] = kind
     if kind != "learned":
         del entries["pos_embed"]  # equal to the table that the encoder computes
@@ -89,9 +91,14 @@ def measure(
         encoder["grid"] = grid
     norm = "norm.weight" in entries
     # Only these two write encoders without a norm anywhere.
-    if source.name not in (names.PACKAGE, "mmseg") and "fc_norm.weight" not in entries:
+    others = source.name not in (names.PACKAGE, "mmseg") and not windowed
+    if others and "fc_norm.weight" not in entries:
         norm = True
     shapes = _encoder_shapes(encoder, norm, channels, grid) | _head_shapes(entries)
+    if windowed:
+        del shapes["encoder/cls_token"]
+        depth, width = encoder["depth"], encoder["width"]
+        shapes |= detectron2.table_shapes(entries, depth, width)
     recorded = _recorded(
         {"metadata": metadata.get(names.DECODER_NUM_HEADS)},
         {"config.json": config.get("decoder_num_attention_heads")},

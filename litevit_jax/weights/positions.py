@@ -53,6 +53,17 @@ def resize(
     return np.concatenate([table[:, :1], patches], axis=1)
 
 
+def resize_offsets(table: np.ndarray, rows: int) -> np.ndarray:
+    """Resizes a table by offsets along an axis, `[2 K - 1, E]`, to `[rows, E]`.
+
+    Linear with half-pixel centres, as detectron2 does it in every pass.
+    """
+    count = len(table)
+    at = (np.arange(rows) + 0.5) * count / rows - 0.5
+    columns = [np.interp(at, np.arange(count), x) for x in table.astype(np.float64).T]
+    return np.stack(columns, axis=1).astype(table.dtype)
+
+
 def stretch_bias(
     table: np.ndarray, grid_from: tuple[int, int], grid_to: tuple[int, int]
 ) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from litevit_jax.weights import (
+    detectron2,
     hf,
     infer,
     names,
@@ -31,7 +32,8 @@ class Weights:
     Attributes:
       params: 'encoder/blocks_0/attn/qkv/kernel' -> float32 array, in our layout;
         'decoder/...' where the file has a decoder, 'head/fc/...' and
-        'head/fc_norm/...' of a classifier, 'head_dist/...' of a distilled one.
+        'head/fc_norm/...' of a classifier, 'head_dist/...' of a distilled one;
+        'neck/...', 'rpn/...', 'box_head/...' and 'mask_head/...' of a detector.
       encoder: width, depth, num_heads, patch_size and pos_embed, as
         `vit.make_encoder` takes them; 'mlp_ratio' if it is not 4, 'grid' (which
         encoders do not take) if it is not square.
@@ -40,6 +42,7 @@ class Weights:
       path: of the file.
       grid: rows and columns of patches that `pos_embed` was made for.
       pool: 'avg' or 'cls' where a head or a norm reads pooled tokens, else None.
+      windows: of a detector's encoder, see `detectron2.windows`.
       unused: names in the file that were left out, all of them expected.
       notes: facts that a user should know.
       metadata: the text metadata of a file that this package wrote; of another
@@ -53,6 +56,7 @@ class Weights:
     path: str
     grid: tuple[int, int]
     pool: str | None = None
+    windows: dict[str, Any] | None = None
     unused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -108,24 +112,23 @@ def read(
       pool: 'avg' or 'cls', the tokens that a head or a norm after the blocks reads.
       act, norm: of the blocks, by timm's names; only 'gelu' and 'layernorm' pass.
       allow_half: whether to take float16 and bfloat16 weights, which have fewer digits.
-      allow_unused: patterns of timm keys that may be left out.
-      allow_missing: patterns of timm keys that the file may lack.
+      allow_unused, allow_missing: patterns of timm keys that may be unused, missing.
 
     Raises:
       FileNotFoundError: no such file.
-      WeightsError: it cannot be read, or the result would be wrong; the message names
-        the file and the entries at fault.
+      WeightsError: it cannot be read, or not without a wrong result.
     """
     if not (path := pathlib.Path(path)).is_file():
         raise FileNotFoundError(f"{path}: no such file of weights")
-    heads = {"num_heads": num_heads, "decoder_num_heads": decoder_num_heads}
+    sizes = {"num_heads": num_heads, "decoder_num_heads": decoder_num_heads}
     options = {"pool": pool, "act": act, "norm": norm}
     try:
         source, model, used, notes, metadata = _measure(
-            path, branch, (*allow_unused, *allow_missing), options, grid=grid, **heads
+            path, branch, (*allow_unused, *allow_missing), options, grid=grid, **sizes
         )
         params, unused = _take(model, allow_half, allow_unused, allow_missing)
-    except ValueError as error:  # also those of `models` about sizes
+        params |= _of_heads(source.detector, allow_half)
+    except ValueError as error:  # also of `models`, about sizes
         raise WeightsError(f"{path}: {error}") from None
     return Weights(
         params=params,
@@ -135,6 +138,7 @@ def read(
         path=str(path),
         grid=model.grid,
         pool=used,
+        windows=detectron2.windows(model.shapes),
         unused=(*source.unused, *model.unused, *unused),
         notes=(*model.notes, *notes),
         metadata=metadata,
@@ -151,6 +155,8 @@ def _measure(
     """Returns the file's source, model, pooling, notes and metadata."""
     entries, container, metadata = _open(path)
     source = recognise.recognise(entries, container, metadata, branch)
+    if source.detector is not None:
+        expected = (*expected, "cls_token")
     recognise.check_parts(source.entries, lambda key: _any(expected, key))
     config: dict[str, Any] = {}
     notes: list[str] = []
@@ -170,6 +176,7 @@ def _measure(
     if metadata.get(names.WRITER) != names.PACKAGE:
         metadata = recorded.of_images(source.entries, config, metadata)
     notes += recorded.check(metadata)
+    notes += source.detector.notes if source.detector else ()
     return source, model, pool, (*notes, *assumed), metadata
 
 
@@ -236,6 +243,25 @@ def _take(
     return params, unused
 
 
+def _of_heads(
+    parts: detectron2.Parts | None, allow_half: bool
+) -> dict[str, np.ndarray]:
+    """Parameters of a detector's pyramid and heads by our names.
+
+    Raises:
+      WeightsError: unknown names, or numbers of another type.
+    """
+    entries = {} if parts is None else parts.others
+    for key, entry in entries.items():
+        problem = _wrong_type(entry, allow_half)
+        if problem:
+            raise WeightsError(f"{key}: {problem}")
+    arrays = {k: entry.read().astype(np.float32) for k, entry in entries.items()}
+    for key, array in arrays.items():
+        _check_finite(key, array)
+    return detectron2.from_detectron2(arrays)
+
+
 def _listed(model: infer.Model, problems: list[str]) -> str:
     """The differences, ordered, at most `_MOST` of them in full."""
     encoder = ", ".join(f"{k}={v}" for k, v in model.encoder.items())
@@ -259,13 +285,8 @@ def _problem(
     name: str, entry: Entry, expected: tuple[int, ...], allow_half: bool
 ) -> str | None:
     """Describes a wrong type or shape of an entry; None if both are right."""
-    if entry.dtype in HALF and not allow_half:
-        return (
-            f"is {entry.dtype}, expected float32; allow_half takes it as it is, with "
-            "fewer digits"
-        )
-    if entry.dtype not in (*HALF, "float32", "float64"):
-        return f"is {entry.dtype}, expected float32"
+    if problem := _wrong_type(entry, allow_half):
+        return problem
     if names.shape_from_timm(name, entry.shape) != expected:
         # Only the patch kernel has another rank in PyTorch, and it was checked before.
         wanted = expected[::-1] if name.endswith("/kernel") else expected
@@ -273,8 +294,23 @@ def _problem(
     return None
 
 
+def _wrong_type(entry: Entry, allow_half: bool) -> str | None:
+    if entry.dtype in HALF and not allow_half:
+        return (
+            f"is {entry.dtype}, expected float32; allow_half takes it as it is, with "
+            "fewer digits"
+        )
+    if entry.dtype not in (*HALF, "float32", "float64"):
+        return f"is {entry.dtype}, expected float32"
+    return None
+
+
 def _read(key: str, name: str, entry: Entry) -> np.ndarray:
     array = names.array_from_timm(name, entry.read().astype(np.float32))
+    _check_finite(key, array)
+    return array
+
+
+def _check_finite(key: str, array: np.ndarray) -> None:
     if not np.isfinite(array).all():
         raise WeightsError(f"{key[:80]} is not finite (NaN or infinite numbers)")
-    return array

@@ -15,7 +15,7 @@ import numpy as np
 
 from litevit_jax import choices
 from litevit_jax.models import layers
-from litevit_jax.weights import hf, mmseg, names
+from litevit_jax.weights import detectron2, hf, mmseg, names
 from litevit_jax.weights.base import Entry, WeightsError
 
 BRANCHES = ("base_encoder", "momentum_encoder")
@@ -63,11 +63,13 @@ class Source:
       name: of the program, and of the model where it has several.
       entries: those of the model, with unknown names among them.
       unused: names in the file that are expected and not needed.
+      detector: its parts, if the file is one of detectron2's.
     """
 
     name: str
     entries: dict[str, Entry]
     unused: tuple[str, ...] = ()
+    detector: detectron2.Parts | None = None
 
 
 def state_dict(tree: Any) -> tuple[dict[str, Any], str | None]:
@@ -107,6 +109,10 @@ def recognise(
         return _moco(entries, container, branch or BRANCHES[0])
     if branch is not None:
         raise WeightsError(f"branch={branch!r} is for files of MoCo v3; this is none")
+    if detectron2.is_one(entries):
+        parts = detectron2.split(entries)
+        writer = metadata.get(names.WRITER, "detectron2")
+        return Source(writer, parts.encoder, parts.unused, parts)
     if mmseg.is_one(set(entries)):
         kept, unused = mmseg.split(set(entries))
         renamed = {mmseg.to_timm(key): entries[key] for key in kept}

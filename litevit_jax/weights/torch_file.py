@@ -1,9 +1,10 @@
-"""Files of `torch.save`, both its formats, without PyTorch.
+"""Files of `torch.save`, both its formats, and pickles of arrays, without PyTorch.
 
 Since PyTorch 1.6 a file is a zip archive: `data.pkl` describes the object and
 `data/<key>` holds the bytes of each storage, uncompressed. Before, a file was a series
-of pickles followed by the storages. Storages are read on demand, and every size is
-checked against the file before memory is allocated for it.
+of pickles followed by the storages. detectron2 publishes pickles of NumPy's arrays.
+Storages are read on demand, and every size is checked against the file before memory is
+allocated for it.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def entries(tree: dict[str, Any], storage_bytes: Bytes, size: int) -> dict[str, 
     """The tensors of a state dict as entries that are read when asked for.
 
     Args:
-      tree: name -> `unpickle.Tensor`; other values hold no weights and are refused.
+      tree: name -> `unpickle.Tensor`, or `Array` of a known type; other values hold no
+        weights and are refused.
       storage_bytes: from `read`.
       size: the file's bytes. Tensors may share a storage, so their total size is
         bounded too.
@@ -75,20 +77,27 @@ def entries(tree: dict[str, Any], storage_bytes: Bytes, size: int) -> dict[str, 
     """
     result, total = {}, 0
     for name, value in tree.items():
-        if not isinstance(name, str) or not isinstance(value, unpickle.Tensor):
+        of_numpy = isinstance(value, unpickle.Array) and value.dtype is not None
+        known = of_numpy or isinstance(value, unpickle.Tensor)
+        if not isinstance(name, str) or not known:
             raise WeightsError(
                 f"entry {short(name)} is a {type(value).__name__}, expected a tensor; "
                 "save the state dict alone"
             )
-        dtype = value.storage.dtype
+        dtype = value.dtype if of_numpy else value.storage.dtype
         total += ITEM_SIZES[dtype] * count(value.shape)
-        result[name] = Entry(value.shape, dtype, _reader(value, storage_bytes))
+        read = _array(value) if of_numpy else _reader(value, storage_bytes)
+        result[name] = Entry(value.shape, dtype, read)
     if total > 4 * size:
         raise WeightsError(
             f"its tensors take {total} bytes, the file has {size}: views of the same "
             "numbers again and again"
         )
     return result
+
+
+def _array(array: unpickle.Array) -> Callable[[], np.ndarray]:
+    return lambda: decode(array.raw, str(array.dtype)).reshape(array.shape)
 
 
 def _reader(tensor: unpickle.Tensor, storage_bytes: Bytes) -> Callable[[], np.ndarray]:
@@ -180,7 +189,10 @@ def _check_archive(archive: Any, infos: dict[str, Any], size: int) -> None:
 
 def _read_legacy(data: mmap.mmap) -> tuple[Tree, Bytes]:
     data.seek(0)
-    head = [unpickle.load(data) for _ in range(3)]
+    head = [unpickle.load(data)]
+    if isinstance(head[0], dict):  # a pickle alone, whose arrays are in it
+        return head[0], _no_storage
+    head += [unpickle.load(data) for _ in range(2)]
     if head[:2] != [_MAGIC, _PROTOCOL] or not isinstance(head[2], dict):
         raise WeightsError("a pickle that torch.save did not write")
     if head[2].get("little_endian") is not True:
@@ -198,6 +210,10 @@ def _read_legacy(data: mmap.mmap) -> tuple[Tree, Bytes]:
         return memoryview(data)[start : start + numel * item_size]
 
     return tree, storage_bytes
+
+
+def _no_storage(storage: unpickle.Storage) -> memoryview:
+    raise WeightsError(f"storage {short(storage.key)} is in no file")
 
 
 def _storages(tree: Any) -> dict[str, unpickle.Storage]:

@@ -16,8 +16,9 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from litevit_jax.weights.base import WeightsError, count, short
+from litevit_jax.weights.base import ITEM_SIZES, WeightsError, count, short
 
+_CODES = {"f2": "float16", "f4": "float32", "f8": "float64", "i8": "int64"}
 # PyTorch's storage classes -> NumPy's name of the type.
 STORAGES = {
     "DoubleStorage": "float64",
@@ -63,6 +64,43 @@ class Tensor(_Inert):
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+
+
+class _Type(_Inert):
+    """A type of NumPy; `name` is a key of `ITEM_SIZES`, or None for any other."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, code: Any = None, *_: Any) -> None:
+        self.name = _CODES.get(code) if isinstance(code, str) else None
+
+    def __setstate__(self, state: Any) -> None:
+        if not (isinstance(state, tuple) and state[1:2] == ("<",)):
+            self.name = None  # of the other byte order
+
+
+class Array(_Inert):
+    """An array of NumPy in C's order, whose bytes `raw` the pickle holds.
+
+    `dtype` is None for an array of any other kind.
+    """
+
+    __slots__ = ("dtype", "raw", "shape")
+
+    def __init__(self, *_: Any) -> None:
+        self.dtype, self.raw, self.shape = None, b"", (0,)
+
+    def __setstate__(self, state: Any) -> None:
+        _check(isinstance(state, tuple) and len(state) == 5, "an array without a shape")
+        _, shape, kind, by_columns, raw = state
+        if not isinstance(kind, _Type) or kind.name is None or by_columns:
+            return
+        fine = isinstance(shape, tuple) and len(shape) <= 16
+        fine = fine and all(map(_is_size, shape)) and isinstance(raw, bytes)
+        size = ITEM_SIZES[kind.name] * count(shape) if fine else 0
+        if not fine or len(raw) != size:
+            raise WeightsError(f"an array of shape {short(shape)} with other bytes")
+        self.dtype, self.raw, self.shape = kind.name, raw, shape
 
 
 class Dict(_Inert, dict):
@@ -166,13 +204,9 @@ def _size(values: Any = ()) -> tuple[Any, ...]:
 
 # Values beside the weights: numbers of NumPy, options of the command line.
 _OPAQUE = (
-    "_codecs.encode",
     "argparse.Namespace",
-    "numpy._core.multiarray._reconstruct",
     "numpy._core.multiarray.scalar",
-    "numpy.core.multiarray._reconstruct",
     "numpy.core.multiarray.scalar",
-    "numpy.dtype",
     "numpy.ndarray",
     "torch.device",
 )
@@ -181,6 +215,9 @@ _STAND_INS: dict[str, Any] = {
     "torch._utils._rebuild_tensor_v2": _Function(_tensor),
     "torch._utils._rebuild_parameter": _Function(_parameter),
     "torch.Size": _Function(_size),
+    "numpy._core.multiarray._reconstruct": _Function(Array),
+    "numpy.core.multiarray._reconstruct": _Function(Array),
+    "numpy.dtype": _Function(_Type),
     "litevit_jax.dict": Dict,  # see `_REPLACED`
     "litevit_jax.set": type("set", (Opaque,), {"__slots__": ()}),
     **{name: type(name, (Opaque,), {"__slots__": ()}) for name in _OPAQUE},
@@ -193,12 +230,14 @@ class _Unpickler(pickle.Unpickler):
 
     def __init__(self, program: bytes) -> None:
         super().__init__(io.BytesIO(program), encoding="latin-1")
-        self._left = len(program)  # elements that may be copied into dicts
+        self._left = len(program)  # elements that may be copied into dicts and bytes
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         name = f"{module_name}.{global_name}"
         if name == "collections.OrderedDict":
             return _Function(self._ordered_dict)
+        if name == "_codecs.encode":  # bytes, as pickles of protocol 2 hold them
+            return _Function(self._encode)
         _check(
             name in _STAND_INS,
             f"it names {name:.80}, which is no part of a tensor; nothing of the file "
@@ -217,6 +256,12 @@ class _Unpickler(pickle.Unpickler):
         before = "a format before PyTorch 0.4"
         _check(not any(view), f"a view of storage {short(key)} ({before})")
         return Storage(key, kind.dtype, numel)
+
+    def _encode(self, text: Any = "", encoding: Any = "") -> bytes:
+        _check(isinstance(text, str) and encoding == "latin1", "bytes of no text")
+        self._left -= len(text)
+        _check(self._left >= 0, "it copies one text again and again")
+        return text.encode("latin-1")
 
     def _ordered_dict(self, items: Any = ()) -> Dict:
         _check(isinstance(items, list | tuple), "an ordered dict of no list")

@@ -14,7 +14,7 @@ import yaml
 
 import litevit_jax
 from litevit_jax import checkpoint, cli, commandline, trees, weights
-from litevit_jax.jobs import convert, evaluate
+from litevit_jax.jobs import convert, convert_source, evaluate
 from litevit_jax.models import layers
 from litevit_jax.train import job
 from litevit_jax.warm_start import read
@@ -305,8 +305,8 @@ def test_a_folder_says_how_tokens_are_pooled(kind, pool, arguments):
 
 
 def test_other_channels_and_encoders_without_a_norm_are_as_timm_needs_them(mae):
-    model, _ = convert.read_model(
-        str(mae), convert.Reading(), part="all", image_size=None
+    model, _ = convert_source.read_model(
+        str(mae), convert_source.Reading(), part="all", image_size=None
     )
     config = timm_folder.config(model)
     assert config["pretrained_cfg"]["first_conv"] is None  # timm would change it
@@ -362,7 +362,7 @@ MISTAKES = {
     "no target": ({"target": None}, "config.target is missing"),
     "part": ({"part": "encodr"}, "part 'encodr' unknown; did you mean encoder"),
     "format": ({"format": "tim"}, "format 'tim' unknown; did you mean timm"),
-    "ending": ({"target": "x.pth"}, "ends in '.pth', expected one of .safetensors"),
+    "ending": ({"target": "x.pt"}, "ends in '.pt', expected one of .safetensors"),
     "another ending": (
         {"target": "x.onnx", "format": "timm"},
         "ends in '.onnx', expected .safetensors for format 'timm'",

@@ -38,14 +38,15 @@ def test_boxes_are_pooled_as_recorded_at_every_edge(size, samples):
     golden.close(pooled(size, samples), want, atol=1e-5)
 
 
-def test_with_the_references_number_of_samples_each_box_is_pooled_as_recorded():
-    values, size = golden.group("roi_align"), 4
+@pytest.mark.parametrize("size", [7, 4])
+def test_with_the_references_number_of_samples_each_box_is_pooled_as_recorded(size):
+    values = golden.group("roi_align")
     sides = (values["rois"][:, 3:] - values["rois"][:, 1:3]) * values["scale"]
     samples = np.ceil(sides / size).astype(int)[:, ::-1]  # of a bin: down, right
     checked = 0
     for pair in {tuple(map(int, x)) for x in samples if x.all()}:
         rows = np.flatnonzero((samples == pair).all(axis=1))
-        golden.close(pooled(size, pair, rows), values["out4_s0"][rows], atol=1e-5)
+        golden.close(pooled(size, pair, rows), values[f"out{size}_s0"][rows], atol=1e-5)
         checked += len(rows)
     assert checked == 8  # the other has no area
 

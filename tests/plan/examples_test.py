@@ -23,3 +23,10 @@ def test_a_set_of_unknown_size_has_to_be_named():
     data = jobs.config("mae_tiny", "imagenet2012", data__name="sun397").data
     with pytest.raises(ValueError, match=r"sun397 is not here.*--config.data.dir=DIR"):
         examples.source(data)
+
+
+def test_coco_is_counted_without_the_images_that_have_no_objects():
+    source, origin = examples.source(jobs.config("detect", "coco").data)
+    train = source("train2017")
+    assert (len(train), len(train.classes), origin) == (117_266, 80, "known")
+    assert train.annotations == ("objects",)

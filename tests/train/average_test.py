@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from litevit_jax import checkpoint
-from litevit_jax.jobs import convert, train
+from litevit_jax.jobs import convert, convert_source, train
 from litevit_jax.warm_start import read, start
 from tests import jobs
 from tests.records import same
@@ -130,9 +130,9 @@ def convert_config(**fields):
 
 def test_an_export_takes_what_it_is_told_to(run, tmp_path):
     for average in (True, False):
-        how = convert.Reading(ema=average)
+        how = convert_source.Reading(ema=average)
         read_as = {"part": "all", "image_size": None}
-        model, source = convert.read_model(str(run[0]), how, **read_as)
+        model, source = convert_source.read_model(str(run[0]), how, **read_as)
         want = params_of(run[0], 3, average)
         same(model.params, want)
         assert ("averaged" in source.notes["source"]) == average

@@ -133,6 +133,7 @@ def file_of(monkeypatch, tmp_path):
             "metadata": {},
             "notes": (),
             "pool": None,
+            "windows": None,
             "loss": "softmax",
         }
         fake_read = lambda *_, **__: types.SimpleNamespace(**found)  # noqa: E731

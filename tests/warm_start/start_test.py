@@ -58,6 +58,7 @@ def file_of(monkeypatch, tmp_path):
                 encoder=sizes,
                 grid=grid,
                 pool=None,
+                windows=None,
                 loss="softmax",
                 **known,
             )
