@@ -184,7 +184,7 @@ _BOUNDS: dict[str, Bound] = {
         (_NOT_NEGATIVE, "evals.*.lrs evals.*.l2"),
         (_COUNT, "evals.*.k evals.*.seeds evals.*.held_out evals.*.examples"),
         (_COUNT, "evals.*.stride evals.*.block block latency.*"),
-        (_RATE, "evals.*.overlay"),
+        (_RATE, "evals.*.overlay overlay min_score evals.*.min_score"),
         (_POSITIVE, "evals.*.scales"),
         (_COUNT_OR_NONE, "evals.*.images"),
         (_COUNT_OR_NONE, "maps.images reconstruction.images rows study.depths"),

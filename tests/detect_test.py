@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from litevit_jax.analysis import models
 from litevit_jax.jobs import evaluate, train
@@ -73,6 +74,63 @@ def test_a_run_is_evaluated_as_it_was_in_training(trained, tmp_path):
     own = result_of(trained)["last"]
     for name in ("ap", "ap50", "mask_ap", "n", "table", "params", "step"):
         assert got[name] == own[name], name
+
+
+def test_objects_on_pictures_of_any_kind_are_written_drawn_and_shown(
+    trained, tmp_path, capsys
+):
+    pictures, turned = tmp_path / "in", Image.Exif()
+    turned[0x112] = 6  # a quarter to the right
+    rng = np.random.default_rng(0)
+    kinds = {"a": (90, 60, 3), "b": (40, 40), "c": (50, 30, 4), "d": (60, 1, 3)}
+    for name, shape in kinds.items():
+        image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
+        (pictures / "sub").mkdir(parents=True, exist_ok=True)
+        image.save(pictures / f"{'sub/' * (name == 'd')}{name}.png", exif=turned)
+    (pictures / "broken.jpg").write_text("no picture")
+    made = importlib.import_module("litevit_jax.configs.predict").get_config()
+    target = tmp_path / "out.json"
+    with made.unlocked():
+        made.update(init=str(trained), images=str(pictures), target=str(target))
+        made.update(min_score=0.0, top=2)
+    evaluate.main(made, str(tmp_path / "w"), "litevit")
+    content = json.loads(target.read_text())
+    sizes = {x["file_name"]: (x["width"], x["height"]) for x in content["images"]}
+    upright = {"a.png": (90, 60), "b.png": (40, 40), "c.png": (50, 30)}
+    assert sizes == upright | {"sub/d.png": (60, 1)}
+    assert "no image" in content["unreadable"][0]["error"]
+    images = {x["id"]: x for x in content["images"]}
+    assert {x["image_id"] for x in content["annotations"]} >= {1, 2, 4}
+    for each in content["annotations"]:
+        image = images[each["image_id"]]
+        left, top, width, height = each["bbox"]
+        assert 0 <= left < left + width <= image["width"] * 1.0001
+        assert 0 <= top < top + height <= image["height"] * 1.0001
+        assert each["segmentation"]["size"] == [image["height"], image["width"]]
+    assert [x["name"] for x in content["categories"]] == list("0123456789")
+    assert len(list((tmp_path / "out.pictures").iterdir())) == 4
+    page = target.with_suffix(".html").read_text()
+    assert page.count('<img src="data:image/jpeg;base64,') == 4
+    printed = capsys.readouterr().out
+    assert "broken.jpg  not read: 10 bytes that are no image" in printed
+    assert "1 of 5 images could not be read" in printed
+
+
+def test_objects_of_a_labelled_set_have_its_ids(trained, tmp_path):
+    made = importlib.import_module("litevit_jax.configs.predict")
+    made = made.get_config("data=digit_scenes")
+    with made.unlocked():
+        made.data.options.update(
+            json.loads((trained / "config.json").read_text())["data"]["options"]
+        )
+        made.update(init=str(trained), target=str(tmp_path / "o.json"), sheet_images=0)
+        made.update(min_score=0.0, overlay=0.0)
+    evaluate.main(made, str(tmp_path / "w"), "litevit")
+    content = json.loads((tmp_path / "o.json").read_text())
+    detected = json.loads((trained / "detections.json").read_text())
+    assert [x["id"] for x in content["categories"]] == list(range(10))
+    for ours, theirs in zip(content["annotations"], detected, strict=True):
+        assert {k: ours[k] for k in theirs} == theirs
 
 
 def test_an_encoder_with_windows_is_not_analysed(trained):

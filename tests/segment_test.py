@@ -112,3 +112,10 @@ def test_an_encoder_goes_to_mmsegmentation_and_back_bit_for_bit(trained, tmp_pat
     assert got.params.keys() == encoder.keys()
     for name, value in encoder.items():
         np.testing.assert_array_equal(got.params[name], value, err_msg=name)
+
+
+def test_predict_names_what_writes_label_maps(trained, tmp_path):
+    made = config_of("predict", init=str(trained), images=str(tmp_path))
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"configs/evaluate\.py:label_maps"):
+        evaluate.run(made, tmp_path / "w")

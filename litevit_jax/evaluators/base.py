@@ -42,11 +42,12 @@ class Context:
       size: rows and columns of the images that the model reads.
       kept: batches of earlier passes that stay on the devices, if any do.
       last: the predictions of the last pass, for an evaluator that needs the same.
-      images: how images are read and prepared, as text; '' if they have annotations.
+      images: how images are read and prepared, as text.
       crop: share of the shorter side that is kept of an image.
       names: of the classes that the model tells apart, by number; () if it records
         none.
       multi_label: whether the model answers for each class alone.
+      predicts: names of what `predict` returns.
     """
 
     predict: Callable[..., dict[str, jax.Array]]
@@ -67,6 +68,7 @@ class Context:
     crop: float = 1.0
     names: tuple[str, ...] = ()
     multi_label: bool = False
+    predicts: tuple[str, ...] = ()
 
     def over(
         self,

@@ -11,11 +11,17 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from litevit_jax import distributed, paths
 from litevit_jax.data import decode, rasters
-from litevit_jax.evaluators import base, instances, reconstruction, segmentation
+from litevit_jax.evaluators import (
+    base,
+    coco_rows,
+    outlines,
+    reconstruction,
+    segmentation,
+)
 
 # COCOeval's twelve numbers, in its order.
 _NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -80,8 +86,7 @@ class Coco(base.Evaluator):
     @property
     def reads(self) -> tuple[str, ...]:
         """The detections of the objective."""
-        names = ("boxes", "scores", "classes", "valid", "left_out")
-        return (*names, "masks") if self.masks else names
+        return coco_rows.reads(masks=self.masks)
 
     def check_data(self) -> None:
         """Raises ValueError if no image of the split has an object to detect."""
@@ -113,16 +118,19 @@ class Coco(base.Evaluator):
         truth: list[dict[str, Any]] = []
         detected: list[dict[str, Any]] = []
         drawn: dict[int, tuple[Any, Any]] = {}
-        categories = category_ids(source)
+        categories = coco_rows.category_ids(source)
         for batch, out in self.context.over(state, self.split, self.reads):
             for row in np.flatnonzero(batch["mask"] > 0):
                 index = int(batch["index"][row])
-                image = truth_of(source, index, categories)
+                image = coco_rows.truth_of(source, index, categories)
                 size, original_size = (
-                    _pair(batch[name][row]) for name in ("size", "original_size")
+                    coco_rows.pair(batch[name][row])
+                    for name in ("size", "original_size")
                 )
                 one = {name: out[name][row] for name in self.reads}
-                listed = to_coco(one, size, original_size, image["id"], categories)
+                listed = coco_rows.to_coco(
+                    one, size, original_size, image["id"], categories
+                )
                 if index < self.images:
                     drawn[index] = (image["annotations"], listed)
                 detected += listed
@@ -132,7 +140,9 @@ class Coco(base.Evaluator):
         if distributed.is_primary():
             self._write(step, detected, drawn, categories)
         kinds = ("bbox", "segm") if self.masks else ("bbox",)
-        judged = {x: score(dataset(truth, categories), detected, x) for x in kinds}
+        judged = {
+            x: score(coco_rows.dataset(truth, categories), detected, x) for x in kinds
+        }
         counts = _objects(truth, categories)
         table = [
             {"class": str(name)}
@@ -162,115 +172,18 @@ class Coco(base.Evaluator):
 def _picture(source, drawn, channels, categories):
     """Draws the objects of each image beside its detections."""
     decoded, rows = decode.Decode(channels=channels), []
-    for index, pair in sorted(drawn.items()):
+    names = list(map(str, source.classes))
+    for index, (objects, detected) in sorted(drawn.items()):
         image = np.asarray(decoded(source[index]["image"]))
         image = reconstruction.rgb(image.reshape(*image.shape[:2], -1))
-        both = (outlined(image, objects, categories) for objects in pair)
+        seen = [x for x in detected if x["score"] >= _DRAWN]
+        sides = (segmentation.TILE, segmentation.TILE)
+        both = (
+            outlines.drawn(image, each, categories, names, sides=sides)
+            for each in (objects, seen)
+        )
         rows.append([segmentation.tile(each) for each in both])
     return reconstruction.grid(rows, columns=("truth", "detections"))
-
-
-def outlined(
-    image: np.ndarray, objects: list[dict[str, Any]], categories: Sequence[int]
-) -> np.ndarray:
-    """Draws boxes and masks on an image uint8 `[H, W, 3]`, in a colour of each class.
-
-    Args:
-      image: it stays as it is.
-      objects: as COCO has them; detections with a score below a half are left out.
-      categories: the id of each class.
-    """
-    colours = segmentation.palette(len(categories) + 1)[1:]
-    image, boxes = image.copy(), []
-    for each in objects:
-        if each.get("score", 1.0) < _DRAWN:
-            continue
-        colour = colours[list(categories).index(each["category_id"])]
-        if "segmentation" in each:
-            mask = instances.decode(each["segmentation"], _pair(image.shape[:2]))
-            image[mask] = (image[mask].astype(int) + colour) // 2
-        left, top, width, height = each["bbox"]
-        boxes.append(((left, top, left + width - 1, top + height - 1), colour))
-    picture = Image.fromarray(image)
-    draw, line = ImageDraw.Draw(picture), 1 + max(image.shape[:2]) // 160
-    for (left, top, right, bottom), colour in boxes:
-        ends = (left, top, max(left, right), max(top, bottom))
-        draw.rectangle(ends, outline=tuple(map(int, colour)), width=line)
-    return np.asarray(picture)
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    rows, columns = map(int, size)
-    return rows, columns
-
-
-def category_ids(source: Any) -> tuple[int, ...]:
-    """Returns the id of each class in COCO's files; 1 to K if a source has none."""
-    known = getattr(source, "class_ids", None)
-    return tuple(known or range(1, len(source.classes) + 1))
-
-
-def truth_of(source: Any, index: int, categories: Sequence[int]) -> dict[str, Any]:
-    """Returns an image as COCO's files have it, with its objects as 'annotations'."""
-    objects = source.objects(index)
-    height, width = objects.size
-    return {
-        "id": objects.image_id,
-        "height": height,
-        "width": width,
-        "annotations": objects.records(categories),
-    }
-
-
-def dataset(images: list[dict[str, Any]], categories: Sequence[int]) -> dict[str, Any]:
-    """Makes a COCO data set of images with their 'annotations'.
-
-    Annotations are numbered anew: pycocotools takes one with the id 0 for none.
-    """
-    every = [x for image in images for x in image["annotations"]]
-    return {
-        "images": [
-            {name: image[name] for name in ("id", "height", "width")}
-            for image in images
-        ],
-        "categories": [{"id": number, "name": str(number)} for number in categories],
-        "annotations": [x | {"id": number} for number, x in enumerate(every, start=1)],
-    }
-
-
-def to_coco(
-    out: dict[str, np.ndarray],
-    size: tuple[int, int],
-    original_size: tuple[int, int],
-    image_id: int | str,
-    categories: Sequence[int],
-) -> list[dict[str, Any]]:
-    """Lists the detections of an image as COCO has them.
-
-    Args:
-      out: 'boxes' `[D, 4]`, 'scores', 'classes' and 'valid' `[D]`, and perhaps 'masks'
-        `[D, m, m]`; see `models.detector.Detector.detect`.
-      size: rows and columns of the image in the network's input.
-      original_size: rows and columns of the picture.
-      image_id: of the picture, as its truth has it.
-      categories: the id of each class.
-    """
-    boxes = instances.rescale(out["boxes"], size, original_size)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    keep = np.asarray(out["valid"]) & (sides > 0).all(axis=1)
-    rows = []
-    for row in np.flatnonzero(keep):
-        one: dict[str, Any] = {
-            "image_id": image_id,
-            "category_id": int(categories[int(out["classes"][row])]),
-            "bbox": [*map(float, boxes[row, :2]), *map(float, sides[row])],
-            "score": float(out["scores"][row]),
-        }
-        if "masks" in out:
-            mask = instances.paste(out["masks"][row], boxes[row], original_size)
-            one["segmentation"] = instances.encode(mask)
-        rows.append(one)
-    return rows
 
 
 def score(

@@ -148,7 +148,7 @@ class Parts:
         self, source: Any, about: dict[str, Any], writer: Writer
     ) -> dict[str, int]:
         """Writes the file from its parts, which are removed."""
-        table = Table(self.folder, source, _decoder(self.context), about)
+        table = Table(self.folder, source, decoder(self.context), about)
         paths.make_folder(self.path.parent)
         for written, path in writer(self.path, table):
             paths.rename(written, path)
@@ -156,7 +156,7 @@ class Parts:
         return {"n": len(source), "unreadable": table.unreadable, "width": table.width}
 
 
-def _decoder(context: base.Context) -> decode.Decode:
+def decoder(context: base.Context) -> decode.Decode:
     """Returns what reads images as the evaluation does, to learn why it could not."""
     how = json.loads(context.images or "{}")
     how = {key: how[key] for key in ("max_pixels", "range") if key in how}
@@ -179,30 +179,35 @@ def _on_primary(call: Callable[[], None]) -> None:
         call()
 
 
-def _begin(folder: pathlib.Path, about: dict[str, Any]) -> int:
-    """Opens the folder of parts; returns how many images they hold.
+def open_folder(folder: pathlib.Path, about: dict[str, Any]) -> None:
+    """Opens the folder of parts of a file, which depends on `about`.
 
     Raises:
       ValueError: they are those of another file.
     """
     path = folder / "about.json"
-    if path.exists():
-        other = paths.read_json(path, "remove the folder to begin anew")
-        changed = [k for k in about if other.get(k) != about[k]]
-        if changed:
-            raise ValueError(
-                f"{folder} holds a part of a file with other {changed[0]}: "
-                f"{other.get(changed[0])}, now {about[changed[0]]}; remove the folder "
-                "to begin anew, or name another target"
-            )
-        whole = sorted(folder.glob("*.npy"))
-        if not whole:
-            return 0
-        last = np.load(whole[-1], mmap_mode="r")
-        return int(whole[-1].stem) + len(last)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths.replace_text(path, json.dumps(about) + "\n")
-    return 0
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        paths.replace_text(path, json.dumps(about) + "\n")
+        return
+    other = paths.read_json(path, "remove the folder to begin anew")
+    changed = [k for k in about if other.get(k) != about[k]]
+    if changed:
+        raise ValueError(
+            f"{folder} holds a part of a file with other {changed[0]}: "
+            f"{other.get(changed[0])}, now {about[changed[0]]}; remove the folder "
+            "to begin anew, or name another target"
+        )
+
+
+def _begin(folder: pathlib.Path, about: dict[str, Any]) -> int:
+    """Opens the folder of parts; returns how many images they hold."""
+    open_folder(folder, about)
+    whole = sorted(folder.glob("*.npy"))
+    if not whole:
+        return 0
+    last = np.load(whole[-1], mmap_mode="r")
+    return int(whole[-1].stem) + len(last)
 
 
 def _save(folder: pathlib.Path, first: int, rows: np.ndarray) -> None:

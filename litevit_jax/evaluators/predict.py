@@ -1,4 +1,8 @@
-"""The likeliest classes of every image, with their probabilities, written to a file."""
+"""What a model says of every image, written to a file.
+
+Of a classifier the likeliest classes, with their probabilities; of a detector the
+objects, see `detections`.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from litevit_jax.evaluators import base, parts
+from litevit_jax.evaluators import base, detection_files, detections, parts
 from litevit_jax.evaluators.parts import Table, Written, partial
+
+_TOP = 5  # classes of an image
 
 
 def make(
@@ -21,28 +27,56 @@ def make(
     context: base.Context,
     target: str | None = None,
     split: str = "eval",
-    top: int = 5,
-) -> Predict:
+    top: int | None = None,
+    min_score: float | None = None,
+    overlay: float = 0.5,
+) -> base.Evaluator:
     """Builds the evaluator.
 
     Args:
       context: see base; its `names` are written, or numbers if it has none.
-      target: new file; its ending says how: .csv or .jsonl. None: predictions.csv in
-        the run directory, where it replaces the last one.
+      target: new file; its ending says how: .csv or .jsonl, of a detector also .json.
+        None: predictions.csv in the run directory, where it replaces the last one.
       split: the images.
-      top: classes of each image, the likeliest first; all if there are fewer.
+      top: classes or objects of each image, the likeliest first; None: 5 classes, or
+        all objects.
+      min_score, overlay: of a detector, see `detections`.
 
     Raises:
-      ValueError: an unknown ending, or no class.
+      ValueError: an unknown ending, no class, a score without a detector, or a model
+        that labels pixels.
       FileExistsError: the target is there already.
     """
-    if top < 1:
+    if "segmentation_logits" in context.predicts:
+        raise ValueError(
+            "predict: the model tells the class of each pixel; write label maps with "
+            "--config=configs/evaluate.py:label_maps,data=folder,path=DIR"
+        )
+    if top is not None and top < 1:
         raise ValueError(f"predict: top={top}; expected 1 class or more")
+    detects = "boxes" in context.predicts
     if target is None:
-        return Predict(context, split, context.outdir.parent / "predictions.csv", top)
-    path = pathlib.Path(target)
-    parts.check_target("predict", path, _WRITERS, [path])
-    return Predict(context, split, path, top)
+        path = context.outdir.parent / "predictions.csv"
+    else:
+        path = pathlib.Path(target)
+        known = detection_files.WRITERS if detects else _WRITERS
+        parts.check_target("predict", path, known, [path])
+    if detects:
+        return detections.make(
+            context=context,
+            path=path,
+            named=target is not None,
+            split=split,
+            top=top,
+            min_score=min_score,
+            overlay=overlay,
+        )
+    if min_score is not None:
+        raise ValueError(
+            f"predict: min_score={min_score} is of a detector's objects, and the model "
+            "is none; leave it out"
+        )
+    return Predict(context, split, path, _TOP if top is None else top)
 
 
 @dataclasses.dataclass(frozen=True)

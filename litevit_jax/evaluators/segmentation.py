@@ -17,7 +17,7 @@ from litevit_jax.data import decode
 from litevit_jax.evaluators import base, reconstruction, views
 
 IGNORED = 255  # the label of pixels that have none
-_TILE = 160  # pixels of a side in a picture
+TILE = 160  # pixels of a side in a picture
 _MOST_LOGITS = 2**24  # that are enlarged at once
 
 
@@ -230,9 +230,9 @@ def _picture(source, drawn, channels):
 def tile(image: np.ndarray) -> np.ndarray:
     """Fits a picture into a square: white around it."""
     picture = Image.fromarray(image)
-    scale = _TILE / max(picture.size)
+    scale = TILE / max(picture.size)
     width, height = (max(1, round(scale * side)) for side in picture.size)
-    square = Image.new("RGB", (_TILE, _TILE), "white")
+    square = Image.new("RGB", (TILE, TILE), "white")
     square.paste(picture.resize((width, height), Image.Resampling.NEAREST), (0, 0))
     return np.asarray(square)
 

@@ -64,7 +64,7 @@ def gathered(
       compute: encodes the images.
     """
     folder = _folder.get()
-    if folder is None or not context.images:
+    if folder is None or not context.images or _annotated(context):
         return compute()
     source = context.source(split)
     about = _about(context, state, source, name)
@@ -78,6 +78,12 @@ def gathered(
     if len(computed[2]) == len(source):  # none is unlabelled or cannot be read
         _write(path, about, computed)
     return computed
+
+
+def _annotated(context: base.Context) -> bool:
+    """Whether images have annotations: batches then have more than `_about` knows."""
+    how = json.loads(context.images).get("joint") or {}
+    return bool(how.get("annotations"))
 
 
 def _about(context: base.Context, state: Any, source: Any, name: str) -> str:

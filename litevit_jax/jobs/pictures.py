@@ -12,11 +12,18 @@ from typing import Any, NamedTuple
 from litevit_jax import distributed, terminal
 from litevit_jax.data import tables
 from litevit_jax.data.sources import base as sources
-from litevit_jax.evaluators import neighbours, predict
+from litevit_jax.evaluators import (
+    detection_files,
+    detections,
+    neighbours,
+    predict,
+)
 from litevit_jax.jobs import summary
 from litevit_jax.report import page, sheet
 
 _SHOWN = 20  # rows that are printed
+_OBJECTS = 5  # of an image, in the table and on the page
+_DRAWN = {"channels": 3, "max_pixels": 2**24, "range": None}  # of drawn images
 
 
 def check(name: str, source: str, fields: dict[str, Any]) -> None:
@@ -156,11 +163,13 @@ def _image_of(source: Any, number: int) -> Any:
 
 
 def _predictions(evaluator: Any, config: dict[str, Any], limit: int) -> _Look:
+    if isinstance(evaluator, detections.Detections):
+        return _detections(evaluator, config, limit)
     rows = predict.read(evaluator.path, limit)
     top = [[f"{name} {_percent(p)}" for name, p in row.top] for row in rows]
     why = f"classes are numbers: {config['init']} records no names of its classes"
     return _Look(
-        f"The {config['top']} likeliest classes",
+        f"The {evaluator.top} likeliest classes",
         "classes",
         [(row.path, row.error, cells) for row, cells in zip(rows, top, strict=True)],
         [] if evaluator.context.names else [why],
@@ -186,6 +195,47 @@ def _predicted(
         lines += [(f"{name} {_percent(share)}", share) for name, share in row.top]
         read = functools.partial(_image_of, source, number)
         tiles.append(small.tile(row.path, read, lines=lines, **_note(row.error)))
+    return [page.Tiles(tiles)]
+
+
+def _detections(evaluator: Any, config: dict[str, Any], limit: int) -> _Look:
+    rows = detection_files.read(evaluator.path, limit)
+    cells = []
+    for row in rows:
+        several = [f"{name} {_percent(p)}" for name, p in row.objects]
+        more = len(several) - _OBJECTS
+        cells.append([*several[:_OBJECTS], *[f"and {more} more"] * (more > 0)])
+    notes = [f"objects have a score of {evaluator.min_score:g} or more"]
+    if not evaluator.context.names:
+        notes.append(f"classes are numbers: {config['init']} records no names")
+    if evaluator.overlay:
+        notes.append(f"pictures with what is seen are in {evaluator.folder}")
+    return _Look(
+        "Objects",
+        "objects",
+        [(row.path, row.error, x) for row, x in zip(rows, cells, strict=True)],
+        notes,
+        functools.partial(_detected, rows, evaluator, config),
+    )
+
+
+def _detected(
+    rows: list[detection_files.Row], evaluator: Any, config: dict[str, Any]
+) -> list[page.Tiles]:
+    source = evaluator.context.source(evaluator.split)
+    small, drawn = sheet.Thumbnails(config["data"]), sheet.Thumbnails(_DRAWN)
+    tiles = []
+    for row in rows[: config["sheet_images"]]:
+        number = row.number - 1
+        lines = [(f"{name} {_percent(p)}", p) for name, p in row.objects[:_OBJECTS]]
+        more = len(row.objects) - _OBJECTS
+        lines += [(f"and {more} more", None)] * (more > 0)
+        if row.error or not evaluator.overlay:
+            read = functools.partial(_image_of, source, number)
+            tiles.append(small.tile(row.path, read, lines=lines, **_note(row.error)))
+            continue
+        read = evaluator.drawn(row.number).read_bytes
+        tiles.append(drawn.tile(row.path, read, lines=lines))
     return [page.Tiles(tiles)]
 
 

@@ -117,13 +117,6 @@ def _batch(data: ConfigDict, size: tuple[int, int], rows: int) -> states.Shapes:
     return {name: jax.ShapeDtypeStruct(*x) for name, x in shapes.items()}
 
 
-def _images(data: Any) -> str:
-    """Returns how images are prepared, as text; '' if they have annotations."""
-    if settings.annotations_of(data):
-        return ""
-    return json.dumps(settings.image_settings(data), sort_keys=True)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Builder:
     """Builds the evaluators of one run, which share its prediction; see `make`."""
@@ -182,6 +175,7 @@ class _Builder:
             data = splits.evaluator_data(title, block, config.data)
             source = splits.open_evaluator(title, data)
             classes = len(source(kwargs.get("split", "eval")).classes)
+        predicted = self._predicted(title, data)
         context = base.Context(
             predict=self.predict,
             source=source,
@@ -195,13 +189,13 @@ class _Builder:
             size=settings.image_size(data),
             kept=self.kept,
             last=self.last,
-            images=_images(data),
+            images=json.dumps(settings.image_settings(data), sort_keys=True),
             crop=data["eval_crop_fraction"],
             names=tuple(self.known.names),
             multi_label=self.objective.multi_label,
+            predicts=tuple(predicted),
         )
         evaluator = registry.make("evaluators", name, context=context, **kwargs)
-        predicted = self._predicted(title, data)
         base.check(name, evaluator, predicted, config.objective.name)
         if evaluator.labelled:
             hint = _leave_out(title, config.evals[title], config.job)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from litevit_jax.data import decode, jitter, joint, pipeline
 from litevit_jax.data.sources import base as sources
-from litevit_jax.evaluators import coco, instances, segmentation
+from litevit_jax.evaluators import coco, instances
 from tests import dense_golden as golden
 from tests.evaluators import common
 
@@ -210,18 +210,6 @@ def test_a_wrong_class_a_shift_and_a_padded_detection_count_as_they_should(tmp_p
     table = perfect(source, 96)
     table["boxes"] += 12  # an eighth of the picture: some overlaps fall below
     assert 0 < test.run(common.state(table), step=1)["ap"] < 60
-
-
-def test_boxes_and_masks_are_drawn_in_the_colour_of_their_class(tmp_path):
-    image = np.zeros((20, 30, 3), np.uint8)
-    square = [5, 5, 15, 5, 15, 12, 5, 12]
-    one = {"category_id": 7, "bbox": [5, 5, 10, 7], "segmentation": [square]}
-    weak = {"category_id": 3, "bbox": [0, 0, 30, 20], "score": 0.4}
-    got = coco.outlined(image, [one, weak], IDS)
-    colour = segmentation.palette(4)[2]
-    np.testing.assert_array_equal(got[5, 5:15], np.tile(colour, (10, 1)))
-    np.testing.assert_array_equal(got[8, 9], colour // 2)
-    assert not got[:5].any() and not got[12:].any() and not image.any()
 
 
 def test_data_without_objects_are_refused(tmp_path, monkeypatch):
