@@ -32,9 +32,10 @@ from typing import Any, NamedTuple
 from litevit_jax import choices as names
 
 _PACKAGE = pathlib.Path(__file__).parent
-# Files without make.
+# Files that are no plug-ins.
 _HELPERS = ("base", "detection_losses", "frozen", "health", "instances", "masking")
-_HELPERS += ("parts", "stored", "views")
+_HELPERS += ("parts", "stored", "views", "coco_rows", "coco_scores", "outlines")
+_HELPERS += ("detection_files", "detections")
 VARIABLE = "LITEVIT_PLUGINS"
 GROUP = "litevit_jax.plugins"
 # Folder of the package -> folder of a plug-in.

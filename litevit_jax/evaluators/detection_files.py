@@ -24,7 +24,7 @@ _HEAD = (*_IMAGE, "class", "score", *BOX, "mask")
 
 
 class About(NamedTuple):
-    """What a file needs beside its rows.
+    """The rest that a file needs, beside its rows.
 
     Attributes:
       source: of the images.

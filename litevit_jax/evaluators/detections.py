@@ -33,7 +33,7 @@ MIN_SCORE = 0.5
 _QUALITY = 90  # of drawn pictures, JPEG files
 
 
-def make(
+def of_target(
     *,
     context: base.Context,
     path: pathlib.Path,
@@ -61,14 +61,14 @@ def make(
     if "masks" in context.predicts:
         objects.pycocotools()
     score = MIN_SCORE if min_score is None else min_score
-    made = Detections(context, split, path, named, top, score, overlay)
-    begun = (made.file({}).folder / "about.json").exists()
-    if named and made.folder.exists() and not begun and overlay:
+    evaluator = Detections(context, split, path, named, top, score, overlay)
+    begun = (evaluator.file({}).folder / "about.json").exists()
+    if named and evaluator.folder.exists() and not begun and overlay:
         raise FileExistsError(
-            f"{made.folder}, the folder of the pictures beside the target, is there "
-            "already; remove it or name another target"
+            f"{evaluator.folder}, the folder of the pictures beside the target, is "
+            "there already; remove it or name another target"
         )
-    return made
+    return evaluator
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a model says of every image, written to a file.
+"""Writes what a model says of every image to a file.
 
 Of a classifier the likeliest classes, with their probabilities; of a detector the
 objects, see `detections`.
@@ -62,7 +62,7 @@ def make(
         known = detection_files.WRITERS if detects else _WRITERS
         parts.check_target("predict", path, known, [path])
     if detects:
-        return detections.make(
+        return detections.of_target(
             context=context,
             path=path,
             named=target is not None,
