@@ -76,6 +76,46 @@ def test_a_run_is_evaluated_as_it_was_in_training(trained, tmp_path):
         assert got[name] == own[name], name
 
 
+def coco_folder(folder, names):
+    """A picture with an object of each class, and its JSON file."""
+    (folder / "val").mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(folder / "val" / "a.png")
+    box = {"bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0, "image_id": 1}
+    square = {"segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+    classes = list(enumerate(names, start=5))
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}],
+        "categories": [{"id": k, "name": name} for k, name in classes],
+        "annotations": [
+            {"id": k, "category_id": k, **box, **square} for k, _ in classes
+        ],
+    }
+    (folder / "val" / "_annotations.coco.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_other_data_are_matched_by_the_names_of_their_classes(trained, tmp_path):
+    def prepared(names, split="val"):
+        folder = coco_folder(tmp_path / "-".join(names) / split[:3], names)
+        made = importlib.import_module("litevit_jax.configs.evaluate")
+        made = made.get_config(f"coco,data=cocojson,path={folder}")
+        with made.unlocked():
+            made.init, made.data.eval_split = str(trained), split
+        return evaluate.prepare(made, tmp_path / "w")
+
+    job = prepared(["7", "0"])
+    assert any(
+        "2 of the 10 classes of the model, matched by name" in x for x in job.notes
+    )
+    test = job.evaluators["coco"][0]
+    called = test._called(test.context.source("eval"), (5, 6))
+    assert (called[7], called[0], called[1]) == (5, 6, None)
+    with pytest.raises(ValueError, match=r"'cat': 1 of 2 classes of the data are none"):
+        prepared(["7", "cat"])
+    with pytest.raises(ValueError, match=r"split .* 'val\[:1\]'"):
+        prepared(["7"], "val[:1]")
+
+
 def test_objects_on_pictures_of_any_kind_are_written_drawn_and_shown(
     trained, tmp_path, capsys
 ):

@@ -202,7 +202,8 @@ class Evaluator(abc.ABC):
     context: Context
     best: ClassVar[str | None] = None
     labelled: ClassVar[bool] = False
-    same_classes: ClassVar[bool] = False
+    same_classes: ClassVar[bool] = False  # data and model number classes alike
+    named_classes: ClassVar[bool] = False  # it matches them by name
     own_file: ClassVar[bool] = False
     advice: ClassVar[str] = ""
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
-import io
 import json
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,22 +12,19 @@ import numpy as np
 from PIL import Image
 
 from litevit_jax import distributed, paths
-from litevit_jax.data import decode, rasters
+from litevit_jax.data import rasters, relabel
 from litevit_jax.evaluators import (
     base,
     coco_rows,
+    coco_scores,
     outlines,
+    parts,
     reconstruction,
     segmentation,
 )
 
-# COCOeval's twelve numbers, in its order.
-_NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-_NAMES += ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
-_MODULES = ("pycocotools.coco", "pycocotools.cocoeval")
-_PREFIXES = {"bbox": "", "segm": "mask_"}
 _DRAWN = 0.5  # least score of a detection in a picture
-_ALL, _MOST = 0, -1  # objects of any area; as many detections as are counted
+_SIZES = ("size", "original_size")
 
 
 def make(
@@ -51,7 +46,7 @@ def make(
       ModuleNotFoundError: pycocotools is not installed.
     """
     try:
-        for name in _MODULES:
+        for name in coco_scores.MODULES:
             importlib.import_module(name)
     except ImportError as error:
         install = '"litevit_jax[dense]"'
@@ -72,7 +67,7 @@ class Coco(base.Evaluator):
     images: int
 
     best: ClassVar[str | None] = "ap"
-    same_classes: ClassVar[bool] = True
+    named_classes: ClassVar[bool] = True
     advice: ClassVar[str] = (
         "masks=False scores boxes alone, of a detector without a mask head"
     )
@@ -89,15 +84,25 @@ class Coco(base.Evaluator):
         return coco_rows.reads(masks=self.masks)
 
     def check_data(self) -> None:
-        """Raises ValueError if no image of the split has an object to detect."""
+        """Raises ValueError if the split has no object to detect, or an id twice."""
         source = self.context.source(self.split)
         if "objects" not in source.annotations:
             raise ValueError(
                 f"split {self.split!r} needs objects with boxes, but its images have "
                 "none: give a source that has them, such as cocojson"
             )
-        objects = (source.objects(index) for index in range(len(source)))
-        if all(each.crowd.all() for each in objects):
+        crowds, names = True, {}
+        for index in range(len(source)):
+            objects, name = source.objects(index), source.name_of(index)
+            crowds = crowds and bool(objects.crowd.all())
+            if names.setdefault(objects.image_id, name) != name:
+                raise ValueError(
+                    f"split {self.split!r}: {names[objects.image_id]} and {name} have "
+                    f"the same id, {objects.image_id}, so their detections cannot be "
+                    "told apart: give the images of all files ids of their own, or "
+                    "evaluate one file at a time"
+                )
+        if crowds:
             raise ValueError(
                 f"split {self.split!r}: none of its {len(source)} images has an "
                 "object, so there is nothing to detect"
@@ -109,69 +114,90 @@ class Coco(base.Evaluator):
         Returns:
           COCO's numbers 'ap', 'ap50', 'ap75', 'ap_small', 'ap_medium', 'ap_large',
           'ar1', 'ar10', 'ar100', 'ar_small', 'ar_medium', 'ar_large', those of masks
-          with 'mask_' before them, and none of a size that no object has; 'n': images;
-          'detections' and 'left_out', the scores above the least one that were too many
-          to look at; 'table': for each class its 'ap', 'mask_ap' (None without an
-          object) and 'objects'.
+          with 'mask_' before them, and none of a size that no object has; 'n': images,
+          an id that comes again left out; 'unreadable', if there are any: others, whose
+          objects do not count; 'detections' and 'left_out', the scores above the least
+          one that were too many to look at; 'table': for each class its 'ap', 'mask_ap'
+          (None without an object) and 'objects'; 'curves', see `coco_scores`.
         """
-        source, n, left_out = self.context.source(self.split), 0, 0
-        truth: list[dict[str, Any]] = []
+        source, left_out, unreadable = self.context.source(self.split), 0, 0
+        images: dict[int | str, dict[str, Any]] = {}
         detected: list[dict[str, Any]] = []
         drawn: dict[int, tuple[Any, Any]] = {}
         categories = coco_rows.category_ids(source)
+        called = self._called(source, categories)
         for batch, out in self.context.over(state, self.split, self.reads):
-            for row in np.flatnonzero(batch["mask"] > 0):
+            for row in np.flatnonzero(batch["index"] >= 0):
                 index = int(batch["index"][row])
                 image = coco_rows.truth_of(source, index, categories)
-                size, original_size = (
-                    coco_rows.pair(batch[name][row])
-                    for name in ("size", "original_size")
-                )
+                if batch["mask"][row] == 0:
+                    unreadable += 1
+                    continue
+                if image["id"] in images:
+                    continue
                 one = {name: out[name][row] for name in self.reads}
-                listed = coco_rows.to_coco(
-                    one, size, original_size, image["id"], categories
-                )
+                sizes = map(coco_rows.pair, (batch[x][row] for x in _SIZES))
+                listed = coco_rows.to_coco(one, *sizes, image["id"], called)
                 if index < self.images:
                     drawn[index] = (image["annotations"], listed)
                 detected += listed
-                truth.append(image)
+                images[image["id"]] = image
                 left_out += int(one["left_out"])
-                n += 1
+        truth = list(images.values())
+        totals = {"n": len(truth)} | ({"unreadable": unreadable} if unreadable else {})
+        totals |= {"detections": len(detected), "left_out": left_out}
+        numbers = self._judged(truth, detected, categories)
         if distributed.is_primary():
             self._write(step, detected, drawn, categories)
+        lists = {key: numbers.pop(key) for key in ("table", "curves")}
+        return {"ap": 0.0, **numbers, **totals, **lists}
+
+    def _called(self, source: Any, categories: Sequence[int]) -> list[int | None]:
+        """Returns the category of each class of the model, None where data lack it."""
+        names = list(self.context.names)
+        match = (
+            relabel.match(list(source.classes), names, len(names)) if names else None
+        )
+        if match is None:
+            return list(categories)
+        called: list[int | None] = [None] * len(names)
+        for category, number in zip(categories, match.numbers, strict=True):
+            called[number] = category
+        return called
+
+    def _judged(self, truth, detected, categories) -> dict[str, Any]:
+        """Returns the numbers, and what stands behind them."""
+        data = coco_rows.dataset(truth, categories)
         kinds = ("bbox", "segm") if self.masks else ("bbox",)
-        judged = {
-            x: score(coco_rows.dataset(truth, categories), detected, x) for x in kinds
-        }
+        scores = {x: coco_scores.score(data, detected, x) for x in kinds}
+        names = list(map(str, self.context.source(self.split).classes))
         counts = _objects(truth, categories)
+        prefixes = coco_scores.PREFIXES
         table = [
-            {"class": str(name)}
-            | {f"{_PREFIXES[x]}ap": judged[x][1][number] for x in kinds}
+            {"class": name}
+            | {f"{prefixes[x]}ap": scores[x].classes[number] for x in kinds}
             | {"objects": counts[number]}
-            for number, name in enumerate(source.classes)
+            for number, name in enumerate(names)
         ]
-        numbers = {k: v for x in kinds for k, v in judged[x][0].items()}
-        totals = {"n": n, "detections": len(detected), "left_out": left_out}
-        return {"ap": 0.0, **numbers, **totals, "table": table}
+        numbers = {k: v for x in kinds for k, v in scores[x].numbers.items()}
+        return numbers | {"table": table, "curves": coco_scores.curves(scores, names)}
 
     def _write(self, step, detected, drawn, categories):
         """Writes all detections, and a picture of some images."""
         path = self.context.outdir.parent / "detections.json"
         paths.make_folder(path.parent)
-        with path.open("w") as file:
-            json.dump(detected, file)
+        paths.replace_text(path, json.dumps(detected))
         if drawn:
-            source, channels = self.context.source(self.split), len(self.context.mean)
-            picture = _picture(source, drawn, channels, categories)
+            picture = _picture(self.context, self.split, drawn, categories)
             path = self.context.outdir / f"detections_{step:07d}.png"
             paths.make_folder(path.parent)
             with path.open("wb") as file:
                 Image.fromarray(picture).save(file, format="png")
 
 
-def _picture(source, drawn, channels, categories):
+def _picture(context, split, drawn, categories):
     """Draws the objects of each image beside its detections."""
-    decoded, rows = decode.Decode(channels=channels), []
+    source, decoded, rows = context.source(split), parts.decoder(context), []
     names = list(map(str, source.classes))
     for index, (objects, detected) in sorted(drawn.items()):
         image = np.asarray(decoded(source[index]["image"]))
@@ -184,54 +210,6 @@ def _picture(source, drawn, channels, categories):
         )
         rows.append([segmentation.tile(each) for each in both])
     return reconstruction.grid(rows, columns=("truth", "detections"))
-
-
-def score(
-    truth: dict[str, Any], detected: list[dict[str, Any]], kind: str
-) -> tuple[dict[str, float], list[float | None]]:
-    """Scores detections, in percent.
-
-    Args:
-      truth: a COCO data set.
-      detected: as `to_coco` lists them, of its images.
-      kind: 'bbox' or 'segm'.
-
-    Returns:
-      COCO's numbers by name, without those that there is no object for, and the average
-      precision of each category, None for one without an object.
-    """
-    coco, cocoeval = map(importlib.import_module, _MODULES)
-    # With boxes, a mask would be small or large as its box is. It adds to copies.
-    hidden = "bbox" if kind == "segm" else "segmentation"
-    detected = [{k: v for k, v in x.items() if k != hidden} for x in detected]
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does
-        known = _indexed(coco.COCO(), {"info": {}} | truth)
-        if detected:
-            other = known.loadRes(detected)
-        else:  # which `loadRes` does not take
-            other = _indexed(coco.COCO(), truth | {"annotations": []})
-        judge = cocoeval.COCOeval(known, other, kind)
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    pairs = zip(_NAMES, judge.stats, strict=True)
-    numbers = {_PREFIXES[kind] + k: 100 * float(x) for k, x in pairs if x > -1}
-    # [overlaps, recalls, categories, areas, most detections]
-    precision = judge.eval["precision"][..., _ALL, _MOST]
-    every = (precision[..., number] for number in range(precision.shape[-1]))
-    return numbers, [_mean(each) for each in every]
-
-
-def _indexed(data: Any, content: dict[str, Any]) -> Any:
-    data.dataset = content
-    data.createIndex()
-    return data
-
-
-def _mean(precision: np.ndarray) -> float | None:
-    """The mean in percent of what is known; None if nothing is."""
-    known = precision[precision > -1]
-    return 100 * float(known.mean()) if known.size else None
 
 
 def _objects(images: list[dict[str, Any]], categories: Sequence[int]) -> list[int]:

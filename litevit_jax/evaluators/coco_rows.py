@@ -55,7 +55,7 @@ def to_coco(
     size: tuple[int, int],
     original_size: tuple[int, int],
     image_id: int | str,
-    categories: Sequence[int],
+    categories: Sequence[int | None],
 ) -> list[dict[str, Any]]:
     """Lists the detections of an image as COCO has them.
 
@@ -65,16 +65,19 @@ def to_coco(
       size: rows and columns of the image in the network's input.
       original_size: rows and columns of the picture.
       image_id: of the picture, as its truth has it.
-      categories: the id of each class.
+      categories: the id of each class; None: its detections are left out.
     """
     boxes = instances.rescale(out["boxes"], size, original_size)
     sides = boxes[:, 2:] - boxes[:, :2]
     keep = np.asarray(out["valid"]) & (sides > 0).all(axis=1)
     rows = []
     for row in np.flatnonzero(keep):
+        category = categories[int(out["classes"][row])]
+        if category is None:
+            continue
         one: dict[str, Any] = {
             "image_id": image_id,
-            "category_id": int(categories[int(out["classes"][row])]),
+            "category_id": int(category),
             "bbox": [*map(float, boxes[row, :2]), *map(float, sides[row])],
             "score": float(out["scores"][row]),
         }

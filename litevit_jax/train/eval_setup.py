@@ -203,6 +203,8 @@ class _Builder:
             evaluator = _matched(title, evaluator, self.known, refuses, hint)
         elif evaluator.own_file:  # whatever the classes of its images
             pass
+        elif evaluator.named_classes:
+            evaluator = _named(title, evaluator, self.known)
         elif "logits" in evaluator.reads or evaluator.same_classes:
             names = list(source(getattr(evaluator, "split", "eval")).classes)
             if classes != self.known.count:
@@ -308,6 +310,29 @@ def _matched(
         classes=match.how,
         unmatched=left_out,
     )
+    return dataclasses.replace(evaluator, context=context)
+
+
+def _named(title: str, evaluator: base.Evaluator, known: Known) -> base.Evaluator:
+    """Returns `evaluator`, which matches classes, with a note on how.
+
+    Raises:
+      ValueError: the data have a class that the model does not know.
+    """
+    names = list(evaluator.context.source(getattr(evaluator, "split", "eval")).classes)
+    try:
+        match = relabel.match(names, known.names, known.count)
+    except ValueError as error:
+        raise ValueError(f"evals.{title}: {error}") from None
+    if match is None or len(match.unknown):
+        others = range(len(names)) if match is None else match.unknown
+        raise ValueError(
+            f"evals.{title}: {_listed([names[k] for k in others])}: {len(others)} of "
+            f"{len(names)} classes of the data are none that the model was trained "
+            f"on, which are {_listed(known.names) or known.count}; give them the names "
+            "that it knows, or leave their objects out of the data"
+        )
+    context = dataclasses.replace(evaluator.context, classes=match.how)
     return dataclasses.replace(evaluator, context=context)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from litevit_jax.data import decode, jitter, joint, pipeline
 from litevit_jax.data.sources import base as sources
-from litevit_jax.evaluators import coco, instances
+from litevit_jax.evaluators import coco, coco_scores, instances
 from tests import dense_golden as golden
 from tests.evaluators import common
 
@@ -22,9 +22,9 @@ def test_numbers_are_the_recorded_ones(kind):
     values = golden.group("coco")
     truth, detected = values["ground_truth"], values["detections"]
     before = json.dumps(detected)
-    numbers, each = coco.score(truth, detected, kind)
+    numbers, each, _ = coco_scores.score(truth, detected, kind)
     prefix = {"bbox": "", "segm": "mask_"}[kind]
-    recorded = dict(zip(coco._NAMES, values[f"{kind}_stats"], strict=True))
+    recorded = dict(zip(coco_scores.NAMES, values[f"{kind}_stats"], strict=True))
     assert recorded["ap_large"] == -1
     want = {f"{prefix}{k}": 100 * x for k, x in recorded.items() if x > -1}
     assert numbers == pytest.approx(want, rel=1e-5)
@@ -37,7 +37,7 @@ def test_numbers_are_the_recorded_ones(kind):
 def test_without_detections_numbers_are_zero_where_there_are_objects():
     truth = golden.group("coco")["ground_truth"]
     for kind in ("bbox", "segm"):
-        numbers, each = coco.score(truth, [], kind)
+        numbers, each, _ = coco_scores.score(truth, [], kind)
         assert set(numbers.values()) == {0.0} and len(numbers) == 10
         assert each == [0.0, 0.0, 0.0, None]
 
@@ -151,7 +151,7 @@ def _part(mask, box, bins):
     return part
 
 
-def evaluator(tmp_path, source, side=96, **kwargs):
+def evaluator(tmp_path, source, side=96, context=None, bad=0.001, **kwargs):
     """The evaluator of a detector that looks its predictions up."""
     fit = functools.partial(jitter.whole, size=(side, side))
     transform = joint.Canvas(decode.Decode(), (side, side), fit)
@@ -160,16 +160,21 @@ def evaluator(tmp_path, source, side=96, **kwargs):
         del model_state
         return {name: jnp.asarray(x)[batch["index"]] for name, x in params.items()}
 
-    context = dataclasses.replace(
+    made = dataclasses.replace(
         common.context(predict, tmp_path=tmp_path / "pictures", num_classes=3),
         source={"eval": source}.__getitem__,
         batches=functools.partial(
-            pipeline.eval_batches, transform=transform, batch_size=8, threads=2
+            pipeline.eval_batches,
+            transform=transform,
+            batch_size=8,
+            threads=2,
+            max_bad_fraction=bad,
         ),
         size=(side, side),
         mean=(0.5, 0.5, 0.5),
+        **(context or {}),
     )
-    return coco.make(context=context, **kwargs)
+    return coco.make(context=made, **kwargs)
 
 
 def test_perfect_detections_have_a_precision_of_one_hundred(tmp_path):
@@ -212,13 +217,104 @@ def test_a_wrong_class_a_shift_and_a_padded_detection_count_as_they_should(tmp_p
     assert 0 < test.run(common.state(table), step=1)["ap"] < 60
 
 
+class Others(Ellipses):
+    """The same objects without those of a class; the others are in another order."""
+
+    classes, class_ids = ("two", "one"), (4, 9)
+
+    def objects(self, index):
+        objects = super().objects(index)
+        keep = [n for n, k in enumerate(objects.classes) if k < 2]
+        objects.boxes = [objects.boxes[n] for n in keep]
+        objects.masks = [objects.masks[n] for n in keep]
+        objects.classes = [1 - objects.classes[n] for n in keep]
+        objects.crowd = objects.crowd[keep]
+        return objects
+
+
+def test_classes_are_matched_by_name_and_those_that_data_lack_do_not_count(tmp_path):
+    test = evaluator(tmp_path, Others(), context={"names": ("one", "two", "three")})
+    got = test.run(common.state(perfect(Ellipses(), 96)), step=1)
+    assert got["ap"] == got["mask_ap"] == pytest.approx(100)
+    assert [row["class"] for row in got["table"]] == ["two", "one"]
+    written = json.loads((tmp_path / "detections.json").read_text())
+    assert {x["category_id"] for x in written} == {4, 9}
+    assert len(written) == got["detections"] < 10
+
+
+class Again(Ellipses):
+    """Pictures of which the last is the first again."""
+
+    def objects(self, index):
+        return super().objects(index % 5)
+
+    def __getitem__(self, index):
+        return super().__getitem__(index % 5)
+
+    def name_of(self, index):
+        return str(index % 5)
+
+
+def test_an_image_that_comes_again_counts_once(tmp_path):
+    test = evaluator(tmp_path, Again())
+    test.check_data()
+    table = {k: x[[0, 1, 2, 3, 4, 0]] for k, x in perfect(Ellipses(), 96).items()}
+    got = test.run(common.state(table), step=1)
+    assert got["ap"] == pytest.approx(100) and got["n"] == 5
+    assert got["detections"] == sum(row["objects"] for row in got["table"]) == 8
+    clash = Again()
+    clash.name_of = str
+    with pytest.raises(ValueError, match="0 and 5 have the same id, 100"):
+        evaluator(tmp_path, clash).check_data()
+
+
+def test_objects_of_images_that_cannot_be_read_do_not_count(tmp_path, monkeypatch):
+    source, read = Ellipses(), Ellipses.__getitem__
+
+    def cut(self, index):
+        if index == 2:
+            raise decode.DecodeError("it is cut off")
+        return read(self, index)
+
+    monkeypatch.setattr(Ellipses, "__getitem__", cut)
+    table = perfect(source, 96)
+    with pytest.raises(pipeline.BadDataError, match="2: "):
+        evaluator(tmp_path, source).run(common.state(table), step=1)
+    assert not list(tmp_path.rglob("*.*"))  # nothing is written
+    test = evaluator(tmp_path, source, bad=0.5)
+    got = test.run(common.state(table), step=1)
+    assert (got["n"], got["unreadable"]) == (5, 1)
+    assert got["ap"] == pytest.approx(100) and got["detections"] == 8
+
+
+def test_curves_are_cocos_precision_at_every_recall():
+    values = golden.group("coco")
+    truth, detected = values["ground_truth"], values["detections"]
+    scores = {x: coco_scores.score(truth, detected, x) for x in ("bbox", "segm")}
+    rows = coco_scores.curves(scores, ["a", "b", "c", "d"])
+    of_all = {(x["of"], x["iou"]): x for x in rows if x["class"] is None}
+    for of, prefix in (("boxes", ""), ("masks", "mask_")):
+        numbers = scores["bbox" if of == "boxes" else "segm"].numbers
+        for iou, name in (("0.5", "ap50"), ("0.75", "ap75"), ("0.5 to 0.95", "ap")):
+            curve = of_all[of, iou]["precision"]
+            assert len(curve) == 101 and curve[0] >= curve[-1]
+            # An average precision is the mean of its curve.
+            assert np.mean(curve) == pytest.approx(numbers[prefix + name], abs=0.01)
+    each = [x["class"] for x in rows if x["class"] and x["of"] == "boxes"]
+    assert sorted(each) == ["a", "b", "c"]  # the fourth has no object
+    many = [float(k) for k in range(9)] + [None]
+    assert coco_scores._ends(many) == [8, 7, 6, 2, 1, 0]
+    assert coco_scores._ends([50.0, None]) == []
+
+
 def test_data_without_objects_are_refused(tmp_path, monkeypatch):
     source = Ellipses()
     monkeypatch.setattr(source, "annotations", ("label_map",), raising=False)
     with pytest.raises(ValueError, match=r"'eval' needs objects with boxes.*cocojson"):
         evaluator(tmp_path, source).check_data()
     empty = Ellipses()
-    monkeypatch.setattr(empty, "objects", lambda _: source.objects(4))
+    nothing = [Objects(i, SIZES[i], [], True, number=0) for i in range(6)]
+    monkeypatch.setattr(empty, "objects", nothing.__getitem__)
     with pytest.raises(ValueError, match="none of its 6 images has an object"):
         evaluator(tmp_path, empty).check_data()
 
