@@ -147,7 +147,7 @@ def _data(config, given):
         config.data.options.masks = not given["boxes"]
     if given["coco"]:
         config.data.update(name="coco", train_split="train2017", eval_split="val2017")
-        config.steps = 184_375
+        config.update(steps=184_375, remat=True)  # as detectron2
 
 
 def _small(config):

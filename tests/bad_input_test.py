@@ -1,6 +1,7 @@
 """Bad input is refused before anything compiles, and leaves nothing behind."""
 
 import errno
+import json
 import math
 import os
 import pathlib
@@ -567,6 +568,47 @@ def test_a_wrong_label_map_is_refused(kind, refuse, tmp_path):
 def test_wrong_settings_of_label_maps_are_refused(fields, message, refuse, tmp_path):
     root = label_folder(tmp_path / "data", {"a": PIL.Image.new("L", (8, 8), 1)})
     refuse(segmentation(root, **fields), message)
+
+
+def object_folder(root, **changes):
+    """Two images with an object each; `changes` are of the last one's annotation."""
+    fields = {"category_id": 3, "bbox": [2, 2, 4, 4], "iscrowd": 0}
+    fields |= {"segmentation": [[2, 2, 6, 2, 6, 6, 2, 6]], "area": 16}
+    rows = [{"id": i, "image_id": i, **fields} for i in (1, 2)]
+    rows[-1] |= changes
+    images = [
+        {"id": i, "file_name": f"{i}.png", "width": 8, "height": 8} for i in (1, 2)
+    ]
+    for split in ("train", "test"):
+        (root / split).mkdir(parents=True)
+        for image in images:
+            PIL.Image.new("RGB", (8, 8)).save(root / split / image["file_name"])
+        content = {"images": images, "annotations": rows}
+        content |= {"categories": [{"id": 3, "name": "car"}]}
+        text = json.dumps({k: x for k, x in content.items() if x is not None})
+        (root / split / "_annotations.coco.json").write_text(text)
+    return root
+
+
+OBJECTS = {
+    "no mask": ({"segmentation": None}, r"annotation 2 .*no.*segmentation.*masks=Fal"),
+    "runs of another size": (
+        {"segmentation": {"size": [9, 8], "counts": [72]}},
+        r"annotation 2 .*9.*8",
+    ),
+    "a box of NaN": ({"bbox": [2, float("nan"), 4, 4]}, "annotation 2 .*bbox"),
+    "an unknown category": ({"category_id": 4}, "annotation 2 .*category.*4"),
+    "an unknown image": ({"image_id": 7}, "annotation 2 .*image.*7"),
+    "an id twice": ({"id": 1}, "two annotations have id 1"),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_wrong_objects_are_refused(kind, refuse, tmp_path):
+    changes, message = OBJECTS[kind]
+    root = object_folder(tmp_path / "data", **changes)
+    made = jobs.tiny("detect", f"smoke,folder,path={root}", batch_size=8)
+    refuse(made, rf"_annotations\.coco\.json.*{message}")
 
 
 def test_segmentation_of_images_without_label_maps_is_refused(refuse, image_folder):

@@ -4,10 +4,12 @@ import importlib
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from litevit_jax import sharding
 from litevit_jax.analysis import models
 from litevit_jax.jobs import evaluate, train
 from litevit_jax.warm_start import read
@@ -64,6 +66,28 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bits(trained, tmp_path):
         np.testing.assert_array_equal(one[name], value, err_msg=name)
     own = (trained / "detections.json").read_text()
     assert (cut / "detections.json").read_text() == own
+
+
+def test_a_batch_without_objects_trains_neither_offsets_nor_masks(tmp_path):
+    job = train.prepare(tiny(), tmp_path / "run")
+    batch = next(iter(job.stream(0)))
+    empty = {**batch, "valid": np.zeros_like(batch["valid"])}
+    state, metrics = job.step(job.create(), sharding.global_batch(empty, job.mesh))
+    values = {name: float(x) for name, x in metrics.items()}
+    assert batch["valid"].any() and np.isfinite(list(values.values())).all()
+    assert values["loss_objectness"] > 0 and values["loss_classes"] > 0
+    assert values["loss_anchors"] == values["loss_boxes"] == values["loss_masks"] == 0
+    moments = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(state.opt_state)
+    }
+    still = ("rpn/offsets/", "box_head/offsets/", "mask_head/")
+    seen = {part: [x for name, x in moments.items() if part in name] for part in still}
+    for part, arrays in seen.items():
+        assert len(arrays) > 1 and not any(x.any() for x in arrays), part
+    assert all(
+        x.any() for name, x in moments.items() if "box_head/logits" in name
+    )  # of background
 
 
 def test_a_run_is_evaluated_as_it_was_in_training(trained, tmp_path):

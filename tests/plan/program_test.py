@@ -66,6 +66,21 @@ def test_slices_are_planned_by_the_memory_of_the_target(monkeypatch):
     assert asked == [target.chip.hbm]
 
 
+def test_detection_is_planned_without_its_data_and_without_an_encoder():
+    sizes = {"width": 24, "depth": 1, "num_heads": 2}
+    sizes = {f"objective__encoder__{name}": size for name, size in sizes.items()}
+    small = {"data__image_size": 64, "objective__channels": 8, "log__health": False}
+    made = jobs.config("detect", "coco", **sizes, **small, objective__box_hidden=16)
+    topology.prepare(target := topology.find("v5e-4"))
+    run = program.plan(made, target)
+    derived, detector = run.config.derived, run.design.objective.detector
+    assert run.examples_from == "known" and run.config.batch_size == 64
+    assert (derived.num_classes, derived.train_examples) == (80, 117_266)
+    assert detector.encoder.remat and detector.rpn.dtype == "bfloat16"
+    # Two convolutions before the proposals of 64 images on the finest level alone.
+    assert program.model_flops(run) > 3 * 2 * 64 * 2 * 16 * 16 * 9 * 8 * 8
+
+
 def test_segmentation_is_planned_without_its_data_and_without_an_encoder():
     sizes = {"width": 24, "depth": 1, "num_heads": 2}
     sizes = {f"objective__encoder__{name}": size for name, size in sizes.items()}
