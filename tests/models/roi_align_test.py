@@ -74,6 +74,19 @@ def test_targets_of_masks_are_nearly_those_of_polygons():
     assert 0 < different.max() <= 7  # of 784 pixels
 
 
+def test_targets_of_whole_bitmaps_are_nearly_the_recorded_ones():
+    """The same up to 28 pixels a side, from which detectron2 takes more samples."""
+    values = golden.group("mask")
+    masks, boxes = np.unpackbits(values["bitmaps"], axis=-1)[..., :96], values["rois"]
+    whole = np.float32([[0, 0, 96, 64]] * len(masks))
+    got = np.asarray(roi_align.crop_masks(masks, whole, boxes, 28))
+    want = np.unpackbits(values["target_from_bitmaps"], axis=-1)[..., :28]
+    different = (got != want).sum(axis=(1, 2))
+    small = (boxes[:, 2:] - boxes[:, :2] <= 28).all(axis=1)
+    assert small.any() and not different[small].any()
+    assert 0 < different[~small].max() <= 2  # of 784 pixels
+
+
 def test_a_mask_in_its_own_box_is_itself():
     masks = np.random.default_rng(0).integers(0, 2, (3, 12, 12))
     boxes = np.float32([[3, 4, 40, 9], [0, 0, 12, 12], [5, 5, 5, 8]])
