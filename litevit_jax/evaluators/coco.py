@@ -136,8 +136,8 @@ class Coco(base.Evaluator):
                 if image["id"] in images:
                     continue
                 one = {name: out[name][row] for name in self.reads}
-                sizes = map(coco_rows.pair, (batch[x][row] for x in _SIZES))
-                listed = coco_rows.to_coco(one, *sizes, image["id"], called)
+                size, before = (coco_rows.pair(batch[x][row]) for x in _SIZES)
+                listed = coco_rows.to_coco(one, size, before, image["id"], called)
                 if index < self.images:
                     drawn[index] = (image["annotations"], listed)
                 detected += listed

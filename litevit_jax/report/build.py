@@ -17,6 +17,7 @@ from litevit_jax import terminal
 from litevit_jax.report import (
     analysis_figures,
     attempts,
+    detection_figures,
     merge,
     page,
     plots,
@@ -34,6 +35,11 @@ _SECTIONS = (
     ("probes", "Evaluations over time", ""),
     ("blocks", "What every block knows", "Classifiers that read one block alone."),
     ("classes", "Classes", "Lines are classes, columns what they are called."),
+    (
+        "objects",
+        "Objects",
+        "How well boxes and masks agree with those of the data, by COCO's rules.",
+    ),
     ("speed", "Speed", "Between logged updates; the first interval compiles."),
     ("pictures", "Pictures", ""),
     (
@@ -83,6 +89,7 @@ def run_report(
         analysis = attempts.attempt("the analysis", left_out, make, {})
     colors = _colors(runs, analysis)
     figures = run_figures.of_runs(runs, colors, left_out)
+    figures += detection_figures.of_runs(runs, left_out)
     directory = analysis_directory or out
     figures += analysis_figures.of_analysis(analysis, directory, colors, left_out)
     figures = _written(figures, out, left_out)

@@ -31,7 +31,7 @@ _RAMP = "viridis"  # rises in lightness all the way, so that it reads in grey to
 # Points, which are the units of the SVG.
 WIDTH, HEIGHT = 440, 280
 _LEFT, _RIGHT, _BOTTOM, _TOP = 84, 14, 48, 12
-_LEGEND_ROW, _LEGEND_HANDLE = 19, 37
+LEGEND_ROW, _LEGEND_HANDLE = 19, 37
 _LETTER = 0.65  # width of a usual letter, of its size
 _NAMES = 92  # points beside and below a matrix, for names of its classes
 _MOST_MARKED = 16  # points of a curve that each get a marker
@@ -90,7 +90,7 @@ def curves(
         ys += [*(values[name] - bars), *(values[name] + bars)]
     used: collections.Counter[str] = collections.Counter()
     with render.style():
-        columns = _legend_columns(list(series))
+        columns = legend_columns(list(series))
         rows = math.ceil(len(series) / columns) if len(series) > 1 else 0
         figure, plot = _frame(axes, xs, ys, legend_rows=rows)
         for (name, (x, _)), color in zip(series.items(), colors, strict=True):
@@ -112,7 +112,7 @@ def curves(
                 bars = {"yerr": errors[name], "ecolor": color, "capsize": 3}
                 plot.errorbar(x, values[name], fmt="none", elinewidth=1, **bars)
         if rows:
-            _legend(plot, columns)
+            legend(plot, columns)
     return figure
 
 
@@ -169,7 +169,7 @@ def heatmap(
     width, height = columns * side, rows * side
     with render.style():
         figure = Figure(figsize=(WIDTH / 72, (height + _TOP + _BOTTOM) / 72))
-        plot = _add_axes(figure, _LEFT, _BOTTOM, width, height)
+        plot = add_axes(figure, _LEFT, _BOTTOM, width, height)
         colors = matplotlib.colormaps[_RAMP].with_extremes(bad="#c8c8c8")
         picture = plot.imshow(
             values,
@@ -188,7 +188,7 @@ def heatmap(
         every = math.ceil(max(rows, columns) / 13)
         plot.set_xticks(range(0, columns, every))
         plot.set_yticks(range(0, rows, every))
-        beside = _add_axes(figure, _LEFT + width + 14, _BOTTOM, 12, height)
+        beside = add_axes(figure, _LEFT + width + 14, _BOTTOM, 12, height)
         bar = figure.colorbar(picture, cax=beside)
         bar.set_label(unit)
         bar.outline.set_visible(False)
@@ -212,7 +212,7 @@ def matrix(
     size = min(render.SMALL, 0.9 * side)
     with render.style():
         figure = Figure(figsize=(WIDTH / 72, (height + _TOP + _NAMES) / 72))
-        plot = _add_axes(figure, _NAMES, _NAMES, width, height)
+        plot = add_axes(figure, _NAMES, _NAMES, width, height)
         colors = matplotlib.colormaps[_RAMP].with_extremes(bad="#c8c8c8")
         picture = plot.imshow(
             values, cmap=colors, vmin=0, vmax=100, aspect="auto", interpolation="none"
@@ -223,7 +223,7 @@ def matrix(
         plot.tick_params(length=0)
         plot.tick_params(axis="x", rotation=90)
         plot.spines[:].set_visible(True)
-        beside = _add_axes(figure, _NAMES + width + 14, _NAMES, 12, height)
+        beside = add_axes(figure, _NAMES + width + 14, _NAMES, 12, height)
         bar = figure.colorbar(picture, cax=beside)
         bar.set_label(unit, fontsize=_fitting(unit, height + 2 * _TOP))
         bar.outline.set_visible(False)
@@ -243,7 +243,7 @@ def widened(low: float, high: float, share: float) -> tuple[float, float]:
     return low - more, high + more
 
 
-def _add_axes(
+def add_axes(
     figure: Figure, left: float, bottom: float, wide: float, high: float
 ) -> Any:
     """Adds axes in a box that is given in points from the lower left corner."""
@@ -255,11 +255,11 @@ def _frame(
     axes: Axes, xs: Sequence[float], ys: Sequence[float], *, legend_rows: int = 0
 ) -> tuple[Figure, Any]:
     """Returns a figure with empty axes for these numbers; a legend makes it higher."""
-    above = _TOP if legend_rows < 2 else _TOP + _LEGEND_ROW * (legend_rows - 1)
+    above = _TOP if legend_rows < 2 else _TOP + LEGEND_ROW * (legend_rows - 1)
     above += 12 * bool(legend_rows)
     high, wide = HEIGHT - _TOP - _BOTTOM, WIDTH - _LEFT - _RIGHT
     figure = Figure(figsize=(WIDTH / 72, (high + above + _BOTTOM) / 72))
-    plot = _add_axes(figure, _LEFT, _BOTTOM, wide, high)
+    plot = add_axes(figure, _LEFT, _BOTTOM, wide, high)
     plot.set_xlabel(axes.x)
     plot.set_ylabel(axes.y)
     plot.yaxis.set_label_coords(-63 / wide, 0.5)
@@ -349,7 +349,7 @@ def _shown(name: str) -> str:
     return name if len(name) <= 34 else name[:33] + "…"
 
 
-def _legend_columns(names: list[str]) -> int:
+def legend_columns(names: list[str]) -> int:
     """Returns the number of columns by which names need the fewest rows.
 
     Within `render.style`.
@@ -362,7 +362,7 @@ def _legend_columns(names: list[str]) -> int:
     return math.ceil(len(names) / max(rows, 1))
 
 
-def _legend(plot: Any, columns: int) -> None:
+def legend(plot: Any, columns: int) -> None:
     lines = [line for line in plot.get_lines() if line.get_label() != "_nolegend_"]
     plot.legend(
         lines,

@@ -28,6 +28,7 @@ _UNITS = {
 }
 # Endings of metrics.
 _PERCENT = ("top1", "top5", "mean_per_class", "miou", "aacc", "macc", "pixel_acc")
+_PERCENT += ("ap", "ap50", "ap75")
 _SPEED = ("images_per_s", "data_wait", "step_s")
 _MOST_CLASSES = 40  # of a matrix that is drawn
 _TITLES = {
@@ -57,7 +58,7 @@ class Figure:
 
     Attributes:
       name: of its file, without ending.
-      section: of the page: 'curves', 'probes', 'blocks', 'classes', 'speed',
+      section: of the page: 'curves', 'probes', 'blocks', 'classes', 'objects', 'speed',
         'pictures', 'attention', 'maps', 'patches', 'cka', 'features' or 'layers'.
       title, caption: what it shows.
       data: the numbers it is drawn from, as JSON takes them.

@@ -29,6 +29,8 @@ _OF_ANALYSIS = {
 PICTURES = {
     "confusion": "the most confused pairs of classes: images of the one that the model "
     "calls the other",
+    "detections": "objects of the data, and detections with a score of 0.5 or more; a "
+    "colour for each class",
     "reconstruction": "original, masked, reconstructed; visible patches are the "
     "original's",
     "segmentation": "image, label map, prediction; a colour for each class, white "
