@@ -12,17 +12,19 @@ from collections.abc import Mapping, Sequence
 _PATIENCE_S = 600
 
 
-def missing(*modules: str) -> str | None:
-    """Why `modules` cannot be imported, in a line; None if they can."""
+def missing(*modules: str, python: str = sys.executable) -> str | None:
+    """Why `modules` cannot be imported by a Python, in a line; None if they can."""
     code = f"import {', '.join(modules)}"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code],
+            [python, "-c", code],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=_PATIENCE_S,
         )
+    except OSError as error:
+        return f"{python} cannot be run: {error.strerror}"
     except subprocess.TimeoutExpired:
         return f"{code!r} takes more than {_PATIENCE_S} s"
     if done.returncode == 0:

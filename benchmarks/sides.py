@@ -8,6 +8,8 @@ timed when it continues, since its caches are cold.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import functools
 import importlib
@@ -280,24 +282,26 @@ class Side:
       rates: images/s of each measurement.
       cpu: CPU seconds a step, likewise.
       peak_mib: largest resident size of the process.
+      steps_mib: the same, without what building and compiling took.
       about: versions, seconds until it was ready, its first loss.
     """
 
     def __init__(
         self,
         name: str,
-        spec: Spec,
+        spec: Any,
         *,
         python: str = sys.executable,
         env: dict[str, str] | None = None,
+        module: str = "benchmarks.sides",
     ):
-        command = [python, "-m", "benchmarks.sides", name]
+        command = [python, "-m", module, name]
         command.append(json.dumps(dataclasses.asdict(spec)))
         pipe = subprocess.PIPE
         self.name, self._spec = name, spec
         self.rates: list[float] = []
         self.cpu: list[float] = []
-        self.peak_mib = 0.0
+        self.peak_mib = self.steps_mib = 0.0
         paths = [ROOT, *(sys.path if python == sys.executable else [])]
         paths.append(os.environ.get("PYTHONPATH", ""))
         env = (
@@ -335,7 +339,7 @@ class Side:
         self.halt()
         self.rates.append(self._spec.batch * steps / row["seconds"])
         self.cpu.append(row["cpu_seconds"] / steps)
-        self.peak_mib = row["peak_mib"]
+        self.peak_mib, self.steps_mib = row["peak_mib"], row.get("steps_mib", 0.0)
 
     @property
     def batch(self) -> int:
@@ -361,6 +365,7 @@ class Side:
             "images_per_s": spread(self.rates),
             "cpu_s_per_step": spread(self.cpu),
             "peak_mib": self.peak_mib,
+            "steps_mib": self.steps_mib,
         }
 
     def halt(self) -> None:
@@ -427,12 +432,19 @@ def beside(own: Side, peer: Side, rounds: int, steps: int) -> dict[str, Any]:
 
 def serve(name: str, spec: Spec) -> None:
     """Serves measurements on stdin and stdout, one JSON line each."""
+    answer(lambda: {"jax": jax_side, "torch": torch_side}[name](spec))
+
+
+def answer(build: Callable[[], tuple[Callable[[int], float], str]]) -> None:
+    """Builds a side, then runs and times as many steps as each line of stdin says."""
     start = time.perf_counter()
-    run, versions = {"jax": jax_side, "torch": torch_side}[name](spec)
+    run, versions = build()
     first_loss = run(1)
     run(1)
     about = {"versions": versions, "loss": first_loss}
     about["ready_s"] = time.perf_counter() - start
+    ready_mib = _peak_mib()
+    _forget_peak()
     print(json.dumps(about), flush=True)
     for line in sys.stdin:
         run(1)  # it was stopped, and the other side has had the caches
@@ -441,9 +453,22 @@ def serve(name: str, spec: Spec) -> None:
         row = {
             "seconds": time.perf_counter() - start,
             "cpu_seconds": time.process_time() - cpu_start,
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+            "peak_mib": max(ready_mib, _peak_mib()),
+            "steps_mib": _peak_mib(),
         }
         print(json.dumps(row), flush=True)
+
+
+def _peak_mib():
+    """The largest resident size of this process since `_forget_peak`."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _forget_peak():
+    """Makes Linux count the peak from now on, without what compiling took."""
+    with contextlib.suppress(OSError, AttributeError):  # elsewhere it stays in
+        ctypes.CDLL(None).malloc_trim(0)
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":
