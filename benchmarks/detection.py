@@ -19,7 +19,7 @@ first boxes in order, before anything is timed.
 Each side and part runs in its own process, stopped while it waits, and they take turns
 within a round; see train_step.py. The share that is not the encoder is 1 less the
 time of the encoder alone, forward and backward in a step. --cores=1 binds every process
-to one core, so that no thread spins: CPU seconds are comparable then even on a busy
+to the first core that it may use, so that no thread spins: CPU seconds are comparable then even on a busy
 machine. Memory is the largest resident size while steps run, without compiling.
 --parts=test leaves steps out.
 """
@@ -82,7 +82,8 @@ def ready(every: dict[str, tuple[str, Any]]) -> Iterator[dict[str, sides.Side]]:
             started[name] = sides.Side(
                 side, spec, python=python, env=env, module=_MODULE
             )
-            started[name].wait_ready()
+        for one in started.values():
+            one.wait_ready()
         yield started
     finally:
         for one in started.values():
