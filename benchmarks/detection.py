@@ -17,11 +17,11 @@ padding.
 first boxes in order, before anything is timed.
 
 Each side and part runs in its own process, stopped while it waits, and they take turns
-within a round; see train_step.py. The share that is not the encoder is 1 less the
-time of the encoder alone, forward and backward in a step. --cores=1 binds every process
-to the first core that it may use, so that no thread spins: CPU seconds are comparable then even on a busy
-machine. Memory is the largest resident size while steps run, without compiling.
---parts=test leaves steps out.
+within a round; see train_step.py. The share that is not the encoder is 1 less the time
+of the encoder alone, forward and backward in a step. --cores=1 binds every process to
+the first core that it may use, so that no thread spins: CPU seconds are comparable then
+even on a busy machine. Memory is the largest resident size while steps run, without
+compiling. --parts=test leaves steps out.
 """
 
 from __future__ import annotations
