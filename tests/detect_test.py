@@ -14,6 +14,7 @@ from litevit_jax.analysis import models
 from litevit_jax.jobs import evaluate, train
 from litevit_jax.warm_start import read
 from tests import jobs
+from tests.jobs import convert_test
 
 pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
 
@@ -195,6 +196,20 @@ def test_objects_of_a_labelled_set_have_its_ids(trained, tmp_path):
     assert [x["id"] for x in content["categories"]] == list(range(10))
     for ours, theirs in zip(content["annotations"], detected, strict=True):
         assert {k: ours[k] for k in theirs} == theirs
+
+
+def test_a_file_of_a_detector_is_evaluated_as_its_run(trained, tmp_path):
+    path = tmp_path / "detector.safetensors"
+    convert_test.converted(trained, path, format="detectron2")
+    variant = importlib.import_module("litevit_jax.configs.evaluate")
+    made = variant.get_config("data=digit_scenes,smoke")
+    with made.unlocked():
+        made.init, made.batch_size = str(path), 8
+        made.data.options.update(objects=True, scenes=64, test_scenes=16)
+    got = evaluate.run(made, tmp_path / "run")["test"]["last"]
+    own = result_of(trained)["last"]
+    for name in ("ap", "ap50", "mask_ap", "n", "table"):
+        assert got[name] == own[name], name
 
 
 def test_an_encoder_with_windows_is_not_analysed(trained):

@@ -89,7 +89,8 @@ def _read(path, how, part):
     if part == "all":
         return model
     params = {k: v for k, v in model.params.items() if k.startswith("encoder/")}
-    notes = {k: v for k, v in model.notes.items() if k != names.CLASSES}
+    of_heads = (names.CLASSES, names.DETECTOR)
+    notes = {k: v for k, v in model.notes.items() if k not in of_heads}
     return dataclasses.replace(model, params=params, notes=notes)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from litevit_jax import paths, weights
 from litevit_jax.jobs import hub_folder
 from litevit_jax.models import mae_decoder, vit
+from litevit_jax.warm_start import detectors
 from litevit_jax.warm_start import read as checkpoints
 from litevit_jax.weights import exportable as models
 from litevit_jax.weights import names
@@ -19,7 +20,7 @@ T = TypeVar("T")
 _SIZES = ("variant", "width", "depth", "num_heads", "patch_size", "mlp_ratio")
 # What is kept of what a file of ours says.
 _OF_HEAD = (names.CLASSES, names.PROBABILITIES)
-_KEPT = ("mean", "std", "range", "crop", names.LICENCE, *_OF_HEAD)
+_KEPT = ("mean", "std", "range", "crop", names.LICENCE, names.DETECTOR, *_OF_HEAD)
 _NON_COMMERCIAL = ("mae", "moco_v3")  # sources, as `weights.read` names them
 
 
@@ -196,6 +197,7 @@ def _from_run(path: str, how: Reading, part: str) -> Source:
     if is_detector(loaded.params):
         notes[names.GRID] = "{}x{}".format(*objective["encoder"]["pos_grid"])
         notes[names.CLASSES] = json.dumps(list(classes or []))
+        notes[names.DETECTOR] = json.dumps(detectors.recorded(objective))
     averaged = ", averaged parameters" if how.ema else ""
     if data.get("range") not in (None, "full"):
         notes["range"] = data["range"]

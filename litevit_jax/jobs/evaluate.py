@@ -112,8 +112,7 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
     resolve.assign(config, {"objective": model.objective})
     if not config.evals:
         resolve.assign(config, {"evals": model.evals})
-    how = loaded.config.get("data", {}).get("joint")  # images are resized, if at all
-    resolve.fill_open(data, {"joint": predictor.tuples(how or {})})
+    resolve.fill_open(data, {"joint": predictor.tuples(model.joint)})
     _take_asked(config.objective, asked, config.init)
     view = images.spec_of(f"--config.init={config.init}", loaded)
     images.take(view, data, normalize)
@@ -216,18 +215,21 @@ class Model(NamedTuple):
       objective: its block, complete.
       evals: the evaluators to run unless the command line names others.
       known: the classes that it tells apart.
+      joint: what is read beside images, and how they are resized, if at all.
     """
 
     objective: dict[str, Any]
     evals: dict[str, Any]
     known: eval_setup.Known
+    joint: dict[str, Any]
 
 
 def _of_run(loaded: read.Checkpoint) -> Model:
     """Returns the model of a run, and the run's evaluators."""
     run = loaded.config
     known = eval_setup.Known.of(run["derived"])
-    return Model(predictor.block_of(run), predictor.tuples(run["evals"]), known)
+    evals, joint = predictor.tuples(run["evals"]), run["data"].get("joint") or {}
+    return Model(predictor.block_of(run), evals, known, joint)
 
 
 def _of_file(loaded: read.Checkpoint) -> Model:
@@ -236,10 +238,14 @@ def _of_file(loaded: read.Checkpoint) -> Model:
     count = objective.get("num_classes", 0)
     several = objective.get("loss") == "bce"
     name = ("multi_label" if several else "classification") if count else "knn"
-    evaluator = {"name": name, "split": "eval", "every_steps": 0}
+    evaluator, joint = {"name": name, "split": "eval", "every_steps": 0}, {}
+    if objective["name"] == "detect":
+        masks = objective["masks"]
+        evaluator |= {"name": "coco", "masks": masks, "images": 4}
+        joint = {"annotations": ("objects",) if masks else ("boxes",)}
     names = loaded.config["classes"]
     known = eval_setup.Known(count, names if len(names) == count else [])
-    return Model(objective, {"test": evaluator}, known)
+    return Model(objective, {"test": evaluator}, known, joint)
 
 
 def _take_asked(objective: ConfigDict, asked: dict[str, Any], init: str) -> None:

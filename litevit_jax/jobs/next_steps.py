@@ -86,7 +86,9 @@ def _next(config: Any, result: str) -> list[tuple[str, str, str]]:
         last = config.models.rpartition("=")[2]
         return [("probe its blocks", "layer_probe", f"init={last}")]
     if job == "convert":
-        return [("fine-tune it", "finetune:data=folder,path=DIR", f"init={result}")]
+        detects = config.format == "detectron2" or result.endswith(".pth")
+        variant = "detect:folder" if detects else "finetune:data=folder"
+        return [("fine-tune it", f"{variant},path=DIR", f"init={result}")]
     encoder = "RUN"
     if job != "advise":  # a probe, an evaluation, a study of layers
         encoder = config.like or encoder

@@ -80,7 +80,7 @@ def _check_windows(path: str, block: Any, windows: dict[str, Any] | None) -> Non
     `block` is the run's encoder, which may have none; `windows` those of the file, see
     `weights.Weights`, or None if it does not tell.
     """
-    if windows is None or block.get("window") is None:
+    if not (windows and windows["window"] and block.get("window")):
         return
     depth = vit.of_block(block).depth
     own = vitdet.blocks_without_windows(depth, block.global_blocks)

@@ -11,6 +11,7 @@ from litevit_jax import registry
 from litevit_jax.models import layers, vit
 from litevit_jax.objectives import base as objectives
 from litevit_jax.train import resolve
+from litevit_jax.warm_start import detectors
 
 _HEAD = "head/fc/kernel"
 
@@ -34,6 +35,8 @@ def block_of_file(config: dict[str, Any], params: dict[str, Any]) -> dict[str, A
       config: of the file, as `read.read` gives it.
       params: of the file, by name.
     """
+    if detectors.MARK in params:
+        return tuples(detectors.block(config, params))
     encoder, pool = dict(config["objective"]["encoder"]), config["objective"]["pool"]
     encoder.pop("grid")
     encoder["final_norm"] = "encoder/norm/scale" in params

@@ -112,8 +112,8 @@ def read(
 
     The config of a file has `objective.encoder` (with the `grid` of patches),
     `objective.pool` and `objective.loss`, see `weights.Weights`; `classes`, the names
-    of its head's classes, and `normalize`, both possibly empty; and `windows` of a
-    detector's encoder. What is assumed about the file is printed.
+    of its head's classes, and `normalize`, both possibly empty; and `windows` and
+    `detector` of a detector. What is assumed about the file is printed.
 
     Args:
       path: of a run directory, a step inside it, or a file.
@@ -144,7 +144,7 @@ def read(
     config: dict[str, Any] = {"objective": {"encoder": encoder, **head}}
     config |= {"classes": model.classes, "normalize": model.normalize}
     config |= {key: model.metadata.get(key) for key in ("range", "crop")}
-    config |= {"windows": model.windows}
+    config |= {"windows": model.windows, "detector": model.detector}
     return Checkpoint(model.params, config, 0, pathlib.Path(path))
 
 

@@ -136,19 +136,20 @@ def windows(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:
     """Tells windows and the whole grid apart, by the shapes of an encoder's tables.
 
     Returns:
-      'window' and 'global_blocks' as `vitdet.make_encoder` takes them, and 'grid', rows
-      and columns of patches; None if all tables have one size, which tells nothing.
+      'window' and 'global_blocks' as `vitdet.make_encoder` takes them, both None if
+      all tables have one size; 'grid', rows and columns of patches.
+      None without tables.
     """
     sides: dict[int, list[int]] = {}
     for name, shape in shapes.items():
         if match := re.fullmatch(_TABLE, name):
             sides.setdefault(int(match[1]), []).append((shape[0] + 1) // 2)
     kinds = {tuple(pair) for pair in sides.values()}
-    if len(kinds) != 2:
+    if not kinds:
         return None
-    window, grid = sorted(kinds)
-    if window[0] != window[1]:
-        return None
+    window, grid = min(kinds), max(kinds)
+    if len(kinds) != 2 or window[0] != window[1]:
+        return {"window": None, "global_blocks": None, "grid": grid}
     blocks = tuple(sorted(i + 1 for i, pair in sides.items() if tuple(pair) == grid))
     return {"window": window[0], "global_blocks": blocks, "grid": grid}
 

@@ -27,6 +27,7 @@ CLASSES = "classes"  # names of the classes by number, a JSON list
 PROBABILITIES = "probabilities"
 # Of all classes together, or of each alone -> our loss that learns them.
 PROBABILITIES_OF = {"softmax": "softmax", "sigmoid": "bce"}
+DETECTOR = "detector"  # settings of ours, which shapes do not tell, as JSON
 LICENCE = "licence"  # of the weights, by its SPDX identifier if it has one
 
 _TOP = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import mmap
 import pathlib
 import re
@@ -68,6 +69,12 @@ class Weights:
             k: names.parse_list(self.metadata.get(k)) for k in ("mean", "std")
         }
         return {k: tuple(map(float, v)) for k, v in statistics.items() if v}
+
+    @property
+    def detector(self) -> dict[str, Any]:
+        """Settings of a detector of ours that shapes do not tell, if recorded."""
+        own = self.metadata.get(names.WRITER) == names.PACKAGE
+        return json.loads(self.metadata.get(names.DETECTOR, "{}")) if own else {}
 
     @property
     def loss(self) -> str:

@@ -1,6 +1,7 @@
 """Detectors of runs and of detectron2's files, in and out through the program."""
 
 import ast
+import dataclasses
 import pickle
 
 import jax.numpy as jnp
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 
 from litevit_jax import checkpoint, trees, weights
-from litevit_jax.jobs import train
+from litevit_jax.jobs import next_steps, train
 from litevit_jax.train.job import TrainState
-from litevit_jax.warm_start import read, start
+from litevit_jax.warm_start import detectors, predictor, read, start
 from litevit_jax.weights import detectron2, positions, safetensors, torch_write
 from tests import detect_golden, jobs
 from tests.jobs import convert_test
@@ -81,9 +82,25 @@ def test_what_shapes_do_not_tell_is_recorded(run, files):
     assert got.encoder["num_heads"] == 2 and got.grid == (8, 8)
     assert got.windows == {"window": 3, "global_blocks": (2,), "grid": (8, 8)}
     assert got.classes == list("0123456789") and len(got.normalize["mean"]) == 3
+    want = read.read_params(str(run)).config["objective"]
+    assert got.detector == detectors.recorded(want)
     arrays, about = safetensors.load(files["encoder"].read_bytes())
     assert all(name.startswith("backbone.net.") for name in arrays)
-    assert about["image_size"] == "48x48" and "classes" not in about
+    assert about["image_size"] == "48x48" and not {"classes", "detector"} & {*about}
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_the_objective_of_a_run_follows_from_its_file(ending, run, files):
+    """Of a file that records nothing, with the published detector's settings."""
+    want = predictor.block_of(read.read_params(str(run)).config)
+    loaded = read.read(str(files[f"whole{ending}"]))
+    made = predictor.block_of_file(loaded.config, loaded.params)
+    one, other = (predictor.make(block).detector for block in (made, want))
+    if ending == ".pth":
+        one = dataclasses.replace(
+            one, rules=other.rules, anchor_sizes=other.anchor_sizes
+        )
+    assert one == other
 
 
 def test_the_encoder_alone_starts_a_detector(run, files, tmp_path):
@@ -224,6 +241,12 @@ def test_a_detector_that_does_not_fit_is_refused(fields, message, files, tmp_pat
     made = tiny(**{"init": str(files["whole.safetensors"]), **fields})
     with pytest.raises(ValueError, match=message):
         train.prepare(made, tmp_path / "run")
+
+
+def test_what_is_written_can_start_a_detector(tmp_path):
+    made = jobs.config("convert", None, format="detectron2")
+    [line] = next_steps.lines(made, "d.safetensors", "litevit")
+    assert "--config=detect:folder,path=DIR --config.init=d.safetensors" in line
 
 
 def test_formats_and_sources_that_do_not_go_together_are_refused(run, tmp_path):

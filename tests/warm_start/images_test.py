@@ -134,6 +134,7 @@ def file_of(monkeypatch, tmp_path):
             "notes": (),
             "pool": None,
             "windows": None,
+            "detector": {},
             "loss": "softmax",
         }
         fake_read = lambda *_, **__: types.SimpleNamespace(**found)  # noqa: E731

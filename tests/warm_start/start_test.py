@@ -59,6 +59,7 @@ def file_of(monkeypatch, tmp_path):
                 grid=grid,
                 pool=None,
                 windows=None,
+                detector={},
                 loss="softmax",
                 **known,
             )
