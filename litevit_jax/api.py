@@ -70,6 +70,12 @@ def load(
         crop = float(loaded.config["crop"] or analysis_images.CROP)
     _check_heads(path, block, num_heads)
     objective = predictor.make(block)
+    if not hasattr(getattr(objective, "student", objective), "encoder"):
+        raise ValueError(
+            f"{path}: a run of {block['name']!r} has no encoder for single images; "
+            "what it sees on yours, litevit_jax.evaluate(config, DIR) writes with "
+            "config = litevit_jax.recipes.get('predict'), config.init, config.images"
+        )
     view = known_images.spec_of(path, loaded)
     variables = _variables(objective, (*view.size, view.channels))
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import litevit_jax
 from litevit_jax import sharding
 from litevit_jax.analysis import models
 from litevit_jax.jobs import evaluate, train
@@ -210,6 +211,11 @@ def test_a_file_of_a_detector_is_evaluated_as_its_run(trained, tmp_path):
     own = result_of(trained)["last"]
     for name in ("ap", "ap50", "mask_ap", "n", "table"):
         assert got[name] == own[name], name
+
+
+def test_a_detector_is_no_encoder_of_single_images(trained):
+    with pytest.raises(ValueError, match=r"evaluate\(config, DIR\) .*'predict'"):
+        litevit_jax.load(trained)
 
 
 def test_an_encoder_with_windows_is_not_analysed(trained):

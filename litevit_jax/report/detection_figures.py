@@ -57,7 +57,7 @@ def _figure(run: str, evaluation: str, kind: str, **about: Any) -> run_figures.F
 def _by_size(
     run: str, evaluation: str, of: str, last: dict[str, Any]
 ) -> list[run_figures.Figure]:
-    series = {}
+    series: dict[str, Sequence[float | None]] = {}
     for kind, prefix in _PREFIXES.items():
         names = (f"{prefix}ap" + f"_{x}" * (x != "all") for x in _SIZES)
         values = [last.get(name) for name in names]
@@ -84,7 +84,7 @@ def _by_class(
         return []
     rows.sort(key=lambda row: -row["ap"])
     names = [f"{str(row['class'])[:16]} ({row['objects']:,})" for row in rows]
-    series = {
+    series: dict[str, Sequence[float | None]] = {
         kind: [row.get(f"{prefix}ap") for row in rows]
         for kind, prefix in _PREFIXES.items()
         if f"{prefix}ap" in rows[0]
