@@ -12,6 +12,7 @@ from PIL import Image
 import litevit_jax
 from litevit_jax import sharding
 from litevit_jax.analysis import models
+from litevit_jax.data.sources import cocojson
 from litevit_jax.jobs import evaluate, train
 from litevit_jax.warm_start import read
 from tests import jobs
@@ -174,6 +175,9 @@ def test_objects_on_pictures_of_any_kind_are_written_drawn_and_shown(
         assert 0 <= top < top + height <= image["height"] * 1.0001
         assert each["segmentation"]["size"] == [image["height"], image["width"]]
     assert [x["name"] for x in content["categories"]] == list("0123456789")
+    read = {"dir": str(tmp_path), "json": "out.json", "images": "in"}
+    again = cocojson.make(split="test", holdout=0.9, **read)
+    assert list(again.classes) == list("0123456789") and sum(again.object_counts) > 0
     assert len(list((tmp_path / "out.pictures").iterdir())) == 4
     page = target.with_suffix(".html").read_text()
     assert page.count('<img src="data:image/jpeg;base64,') == 4
