@@ -70,12 +70,7 @@ def load(
         crop = float(loaded.config["crop"] or analysis_images.CROP)
     _check_heads(path, block, num_heads)
     objective = predictor.make(block)
-    if not hasattr(getattr(objective, "student", objective), "encoder"):
-        raise ValueError(
-            f"{path}: a run of {block['name']!r} has no encoder for single images; "
-            "what it sees on yours, litevit_jax.evaluate(config, DIR) writes with "
-            "config = litevit_jax.recipes.get('predict'), config.init, config.images"
-        )
+    _check_encodes(path, objective, block["name"])
     view = known_images.spec_of(path, loaded)
     variables = _variables(objective, (*view.size, view.channels))
     try:
@@ -103,6 +98,16 @@ def load(
         others={name: part for name, part in params.items() if name != "encoder"},
         model_state=model_state,
     )
+
+
+def _check_encodes(path: str, objective: Any, name: str) -> None:
+    """Raises ValueError if an objective has no encoder, as a detector's."""
+    if not hasattr(getattr(objective, "student", objective), "encoder"):
+        raise ValueError(
+            f"{path}: a run of {name!r} has no encoder for single images; "
+            "what it sees on yours, litevit_jax.evaluate(config, DIR) writes with "
+            "config = litevit_jax.recipes.get('predict'), config.init, config.images"
+        )
 
 
 def _path(what: str, path: Any, expected: str) -> str:
