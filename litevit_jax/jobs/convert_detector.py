@@ -61,7 +61,8 @@ def run(
         data = safetensors.write(arrays, _metadata(model, encoder))
 
     def check(path: pathlib.Path) -> None:
-        back = weights.read(path, num_heads=encoder.num_heads).params
+        grid = names.parse_grid(model.notes[names.GRID])
+        back = weights.read(path, num_heads=encoder.num_heads, grid=grid).params
         if not _equal(back, model.params):
             raise RuntimeError(f"{target} was not written: it reads as something else")
 

@@ -31,9 +31,14 @@ def tiny(**fields):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of a detector whose blocks see windows of 3 and a grid of 8."""
-    workdir, rng = tmp_path_factory.mktemp("detector") / "run", np.random.default_rng(0)
+    return saved(tiny(), tmp_path_factory.mktemp("detector") / "run")
+
+
+def saved(made, workdir):
+    """Saves random parameters as those of a run of a config."""
+    rng = np.random.default_rng(0)
     with jobs.without_steps(), jobs.on_one_device():
-        job = train.prepare(tiny(), workdir)
+        job = train.prepare(made, workdir)
     shapes = trees.flatten(job.state.params)
     params = {k: jnp.asarray(rng.normal(size=x.shape), "f4") for k, x in shapes.items()}
     empty = {"model_state": {}, "teacher": {}, "opt_state": {}}
@@ -241,6 +246,22 @@ def test_a_detector_that_does_not_fit_is_refused(fields, message, files, tmp_pat
     made = tiny(**{"init": str(files["whole.safetensors"]), **fields})
     with pytest.raises(ValueError, match=message):
         train.prepare(made, tmp_path / "run")
+
+
+def test_positions_need_no_square_grid(tmp_path):
+    made = tiny(objective__encoder__pos_grid=(4, 6))
+    source = saved(made, tmp_path / "run")
+    for name, grid in (("a.safetensors", None), ("a.pth", "4x6")):
+        path = tmp_path / name
+        convert_test.converted(source, path, format="detectron2")
+        made = tiny(init=str(path), init_grid=grid)
+        job = train.prepare(made, tmp_path / f"new-{path.suffix}")
+        assert job.objective.detector.encoder.pos_grid == (4, 6)
+    again = tmp_path / "again.safetensors"
+    with pytest.raises(ValueError, match=r"24 patches, no square.*grid=ROWSxCOLUMNS"):
+        convert_test.converted(path, again, format="detectron2")
+    convert_test.converted(path, again, format="detectron2", grid="4x6")
+    convert_test.same(weights.read(again).params, read.read_params(str(source)).params)
 
 
 def test_what_is_written_can_start_a_detector(tmp_path):
