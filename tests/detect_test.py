@@ -183,7 +183,7 @@ def test_objects_on_pictures_of_any_kind_are_written_drawn_and_shown(
     assert page.count('<img src="data:image/jpeg;base64,') == 4
     printed = capsys.readouterr().out
     assert "broken.jpg  not read: 10 bytes that are no image" in printed
-    assert "1 of 5 images could not be read" in printed
+    assert "1 of 5 images could not be read; the list 'unreadable'" in printed
 
 
 def test_objects_of_a_labelled_set_have_its_ids(trained, tmp_path):

@@ -107,7 +107,7 @@ def show(
     result = results[title]["last"]
     look = _LOOKS[title](evaluator, config, max(_SHOWN, images))
     say(_table(look.rows[:_SHOWN], look.column, result["n"]))
-    notes = [*look.notes, *_unread(result)]
+    notes = [*look.notes, *_unread(result, evaluator.path)]
     for text in notes:
         say(text)
     say(f"done: all rows are in {evaluator.path}")
@@ -125,11 +125,12 @@ def _page_beside(path: pathlib.Path) -> pathlib.Path:
     return path.with_suffix(".html")
 
 
-def _unread(result: dict[str, Any]) -> list[str]:
+def _unread(result: dict[str, Any], path: pathlib.Path) -> list[str]:
     """Says how many images could not be read; [] if all could."""
     count = result["unreadable"]
     part = f"{count} of {terminal.counted(result['n'], 'image')} could not be read"
-    return [f"{part}; the column 'error' says why"] if count else []
+    where = "list 'unreadable'" if path.suffix == ".json" else "column 'error'"
+    return [f"{part}; the {where} says why"] if count else []
 
 
 def _left_out(shown: int, images: int) -> list[page.Note]:
