@@ -66,7 +66,7 @@ def load(
         block = predictor.block_of(loaded.config)
         crop = loaded.config["data"]["eval_crop_fraction"]
     else:
-        block = predictor.block_of_file(loaded.config, loaded.params)
+        block = predictor.block_of_file(loaded)
         crop = float(loaded.config["crop"] or analysis_images.CROP)
     _check_heads(path, block, num_heads)
     objective = predictor.make(block)

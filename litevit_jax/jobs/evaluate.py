@@ -234,7 +234,7 @@ def _of_run(loaded: read.Checkpoint) -> Model:
 
 def _of_file(loaded: read.Checkpoint) -> Model:
     """Returns a model that fits a file's parameters, and an evaluator of it."""
-    objective = predictor.block_of_file(loaded.config, loaded.params)
+    objective = predictor.block_of_file(loaded)
     count = objective.get("num_classes", 0)
     several = objective.get("loss") == "bce"
     name = ("multi_label" if several else "classification") if count else "knn"

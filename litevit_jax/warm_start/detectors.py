@@ -13,7 +13,21 @@ import numpy as np
 
 _RECORDED = ("anchor_sizes", "pooled", "rules")
 _OF_ENCODER = ("window", "global_blocks")
-MARK = "rpn/logits/kernel"  # a parameter that every detector has
+_DETECTS, _PROPOSES = "box_head/logits/kernel", "rpn/logits/kernel"
+
+
+def is_one(path: Any, params: dict[str, np.ndarray]) -> bool:
+    """Whether the parameters of a file are those of a detector.
+
+    Raises:
+      ValueError: only its encoder is; `path` names the file.
+    """
+    if any("/rel_pos_" in name for name in params) and _DETECTS not in params:
+        raise ValueError(
+            f"{path}: it has the encoder of a detector and no box head, so that it "
+            "detects nothing; configs/detect.py trains one: --config.init=FILE"
+        )
+    return _DETECTS in params
 
 
 def recorded(objective: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +51,7 @@ def block(config: dict[str, Any], params: dict[str, np.ndarray]) -> dict[str, An
     shown = {k: windows[k] for k in _OF_ENCODER if windows.get(k)}
     encoder |= shown or {"window": max(rows, columns)}  # of one size: no windows
     encoder |= known.pop("encoder", {})
-    channels = params[MARK].shape[-2]
+    channels = params[_PROPOSES].shape[-2]
     hidden = params["box_head/fc/kernel"]
     bins = math.isqrt(hidden.shape[0] // channels)
 
@@ -46,7 +60,7 @@ def block(config: dict[str, Any], params: dict[str, np.ndarray]) -> dict[str, An
 
     return {
         "name": "detect",
-        "num_classes": params["box_head/logits/kernel"].shape[-1] - 1,
+        "num_classes": params[_DETECTS].shape[-1] - 1,
         "image_size": (rows * side, columns * side),
         "masks": "mask_head/logits/kernel" in params,
         "channels": channels,

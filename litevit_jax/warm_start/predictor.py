@@ -11,7 +11,7 @@ from litevit_jax import registry
 from litevit_jax.models import layers, vit
 from litevit_jax.objectives import base as objectives
 from litevit_jax.train import resolve
-from litevit_jax.warm_start import detectors
+from litevit_jax.warm_start import Checkpoint, detectors
 
 _HEAD = "head/fc/kernel"
 
@@ -28,14 +28,14 @@ def block_of(run: dict[str, Any]) -> dict[str, Any]:
     return block | objectives.complete(resolve.without_none(block), derived)
 
 
-def block_of_file(config: dict[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+def block_of_file(loaded: Checkpoint) -> dict[str, Any]:
     """Returns the block of an objective that predicts what a file's parameters can.
 
-    Args:
-      config: of the file, as `read.read` gives it.
-      params: of the file, by name.
+    Raises:
+      ValueError: they are those of a detector's encoder alone.
     """
-    if detectors.MARK in params:
+    config, params = loaded.config, loaded.params
+    if detectors.is_one(loaded.directory, params):
         return tuples(detectors.block(config, params))
     encoder, pool = dict(config["objective"]["encoder"]), config["objective"]["pool"]
     encoder.pop("grid")

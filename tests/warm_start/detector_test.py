@@ -99,7 +99,7 @@ def test_the_objective_of_a_run_follows_from_its_file(ending, run, files):
     """Of a file that records nothing, with the published detector's settings."""
     want = predictor.block_of(read.read_params(str(run)).config)
     loaded = read.read(str(files[f"whole{ending}"]))
-    made = predictor.block_of_file(loaded.config, loaded.params)
+    made = predictor.block_of_file(loaded)
     one, other = (predictor.make(block).detector for block in (made, want))
     if ending == ".pth":
         one = dataclasses.replace(
@@ -200,6 +200,8 @@ def test_of_a_cascade_all_but_the_heads_is_read(tmp_path):
     got = weights.read(path)
     parts = {name.split("/")[0] for name in got.params}
     assert parts == {"encoder", "neck", "rpn"} and "a cascade's" in got.notes[0]
+    with pytest.raises(ValueError, match=r"cascade\.pth: .*no box head.*detect\.py"):
+        predictor.block_of_file(read.read(str(path)))
     assert len(got.unused) == sum(k.startswith("roi_heads.") for k in recorded(**head))
 
 
