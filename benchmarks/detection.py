@@ -78,10 +78,7 @@ def ready(every: dict[str, tuple[str, Any]]) -> Iterator[dict[str, sides.Side]]:
     try:
         for name, (side, spec) in every.items():
             python = sys.executable if side == "jax" else TORCH.value
-            env = {"JAX_PLATFORMS": "cpu"}
-            started[name] = sides.Side(
-                side, spec, python=python, env=env, module=_MODULE
-            )
+            started[name] = sides.Side(side, spec, python=python, module=_MODULE)
         for one in started.values():
             one.wait_ready()
         yield started
@@ -132,7 +129,6 @@ def check(sizes: dict[str, Any]) -> str:
         text = subprocess.run(
             [python, "-m", _MODULE, side, spec.to_json()],
             cwd=sides.ROOT,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             text=True,
         ).stdout
@@ -165,6 +161,7 @@ def describe(figures: dict[str, Any]) -> str:
 
 
 def main(_: list[str]) -> None:
+    os.environ["JAX_PLATFORMS"] = "cpu"
     why = (
         None
         if ALONE.value

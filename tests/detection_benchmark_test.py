@@ -92,6 +92,7 @@ def test_without_pytorch_the_program_tells_what_to_install(monkeypatch, capsys):
         return {f"jax {part}": {"images_per_s": sides.spread([1.0])}}
 
     monkeypatch.setattr(detection, "compare", compare)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     detection.flags.FLAGS(["detection.py", "--torch=/nowhere/python", "--size=digits"])
     detection.main([])
     out = capsys.readouterr().out
