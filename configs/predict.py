@@ -6,8 +6,8 @@
         --config.images='DIR/*.jpg' --config.target=OUT.jsonl
     python main.py --config=configs/predict.py:digits --config.init=RUN_DIR
 
-`init` is a run with a classifier (fine-tuned, a probe), of a detector, a step inside
-it, or a file of weights. `images` is a picture, a folder, a pattern, or a list: a file
+`init` is a run with a classifier (fine-tuned, a probe), a run of configs/detect.py, a
+step inside either, or a file of weights. `images` is a picture, a folder, a pattern, or a list: a file
 LIST.txt with a path a line. Images are resized, cropped and normalised as the model's
 own evaluations do it. The first rows are printed; the target has all of them, and a
 page beside it, with the ending .html, shows the images.
@@ -32,10 +32,10 @@ def get_config(arg=None):
     # .csv or .jsonl, of objects also .json, COCO's; None: predictions.csv in the
     # workdir, which is replaced
     config.target = config_dict.placeholder(str)
-    # Of an image, the likeliest first; None: 5 classes, or all objects.
+    # classes or objects of an image, the likeliest first; None: 5 classes, all objects
     config.top = config_dict.placeholder(int)
     config.min_score = config_dict.placeholder(float)  # of an object; None: 0.5
-    config.overlay = 0.5  # share of masks' colours in pictures of objects; 0: no such
+    config.overlay = 0.5  # opacity of masks in pictures of objects; 0: no pictures
     config.sheet_images = 200  # that the page shows, the first ones; 0: no page
     fields = {name: config.get_ref(name) for name in _FIELDS}
     config.evals.predict = {"name": "predict", "split": "eval", **fields}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from litevit_jax.data import decode, jitter, pipeline
+from litevit_jax.data import decode, jitter, joint, pipeline
 from litevit_jax.evaluators import base, detection_files, instances, predict
 from tests.evaluators import coco_test, common
 
@@ -41,7 +41,8 @@ def lookup(params, model_state, batch):
 
 
 def context(tmp_path, source, predicts, **kwargs):
-    transform = jitter.Canvas(decode.Decode(), (96, 96))
+    fit = functools.partial(jitter.whole, size=(96, 96))
+    transform = joint.Canvas(decode.Decode(), (96, 96), fit)
     made = common.context(lookup, tmp_path=tmp_path / "pictures", num_classes=0)
     return dataclasses.replace(
         made,

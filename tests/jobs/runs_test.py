@@ -170,8 +170,8 @@ def test_the_commands_print_their_lists(write, tmp_path, capsys, monkeypatch):
     assert "  predict              The likeliest classes" in capsys.readouterr().out
     assert run("fields", "predict:digits") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(x.split("#")[0].split() == ["top", "=", "5"] for x in lines)
-    assert any("# classes of an image, the likeliest first" in x for x in lines)
+    assert any(x.split("#")[0].split() == ["overlay", "=", "0.5"] for x in lines)
+    assert any("# opacity of masks in pictures of objects" in x for x in lines)
     assert run("fields", "predict", "--names") == 0
     assert {"top", "data.dir"} <= set(capsys.readouterr().out.split())
     assert run("fields", "predic") == 2
