@@ -7,10 +7,10 @@
     python main.py --config=configs/predict.py:digits --config.init=RUN_DIR
 
 `init` is a run with a classifier (fine-tuned, a probe), a run of configs/detect.py, a
-step inside either, or a file of weights. `images` is a picture, a folder, a pattern, or a list: a file
-LIST.txt with a path a line. Images are resized, cropped and normalised as the model's
-own evaluations do it. The first rows are printed; the target has all of them, and a
-page beside it, with the ending .html, shows the images.
+step inside either, or a file of weights. `images` is a picture, a folder, a pattern, or
+a list: a file LIST.txt with a path a line. Images are resized, cropped and
+normalised as the model's own evaluations do it. The first rows are printed; the target
+has all of them, and a page beside it, with the ending .html, shows the images.
 
 Columns: `path`, `label` (of data that have labels), `error`, then classes and their
 probabilities; of a detector a row for each object, with class, score, box and mask
