@@ -228,7 +228,9 @@ def _our_step(spec):
     )
     host = host_batch(spec.size, spec.sizes["max_objects"], spec.sizes["mask_size"])
     batch = sharding.global_batch(host, mesh)
-    return sides.Step(design, state.replace(params=params), batch, design.step)
+    return sides.Step(
+        design, dataclasses.replace(state, params=params), batch, design.step
+    )
 
 
 def _on_devices(spec):
@@ -341,7 +343,7 @@ def torch_side(spec: Spec) -> tuple[Run, str]:
     method = torch_detection.Method(torch, ops, spec.sizes, spec.fixed)
     about = f"torch {torch.__version__}, {torch.get_num_threads()} threads"
     encoder = model["backbone"].net
-    calls = {
+    calls: dict[str, Any] = {
         "step": lambda: sum(method.losses(model, batch).values()),
         "step of the encoder": lambda: (encoder(batch["image"]) ** 2).sum(),
         "test": lambda: method.detect(model, batch)[0]["scores"][0],
@@ -350,7 +352,7 @@ def torch_side(spec: Spec) -> tuple[Run, str]:
     optimizer = _adamw(torch, model)
 
     def run(steps):
-        loss = None
+        loss: Any = None
         with torch.inference_mode(spec.part.startswith("test")):
             for _ in range(steps):
                 loss = calls[spec.part]()

@@ -43,7 +43,7 @@ def run(config: ConfigDict) -> str:
     reading = convert_source.Reading
     how = reading(**{name: config[name] for name in reading._fields})
     if kind == export.DETECTOR:
-        return convert_detector.run(target, how, **config)
+        return convert_detector.run(target, how, **config.to_dict())
     model, source = convert_source.read_model(
         config.source, how, part=config.part, image_size=config.image_size
     )

@@ -77,15 +77,14 @@ def entries(tree: dict[str, Any], storage_bytes: Bytes, size: int) -> dict[str, 
     """
     result, total = {}, 0
     for name, value in tree.items():
-        of_numpy = isinstance(value, unpickle.Array) and value.dtype is not None
-        known = of_numpy or isinstance(value, unpickle.Tensor)
-        if not isinstance(name, str) or not known:
+        dtype = _dtype(value)
+        if not isinstance(name, str) or dtype is None:
             raise WeightsError(
                 f"entry {short(name)} is a {type(value).__name__}, expected a tensor; "
                 "save the state dict alone"
             )
-        dtype = value.dtype if of_numpy else value.storage.dtype
         total += ITEM_SIZES[dtype] * count(value.shape)
+        of_numpy = isinstance(value, unpickle.Array)
         read = _array(value) if of_numpy else _reader(value, storage_bytes)
         result[name] = Entry(value.shape, dtype, read)
     if total > 4 * size:
@@ -94,6 +93,13 @@ def entries(tree: dict[str, Any], storage_bytes: Bytes, size: int) -> dict[str, 
             "numbers again and again"
         )
     return result
+
+
+def _dtype(value: Any) -> str | None:
+    """The type of a tensor's or array's numbers, or None for anything else."""
+    if isinstance(value, unpickle.Tensor):
+        return value.storage.dtype
+    return value.dtype if isinstance(value, unpickle.Array) else None
 
 
 def _array(array: unpickle.Array) -> Callable[[], np.ndarray]:

@@ -88,7 +88,8 @@ class Array(_Inert):
     __slots__ = ("dtype", "raw", "shape")
 
     def __init__(self, *_: Any) -> None:
-        self.dtype, self.raw, self.shape = None, b"", (0,)
+        self.dtype: str | None = None
+        self.raw, self.shape = b"", (0,)
 
     def __setstate__(self, state: Any) -> None:
         _check(isinstance(state, tuple) and len(state) == 5, "an array without a shape")
