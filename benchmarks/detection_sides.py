@@ -269,19 +269,19 @@ def jax_computes(spec: Spec) -> dict[str, Any]:
         each = detection_losses.losses(detector, params, batch, first)
         return each, detector.detect(params, batch["image"], batch["size"])
 
-    each, found = compute(params, batch)
-    rows = [np.asarray(found[k])[np.asarray(found["valid"])] for k in FOUND]
+    each, detected = compute(params, batch)
+    rows = [np.asarray(detected[k])[np.asarray(detected["valid"])] for k in COMPARED]
     count = sum(x.size for x in jax.tree.leaves(params))
     return computed(count, each, rows)
 
 
-FOUND = ("scores", "boxes", "classes", "masks")
+COMPARED = ("scores", "boxes", "classes", "masks")
 
 
-def computed(count: int, losses: Any, found: Sequence[Any]) -> dict[str, float]:
+def computed(count: int, losses: Any, detected: Sequence[Any]) -> dict[str, float]:
     """Parameters, losses and detections of a side as numbers to compare."""
-    numbers = {"parameters": count, "detections": len(found[0])}
-    numbers |= dict(zip(FOUND, (float(x.mean()) for x in found), strict=True))
+    numbers = {"parameters": count, "detections": len(detected[0])}
+    numbers |= dict(zip(COMPARED, (float(x.mean()) for x in detected), strict=True))
     return numbers | {f"loss of {k}": float(x) for k, x in sorted(losses.items())}
 
 
@@ -385,8 +385,8 @@ def torch_computes(spec: Spec) -> dict[str, Any]:
     model, batch = torch_model(torch, spec.sizes), torch_batch(torch, spec)
     method = torch_detection.Method(torch, ops, spec.sizes, ordered=True)
     with torch.no_grad():
-        each, found = method.losses(model, batch), method.detect(model, batch)
-    rows = [torch.cat([x[k] for x in found]).float() for k in FOUND]
+        each, detected = method.losses(model, batch), method.detect(model, batch)
+    rows = [torch.cat([x[k] for x in detected]).float() for k in COMPARED]
     return computed(sum(x.numel() for x in model.parameters()), each, rows)
 
 

@@ -192,12 +192,12 @@ class Method:
         moved = parts.decode(torch, moved, offsets, parts.BOX_WEIGHTS)
         counts = [len(x) for x in boxes]
         pairs = (logits.softmax(dim=-1)[:, :-1].split(counts), moved.split(counts))
-        found = [self._best(*x) for x in zip(*pairs, batch["size"], strict=True)]
-        own = torch.cat([x["classes"] for x in found])
-        boxes = [each["boxes"] for each in found]
+        best = [self._best(*x) for x in zip(*pairs, batch["size"], strict=True)]
+        own = torch.cat([x["classes"] for x in best])
+        boxes = [each["boxes"] for each in best]
         logits = parts.masks(torch, self.ops, sizes, model, maps, boxes, own)
         split = logits.sigmoid().split([len(x) for x in boxes])
-        return [x | {"masks": y} for x, y in zip(found, split, strict=True)]
+        return [x | {"masks": y} for x, y in zip(best, split, strict=True)]
 
     def _best(self, scores, boxes, size):
         rules = self.sizes["rules"]

@@ -199,8 +199,8 @@ def test_objects_of_a_labelled_set_have_its_ids(trained, tmp_path):
     content = json.loads((tmp_path / "o.json").read_text())
     detected = json.loads((trained / "detections.json").read_text())
     assert [x["id"] for x in content["categories"]] == list(range(10))
-    for ours, theirs in zip(content["annotations"], detected, strict=True):
-        assert {k: ours[k] for k in theirs} == theirs
+    for got, want in zip(content["annotations"], detected, strict=True):
+        assert {k: got[k] for k in want} == want
 
 
 def test_a_file_of_a_detector_is_evaluated_as_its_run(trained, tmp_path):
