@@ -13,7 +13,7 @@ import litevit_jax
 from litevit_jax import sharding
 from litevit_jax.analysis import models
 from litevit_jax.data.sources import cocojson
-from litevit_jax.jobs import evaluate, train
+from litevit_jax.jobs import evaluate, next_steps, train
 from litevit_jax.warm_start import read
 from tests import jobs
 from tests.jobs import convert_test
@@ -252,3 +252,23 @@ def test_positions_have_the_grid_of_the_encoder_that_is_loaded(tmp_path):
     assert not np.asarray(
         state.params["encoder"]["blocks_0"]["attn"]["rel_pos_h"]
     ).any()
+
+
+def test_what_can_follow_a_detector_draws_what_it_sees(trained):
+    made = importlib.import_module("litevit_jax.configs.evaluate").get_config()
+    with made.unlocked():
+        made.init, made.objective = str(trained), {"name": "detect"}
+    [line] = next_steps.lines(made, "runs/x", "litevit")
+    assert "--config=predict:data=folder,path=DIR" in line and str(trained) in line
+
+
+def test_a_classifier_takes_no_windows_from_a_detector(trained, tmp_path):
+    made = jobs.tiny(
+        "finetune", init=str(trained), data__image_size=12, data__channels=3
+    )
+    with made.unlocked():
+        for name in ("width", "depth", "num_heads", "patch_size"):
+            made.objective.encoder[name] = None
+        made.augment.normalize.update(mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(ValueError, match="a detector's encoder, without class token"):
+        train.prepare(made, tmp_path / "run").create()

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Container, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -82,7 +82,8 @@ def read(
             f"{where} is no COCO file of objects: expected an object with the lists "
             f"{', '.join(_LISTS)}; got {got}. Export the labels as 'COCO'"
         )
-    class_ids, classes = _categories(content["categories"], where)
+    used = {x.get("category_id") for x in content["annotations"] if _has_category(x)}
+    class_ids, classes = _categories(content["categories"], where, used)
     reader = _Reader(where, class_ids, masks, read_png)
     images = reader.images(content["images"])
     those = reader.annotations(content["annotations"])
@@ -94,8 +95,31 @@ def read(
     )
 
 
-def _categories(entries: list[Any], where: str) -> tuple[list[int], list[str]]:
+def _has_category(annotation: Any) -> bool:
+    return isinstance(annotation, dict) and shapes.is_whole(
+        annotation.get("category_id")
+    )
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    """Whether JSON has a text that a file system and UTF-8 can hold."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        return bool(value.encode())
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+
+
+def _categories(
+    entries: list[Any], where: str, used: Container[int]
+) -> tuple[list[int], list[str]]:
     """Returns ids and names of the classes, by rising id.
+
+    Args:
+      entries: of the file.
+      where: its path.
+      used: ids that annotations have.
 
     Raises:
       ValueError: ids or names that are missing, or not of one class alone.
@@ -103,7 +127,7 @@ def _categories(entries: list[Any], where: str) -> tuple[list[int], list[str]]:
     names: dict[int, str] = {}
     for entry in entries:
         key = entry.get("id") if isinstance(entry, dict) else None
-        if not shapes.is_whole(key) or not isinstance(entry.get("name"), str):
+        if not shapes.is_whole(key) or not _is_text(entry.get("name")):
             raise ValueError(
                 f"{where}: category {entry!r:.80}; expected a whole number as id and a "
                 "name"
@@ -115,20 +139,20 @@ def _categories(entries: list[Any], where: str) -> tuple[list[int], list[str]]:
             )
         names[key] = entry["name"]
     above = {str(x.get("supercategory")) for x in entries}
-    if len(names) > 1 and (top := _umbrella(entries, above)) is not None:
-        del names[top]
+    if len(names) > 1 and 0 not in used and _has_umbrella(entries, above):
+        del names[0]
     if not names:
         raise ValueError(f"{where} has no categories; expected at least one")
     ids = sorted(names)
     return ids, [names[key] for key in ids]
 
 
-def _umbrella(entries: list[Any], above: set[str]) -> int | None:
-    """Returns Roboflow's category 0 that only stands above all others, or None."""
+def _has_umbrella(entries: list[Any], above: set[str]) -> bool:
+    """Whether category 0 only stands above all others, as Roboflow writes it."""
     first = next((x for x in entries if x["id"] == 0), None)
     if first is None or first.get("supercategory") != "none":
-        return None
-    return 0 if above == {"none", first["name"]} else None
+        return False
+    return above == {"none", first["name"]}
 
 
 @dataclasses.dataclass
@@ -194,11 +218,13 @@ class _Reader:
             entry = entry if isinstance(entry, dict) else {"id": entry}
             key, name = entry.get("id"), entry.get("file_name")
             sides: Any = entry.get("height"), entry.get("width")
-            if not (shapes.is_whole(key) or isinstance(key, str)):
+            if not (shapes.is_whole(key) or _is_text(key)):
                 raise self._error(f"image id {key!r}", "expected a whole number")
-            if not isinstance(name, str) or not name:
-                raise self._error(f"image {key} has no file_name", "expected one")
-            if not all(shapes.is_whole(side) and side > 0 for side in sides):
+            if not _is_text(name) or not objects.clean_name(name):
+                raise self._error(
+                    f"image {key} has file_name {name!r:.80}", "expected that of a file"
+                )
+            if not all(shapes.is_whole(x) and 0 < x < 2**31 for x in sides):
                 raise self._error(
                     f"image {key} ({name!r}) has height {sides[0]!r} and width "
                     f"{sides[1]!r}",
@@ -268,16 +294,17 @@ class _Reader:
         if box is None:
             self._count(_EMPTY, what)
             return None
-        area = entry.get("area")
-        if not shapes.is_number(area):
-            area = shapes.area(shape, box)
+        area, shape = entry.get("area"), shape if self._masks else None
+        # pycocotools leaves out objects whose area is none.
+        if not shapes.is_number(area) or not 0 < area <= size[0] * size[1]:
+            area = shapes.area(shape, box, size)
         return _Object(
             key,
             self._number[category],
             box,
             bool(crowd),
             float(area),
-            shape if self._masks else None,
+            shape,
         )
 
     def _shape(self, raw: Any, size: objects.Size, what: str) -> Any:

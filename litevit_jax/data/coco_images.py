@@ -5,22 +5,23 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import posixpath
-import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import PIL.Image
 
-from litevit_jax.data import coco_file, decode, filetree, jitter, layout, objects
+from litevit_jax.data import (
+    coco_file,
+    decode,
+    filetree,
+    jitter,
+    layout,
+    objects,
+    split_names,
+)
 from litevit_jax.data.sources import base
 
 _MOST_HEADERS = 5000  # images whose size is compared before a run; spread evenly
 _THREADS = 8
-
-
-def clean(name: str) -> str:
-    """Returns a file's name with slashes, without what leads out of the folder."""
-    parts = re.split(r"[/\\]+", name)
-    return "/".join(part for part in parts if part not in ("", ".", ".."))
 
 
 class Lookup:
@@ -35,13 +36,14 @@ class Lookup:
 
     def __init__(self, tree: filetree.Tree, path: str, split: str, images: str | None):
         self._tree, self._path = tree, path
+        self._kind = split_names.read(split).kind if split else None
         own, inside = posixpath.dirname(path), "images"
         tops = [own, split, f"{inside}/{split}", layout.join(own, inside), inside, ""]
         images = images and images.strip("/")
         self._tops = [images] if images else list(dict.fromkeys(tops))
         try:
             names = [layout.join(images or "", x) for x in tree.walk(images or "")]
-        except FileNotFoundError:  # no such folder: no image is there
+        except (FileNotFoundError, NotADirectoryError):  # no image is there
             names = []
         self._known = set(names)
         self._by_end: dict[str, list[str]] = collections.defaultdict(list)
@@ -58,11 +60,18 @@ class Lookup:
         Raises:
           ValueError: none of the images is there.
         """
+        if not file.images:
+            raise ValueError(
+                f"{self._tree.path_of(self._path)} lists no images; expected at least "
+                "one"
+            )
         rows, missing = [], []
-        for image in file.images:
-            name = self._name(image.name)
+        names = [self._whole(image.name) for image in file.images]
+        taken = set(names)
+        for image, name in zip(file.images, names, strict=True):
+            name = name or self._elsewhere(image.name, taken)
             if name is None:
-                name = layout.join(self._tops[0], clean(image.name))
+                name = layout.join(self._tops[0], objects.clean_name(image.name))
                 missing.append(image.name)
             rows.append((name, image.objects))
         if len(missing) == len(rows):
@@ -80,15 +89,24 @@ class Lookup:
             *[f"images named twice: {len(twice)} ({base.first(twice)})"] * bool(twice),
         ]
 
-    def _name(self, name: str) -> str | None:
+    def _whole(self, name: str) -> str | None:
         """Returns the name in the tree of the file that an entry names, or None."""
-        name = clean(name)
-        for top in self._tops:
-            if (whole := layout.join(top, name)) in self._known:
-                return whole
-        # Some tools name the file where it was uploaded.
-        same = self._by_end.get(posixpath.basename(name), [])
+        names = (layout.join(top, objects.clean_name(name)) for top in self._tops)
+        return next((name for name in names if name in self._known), None)
+
+    def _elsewhere(self, name: str, taken: Container[str | None]) -> str | None:
+        """Returns the only file with the last part of a name, or None.
+
+        Some tools write where a file was uploaded. Files that other entries name, and
+        those in folders of other splits, are other images.
+        """
+        same = self._by_end.get(posixpath.basename(objects.clean_name(name)), [])
+        same = [x for x in same if x not in taken and not self._is_of_other_split(x)]
         return same[0] if len(same) == 1 else None
+
+    def _is_of_other_split(self, name: str) -> bool:
+        kinds = {split_names.read(part).kind for part in name.split("/")[:-1]}
+        return self._kind is not None and bool(kinds - {None, self._kind})
 
 
 def bytes_of(tree: filetree.Tree, name: str) -> int:

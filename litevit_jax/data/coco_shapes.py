@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
@@ -11,6 +10,7 @@ import numpy as np
 from litevit_jax.data import objects, polygons
 
 _LEAST_COORDINATES = 6  # of a polygon
+_INFINITE = 1e18  # from here on no coordinate is one
 _EXPECTED = (
     "expected polygons [[x, y, x, y, ...]], runs {'size': [h, w], 'counts': ...} or "
     "the name of a PNG"
@@ -43,7 +43,19 @@ def read(
     if is_number(raw[0]):  # a single polygon, not in a list
         raw = [raw]
     good = [[float(c) for c in x] for x in raw if _is_polygon(x)]
-    return good, len(raw) - len(good)
+    return _near(good, size), len(raw) - len(good)
+
+
+def _near(flat: list[list[float]], size: objects.Size) -> list[list[float]]:
+    """Cuts polygons that reach far outside their image, which pycocotools cannot draw.
+
+    Those of which nothing is left are dropped, unless all are.
+    """
+    window, limit = (float(size[1]), float(size[0])), 2.0 * max(size)
+    if not any(min(x) < -limit or max(x) > limit for x in flat):
+        return flat
+    cut = (polygons.clip(np.reshape(x, (-1, 2)), window) for x in flat)
+    return [x.reshape(-1).tolist() for x in cut if len(x) > 2] or flat
 
 
 def _png(
@@ -51,7 +63,7 @@ def _png(
 ) -> np.ndarray:
     try:
         mask = read_png(raw)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a broken file may raise
         raise ValueError(
             f"segmentation {raw!r:.60}, which is no PNG of a mask ({error}); "
             f"{_EXPECTED}"
@@ -98,7 +110,7 @@ def is_whole(value: Any) -> TypeGuard[int]:
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether JSON has a finite number."""
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return numeric and math.isfinite(value)
+    return numeric and abs(value) < _INFINITE
 
 
 def _is_polygon(value: Any) -> bool:
@@ -107,7 +119,7 @@ def _is_polygon(value: Any) -> bool:
         and len(value) >= _LEAST_COORDINATES
         and len(value) % 2 == 0
         and set(map(type, value)) <= {int, float}
-        and math.isfinite(sum(value))
+        and all(abs(x) < _INFINITE for x in value)
     )
 
 
@@ -135,10 +147,14 @@ def _polygon_box(flat: list[float], window: polygons.Window) -> Any:
     return polygons.tight_box(np.reshape(flat, (-1, 2)), window)
 
 
-def area(shape: Any, box: Sequence[float]) -> float:
-    """Returns the area of a shape in pixels; of a box where there is none."""
+def area(shape: Any, box: Sequence[float], size: objects.Size) -> float:
+    """Returns the area of a shape in pixels of its image; of a box where there is none.
+
+    It counts the pixels of the mask, as COCO does.
+    """
     if shape is None:
         return (box[2] - box[0]) * (box[3] - box[1])
     if isinstance(shape, dict):
         return float(sum(shape["counts"][1::2]))
-    return sum(polygons.area(np.reshape(x, (-1, 2))) for x in shape)
+    masks = objects.pycocotools()
+    return float(masks.area(masks.merge(masks.frPyObjects(shape, *size))))

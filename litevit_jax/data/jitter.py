@@ -284,7 +284,7 @@ def check_size(annotated: Size, image: tuple[int, ...]) -> None:
     """Raises an AnnotationError unless the sizes (h, w) are the same."""
     if tuple(annotated) != tuple(image):
         turned = tuple(annotated) == tuple(image)[::-1]
-        hint = " (the image is turned by its EXIF orientation)" * turned
+        hint = " (the sides are swapped)" * turned
         raise AnnotationError(
             f"its objects are of an image of {annotated[1]} x {annotated[0]} pixels, "
             f"but the upright image has {image[1]} x {image[0]}{hint}; expected the "

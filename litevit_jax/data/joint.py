@@ -79,10 +79,10 @@ class Settings:
                 f"data.joint.short_side={self.short_side}, long_side={self.long_side}; "
                 "expected 0 < short_side <= long_side, in pixels"
             )
-        if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1]:
+        if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
             raise ValueError(
                 f"data.joint.ratio={tuple(self.ratio)}; expected (low, high) with "
-                "0 < low <= high"
+                "0 < low <= high, both finite"
             )
         if not 0 < self.most_of_one_class <= 1:
             raise ValueError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -88,6 +89,12 @@ def _resized(shape: Any, size: Size, scale: np.ndarray) -> Any:
     if isinstance(shape, list):
         return [(np.reshape(x, (-1, 2)) * scale).reshape(-1).tolist() for x in shape]
     return runs(resample.nearest(bitmap(shape), resample.Window.whole(size)))
+
+
+def clean_name(name: str) -> str:
+    """Returns a file's name with slashes, without what leads out of the folder."""
+    parts = re.split(r"[/\\]+", name)
+    return "/".join(part for part in parts if part not in ("", ".", ".."))
 
 
 def encode(objects: Objects) -> bytes:

@@ -102,7 +102,7 @@ def _left_out(source: sources_base.Source, data: Any) -> list[str]:
     counts = np.array(source.object_counts, int)
     if not joint.has_objects(settings.annotations_of(data)) or not len(counts):
         return []
-    most = data["joint"]["max_objects"]
+    most = (data["joint"] or {}).get("max_objects", joint.Settings.max_objects)
     images, objects = (counts > most).sum(), np.maximum(counts - most, 0).sum()
     if not images:
         return []

@@ -162,7 +162,8 @@ class Coco(base.Evaluator):
             return list(categories)
         called: list[int | None] = [None] * len(names)
         for category, number in zip(categories, match.numbers, strict=True):
-            called[number] = category
+            if number >= 0:  # the model knows the class
+                called[number] = category
         return called
 
     def _judged(self, truth, detected, categories) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def score(truth: dict[str, Any], detected: list[dict[str, Any]], kind: str) -> S
       kind: 'bbox' or 'segm'.
     """
     coco, cocoeval = map(importlib.import_module, MODULES)
+    truth, detected = _numbered(truth, detected)
     # With boxes, a mask would be small or large as its box is. It adds to copies.
     hidden = "bbox" if kind == "segm" else "segmentation"
     detected = [{k: v for k, v in x.items() if k != hidden} for x in detected]
@@ -59,12 +60,42 @@ def score(truth: dict[str, Any], detected: list[dict[str, Any]], kind: str) -> S
         judge.summarize()
     pairs = zip(NAMES, judge.stats, strict=True)
     numbers = {PREFIXES[kind] + k: 100 * float(x) for k, x in pairs if x > -1}
-    order = [list(judge.params.catIds).index(x["id"]) for x in truth["categories"]]
     # [overlaps, recalls, categories, areas, most detections]
-    precision = judge.eval["precision"][..., _ALL, _MOST][..., order]
+    precision = judge.eval["precision"][..., _ALL, _MOST]
     precision = np.where(precision > -1, 100 * precision, -1)
     every = (precision[..., number] for number in range(precision.shape[-1]))
     return Scores(numbers, [_mean(each) for each in every], precision)
+
+
+def _numbered(
+    truth: dict[str, Any], detected: list[dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns copies with images and categories numbered from 1, in their order.
+
+    pycocotools takes texts, numbers of more than 64 bits and both kinds together for
+    one another, or not at all.
+    """
+    images, kinds = (
+        {x["id"]: number for number, x in enumerate(truth[name], start=1)}
+        for name in ("images", "categories")
+    )
+
+    def those(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            x
+            | {
+                "image_id": images[x["image_id"]],
+                "category_id": kinds[x["category_id"]],
+            }
+            for x in rows
+        ]
+
+    numbered = {
+        "images": [x | {"id": images[x["id"]]} for x in truth["images"]],
+        "categories": [x | {"id": kinds[x["id"]]} for x in truth["categories"]],
+        "annotations": those(truth["annotations"]),
+    }
+    return numbered, those(detected)
 
 
 def _indexed(data: Any, content: dict[str, Any]) -> Any:

@@ -53,7 +53,7 @@ def make(
             "--config=configs/evaluate.py:label_maps,data=folder,path=DIR"
         )
     if top is not None and top < 1:
-        raise ValueError(f"predict: top={top}; expected 1 class or more")
+        raise ValueError(f"predict: top={top}; expected 1 or more")
     detects = "boxes" in context.predicts
     if target is None:
         path = context.outdir.parent / "predictions.csv"

@@ -70,8 +70,11 @@ def _next(config: Any, result: str) -> list[tuple[str, str, str]]:
     if job == "train" and config.objective.name == "segmentation":
         draw = ("label images of yours", "evaluate:label_maps,data=folder,path=DIR")
         return [(*draw, f"init={result}")]
-    if job == "train" and config.objective.name == "detect":
-        return [("evaluate it on other data", "evaluate", f"init={result}")]
+    if (config.get("objective") or {}).get("name") == "detect":
+        model = result if job == "train" else config.init
+        draw = ("draw what it sees on images of yours", "predict:data=folder,path=DIR")
+        evaluate = ("evaluate it on other data", "evaluate", f"init={model}")
+        return [(*draw, f"init={model}"), *[evaluate] * (job == "train")]
     if job == "train" and config.data.source == "digit_scenes":
         return [("label every pixel", "segment:digit_scenes", f"init={result}")]
     if job == "train" and config.objective.name not in _CLASSIFIERS:

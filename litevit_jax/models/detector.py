@@ -60,6 +60,25 @@ class Rules:
     detections: int = 100
     candidates: int = 2000
 
+    def __post_init__(self):
+        """Raises ValueError for a number out of range."""
+        fields = vars(self)
+        for name, value in fields.items():
+            is_count = isinstance(getattr(Rules, name), int)
+            if value < 1 if is_count else not 0 <= value <= 1:
+                expected = "1 or more" if is_count else "a number from 0 to 1"
+                raise ValueError(f"rules.{name}={value}: expected {expected}")
+        for less, more in (
+            ("anchor_low", "anchor_high"),
+            ("anchor_positive", "anchor_samples"),
+            ("box_positive", "box_samples"),
+        ):
+            if fields[less] > fields[more]:
+                raise ValueError(
+                    f"rules.{less}={fields[less]}: expected {more}={fields[more]} or "
+                    "less"
+                )
+
 
 def make(
     *,

@@ -242,6 +242,9 @@ def teacher_unused_error(path: str, objective: str) -> str:
     )
 
 
+_OF_WINDOWS = ("window", "global_blocks", "pos_grid")  # fields of a detector's encoder
+
+
 def _take_encoder(
     name: str, block: ConfigDict, known: dict[str, Any], path: str
 ) -> None:
@@ -249,6 +252,8 @@ def _take_encoder(
 
     `name` is the block's in the config, `path` the checkpoint's.
     """
+    # A plain encoder has no windows: a detector's parameters are refused by name.
+    known = {k: v for k, v in known.items() if k in block or k not in _OF_WINDOWS}
     if block.get("variant") is None:
         match.check_same(name, known, block, path)
         own = resolve.without_none(block.to_dict())

@@ -226,7 +226,7 @@ def test_objects_of_another_size_name_the_usual_cause():
     example = _scene() | {"image": file.getvalue()}
     with pytest.raises(AnnotationError, match="50 x 40 pixels, but the upright image "):
         _jitter()(example, Fixed(factor=1.0))
-    with pytest.raises(AnnotationError, match="turned by its EXIF orientation"):
+    with pytest.raises(AnnotationError, match="the sides are swapped"):
         _canvas(example)
 
 

@@ -324,3 +324,31 @@ def test_without_pycocotools_the_error_says_how_to_install_it(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
     with pytest.raises(ModuleNotFoundError, match=r"litevit_jax\[dense\]"):
         evaluator(tmp_path, Ellipses())
+
+
+@pytest.mark.parametrize(
+    ("images", "kinds"),
+    [
+        ((-1, 2**63 + 1), (1, 2)),
+        (("a", "a\0"), (1, 2**63 + 1)),
+        ((7, "b"), (-1, 2**64)),
+    ],
+)
+def test_ids_of_any_kind_are_told_apart(images, kinds):
+    boxes = [
+        {"image_id": image, "category_id": kind, "bbox": [1.0, 1.0, 5.0, 5.0]}
+        for image, kind in zip(images, kinds, strict=True)
+    ]
+    truth = {
+        "images": [{"id": image, "height": 9, "width": 9} for image in images],
+        "categories": [{"id": kind, "name": str(kind)} for kind in kinds],
+        "annotations": [
+            x | {"id": number, "area": 25.0, "iscrowd": 0}
+            for number, x in enumerate(boxes, start=1)
+        ],
+    }
+    detected = [x | {"score": 0.9} for x in boxes]
+    assert coco_scores.score(truth, detected, "bbox").classes == pytest.approx(
+        [100] * 2
+    )
+    assert coco_scores.score(truth, detected[:1], "bbox").classes[1] == 0

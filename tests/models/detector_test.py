@@ -198,3 +198,21 @@ def test_initial_values_are_detectron2s():
 def test_bad_settings_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):
         recorded(**changed)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"box_positive": 0}, "rules.box_positive=0: expected 1 or more"),
+        ({"proposals": -1}, "rules.proposals=-1: expected 1 or more"),
+        ({"overlap": 1.5}, "rules.overlap=1.5: expected a number from 0 to 1"),
+        (
+            {"box_positive": 25},
+            "rules.box_positive=25: expected box_samples=24 or less",
+        ),
+        ({"anchor_low": 0.8}, "rules.anchor_low=0.8: expected anchor_high=0.7 or less"),
+    ],
+)
+def test_rules_out_of_range_are_refused(rules, message):
+    with pytest.raises(ValueError, match=message):
+        recorded(**rules)

@@ -250,9 +250,9 @@ def _parse(tree: filetree.Tree, path: str) -> Any:
     """
     try:
         return json_text.loads(tree.read(path))
-    except (FileNotFoundError, KeyError):
+    except (FileNotFoundError, IsADirectoryError, KeyError):
         raise ValueError(
-            f"{tree.path_of(path)} does not exist; expected a JSON file of objects "
+            f"{tree.path_of(path)} is no such file; expected a JSON file of objects "
             "(data.options.json, a name in data.dir)"
         ) from None
     except (ValueError, RecursionError) as error:
@@ -272,7 +272,7 @@ class _Pngs(NamedTuple):
         if text.startswith(_PNG):
             encoded = base64.b64decode(text.removeprefix(_PNG), validate=True)
         else:
-            encoded = self._file(coco_images.clean(text))
+            encoded = self._file(objects.clean_name(text))
         with PIL.Image.open(io.BytesIO(encoded)) as opened:
             if opened.mode[0] not in "1LPI":
                 raise ValueError(f"colours, mode {opened.mode}")

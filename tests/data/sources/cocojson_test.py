@@ -129,7 +129,7 @@ def test_a_file_and_a_folder_elsewhere_are_named(tmp_path):
         _make(str(tmp_path), json="exports/march.json", images="exports")
     with pytest.raises(ValueError, match="none of its 2 images is there"):
         _make(str(tmp_path), json="exports/march.json", images="nothing")
-    with pytest.raises(ValueError, match=r"march\.txt does not exist"):
+    with pytest.raises(ValueError, match=r"march\.txt is no such file"):
         _make(str(tmp_path), json="march.txt")
 
 
@@ -316,12 +316,15 @@ IMAGE = {"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}
     [
         ({"images": [IMAGE, IMAGE]}, "two images have id 1: 'a.jpg' and 'a.jpg'"),
         ({"images": [IMAGE | {"id": None}]}, "image id None; expected a whole number"),
-        ({"images": [IMAGE | {"file_name": ""}]}, "image 1 has no file_name"),
+        (
+            {"images": [IMAGE | {"file_name": ""}]},
+            "image 1 has file_name ''; expected that",
+        ),
         (
             {"images": [IMAGE | {"width": 0}]},
             r"height 30 and width 0; expected its",
         ),
-        ({"images": [7]}, "image 7 has no file_name"),
+        ({"images": [7]}, "image 7 has file_name None; expected"),
         ({"images": None}, "is no COCO file of objects: expected an object with the"),
         ({"categories": []}, "x.json has no categories"),
         ({"categories": [{"id": 1}]}, "category {'id': 1}; expected a whole number"),
@@ -434,6 +437,7 @@ def test_too_many_objects_are_told_before_a_run(tmp_path):
     [line] = splits._left_out(source, data)
     assert line.startswith("1 of 2 images have more than data.joint.max_objects=4 obj")
     assert "(up to 6)" in line and "2 are no targets" in line
+    assert splits._left_out(source, {"joint": {"annotations": ("objects",)}}) == []
     data["joint"]["max_objects"] = 6
     assert not splits._left_out(source, data)
 
@@ -444,3 +448,98 @@ def test_without_pycocotools_the_extra_is_named(tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=r'install "litevit_jax\[dense\]"'):
         _make(dir)
     assert len(_make(dir, masks=False)) == 2
+
+
+def test_a_missing_image_is_not_that_of_another_split_or_entry(tmp_path):
+    for split, names in (("train", ("0.jpg", "b.jpg")), ("test", ("0.jpg",))):
+        path = tmp_path / split / "_annotations.coco.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(_content(_annotation(5), names=names)))
+    _picture(tmp_path / "train" / "b.jpg")
+    _picture(tmp_path / "test" / "0.jpg")
+    source = _make(str(tmp_path), keep_empty=True)
+    assert [source.name_of(i) for i in range(2)] == ["train/0.jpg", "train/b.jpg"]
+    assert "missing images: 1 (0.jpg)" in source.notes
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    content = _content(names=("p/a.jpg", "q/a.jpg"))
+    (lone / "result.json").write_text(json.dumps(content))
+    _picture(lone / "images" / "p" / "a.jpg")
+    assert "missing images: 1 (q/a.jpg)" in _make(str(lone)).notes
+
+
+@pytest.mark.parametrize("area", [-1, 0, 1e300, 10**400, None, "leave out"])
+def test_an_area_that_is_none_is_that_of_the_mask(area):
+    overhanging = [[-100, -100, 10, -100, 10, 10, -100, 10]]
+    read = _read(
+        _content(
+            _annotation(5, area=area),
+            _annotation(6, area=area, bbox=[0, 0, 10, 10], segmentation=overhanging),
+        )
+    )
+    assert read.images[0].objects.areas.tolist() == [64, 100]
+
+
+def test_polygons_far_outside_are_cut_to_their_image():
+    far = [[4, 4, 2e9, 4, 2e9, 12, 4, 12], [1e12, 5, 2e12, 5, 2e12, 9]]
+    [those] = [
+        x.objects
+        for x in _read(_content(_annotation(5, segmentation=far))).images
+        if len(x.objects)
+    ]
+    [shape] = those.shapes
+    assert len(shape) == 1 and max(shape[0]) == 40 and those.boxes[0, 2] == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"segmentation": [[1, 1, 10**400, 1, 6, 6]]}, None),
+        ({"bbox": [1, 1, 10**400, 5]}, "expected four finite numbers"),
+    ],
+)
+def test_numbers_that_no_float_holds_are_none(changes, message):
+    content = _content(_annotation(5, **changes), _annotation(9, 2))
+    if message is None:
+        assert any("polygons of less than 3" in x for x in _read(content).notes)
+        return
+    with pytest.raises(ValueError, match=message):
+        _read(content)
+
+
+@pytest.mark.parametrize("name", ["a\0.jpg", "a\ud800.jpg", "..", "/"])
+def test_names_that_no_file_has_are_refused(name):
+    with pytest.raises(ValueError, match=r"has file_name .* expected that of a file"):
+        _read(_content(names=(name, "b.jpg")))
+
+
+def test_a_category_0_with_objects_is_a_class():
+    entries = [{"id": 0, "name": "things", "supercategory": "none"}]
+    entries += [{"id": 3, "name": "car", "supercategory": "things"}]
+    content = _content(_annotation(5), _annotation(6, category_id=0))
+    assert _read(content | {"categories": entries}).classes == ["things", "car"]
+
+
+def test_a_file_without_images_says_so(tmp_path):
+    (tmp_path / "result.json").write_text(
+        json.dumps(_content() | {"images": [], "annotations": []})
+    )
+    with pytest.raises(ValueError, match="lists no images"):
+        _make(str(tmp_path))
+
+
+def test_folders_and_files_that_options_confuse_are_named(tmp_path):
+    dir = _write(tmp_path, _content())
+    with pytest.raises(ValueError, match="images is no such file"):
+        _make(dir, json="images")
+    with pytest.raises(ValueError, match="none of its 2 images is there"):
+        _make(dir, images="annotations/instances_default.json")
+
+
+def test_a_broken_picture_of_a_mask_is_named():
+    def broken(name):
+        raise SyntaxError("broken PNG file")  # as PIL does
+
+    content = _content(_annotation(5, segmentation="m.png"))
+    with pytest.raises(ValueError, match=r"annotation 5 .*no PNG of a mask \(broken"):
+        coco_file.read(content, "x.json", masks=True, read_png=broken)
