@@ -59,7 +59,7 @@ class TooLargeError(ValueError):
 def why_not(data: Any) -> str:
     """Says why the images of a `data` block cannot be cropped on devices, or ''."""
     if settings.annotations_of(data):
-        return "data.joint.annotations are cropped with their images, on the host"
+        return "what data.joint.annotations names is cropped with them"
     if data["randaugment"]["layers"]:
         return "RandAugment (data.randaugment.layers) needs Pillow, on the host"
     return ""

@@ -73,6 +73,11 @@ def run(
         f"{target}: detectron2, {len(data):,} bytes, {len(arrays)} arrays of {count:,} "
         f"parameters, {encoder.num_heads} heads; read again, they have the same bits",
     ]
+    if target.suffix == ".pth" and part == "all":
+        lines.append(
+            "a .pth has no metadata: whoever reads it must know the run's anchor_sizes "
+            "and rules; a .safetensors records them"
+        )
     return "\n".join(lines)
 
 

@@ -243,6 +243,13 @@ def _of_file(loaded: read.Checkpoint) -> Model:
         masks = objective["masks"]
         evaluator |= {"name": "coco", "masks": masks, "images": 4}
         joint = {"annotations": ("objects",) if masks else ("boxes",)}
+        if not loaded.config["detector"] and distributed.is_primary():
+            print(
+                f"{loaded.directory}: anchor_sizes and rules are not recorded; those "
+                "of the published detector are assumed. If it has others, set "
+                "--config.objective.anchor_sizes and --config.objective.rules.*",
+                flush=True,
+            )
     names = loaded.config["classes"]
     known = eval_setup.Known(count, names if len(names) == count else [])
     return Model(objective, {"test": evaluator}, known, joint)

@@ -210,7 +210,9 @@ def _detections(evaluator: Any, config: dict[str, Any], limit: int) -> _Look:
     if not evaluator.context.names:
         notes.append(f"classes are numbers: {config['init']} records no names")
     if evaluator.overlay:
-        notes.append(f"pictures with what is seen are in {evaluator.folder}")
+        notes.append(
+            f"pictures with the detections drawn on them are in {evaluator.folder}"
+        )
     return _Look(
         "Objects",
         "objects",
