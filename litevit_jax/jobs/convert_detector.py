@@ -14,6 +14,10 @@ from litevit_jax.jobs import convert_source
 from litevit_jax.models import vit
 from litevit_jax.weights import detectron2, names, safetensors, torch_write
 
+_BARE = (
+    "a .pth has no metadata: whoever reads it must know the run's anchor_sizes and "
+    "rules; a .safetensors records them"
+)
 # Fields of a conversion that have no meaning here, and their usual values.
 _USUAL = {"image_size": None, "preprocess": False, "half": False}
 
@@ -73,12 +77,8 @@ def run(
         f"{target}: detectron2, {len(data):,} bytes, {len(arrays)} arrays of {count:,} "
         f"parameters, {encoder.num_heads} heads; read again, they have the same bits",
     ]
-    if target.suffix == ".pth" and part == "all":
-        lines.append(
-            "a .pth has no metadata: whoever reads it must know the run's anchor_sizes "
-            "and rules; a .safetensors records them"
-        )
-    return "\n".join(lines)
+    bare = target.suffix == ".pth" and part == "all"
+    return "\n".join([*lines, *[_BARE] * bare])
 
 
 def _read(path, how, part):

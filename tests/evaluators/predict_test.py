@@ -90,7 +90,7 @@ def test_what_cannot_be_written_or_predicted_is_refused_first(tmp_path):
             r"ends in '\.json', expected one of \.csv, ",
         ),
         ({"target": str(tmp_path / "there.csv")}, FileExistsError, "there already"),
-        ({"top": 0}, ValueError, "top=0; expected 1 class or more"),
+        ({"top": 0}, ValueError, "top=0; expected 1 or more"),
     ):
         with pytest.raises(error, match=message):
             predict.make(context=embed_test.context(), **kwargs)
