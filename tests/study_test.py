@@ -105,14 +105,34 @@ def test_the_claims_teachers_and_tasks_are_those_of_their_rows(tmp_path):
     runs = {run.name: run for run in planned(setting, "claim", rows, tmp_path)}
     evaluated = {name for name in runs if name.endswith("-supervised-0")}
     assert evaluated == {"other-supervised-0"}
-    for method, teacher in (("distill", "teacher"), ("distill_weak", "teacher_weak")):
-        assert runs[f"{method}-1"].after == (f"{teacher}-0",)
+    for method, teacher in (("distill", "teacher"), ("distill_weak", "mae")):
+        assert runs[f"{method}-0"].after == (f"{teacher}-0",)
         assert f"--config.teacher={tmp_path / f'{teacher}-0'}" in (
-            runs[f"{method}-1"].arguments
+            runs[f"{method}-0"].arguments
         )
-    assert "--config.epochs=2" in runs["teacher_weak-0"].arguments
+    assert "--config.epochs=10" in runs["teacher-0"].arguments
+    assert "distill-1" in runs and "distill_weak-1" not in runs
+    evaluated = {name for name in runs if name.endswith("-distill_weak-0")}
+    assert evaluated == {"hundredth-distill_weak-0"}
     assert runs["supervised-0"].arguments[0].endswith("animals.csv")
     assert runs["other-distill-0"].arguments[0].endswith("vehicles.csv,shots=10")
+
+
+def test_a_run_begins_once_its_teacher_has_ended(tmp_path, monkeypatch):
+    setting = study.claim("DIR", tmp_path)
+    runs = planned(setting, "claim", ["mae", "distill"], tmp_path)
+    ended = []
+
+    def one(self, run, cores):
+        assert set(run.after) <= set(ended)
+        ended.append(run.name)
+        return run.name != "teacher-0"
+
+    monkeypatch.setattr(study.Runner, "_one", one)
+    runner = study.Runner(runs, tmp_path, jobs=2)
+    runner.run()
+    assert runner.failed == ["teacher-0"]
+    assert not [name for name in ended if "distill" in name]
 
 
 def test_tasks_list_the_images_of_their_classes(tmp_path):
