@@ -297,7 +297,7 @@ def _leaves(block: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _recipe(runs: Sequence[run_record.Run]) -> list[Any]:
-    """Lists how each run departs from its recipe for ImageNet; whole configs folded."""
+    """Lists how each run departs from its published recipe; whole configs folded."""
     parts = _between(runs) if len(runs) > 1 else []
     for run in runs:
         if len(runs) > 1:
@@ -318,7 +318,8 @@ def _departures(run: run_record.Run, *, fold: bool) -> list[Any]:
     rows = [[page.Field(k), _short(a), _short(b)] for k, a, b in fields]
     table = page.Table(["field", "recipe", "this run"], rows)
     text = (
-        f"{len(fields)} fields differ from configs/{name}.py, the recipe for ImageNet."
+        f"{len(fields)} fields differ from configs/{name}.py, the recipe for "
+        f"{published.data_of(name)[1]}."
     )
     return [page.Text(text), page.Folded("These fields", table) if fold else table]
 

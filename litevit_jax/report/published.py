@@ -54,6 +54,9 @@ WITH_BIAS = {
 }
 
 
+_DATA = {"detect": ("coco", "COCO"), "segment": ("ade20k", "ADE20K")}
+
+
 def recipe_of(config: dict[str, Any]) -> str | None:
     """Returns the file in configs/ that a run's config was made by, or None."""
     title = str(config.get("name", ""))
@@ -61,17 +64,23 @@ def recipe_of(config: dict[str, Any]) -> str | None:
     return max(fits, key=len, default=None)
 
 
+def data_of(recipe: str) -> tuple[str, str]:
+    """Returns the variant of the data that a recipe was published for, and a name."""
+    return _DATA.get(recipe, ("imagenet2012", "ImageNet"))
+
+
 def differences(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Returns (field, the recipe's value, the run's) where a run departs from it.
 
-    The recipe is that for ImageNet. Fields that the run's config lacks, being older
-    than they are, are no departure; nor are those of an older version that are gone.
+    The recipe is that for the data of `data_of`. Fields that the run's config lacks,
+    being older than they are, are no departure; nor are those of an older version that
+    are gone.
     """
     name = recipe_of(config)
     if name is None:
         return []
     try:
-        plain = recipes.get(name, "imagenet2012")
+        plain = recipes.get(name, data_of(name)[0])
     except ValueError:  # a recipe that reads no images of its own
         plain = recipes.get(name)
     recipe = workdirs.plain(plain.copy_and_resolve_references().to_dict())

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from litevit_jax import recipes
 from litevit_jax.report import published, run_record
 from litevit_jax.train import eval_runner
 from litevit_jax.train import workdir as workdirs
@@ -71,3 +72,14 @@ def test_what_a_relative_bias_should_reach_depends_on_the_start(first, want, tmp
     )
     row = published.of(run_record.read("tuned", tuned))
     assert (row and row["expected"]) == want
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "data"),
+    [("detect", "coco", "COCO"), ("segment", "ade20k", "ADE20K")],
+)
+def test_dense_recipes_are_compared_with_those_of_their_own_data(name, variant, data):
+    config = workdirs.plain(recipes.get(name, variant).to_dict())
+    config["data"]["channels"] = 3  # as a run fills it
+    assert published.data_of(name) == (variant, data)
+    assert not [x for x, *_ in published.differences(config) if x.startswith("data.")]
