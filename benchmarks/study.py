@@ -23,8 +23,8 @@ of 0.9 million parameters, a teacher of 4.8. It fine-tunes with all, 10 % and 1 
 labels, and on another task with 10 images a class: the four vehicles, for which the
 supervised row has learned the six animals. Rows of one seed and 1 % of the labels ask
 which signal of the teacher helps: hidden states or relations in place of attention, a
-middle layer, a teacher of the student's size. `--scale=0.1` trains a tenth of the
-epochs.
+middle layer, a teacher of the student's size. It was not run to its end yet.
+`--scale=0.1` trains a tenth of the epochs.
 
     python benchmarks/study.py --data=digits --out=runs/check --check
 

@@ -68,8 +68,13 @@ class Lookup:
         rows, missing = [], []
         names = [self._whole(image.name) for image in file.images]
         taken = set(names)
+        names = [
+            name or self._elsewhere(image.name, taken)
+            for image, name in zip(file.images, names, strict=True)
+        ]
+        claims = collections.Counter(name for name in names if name not in taken)
         for image, name in zip(file.images, names, strict=True):
-            name = name or self._elsewhere(image.name, taken)
+            name = None if claims[name] > 1 else name
             if name is None:
                 name = layout.join(self._tops[0], objects.clean_name(image.name))
                 missing.append(image.name)

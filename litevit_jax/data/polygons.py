@@ -92,12 +92,6 @@ def _contains(polygon: np.ndarray, points: np.ndarray) -> np.ndarray:
     return crossed.sum(axis=1) % 2 == 1
 
 
-def area(polygon: np.ndarray) -> float:
-    """Returns the area that a polygon encloses."""
-    x, y = polygon.T
-    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
-
-
 def draw(polygons: Sequence[np.ndarray], box: np.ndarray, size: int) -> np.ndarray:
     """Draws polygons inside a box, by COCO's rule: bool [size, size]."""
     sides = np.maximum(box[2:] - box[:2], _LEAST_SIDE)

@@ -21,7 +21,7 @@ _ENDS = 3  # classes with the highest and the lowest precision that have a curve
 
 
 class Scores(NamedTuple):
-    """How well detections agree with the truth, in percent.
+    """The agreement of detections with the truth, in percent.
 
     Attributes:
       numbers: COCO's, by name, without those that there is no object for.

@@ -105,7 +105,3 @@ def test_windows_inside_outside_and_beside(polygon, box):
     assert (found is None) == (box is None)
     if box:
         np.testing.assert_array_equal(found, box)
-
-
-def test_areas_are_those_enclosed():
-    assert polygons.area(np.array([(0, 0), (4, 0), (4, 3)], float)) == 6.0

@@ -466,6 +466,12 @@ def test_a_missing_image_is_not_that_of_another_split_or_entry(tmp_path):
     (lone / "result.json").write_text(json.dumps(content))
     _picture(lone / "images" / "p" / "a.jpg")
     assert "missing images: 1 (q/a.jpg)" in _make(str(lone)).notes
+    content = _content(names=("p/a.jpg", "q/a.jpg", "b.jpg"))
+    (lone / "result.json").write_text(json.dumps(content))
+    (lone / "images" / "p" / "a.jpg").rename(lone / "images" / "a.jpg")
+    _picture(lone / "images" / "b.jpg")
+    [note] = [x for x in _make(str(lone)).notes if x.startswith("missing")]
+    assert note.startswith("missing images: 2")  # nothing tells whose it is
 
 
 @pytest.mark.parametrize("area", [-1, 0, 1e300, 10**400, None, "leave out"])
