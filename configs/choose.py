@@ -89,7 +89,7 @@ def _data(config, given):
     config.data.image_size = placeholder(int)  # pixels, height; None: 32 or 64
     common.use_data(config, given)
     if not given["data"] and not given["smoke"]:
-        config.data.source = placeholder(str)  # a variant names the images
+        config.data.source = placeholder(str)  # None: a variant names the images
     config.data.holdout.eval = 0.2  # share of the training images to choose by
     for field in set(config.data) - set(DATA):
         del config.data[field]

@@ -272,7 +272,7 @@ def imagenet():
     data.multi_hot = config_dict.placeholder(int)
     data.required = False  # False: a missing default location may start the digits
     data.train_split = "train"  # 'a+b' joins splits
-    data.eval_split = "validation"  # what evaluations read
+    data.eval_split = "validation"  # what evaluations read; ".": all images of a folder
     data.holdout = holdout()
     data.shots = config_dict.placeholder(int)  # training images of each class
     data.fraction = 1.0  # of the training images, over all classes
@@ -294,7 +294,7 @@ def imagenet():
     data.randaugment = randaugment(layers=0)
     data.joint = joint()
     data.views = 1  # random crops of each training image
-    data.eval_crop_fraction = 0.875  # of the shorter side, in evaluations
+    data.eval_crop_fraction = 0.875  # of the shorter side; None: as the run tells
     data.max_pixels = 100_000_000  # larger images count as unreadable
     data.max_bad_fraction = 0.001  # more unreadable files than that end the run
     data.decoder = "auto"  # fast (libjpeg-turbo, OpenCV) if installed, else pillow
@@ -333,12 +333,13 @@ def joint():
 
 def randaugment(layers=2, magnitude=10.0):
     """RandAugment after crop and flip, as timm's `rand-m10-mstd0.5-inc1`; 0: off."""
-    return {
+    randaugment = {
         "layers": layers,  # operations on each image; 0: off
         "magnitude": magnitude,  # of 10
         "std": 0.5,  # of the magnitude
         "probability": 0.5,  # of each operation
     }
+    return randaugment
 
 
 def use_data(config, given):
@@ -532,7 +533,10 @@ def evaluation(name, given):
 
 
 def of_pictures(name, given):
-    """As `evaluation`, of images that `images` names unless a variant names data."""
+    """As `evaluation`, of images that `images` names unless a variant names data.
+
+    It reads all of a folder, and an image that it cannot read has a row that says so.
+    """
     other = given["data"] or given["smoke"]
     config = evaluation(name, given if other else given | {"data": "files"})
     config.images = config.data.get_ref("dir")  # picture, folder, pattern, LIST.txt
@@ -540,11 +544,10 @@ def of_pictures(name, given):
         config.name = name
         config.data.eval_split = "."
     elif given["data"] in ("files", "folder"):
-        config.data.eval_split = "."  # all images, whatever their folders are called
+        config.data.eval_split = "."
     if not is_embedded(config):
-        # As the model's own evaluations; None: the share that its run or file records.
         config.data.eval_crop_fraction = config_dict.placeholder(float)
-    config.data.max_bad_fraction = 1.0  # what cannot be read has a row of its own
+    config.data.max_bad_fraction = 1.0
     config.log.report = False
     return config
 

@@ -33,7 +33,8 @@ def get_config(arg=None):
     if given["smoke"] and given["data"] is None:
         given["data"] = "digit_scenes"
     config = common.base("detect-boxes" if given["boxes"] else "detect")
-    config.init_required = True  # nothing is pre-trained here; or random
+    # No run without `init`; "random" trains from random parameters.
+    config.init_required = True
     config.update(batch_size=64, epochs=100)
     _objective(config)
     _data(config, given)
@@ -45,7 +46,8 @@ def get_config(arg=None):
     config.data.channels = placeholder(int)  # None: as the model was trained
     if given["boxes"]:
         config.objective.masks = config.evals.test.masks = False
-        config.init_load_if_there = config.init_load_if_there[:-1]  # no mask head
+        *others, _ = config.init_load_if_there  # all but the mask head
+        config.init_load_if_there = tuple(others)
         config.data.joint.annotations = ("boxes",)
     if common.is_embedded(config) or given["smoke"]:
         _small(config)
@@ -69,41 +71,42 @@ def _objective(config):
         | {
             "pos_embed": "learned_sincos",
             "pos_grid": placeholder(tuple),  # patches of the table of positions
-            "window": 14,  # side in patches of the windows that most blocks see
-            "global_blocks": (),  # numbers of the others; (): the last of each quarter
+            "window": 14,  # side in patches of the windows of most blocks
+            # Blocks, from 1, that see all patches; (): the last one of each quarter.
+            "global_blocks": (),
         },
         "num_classes": placeholder(int),  # None: the data's
         "masks": True,  # whether masks are predicted, too
         "channels": 256,  # of the pyramid and of all convolutions
         "rpn_convs": 2,  # convolutions before the proposals
         "box_convs": 4,  # convolutions of the box head
-        "box_hidden": 1024,  # width of its linear layer
+        "box_hidden": 1024,  # width of the linear layer of the box head
         "mask_convs": 4,  # convolutions of the mask head
         "anchor_sizes": (2.0, 4.0, 8.0, 16.0, 32.0),  # of five levels, in patches
         "pooled": (7, 14),  # bins on a side of what box and mask head read
         "rules": {
-            "train_per_level": 2000,  # boxes of a level that become proposals
-            "test_per_level": 1000,  # the same in evaluations
-            "proposals": 1000,  # of an image
-            "proposal_overlap": 0.7,  # IoU from which proposals suppress others
-            "anchor_low": 0.3,  # IoU below which an anchor is negative
-            "anchor_high": 0.7,  # IoU from which it is positive
+            "train_per_level": 2000,  # best of a level, before NMS, in training
+            "test_per_level": 1000,  # best of a level, before NMS, in evaluations
+            "proposals": 1000,  # proposals of an image, after NMS
+            "proposal_overlap": 0.7,  # IoU above which NMS drops a proposal
+            "anchor_low": 0.3,  # an anchor of a lower IoU with all objects is negative
+            "anchor_high": 0.7,  # an anchor of at least this IoU is positive
             "anchor_samples": 256,  # anchors of an image in the loss
-            "anchor_positive": 128,  # of them, at most
-            "box_overlap": 0.5,  # IoU from which a proposal holds an object
+            "anchor_positive": 128,  # positive anchors of an image in the loss, at most
+            "box_overlap": 0.5,  # a proposal of at least this IoU is positive
             "box_samples": 512,  # proposals of an image in the loss
-            "box_positive": 128,  # of them with an object, at most
-            "min_score": 0.05,  # of a detection
-            "overlap": 0.5,  # IoU beyond which detections of a class suppress others
-            "detections": 100,  # of an image
-            "candidates": 2000,  # pairs of box and class that are looked at
+            "box_positive": 128,  # positive proposals of an image in the loss, at most
+            "min_score": 0.05,  # lowest score of a detection
+            "overlap": 0.5,  # IoU above which NMS drops a detection of the same class
+            "detections": 100,  # detections of an image, at most
+            "candidates": 2000,  # best (box, class) pairs of an image, before NMS
         },
         "drop_path": 0.0,  # of the last block; less before
         "dtype": "auto",
     }
     config.lr = {
-        "base": 4e-4,  # per 256 images: 1e-4 of a batch of 64
-        "warmup_epochs": 0.1356,  # 250 updates on COCO
+        "base": 4e-4,  # peak, per 256 images of the batch
+        "warmup_epochs": 0.1356,  # epochs in which it rises; on COCO 250 updates
         "start": 1e-7,
         "end": 0.0,
         "decay": "steps",  # a tenth after 8/9 and after 26/27 of the run
@@ -180,7 +183,11 @@ def _small(config):
         return
     if config.data.source == "digit_scenes":
         config.data.options.objects = True  # in place of a class for each pixel
-    config.data.update(image_size=48, flip=0.0)  # a digit has a left and a right
+    # A digit has a left and a right.
+    config.data.update(
+        image_size=48,
+        flip=0.0,
+    )
     config.data.joint.ratio = (0.8, 1.25)
     config.update(batch_size=8, steps=700)
     config.lr.update(base=0.032, warmup_epochs=10.0, start=0.0)

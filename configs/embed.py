@@ -35,10 +35,9 @@ def get_config(arg=None):
     fields["folder"] = config.data.get_ref("dir")  # the file records it
     config.evals.embed = {"name": "embed", "split": "eval", **fields}
     if given["data"] in ("files", "folder"):
-        config.data.eval_split = "."  # all images, whatever their folders are called
+        config.data.eval_split = "."
     if not common.is_embedded(config):
-        # As the model's own evaluations; None: the share that its run or file records.
         config.data.eval_crop_fraction = config_dict.placeholder(float)
-    config.data.max_bad_fraction = 1.0  # what cannot be read has a column of its own
+    config.data.max_bad_fraction = 1.0
     config.log.report = False
     return config.lock()

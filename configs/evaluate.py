@@ -61,7 +61,7 @@ def get_config(arg=None):
     if given["v2"]:
         config.evals.v2 = _block("classification", data=_imagenet_v2(given["v2"]))
     if set(config.evals) == {"label_maps"} and given["data"] == "folder":
-        config.data.eval_split = "."  # all images, whatever their folders are called
+        config.data.eval_split = "."
     if (given["real"] or given["v2"]) and not given["classification"]:
         config.evals.test = _block("classification")
     return config.lock()

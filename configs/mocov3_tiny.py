@@ -82,13 +82,17 @@ def _views(augment):
     }
     augment.gaussian_blur = {
         "sigma": (0.1, 2.0),  # pixels
-        "probability": (1.0, 0.1),
+        "probability": (1.0, 0.1),  # of the first and of the second view
     }
-    augment.grayscale = {"probability": (0.2, 0.2)}
-    augment.flip = {"probability": (0.5, 0.5)}
+    augment.grayscale = {
+        "probability": (0.2, 0.2),  # of the first and of the second view
+    }
+    augment.flip = {
+        "probability": (0.5, 0.5),  # of the first and of the second view
+    }
     augment.solarize = {
         "threshold": 128,  # of 256, from which on values are inverted
-        "probability": (0.0, 0.2),
+        "probability": (0.0, 0.2),  # of the first and of the second view
     }
 
 

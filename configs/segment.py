@@ -83,7 +83,7 @@ def _objective(config, head):
     # Peak 1e-4 of a batch of 16, and 1e-3 of linear heads.
     config.lr = {
         "base": 1.6e-2 if frozen else 1.6e-3,
-        "warmup_epochs": 1.2,  # 1,500 updates on ADE20K
+        "warmup_epochs": 1.2,  # epochs in which it rises; on ADE20K 1,500 updates
         "start": 1e-9 if frozen else 1e-10,
         "end": 0.0,
         "decay": "cosine" if frozen else "linear",  # after the warm-up
@@ -154,7 +154,11 @@ def _small(config, head):
     config.objective.encoder.init_style = "mae"
     if not common.is_embedded(config):
         return
-    config.data.update(image_size=48, flip=0.0)  # a digit has a left and a right
+    # A digit has a left and a right.
+    config.data.update(
+        image_size=48,
+        flip=0.0,
+    )
     config.data.joint.update(
         short_side=48,
         long_side=48,

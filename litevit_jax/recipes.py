@@ -200,8 +200,8 @@ def _settings(node: ast.AST) -> Iterator[tuple[str, int, int]]:
     if isinstance(node, ast.Assign | ast.Return):
         targets = node.targets if isinstance(node, ast.Assign) else []
         base = _dotted(targets[0]) if targets else ""
-        if isinstance(node.value, ast.Dict):
-            yield from _entries(base, node.value)
+        if blocks := _dicts(node.value):
+            yield from _entries(base, blocks)
         elif base:
             yield base, node.lineno, node.end_lineno or 0
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -212,12 +212,20 @@ def _settings(node: ast.AST) -> Iterator[tuple[str, int, int]]:
                 yield f"{base}.{word.arg}".replace("..", "."), word.lineno, line or 0
 
 
-def _entries(base: str, block: ast.Dict) -> Iterator[tuple[str, int, int]]:
-    for key, value in zip(block.keys, block.values, strict=True):
+def _dicts(node: ast.expr | None) -> list[ast.Dict]:
+    """The dicts that `{...}`, or `{...} | {...}`, writes out."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _dicts(node.left) + _dicts(node.right)
+    return [node] if isinstance(node, ast.Dict) else []
+
+
+def _entries(base: str, blocks: list[ast.Dict]) -> Iterator[tuple[str, int, int]]:
+    pairs = (zip(x.keys, x.values, strict=True) for x in blocks)
+    for key, value in itertools.chain.from_iterable(pairs):
         if isinstance(key, ast.Constant) and isinstance(key.value, str):
             name = f"{base}.{key.value}" if base else key.value
-            if isinstance(value, ast.Dict):
-                yield from _entries(name, value)
+            if inner := _dicts(value):
+                yield from _entries(name, inner)
             else:
                 yield name, key.lineno, value.end_lineno or 0
 

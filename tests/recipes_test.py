@@ -28,3 +28,15 @@ def test_a_recipe_that_derives_from_another_has_its_comments(package, tmp_path):
     assert lines["epochs"].endswith("# quick")
     assert lines["objective.mask_unit"].endswith("# patches of 16 pixels")
     assert lines["seed"].endswith("# of everything that is random")
+
+
+def test_a_comment_describes_the_field_not_the_value_of_another_variant():
+    shown = recipes.describe(
+        recipes.FOLDER / "detect.py", recipes.get("detect", "folder,path=x")
+    )
+    lines = {line.split()[0]: line.partition("# ")[2] for line in shown.splitlines()}
+    assert lines["data.flip"] == "probability of left and right being swapped"
+    assert lines["init_load_if_there"] == "taken from `init` where it has them"
+    assert lines["data.randaugment.std"] == "of the magnitude"
+    # Written as `shared | {...}`.
+    assert "windows" in lines["objective.encoder.window"]
