@@ -375,24 +375,30 @@ def plan(
     runs = []
     if "random" in methods:
         runs.append(_shape(setting, out))
-    teachers = dict.fromkeys(filter(None, map(_teacher_of, methods)))
-    runs += [_pretraining(setting, teacher, 0, out) for teacher in teachers]
-    for seed in range(seeds):
-        trained = [method for method in methods if method != "random"]
-        runs += [
-            _pretraining(setting, method, seed, out)
-            for method in trained
+    # Side questions last: a study that is stopped has its main rows.
+    for rows in (
+        [method for method in methods if method not in ASIDE],
+        [method for method in methods if method in ASIDE],
+    ):
+        teachers = dict.fromkeys(filter(None, map(_teacher_of, rows)))
+        runs += [_pretraining(setting, teacher, 0, out) for teacher in teachers]
+        asked = [
+            (method, seed)
+            for seed in range(seeds)
+            for method in rows
             if seed < repeats(table, method, seeds)
         ]
-    for seed in range(seeds):
-        for method in methods:
-            if seed >= repeats(table, method, seeds):
-                continue
-            runs += [
-                _evaluation(setting, name, method, seed, out)
-                for name in COLUMNS[table]
-                if name not in LEFT_OUT.get((table, method), ())
-            ]
+        runs += [
+            _pretraining(setting, method, seed, out)
+            for method, seed in asked
+            if method != "random"
+        ]
+        runs += [
+            _evaluation(setting, name, method, seed, out)
+            for method, seed in asked
+            for name in COLUMNS[table]
+            if name not in LEFT_OUT.get((table, method), ())
+        ]
     return list({run.name: run for run in runs}.values())  # a teacher may be a row, too
 
 
