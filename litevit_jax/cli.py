@@ -6,6 +6,7 @@ Importing this module loads neither JAX nor TensorFlow, so `--help` is quick.
 from __future__ import annotations
 
 import importlib
+import logging as std_logging
 import math
 import os
 import signal
@@ -30,12 +31,20 @@ _SHARED = ("evaluate", "sweep", "train", "transfer")  # several processes share 
 _JOBS = (*_ANALYSES, "convert", *_SHARED)
 
 
+class _Warnings(std_logging.Formatter):
+    """Prints 'warning: text', without absl's time and line of source."""
+
+    def format(self, record: std_logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {super().format(record)}"
+
+
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Runs the subcommand that `argv` names, or parses its flags into `values`.
 
     Raises:
       SystemExit: a subcommand ran, or see `commandline.parse`.
     """
+    logging.get_absl_handler().setFormatter(_Warnings())
     subcommands.run(argv)
     return commandline.parse(argv, values)
 

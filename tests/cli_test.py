@@ -153,7 +153,7 @@ def test_a_named_place_without_data_is_an_error_that_lists_the_ways_on(
     # What runs where, and the data unless this process has named them before.
     first, *rest = out.splitlines()
     assert first.startswith("mae_tiny: train on 8 CPU devices")
-    assert not [line for line in rest if not line.startswith("data 'train': ")]
+    assert not [line for line in rest if not line.startswith("split 'train': ")]
     assert re.search(r"error: data set 'imagenet2012' is not in ", err)
     assert "python -m litevit_jax.data.prepare --name=imagenet2012 --data_dir=" in err
     assert ":data=folder,path=DIR" in err
@@ -657,7 +657,7 @@ def test_an_error_of_the_user_is_a_message_and_no_trace(capsys):
     # What runs where, and the data unless this process has named them before.
     first, *rest = out.splitlines()
     assert first.startswith("mae_tiny-digits-smoke: train on 8 CPU devices")
-    assert not [line for line in rest if not line.startswith("data 'train': ")]
+    assert not [line for line in rest if not line.startswith("split 'train': ")]
 
 
 def test_a_full_disk_is_a_message_wherever_it_shows(capsys, monkeypatch):

@@ -165,7 +165,7 @@ def test_objects_on_pictures_of_any_kind_are_written_drawn_and_shown(
     sizes = {x["file_name"]: (x["width"], x["height"]) for x in content["images"]}
     upright = {"a.png": (90, 60), "b.png": (40, 40), "c.png": (50, 30)}
     assert sizes == upright | {"sub/d.png": (60, 1)}
-    assert "no image" in content["unreadable"][0]["error"]
+    assert "not an image" in content["unreadable"][0]["error"]
     images = {x["id"]: x for x in content["images"]}
     assert {x["image_id"] for x in content["annotations"]} >= {1, 2, 4}
     for each in content["annotations"]:
@@ -182,7 +182,7 @@ def test_objects_on_pictures_of_any_kind_are_written_drawn_and_shown(
     page = target.with_suffix(".html").read_text()
     assert page.count('<img src="data:image/jpeg;base64,') == 4
     printed = capsys.readouterr().out
-    assert "broken.jpg  not read: 10 bytes that are no image" in printed
+    assert "broken.jpg  not read: not an image (10 bytes)" in printed
     assert "1 of 5 images could not be read; the list 'unreadable'" in printed
 
 

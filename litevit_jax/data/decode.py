@@ -181,7 +181,7 @@ def open_image(encoded: bytes) -> Iterator[PIL.Image.Image]:
         raise
     except PIL.UnidentifiedImageError as error:
         raise DecodeError(
-            f"{len(encoded)} bytes that are no image; expected one of "
+            f"not an image ({len(encoded)} bytes); expected one of "
             f"{', '.join(_FORMATS)}, NumPy, DICOM"
         ) from error
     except Exception as error:  # PIL's plug-ins raise any kind

@@ -94,7 +94,7 @@ def _survey(source: sources_base.Source, split: str, data: Any) -> None:
         max_pixels=data["max_pixels"],
     )
     for line in [*lines, *_left_out(source, data)]:
-        _warn(f"data {split!r}: {line}")
+        _warn(f"split {split!r}: {line}")
 
 
 def _left_out(source: sources_base.Source, data: Any) -> list[str]:
@@ -234,7 +234,9 @@ def _open(data: Any, splits: str) -> sources_base.Source:
     ]
     for split, source in zip(splits.split("+"), opened, strict=True):
         _check_channels(source, data)
-        _say(f"data {split.strip()!r}: {source.summary()}")
+        name = split.strip()
+        what = "" if name == "." else f"split {name!r}: "
+        _say(f"{what}{source.summary()}")
     return subsets.join(opened)
 
 

@@ -97,7 +97,7 @@ class Context:
         def compute() -> Iterator[tuple[Rows, Rows]]:
             feed = self.kept.feed(source, read) if self.kept and whole else read()
             for fed in feed:
-                distributed.heartbeat(f"evaluation on {split!r}", grace=True)
+                distributed.heartbeat(f"evaluating on split {split!r}", grace=True)
                 preemption.vote(self.mesh)
                 yield jax.device_get(
                     predict(state.params, state.model_state, fed.batch)

@@ -55,32 +55,70 @@ def drawn(
             share = share.resize(picture.size, Image.Resampling.NEAREST)
             picture.paste(_rgb(colours[number]), (0, 0), share)
     draw = ImageDraw.Draw(picture)
-    scale = np.divide(size[::-1], (width, height))
+    scale = np.tile(np.divide(size[::-1], (width, height)), 2)
+    line = 1 + max(size) // _PER_LINE
+    boxes = []
     for each, number in marks:
-        left, top, wide, high = np.asarray(each["bbox"]) * np.tile(scale, 2)
-        right, bottom = max(left + wide - 1, left), max(top + high - 1, top)
-        line = 1 + max(size) // _PER_LINE
-        colour = _rgb(colours[number])
-        draw.rectangle((left, top, right, bottom), outline=colour, width=line)
-        if names:
-            share = f" {100 * each['score']:.0f} %" if "score" in each else ""
-            _label(draw, (left, top), _short(names[number]) + share, colour)
+        left, top, wide, high = np.asarray(each["bbox"]) * scale
+        box = left, top, max(left + wide - 1, left), max(top + high - 1, top)
+        draw.rectangle(box, outline=_rgb(colours[number]), width=line)
+        boxes.append(box)
+    if names:
+        texts = [_short(names[number]) + _percent(each) for each, number in marks]
+        _write(draw, boxes, texts, [_rgb(colours[number]) for _, number in marks])
     return np.asarray(picture)
 
 
-def _label(
-    draw: ImageDraw.ImageDraw, corner: tuple[float, float], text: str, colour: Any
+def _percent(each: dict[str, Any]) -> str:
+    return f" {100 * each['score']:.0f} %" if "score" in each else ""
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    boxes: Sequence[tuple[float, float, float, float]],
+    texts: Sequence[str],
+    colours: Sequence[tuple[int, int, int]],
 ) -> None:
-    """Writes a text on its colour above a corner, moved to where it can be seen."""
-    width, height = draw.im.size
-    letters = max(max(width, height) // _LETTERS, _LEAST_LETTER)
+    """Writes a text on its colour at each box; the last ones choose where first.
+
+    A text stands above its box, or at another edge where it hides less of the texts
+    that are written already.
+    """
+    letters = max(max(draw.im.size) // _LETTERS, _LEAST_LETTER)
     font = ImageFont.load_default(letters)
-    _, _, wide, high = draw.textbbox((0, 0), text, font=font)
-    left = max(min(corner[0], width - wide - 4), 0)
-    top = max(min(corner[1] - high - 3, height - high - 3), 0)
-    draw.rectangle((left, top, left + wide + 3, top + high + 3), fill=colour)
-    light = np.dot(colour, (0.299, 0.587, 0.114)) > 140
-    draw.text((left + 2, top + 1), text, fill="black" if light else "white", font=font)
+    written: list[tuple[float, float, float, float]] = []
+    for box, text, colour in reversed([*zip(boxes, texts, colours, strict=True)]):
+        _, _, wide, high = draw.textbbox((0, 0), text, font=font)
+        label = min(
+            _spots(draw.im.size, box, (wide + 3, high + 3)),
+            key=lambda spot: sum(_overlap(spot, other) for other in written),
+        )
+        written.append(label)
+        draw.rectangle(label, fill=colour)
+        light = np.dot(colour, (0.299, 0.587, 0.114)) > 140
+        corner = label[0] + 2, label[1] + 1
+        draw.text(corner, text, fill="black" if light else "white", font=font)
+
+
+def _spots(
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+    label: tuple[float, float],
+) -> list[tuple[float, float, float, float]]:
+    """Where a label may stand at a box, the best spot first, all inside an image."""
+    (left, top, right, bottom), (wide, high) = box, label
+    spots = [
+        (max(min(x, size[0] - wide - 1), 0), max(min(y, size[1] - high), 0))
+        for x in (left, right - wide)
+        for y in (top - high, bottom, top, bottom - high)
+    ]
+    return [(x, y, x + wide, y + high) for x, y in spots]
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """The area that two rectangles share."""
+    wide, high = (min(a[2 + i], b[2 + i]) - max(a[i], b[i]) for i in range(2))
+    return max(wide, 0) * max(high, 0)
 
 
 def _rgb(colour: np.ndarray) -> tuple[int, int, int]:

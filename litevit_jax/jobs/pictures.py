@@ -110,7 +110,7 @@ def show(
     notes = [*look.notes, *_unread(result, evaluator.path)]
     for text in notes:
         say(text)
-    say(f"done: all rows are in {evaluator.path}")
+    say(f"done; a row for each image: {evaluator.path}")
     if not images:
         return
     shown = min(images, len(look.rows))
@@ -214,8 +214,8 @@ def _detections(evaluator: Any, config: dict[str, Any], limit: int) -> _Look:
             f"pictures with the detections drawn on them are in {evaluator.folder}"
         )
     return _Look(
-        "Objects",
-        "objects",
+        "Objects: class and score",
+        "objects (class, score)",
         [(row.path, row.error, x) for row, x in zip(rows, cells, strict=True)],
         notes,
         functools.partial(_detected, rows, evaluator, config),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from litevit_jax import terminal
+from litevit_jax.train.eval_runner import MANY, numbers_line
 
 
 class Ending(NamedTuple):
@@ -46,10 +48,14 @@ _STAMPS = ("step", "n", "params", "time", "seconds", "percent_of_run")
 
 
 def results_table(results: dict[str, dict[str, Any]]) -> str:
-    """Formats all evaluations of a run: last and best of the primary metric."""
+    """Formats all evaluations of a run: last and best of the primary metric.
+
+    An evaluation of many numbers has them in lines of their own, below the table.
+    """
     rows = [
         ["evaluation", "metric", "last", "step", "best", "step", "n", "also (last)"]
     ]
+    below: list[str] = []
     for title, result in results.items():
         metric, last = result["metric"], result["last"]
         best = result.get("best")
@@ -61,15 +67,14 @@ def results_table(results: dict[str, dict[str, Any]]) -> str:
         best_cells = ["-", "-"]
         if best is not None:
             best_cells = [f"{best[metric]:.4g}", str(best["step"])]
-        also = "  ".join(f"{k} {_short(v)}" for k, v in others.items())
+        also = numbers_line(others)
+        if len(others) > MANY:
+            below += textwrap.wrap(f"{title}: {also}", break_on_hyphens=False, width=88)
+            also = "below"
         count = str(last.get("n", "-"))  # an evaluator of yours may count nothing
         cells = [f"{last[metric]:.4g}", str(last["step"]), *best_cells, count]
         rows.append([title, metric, *cells, also])
-    return columns(rows)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+    return "\n".join([columns(rows), *below])
 
 
 def report_at_end(workdir: str, command: str) -> None:

@@ -83,12 +83,21 @@ def decoder_sizes(encoder: Mapping[str, Any]) -> dict[str, Any]:
     return {"variant": None, "width": heads * _HEAD, "depth": 1, "num_heads": heads}
 
 
-def note(images: int, chosen: Mapping[str, Any]) -> list[str]:
-    """Says in a line what `settings` chose, but for what every such run has."""
+def note(images: int, chosen: Mapping[str, Any], steps: int | None = None) -> list[str]:
+    """Says in a line what `settings` chose, but for what every such run has.
+
+    Args:
+      images: to train on.
+      chosen: what `settings` returned.
+      steps: of the config; where they are given, they replace the epochs.
+    """
+    hidden = {"objective.decoder.variant"}
+    if steps is not None:
+        hidden |= {"epochs", "lr.warmup_epochs"}
     words = [
         f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in chosen.items()
-        if value is not None and name != "objective.decoder.variant"
+        if value is not None and name not in hidden
     ]
     if not words:
         return []

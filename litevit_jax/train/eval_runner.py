@@ -7,7 +7,7 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from litevit_jax import checkpoint, distributed, paths, preemption, terminal
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from litevit_jax.train.optimizer import Optimizer
 
 _MOST_ROWS = 500  # in the history of an evaluator
+MANY = 12  # numbers of an evaluation: more of them are not for one line
 
 
 class EvalRunner:
@@ -142,8 +143,7 @@ class EvalRunner:
             self.results[title] = distributed.run_on_primary(record)
             logged = {**numbers, **cost}
             self._write(step, {f"{title}/{k}": v for k, v in logged.items()})
-            shown = ((k, v) for k, v in numbers.items() if not isinstance(v, list))
-            text = "  ".join(f"{k} {_short(v)}" for k, v in shown)
+            text = numbers_line(numbers, evaluator.metrics)
             self._line.say(f"step {step}  {title}: {text}  ({cost['seconds']:.1f} s)")
             if best.KEY in about and self.over:
                 self._line.say(self.over)
@@ -196,6 +196,17 @@ def _check_numbers(title: str, numbers: object, best: str | None) -> None:
             f"evals.{title}: run of the evaluator returned {str(numbers)[:60]}, "
             f"expected a dict with {wanted} by its name"
         )
+
+
+def numbers_line(numbers: Mapping[str, Any], metrics: Collection[str] = ()) -> str:
+    """Returns 'top1 71.2  loss 0.9' for people; of many numbers, those of `metrics`."""
+    shown = {k: v for k, v in numbers.items() if not isinstance(v, list)}
+    more = ""
+    if metrics and len(shown) > MANY:
+        few = {k: v for k, v in shown.items() if k in (*metrics, "n")}
+        more = f"  and {len(shown) - len(few)} more"
+        shown = few
+    return "  ".join(f"{k} {_short(v)}" for k, v in shown.items()) + more
 
 
 def _short(value: object) -> str:

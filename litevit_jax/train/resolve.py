@@ -112,7 +112,7 @@ def derive(
     }
     if config.data.channels != 3:
         _leave_colors_out(config.augment, config.data.channels)
-    return auto.note(len(images), chosen)
+    return auto.note(len(images), chosen, config.steps)
 
 
 def _class_counts(images: Source, weights: str | None) -> tuple[int, ...] | None:

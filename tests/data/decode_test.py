@@ -284,7 +284,7 @@ def test_a_truncated_file_is_an_error(kind, kept):
 
 @pytest.mark.parametrize("encoded", [b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_what_is_no_image_is_an_error(encoded):
-    with pytest.raises(decode.DecodeError, match="bytes that are no image"):
+    with pytest.raises(decode.DecodeError, match="not an image"):
         decode.Decode()(encoded)
 
 

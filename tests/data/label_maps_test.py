@@ -159,7 +159,7 @@ def test_damage_is_told_as_damage():
     image = _image(200, 100)
     with pytest.raises(decode.DecodeError):
         _read(encoded[: len(encoded) // 2], image)
-    with pytest.raises(decode.DecodeError, match="no image"):
+    with pytest.raises(decode.DecodeError, match="not an image"):
         _read(b"something else", image)
 
 

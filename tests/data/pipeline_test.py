@@ -286,7 +286,7 @@ def test_unreadable_file_in_evaluation_has_mask_zero_and_is_named():
     mask = np.concatenate([b["mask"] for b in batches])
     assert np.flatnonzero(mask == 0).tolist() == [2, 9, 10, 11]
     assert list(stream.bad) == ["noise[2]", "noise[9]"]
-    assert "no image" in stream.bad["noise[2]"]
+    assert "not an image" in stream.bad["noise[2]"]
     assert stream.bad["noise[9]"] == "FileNotFoundError: gone"
 
 

@@ -34,10 +34,10 @@ def test_what_is_found_is_said_once_for_each_split(block, tmp_path, capsys):
         source("train"), source("eval")
     train, test = capsys.readouterr().out.splitlines()
     assert train == (
-        f"data 'train': 2 images, labelled, 2 classes (cat, dog); from {tmp_path}/"
+        f"split 'train': 2 images, labelled, 2 classes (cat, dog); from {tmp_path}/"
         "Train; not used: more/; other splits: valid"
     )
-    assert test.startswith("data 'test': 1 images, labelled, 2 classes (cat, dog);")
+    assert test.startswith("split 'test': 1 image, labelled, 2 classes (cat, dog);")
 
 
 def test_splits_of_other_classes_are_refused(block, tmp_path):

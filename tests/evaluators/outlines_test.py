@@ -37,3 +37,18 @@ def test_images_of_any_size_are_drawn_with_names_as_wide_as_can_be_read(size):
     height, width, _ = got.shape
     assert 480 <= max(height, width) <= 1600 and got.any()
     assert min(height, width) == max(round(min(size) * max(got.shape) / max(size)), 1)
+
+
+def test_names_of_objects_in_one_box_hide_none_of_each_other():
+    image = np.zeros((48, 48, 3), np.uint8)
+    objects = [{"bbox": [10, 20, 20, 20], "category_id": i} for i in IDS]
+    colours = segmentation.palette(4)[1:]
+
+    def counts(objects, names=("cat", "dog", "horse")):
+        picture = outlines.drawn(image, objects, IDS, names)
+        return [int((picture == colour).all(-1).sum()) for colour in colours]
+
+    together = counts(objects)
+    for number, each in enumerate(objects):
+        label = counts([each])[number] - counts([each], names=())[number]
+        assert together[number] >= label > 100

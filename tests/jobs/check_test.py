@@ -55,7 +55,7 @@ def test_a_sound_folder_is_described_and_passes(save, run, tmp_path):
     assert "no images: 1 .txt" in lines
     start = lines.index(line_of(lines, "train: 4 images, labelled, 2 classes"))
     assert lines[start + 1] == "  images by class: cat 3, dog 1"
-    start = lines.index(line_of(lines, "test: 1 images, labelled, 2 classes"))
+    start = lines.index(line_of(lines, "test: 1 image, labelled, 2 classes"))
     assert lines[start + 1] == "  images by class: cat 1, dog 0"
     assert lines[-2:] == ["duplicates by content: 0 in 0 groups", "bad: 0 of 5 images"]
 
@@ -75,7 +75,7 @@ def test_every_bad_file_is_listed_with_its_reason(save, run, tmp_path):
     reasons = dict(line.strip().split(": ", 1) for line in lines[start + 1 :])
     assert list(reasons) == ["cut.jpg", "empty.png", "gone.jpg", "text.jpg"]
     assert "truncated" in reasons["cut.jpg"] and reasons["gone.jpg"] == "broken link"
-    assert reasons["text.jpg"].startswith("8 bytes that are no image")
+    assert reasons["text.jpg"].startswith("not an image (8 bytes)")
 
 
 def test_equal_images_are_found_by_content_those_in_both_splits_first(save, run):

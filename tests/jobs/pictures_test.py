@@ -53,7 +53,7 @@ def test_pictures_are_classified_as_evaluations_prepare_them(
     assert ending.result is None
     rows = predict.read(target, 99)
     assert [r.path for r in rows] == ["0.png", "1.png", "2.png", "3.png", *IN]
-    assert "no image" in rows[2].error and not rows[2].top
+    assert "not an image" in rows[2].error and not rows[2].top
     encoder = litevit_jax.load(classifier)
     read = [pictures / r.path for r in rows if r.top]
     batch = np.stack([encoder.preprocess(path) for path in read])
@@ -67,11 +67,11 @@ def test_pictures_are_classified_as_evaluations_prepare_them(
         assert [name for name, _ in row.top] == [encoder.classes[k] for k in order]
         np.testing.assert_allclose([p for _, p in row.top], want[order], rtol=1e-4)
     printed = capsys.readouterr().out
-    assert "2.png     not read: 10 bytes that are no image" in printed
+    assert "2.png     not read: not an image (10 bytes)" in printed
     assert "1 of 6 images could not be read; the column 'error' says why" in printed
     sheet = target.with_suffix(".html").read_text()
     assert sheet.count('<img src="data:image/jpeg;base64,') == 5
-    assert "not read: 10 bytes" in sheet
+    assert "not read: not an image" in sheet
     addresses = examples.Page(sheet).addresses
     assert all(x.startswith(("#", "data:")) for x in addresses)
     # The same recipe looks at other images in the same workdir.

@@ -113,3 +113,9 @@ def test_a_run_says_and_records_what_was_chosen(tmp_path):
     assert job.config["derived"]["peak_lr"] == pytest.approx(peak, rel=1e-2)
     assert (job.config["epochs"], job.config["batch_size"]) == (1600, 2)
     assert job.config["objective"]["decoder"]["variant"] is None
+
+
+def test_the_line_leaves_out_epochs_that_steps_replace():
+    chosen = {"batch_size": 16, "epochs": 100.0, "lr.warmup_epochs": 10.0}
+    assert auto.note(30, chosen, steps=20) == ["chosen for 30 images: batch_size=16"]
+    assert "lr.warmup_epochs=10" in auto.note(30, chosen)[0]

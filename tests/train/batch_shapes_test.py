@@ -113,7 +113,7 @@ def test_a_run_warns_of_images_that_use_little_of_their_range(
     job = prepared(deep_run(deep_folder[0]), tmp_path / "run")
     assert job.config["data"]["range"] is None  # full
     [line] = [r.getMessage() for r in caplog.records if "sixteenth" in r.message]
-    assert line.startswith("data 'train': 32 of 32 images looked at use less than a")
+    assert line.startswith("split 'train': 32 of 32 images looked at use less than a")
 
 
 def test_channels_that_encoded_images_do_not_have_are_refused_first(

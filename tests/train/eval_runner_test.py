@@ -279,3 +279,10 @@ def test_a_long_history_is_thinned_and_keeps_what_was_best_at_any_step(
 def test_without_a_number_to_maximise_there_is_no_best(tmp_path):
     assert "best" not in eval_runner.record_result(tmp_path, "t", {"step": 1}, None)
     assert eval_runner.read_result(tmp_path, "other") is None
+
+
+def test_of_many_numbers_the_line_shows_those_a_step_is_chosen_by():
+    numbers = {"n": 9, "ap": 50.0, "table": [1]} | {f"ap{i}": 1.0 for i in range(20)}
+    line = eval_runner.numbers_line(numbers, {"ap": True})
+    assert line == "n 9  ap 50  and 20 more"
+    assert "ap19 1" in eval_runner.numbers_line(numbers)

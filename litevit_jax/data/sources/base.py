@@ -141,7 +141,8 @@ class Source(abc.ABC):
             labels = f"labelled, {kinds}"
         elif classes:
             labels += f" (other splits have {kinds})"
-        notes = [f"{len(self):,} images, {labels}", *self.notes]
+        images = f"{len(self):,} image{'s' * (len(self) != 1)}"
+        notes = [f"{images}, {labels}", *self.notes]
         notes += [f"other splits: {first(self.other_splits)}"] * bool(self.other_splits)
         return printable("; ".join(notes))
 

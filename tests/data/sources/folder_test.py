@@ -73,7 +73,7 @@ def test_the_summary_names_images_classes_splits_and_what_is_not_read(fill, tmp_
         "splits: valid"
     )
     assert folder.make(split="test", dir=dir, holdout=0.2).summary() == (
-        f"1 images, no labels (other splits have 2 classes (cat, dog)); from {dir}/"
+        f"1 image, no labels (other splits have 2 classes (cat, dog)); from {dir}/"
         "valid; data.holdout.test=0.2 is not used: there is a split to test on; other "
         "splits: Train"
     )
@@ -95,7 +95,7 @@ def test_tables_that_are_not_read_are_named(fill, tmp_path):
     table = tmp_path / "train" / "metadata.jsonl"
     table.write_text('{"file_name": "1.jpg", "text": "a cat"}\n')
     summary = folder.make(split="train", dir=dir).summary()
-    assert summary.startswith("1 images, no labels;")
+    assert summary.startswith("1 image, no labels;")
     assert "1 .csv (labels of a table are read with data.labels=FILE)" in summary
     assert "metadata.jsonl is not read: it has no columns file_name and lab" in summary
 
