@@ -21,6 +21,7 @@ import numpy as np
 from litevit_jax.data import rasters, resample
 
 Size = tuple[int, int]  # height, width
+_MOST_BITS = 45  # of a length in compressed runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +169,8 @@ def counts_of(text: str | bytes) -> list[int]:
     on it is the difference to the one two before.
 
     Raises:
-      ValueError: the text ends inside a number, or has other characters.
+      ValueError: the text ends inside a number, has other characters, or a number
+        that no image needs.
     """
     counts: list[int] = []
     value = shift = 0
@@ -178,6 +180,8 @@ def counts_of(text: str | bytes) -> list[int]:
             raise ValueError(f"character {chr(code)!r}, which none has")
         value |= (digit & 31) << shift
         shift += 5
+        if shift > _MOST_BITS:
+            raise ValueError("a number beyond the pixels of any image")
         if digit & 32:
             continue
         if digit & 16:

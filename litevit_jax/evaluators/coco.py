@@ -23,7 +23,7 @@ from litevit_jax.evaluators import (
     segmentation,
 )
 
-_DRAWN = 0.5  # least score of a detection in a picture
+_DRAWN = 0.5  # least score of a detection in a picture, if any has it
 _SIZES = ("size", "original_size")
 
 
@@ -204,6 +204,8 @@ def _picture(context, split, drawn, categories):
         image = np.asarray(decoded(source[index]["image"]))
         image = reconstruction.rgb(image.reshape(*image.shape[:2], -1))
         seen = [x for x in detected if x["score"] >= _DRAWN]
+        if not seen:  # an early model is sure of nothing; its best guess says more
+            seen = sorted(detected, key=lambda x: -x["score"])[:1]
         sides = (segmentation.TILE, segmentation.TILE)
         both = (
             outlines.drawn(image, each, categories, names, sides=sides)

@@ -45,7 +45,7 @@ def select(
     """Selects the detections of one image; `jax.vmap` does a batch.
 
     Pairs of a proposal and a class with a score above `min_score` suppress each other
-    within a class, and the best remain.
+    within a class, and the best remain. A box that is not finite is dropped.
 
     Args:
       boxes: `[R, K, 4]`, of each proposal as each class.
@@ -58,7 +58,7 @@ def select(
       candidates: how many pairs are looked at, the best ones.
     """
     num_classes = scores.shape[1]
-    passing = (scores > min_score) & valid[:, None]
+    passing = (scores > min_score) & valid[:, None] & jnp.isfinite(boxes).all(axis=-1)
     ranked = jnp.where(passing, scores, -jnp.inf).reshape(-1)
     taken = min(candidates, len(ranked))
     ranked, pair = ranking.largest(ranked, taken)

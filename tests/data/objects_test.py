@@ -30,9 +30,9 @@ def test_masks_of_one_value_have_runs(mask):
     np.testing.assert_array_equal(objects.bitmap(objects.runs(mask)), mask)
 
 
-@pytest.mark.parametrize("text", ["\x7f", "P", "0 1"])
+@pytest.mark.parametrize("text", ["\x7f", "P", "0 1", "P" * 9000 + "1"])
 def test_damaged_text_is_no_runs(text):
-    with pytest.raises(ValueError, match=r"it ends inside|character"):
+    with pytest.raises(ValueError, match=r"it ends inside|character|beyond"):
         objects.counts_of(text)
 
 

@@ -177,6 +177,26 @@ def evaluator(tmp_path, source, side=96, context=None, bad=0.001, **kwargs):
     return coco.make(context=made, **kwargs)
 
 
+def test_a_picture_has_what_is_likely_or_else_the_likeliest(tmp_path, monkeypatch):
+    drawn = []
+    draw = coco.outlines.drawn
+
+    def remember(image, objects, *args, **kwargs):
+        drawn.append([x.get("score") for x in objects])
+        return draw(image, objects, *args, **kwargs)
+
+    monkeypatch.setattr(coco.outlines, "drawn", remember)
+    context = evaluator(tmp_path, Ellipses()).context
+    box = {"bbox": [3, 3, 9, 9], "category_id": IDS[0]}
+    seen = [[0.2, 0.9, 0.6], [0.3, 0.4, 0.1], []]
+    pictures = {
+        number: ([], [box | {"score": score} for score in scores])
+        for number, scores in enumerate(seen)
+    }
+    coco._picture(context, "eval", pictures, IDS)
+    assert drawn[1::2] == [[0.9, 0.6], [0.4], []]
+
+
 def test_perfect_detections_have_a_precision_of_one_hundred(tmp_path):
     source = Ellipses()
     test = evaluator(tmp_path, source)

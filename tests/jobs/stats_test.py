@@ -82,7 +82,9 @@ def test_arrays_have_a_mean_for_each_of_their_channels(run, tmp_path):
 def test_what_cannot_be_read_is_left_out_by_name_or_refused_if_it_is_all(run, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"x")
     code, lines = run()
-    assert code == 2 and "none of 1 images can be read; bad.png: not an image" in lines[0]
+    assert (
+        code == 2 and "none of 1 images can be read; bad.png: not an image" in lines[0]
+    )
     Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
     code, lines = run()
     assert code == 0 and "left out, as they cannot be read: 1 (bad.png)" in lines

@@ -138,6 +138,18 @@ def test_padding_is_no_detection_and_what_is_not_looked_at_is_counted():
     assert not none.scores.any() and none.left_out == 0
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_box_that_is_not_finite_takes_no_detection_s_room(bad):
+    values = golden.group("detections")
+    boxes, scores = np.array(values["boxes"]), np.array(values["scores"][:, :-1])
+    want = select(boxes[1:], scores[1:], count=3)
+    boxes[0, :, 2], scores[0] = bad, 0.99
+    got = select(boxes, scores, count=3)
+    np.testing.assert_array_equal(got.boxes, want.boxes)
+    np.testing.assert_array_equal(got.rows, want.rows + 1)
+    assert got.valid.all()
+
+
 def test_the_published_detector_has_its_number_of_parameters():
     model = detector.make(encoder={"variant": "tiny", "grid": (40, 40)}, num_classes=80)
     image = jax.ShapeDtypeStruct((1, 640, 640, 3), jnp.float32)

@@ -44,6 +44,7 @@ _COMMAND = "configs/detect.py:folder"
 _FOLDERS = ("", "annotations", "labels")  # that hold files, beside those of splits
 _USUAL = "instances_"  # how COCO's files of objects begin, beside those of captions
 _PNG = "data:image/png;base64,"
+_GZIP = b"\x1f\x8b"  # how a compressed file begins
 
 
 class CocoJson(base.Source):
@@ -249,12 +250,19 @@ def _parse(tree: filetree.Tree, path: str) -> Any:
       ValueError: it is damaged.
     """
     try:
-        return json_text.loads(tree.read(path))
+        content = tree.read(path)
+        if content.startswith(_GZIP):
+            raise ValueError(
+                f"{tree.path_of(path)} is compressed; unpack it with gunzip, and name "
+                "it .json"
+            )
     except (FileNotFoundError, IsADirectoryError, KeyError):
         raise ValueError(
             f"{tree.path_of(path)} is no such file; expected a JSON file of objects "
             "(data.options.json, a name in data.dir)"
         ) from None
+    try:
+        return json_text.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{tree.path_of(path)} is no JSON: {error}; export it again"
@@ -274,8 +282,11 @@ class _Pngs(NamedTuple):
         else:
             encoded = self._file(objects.clean_name(text))
         with PIL.Image.open(io.BytesIO(encoded)) as opened:
-            if opened.mode[0] not in "1LPI":
-                raise ValueError(f"colours, mode {opened.mode}")
+            if opened.mode[0] not in "1LPI" or len(opened.getbands()) > 1:
+                raise ValueError(
+                    f"mode {opened.mode}; expected one channel, without alpha, that "
+                    "is 0 where the object is not"
+                )
             return np.asarray(opened) != 0
 
     def _file(self, name: str) -> bytes:

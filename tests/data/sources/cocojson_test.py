@@ -1,6 +1,7 @@
 """COCO-style files: layouts of the tools that write them, and all that may be wrong."""
 
 import base64
+import gzip
 import io
 import json
 import pickle
@@ -184,7 +185,12 @@ def test_masks_of_all_kinds_are_the_same(tmp_path):
     assert made.shapes[1] == made.shapes[0]
     small = {**those[4], "segmentation": "masks/two.png"}
     PIL.Image.new("1", (9, 8)).save(tmp_path / "masks" / "two.png")
-    for name, told in (("two", r"size \[8, 9\]"), ("three", "no PNG of a mask")):
+    PIL.Image.new("LA", (40, 30)).save(tmp_path / "masks" / "four.png")
+    for name, told in (
+        ("two", r"size \[8, 9\]"),
+        ("three", "no PNG of a mask"),
+        ("four", "mode LA; expected one channel, without alpha"),
+    ):
         small["segmentation"] = f"masks/{name}.png"
         (tmp_path / "annotations/instances_default.json").write_text(
             json.dumps(_content(small))
@@ -343,6 +349,9 @@ def test_a_damaged_file_is_named(tmp_path):
     dir = _write(tmp_path, _content(), "result.json")
     (tmp_path / "result.json").write_text('{"images": [')
     with pytest.raises(ValueError, match=r"result\.json is no JSON: .*export it again"):
+        _make(dir)
+    (tmp_path / "result.json").write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(ValueError, match=r"result\.json is compressed; unpack it"):
         _make(dir)
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="2 JSON files that no split tells apart"):
