@@ -609,15 +609,17 @@ def curve(name: str, method: str, seeds: int, out: pathlib.Path) -> list[Any]:
     return sorted(seen.items())
 
 
-def draw(seeds: int, out: pathlib.Path) -> None:
-    """Draws labels.png: curves of the test images, one panel per share of labels."""
+def draw(table: str, seeds: int, out: pathlib.Path) -> None:
+    """Draws labels.png or claim.png: test images, one panel per share of labels."""
     from matplotlib.figure import Figure  # late: its import takes long
 
-    names = COLUMNS["labels"]
+    names = COLUMNS["labels"]  # those of `claim`, too
     figure = Figure(figsize=(10, 3.4))
     panels = figure.subplots(1, len(names), sharey=True)
     for panel, (name, ((_, title),)) in zip(panels, names.items(), strict=True):
-        for method in methods_of("labels"):
+        for method in methods_of(table):
+            if method in ASIDE or name in LEFT_OUT.get((table, method), ()):
+                continue
             points = curve(name, method, seeds, out)
             steps = [step for step, _ in points]
             mean = [statistics.mean(values) for _, values in points]
@@ -629,8 +631,9 @@ def draw(seeds: int, out: pathlib.Path) -> None:
     panels[0].set_ylabel("top-1 on the test images, %")
     panels[0].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(out / "labels.png", dpi=110)
-    print(f"curves: {out / 'labels.png'}")
+    path = out / f"{table}.png"
+    figure.savefig(path, dpi=110)
+    print(f"curves: {path}")
 
 
 def define_flags() -> None:
@@ -697,8 +700,8 @@ def main(_: list[str]) -> None:
         return
     file = "results.json" if table == "methods" else f"{table}.json"
     (out / file).write_text(json.dumps(rows, indent=2))
-    if table == "labels":
-        draw(FLAGS.seeds, out)
+    if table != "methods":
+        draw(table, FLAGS.seeds, out)
 
 
 if __name__ == "__main__":

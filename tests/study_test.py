@@ -160,7 +160,8 @@ def test_rows_that_no_table_has_are_named():
     assert study.methods_of("labels", ["mae", "random"]) == ["random", "mae"]
 
 
-def test_curves_of_labels_are_drawn_without_pyplot(tmp_path, monkeypatch):
+@pytest.mark.parametrize("table", ["labels", "claim"])
+def test_curves_of_labels_are_drawn_without_pyplot(table, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)  # an import would fail
     for name in study.COLUMNS["labels"]:
         for method in study.methods_of("labels"):
@@ -168,6 +169,6 @@ def test_curves_of_labels_are_drawn_without_pyplot(tmp_path, monkeypatch):
             run.mkdir()
             rows = [{"step": step, "test/top1": 10.0 * step} for step in (1, 2)]
             (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    study.draw(1, tmp_path)
-    with Image.open(tmp_path / "labels.png") as picture:
+    study.draw(table, 1, tmp_path)
+    with Image.open(tmp_path / f"{table}.png") as picture:
         assert picture.size == (1100, 374)
