@@ -281,7 +281,7 @@ MISTAKES = {
     "flag": ([f"--config={TINY}", "--work_dir=x"],
         r"flag 'work_dir'.*the flags are --config=, --config.FIELD=, --workdir="),
     "positional": ([f"--config={TINY}", "x"], r"unexpected argument 'x'"),
-    "recipe alone": (["mae_tiny:digits", "--plan=cpu"], r"write --config=mae_tiny:digits"),
+    "recipe": (["mae_tiny:digits", "--plan=cpu"], r"write --config=mae_tiny:digits"),
 }  # fmt: skip
 
 
