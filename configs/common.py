@@ -296,7 +296,7 @@ def imagenet():
     data.views = 1  # random crops of each training image
     data.eval_crop_fraction = 0.875  # of the shorter side; None: as the run tells
     data.max_pixels = 100_000_000  # larger images count as unreadable
-    data.max_bad_fraction = 0.001  # more unreadable files than that end the run
+    data.max_bad_fraction = 0.001  # unreadable files beyond it (and one) end the run
     data.decoder = "auto"  # fast (libjpeg-turbo, OpenCV) if installed, else pillow
     # Small sets are decoded once and kept: device (cropped there), host, off, or auto:
     # the device, if they fit and nothing needs the host (docs/input.md).
@@ -381,8 +381,10 @@ def use_data(config, given):
         config.data.options = {
             "json": config_dict.placeholder(str),  # file of objects; None: looked for
             "images": config_dict.placeholder(str),  # their folder; None: looked for
-            "masks": True,  # whether objects have masks, or boxes alone
+            "masks": not given.get("boxes"),  # whether objects have masks
             "keep_empty": config_dict.placeholder(bool),  # images without objects
+            # Whether `iscrowd` marks crowds; False: objects, as CVAT exports masks.
+            "crowds": True,
         }
     if kind and kind != "imagenet2012":
         config.name = f"{config.name}-{kind}"

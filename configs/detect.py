@@ -54,6 +54,7 @@ def get_config(arg=None):
     elif not given["coco"]:
         common.leave_length_open(config)
         config.auto_batch.update(at_most=16, steps_at_least=2000)
+        config.evals.test.every_steps = 500
         config.epochs = 100
     if given["smoke"]:
         common.use_smoke(config)
@@ -146,8 +147,6 @@ def _data(config, given):
     config.name = config.name.replace("cocojson", "coco" if given["coco"] else "folder")
     config.data.update(image_size=640, flip=0.5)
     config.data.joint.update(annotations=("objects",), ratio=(0.1, 2.0))
-    if given["data"] == "cocojson":
-        config.data.options.masks = not given["boxes"]
     if given["coco"]:
         config.data.update(name="coco", train_split="train2017", eval_split="val2017")
         config.update(steps=184_375, remat=True)  # as detectron2

@@ -22,14 +22,14 @@ Other data are matched with the classifier by the names of the classes. They may
 some; one that the classifier does not know is refused, or its images are left out and
 counted (`--config.evals.classification.unmatched=leave_out`).
 
-What is measured: the evaluators given as variants, `classification`, `coco` (objects),
-`confusion`, `knn`, `reconstruction`, `segmentation`; if none is given, those of the run
-(of a file: classification if it has a head, else k-NN). `label_maps` measures nothing:
-it writes what a run of configs/segment.py predicts for all images of a folder as PNG
-files, into pictures/label_maps. `real=FILE` adds accuracy by the label sets of
-ImageNet-ReaL, a JSON list in the order of the validation images; `v2` adds ImageNet-V2,
-prepared as the TFDS data set imagenet_v2, or `v2=DIR` a folder of it (classes 0 to
-999).
+What is measured: the evaluators given as variants, `classification`, `coco` (objects;
+`coco,boxes` where data or model have no masks), `confusion`, `knn`, `reconstruction`,
+`segmentation`; if none is given, those of the run (of a file: classification if it has
+a head, else k-NN). `label_maps` measures nothing: it writes what a run of
+configs/segment.py predicts for all images of a folder as PNG files, into
+pictures/label_maps. `real=FILE` adds accuracy by the label sets of ImageNet-ReaL, a
+JSON list in the order of the validation images; `v2` adds ImageNet-V2, prepared as the
+TFDS data set imagenet_v2, or `v2=DIR` a folder of it (classes 0 to 999).
 `--config.evals.NAME...` changes an evaluator that was given.
 
 ImageNet images are resized to 256, bicubic, and cropped to the central 224. A minute
@@ -49,13 +49,17 @@ EVALUATORS = (
 
 
 def get_config(arg=None):
-    """`arg`: evaluators; real=FILE, v2, v2=DIR; imagenet2012, digits, smoke,
+    """`arg`: evaluators; real=FILE, v2, v2=DIR; boxes; imagenet2012, digits, smoke,
     data=folder,path=DIR."""
-    given = common.parse_arg(arg, flags=(*EVALUATORS, "v2"), values=("real", "v2"))
+    given = common.parse_arg(
+        arg, flags=(*EVALUATORS, "v2", "boxes"), values=("real", "v2")
+    )
     config = common.evaluation("evaluate", given)
     for name in EVALUATORS:
         if given[name]:
             config.evals[name] = _block(name)
+    if given["coco"] and given["boxes"]:
+        config.evals.coco.masks = False
     if given["real"]:
         config.evals.real = _block("real", labels=given["real"])
     if given["v2"]:

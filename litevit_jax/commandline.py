@@ -215,10 +215,7 @@ def _wrong_arguments(argv: list[str]) -> str | None:
         return f"--config is given {len(twice)} times; give one recipe"
     config = config_argument(argv)
     if config is None:
-        for word in argv[1:]:
-            if word.partition(":")[0] in recipes.names():
-                return f"{word!r} is a recipe: write --config={word}"
-        return MISSING if overrides(argv) else None
+        return recipes.unflagged(argv[1:]) or (MISSING if overrides(argv) else None)
     early = argv[1 : argv.index(twice[0])]
     if fields := [a for a in early if is_override(a)]:
         return f"{fields[0]} stands before --config={config}; give --config first"

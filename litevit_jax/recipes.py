@@ -79,6 +79,12 @@ def unknown(text: str) -> str:
     return choices.suggest(pathlib.Path(text).stem, names(), form=form)
 
 
+def unflagged(words: Sequence[str]) -> str | None:
+    """Says how to name a recipe that stands without its flag among `words`, if any."""
+    named = (word for word in words if word.partition(":")[0] in names())
+    return next((f"{w!r} is a recipe: write --config={w}" for w in named), None)
+
+
 def docstring(path: str | pathlib.Path) -> str:
     """The docstring of a recipe's file; '' if it has none."""
     return ast.get_docstring(ast.parse(pathlib.Path(path).read_text())) or ""

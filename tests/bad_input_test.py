@@ -591,7 +591,7 @@ def object_folder(root, **changes):
 
 
 OBJECTS = {
-    "no mask": ({"segmentation": None}, r"annotation 2 .*no.*segmentation.*masks=Fal"),
+    "no mask": ({"segmentation": None}, r"annotation 2 .*no.*segmentation.*detect"),
     "runs of another size": (
         {"segmentation": {"size": [9, 8], "counts": [72]}},
         r"annotation 2 .*9.*8",

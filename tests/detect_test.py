@@ -121,6 +121,44 @@ def coco_folder(folder, names):
     return folder
 
 
+def test_boxes_alone_are_trained_scored_and_drawn(tmp_path):
+    rng, content = np.random.default_rng(0), {"categories": [{"id": 4, "name": "cat"}]}
+    for split in ("train", "test"):
+        folder = tmp_path / "set" / split
+        folder.mkdir(parents=True)
+        files = [f"{number}.png" for number in range(8)]
+        for name in files:
+            pixels = rng.integers(0, 255, (30, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name)
+        content["images"] = [
+            {"id": i, "file_name": name, "width": 40, "height": 30}
+            for i, name in enumerate(files)
+        ]
+        content["annotations"] = [
+            {"id": i, "image_id": i, "category_id": 4, "bbox": [4, 6, 9, 8]}
+            for i in range(8)
+        ]
+        (folder / "_annotations.coco.json").write_text(json.dumps(content))
+    made = jobs.tiny(
+        "detect",
+        f"boxes,folder,path={tmp_path / 'set'},smoke",
+        steps=2,
+        log__report=False,
+        **{f"objective__rules__{name}": 32 for name in ("proposals", "box_samples")},
+    )
+    train.run(made, tmp_path / "run")
+    last = result_of(tmp_path / "run")["last"]
+    assert last["n"] == 8 and 0 <= last["ap"] <= 100 and "mask_ap" not in last
+    predict = importlib.import_module("litevit_jax.configs.predict").get_config(None)
+    with predict.unlocked():
+        predict.update(init=str(tmp_path / "run"), images=str(tmp_path / "set/test"))
+        predict.update(target=str(tmp_path / "out.json"), min_score=0.0)
+    evaluate.main(predict, str(tmp_path / "w"), "litevit")
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert len(found["images"]) == 8 and found["annotations"]
+    assert "segmentation" not in found["annotations"][0]
+
+
 def test_other_data_are_matched_by_the_names_of_their_classes(trained, tmp_path):
     def prepared(names, split="val"):
         folder = coco_folder(tmp_path / "-".join(names) / split[:3], names)

@@ -19,19 +19,22 @@ from litevit_jax.data import coco_shapes as shapes
 from litevit_jax.data import objects
 from litevit_jax.data.sources import base
 
+_AGAIN = "export the file again"
 _LISTS = ("images", "annotations", "categories")
 _APART = 2.0  # pixels by which a box may differ from its mask
 
 _BAD_POLYGON = (
-    "polygons of less than 3 points, an odd number of coordinates or no numbers"
+    "polygons left out (fewer than 3 points, an odd number of coordinates, or not "
+    "numbers)"
 )
-_NO_POLYGON = "objects without a polygon that is one"
-_EMPTY = "objects that are empty or outside their image"
+_NO_POLYGON = "objects left out, without a valid polygon"
+_EMPTY = "objects left out, empty or outside their image"
 _APART_NOTE = (
-    f"boxes more than {_APART:g} pixels from those of their masks, which count in "
-    "training"
+    f"boxes more than {_APART:g} pixels off their masks; training takes the masks' "
+    "boxes"
 )
-_ZERO = "annotations of id 0, which got another one"
+_ZERO = "annotations with id 0, renumbered"
+_AREA = "areas that no object can have, counted anew"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +63,12 @@ class File:
 
 
 def read(
-    content: Any, where: str, *, masks: bool, read_png: Callable[[str], np.ndarray]
+    content: Any,
+    where: str,
+    *,
+    masks: bool,
+    read_png: Callable[[str], np.ndarray],
+    crowds: bool = True,
 ) -> File:
     """Checks the content of a file.
 
@@ -69,6 +77,7 @@ def read(
       where: its path, for messages.
       masks: whether objects need masks; else shapes are left out.
       read_png: name or data URI of a PNG -> its pixels, bool [h, w].
+      crowds: whether `iscrowd` marks crowds; False: such objects are like any other.
 
     Raises:
       ValueError: the content contradicts itself; the message names the file, and the
@@ -79,12 +88,12 @@ def read(
     ):
         got = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise ValueError(
-            f"{where} is no COCO file of objects: expected an object with the lists "
+            f"{where} is not a COCO file of objects: expected an object with the lists "
             f"{', '.join(_LISTS)}; got {got}. Export the labels as 'COCO'"
         )
     used = {x.get("category_id") for x in content["annotations"] if _has_category(x)}
     class_ids, classes = _categories(content["categories"], where, used)
-    reader = _Reader(where, class_ids, masks, read_png)
+    reader = _Reader(where, class_ids, masks, read_png, crowds)
     images = reader.images(content["images"])
     those = reader.annotations(content["annotations"])
     return File(
@@ -130,17 +139,24 @@ def _categories(
         if not shapes.is_whole(key) or not _is_text(entry.get("name")):
             raise ValueError(
                 f"{where}: category {entry!r:.80}; expected a whole number as id and a "
-                "name"
+                "name: export the file again"
             )
-        if key in names or entry["name"] in names.values():
-            raise ValueError(
-                f"{where}: two categories with id {key} or name {entry['name']!r}; "
-                "expected another id and name for each"
-            )
-        names[key] = entry["name"]
     above = {str(x.get("supercategory")) for x in entries}
-    if len(names) > 1 and 0 not in used and _has_umbrella(entries, above):
-        del names[0]
+    if len(entries) > 1 and 0 not in used and _has_umbrella(entries, above):
+        entries = [entry for entry in entries if entry["id"] != 0]
+    for entry in entries:
+        key, name = entry["id"], entry["name"]
+        if key in names:
+            raise ValueError(
+                f"{where}: categories {names[key]!r} and {name!r} have the same id, "
+                f"{key}; expected one of its own for each: export the file again"
+            )
+        if name in names.values():
+            raise ValueError(
+                f"{where}: two categories are called {name!r}; merge or rename them in "
+                "your labelling tool, and export the file again"
+            )
+        names[key] = name
     if not names:
         raise ValueError(f"{where} has no categories; expected at least one")
     ids = sorted(names)
@@ -198,10 +214,11 @@ class _Reader:
         class_ids: Sequence[int],
         masks: bool,
         read_png: Callable[[str], np.ndarray],
+        crowds: bool,
     ):
         self._where = where
         self._number = {key: number for number, key in enumerate(class_ids)}
-        self._masks, self._read_png = masks, read_png
+        self._masks, self._read_png, self._crowds = masks, read_png, crowds
         self._about: dict[int | str, tuple[str, objects.Size]] = {}
         self._counts: dict[str, list[str]] = collections.defaultdict(list)
 
@@ -219,22 +236,25 @@ class _Reader:
             key, name = entry.get("id"), entry.get("file_name")
             sides: Any = entry.get("height"), entry.get("width")
             if not (shapes.is_whole(key) or _is_text(key)):
-                raise self._error(f"image id {key!r}", "expected a whole number")
+                raise self._error(
+                    f"image id {key!r}", f"expected a whole number or a text: {_AGAIN}"
+                )
             if not _is_text(name) or not objects.clean_name(name):
                 raise self._error(
-                    f"image {key} has file_name {name!r:.80}", "expected that of a file"
+                    f"image {key} has file_name {name!r:.80}",
+                    f"expected the name of an image file: {_AGAIN}",
                 )
             if not all(shapes.is_whole(x) and 0 < x < 2**31 for x in sides):
                 raise self._error(
                     f"image {key} ({name!r}) has height {sides[0]!r} and width "
                     f"{sides[1]!r}",
-                    "expected its size in pixels",
+                    f"expected its size in pixels: {_AGAIN}",
                 )
             if key in self._about:
                 other = self._about[key][0]
                 raise self._error(
                     f"two images have id {key}: {other!r} and {name!r}",
-                    "expected another id for each image",
+                    f"expected another id for each image: {_AGAIN}",
                 )
             self._about[key] = name, (sides[0], sides[1])
         return [(key, *about) for key, about in self._about.items()]
@@ -252,7 +272,8 @@ class _Reader:
                 )
             if key in ids:
                 raise self._error(
-                    f"two annotations have id {key}", "expected another id for each"
+                    f"two annotations have id {key}",
+                    f"expected another id for each: {_AGAIN}",
                 )
             ids.add(key)
             one = self._annotation(key, entry)
@@ -269,14 +290,15 @@ class _Reader:
         image, category = entry.get("image_id"), entry.get("category_id")
         if not isinstance(image, (int, str)) or image not in self._about:
             raise self._error(
-                f"annotation {key} is of image {image!r}", "which is not in 'images'"
+                f"annotation {key} is of image {image!r}",
+                f"which is not in 'images': {_AGAIN}",
             )
         name, size = self._about[image]
         what = f"annotation {key} of image {image} ({name!r})"
-        if not isinstance(category, int) or category not in self._number:
+        if not shapes.is_whole(category) or category not in self._number:
             raise self._error(
                 f"{what} has category_id {category!r}",
-                "which is not in 'categories': "
+                "expected one of the ids in 'categories', whole numbers: "
                 f"{base.first([*map(str, self._number)])}",
             )
         crowd = entry.get("iscrowd") or 0
@@ -297,12 +319,14 @@ class _Reader:
         area, shape = entry.get("area"), shape if self._masks else None
         # pycocotools leaves out objects whose area is none.
         if not shapes.is_number(area) or not 0 < area <= size[0] * size[1]:
+            if area is not None:
+                self._count(_AREA, f"{what}: {area!r:.20}")
             area = shapes.area(shape, box, size)
         return _Object(
             key,
             self._number[category],
             box,
-            bool(crowd),
+            bool(crowd) and self._crowds,
             float(area),
             shape,
         )
@@ -318,8 +342,8 @@ class _Reader:
         if shape is None and self._masks:
             raise self._error(
                 f"{what} has a box but no segmentation",
-                "expected polygons or runs of each object. To train on boxes alone, "
-                "without masks: --config.data.options.masks=False",
+                "expected polygons or runs of each object. For boxes alone, "
+                f"{objects.BOXES_ALONE}",
             )
         for _ in range(bad):
             self._count(_BAD_POLYGON, what)

@@ -38,7 +38,9 @@ class Lookup:
         self._tree, self._path = tree, path
         self._kind = split_names.read(split).kind if split else None
         own, inside = posixpath.dirname(path), "images"
-        tops = [own, split, f"{inside}/{split}", layout.join(own, inside), inside, ""]
+        named = split_names.of_objects(path)  # CVAT: images/default
+        tops = [own, split, f"{inside}/{split}", layout.join(own, inside)]
+        tops += [f"{inside}/{named}", inside, ""]
         images = images and images.strip("/")
         self._tops = [images] if images else list(dict.fromkeys(tops))
         try:
@@ -80,10 +82,11 @@ class Lookup:
                 missing.append(image.name)
             rows.append((name, image.objects))
         if len(missing) == len(rows):
-            tops = ", ".join(self._tree.path_of(top) for top in self._tops)
+            paths = (self._tree.path_of(top).rstrip("/") for top in self._tops)
+            tops = ", ".join(dict.fromkeys(paths))
             raise ValueError(
-                f"{self._tree.path_of(self._path)}: none of its {len(rows)} images is "
-                f"there, the first {base.first(missing, 1)}; looked in {tops}. Name "
+                f"{self._tree.path_of(self._path)}: none of its {len(rows)} images "
+                f"exists (first: {base.printable(missing[0])}). Looked in {tops}. Name "
                 "the folder of images with --config.data.options.images=NAME"
             )
         counts = collections.Counter(name for name, _ in rows)

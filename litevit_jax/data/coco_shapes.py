@@ -42,8 +42,16 @@ def read(
         raise ValueError(f"segmentation {raw!r:.60}; {_EXPECTED}")
     if is_number(raw[0]):  # a single polygon, not in a list
         raw = [raw]
+    if any(map(_is_nested, raw)):
+        raise ValueError(f"segmentation {raw!r:.60}; {_EXPECTED}")
     good = [[float(c) for c in x] for x in raw if _is_polygon(x)]
     return _near(good, size), len(raw) - len(good)
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether an element of a list of polygons is runs, or a list of points."""
+    points = isinstance(value, list) and any(isinstance(x, list) for x in value)
+    return points or isinstance(value, dict)
 
 
 def _near(flat: list[list[float]], size: objects.Size) -> list[list[float]]:
@@ -65,7 +73,7 @@ def _png(
         mask = read_png(raw)
     except Exception as error:  # whatever a broken file may raise
         raise ValueError(
-            f"segmentation {raw!r:.60}, which is no PNG of a mask ({error}); "
+            f"segmentation {raw!r:.60}, which is not a readable mask PNG ({error}); "
             f"{_EXPECTED}"
         ) from None
     if mask.shape != tuple(size):

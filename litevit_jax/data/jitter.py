@@ -178,8 +178,8 @@ class Jitter:
             shape = those.shapes[i]
             if shape is None and pixels:
                 raise AnnotationError(
-                    f"object {those.ids[i]} has no mask; expected one of each object, "
-                    "or data.joint.annotations=('boxes',) for boxes alone"
+                    f"object {those.ids[i]} has no mask; expected one of each object. "
+                    f"For boxes alone, {objects.BOXES_ALONE}"
                 )
             box, mask = _seen(geometry, those.boxes[i], shape, pixels)
             if (box[2:] - box[:2] > _LEAST_SIDE).all() and (mask.any() or not pixels):

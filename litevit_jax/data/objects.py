@@ -21,6 +21,8 @@ import numpy as np
 from litevit_jax.data import rasters, resample
 
 Size = tuple[int, int]  # height, width
+# How to go without masks, for messages.
+BOXES_ALONE = "add the variant boxes: --config=configs/detect.py:boxes,folder,path=DIR"
 _MOST_BITS = 45  # of a length in compressed runs
 
 

@@ -274,23 +274,27 @@ def _close_all(
 
 @dataclasses.dataclass(frozen=True)
 class BadLimit:
-    """The number of files of `total` that may be unreadable."""
+    """The number of files of `total` that may be unreadable: one of a small set."""
 
     fraction: float
     total: int
 
     def exceeded(self, bad: dict[str, str]) -> bool:
-        return len(bad) > self.fraction * self.total
+        return len(bad) > self.allowed
+
+    @property
+    def allowed(self) -> int:
+        one = self.fraction > 0 and self.total > 1
+        return max(math.floor(self.fraction * self.total), int(one))
 
     def describe(self, bad: dict[str, str]) -> str:
         """The message of BadDataError."""
         lines = [f"  {name}: {reason}" for name, reason in bad.items()]
         if len(lines) > _MAX_NAMED:
             lines[_MAX_NAMED:] = [f"  ... and {len(lines) - _MAX_NAMED} more"]
-        allowed = math.floor(self.fraction * self.total)
         return (
             f"{len(bad)} of {self.total} examples cannot be read so far; "
-            f"data.max_bad_fraction={self.fraction} allows {allowed}. Repair or "
+            f"data.max_bad_fraction={self.fraction} allows {self.allowed}. Repair or "
             "remove them, or raise the limit with --config.data.max_bad_fraction=:\n"
             + "\n".join(lines)
         )

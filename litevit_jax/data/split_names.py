@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import posixpath
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
@@ -43,6 +44,8 @@ USUAL = {
     "val": ("val", "validation", "valid", "dev", "eval", "evaluation"),
     "extra": ("extra", "unlabeled", "unlabelled", "unsup", "unsupervised"),
 }
+# How files of objects begin, beside those of captions.
+USUAL_OBJECTS = "instances_"
 # Kinds in the order in which they answer for the kind asked for.
 _ANSWERS = {"test": ("test", "val"), "val": ("val", "test")}
 _KIND_OF = {name: kind for kind, names in USUAL.items() for name in names}
@@ -108,6 +111,12 @@ def recognise(
     certain = any(not rest or len(kinds) > 1 for rest, kinds in kinds_of.items())
     nested = (is_nested(name) for name, kind in kinds.items() if kind == "train")
     return kinds if certain or any(nested) else {}
+
+
+def of_objects(path: str) -> str:
+    """Returns the split that a JSON file's name tells: 'instances_a.json' -> 'a'."""
+    stem = posixpath.basename(path).removesuffix(".json")
+    return stem.removeprefix(USUAL_OBJECTS)
 
 
 def canonical(split: str) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from litevit_jax import distributed, paths
 from litevit_jax.data import rasters, relabel
+from litevit_jax.data.objects import BOXES_ALONE
 from litevit_jax.evaluators import (
     base,
     coco_rows,
@@ -69,7 +70,8 @@ class Coco(base.Evaluator):
     best: ClassVar[str | None] = "ap"
     named_classes: ClassVar[bool] = True
     advice: ClassVar[str] = (
-        "masks=False scores boxes alone, of a detector without a mask head"
+        "of a detector without a mask head boxes alone are scored: "
+        "--config=configs/evaluate.py:coco,boxes"
     )
 
     @property
@@ -86,10 +88,16 @@ class Coco(base.Evaluator):
     def check_data(self) -> None:
         """Raises ValueError if the split has no object to detect, or an id twice."""
         source = self.context.source(self.split)
-        if "objects" not in source.annotations:
+        needed = "objects" if self.masks else "boxes"
+        if "boxes" not in source.annotations:
             raise ValueError(
                 f"split {self.split!r} needs objects with boxes, but its images have "
                 "none: give a source that has them, such as cocojson"
+            )
+        if needed not in source.annotations:
+            raise ValueError(
+                f"split {self.split!r} has boxes without masks; to score the boxes "
+                f"alone, {BOXES_ALONE}"
             )
         crowds, names = True, {}
         for index in range(len(source)):
@@ -150,7 +158,12 @@ class Coco(base.Evaluator):
         if distributed.is_primary():
             self._write(step, detected, drawn, categories)
         lists = {key: numbers.pop(key) for key in ("table", "curves")}
-        return {"ap": 0.0, **numbers, **totals, **lists}
+        if "ap" not in numbers:
+            raise ValueError(
+                f"split {self.split!r}: no image with an object could be read "
+                f"({unreadable} unreadable), so there is nothing to score"
+            )
+        return {**numbers, **totals, **lists}
 
     def _called(self, source: Any, categories: Sequence[int]) -> list[int | None]:
         """Returns the category of each class of the model, None where data lack it."""

@@ -196,7 +196,7 @@ class Detections(base.Evaluator):
             self._decode(self._source[index]["image"])
         except Exception as error:  # whatever a file system or a format may raise
             return sources.utf8(str(error))
-        return "it could not be read before, and can be now"
+        return "unreadable during prediction, readable now; predict to a new target"
 
 
 class _Journal:

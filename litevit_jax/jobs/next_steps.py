@@ -72,8 +72,10 @@ def _next(config: Any, result: str) -> list[tuple[str, str, str]]:
         return [(*draw, f"init={result}")]
     if (config.get("objective") or {}).get("name") == "detect":
         model = result if job == "train" else config.init
-        draw = ("draw what it sees on images of yours", "predict:data=folder,path=DIR")
-        evaluate = ("evaluate it on other data", "evaluate", f"init={model}")
+        boxes = "" if config.objective.get("masks", True) else "boxes,"
+        draw = ("detect objects on your images", "predict:data=folder,path=DIR")
+        other = f"evaluate:coco,{boxes}data=cocojson,path=DIR"
+        evaluate = ("evaluate it on other data", other, f"init={model}")
         return [(*draw, f"init={model}"), *[evaluate] * (job == "train")]
     if job == "train" and config.data.source == "digit_scenes":
         return [("label every pixel", "segment:digit_scenes", f"init={result}")]

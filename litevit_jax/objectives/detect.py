@@ -95,7 +95,7 @@ def _encoder(block: dict[str, Any], image_size: tuple[int, int]) -> dict[str, An
     if min(grid) < 2 or (grid[0] * side, grid[1] * side) != image_size:
         raise ValueError(
             f"images of {image_size[0]}x{image_size[1]} pixels for patches of {side}: "
-            "expected a multiple of the patch, at least two of them; change "
+            f"expected a multiple of {side}, {2 * side} or more, on both sides; set "
             "data.image_size"
         )
     return block | {"grid": grid}

@@ -6,6 +6,7 @@ size of one of 4x2.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -110,24 +111,38 @@ def check_classes(
     for name, (old, new) in shapes.items():
         if not _CLASSES.fullmatch(name):
             continue
+        if name == _DETECTS:
+            if old[-1] != new[-1] or any(map(operator.ne, known, names)):
+                masks = any(other.startswith("mask_head/") for other in shapes)
+                raise _other_objects(old[-1] - 1, known, new[-1] - 1, names, masks)
+            continue
         check_names(name, known, names)
         if old[-1] == new[-1]:
             continue
-        if name == _DETECTS:
-            count, run = old[-1] - 1, new[-1] - 1  # without background
-            raise ValueError(
-                f"its {name} tells {count} classes apart, this run {run}: "
-                "box_head/logits, box_head/offsets and mask_head/logits do not fit; "
-                "load the others with --config.init_load_if_there='"
-                '("encoder/.*/rel_pos_[hw]", "neck/p./.*", "rpn/.*", '
-                '"box_head/(conv_.*|fc/.*)", "mask_head/(conv_.*|up/.*)")\''
-            )
         raise ValueError(
             f"its {name} tells {old[-1]} classes apart, this run {new[-1]}; "
             "leave the head out of --config.init_load (and name it in "
             "--config.init_skip) for a fresh one, or set "
             f"--config.objective.num_classes={old[-1]}"
         )
+
+
+def _other_objects(
+    count: int, known: list[str], own: int, names: list[str], masks: bool
+) -> ValueError:
+    """The error of a detector of other classes; the counts are without background."""
+    from litevit_jax.data.sources.base import first
+
+    those, mine = (f" ({first(x, 3)})" * bool(x) for x in (known, names))
+    heads = ["box_head/logits", "box_head/offsets", *["mask_head/logits"] * masks]
+    load = ["encoder/.*/rel_pos_[hw]", "neck/p./.*", "rpn/.*"]
+    load += ["box_head/(conv_.*|fc/.*)", *["mask_head/(conv_.*|up/.*)"] * masks]
+    quoted = ", ".join(f'"{pattern}"' for pattern in load)
+    return ValueError(
+        f"its {_DETECTS} tells {count} classes apart{those}, this run {own}{mine}: "
+        f"{', '.join(heads)} do not fit; load the others with "
+        f"--config.init_load_if_there='({quoted})'"
+    )
 
 
 def check_tables(

@@ -180,7 +180,9 @@ def test_crowds_are_no_targets_and_what_is_outside_is_dropped():
 def test_boxes_alone_need_no_masks():
     example = _scene()
     example["objects"].shapes[:] = [None] * 4
-    with pytest.raises(AnnotationError, match=r"object 1001 has no mask; .*\('boxes'"):
+    with pytest.raises(
+        AnnotationError, match=r"object 1001 has no mask; .*detect.py:boxes"
+    ):
         _jitter()(example, Fixed(factor=1.0))
     out = _jitter(annotations=("boxes",))(example, Fixed(factor=1.0, flip=0.0))
     assert "masks" not in out

@@ -433,3 +433,13 @@ def test_wrong_arguments_are_explained(wrong, message):
 def test_an_empty_source_is_an_error():
     with pytest.raises(ValueError, match="empty"):
         pipeline.eval_batches(Noise(0), EVAL, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "total", "allowed"),
+    [(0.001, 500, 1), (0.001, 3000, 3), (0.0, 500, 0), (0.5, 1, 0), (1.0, 1, 1)],
+)
+def test_one_unreadable_file_of_a_small_set_ends_no_run(fraction, total, allowed):
+    limit = pipeline.BadLimit(fraction, total)
+    bad = {str(number): "damaged" for number in range(allowed)}
+    assert not limit.exceeded(bad) and limit.exceeded(bad | {"one more": "damaged"})

@@ -82,11 +82,11 @@ def box_of(mask):
 class Ellipses(sources.Source):
     """Pictures of several sizes with ellipses of three classes, and one with none."""
 
-    annotations = ("objects",)
     classes, class_ids = ("one", "two", "three"), IDS
 
     def __init__(self, masks=True):
         self._masks = masks
+        self.annotations = ("objects", "boxes") if masks else ("boxes",)
 
     def __len__(self):
         return len(SIZES)
@@ -332,6 +332,12 @@ def test_data_without_objects_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(source, "annotations", ("label_map",), raising=False)
     with pytest.raises(ValueError, match=r"'eval' needs objects with boxes.*cocojson"):
         evaluator(tmp_path, source).check_data()
+    monkeypatch.setattr(source, "annotations", ("boxes",), raising=False)
+    with pytest.raises(
+        ValueError, match=r"'eval' has boxes without masks; .*add the va"
+    ):
+        evaluator(tmp_path, source).check_data()
+    evaluator(tmp_path, source, masks=False).check_data()
     empty = Ellipses()
     nothing = [Objects(i, SIZES[i], [], True, number=0) for i in range(6)]
     monkeypatch.setattr(empty, "objects", nothing.__getitem__)

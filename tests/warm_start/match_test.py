@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from litevit_jax.warm_start import read, start
+from litevit_jax.warm_start import match, read, start
 from tests import jobs
 
 ONES = np.ones(24, np.float32)
@@ -48,3 +48,25 @@ def test_a_probe_of_the_class_token_is_told_where_the_norm_is():
         ValueError, match=r"norm/scale .*(?s:.)*follows the average.*avg$"
     ):
         filled(params)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_a_detector_of_other_objects_lends_all_but_its_last_layers(masks):
+    shapes = {
+        "box_head/logits/kernel": ((64, 4), (64, 4)),
+        "rpn/conv/kernel": ((3,),) * 2,
+    }
+    if masks:
+        shapes["mask_head/logits/kernel"] = ((64, 3), (64, 3))
+    match.check_classes(shapes, [], ["x", "y", "z"])
+    match.check_classes(shapes, ["x", "y", "z"], ["x", "y", "z"])
+    message = (
+        r"tells 3 classes apart \(a, b, c\), this run 3 \(x, y, z\): .*offsets"
+        rf"{', mask_head/logits' * masks} do not fit; .*init_load_if_there='\(.*'"
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        match.check_classes(shapes, ["a", "b", "c"], ["x", "y", "z"])
+    assert ('"mask_head/' in str(caught.value)) == masks
+    shapes["box_head/logits/kernel"] = ((64, 6), (64, 4))
+    with pytest.raises(ValueError, match=r"tells 5 classes apart, this run 3 \(x, y"):
+        match.check_classes(shapes, [], ["x", "y", "z"])

@@ -2,7 +2,7 @@
 
     DIR/train2017/1.jpg      DIR/annotations/instances_train2017.json      COCO
     DIR/train/a.jpg          DIR/train/_annotations.coco.json              Roboflow
-    DIR/images/a.jpg         DIR/annotations/instances_default.json        CVAT
+    DIR/images/default/a.jpg DIR/annotations/instances_default.json        CVAT
     DIR/images/a.jpg         DIR/result.json                               Label Studio
 
 A file whose name, or whose folder's, is that of a split holds that split; a single
@@ -42,7 +42,6 @@ from litevit_jax.data.sources import base, folder
 
 _COMMAND = "configs/detect.py:folder"
 _FOLDERS = ("", "annotations", "labels")  # that hold files, beside those of splits
-_USUAL = "instances_"  # how COCO's files of objects begin, beside those of captions
 _PNG = "data:image/png;base64,"
 _GZIP = b"\x1f\x8b"  # how a compressed file begins
 
@@ -120,6 +119,7 @@ def make(
     images: str | None = None,
     masks: bool = True,
     keep_empty: bool | None = None,
+    crowds: bool = True,
 ) -> CocoJson:
     """One split of the images and objects below `dir`; see the module.
 
@@ -134,6 +134,7 @@ def make(
       images: name in `dir` of the folder of images; None: they are looked for.
       masks: whether objects have masks; False reads boxes alone.
       keep_empty: whether images without objects stay; None: except in training.
+      crowds: whether `iscrowd` marks crowds, no targets; False: objects like others.
 
     Raises:
       FileNotFoundError, NotADirectoryError: `dir` is not a folder.
@@ -148,25 +149,24 @@ def make(
         split, files.kinds, holdout=holdout, where=f"folder {tree}"
     )
     path = files.paths[chosen or ""]
-    masks_of = _Pngs(tree, posixpath.dirname(path))
+    read_png, where = _Pngs(tree, posixpath.dirname(path)).read, tree.path_of(path)
     file = coco_file.read(
-        _parse(tree, path), tree.path_of(path), masks=masks, read_png=masks_of.read
+        _parse(tree, path), where, masks=masks, read_png=read_png, crowds=crowds
     )
     rows, notes = coco_images.Lookup(tree, path, chosen or "", images).rows(file)
-    if part:
-        keys = (os.fsencode(row) for row, _ in rows)
-        keep = base.part_of(keys, part, holdout, f"folder {tree}")
-        rows = list(itertools.compress(rows, keep))
+    rows = _part_of(rows, part, holdout, f"folder {tree}")
     training = (part or files.kinds.get(chosen or "")) == "train"
-    rows, empty = _without_empty(rows, training, keep_empty, tree.path_of(path))
+    notes = [*_counted(rows), *notes, *file.notes]
+    if training if keep_empty is None else not keep_empty:
+        rows, notes = _without_empty(rows, where, notes)
     coco_images.check_sizes(tree, rows)
-    notes = [f"from {tree.path_of(path)}", *_counted(rows), *notes, *file.notes, *empty]
+    unused = split_names.unused_holdout(files.kinds, holdout)
     return CocoJson(
         tree,
         rows,
         file=file,
         masks=masks,
-        notes=notes + split_names.unused_holdout(files.kinds, holdout),
+        notes=[f"from {where}", *notes, *unused],
         other_splits=[other for other in files.kinds if other != chosen],
     )
 
@@ -201,7 +201,7 @@ class _Files(NamedTuple):
             return cls(_kinds(paths), paths)
         for top in _FOLDERS:
             names = _json_in(tree, top)
-            named = {_split_of(name): name for name in names}
+            named = {split_names.of_objects(name): name for name in names}
             kinds = split_names.recognise(named)
             if kinds:
                 return cls(kinds, {split: named[split] for split in kinds})
@@ -224,13 +224,8 @@ def _json_in(tree: filetree.Tree, top: str) -> list[str]:
         files = sorted(name for name in tree.files(top) if name.endswith(".json"))
     except FileNotFoundError:
         return []
-    usual = [name for name in files if name.startswith(_USUAL)]
+    usual = [name for name in files if name.startswith(split_names.USUAL_OBJECTS)]
     return [layout.join(top, name) for name in usual or files]
-
-
-def _split_of(name: str) -> str:
-    """Returns the name of a file without folder, ending, and how it usually begins."""
-    return posixpath.basename(name).removesuffix(".json").removeprefix(_USUAL)
 
 
 def _only(tree: filetree.Tree, names: Sequence[str]) -> str:
@@ -258,14 +253,14 @@ def _parse(tree: filetree.Tree, path: str) -> Any:
             )
     except (FileNotFoundError, IsADirectoryError, KeyError):
         raise ValueError(
-            f"{tree.path_of(path)} is no such file; expected a JSON file of objects "
+            f"{tree.path_of(path)} does not exist; expected a JSON file of objects "
             "(data.options.json, a name in data.dir)"
         ) from None
     try:
         return json_text.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{tree.path_of(path)} is no JSON: {error}; export it again"
+            f"{tree.path_of(path)} is not valid JSON: {error}; export it again"
         ) from None
 
 
@@ -298,32 +293,55 @@ class _Pngs(NamedTuple):
         raise FileNotFoundError("no such file")
 
 
-def _without_empty(
+def _part_of(
     rows: list[tuple[str, objects.Objects]],
-    training: bool,
-    keep_empty: bool | None,
+    part: str | None,
+    holdout: float,
     where: str,
+) -> list[tuple[str, objects.Objects]]:
+    """Returns the images of a part, 'train' or 'test', of an undivided set; or all."""
+    if not part:
+        return rows
+    keys = (os.fsencode(row) for row, _ in rows)
+    return list(itertools.compress(rows, base.part_of(keys, part, holdout, where)))
+
+
+def _without_empty(
+    rows: list[tuple[str, objects.Objects]], where: str, notes: list[str]
 ) -> tuple[list[tuple[str, objects.Objects]], list[str]]:
-    """Leaves out images without a target, if asked to or in training."""
+    """Leaves out images without a target; adds to the `notes` on what was read.
+
+    Raises:
+      ValueError: none has one.
+    """
     empty = [name for name, those in rows if those.crowd.all()]
-    if not empty or (not training if keep_empty is None else keep_empty):
-        return rows, []
+    if not empty:
+        return rows, notes
     if len(empty) == len(rows):
+        crowds = any(len(those) for _, those in rows)
+        advice = (
+            "--config.data.options.crowds=False takes crowds as objects, as it must be "
+            "with masks that CVAT exports"
+        )
         raise ValueError(
-            f"{where}: none of its {len(rows)} images has an object to train on; "
-            "expected at least one"
+            f"{where}: none of its {len(rows)} images has an object to train on "
+            f"({'; '.join(notes)}); expected at least one. "
+            f"{advice if crowds else 'Label some images, and export them again'}"
         )
     listed = f"{len(empty)} ({base.first(empty, 3)})"
     advice = "data.options.keep_empty=True keeps them"
     kept = [row for row in rows if not row[1].crowd.all()]
-    return kept, [f"left out, as they have no objects: {listed}; {advice}"]
+    return kept, [*notes, f"left out, as they have no objects: {listed}; {advice}"]
 
 
 def _counted(rows: list[tuple[str, objects.Objects]]) -> list[str]:
     """Says how many objects there are, and how many of them are crowds."""
     counts = [len(those) for _, those in rows]
     crowds = sum(int(those.crowd.sum()) for _, those in rows)
+    total = sum(counts)
     return [
-        f"{sum(counts):,} objects, at most {max(counts, default=0)} of an image",
-        *[f"crowds, which are no targets: {crowds}"] * bool(crowds),
+        f"{total:,} object{'s' * (total != 1)}, at most {max(counts, default=0)} per "
+        "image",
+        *[f"of them crowds, which are no targets: {crowds} (data.options.crowds)"]
+        * bool(crowds),
     ]
