@@ -262,7 +262,7 @@ def imagenet():
     """ImageNet-1k through TFDS at 224, cropped as the paper does (recipes 2.3)."""
     data = ml_collections.ConfigDict()
     data.source = "tfds"  # a file of litevit_jax/data/sources
-    data.name = "imagenet2012"  # TFDS name
+    data.name = "imagenet2012"  # of TFDS, or as the source uses it
     data.dir = config_dict.placeholder(str)  # where the data is
     data.options = {}  # what the source takes besides, by name
     # Table of labels: .csv, .tsv, .jsonl or .parquet (docs/input.md).
@@ -323,7 +323,7 @@ def joint():
         "annotations": (),  # label_map, objects (masks and boxes), boxes; (): none
         "short_side": 512,  # pixels; an image is resized to fit both sides
         "long_side": 2048,  # pixels; an image is resized to fit both sides
-        "ratio": (0.5, 2.0),  # of both, drawn for each training image
+        "ratio": (0.5, 2.0),  # times that size: drawn for each training image
         "most_of_one_class": 0.75,  # share of a crop's labels; beyond, another is drawn
         "crop_draws": 1,  # numbers that place a crop with objects: 1 for both axes, 2
         "max_objects": 100,  # of an image; the largest are kept

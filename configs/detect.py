@@ -134,7 +134,7 @@ def _objective(config):
         "split": "eval",
         "every_steps": 20_000,
         "masks": True,  # whether masks are scored, too
-        "images": 4,  # in a picture
+        "images": 4,  # that are drawn; 0: none
     }
 
 

@@ -85,7 +85,7 @@ def _block(name, **fields):
     if name == "label_maps":
         fields["overlay"] = 0.5  # share of the classes' colours; 0: no such pictures
     if name in ("coco", "segmentation"):
-        fields["images"] = 4  # in a picture
+        fields["images"] = 4  # that are drawn; 0: none
     return {"name": name, "split": "eval", "every_steps": 0, **fields}
 
 

@@ -109,7 +109,7 @@ def _objective(config, head):
         "name": "segmentation",
         "split": "eval",
         "every_steps": 0 if frozen else 16_000,
-        "images": 4,  # in a picture
+        "images": 4,  # that are drawn; 0: none
         # Sizes at which each image is predicted, and whether swapped left and right,
         # too; DINOv2's test of four blocks.
         "scales": (1.0, 1.32, 1.73, 2.28, 3.0) if head == "linear_ms" else (1.0,),
