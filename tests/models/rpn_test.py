@@ -28,7 +28,8 @@ def selected(size=None):
     values = golden.group("proposals")
     boxes = [values[f"boxes{i}"] for i in range(5)]
     logits = [values[f"logits{i}"] for i in range(5)]
-    given = {"per_level": int(values["pre_nms"]), "count": 25, "threshold": 0.7}
+    given = {"per_level": int(values["pre_nms"]), "threshold": 0.7}
+    given["count"] = int(values["post_nms"])
     select = jax.jit(jax.vmap(functools.partial(rpn.select, **given)))
     return select(boxes, logits, values["image_sizes"] if size is None else size)
 

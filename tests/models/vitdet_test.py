@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from litevit_jax import trees
+from litevit_jax.augment import color
 from litevit_jax.models import pyramid, vit, vitdet
 from litevit_jax.weights import detectron2
 from tests import detect_golden as golden
@@ -26,6 +27,20 @@ def images():
         picture = golden.group("tiny")[f"image{i}"].transpose(1, 2, 0)
         out[i, : picture.shape[0], : picture.shape[1]] = (picture - MEAN) / STD
     return out
+
+
+def test_pictures_are_normalised_and_padded_as_recorded():
+    batch, sizes = np.zeros((2, 96, 96, 3), np.uint8), []
+    for i, out in enumerate(batch):
+        picture = golden.group("tiny")[f"image{i}"].transpose(1, 2, 0)
+        sizes.append(picture.shape[:2])
+        out[: sizes[i][0], : sizes[i][1]] = picture
+    mean, std = (tuple(float(c) / 255 for c in x) for x in (MEAN, STD))
+    normalize = color.Normalize(mean=mean, std=std)
+    got = normalize(None, {"image": batch, "size": np.array(sizes, np.int32)})["image"]
+    want = golden.group("tiny")["padded_every_7"].transpose(0, 2, 3, 1)
+    golden.close(np.asarray(got)[:, ::7, ::7], want)
+    golden.close(images()[:, ::7, ::7], want)
 
 
 @functools.cache
