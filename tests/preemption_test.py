@@ -42,6 +42,7 @@ def train(step, last=lambda: print("written", flush=True)):
 
 
 def say_and_sleep(_):
+    preemption._PATIENCE_S = 600.0  # of a machine that is busy
     preemption.say("step", sys.stdout)  # its reader may be gone
     time.sleep(0.5)
 

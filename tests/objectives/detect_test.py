@@ -97,7 +97,7 @@ def test_the_published_objective_has_its_number_of_parameters():
     [
         ({"rules": {"proposal": 9}}, "objective.rules 'proposal' unknown.*proposals"),
         ({"image_size": (96, 90)}, "96x90 pixels for patches of 16.*data.image_size"),
-        ({"image_size": (16, 16)}, "16x16 pixels for patches of 16: .*two of them"),
+        ({"image_size": (16, 16)}, "16x16 pixels for patches of 16: .*32 or more"),
         ({"encoder": {"pos_embed": "sincos"}}, "pos_embed 'sincos' unknown"),
         ({"encoder": {"rpe_style": "beit"}}, "rpe_style.*start anew"),
         ({"num_classes": 0}, "num_classes=0"),
