@@ -129,7 +129,7 @@ def describe(job: Job) -> tuple[str, str]:
         f"{job.workdir}/parameters.txt)\n{derived['train_examples']:,} training images "
         f"({data['source']}{directory}, decoder {data['decoder']}), "
         f"{counted(job.total_steps, 'step')} of {job.config['batch_size']} "
-        f"({derived['warmup_steps']:,} of warm-up to a peak learning rate of "
+        f"({derived['warmup_steps']:,} of warm-up, peak learning rate "
         f"{derived['peak_lr']:.3g}) on "
         f"{counted(job.mesh.size, f'{jax.default_backend().upper()} device')}{hosts}, "
         f"workdir {job.workdir}"

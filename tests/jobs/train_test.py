@@ -22,6 +22,6 @@ def test_the_first_lines_tell_how_much_of_the_run_is_warm_up():
         state=types.SimpleNamespace(params={"encoder": {"w": np.zeros(3)}}),
     )
     assert train.describe(job)[0].splitlines()[1] == (
-        "1,438 training images (digits, decoder fast), 200 steps of 8 (20 of warm-up "
-        "to a peak learning rate of 0.0012) on 1 CPU device, workdir runs/mine"
+        "1,438 training images (digits, decoder fast), 200 steps of 8 (20 of warm-up, "
+        "peak learning rate 0.0012) on 1 CPU device, workdir runs/mine"
     )
