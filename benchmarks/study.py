@@ -23,7 +23,7 @@ of 0.9 million parameters, a teacher of 4.8. It fine-tunes with all, 10 % and 1 
 labels, and on another task with 10 images a class: the four vehicles, for which the
 supervised row has learned the six animals. Rows of one seed and 1 % of the labels ask
 which signal of the teacher helps: hidden states or relations in place of attention, a
-middle layer, a teacher of the student's size. It was not run to its end yet.
+middle layer, a teacher of the student's size. The last two were not run yet.
 `--scale=0.1` trains a tenth of the epochs.
 
     python benchmarks/study.py --data=digits --out=runs/check --check
@@ -36,6 +36,7 @@ it with docs/results.md: exit code 1 if a mean or an end of a range differs by m
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -565,9 +566,9 @@ def written(text: str, heading: str) -> dict[str, dict[str, tuple[float, ...]]]:
       ValueError: no such section, or no table in it.
     """
     _, heading_line, section = text.partition(f"\n## {heading}\n")
-    lines = [
-        line for line in section.partition("\n## ")[0].splitlines() if line[:1] == "|"
-    ]
+    own = section.partition("\n## ")[0].splitlines()
+    begun = itertools.dropwhile(lambda line: line[:1] != "|", own)
+    lines = [*itertools.takewhile(lambda line: line[:1] == "|", begun)]
     if not heading_line or len(lines) < 3:
         raise ValueError(f"{RESULTS}: no section '## {heading}' with a table")
     head, _, *rows = ([cell.strip() for cell in x.strip("|").split("|")] for x in lines)
@@ -669,7 +670,10 @@ def main(_: list[str]) -> None:
     page = {}
     if FLAGS.check:
         name = "digits" if FLAGS.data == "digits" else "cifar"
-        page = written(RESULTS.read_text(), HEADINGS[table][name])
+        heading = HEADINGS.get(table, {}).get(name)
+        if heading is None:
+            sys.exit(f"--check --table={table}: {RESULTS.name} has not all of its rows")
+        page = written(RESULTS.read_text(), heading)
     runs = plan(setting, table, FLAGS.seeds, out, methods)
     if FLAGS.dry_run:
         for run in runs:

@@ -33,6 +33,11 @@ def test_the_tables_of_the_page_have_the_rows_and_columns_of_the_study(table):
                 assert 0 < low <= mean <= high < 100
 
 
+def test_the_first_table_of_a_section_is_read():
+    text = page(ROWS) + "\nMore:\n\n| | other |\n|---|---|\n| x | 1.0 |\n"
+    assert study.written(text, "Some") == study.written(page(ROWS), "Some")
+
+
 def test_what_is_written_is_read_and_agrees_with_itself():
     found = study.written(page(ROWS), "Some")
     assert found["MAE"]["linear probe"] == (93.4, 91.6, 95.3)
