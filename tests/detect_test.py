@@ -149,6 +149,12 @@ def test_boxes_alone_are_trained_scored_and_drawn(tmp_path):
     train.run(made, tmp_path / "run")
     last = result_of(tmp_path / "run")["last"]
     assert last["n"] == 8 and 0 <= last["ap"] <= 100 and "mask_ap" not in last
+    other = importlib.import_module("litevit_jax.configs.evaluate")
+    other = other.get_config(f"coco,boxes,data=cocojson,path={tmp_path / 'set'}")
+    with other.unlocked():
+        other.update(init=str(tmp_path / "run"), batch_size=8)
+    again = evaluate.run(other, tmp_path / "again")["coco"]["last"]
+    assert (again["ap"], again["table"]) == (last["ap"], last["table"])
     predict = importlib.import_module("litevit_jax.configs.predict").get_config(None)
     with predict.unlocked():
         predict.update(init=str(tmp_path / "run"), images=str(tmp_path / "set/test"))

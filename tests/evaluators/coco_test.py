@@ -303,7 +303,10 @@ def test_objects_of_images_that_cannot_be_read_do_not_count(tmp_path, monkeypatc
     with pytest.raises(pipeline.BadDataError, match="2: "):
         evaluator(tmp_path, source).run(common.state(table), step=1)
     assert not list(tmp_path.rglob("*.*"))  # nothing is written
-    broken.remove(4)  # one is allowed
+    broken.update(range(6))
+    with pytest.raises(ValueError, match=r"no image with an object could be read \(6"):
+        evaluator(tmp_path, source, bad=1.0).run(common.state(table), step=1)
+    broken -= {0, 1, 3, 4, 5}  # one is allowed
     test = evaluator(tmp_path, source)
     got = test.run(common.state(table), step=1)
     assert (got["n"], got["unreadable"]) == (5, 1)
