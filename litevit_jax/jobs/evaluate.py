@@ -92,8 +92,10 @@ def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
     return summary.Ending(config, workdir)
 
 
-def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
+def prepare(config: ConfigDict, workdir: pathlib.Path, *, begin: bool = True) -> Job:
     """Resolves and checks `config`, and reads the model to evaluate.
+
+    With `begin` False the workdir is left as it is: all else is checked alone.
 
     Raises:
       ValueError, OSError: the user's mistake, named in the message.
@@ -140,7 +142,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         grid = images.grid(data, config.objective.encoder)
         create = _loaded_state(variables, loaded, config.init, grid, mesh)
     plain = workdirs.plain(config.to_dict())
-    workdirs.open_run(workdir, plain, free=_free(workdir, config.name, evaluators))
+    if begin:
+        workdirs.open_run(workdir, plain, free=_free(workdir, config.name, evaluators))
     notes = [
         *images.which_encoder(config.init, config.like, loaded),
         *images.notes(data, normalize, config.objective.encoder, [view]),

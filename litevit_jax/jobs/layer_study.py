@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import tempfile
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -308,15 +307,14 @@ class Study:
                 self._steps = self._steps or job.total_steps  # the first is rich
         for part in [p for p in self.planned if p.kind == "probe"]:
             share = self._config.study[part.setting]
-            with tempfile.TemporaryDirectory() as directory:  # it opens a directory
-                try:
-                    where = pathlib.Path(directory) / "probe"
-                    evaluate.prepare(self.probe_of(part), where)
-                except ValueError as error:
-                    raise ValueError(
-                        f"part {part.name}, with --config.study.{part.setting}="
-                        f"{share:g} of the training images: {error}"
-                    ) from None
+            try:
+                config, directory = self.probe_of(part), self.directory(part)
+                evaluate.prepare(config, directory, begin=False)
+            except ValueError as error:
+                raise ValueError(
+                    f"part {part.name}, with --config.study.{part.setting}="
+                    f"{share:g} of the training images: {error}"
+                ) from None
         derived = {"total_steps": self._steps}  # of every part
         plain = workdirs.plain({**self._config.to_dict(), "derived": derived})
         workdirs.open_run(

@@ -1,7 +1,7 @@
 """The job 'sweep': runs a recipe once for each point of a grid of its fields.
 
 Each point is an ordinary run, so a stopped one resumes. sweep.json holds the finished
-points; several processes may work on one sweep.
+points, which are known by their fields; several processes may work on one sweep.
 """
 
 from __future__ import annotations
@@ -13,23 +13,22 @@ import os
 import pathlib
 import re
 import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from litevit_jax import commandline, distributed, paths, terminal
+from litevit_jax import commandline, paths, terminal
 from litevit_jax.evaluators import stored
 from litevit_jax.jobs import evaluate, ledger, summary, train
-from litevit_jax.train import lock
+from litevit_jax.train import resolve
 from litevit_jax.train import workdir as workdirs
 
 _SEED = "seed"  # the field over which results are averaged
 _LONGEST = 40  # letters of a point's name, as reports take them
 _MOST_COMPARED = 12  # runs in one report
-_TRIES = 20  # to see the config, a second apart
 _AXES = ("grid", "shard")  # may change in the same directory
+_LETTERS = re.compile(r"[^\w.+-]+")  # that a name cannot have
 _EXAMPLE = '--config.grid="lr.base=1e-4,3e-4; seed=0,1,2"'
 
 
@@ -49,7 +48,7 @@ class Point:
 
 
 def points(recipe: str | None, grid: str | None, shard: str | None) -> list[Point]:
-    """Returns the points that this process may run, the first value of each axis first.
+    """Returns the points that this process may run; the last axis varies fastest.
 
     Args:
       recipe: as behind `--config=`.
@@ -95,7 +94,8 @@ def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
         return summary.Ending(config, signal=signal)
     if config.log.report and config.shard is None:
         sweep.draw(command)
-    say(f"done: all points are in {os.path.join(workdir, 'sweep.json')}")
+    which = "all points" if len(sweep.finished()) == len(sweep.points) else "the others"
+    say(f"done: {which} are in {os.path.join(workdir, 'sweep.json')}")
     return summary.Ending(config)
 
 
@@ -108,23 +108,44 @@ class Sweep:
     """
 
     def __init__(self, workdir: pathlib.Path, config: dict[str, Any]) -> None:
-        """Checks the first point, and that `workdir` holds no other sweep.
+        """Checks all points, and that `workdir` holds no other sweep.
 
         Raises:
-          ValueError, OSError: a mistake in the config or data, or another sweep.
+          ValueError, OSError: a mistake in the config or data, another sweep, or points
+            that were finished with other images.
         """
         self._workdir, self._shard = workdir, config["shard"]
-        self.points = points(config["recipe"], config["grid"], self._shard)
-        first = self.points[0]
-        if first.config.job == "train":
-            train.prepare(first.config, self.directory(first), begin=False)
-        self._check_config(config)
+        asked = points(config["recipe"], config["grid"], self._shard)
+        images = self._check(asked)
+        ledger.check_config(workdir, config, free=_AXES)
         self.parts = ledger.Parts(workdir / "sweep.json", recipe=config["recipe"])
+        self.points = [self._named(point) for point in asked]
+        self._images = dict(zip((p.name for p in self.points), images, strict=True))
+        for point in self.finished():
+            self._check_images(point, self.parts.rows[point.name].get("images"))
 
     def run(self) -> int | None:
-        """Runs what is not finished; returns the signal that stopped it, or None."""
+        """Runs what is not finished; returns the signal that stopped it, or None.
+
+        Raises:
+          FloatingPointError: all points diverged.
+          Exception: whatever else ended a point's run; the sweep goes on from there.
+        """
         wait = self._shard is None
-        return self.parts.finish(self.points, "point", self._run, wait=wait)
+        signal = self.parts.finish(
+            self.points, "point", self._run, wait=wait, row=self._row
+        )
+        reasons = self._reasons()
+        if signal is None and len(reasons) == len(self.points):
+            raise FloatingPointError(
+                f"all {len(reasons)} points failed, the first one with: "
+                f"{next(iter(reasons.values()))}"
+            )
+        return signal
+
+    def finished(self) -> list[Point]:
+        """Returns the points that have results."""
+        return [point for point in self.points if self.parts.has_results(point)]
 
     def directory(self, point: Point) -> pathlib.Path:
         """Returns the directory of a point's run."""
@@ -134,26 +155,29 @@ class Sweep:
         """Formats the results of all points: mean and range over seeds."""
         groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         shown = self._shown()
-        for point in self.points:
-            row = self.parts.rows.get(point.name)
-            if row is not None:
-                key = tuple(point.fields[field] for field in shown)
-                groups.setdefault(key, []).append(row["results"])
+        for point in self.finished():
+            key = tuple(point.fields[field] for field in shown)
+            row = self.parts.rows[point.name]
+            groups.setdefault(key, []).append(row["results"])
         columns = sorted({(t, r["metric"]) for g in groups.values() for x in g
                           for t, r in x.items()})  # fmt: skip
         rows = [[*shown, "runs", *(f"{title} {metric}" for title, metric in columns)]]
         for key, results in groups.items():
             cells = [_spread(results, *column) for column in columns]
             rows.append([*key, str(len(results)), *cells])
-        missing = sum(point.name not in self.parts for point in self.points)
-        note = f"\n{missing} of {len(self.points)} points are not finished"
-        return summary.columns(rows) + (note if missing else "")
+        reasons = self._reasons()
+        missing = len(self.points) - len(self.finished()) - len(reasons)
+        notes = [f"point {name} failed: {why}" for name, why in reasons.items()]
+        if missing:
+            notes.append(f"{missing} of {len(self.points)} points are not finished")
+        return "\n".join([summary.columns(rows), *notes])
 
     def draw(self, command: str) -> None:
         """Draws the runs side by side, unless there are too many for one page."""
-        if not 1 < len(self.points) <= _MOST_COMPARED:
+        finished = self.finished()
+        if not 1 < len(finished) <= _MOST_COMPARED:
             return
-        runs = ",".join(f"{p.name}={self.directory(p)}" for p in self.points)
+        runs = ",".join(f"{p.name}={self.directory(p)}" for p in finished)
 
         def draw() -> object:
             from litevit_jax.jobs import analyse  # late: it reads much
@@ -163,35 +187,80 @@ class Sweep:
         again = f"{command} --config=analysis:compare --config.models={runs}"
         summary.draw_at_end(draw, f"{again} --workdir={self._workdir}")
 
-    def _check_config(self, config: dict[str, Any]) -> None:
-        """Checks that the directory is this sweep's; other processes may work in it."""
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                workdirs.open_run(self._workdir, config, free=_AXES)
-                workdirs.close_run(self._workdir)
-                return
-            except lock.TakenError:  # by one that has just begun
-                if not tries_left:
-                    raise
-                time.sleep(1)
+    def _check(self, asked: Sequence[Point]) -> list[str]:
+        """Prepares all points, of those that differ in the seed alone only one.
+
+        Returns:
+          The fingerprint of each point's images.
+        """
+        known: dict[tuple[tuple[str, str], ...], str] = {}
+        images = []
+        for number, point in enumerate(asked, start=1):
+            key = tuple((k, v) for k, v in point.fields.items() if k != _SEED)
+            if key not in known:
+                known[key] = self._prepared(point, f"point {number} of {len(asked)}")
+            images.append(known[key])
+        return images
+
+    def _prepared(self, point: Point, which: str) -> str:
+        """Checks a point as its run will; returns the fingerprint of its images."""
+        config, directory = point.config, self.directory(point)
+        try:
+            if config.job == "evaluate":
+                job = evaluate.prepare(config, directory, begin=False)
+                evaluator, _ = next(iter(job.evaluators.values()))
+                return evaluator.context.source("eval").fingerprint()
+            # The images are not decoded for this.
+            quick = {"data.cache": "off", "steps_per_call": "auto"}
+            config = resolve.changed(config, quick)
+            job = train.prepare(config, directory, begin=False)
+        except (ValueError, KeyError) as error:
+            fields = "; ".join(f"{k}={v}" for k, v in point.fields.items())
+            text = error.args[0] if error.args else error
+            raise ValueError(f"{which} ({fields}): {text}") from error
+        return job.config["derived"]["train_fingerprint"]
+
+    def _named(self, point: Point) -> Point:
+        """Gives a point the name of the finished one with the same fields."""
+        for name, row in self.parts.rows.items():
+            if row.get("fields") == point.fields:
+                return dataclasses.replace(point, name=name)
+        if point.name not in self.parts:
+            return point
+        # An older sweep named its points by some of their fields.
+        return dataclasses.replace(point, name=_short(point.name, point.fields))
+
+    def _check_images(self, point: Point, images: str | None) -> None:
+        """Refuses a point whose run had other images; old rows do not tell."""
+        if images not in (None, self._images[point.name]):
+            raise ValueError(
+                f"--workdir={self._workdir}: point {point.name} has learned from other "
+                "images than are there now, and numbers of both cannot be compared; "
+                "bring the former images back, or start a sweep in another --workdir"
+            )
+
+    def _row(self, point: Point) -> dict[str, Any]:
+        return {"fields": point.fields, "images": self._images[point.name]}
+
+    def _reasons(self) -> dict[str, str]:
+        """Returns why points failed, by name."""
+        rows = {p.name: self.parts.rows.get(p.name, {}) for p in self.points}
+        return {n: r[ledger.FAILED] for n, r in rows.items() if ledger.FAILED in r}
 
     def _run(self, point: Point) -> int | None:
         directory = self.directory(point)
-        paths.make_folder(directory)
-        # Before anything is read: another process may be at it.
-        distributed.run_on_primary(lambda: lock.take(directory))
-        try:
-            with stored.under(self._workdir / "features"):
-                signal, results = _work(point, directory)
-        finally:
-            workdirs.close_run(directory)
+        with ledger.working_in(directory), stored.under(self._workdir / "features"):
+            signal, results = _work(point, directory)
+        saved = workdirs.read_config(directory) or {}
+        images = saved.get("derived", {}).get("train_fingerprint")
+        self._check_images(point, images)
         if signal is not None:
             return signal
         kept = {
             title: {"metric": result["metric"], **_numbers(result["last"])}
             for title, result in results.items()
         }
-        self.parts.add(point.name, fields=point.fields, results=kept)
+        self.parts.add(point.name, **self._row(point), results=kept)
         return None
 
     def _shown(self) -> list[str]:
@@ -269,17 +338,28 @@ def _unquoted(value: str) -> str:
 
 
 def _name(fields: dict[str, str], several: Sequence[str]) -> str:
-    """Names a point by the fields that have several values: 'base3e-4-seed1'."""
-    parts = []
-    for field in several:
-        value = re.sub(r"[^\w.+-]+", "_", fields[field]).strip("_")
-        parts.append(f"{field.rpartition('.')[2]}{value}")
-    name = "-".join(parts) or "run"
-    exact = "; ".join(f"{field}={fields[field]}" for field in several)
-    plain = all(re.fullmatch(r"[\w.+-]+", fields[field]) for field in several)
-    if plain and len(name) <= _LONGEST:
+    """Names a point by its fields: 'base3e-4-seed1'.
+
+    A name that would be too long has those of several values, and stands for all.
+    """
+
+    def joined(shown: Sequence[str]) -> str:
+        return "-".join(
+            f"{field.rpartition('.')[2]}{_LETTERS.sub('_', fields[field]).strip('_')}"
+            for field in shown
+        )
+
+    name = joined([*fields])
+    plain = not any(map(_LETTERS.search, fields.values()))
+    different = len({field.rpartition(".")[2] for field in fields}) == len(fields)
+    if plain and different and len(name) <= _LONGEST:
         return name
-    # What the name leaves out must still tell points apart.
+    return _short(joined(several) or name, fields)
+
+
+def _short(name: str, fields: dict[str, str]) -> str:
+    """Shortens a name to one that still tells points apart."""
+    exact = "; ".join(f"{field}={fields[field]}" for field in sorted(fields))
     return f"{name[: _LONGEST - 9]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
 
 

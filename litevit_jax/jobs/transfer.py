@@ -3,7 +3,8 @@
 Every point of the grid is a run, trained on a part of the training data and evaluated
 on the rest (or on the data set's validation split). The best one is trained again on
 all of it and evaluated on the test split, which nothing else sees. sweep.json holds
-the finished points, so that a stopped sweep continues.
+the finished points, so that a stopped sweep continues; several processes may work on
+one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from litevit_jax import array_digest, choices, paths, terminal
 from litevit_jax.data import splits
 from litevit_jax.jobs import ledger, summary, train
 from litevit_jax.train import resolve
-from litevit_jax.train import workdir as workdirs
 from litevit_jax.warm_start import read
 from litevit_jax.weights import names
 
@@ -104,27 +104,39 @@ class Sweep:
 
         Raises:
           ValueError, OSError: a mistake in the config or data, before any compile.
-          Exception: whatever ended a point's run; the sweep goes on from there.
+          FloatingPointError: all points diverged, or the final run did.
+          Exception: whatever else ended a point's run; the sweep goes on from there.
         """
-        signal = self.parts.finish(self.points, "point", self._run)
+        finish = self.parts.finish
+        signal = finish(self.points, "point", self._run, row=self._row)
         if signal is not None:
             return Outcome(self.table(), signal)
         best = self.best()
-        directory = self.directory(best, final=True)
-        if self.parts.rest.get("winner") != best.name:
-            say = terminal.ConsoleLine().say
-            say(f"best on validation: {best.name}; now on all training data")
-            outcome = train.run(self.config_of(best, final=True), directory)
-            if outcome.signal is not None:
-                return Outcome(self.table(), outcome.signal)
-            self.record_final(best, outcome.results)
-        return Outcome(self.table(), final=directory)
+        signal = finish([best], "final run", self._run_final, done=self._is_winner)
+        if signal is not None:
+            return Outcome(self.table(), signal)
+        return Outcome(self.table(), final=self.directory(best, final=True))
 
     def _run(self, point: Point) -> int | None:
-        outcome = train.run(self.config_of(point), self.directory(point))
+        directory = self.directory(point)
+        with ledger.working_in(directory):
+            outcome = train.run(self.config_of(point), directory)
         if outcome.signal is None:
             self.record(point, outcome.results)
         return outcome.signal
+
+    def _run_final(self, best: Point) -> int | None:
+        directory = self.directory(best, final=True)
+        with ledger.working_in(directory):
+            say = terminal.ConsoleLine().say
+            say(f"best on validation: {best.name}; now on all training data")
+            outcome = train.run(self.config_of(best, final=True), directory)
+        if outcome.signal is None:
+            self.record_final(best, outcome.results)
+        return outcome.signal
+
+    def _is_winner(self, point: Point) -> bool:
+        return self.parts.rest.get("winner") == point.name
 
     def config_of(self, point: Point, *, final: bool = False) -> ConfigDict:
         """Returns the config of a point's run, or of the final run."""
@@ -151,12 +163,11 @@ class Sweep:
 
     def record(self, point: Point, results: dict[str, dict[str, Any]]) -> None:
         """Records the validation results of a point's run."""
-        self.parts.add(
-            point.name,
-            **dataclasses.asdict(point),
-            peak_lr=self._peak(point.lr_base),
-            validation=results[_validation(self._title)]["last"],
-        )
+        validation = results[_validation(self._title)]["last"]
+        self.parts.add(point.name, **self._row(point), validation=validation)
+
+    def _row(self, point: Point) -> dict[str, Any]:
+        return {**dataclasses.asdict(point), "peak_lr": self._peak(point.lr_base)}
 
     def record_final(self, point: Point, results: dict[str, dict[str, Any]]) -> None:
         """Records the test results of the final run."""
@@ -164,27 +175,41 @@ class Sweep:
         self.parts.close(winner=point.name, test=test)
 
     def best(self) -> Point:
-        """Returns the point whose last evaluation is best; of equal ones the first."""
+        """Returns the point whose last evaluation is best; of equal ones the first.
+
+        Raises:
+          FloatingPointError: none has one, as all diverged.
+        """
         rows, metric = self.parts.rows, self._metric
-        return max(self.points, key=lambda p: rows[p.name]["validation"][metric])
+        finished = [point for point in self.points if self.parts.has_results(point)]
+        if not finished:
+            why = rows[self.points[0].name][ledger.FAILED]
+            raise FloatingPointError(
+                f"all {len(self.points)} points failed, the first one with: {why}"
+            )
+        return max(finished, key=lambda p: rows[p.name]["validation"][metric])
 
     def table(self) -> str:
         """Formats all points, and the final run on the test split, in columns."""
         title, test = self._title, self.parts.rest.get("test", {})
-        every = [row["validation"] for row in self.parts.rows.values()]
+        every = [row.get("validation", {}) for row in self.parts.rows.values()]
         shown = [name for name in _SHOWN if any(name in row for row in every)]
         rows = [["data", "lr", "layer decay", "epochs", "warm-up", "n", *shown]]
+        failed = []
         for point in self.points:
-            if point.name in self.parts:
-                row = self.parts.rows[point.name]["validation"]
-                rows.append(["validation", *_cells(point), *_numbers(row, shown)])
+            row = self.parts.rows.get(point.name, {})
+            if self.parts.has_results(point):
+                numbers = _numbers(row["validation"], shown)
+                rows.append(["validation", *_cells(point), *numbers])
+            elif row:
+                failed.append(f"\npoint {point.name} failed: {row[ledger.FAILED]}")
         for point in self.points:
             if point.name == self.parts.rest.get("winner"):
                 rows.append(["test", *_cells(point), *_numbers(test[title], shown)])
         return (
             f"chosen by {self._metric} on validation images; lr is per 256 images, as "
             f"in the names of points: its peak is {self._peak(1.0):g} times that\n"
-            f"{summary.columns(rows)}"
+            f"{summary.columns(rows)}{''.join(failed)}"
         )
 
     @property
@@ -195,7 +220,7 @@ class Sweep:
         return base * self._config.batch_size / 256
 
     def _check_and_open(self) -> None:
-        """Checks a point and the final run, and reserves the workdir.
+        """Checks a point and the final run, and that the workdir is this sweep's.
 
         The weights and the data that all points start from are part of its config.
         """
@@ -217,7 +242,7 @@ class Sweep:
                 ).params
             )
         plain = {**self._config.to_dict(), "derived": derived}
-        workdirs.open_run(self._workdir, plain, free=_AXES)
+        ledger.check_config(self._workdir, plain, free=_AXES)
 
     def _check_splits(self) -> None:
         """Refuses a sweep that would choose by the test split."""

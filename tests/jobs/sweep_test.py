@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from litevit_jax.evaluators import frozen
-from litevit_jax.jobs import evaluate, sweep, train
+from litevit_jax.jobs import evaluate, ledger, sweep, train
 from litevit_jax.train import lock, loop
 from tests import jobs
 
@@ -17,6 +17,7 @@ pytestmark = [
 ]
 
 GRID = "lr.base=0.1,0.2; seed=0,1; steps=1"
+NAMES = [f"base{lr}-seed{seed}-steps1" for lr in (0.1, 0.2) for seed in (0, 1)]
 
 
 def config(**overrides):
@@ -38,31 +39,45 @@ def run(made, workdir):
 def runs(monkeypatch):
     """Directories of the runs that were started, in place of real ones.
 
-    `stop`: numbers of runs that a signal ends.
+    `stop`: numbers of runs that a signal ends. `diverging`: their learning rates.
+    `images`: what their images are known by; they are listed but not read.
     """
 
     class Runs(list):
         stop = ()
+        diverging = ()
+        images = "these"
 
     asked = Runs()
 
     def stand_in(made, workdir, **_):
         asked.append(workdir.name)
+        workdir.mkdir(parents=True, exist_ok=True)
+        derived = {"train_fingerprint": asked.images}
+        (workdir / "config.json").write_text(json.dumps({"derived": derived}))
         if len(asked) in asked.stop:
             return loop.RunOutcome(3, {}, signal.SIGTERM)
+        if made.lr.base in asked.diverging:
+            raise FloatingPointError("50 updates in a row were skipped")
         last = {"step": 6, "n": 5, "mae_loss": made.lr.base + made.seed, "table": [1]}
         result = {"metric": "mae_loss", "last": last}
         return loop.RunOutcome(6, {"reconstruction": result})
 
+    prepare = train.prepare
+
+    def prepared(*arguments, **about):
+        job = prepare(*arguments, **about)
+        job.config["derived"]["train_fingerprint"] = asked.images
+        return job
+
     monkeypatch.setattr(train, "run", stand_in)
+    monkeypatch.setattr(train, "prepare", prepared)
     return asked
 
 
 def test_every_combination_is_a_run_of_the_recipe_with_these_values():
     listed = points(config())
-    assert [p.name for p in listed] == [
-        *("base0.1-seed0", "base0.1-seed1", "base0.2-seed0", "base0.2-seed1"),
-    ]
+    assert [p.name for p in listed] == NAMES
     values = [(p.config.lr.base, p.config.seed, p.config.steps) for p in listed]
     assert values == [(0.1, 0, 1), (0.1, 1, 1), (0.2, 0, 1), (0.2, 1, 1)]
     assert {p.config.name for p in listed} == {"mae_tiny-digits-smoke"}
@@ -111,20 +126,90 @@ def test_a_stopped_sweep_goes_on_and_a_larger_grid_runs_what_is_new(runs, tmp_pa
     saved, ending = run(config(), tmp_path / "s")
     assert ending.signal == signal.SIGTERM and len(saved["points"]) == 2
     run(config(), tmp_path / "s")
-    assert runs[3:] == ["base0.2-seed0", "base0.2-seed1"]
-    run(config(grid=GRID.replace("0,1", "0,1,2")), tmp_path / "s")
-    assert runs[5:] == ["base0.1-seed2", "base0.2-seed2"]
+    assert runs[3:] == NAMES[2:]
+    run(config(grid=GRID.replace("seed=0,1", "seed=0,1,2")), tmp_path / "s")
+    assert runs[5:] == ["base0.1-seed2-steps1", "base0.2-seed2-steps1"]
     with pytest.raises(ValueError, match=r"recipe: .*mae_tiny:smoke.*mae_tiny:digits"):
         run(config(recipe="mae_tiny:digits"), tmp_path / "s")
 
 
 def test_shards_share_the_points(runs, tmp_path, capsys):
     run(config(shard="1/2"), tmp_path / "s")
-    assert runs == ["base0.1-seed0", "base0.2-seed0"]
+    assert runs == NAMES[::2]
     saved, _ = run(config(shard="2/2"), tmp_path / "s")
     assert len(runs) == 4 and len(saved["points"]) == 4
     run(config(), tmp_path / "s")  # all are finished
-    assert len(runs) == 4 and "base0.1-seed0" not in capsys.readouterr().out[-400:]
+    assert len(runs) == 4 and NAMES[0] not in capsys.readouterr().out[-400:]
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        GRID.replace("steps=1", "steps=2"),  # a field of one value
+        GRID.replace("; steps=1", ""),
+        GRID.replace("lr.base", "optimizer.weight_decay"),
+    ],
+)
+def test_another_grid_in_the_same_directory_runs_its_own_points(grid, runs, tmp_path):
+    run(config(), tmp_path / "s")
+    saved, _ = run(config(grid=grid), tmp_path / "s")
+    assert len(set(runs)) == 8 and len(saved["points"]) == 8
+
+
+def test_a_field_that_gets_more_values_keeps_what_is_finished(runs, tmp_path):
+    run(config(grid="seed=0; steps=1; lr.base=0.1"), tmp_path / "s")
+    saved, _ = run(config(grid=GRID), tmp_path / "s")
+    assert runs == ["seed0-steps1-base0.1", *NAMES[1:]] and len(saved["points"]) == 4
+
+
+def test_names_that_an_older_sweep_gave_other_points_are_not_theirs(runs, tmp_path):
+    run(config(shard="1/4"), tmp_path / "s")
+    path = tmp_path / "s/sweep.json"
+    saved = json.loads(path.read_text())
+    saved["points"][0]["fields"]["steps"] = "500"
+    path.write_text(json.dumps(saved))
+    run(config(shard="1/4"), tmp_path / "s")
+    assert runs[1].startswith(f"{NAMES[0]}-") and len(runs) == 2
+
+
+def test_a_point_that_diverges_has_no_results_and_ends_no_other(runs, tmp_path, capsys):
+    runs.diverging = (0.2,)
+    saved, ending = run(config(), tmp_path / "s")
+    assert runs == NAMES and ending.signal is None
+    assert ["results" in row for row in saved["points"]] == [True, True, False, False]
+    shown = capsys.readouterr().out
+    why = "failed: 50 updates in a row were skipped"
+    assert f"point {NAMES[2]} {why}" in shown and f"point {NAMES[3]} {why}" in shown
+    assert "lr.base  runs  reconstruction mae_loss\n0.1      2 " in shown
+    assert "0.2      " not in shown and "done: the others are in" in shown
+    runs.diverging = ()  # the same command tries again
+    saved, _ = run(config(), tmp_path / "s")
+    assert runs[4:] == NAMES[2:]
+    assert all("results" in row and "failed" not in row for row in saved["points"])
+    runs.diverging = (0.3,)
+    with pytest.raises(FloatingPointError, match=r"all 1 points failed, .* 50 updates"):
+        run(config(grid="lr.base=0.3; steps=1"), tmp_path / "s")
+
+
+def test_points_of_other_images_are_not_mixed(runs, tmp_path):
+    run(config(shard="1/2"), tmp_path / "s")
+    runs.images = "more"
+    with pytest.raises(ValueError, match=f"point {NAMES[0]} has learned from other im"):
+        run(config(), tmp_path / "s")
+    run(config(), tmp_path / "new")
+    assert runs[2:] == NAMES
+
+
+def test_every_point_is_checked_before_the_first_begins(runs, tmp_path):
+    grid = "objective.encoder.patch_size=2,3; seed=0,1; steps=1"
+    message = r"point 3 of 4 \(objective.encoder.patch_size=3; seed=0; steps=1\): .*3"
+    with pytest.raises(ValueError, match=message):
+        run(config(grid=grid), tmp_path / "s")
+    assert not runs and not (tmp_path / "s").exists()
+    made = config(recipe="evaluate:knn", grid="seed=0,1; init=/nowhere")
+    with pytest.raises((ValueError, OSError), match="/nowhere"):
+        run(made, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
 
 
 def _hold(directory, held, end):
@@ -137,7 +222,7 @@ def test_a_point_that_another_process_works_on_is_left_to_it(
     runs, tmp_path, capsys, monkeypatch
 ):
     run(config(shard="1/4"), tmp_path / "s")
-    directory = tmp_path / "s/points/base0.1-seed1"
+    directory = tmp_path / "s/points" / NAMES[1]
     directory.mkdir(parents=True)
     context = multiprocessing.get_context("spawn")
     held, end = context.Event(), context.Event()
@@ -147,13 +232,13 @@ def test_a_point_that_another_process_works_on_is_left_to_it(
     try:
         run(config(shard="1/1"), tmp_path / "s")
         first = list(runs)
-        monkeypatch.setattr(sweep.ledger.time, "sleep", lambda _: end.set())
+        monkeypatch.setattr(ledger.time, "sleep", lambda _: end.set())
         saved, _ = run(config(), tmp_path / "s")  # waits, and takes it over
     finally:
         end.set()
         other.join()
-    assert first == ["base0.1-seed0", "base0.2-seed0", "base0.2-seed1"]
-    assert runs[3:] == ["base0.1-seed1"] and len(saved["points"]) == 4
+    assert first == [NAMES[0], *NAMES[2:]]
+    assert runs[3:] == NAMES[1:2] and len(saved["points"]) == 4
     shown = capsys.readouterr().out
     assert "1 of 4 points are not finished" in shown
     assert f"left to another process: --workdir={directory}: the run of proc" in shown
@@ -170,11 +255,11 @@ def test_a_sweep_waits_while_another_process_looks_at_its_config(
         if len(tries) < 3:
             raise lock.TakenError("another process works there")
 
-    monkeypatch.setattr(sweep.workdirs, "open_run", open_run)
-    monkeypatch.setattr(sweep.time, "sleep", lambda _: None)
+    monkeypatch.setattr(ledger.workdirs, "open_run", open_run)
+    monkeypatch.setattr(ledger.time, "sleep", lambda _: None)
     run(config(), taken)
     assert tries == [taken] * 3 and len(runs) == 4
-    monkeypatch.setattr(sweep.workdirs, "open_run", lambda *_, **__: _raise())
+    monkeypatch.setattr(ledger.workdirs, "open_run", lambda *_, **__: _raise())
     with pytest.raises(lock.TakenError):
         run(config(), taken)
 
@@ -185,14 +270,16 @@ def _raise():
 
 def test_two_processes_lose_nothing_that_the_other_wrote(tmp_path):
     path = tmp_path / "parts.json"
-    one, two = (sweep.ledger.Parts(path, about=1) for _ in range(2))
+    one, two = (ledger.Parts(path, about=1) for _ in range(2))
     one.add("a", value=1)
     two.add("b", value=2)
     one.add("c", value=3)
-    assert set(sweep.ledger.Parts(path, about=1).rows) == {"a", "b", "c"}
+    assert set(ledger.Parts(path, about=1).rows) == {"a", "b", "c"}
     assert "b" in one and "a" in two and "c" not in two
-    two.reread()
+    two.close(winner="a")
     assert "c" in two
+    one.add("d", value=4)
+    assert one.rest == ledger.Parts(path, about=1).rest == {"winner": "a"}
 
 
 def test_points_are_runs_as_the_command_line_makes_them(tmp_path, capsys, monkeypatch):
@@ -202,7 +289,8 @@ def test_points_are_runs_as_the_command_line_makes_them(tmp_path, capsys, monkey
     small += "objective.encoder.num_heads=2; objective.decoder.width=16"
     made = config(grid=f"seed=0,1; steps=1; {small}", log__report=True)
     saved, _ = run(made, tmp_path / "s")
-    assert {row["name"] for row in saved["points"]} == {"seed0", "seed1"}
+    names = [row["name"] for row in saved["points"]]
+    assert [name.partition("-")[0] for name in names] == ["seed0", "seed1"]
     for row in saved["points"]:
         path = tmp_path / "s/points" / row["name"] / "evals/reconstruction/result.json"
         last = json.loads(path.read_text())["last"]
@@ -240,10 +328,9 @@ def test_linear_probes_of_one_encoder_share_what_their_k_nn_reads(
     monkeypatch.setattr(train, "folder_of_programs", lambda: None)
     grid = f"lr.base=0.1,0.2; steps=1; init={checkpoints / '0'}"
     run(config(recipe="linear_probe:smoke", grid=grid), tmp_path / "s")
-    heads = [
-        json.loads((tmp_path / f"s/points/base{lr}/evals/knn/result.json").read_text())
-        for lr in ("0.1", "0.2")
-    ]
+    paths = [*(tmp_path / "s/points").glob("*/evals/knn/result.json")]
+    heads = [json.loads(path.read_text()) for path in paths]
+    assert len(heads) == 2
     assert heads[0]["params"] != heads[1]["params"]  # the classifiers differ
     assert heads[0]["last"]["top1"] == heads[1]["last"]["top1"]
     assert len(list((tmp_path / "s/features").glob("*.npz"))) == 2

@@ -1,13 +1,14 @@
 """The sweep: what its points see, what is chosen, and going on where it was."""
 
 import json
+import multiprocessing
 import signal
 
 import pytest
 
 from litevit_jax.data import splits
-from litevit_jax.jobs import train, transfer
-from litevit_jax.train import loop
+from litevit_jax.jobs import ledger, train, transfer
+from litevit_jax.train import lock, loop
 from tests import jobs
 
 pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
@@ -33,11 +34,12 @@ def evaluated(made):
 def runs(monkeypatch):
     """Runs in place of real ones: best at lr 0.1, decay 0.75; and how they were asked.
 
-    `stop`: numbers of runs that a signal ends.
+    `stop`: numbers of runs that a signal ends. `diverging`: their learning rates.
     """
 
     class Runs(list):
         stop = ()
+        diverging = ()
 
     asked = Runs()
 
@@ -45,6 +47,8 @@ def runs(monkeypatch):
         asked.append((made, workdir))
         if len(asked) in asked.stop:
             return loop.RunOutcome(3, {}, signal.SIGTERM)
+        if made.lr.base in asked.diverging:
+            raise FloatingPointError("50 updates in a row were skipped")
         lr, decay = made.lr.base, made.optimizer.layer_decay
         top1 = 90 - 100 * abs(lr - 0.1) - 10 * (decay - 0.75)
         result = {"last": row(top1, by_class=100 * lr)}
@@ -157,6 +161,58 @@ def test_a_stopped_sweep_goes_on_where_it_was(runs, tmp_path):
     transfer.Sweep(config(), tmp_path / "run").run()
     assert runs[3][1] == runs[2][1]  # the point that was stopped, in its directory
     assert len(runs) == 3 + 4 + 1 and len(found(tmp_path / "run")["points"]) == 6
+
+
+def test_a_point_that_diverges_is_not_the_best_and_ends_no_other(runs, tmp_path):
+    runs.diverging = (0.1,)
+    outcome = transfer.Sweep(config(), tmp_path / "run").run()
+    assert len(runs) == 7 and runs[-1][0].lr.base != 0.1
+    failed = [
+        row["name"] for row in found(tmp_path / "run")["points"] if "failed" in row
+    ]
+    assert failed == [
+        "lr0.1-decay0.75-epochs20-warmup2",
+        "lr0.1-decay1-epochs20-warmup2",
+    ]
+    for name in failed:
+        assert f"point {name} failed: 50 updates in a row" in outcome.table
+    runs.diverging = (0.05, 0.1, 0.2)
+    with pytest.raises(FloatingPointError, match="all 6 points failed, the first one"):
+        transfer.Sweep(config(), tmp_path / "none").run()
+
+
+def _work(directory, held, end):
+    lock.take(directory)
+    held.set()
+    end.wait()
+
+
+def test_two_processes_share_the_points_and_the_final_run(
+    runs, tmp_path, capsys, monkeypatch
+):
+    name = "lr0.1-decay0.75-epochs20-warmup2"
+    sweep = transfer.Sweep(config(), tmp_path / "run")
+    directory = tmp_path / "run/final" / name
+    directory.mkdir(parents=True)
+    context = multiprocessing.get_context("spawn")
+    held, end = context.Event(), context.Event()
+    other = context.Process(target=_work, args=(directory, held, end))
+    other.start()
+    assert held.wait(120)
+
+    def record(_):  # as the other process does in the meantime
+        parts = ledger.Parts(tmp_path / "run/sweep.json", metric="top1")
+        parts.close(winner=name, test={"test": row(71.0)})
+
+    monkeypatch.setattr(ledger.time, "sleep", record)
+    try:
+        outcome = sweep.run()
+    finally:
+        end.set()
+        other.join()
+    assert len(runs) == 6 and outcome.table.splitlines()[-1].split()[6] == "71.00"
+    assert outcome.final == directory
+    assert "waiting for 1 final run(s)" in capsys.readouterr().out
 
 
 def test_a_finished_sweep_runs_nothing_and_tells_the_same(runs, tmp_path):
