@@ -17,6 +17,8 @@ from litevit_jax.data.sources import base
 
 GIB, _KIB = 2**30, 2**10
 _SHARE = 0.2  # of a device's memory, which a set may take
+_HOST_SHARE = 0.5  # of a host's memory, in which all of its processes decode a set
+_PROCESSES_HERE = 8  # of a job on one host, at most: one for each of its devices
 # Values of data.cache: images are cropped on the device, or their pixels kept in the
 # host's memory.
 SETTINGS = ("auto", "device", "host", "off")
@@ -138,6 +140,12 @@ def keep(source: base.Source, decode: Decode, *, gib: float, threads: int) -> Ca
                 "pack the images: python -m litevit_jax.data.pack"
             )
     return cached
+
+
+def most_here() -> int:
+    """Returns how many bytes of a host's memory each of its processes may decode."""
+    here = min(distributed.process_count(), _PROCESSES_HERE)
+    return int(_HOST_SHARE * cpu.memory()) // here
 
 
 def most_on_device(mesh: Mesh, gib: float) -> int:

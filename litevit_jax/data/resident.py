@@ -70,7 +70,9 @@ def crop_of(data: Any) -> transforms.RandomResizedCrop:
     return transforms.train_ops(**settings.image_settings(data)).ops[0]
 
 
-def load(source: base.Source, data: Any, most: float) -> Resident:
+def load(
+    source: base.Source, data: Any, most: float, most_here: float = math.inf
+) -> Resident:
     """Decodes all images of `source`, shrunk to the size that crops need.
 
     The smallest crop then still has the pixels of the result.
@@ -78,7 +80,8 @@ def load(source: base.Source, data: Any, most: float) -> Resident:
     Args:
       source: the examples.
       data: the config's block.
-      most: bytes that the set may take.
+      most: bytes that the set may take of all devices.
+      most_here: bytes that it may take of the host's memory.
 
     Raises:
       TooLargeError: it takes more; that is judged by a few images first.
@@ -87,12 +90,13 @@ def load(source: base.Source, data: Any, most: float) -> Resident:
     reader, count = _Reader(source, data), len(source)
     rows = np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int)
     few = [reader(int(row)) for row in np.unique(rows)]
-    _check_size(_canvas(few), count, data["channels"], most)
+    least = min(most, most_here)
+    _check_size(_canvas(few), count, data["channels"], least)
     stored: list[_Stored] = []
     for examples in cache.read_all(reader, count, cache.threads_of(data)):
         stored += examples
     canvas = _canvas(stored)
-    _check_size(canvas, count, data["channels"], most)
+    _check_size(canvas, count, data["channels"], least)
     _report_bad(source, stored, data["max_bad_fraction"])
     columns = np.zeros((count, *canvas, data["channels"]), np.uint8)
     for row, one in enumerate(stored):

@@ -201,7 +201,8 @@ def build_job(
     fixed = _fixed(built, start, config.derived)
     plain = workdirs.plain(config.to_dict())
     make = functools.partial(eval_setup.make, config, built.objective, built.variables)
-    evaluators = make(source, mesh=mesh, workdir=workdir, eval_shape=built.eval_shape)
+    most, shapes = held.for_evaluations() if held else None, built.eval_shape
+    evaluators = make(source, mesh=mesh, workdir=workdir, eval_shape=shapes, most=most)
     size = states.saved_bytes(built.state, fixed)
     rule = best.rule(plain, evaluators)
     workdirs.check_space(workdir, size, config.checkpoint.keep + bool(rule))

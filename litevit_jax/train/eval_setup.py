@@ -59,6 +59,7 @@ def make(
     workdir: pathlib.Path,
     known: Known | None = None,
     eval_shape: Callable[..., states.Shapes] = jax.eval_shape,
+    most: int | None = None,
 ) -> Evaluators:
     """Builds title -> (evaluator, every_steps) for each block of `config.evals`.
 
@@ -71,6 +72,7 @@ def make(
       workdir: where pictures go.
       known: the classes that the model was trained on; None: the run's own.
       eval_shape: as JAX's.
+      most: bytes of each device that batches may take; None: what a set may.
 
     Raises:
       ValueError: the objective or the data lack what an evaluator needs.
@@ -79,7 +81,7 @@ def make(
     if known is None:
         known = Known.of(config.derived)
     builder = _Builder(
-        config, objective, variables, source, mesh, workdir, known, eval_shape
+        config, objective, variables, source, mesh, workdir, known, eval_shape, most
     )
     return {title: builder.make(title) for title in config.evals}
 
@@ -129,6 +131,7 @@ class _Builder:
     workdir: pathlib.Path
     known: Known
     eval_shape: Callable[..., states.Shapes]
+    most: int | None
 
     @functools.cached_property
     def predict(self) -> jax.stages.Wrapped:
@@ -145,6 +148,8 @@ class _Builder:
         on_device = config.derived.get("cropped_on") == "device"
         if not on_device and cache.setting(config.data) != "device":
             return None
+        if self.most is not None:
+            return Kept(self.most)
         return Kept(cache.most_on_device(self.mesh, config.data.cache_gib))
 
     @functools.cached_property

@@ -10,12 +10,12 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from litevit_jax import distributed, sharding
@@ -48,6 +48,7 @@ class Held:
       size: (H, W) of a crop.
       mesh: of the run.
       most: updates of a call, at most.
+      most_each: bytes of each device that these images and evaluations may take.
     """
 
     columns: jax.Array
@@ -58,6 +59,7 @@ class Held:
     size: tuple[int, int]
     mesh: Mesh
     most: int
+    most_each: int
 
     @property
     def arrays(self) -> dict[str, jax.Array]:
@@ -66,10 +68,11 @@ class Held:
 
     def memory_left(self) -> int:
         """Returns how many bytes of a device's memory JAX may use besides."""
-        return (
-            gpu_memory.memory_of(self.mesh)
-            - self.columns.addressable_shards[0].data.nbytes
-        )
+        return gpu_memory.memory_of(self.mesh) - self.most_each
+
+    def for_evaluations(self) -> int:
+        """Returns how many bytes of each device evaluations may keep."""
+        return self.most_each - self.columns.addressable_shards[0].data.nbytes
 
     def call(self, batch_size: int) -> PyTree:
         """Returns a call by shape, with its layout."""
@@ -177,7 +180,8 @@ def open_set(
       The images, or None if the host crops them; and lines for the start.
 
     Raises:
-      ValueError: a setting that contradicts another, or none that is known.
+      ValueError: a setting that contradicts another, or none that is known; the run
+        began with its images on devices, and they do not fit.
       pipeline.BadDataError: too many images cannot be read.
     """
     setting, most = cache.setting(data), steps_per_call
@@ -196,14 +200,16 @@ def open_set(
     if images.multi_label:
         return None, [_several_labels(setting) + ignored]
     try:
-        read = resident.load(images, data, most_each * mesh.size)
+        read = resident.load(images, data, most_each * mesh.size, cache.most_here())
     except resident.TooLargeError as error:
-        kept = f"{mesh.size} x {most_each / cache.GIB:.3g}"
-        return None, [
-            f"images are cropped on the host: {error} GiB on all devices ({kept}, a "
-            f"fifth of their memory and at most data.cache_gib={data.cache_gib})"
-            f"{ignored}"
-        ]
+        why = f"{error} GiB ({_bounds(most_each, mesh, data)})"
+        if distributed.run_on_primary(lambda: _recorded(workdir)) == "device":
+            raise ValueError(
+                f"--workdir={workdir}: this run began with its images on the devices "
+                f"and goes on so, but {why}. Raise --config.data.cache_gib, or resume "
+                "where they fit"
+            ) from None
+        return None, [f"images are cropped on the host: {why}{ignored}"]
     sharded = read.columns.nbytes > most_each
     held = Held(
         *_put(read, mesh, sharded=sharded),
@@ -213,11 +219,22 @@ def open_set(
         size=settings.image_size(data),
         mesh=mesh,
         most=at_most,
+        most_each=most_each,
     )
     where = (
         "divided over the devices" if sharded and mesh.size > 1 else "on each device"
     )
     return held, [f"images are cropped on the device: {read.note}, {where}"]
+
+
+def _bounds(most_each: int, mesh: Mesh, data: ConfigDict) -> str:
+    """Says what a set may take of the devices, and of the host that decodes it."""
+    return (
+        f"{mesh.size} x {most_each / cache.GIB:.3g} on the devices, a fifth of their "
+        f"memory and at most data.cache_gib={data.cache_gib}; "
+        f"{cache.most_here() / cache.GIB:.3g} on the host, half of its memory, divided "
+        "among its processes"
+    )
 
 
 def _drawn(
@@ -286,13 +303,21 @@ def _put(
 ) -> tuple[jax.Array, jax.Array]:
     """Puts columns and labels on the devices; see `Held`."""
     columns, whole = read.columns, sharding.replicated(mesh)
-    layout: NamedSharding = whole
-    if sharded:
-        each = -(-len(columns) // mesh.size)
-        padding = [(0, each * mesh.size - len(columns)), *[(0, 0)] * 3]
-        columns = np.pad(columns, padding).reshape(mesh.size, each, *columns.shape[1:])
-        layout = sharding.batch_sharding(mesh)
-    return sharding.put((columns, read.labels), (layout, whole))
+    labels = sharding.put(read.labels, whole)
+    if not sharded:
+        return sharding.put(columns, whole), labels
+    each = -(-len(columns) // mesh.size)
+    shape = (mesh.size, each, *columns.shape[1:])
+
+    def part(index: Any) -> np.ndarray:
+        """Returns the part of a device, without a copy of all images."""
+        first, last, _ = index[0].indices(mesh.size)
+        rows = columns[first * each : last * each]
+        padding = [(0, (last - first) * each - len(rows)), *[(0, 0)] * 3]
+        return np.pad(rows, padding).reshape(last - first, *shape[1:])
+
+    layout = sharding.batch_sharding(mesh)
+    return jax.make_array_from_callback(shape, layout, part), labels
 
 
 def feeder(

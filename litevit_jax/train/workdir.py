@@ -27,6 +27,7 @@ from litevit_jax import choices, distributed, paths
 from litevit_jax.train import lock
 
 Config = dict[str, Any]  # as JSON gives it back
+_IMAGES = ("derived.train_fingerprint", "derived.train_examples")
 
 # Changes that leave the numbers of a run alone (mesh and slices: up to float rounding).
 FREE_TO_CHANGE = (
@@ -186,13 +187,19 @@ def _begin_or_resume(
         and not (values[0] is None and values[1] == _NOT_RECORDED.get(key))
     ]
     if refused:
-        # Derived values follow from these.
-        yours = [c for c in refused if not c[0].startswith("derived.")] or refused
-        rows = "\n".join(f"  {k}: {_short(a)} -> {_short(b)}" for k, a, b in yours)
+        run, back, shown = "with another config", "", []
+        keys = [key for key, *_ in refused]
+        if _IMAGES[0] in keys and not any(key.startswith("data.") for key in keys):
+            run, back = "of other training images", "those images and "
+            shown = [c for c in refused if c[0] in _IMAGES]
+        # Other derived values follow from these.
+        shown += [c for c in refused if not c[0].startswith("derived.")]
+        shown = shown or refused
+        rows = "\n".join(f"  {k}: {_short(a)} -> {_short(b)}" for k, a, b in shown)
         raise ValueError(
-            f"--workdir={workdir} holds a run with another config; these keys differ "
-            f"(saved -> now):\n{rows}\nresume it with the saved values, or start a new "
-            f"run with another --workdir{_how_to_extend(refused)}"
+            f"--workdir={workdir} holds a run {run}; these keys differ (saved -> now):"
+            f"\n{rows}\nresume it with {back}the saved values, or start a new run with "
+            f"another --workdir{'' if back else _how_to_extend(refused)}"
         )
     if changed:
         write_json(path, config)

@@ -66,6 +66,7 @@ def on_device_read(job):
         size=bound.draws.crop.size,
         mesh=bound.mesh,
         most=bound.most,
+        most_each=2**30,
     )
 
     def read(batch):
@@ -198,6 +199,26 @@ def test_a_set_that_does_not_fit_is_cropped_on_the_host_and_that_is_said(tmp_pat
     assert job.config["derived"]["cropped_on"] == "host"
 
 
+def test_a_host_decodes_no_more_than_its_memory_allows(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache.cpu, "memory", lambda: 2**16)
+    monkeypatch.setattr(cache, "most_on_device", lambda *_: 2**30)  # large devices
+    with jobs.without_steps():
+        job = train.prepare(tiny(), tmp_path)
+    (line,) = [note for note in job.notes if "cropped" in note]
+    assert "GiB, more than 3.05e-05 GiB (" in line and "half of its memory" in line
+    assert job.config["derived"]["cropped_on"] == "host"
+
+
+def test_evaluations_keep_what_the_training_images_leave(tmp_path, monkeypatch):
+    most = 1438 * 64 + 100
+    monkeypatch.setattr(cache, "most_on_device", lambda *_: most)
+    evals = {"knn": {"name": "knn", "every_steps": 3}}
+    with jobs.without_steps():
+        job = train.prepare(tiny(evals=evals), tmp_path)
+    assert job.evaluators["knn"][0].context.kept._left == 100
+    job.release()
+
+
 @pytest.mark.parametrize(("layers", "where"), [(0, "device"), (2, "host")])
 def test_auto_takes_the_device_unless_something_needs_the_host(layers, where, tmp_path):
     made = tiny(data__cache="auto", data__randaugment__layers=layers)
@@ -210,6 +231,8 @@ def test_auto_takes_the_device_unless_something_needs_the_host(layers, where, tm
 
 def test_a_run_stays_with_its_way_of_cropping(whole, tmp_path):
     copied = shutil.copytree(whole, tmp_path / "copy")
+    with pytest.raises(ValueError, match=r"began with its images on the devices .* 1,"):
+        train.prepare(tiny(data__cache_gib=1e-5), copied)
     with pytest.raises(ValueError, match=r'derived\.cropped_on: "device" -> "host"'):
         train.prepare(tiny(data__cache="off"), copied)
 
@@ -249,6 +272,24 @@ def test_a_set_that_grew_is_refused_on_resuming(tmp_path, image_folder):
         shutil.copy(root / "train/a/000.png", root / "train/a/999.png")
         with pytest.raises(ValueError, match=r"derived\.train_examples: 4 -> 5"):
             train.prepare(tiny(**made), tmp_path / "run")
+
+
+def test_epochs_that_follow_from_images_do_not_hide_that_these_changed(
+    tmp_path, image_folder
+):
+    root = image_folder(train=4, test=0)
+    made = {"data__source": "folder", "data__dir": str(root), "data__channels": 3}
+    normalize = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    made |= {"batch_size": 8, "augment__normalize": normalize, "steps": None}
+    with jobs.without_steps():
+        train.prepare(tiny(**made, epochs=100), tmp_path / "run").release()
+        shutil.copy(root / "train/a/000.png", root / "train/a/999.png")
+        with pytest.raises(ValueError, match="of other training images") as caught:
+            train.prepare(tiny(**made, epochs=120), tmp_path / "run")
+    text = str(caught.value)
+    assert "  derived.train_examples: 4 -> 5\n" in text
+    assert "  epochs: 100 -> 120\nresume it with those images and the saved" in text
+    assert "extend_to" not in text  # it would end at the same refusal
 
 
 def test_the_loop_reads_each_update_of_a_call_in_order(monkeypatch):

@@ -58,7 +58,10 @@ def test_what_follows_from_a_change_is_listed_only_where_nothing_else_is(tmp_pat
     with pytest.raises(ValueError, match=r"now\):\n  seed: 0 -> 1\nresume it"):
         workdir.open_run(tmp_path, other)
     other = {**saved, "derived": {**saved["derived"], "train_fingerprint": "b"}}
-    with pytest.raises(ValueError, match=r'now\):\n  derived.train_fing.*: "a" -> "b"'):
+    message = (
+        r'of other training images; .*now\):\n  derived.train_fing.*: "a" -> "b"\nres'
+    )
+    with pytest.raises(ValueError, match=message):
         workdir.open_run(tmp_path, other)
 
 
