@@ -111,8 +111,9 @@ class Results:
         notes.append(
             f"All numbers: top-1 in percent of {self.held_out:,} images held out of "
             f"training, mean of {seeds} seed{'s' * (seeds > 1)} ± two standard errors "
-            "(of the seeds, or of so many images, the larger). With a larger encoder "
-            "or more updates another method may win."
+            "(of the seeds, or of so many images, the larger). Differences are judged "
+            "by a t test between the seeds. With a larger encoder or more updates "
+            "another method may win."
         )
         return [note for note in notes if note]
 
@@ -135,33 +136,40 @@ class Results:
 
     def _commands(self, name: str, kept: int, times: Mapping[str, Times]) -> list[str]:
         """Returns the commands of the full runs, and what they take here."""
-        start, lines, init = commandline.command(), [], "RUN"
+        lines, init = [], self.lineup.given.get(name, name)
         if name in choose_runs.RECIPES:
-            teacher = None
+            methods, teacher = [name], None
             if name == "distill":
-                teacher = self.lineup.teacher or "TEACHER_RUN"
-            if self.lineup.own_teacher and name == "distill":
-                lines.append(self._full("teacher", None, times))
-            lines.append(self._full(name, teacher, times))
+                methods = ["teacher", name] if self.lineup.own_teacher else [name]
+                teacher = self.lineup.teacher or _folder("teacher")
+            for method in methods:
+                given = teacher if method == "distill" else None
+                run = self.setting.pretraining(method, given)
+                title = f"Full run of {'the ' * (method == 'teacher')}{method}"
+                lines.append(self._full(title, run, _folder(method), times[method]))
+            init = _folder(name)
         if name == "supervised":
             return lines
-        init = "random" if name == "random" else self.lineup.given.get(name, "RUN")
         own = name not in self.lineup.given
         tuning = self.setting.finetuning(init, own=own, kept=kept)
-        return [*lines, f"To fine-tune: {_full_run(tuning).text(start)}"]
+        measured = times["finetune" if own else f"finetune {name}"]
+        folder = _folder(f"{name}-finetuned")
+        return [*lines, self._full(f"Fine-tuning {name}", tuning, folder, measured)]
 
-    def _full(self, method: str, teacher: str | None, times: Mapping) -> str:
-        """Returns the command of a method's full run, and what it takes here."""
-        command = _full_run(self.setting.pretraining(method, teacher))
-        recipe = command.changed(teacher="FILE") if teacher else command
+    def _full(
+        self, title: str, run: choose_runs.Command, folder: str, measured: Times
+    ) -> str:
+        """Returns the command of a full run in `folder`, and what it takes here."""
+        # Nothing is held out of its training.
+        kept = {k: v for k, v in run.fields.items() if k != "data.holdout.eval"}
+        run = dataclasses.replace(run, fields=kept)
         images = self.images + self.held_out
-        epochs = recipe.config().epochs or auto.choose_epochs(images)
-        per_s = self.setting.batch_size / times[method].step_s
-        what = "the teacher" if method == "teacher" else method
+        epochs = run.config().epochs or auto.choose_epochs(images)
+        per_s = self.setting.batch_size / measured.step_s
         return (
-            f"Full run of {what} ({epochs:g} passes over {images:,} images, about "
+            f"{title} ({epochs:g} passes over {images:,} images, about "
             f"{_duration(epochs * images / per_s)} at the {per_s:,.0f} images/s "
-            f"measured here): {command.text(commandline.command())}"
+            f"measured here): {run.text(commandline.command())} --workdir={folder}"
         )
 
     def draw(self, notes: Sequence[str], folder: pathlib.Path) -> pathlib.Path:
@@ -245,10 +253,9 @@ def of_probes(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"probes": rows, "depth": depth}
 
 
-def _full_run(command: choose_runs.Command) -> choose_runs.Command:
-    """Returns the command of a full run: nothing is held out of training."""
-    kept = {k: v for k, v in command.fields.items() if k != "data.holdout.eval"}
-    return dataclasses.replace(command, fields=kept)
+def _folder(name: str) -> str:
+    """Returns the directory of a full run, in which the next one finds it."""
+    return f"runs/full-{name}"
 
 
 def _duration(seconds: float) -> str:

@@ -34,7 +34,6 @@ _VARIANTS = ("digits", "digit_scenes", "imagenet2012")  # that need no path
 _OF_IMAGES = ("image_size", "image_width", "channels", "range")
 _LARGE, _SMALL, _EDGE, _LOOKED_AT = 64, 32, 48, 32  # pixels; images
 _EXAMPLES = 50_000  # that probes learn from, at most
-_FEW = 50_000  # images that are decoded before a run starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +78,12 @@ class Setting:
       normalize: mean and std of the images.
       encoder: sizes, with a patch size.
       batch_size: of all runs.
-      small: whether the images are few enough to be decoded once for each run.
     """
 
     data: ConfigDict
     normalize: ConfigDict
     encoder: Mapping[str, int]
     batch_size: int
-    small: bool
 
     @property
     def variant(self) -> str:
@@ -172,8 +169,6 @@ class Setting:
     def _command(self, recipe: str, fields: dict[str, Any], *, images: bool) -> Command:
         base = recipes.get(recipe, self.variant)
         more = self._data_fields(base, images=images)
-        if self.small and self.data.cache == "auto":
-            more["data.cache"] = "device"
         return Command(f"{recipe}:{self.variant}", {**more, **fields})
 
     def _data_fields(self, recipe: ConfigDict, *, images: bool) -> dict[str, Any]:
@@ -224,8 +219,7 @@ def setting(
             "--config.encoder.patch_size=8"
         )
     batch = batch_size or min(128, 2 ** (len(source).bit_length() - 1))
-    small = len(source) <= _FEW
-    return Setting(block, ConfigDict(dict(normalize)), encoder, batch, small)
+    return Setting(block, ConfigDict(dict(normalize)), encoder, batch)
 
 
 def _image_size(source: Any) -> int:

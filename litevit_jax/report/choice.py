@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from litevit_jax.report import run_figures
 
 CLOSE = 5.0  # points of error up to which what shows no difference is as good
-SAME = "no difference that these numbers can show"
+SAME = "these numbers show no difference"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +35,21 @@ class Score:
         return statistics.fmean(self.values)
 
     @property
+    def of_images(self) -> float:
+        """The standard error of a share of n images."""
+        return advice.standard_error(self.n, self.mean)
+
+    @property
+    def of_seeds(self) -> float:
+        """The standard error of the mean over the seeds; 0 for a single one."""
+        if len(self.values) < 2:
+            return 0.0
+        return statistics.stdev(self.values) / math.sqrt(len(self.values))
+
+    @property
     def error(self) -> float:
         """The standard error of the mean: of the seeds or of n images, the larger."""
-        images = advice.standard_error(self.n, self.mean)
-        if len(self.values) < 2:
-            return images
-        seeds = statistics.stdev(self.values) / math.sqrt(len(self.values))
-        return max(images, seeds)
+        return max(self.of_images, self.of_seeds)
 
     @property
     def text(self) -> str:
@@ -53,13 +61,24 @@ Scores = Mapping[str, Mapping[float, Score]]  # encoder -> share of the labels -
 
 
 def apart(one: Score, other: Score) -> bool:
-    """Tells whether the first is above the second, beyond the error of both."""
+    """Tells whether the first is above the second by more than chance explains."""
     return one.mean - other.mean > margin(one, other)
 
 
 def margin(one: Score, other: Score) -> float:
-    """Returns two standard errors of the difference, in points."""
-    return 2 * math.hypot(one.error, other.error)
+    """Returns the difference, in points, that chance exceeds in 5 of 100 cases.
+
+    It is that of a t test between the seeds of both (with 3 of each 2.8 standard
+    errors, with 2 of each 4.3), or two standard errors of so many images, the larger.
+    """
+    from scipy import special  # late: only this needs it
+
+    images = 2 * math.hypot(one.of_images, other.of_images)
+    degrees = len(one.values) + len(other.values) - 2
+    if not degrees:
+        return images
+    times = float(special.stdtrit(degrees, 0.975))
+    return max(images, times * math.hypot(one.of_seeds, other.of_seeds))
 
 
 def recommended(scores: Scores) -> str:
@@ -77,10 +96,13 @@ def of_choice(name: str, scores: Scores) -> str:
         for other, by_share in scores.items()
         if other != name and not any(_differ(scores[name], by_share))
     ]
-    text = f"Recommended: {name}, by the mean of fine-tuning over the shares of labels"
+    text = (
+        f"Recommended: {name}, which has the highest mean after fine-tuning over all "
+        "shares of the labels."
+    )
     if not same:
-        return f"{text}."
-    return f"{text}; with none of them is there a difference to {', '.join(same)}."
+        return text
+    return f"{text} These numbers cannot tell it from {' and '.join(same)}."
 
 
 def _differ(one: Mapping[float, Score], other: Mapping[float, Score]) -> list[bool]:
@@ -112,7 +134,7 @@ def of_methods(scores: Scores, counts: Mapping[float, int]) -> list[str]:
         if below:
             text += f", above {_listed(below, here)}"
         if near:
-            text += f"; to {_listed(near, here)} {SAME}"
+            text += f"; {SAME} from {_listed(near, here)}"
         sentences.append(f"{text}.")
     return sentences
 
@@ -132,8 +154,8 @@ def of_baseline(name: str, scores: Scores) -> str:
     gain = scores[name][share].mean - random[share].mean
     return (
         f"Starting from {name} gains {gain:.1f} points over random parameters with "
-        f"{_percent(share)} of the labels, where two standard errors of the "
-        f"difference are {margin(scores[name][share], random[share]):.1f}."
+        f"{_percent(share)} of the labels, where up to "
+        f"{margin(scores[name][share], random[share]):.1f} may be chance."
     )
 
 
@@ -192,14 +214,14 @@ def of_blocks(
         return sentence, most
     if most and margin(whole[share], by_kept[most][share]) > CLOSE:
         return (
-            f"How many blocks of {name} to tune does not show, so tune all: there is "
-            f"{SAME}, but their errors are large ({numbers})."
+            f"Tune all blocks of {name}: {SAME} between that and tuning fewer, but "
+            f"their errors are large ({numbers})."
         ), 0
     if not most:
-        return f"Tune all blocks of {name}: fewer lose ({numbers}).", 0
+        return f"Tune all blocks of {name}: with fewer it loses ({numbers}).", 0
     return (
-        f"Tuning {_tuned(depth - most)} of {name} is enough: against tuning all there "
-        f"is {SAME} ({numbers})."
+        f"Tuning {_tuned(depth - most)} of {name} is enough: {SAME} between that and "
+        f"tuning all ({numbers})."
     ), most
 
 
@@ -224,15 +246,15 @@ def of_images(name: str, curve: Mapping[float, Score], images: int) -> str:
     text = f"Images that {name} is pre-trained on, and its linear probe: {numbers}."
     low, high = curve[shares[0]], curve[shares[-1]]
     if not apart(high, low):
-        return f"{text} {SAME.capitalize()}: that more would help does not show."
+        return f"{text} {SAME.capitalize()}, no sign that more would help."
     before, times = curve[shares[-2]], shares[-1] / shares[-2]
     last = (
         f"the last step, {times:g} times as many, brought {high.mean - before.mean:.1f}"
     )
     if apart(high, before):
         return (
-            f"{text} More images help: {last} points, and {times:g} times as many "
-            "again may bring about as much, rather less."
+            f"{text} More images help: {last} points. Expect at most as much from "
+            f"{times:g} times as many again."
         )
     return (
         f"{text} More images helped, but {last} points, within the error of "

@@ -2,8 +2,10 @@
 
 import json
 import pathlib
+import re
 import shlex
 import signal
+import statistics
 
 import numpy as np
 import pytest
@@ -175,14 +177,16 @@ def test_it_recommends_with_numbers_errors_and_commands(runs, tmp_path):
     made["methods"], made["encoder"]["depth"] = ("mae", "moco", "random"), 2
     outcome, saved = run(made, tmp_path / "c")
     text, notes = outcome.text, saved["result"]["notes"]
-    assert notes[0].startswith("Recommended: mae, by the mean of fine-tuning")
-    assert notes[0].endswith("with none of them is there a difference to moco.")
+    assert notes[0].startswith("Recommended: mae, which has the highest mean after")
+    assert notes[0].endswith("These numbers cannot tell it from moco.")
     assert "mae is highest: 90.0 ± 1.9 %, above random (70.0 ± 2.9)" in text
-    assert f"to moco (89.0 ± 2.0) {choice.SAME}" in text
+    assert f"{choice.SAME} from moco (89.0 ± 2.0)" in text
     assert "gains 20.0 points over random parameters with 10 % of the labels" in text
     # Two blocks kept lose; one does not.
     assert "Tuning the head and the last block of mae is enough" in text
-    assert f"575: 90.0 ± 1.9 %, 1,150: 90.0 ± 1.9 %. {choice.SAME.capitalize()}" in text
+    assert (
+        f"575: 90.0 ± 1.9 %, 1,150: 90.0 ± 1.9 %. {choice.SAME.capitalize()}," in text
+    )
     assert "From 116 to 1,150 labels mae goes from 70.0" in text
     assert outcome.page.is_file() and (tmp_path / "c/report/report.json").is_file()
     row = saved["result"]["scores"]["finetune"]["mae"][0]
@@ -196,6 +200,11 @@ def test_it_recommends_with_numbers_errors_and_commands(runs, tmp_path):
     again = commandline.config_of(words[0].removeprefix("--config="), fields)
     assert again.objective.encoder.depth == 2 and again.data.holdout.eval == 0
     assert f"({again.epochs} passes over 1,438 images" in full
+    assert full.endswith(" --workdir=runs/full-mae")
+    tuning = next(n for n in notes if n.startswith("Fine-tuning mae ("))
+    assert "--config.init=runs/full-mae " in tuning and "at the 12,800 images/s" in full
+    assert re.search(r"passes over 1,438 images, about [\d.]+ minutes at the", tuning)
+    assert tuning.endswith(" --workdir=runs/full-mae-finetuned")
 
 
 def test_the_test_split_is_never_read(runs, tmp_path, monkeypatch):
@@ -226,13 +235,23 @@ def test_the_error_is_of_the_seeds_or_of_the_images_whichever_is_larger():
     assert not choice.apart(choice.Score((89.0,), 100), same)
 
 
+def test_the_error_of_few_seeds_is_that_of_a_t_test():
+    # Published quantiles of Student's t at 97.5 %: 4.303 of 2 degrees, 2.776 of 4.
+    for values, times in (((70.0, 90.0), 4.303), ((70.0, 80.0, 90.0), 2.776)):
+        one, other = (choice.Score(values, 100_000) for _ in range(2))
+        error = statistics.stdev(values) * (2 / len(values)) ** 0.5
+        assert choice.margin(one, other) == pytest.approx(times * error, rel=1e-3)
+    single = choice.Score((80.0,), 100)
+    assert choice.margin(single, single) == pytest.approx(2 * 4.0 * 2**0.5)
+
+
 def test_more_images_and_more_blocks_are_judged_by_their_errors():
     def scores(*means):
         return [choice.Score((mean, mean), 1000) for mean in means]
 
     low, middle, high = scores(70.0, 80.0, 90.0)
     text = choice.of_images("mae", {0.25: low, 0.5: middle, 1.0: high}, 400)
-    assert "100: 70.0 ± 2.9 %, 200: 80.0" in text and "brought 10.0 points, and" in text
+    assert "100: 70.0 ± 2.9 %, 200: 80.0" in text and "brought 10.0 points. Exp" in text
     (near,) = scores(89.0)
     text = choice.of_images("mae", {0.25: low, 0.5: near, 1.0: high}, 400)
     assert "within the error of 2.7: expect little of still more" in text
@@ -240,9 +259,9 @@ def test_more_images_and_more_blocks_are_judged_by_their_errors():
     assert kept == 2 and "the last 2 blocks of mae, which is better" in sentence
     wide = choice.Score((60.0, 80.0), 1000)
     sentence, kept = choice.of_blocks("mae", {0: {1.0: low}, 2: {1.0: wide}}, 4)
-    assert kept == 0 and "How many blocks of mae to tune does not show" in sentence
+    assert kept == 0 and f"Tune all blocks of mae: {choice.SAME} between" in sentence
     sentence, kept = choice.of_blocks("mae", {0: {1.0: high}, 4: {1.0: low}}, 4)
-    assert kept == 0 and "Tune all blocks of mae: fewer lose" in sentence
+    assert kept == 0 and "Tune all blocks of mae: with fewer it loses" in sentence
     assert "all blocks 90.0 ± 1.9 %; the head alone 70.0 ± 2.9 %" in sentence
 
 
@@ -389,6 +408,7 @@ def test_given_encoders_are_compared_with_their_own_images(tmp_path, monkeypatch
         or "--config.init=random" in outcome.text
     )
     assert "Full run" not in outcome.text  # there is nothing to pre-train
+    assert re.search(r"Fine-tuning (outside|random) \([\d.]+ passes", outcome.text)
 
 
 def test_a_table_gives_the_labels(tmp_path):
