@@ -179,9 +179,10 @@ def compare(recipe: str, arg: str, fields: dict[str, Any]) -> dict[str, Any]:
         for number in range(ROUNDS.value + 1):
             for name, side in built.items():
                 figures = side.measure(SECONDS.value)
-                if number:
+                if number:  # round 0 is not counted
                     rates.setdefault(name, []).append(figures["rate"])
                     waits.setdefault(name, []).append(figures["wait"])
+            tell(f"training, round {number} of {ROUNDS.value}")
         updates = built["device"].updates
     ratios = {
         f"{name}/bare": [x / y for x, y in zip(rates[name], rates["bare"], strict=True)]
@@ -234,11 +235,14 @@ def evaluate(recipe: str, arg: str, fields: dict[str, Any]) -> dict[str, Any]:
             return np.array([time.perf_counter(), time.process_time()]) - start
 
         passes = over(context)  # the first one, which the devices keep
-        times = [
-            {"bare": seconds(bare), "host": seconds(over, host)}
-            | {"device": seconds(over, context), "embed": seconds(written)}
-            for _ in range(ROUNDS.value + 1)
-        ][1:]
+        times = []
+        for number in range(ROUNDS.value + 1):
+            times.append(
+                {"bare": seconds(bare), "host": seconds(over, host)}
+                | {"device": seconds(over, context), "embed": seconds(written)}
+            )
+            tell(f"evaluation, round {number} of {ROUNDS.value}")
+        del times[0]  # round 0 is not counted
         job.release()
     images = job.config["derived"]["train_examples"]
     pairs = [(k, "bare") for k in ("host", "device", "embed")] + [("embed", "host")]
@@ -249,6 +253,11 @@ def evaluate(recipe: str, arg: str, fields: dict[str, Any]) -> dict[str, Any]:
     }
     rates = {k: spread([images / t[k][0] for t in times]) for k in times[0]}
     return {"images/s": rates, "ratios": ratios}
+
+
+def tell(text: str) -> None:
+    """Prints how far it is, beside the figures."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def spread(values: list[float]) -> dict[str, float]:
