@@ -119,7 +119,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path) -> Job:
         raise ValueError(
             f"cka needs {cka.LEAST} images or more in a minibatch: split {split!r} "
             f"gives {len(source)} (images={config.images}), batch_size="
-            f"{config.batch_size}; give more, or leave it out: --config.cka.on=False"
+            f"{config.batch_size}; give more, or add --config.cka.on=False to the "
+            "command of the analysis"
         )
     for model in loaded:  # traces by shapes: a model that does not fit fails here
         capture.check(model, wanted, config.batch_size, mesh)

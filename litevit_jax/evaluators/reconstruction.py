@@ -82,7 +82,7 @@ class Reconstruction(base.Evaluator):
     def _pixels(self, image: np.ndarray) -> np.ndarray:
         """Converts normalised [H, W, C] to uint8."""
         mean, std = np.asarray(self.context.mean), np.asarray(self.context.std)
-        pixels = (image.astype(np.float32) * std + mean) * 255
+        pixels = np.nan_to_num(image.astype(np.float32) * std + mean) * 255
         return np.clip(np.round(pixels), 0, 255).astype(np.uint8)
 
 

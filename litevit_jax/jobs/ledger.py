@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -179,6 +180,17 @@ def check_config(
             if not tries_left:
                 raise
             time.sleep(1)
+
+
+def check_finite(results: dict[str, dict[str, Any]]) -> None:
+    """Raises FloatingPointError if the last number of an evaluation is not finite.
+
+    `results` are those of a run: title -> its `metric` and the `last` numbers.
+    """
+    for title, result in results.items():
+        number = result["last"].get(result.get("metric", "top1"))
+        if isinstance(number, float) and not math.isfinite(number):
+            raise FloatingPointError(f"the last {title} is {number}")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ points, which are known by their fields; several processes may work on one sweep
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -18,17 +19,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from litevit_jax import commandline, paths, terminal
+from litevit_jax import commandline, paths, registry, terminal
 from litevit_jax.evaluators import stored
 from litevit_jax.jobs import evaluate, ledger, summary, train
 from litevit_jax.train import resolve
-from litevit_jax.train import workdir as workdirs
 
 _SEED = "seed"  # the field over which results are averaged
 _LONGEST = 40  # letters of a point's name, as reports take them
 _MOST_COMPARED = 12  # runs in one report
 _AXES = ("grid", "shard")  # may change in the same directory
-_LETTERS = re.compile(r"[^\w.+-]+")  # that a name cannot have
+_DIGEST = 9  # letters at the end of a name that stand for all fields of a point
 _EXAMPLE = '--config.grid="lr.base=1e-4,3e-4; seed=0,1,2"'
 
 
@@ -122,7 +122,13 @@ class Sweep:
         self.points = [self._named(point) for point in asked]
         self._images = dict(zip((p.name for p in self.points), images, strict=True))
         for point in self.finished():
-            self._check_images(point, self.parts.rows[point.name].get("images"))
+            name = point.name
+            if self.parts.rows[name].get("images") != self._images[name]:
+                raise ValueError(
+                    f"--workdir={workdir}: point {name} was run with other images than "
+                    "are there now, and numbers of both cannot be compared; bring the "
+                    "former ones back, or start a sweep in another --workdir"
+                )
 
     def run(self) -> int | None:
         """Runs what is not finished; returns the signal that stopped it, or None.
@@ -177,7 +183,11 @@ class Sweep:
         finished = self.finished()
         if not 1 < len(finished) <= _MOST_COMPARED:
             return
-        runs = ",".join(f"{p.name}={self.directory(p)}" for p in finished)
+        short = [point.name[:-_DIGEST] for point in finished]
+        if len(set(short)) < len(short):
+            short = [point.name for point in finished]
+        pairs = zip(short, map(self.directory, finished), strict=True)
+        runs = ",".join(f"{name}={directory}" for name, directory in pairs)
 
         def draw() -> object:
             from litevit_jax.jobs import analyse  # late: it reads much
@@ -191,53 +201,33 @@ class Sweep:
         """Prepares all points, of those that differ in the seed alone only one.
 
         Returns:
-          The fingerprint of each point's images.
+          What tells whether the images of a point, to learn from and to evaluate, are
+          still the same.
         """
         known: dict[tuple[tuple[str, str], ...], str] = {}
         images = []
         for number, point in enumerate(asked, start=1):
             key = tuple((k, v) for k, v in point.fields.items() if k != _SEED)
-            if key not in known:
-                known[key] = self._prepared(point, f"point {number} of {len(asked)}")
+            try:
+                registry.check_fields(point.config)
+                if key not in known:
+                    known[key] = _images_of(point.config, self._workdir / "points")
+            except (ValueError, KeyError) as error:
+                fields = "; ".join(f"{k}={v}" for k, v in point.fields.items())
+                text = error.args[0] if error.args else error
+                which = f"point {number} of {len(asked)}"
+                raise ValueError(f"{which} ({fields}): {text}") from error
             images.append(known[key])
         return images
 
-    def _prepared(self, point: Point, which: str) -> str:
-        """Checks a point as its run will; returns the fingerprint of its images."""
-        config, directory = point.config, self.directory(point)
-        try:
-            if config.job == "evaluate":
-                job = evaluate.prepare(config, directory, begin=False)
-                evaluator, _ = next(iter(job.evaluators.values()))
-                return evaluator.context.source("eval").fingerprint()
-            # The images are not decoded for this.
-            quick = {"data.cache": "off", "steps_per_call": "auto"}
-            config = resolve.changed(config, quick)
-            job = train.prepare(config, directory, begin=False)
-        except (ValueError, KeyError) as error:
-            fields = "; ".join(f"{k}={v}" for k, v in point.fields.items())
-            text = error.args[0] if error.args else error
-            raise ValueError(f"{which} ({fields}): {text}") from error
-        return job.config["derived"]["train_fingerprint"]
-
     def _named(self, point: Point) -> Point:
-        """Gives a point the name of the finished one with the same fields."""
-        for name, row in self.parts.rows.items():
-            if row.get("fields") == point.fields:
-                return dataclasses.replace(point, name=name)
-        if point.name not in self.parts:
-            return point
-        # An older sweep named its points by some of their fields.
-        return dataclasses.replace(point, name=_short(point.name, point.fields))
-
-    def _check_images(self, point: Point, images: str | None) -> None:
-        """Refuses a point whose run had other images; old rows do not tell."""
-        if images not in (None, self._images[point.name]):
-            raise ValueError(
-                f"--workdir={self._workdir}: point {point.name} has learned from other "
-                "images than are there now, and numbers of both cannot be compared; "
-                "bring the former images back, or start a sweep in another --workdir"
-            )
+        """Gives a point the name it has from an earlier grid, by its digest."""
+        end = point.name[-_DIGEST:]
+        older = [*self.parts.rows]
+        with contextlib.suppress(OSError):  # there are no directories yet
+            older += [path.name for path in (self._workdir / "points").iterdir()]
+        same = [name for name in older if name.endswith(end)]
+        return dataclasses.replace(point, name=same[0]) if same else point
 
     def _row(self, point: Point) -> dict[str, Any]:
         return {"fields": point.fields, "images": self._images[point.name]}
@@ -251,11 +241,9 @@ class Sweep:
         directory = self.directory(point)
         with ledger.working_in(directory), stored.under(self._workdir / "features"):
             signal, results = _work(point, directory)
-        saved = workdirs.read_config(directory) or {}
-        images = saved.get("derived", {}).get("train_fingerprint")
-        self._check_images(point, images)
         if signal is not None:
             return signal
+        ledger.check_finite(results)
         kept = {
             title: {"metric": result["metric"], **_numbers(result["last"])}
             for title, result in results.items()
@@ -337,30 +325,36 @@ def _unquoted(value: str) -> str:
     return value[1:-1] if quoted else value
 
 
+def _images_of(config: ConfigDict, directory: pathlib.Path) -> str:
+    """Checks a point as its run will; returns the fingerprint of all its images."""
+    prints: set[str] = set()
+    if config.job == "evaluate":
+        evaluators = evaluate.prepare(config, directory, begin=False).evaluators
+    else:
+        # Images are not decoded for this: on devices no set fits, with so few bytes.
+        host = config.data.cache == "host"
+        quick = {"data.cache": "off"} if host else {"data.cache_gib": 1e-9}
+        job = train.prepare(resolve.changed(config, quick), directory, begin=False)
+        prints.add(job.config["derived"]["train_fingerprint"])
+        evaluators = job.evaluators
+    for pair in evaluators.values():
+        evaluator: Any = pair[0]
+        read = {getattr(evaluator, name, None) for name in ("split", "bank", "select")}
+        for split in read - {None}:
+            prints.add(evaluator.context.source(split).fingerprint())
+    return hashlib.sha256(" ".join(sorted(prints)).encode()).hexdigest()[:16]
+
+
 def _name(fields: dict[str, str], several: Sequence[str]) -> str:
-    """Names a point by its fields: 'base3e-4-seed1'.
-
-    A name that would be too long has those of several values, and stands for all.
-    """
-
-    def joined(shown: Sequence[str]) -> str:
-        return "-".join(
-            f"{field.rpartition('.')[2]}{_LETTERS.sub('_', fields[field]).strip('_')}"
-            for field in shown
-        )
-
-    name = joined([*fields])
-    plain = not any(map(_LETTERS.search, fields.values()))
-    different = len({field.rpartition(".")[2] for field in fields}) == len(fields)
-    if plain and different and len(name) <= _LONGEST:
-        return name
-    return _short(joined(several) or name, fields)
-
-
-def _short(name: str, fields: dict[str, str]) -> str:
-    """Shortens a name to one that still tells points apart."""
+    """Names a point, as 'base3e-4-seed1-0f3a9c21': fields, and a digest of all."""
+    parts = []
+    for field in several:
+        value = re.sub(r"[^\w.+-]+", "_", fields[field]).strip("_")
+        parts.append(f"{field.rpartition('.')[2]}{value}")
+    name = "-".join(parts) or "run"
     exact = "; ".join(f"{field}={fields[field]}" for field in sorted(fields))
-    return f"{name[: _LONGEST - 9]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(exact.encode()).hexdigest()[: _DIGEST - 1]
+    return f"{name[: _LONGEST - _DIGEST]}-{digest}"
 
 
 def _shard(listed: list[Point], shard: str | None) -> list[Point]:

@@ -122,6 +122,7 @@ class Sweep:
         with ledger.working_in(directory):
             outcome = train.run(self.config_of(point), directory)
         if outcome.signal is None:
+            ledger.check_finite(outcome.results)
             self.record(point, outcome.results)
         return outcome.signal
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import signal
 
 import pytest
@@ -17,7 +18,7 @@ pytestmark = [
 ]
 
 GRID = "lr.base=0.1,0.2; seed=0,1; steps=1"
-NAMES = [f"base{lr}-seed{seed}-steps1" for lr in (0.1, 0.2) for seed in (0, 1)]
+STARTS = [f"base{lr}-seed{seed}-" for lr in (0.1, 0.2) for seed in (0, 1)]
 
 
 def config(**overrides):
@@ -40,44 +41,39 @@ def runs(monkeypatch):
     """Directories of the runs that were started, in place of real ones.
 
     `stop`: numbers of runs that a signal ends. `diverging`: their learning rates.
-    `images`: what their images are known by; they are listed but not read.
     """
 
     class Runs(list):
         stop = ()
         diverging = ()
-        images = "these"
+        level = 0.0
 
     asked = Runs()
 
     def stand_in(made, workdir, **_):
         asked.append(workdir.name)
-        workdir.mkdir(parents=True, exist_ok=True)
-        derived = {"train_fingerprint": asked.images}
-        (workdir / "config.json").write_text(json.dumps({"derived": derived}))
         if len(asked) in asked.stop:
             return loop.RunOutcome(3, {}, signal.SIGTERM)
         if made.lr.base in asked.diverging:
             raise FloatingPointError("50 updates in a row were skipped")
-        last = {"step": 6, "n": 5, "mae_loss": made.lr.base + made.seed, "table": [1]}
+        loss = made.lr.base + made.seed + asked.level
+        last = {"step": 6, "n": 5, "mae_loss": loss, "table": [1]}
         result = {"metric": "mae_loss", "last": last}
         return loop.RunOutcome(6, {"reconstruction": result})
 
-    prepare = train.prepare
-
-    def prepared(*arguments, **about):
-        job = prepare(*arguments, **about)
-        job.config["derived"]["train_fingerprint"] = asked.images
-        return job
-
     monkeypatch.setattr(train, "run", stand_in)
-    monkeypatch.setattr(train, "prepare", prepared)
     return asked
+
+
+def names(**overrides):
+    """The names of the points of `config`."""
+    return [point.name for point in points(config(**overrides))]
 
 
 def test_every_combination_is_a_run_of_the_recipe_with_these_values():
     listed = points(config())
-    assert [p.name for p in listed] == NAMES
+    names = [p.name for p in listed]
+    assert [name[:-8] for name in names] == STARTS and len(set(names)) == 4
     values = [(p.config.lr.base, p.config.seed, p.config.steps) for p in listed]
     assert values == [(0.1, 0, 1), (0.1, 1, 1), (0.2, 0, 1), (0.2, 1, 1)]
     assert {p.config.name for p in listed} == {"mae_tiny-digits-smoke"}
@@ -126,20 +122,20 @@ def test_a_stopped_sweep_goes_on_and_a_larger_grid_runs_what_is_new(runs, tmp_pa
     saved, ending = run(config(), tmp_path / "s")
     assert ending.signal == signal.SIGTERM and len(saved["points"]) == 2
     run(config(), tmp_path / "s")
-    assert runs[3:] == NAMES[2:]
+    assert runs[3:] == names()[2:]
     run(config(grid=GRID.replace("seed=0,1", "seed=0,1,2")), tmp_path / "s")
-    assert runs[5:] == ["base0.1-seed2-steps1", "base0.2-seed2-steps1"]
+    assert [name[:-9] for name in runs[5:]] == ["base0.1-seed2", "base0.2-seed2"]
     with pytest.raises(ValueError, match=r"recipe: .*mae_tiny:smoke.*mae_tiny:digits"):
         run(config(recipe="mae_tiny:digits"), tmp_path / "s")
 
 
 def test_shards_share_the_points(runs, tmp_path, capsys):
     run(config(shard="1/2"), tmp_path / "s")
-    assert runs == NAMES[::2]
+    assert runs == names()[::2]
     saved, _ = run(config(shard="2/2"), tmp_path / "s")
     assert len(runs) == 4 and len(saved["points"]) == 4
     run(config(), tmp_path / "s")  # all are finished
-    assert len(runs) == 4 and NAMES[0] not in capsys.readouterr().out[-400:]
+    assert len(runs) == 4 and names()[0] not in capsys.readouterr().out[-400:]
 
 
 @pytest.mark.parametrize(
@@ -148,6 +144,7 @@ def test_shards_share_the_points(runs, tmp_path, capsys):
         GRID.replace("steps=1", "steps=2"),  # a field of one value
         GRID.replace("; steps=1", ""),
         GRID.replace("lr.base", "optimizer.weight_decay"),
+        GRID.replace("seed=0,1", "seed=2,3"),
     ],
 )
 def test_another_grid_in_the_same_directory_runs_its_own_points(grid, runs, tmp_path):
@@ -156,54 +153,83 @@ def test_another_grid_in_the_same_directory_runs_its_own_points(grid, runs, tmp_
     assert len(set(runs)) == 8 and len(saved["points"]) == 8
 
 
+def test_fields_that_end_alike_are_different_points(runs, tmp_path):
+    sizes = [f"objective.{part}.width=16; seed=0" for part in ("encoder", "decoder")]
+    (one,), (other,) = (names(grid=size) for size in sizes)
+    assert one != other
+    (tmp_path / "s/points" / one).mkdir(parents=True)  # that one is at work on
+    assert names(grid=sizes[1]) == [other]
+
+
 def test_a_field_that_gets_more_values_keeps_what_is_finished(runs, tmp_path):
     run(config(grid="seed=0; steps=1; lr.base=0.1"), tmp_path / "s")
     saved, _ = run(config(grid=GRID), tmp_path / "s")
-    assert runs == ["seed0-steps1-base0.1", *NAMES[1:]] and len(saved["points"]) == 4
+    assert runs[0].startswith("run-") and runs[1:] == names()[1:]
+    assert len(saved["points"]) == 4
 
 
-def test_names_that_an_older_sweep_gave_other_points_are_not_theirs(runs, tmp_path):
-    run(config(shard="1/4"), tmp_path / "s")
-    path = tmp_path / "s/sweep.json"
-    saved = json.loads(path.read_text())
-    saved["points"][0]["fields"]["steps"] = "500"
-    path.write_text(json.dumps(saved))
-    run(config(shard="1/4"), tmp_path / "s")
-    assert runs[1].startswith(f"{NAMES[0]}-") and len(runs) == 2
+def test_a_point_that_was_stopped_keeps_its_directory_in_a_larger_grid(runs, tmp_path):
+    run(config(shard="1/4", grid="seed=0,1,2,3; steps=1"), tmp_path / "s")
+    stopped = names(grid="seed=1; steps=1")[0]
+    (tmp_path / "s/points" / stopped).mkdir()
+    run(config(grid="seed=0,1; steps=1"), tmp_path / "s")
+    assert runs[1:] == [stopped] and stopped.startswith("run-")
 
 
 def test_a_point_that_diverges_has_no_results_and_ends_no_other(runs, tmp_path, capsys):
     runs.diverging = (0.2,)
     saved, ending = run(config(), tmp_path / "s")
-    assert runs == NAMES and ending.signal is None
+    assert runs == names() and ending.signal is None
     assert ["results" in row for row in saved["points"]] == [True, True, False, False]
     shown = capsys.readouterr().out
     why = "failed: 50 updates in a row were skipped"
-    assert f"point {NAMES[2]} {why}" in shown and f"point {NAMES[3]} {why}" in shown
+    assert all(f"point {name} {why}" in shown for name in names()[2:])
     assert "lr.base  runs  reconstruction mae_loss\n0.1      2 " in shown
     assert "0.2      " not in shown and "done: the others are in" in shown
     runs.diverging = ()  # the same command tries again
     saved, _ = run(config(), tmp_path / "s")
-    assert runs[4:] == NAMES[2:]
+    assert runs[4:] == names()[2:]
     assert all("results" in row and "failed" not in row for row in saved["points"])
     runs.diverging = (0.3,)
     with pytest.raises(FloatingPointError, match=r"all 1 points failed, .* 50 updates"):
         run(config(grid="lr.base=0.3; steps=1"), tmp_path / "s")
 
 
-def test_points_of_other_images_are_not_mixed(runs, tmp_path):
-    run(config(shard="1/2"), tmp_path / "s")
-    runs.images = "more"
-    with pytest.raises(ValueError, match=f"point {NAMES[0]} has learned from other im"):
+def test_a_result_that_is_not_finite_is_none(runs, tmp_path, capsys):
+    runs.level = float("inf")
+    with pytest.raises(FloatingPointError, match="the last reconstruction is inf"):
         run(config(), tmp_path / "s")
-    run(config(), tmp_path / "new")
-    assert runs[2:] == NAMES
+    runs.level = 0.0
+    saved, _ = run(config(), tmp_path / "s")
+    assert len(runs) == 8 and all("results" in row for row in saved["points"])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_points_of_other_images_are_not_mixed(split, runs, tmp_path, image_folder):
+    root = image_folder(train=8, test=4)
+    about = f"data=folder,path={root},knn={root}"
+    small = {"data.image_size": 8, "objective.encoder.patch_size": 2, "batch_size": 8}
+    grid = "; ".join([GRID, *(f"{name}={value}" for name, value in small.items())])
+    made = {"recipe": f"mae_tiny:{about}", "grid": grid}
+    run(config(**made, shard="1/2"), tmp_path / "s")
+    shutil.copy(root / split / "a/000.png", root / split / "a/999.png")
+    with pytest.raises(ValueError, match=f"point {runs[0]} was run with other images"):
+        run(config(**made), tmp_path / "s")
+    run(config(**made), tmp_path / "new")
+    assert len(runs) == 6
 
 
 def test_every_point_is_checked_before_the_first_begins(runs, tmp_path):
     grid = "objective.encoder.patch_size=2,3; seed=0,1; steps=1"
     message = r"point 3 of 4 \(objective.encoder.patch_size=3; seed=0; steps=1\): .*3"
     with pytest.raises(ValueError, match=message):
+        run(config(grid=grid), tmp_path / "s")
+    assert not runs and not (tmp_path / "s").exists()
+    for wrong in ("seed=0,-1", "data.cache=auto,foo", "steps_per_call=1,0"):
+        with pytest.raises(ValueError, match=r"point 2 of 2 \(.*\): "):
+            run(config(grid=f"steps=1; {wrong}"), tmp_path / "s")
+    grid = "data.randaugment.layers=0,2; data.cache=device; steps=1"
+    with pytest.raises(ValueError, match=r"point 2 of 2 \(.*RandAugment"):
         run(config(grid=grid), tmp_path / "s")
     assert not runs and not (tmp_path / "s").exists()
     made = config(recipe="evaluate:knn", grid="seed=0,1; init=/nowhere")
@@ -222,7 +248,7 @@ def test_a_point_that_another_process_works_on_is_left_to_it(
     runs, tmp_path, capsys, monkeypatch
 ):
     run(config(shard="1/4"), tmp_path / "s")
-    directory = tmp_path / "s/points" / NAMES[1]
+    directory = tmp_path / "s/points" / names()[1]
     directory.mkdir(parents=True)
     context = multiprocessing.get_context("spawn")
     held, end = context.Event(), context.Event()
@@ -237,8 +263,8 @@ def test_a_point_that_another_process_works_on_is_left_to_it(
     finally:
         end.set()
         other.join()
-    assert first == [NAMES[0], *NAMES[2:]]
-    assert runs[3:] == NAMES[1:2] and len(saved["points"]) == 4
+    assert first == [names()[0], *names()[2:]]
+    assert runs[3:] == names()[1:2] and len(saved["points"]) == 4
     shown = capsys.readouterr().out
     assert "1 of 4 points are not finished" in shown
     assert f"left to another process: --workdir={directory}: the run of proc" in shown
@@ -289,8 +315,8 @@ def test_points_are_runs_as_the_command_line_makes_them(tmp_path, capsys, monkey
     small += "objective.encoder.num_heads=2; objective.decoder.width=16"
     made = config(grid=f"seed=0,1; steps=1; {small}", log__report=True)
     saved, _ = run(made, tmp_path / "s")
-    names = [row["name"] for row in saved["points"]]
-    assert [name.partition("-")[0] for name in names] == ["seed0", "seed1"]
+    ran = [row["name"].partition("-")[0] for row in saved["points"]]
+    assert ran == ["seed0", "seed1"]
     for row in saved["points"]:
         path = tmp_path / "s/points" / row["name"] / "evals/reconstruction/result.json"
         last = json.loads(path.read_text())["last"]
