@@ -211,7 +211,7 @@ class Sweep:
             try:
                 registry.check_fields(point.config)
                 if key not in known:
-                    known[key] = _images_of(point.config, self._workdir / "points")
+                    known[key] = _images_of(point, self._workdir / "points")
             except (ValueError, KeyError) as error:
                 fields = "; ".join(f"{k}={v}" for k, v in point.fields.items())
                 text = error.args[0] if error.args else error
@@ -325,9 +325,9 @@ def _unquoted(value: str) -> str:
     return value[1:-1] if quoted else value
 
 
-def _images_of(config: ConfigDict, directory: pathlib.Path) -> str:
+def _images_of(point: Point, directory: pathlib.Path) -> str:
     """Checks a point as its run will; returns the fingerprint of all its images."""
-    prints: set[str] = set()
+    config, prints = point.config, set[str]()
     if config.job == "evaluate":
         evaluators = evaluate.prepare(config, directory, begin=False).evaluators
     else:
