@@ -27,10 +27,13 @@ def test_the_tables_of_the_page_have_the_rows_and_columns_of_the_study(table):
     for heading in study.HEADINGS[table].values():
         found = study.written(PAGE, heading)
         assert list(found) == methods
-        for row in found.values():
+        for method, row in zip(study.methods_of(table), found.values(), strict=True):
             assert list(row) == columns
-            for mean, low, high in row.values():
-                assert 0 < low <= mean <= high < 100
+            left_out = study.LEFT_OUT.get((table, method), ())
+            for name, some in study.COLUMNS[table].items():
+                for cell in (row[column] for _, column in some):
+                    assert (cell == ()) == (name in left_out)
+                    assert not cell or 0 < cell[1] <= cell[0] <= cell[2] < 100
 
 
 def test_the_first_table_of_a_section_is_read():
@@ -55,6 +58,17 @@ def test_a_number_that_moved_is_found(now, same):
     text, got = study.compare(moved, study.written(page(ROWS), "Some"), tolerance=0.3)
     assert got == same
     assert text.count("DIFFERENT") == (not same)
+
+
+def test_a_cell_that_a_row_leaves_out_is_empty_and_not_compared():
+    rows = {
+        "mae": {"all labels": [49.0], "1 %": [39.6]},
+        "distill_weak": {"all labels": [], "1 %": [40.0]},
+    }
+    found = study.written(page(rows), "Some")
+    assert found[study.METHODS["distill_weak"]]["all labels"] == ()
+    text, same = study.compare(rows, found, tolerance=0.0)
+    assert same and len(text.splitlines()) == 3
 
 
 def test_a_page_without_the_table_is_refused():
