@@ -1,9 +1,11 @@
 """Programs in processes of their own, and several local processes of one job."""
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import json
+import multiprocessing
 import os
 import pathlib
 import re
@@ -18,6 +20,30 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # Seconds after which a process hangs: none takes as long, on however busy a machine.
 PATIENCE_S = 3600
+
+
+@contextlib.contextmanager
+def working_in(directory):
+    """Another process that is at work in `directory` until the event is set."""
+    directory.mkdir(parents=True)
+    context = multiprocessing.get_context("spawn")
+    begun, end = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(directory, begun, end))
+    other.start()
+    try:
+        assert begun.wait(PATIENCE_S)
+        yield end
+    finally:
+        end.set()
+        other.join()
+
+
+def _hold(directory, begun, end):
+    from litevit_jax.train import lock
+
+    lock.take(directory)
+    begun.set()
+    end.wait()
 
 
 def free_port():

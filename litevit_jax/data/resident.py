@@ -70,9 +70,7 @@ def crop_of(data: Any) -> transforms.RandomResizedCrop:
     return transforms.train_ops(**settings.image_settings(data)).ops[0]
 
 
-def load(
-    source: base.Source, data: Any, most: float, most_here: float = math.inf
-) -> Resident:
+def load(source: base.Source, data: Any, most: float) -> Resident:
     """Decodes all images of `source`, shrunk to the size that crops need.
 
     The smallest crop then still has the pixels of the result.
@@ -80,8 +78,7 @@ def load(
     Args:
       source: the examples.
       data: the config's block.
-      most: bytes that the set may take of all devices.
-      most_here: bytes that it may take of the host's memory.
+      most: bytes that the set may take.
 
     Raises:
       TooLargeError: it takes more; that is judged by a few images first.
@@ -90,13 +87,12 @@ def load(
     reader, count = _Reader(source, data), len(source)
     rows = np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int)
     few = [reader(int(row)) for row in np.unique(rows)]
-    least = min(most, most_here)
-    _check_size(_canvas(few), count, data["channels"], least)
+    _check_size(_canvas(few), count, data["channels"], most)
     stored: list[_Stored] = []
     for examples in cache.read_all(reader, count, cache.threads_of(data)):
         stored += examples
     canvas = _canvas(stored)
-    _check_size(canvas, count, data["channels"], least)
+    _check_size(canvas, count, data["channels"], most)
     _report_bad(source, stored, data["max_bad_fraction"])
     columns = np.zeros((count, *canvas, data["channels"]), np.uint8)
     for row, one in enumerate(stored):

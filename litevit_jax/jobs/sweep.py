@@ -94,7 +94,8 @@ def main(config: ConfigDict, workdir: str, command: str) -> summary.Ending:
         return summary.Ending(config, signal=signal)
     if config.log.report and config.shard is None:
         sweep.draw(command)
-    which = "all points" if len(sweep.finished()) == len(sweep.points) else "the others"
+    every = len(sweep.finished()) == len(sweep.points)
+    which = "all points" if every else "the finished points"
     say(f"done: {which} are in {os.path.join(workdir, 'sweep.json')}")
     return summary.Ending(config)
 
@@ -119,7 +120,7 @@ class Sweep:
         images = self._check(asked)
         ledger.check_config(workdir, config, free=_AXES)
         self.parts = ledger.Parts(workdir / "sweep.json", recipe=config["recipe"])
-        self.points = [self._named(point) for point in asked]
+        self.points = self._named(asked)
         self._images = dict(zip((p.name for p in self.points), images, strict=True))
         for point in self.finished():
             name = point.name
@@ -220,14 +221,16 @@ class Sweep:
             images.append(known[key])
         return images
 
-    def _named(self, point: Point) -> Point:
-        """Gives a point the name it has from an earlier grid, by its digest."""
-        end = point.name[-_DIGEST:]
+    def _named(self, asked: Sequence[Point]) -> list[Point]:
+        """Gives points the names they have from an earlier grid, by their digests."""
         older = [*self.parts.rows]
         with contextlib.suppress(OSError):  # there are no directories yet
             older += [path.name for path in (self._workdir / "points").iterdir()]
-        same = [name for name in older if name.endswith(end)]
-        return dataclasses.replace(point, name=same[0]) if same else point
+        known = {name[-_DIGEST:]: name for name in reversed(older)}
+        return [
+            dataclasses.replace(p, name=known.get(p.name[-_DIGEST:], p.name))
+            for p in asked
+        ]
 
     def _row(self, point: Point) -> dict[str, Any]:
         return {"fields": point.fields, "images": self._images[point.name]}

@@ -186,8 +186,7 @@ def open_set(
     """
     setting, most = cache.setting(data), steps_per_call
     at_most = _updates(most)
-    host = _why_host(setting, data, workdir)
-    if host is not None:
+    if (host := _why_host(setting, data, workdir)) is not None:
         if most != "auto" and at_most > 1:
             raise ValueError(
                 f"steps_per_call={most} with data.cache={setting}: several updates in "
@@ -200,7 +199,8 @@ def open_set(
     if images.multi_label:
         return None, [_several_labels(setting) + ignored]
     try:
-        read = resident.load(images, data, most_each * mesh.size, cache.most_here())
+        least = min(most_each * mesh.size, cache.most_here())
+        read = resident.load(images, data, least)
     except resident.TooLargeError as error:
         why = f"{error} GiB ({_bounds(most_each, mesh, data)})"
         if distributed.run_on_primary(lambda: _recorded(workdir)) == "device":

@@ -1,7 +1,6 @@
 """Sweeps: their points, what a stopped one goes on with, several processes."""
 
 import json
-import multiprocessing
 import shutil
 import signal
 
@@ -10,7 +9,7 @@ import pytest
 from litevit_jax.evaluators import frozen
 from litevit_jax.jobs import evaluate, ledger, sweep, train
 from litevit_jax.train import lock, loop
-from tests import jobs
+from tests import jobs, processes
 
 pytestmark = [
     pytest.mark.usefixtures("shared_designs", "one_device"),
@@ -157,8 +156,9 @@ def test_fields_that_end_alike_are_different_points(runs, tmp_path):
     sizes = [f"objective.{part}.width=16; seed=0" for part in ("encoder", "decoder")]
     (one,), (other,) = (names(grid=size) for size in sizes)
     assert one != other
-    (tmp_path / "s/points" / one).mkdir(parents=True)  # that one is at work on
-    assert names(grid=sizes[1]) == [other]
+    run(config(grid=sizes[0]), tmp_path / "s")
+    run(config(grid=sizes[1]), tmp_path / "s")
+    assert runs == [one, other]
 
 
 def test_a_field_that_gets_more_values_keeps_what_is_finished(runs, tmp_path):
@@ -185,7 +185,7 @@ def test_a_point_that_diverges_has_no_results_and_ends_no_other(runs, tmp_path, 
     why = "failed: 50 updates in a row were skipped"
     assert all(f"point {name} {why}" in shown for name in names()[2:])
     assert "lr.base  runs  reconstruction mae_loss\n0.1      2 " in shown
-    assert "0.2      " not in shown and "done: the others are in" in shown
+    assert "0.2      " not in shown and "done: the finished points are in" in shown
     runs.diverging = ()  # the same command tries again
     saved, _ = run(config(), tmp_path / "s")
     assert runs[4:] == names()[2:]
@@ -238,31 +238,16 @@ def test_every_point_is_checked_before_the_first_begins(runs, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
-def _hold(directory, held, end):
-    lock.take(directory)
-    held.set()
-    end.wait()
-
-
 def test_a_point_that_another_process_works_on_is_left_to_it(
     runs, tmp_path, capsys, monkeypatch
 ):
     run(config(shard="1/4"), tmp_path / "s")
     directory = tmp_path / "s/points" / names()[1]
-    directory.mkdir(parents=True)
-    context = multiprocessing.get_context("spawn")
-    held, end = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(directory, held, end))
-    other.start()
-    assert held.wait(120)
-    try:
+    with processes.working_in(directory) as end:
         run(config(shard="1/1"), tmp_path / "s")
         first = list(runs)
         monkeypatch.setattr(ledger.time, "sleep", lambda _: end.set())
         saved, _ = run(config(), tmp_path / "s")  # waits, and takes it over
-    finally:
-        end.set()
-        other.join()
     assert first == [names()[0], *names()[2:]]
     assert runs[3:] == names()[1:2] and len(saved["points"]) == 4
     shown = capsys.readouterr().out

@@ -1,15 +1,14 @@
 """The sweep: what its points see, what is chosen, and going on where it was."""
 
 import json
-import multiprocessing
 import signal
 
 import pytest
 
 from litevit_jax.data import splits
 from litevit_jax.jobs import ledger, train, transfer
-from litevit_jax.train import lock, loop
-from tests import jobs
+from litevit_jax.train import loop
+from tests import jobs, processes
 
 pytestmark = pytest.mark.usefixtures("shared_designs", "one_device")
 
@@ -181,35 +180,20 @@ def test_a_point_that_diverges_is_not_the_best_and_ends_no_other(runs, tmp_path)
         transfer.Sweep(config(), tmp_path / "none").run()
 
 
-def _work(directory, held, end):
-    lock.take(directory)
-    held.set()
-    end.wait()
-
-
 def test_two_processes_share_the_points_and_the_final_run(
     runs, tmp_path, capsys, monkeypatch
 ):
     name = "lr0.1-decay0.75-epochs20-warmup2"
     sweep = transfer.Sweep(config(), tmp_path / "run")
     directory = tmp_path / "run/final" / name
-    directory.mkdir(parents=True)
-    context = multiprocessing.get_context("spawn")
-    held, end = context.Event(), context.Event()
-    other = context.Process(target=_work, args=(directory, held, end))
-    other.start()
-    assert held.wait(120)
 
     def record(_):  # as the other process does in the meantime
         parts = ledger.Parts(tmp_path / "run/sweep.json", metric="top1")
         parts.close(winner=name, test={"test": row(71.0)})
 
     monkeypatch.setattr(ledger.time, "sleep", record)
-    try:
+    with processes.working_in(directory):
         outcome = sweep.run()
-    finally:
-        end.set()
-        other.join()
     assert len(runs) == 6 and outcome.table.splitlines()[-1].split()[6] == "71.00"
     assert outcome.final == directory
     assert "waiting for 1 final run(s)" in capsys.readouterr().out
